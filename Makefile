@@ -1,0 +1,35 @@
+# Every target sets up what it needs in .venv and does no work twice.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check bench clean
+.DELETE_ON_ERROR:
+
+demo: .venv/demo.stamp  ## rank eight models on real images, train the winner, compare with training them all
+	$(BIN)/python examples/02_select_and_train.py
+
+test: .venv/dev.stamp  ## the fast suite, doctests included
+	$(BIN)/python -m pytest -m "not slow"
+
+check: .venv/dev.stamp  ## lint, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: .venv/demo.stamp  ## time and memory against plain training and the published algorithm
+	$(BIN)/python benchmarks/speed.py
+
+clean:
+	rm -rf .venv
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/demo.stamp: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet -e ".[demo]"
+	touch $@
+
+.venv/dev.stamp: pyproject.toml | .venv/bin/python
+	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	touch $@ .venv/demo.stamp

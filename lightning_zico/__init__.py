@@ -1,0 +1,26 @@
+"""Rank untrained PyTorch Lightning models on a few batches with ZiCo and its rivals, then train the winner."""
+
+from lightning_zico.__about__ import __version__
+from lightning_zico.budget import Budget
+from lightning_zico.callbacks import ZiCoCallback
+from lightning_zico.candidates import Candidate
+from lightning_zico.proxies import Proxy, ZiCo, list_proxies, register_proxy
+from lightning_zico.results import Leaderboard, Score, ScoreCard
+from lightning_zico.scoring import score
+from lightning_zico.selector import ZeroShotSelector
+
+__all__ = [
+    "Budget",
+    "Candidate",
+    "Leaderboard",
+    "Proxy",
+    "Score",
+    "ScoreCard",
+    "ZeroShotSelector",
+    "ZiCo",
+    "ZiCoCallback",
+    "__version__",
+    "list_proxies",
+    "register_proxy",
+    "score",
+]

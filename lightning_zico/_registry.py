@@ -1,0 +1,61 @@
+"""One registry for everything that is found by name."""
+
+import difflib
+import fnmatch
+import re
+from typing import Generic, TypeVar
+
+from lightning_zico.errors import DuplicateNameError, UnknownNameError
+
+T = TypeVar("T")
+
+
+class Registry(Generic[T]):
+    """Names and what they stand for.
+
+    Args:
+        kind: What an entry is, for error messages, such as ``"proxy"``.
+
+    Example:
+        >>> registry = Registry[int]("number")
+        >>> registry.register("one", 1)
+        >>> registry.get("on")
+        Traceback (most recent call last):
+        ...
+        lightning_zico.errors.UnknownNameError: There is no number named 'on'. Did you mean 'one'? Known: one.
+    """
+
+    def __init__(self, kind: str) -> None:
+        self._kind = kind
+        self._entries: dict[str, T] = {}
+
+    def register(self, name: str, entry: T) -> None:
+        """Add an entry.
+
+        Raises:
+            DuplicateNameError: If the name is taken.
+        """
+        if name in self._entries:
+            raise DuplicateNameError(f"There is a {self._kind} named {name!r} already. Choose another name.")
+        self._entries[name] = entry
+
+    def get(self, name: str) -> T:
+        """Find an entry.
+
+        Raises:
+            UnknownNameError: If there is none of that name; the message has the nearest names.
+        """
+        if name in self._entries:
+            return self._entries[name]
+        nearest = difflib.get_close_matches(name, self._entries, n=3, cutoff=0.4)
+        hint = f" Did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
+        raise UnknownNameError(f"There is no {self._kind} named {name!r}.{hint} Known: {', '.join(self.names())}.")
+
+    def names(self, pattern: str = "*") -> list[str]:
+        """List the names that match a shell pattern, numbers in human order (2 before 10)."""
+        return sorted(fnmatch.filter(self._entries, pattern), key=_natural_key)
+
+
+def _natural_key(name: str) -> list[tuple[int, int, str]]:
+    parts = re.split(r"(\d+)", name)
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]

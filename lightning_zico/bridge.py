@@ -1,0 +1,423 @@
+"""From Lightning to plain functions: a module's ``training_step`` as a loss, a data module's batches as a list.
+
+Everything that is written to a module, a data module, a loader or a trainer on the way is put back before control
+returns.
+"""
+
+import copy
+import inspect
+import itertools
+import logging
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from types import ModuleType, NoneType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch.utilities import CombinedLoader
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.data import DataLoader
+from torchmetrics import Metric
+
+from lightning_zico._typing import Batch, LossFn, Step
+from lightning_zico.engine.batches import map_tensors
+from lightning_zico.engine.scope import preserved, preserved_rng
+from lightning_zico.errors import TooFewBatchesError, UnsupportedBatchError, UnsupportedModuleError
+
+# A generator that stands behind this many elements of one list is not looked for: such lists hold samples.
+_MOST_ELEMENTS = 1000
+_PLAIN = (bool, int, float, str, NoneType)
+
+
+class Bridge(NamedTuple):
+    """What the engine needs to know of a module.
+
+    Args:
+        step: ``(module, batch, batch_idx) -> mean loss``.
+        prepare: ``(batch, batch_idx) -> batch`` on the module's device, through its transfer hooks.
+        muted: Silences the module's metrics, whose arithmetic no proxy wants; for counting on the meta device.
+    """
+
+    step: Step
+    prepare: Callable[[Batch, int], Batch]
+    muted: Callable[[nn.Module], None]
+
+
+@contextmanager
+def bridged(
+    module: nn.Module,
+    *,
+    loss_fn: LossFn | None = None,
+    datamodule: Any = None,
+    trainer: Trainer | None = None,
+) -> Iterator[Bridge]:
+    """Make a module ready to be measured, and put it back as it was, also when the body raises.
+
+    For a LightningModule, ``self.log`` and ``self.log_dict`` say nothing and ``self.logger`` swallows what it is given
+    while the body runs. A module that is not in training already gets a private trainer, and its ``setup("fit")`` and
+    ``configure_model`` run, as Lightning runs them before training. A module in eval mode is put in train mode as a
+    whole; one in train mode keeps the modes of its parts (a frozen backbone stays in eval mode), as Lightning keeps
+    them.
+
+    Args:
+        module: A LightningModule (of ``lightning`` or ``pytorch_lightning``) or, with ``loss_fn``, any module.
+        loss_fn: ``(outputs, targets) -> mean loss``, used instead of ``training_step`` on batches ``(inputs,
+            targets)``.
+        datamodule: Where its transfer hooks are overridden they run, as in Lightning, instead of the module's.
+        trainer: The trainer that is training the module; None to attach a private one.
+
+    Raises:
+        UnsupportedModuleError: If there is no loss to be had: no ``training_step`` and no ``loss_fn``, manual
+            optimisation, several optimisers.
+    """
+    lightning = is_lightning(module)
+    if loss_fn is None:
+        check_training_step(module)
+    with preserved(module):
+        if lightning:
+            _mute_logging(module)
+        with _quiet_trainer(module, datamodule, trainer) if lightning else _nothing():
+            if lightning and trainer is None:
+                _call_if_there(module, "setup", "fit")
+                _call_if_there(module, "configure_model")
+                if loss_fn is None:
+                    _check_optimizers(module)
+            if not module.training:
+                module.train()
+            step = _training_step if loss_fn is None else _step_with(loss_fn)
+            if trainer is not None:
+                step = _in_precision_of(trainer, step)
+            yield Bridge(step, _preparer(module, datamodule, trainer), _mute_metrics)
+
+
+def is_lightning(module: nn.Module) -> bool:
+    """Tell whether a module is a LightningModule, of whichever package: they are told by what they can do."""
+    return callable(getattr(module, "training_step", None)) and hasattr(module, "automatic_optimization")
+
+
+def check_training_step(module: nn.Module) -> None:
+    """Refuse a module whose own ``training_step`` gives no loss to differentiate, before anything runs.
+
+    Raises:
+        UnsupportedModuleError: With the way out, which is always ``loss_fn=``.
+    """
+    name = type(module).__name__
+    way_out = "Pass `loss_fn=`, called as `loss_fn(outputs, targets)` on batches `(inputs, targets)`."
+    if not is_lightning(module):
+        raise UnsupportedModuleError(f"{name} is no LightningModule, so it has no loss of its own. {way_out}")
+    if not _is_overridden(module, "training_step"):
+        raise UnsupportedModuleError(f"{name} defines no `training_step`. {way_out}")
+    if not module.automatic_optimization:
+        raise UnsupportedModuleError(
+            f"{name} optimises manually, so that its `training_step` takes steps instead of returning a loss. {way_out}"
+        )
+    parameters = inspect.signature(module.training_step).parameters  # type: ignore[arg-type]
+    if "optimizer_idx" in parameters:
+        raise UnsupportedModuleError(
+            f"{name} has several optimisers (`optimizer_idx`), so there is no one loss. {way_out}"
+        )
+    if "dataloader_iter" in parameters:
+        raise UnsupportedModuleError(
+            f"{name} takes its batches from `dataloader_iter`, so none can be given it. {way_out}"
+        )
+
+
+def read_batches(data: Any, num_batches: int, *, seed: int = 0) -> list[Batch]:
+    """Read the first batches of training data under a seed, and leave the data's state and all generators as they were.
+
+    Args:
+        data: A LightningDataModule (``prepare_data``, ``setup("fit")``, ``train_dataloader`` and ``teardown("fit")``
+            run, in that order), a DataLoader, a list or dictionary of DataLoaders, or an iterable of batches.
+        num_batches: How many.
+        seed: Of shuffling and augmentation; generators that a loader brings along go on from their own state.
+
+    Returns:
+        Exactly ``num_batches`` batches.
+
+    Raises:
+        TooFewBatchesError: If there are fewer.
+        UnsupportedBatchError: If ``data`` is none of these.
+    """
+    if is_datamodule(data):
+        with _attached_datamodule(data), preserved_rng(seed):
+            data.prepare_data()
+            data.setup("fit")
+            try:
+                return _first(data.train_dataloader(), num_batches)
+            finally:
+                data.teardown("fit")
+    if not isinstance(data, Iterable):
+        raise UnsupportedBatchError(
+            f"The training data is {type(data).__name__}; needed is a LightningDataModule, a DataLoader, or an "
+            "iterable of batches."
+        )
+    with preserved_rng(seed):
+        return _first(data, num_batches)
+
+
+def read_training_batches(trainer: Trainer, num_batches: int, *, seed: int = 0) -> list[Batch]:
+    """Read the first batches of what a trainer is training on, without it noticing.
+
+    Args:
+        trainer: In ``fit``.
+        num_batches: How many, whatever ``limit_train_batches`` says.
+        seed: As for `read_batches`, which also says what is raised.
+    """
+    with preserved_rng(seed):
+        return _first(trainer.train_dataloader, num_batches)
+
+
+def is_datamodule(data: Any) -> bool:
+    """Tell whether data is a LightningDataModule, of whichever package."""
+    return isinstance(data, LightningDataModule) or all(
+        callable(getattr(data, hook, None)) for hook in ("prepare_data", "setup", "train_dataloader", "teardown")
+    )
+
+
+# --- the loss -------------------------------------------------------------------------------------------------------
+
+
+def _training_step(module: nn.Module, batch: Batch, batch_idx: int) -> Tensor:
+    training_step: Any = module.training_step
+    # Lightning's own rule: the second argument is the index, whatever its name.
+    takes_index = len(inspect.signature(training_step).parameters) > 1
+    output = training_step(batch, batch_idx) if takes_index else training_step(batch)
+    loss = output.get("loss") if isinstance(output, Mapping) else output
+    if loss is None:
+        raise UnsupportedModuleError(
+            f"`training_step` of {type(module).__name__} returned {'no `loss`' if output is not None else 'None'}; "
+            "needed is a tensor, or a dictionary with the key 'loss'. If it has no loss of its own, pass `loss_fn=`."
+        )
+    return loss
+
+
+def _step_with(loss_fn: LossFn) -> Step:
+    def step(module: nn.Module, batch: Batch, batch_idx: int) -> Tensor:
+        if not (isinstance(batch, tuple | list) and len(batch) == 2):
+            raise UnsupportedBatchError(
+                f"A batch is {type(batch).__name__}; with `loss_fn=`, needed is a pair `(inputs, targets)`."
+            )
+        return loss_fn(module(batch[0]), batch[1])
+
+    return step
+
+
+def _in_precision_of(trainer: Trainer, step: Step) -> Step:
+    def in_precision(module: nn.Module, batch: Batch, batch_idx: int) -> Tensor:
+        with trainer.precision_plugin.train_step_context():
+            return step(module, batch, batch_idx)
+
+    return in_precision
+
+
+# --- the module -----------------------------------------------------------------------------------------------------
+
+
+def _mute_logging(module: nn.Module) -> None:
+    for part in module.modules():
+        if is_lightning(part):
+            vars(part).update(log=_say_nothing, log_dict=_say_nothing)
+
+
+def _mute_metrics(module: nn.Module) -> None:
+    def zero(*_: Any, **__: Any) -> Tensor:
+        return torch.zeros(())
+
+    for part in module.modules():
+        if isinstance(part, Metric):
+            vars(part).update(forward=zero, update=zero, compute=zero)
+
+
+def _say_nothing(*_: Any, **__: Any) -> None:
+    pass
+
+
+def _call_if_there(module: Any, hook: str, *args: Any) -> None:
+    if callable(getattr(module, hook, None)):
+        getattr(module, hook)(*args)
+
+
+def _check_optimizers(module: Any) -> None:
+    try:
+        configured = module.configure_optimizers()
+    except Exception:  # wants a real trainer, most likely; whether it can be trained is not asked here
+        return
+    if isinstance(configured, tuple) and configured and isinstance(configured[0], list):
+        configured = configured[0]  # ([optimizers], [schedulers])
+    optimizers = configured if isinstance(configured, list | tuple) else [configured]
+    if len(optimizers) > 1:
+        raise UnsupportedModuleError(
+            f"{type(module).__name__} configures {len(optimizers)} optimisers, so there is no one loss. Pass "
+            "`loss_fn=`, called as `loss_fn(outputs, targets)` on batches `(inputs, targets)`."
+        )
+
+
+def _is_overridden(obj: Any, hook: str) -> bool:
+    method = getattr(type(obj), hook, None)
+    return method is not None and method.__module__.partition(".")[0] not in ("lightning", "pytorch_lightning")
+
+
+# --- the trainer ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _nothing() -> Iterator[None]:
+    yield
+
+
+@contextmanager
+def _quiet_trainer(module: nn.Module, datamodule: Any, trainer: Trainer | None) -> Iterator[None]:
+    """Let ``self.trainer`` work without a logger: the trainer at work, or a private one."""
+    quiet = trainer or private_trainer()
+    loggers = quiet.loggers
+    quiet.loggers = [DummyLogger()]
+    if trainer is None:
+        quiet.strategy.connect(module)  # type: ignore[arg-type]
+        quiet.datamodule = datamodule  # type: ignore[attr-defined]
+        for part in module.modules():
+            if is_lightning(part):
+                vars(part)["_trainer"] = quiet  # the property's setter refuses a module of the other package
+    try:
+        yield
+    finally:
+        quiet.loggers = loggers
+
+
+@contextmanager
+def _attached_datamodule(datamodule: Any) -> Iterator[None]:
+    previous = getattr(datamodule, "trainer", None)
+    datamodule.trainer = private_trainer()
+    datamodule.trainer.datamodule = datamodule
+    try:
+        yield
+    finally:
+        datamodule.trainer = previous
+
+
+def private_trainer() -> Trainer:
+    """Make a trainer that trains nothing, writes nothing and says nothing, in the state of one that is fitting."""
+    chatter = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    level = chatter.level
+    chatter.setLevel(logging.WARNING)
+    try:
+        trainer = Trainer(
+            accelerator="cpu",
+            devices=1,
+            plugins=LightningEnvironment(),  # whatever cluster this process belongs to
+            max_epochs=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    finally:
+        chatter.setLevel(level)
+    trainer.state.fn = TrainerFn.FITTING
+    trainer.training = True
+    return trainer
+
+
+# --- the data -------------------------------------------------------------------------------------------------------
+
+
+def _preparer(module: nn.Module, datamodule: Any, trainer: Trainer | None) -> Callable[[Batch, int], Batch]:
+    device = next((p.device for p in module.parameters()), torch.device("cpu"))
+    dtypes = {p.dtype for p in module.parameters() if p.is_floating_point()}
+    own_dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
+
+    def cast(tensor: Tensor) -> Tensor:
+        return tensor.to(own_dtype) if tensor.is_floating_point() else tensor
+
+    def hook(name: str) -> Any:
+        return getattr(datamodule if datamodule is not None and _is_overridden(datamodule, name) else module, name)
+
+    def prepare(batch: Batch, batch_idx: int) -> Batch:
+        if trainer is not None:
+            batch = trainer.precision_plugin.convert_input(batch)
+        elif own_dtype != torch.float32:
+            batch = map_tensors(cast, batch)  # as Lightning's "16-true", "bf16-true" and "64-true" do
+        if is_lightning(module):
+            batch = hook("on_before_batch_transfer")(batch, 0)
+            batch = hook("transfer_batch_to_device")(batch, device, 0)
+            batch = hook("on_after_batch_transfer")(batch, 0)
+        else:
+            batch = move_data_to_device(batch, device)
+        # Images that come as [N, H, W, C] and are transposed have channels-last strides, with which torch 2.14 crashed
+        # the interpreter in backward for some models of timm.
+        return map_tensors(Tensor.contiguous, batch)
+
+    return prepare
+
+
+def _first(data: Any, num_batches: int) -> list[Batch]:
+    iterables = data.iterables if isinstance(data, CombinedLoader) else data
+    mode = data._mode if isinstance(data, CombinedLoader) else "max_size_cycle"  # Lightning's own for training
+    with _undisturbed(iterables):
+        if any(isinstance(leaf, DataLoader) for leaf in tree_leaves(iterables)):
+            # Copies, since a loader with persistent workers keeps them, and with them where their randomness stands.
+            combined = CombinedLoader(tree_map_only(DataLoader, _without_iterator, iterables), mode)
+            batches = [batch for batch, _, _ in itertools.islice(combined, num_batches)]
+            combined.reset()
+        else:
+            batches = list(itertools.islice(iterables, num_batches))
+    if len(batches) < num_batches:
+        raise TooFewBatchesError(
+            f"The training data gave {len(batches)} batches; {num_batches} were asked for. Lower `num_batches` or the "
+            "batch size."
+        )
+    return batches
+
+
+def _without_iterator(loader: DataLoader[Any]) -> DataLoader[Any]:
+    own = copy.copy(loader)
+    own._iterator = None
+    return own
+
+
+@contextmanager
+def _undisturbed(data: Any) -> Iterator[None]:
+    """Put back what reading moves: generators and counters in loaders, samplers, datasets and their transforms.
+
+    Of every object that is reached through attributes, lists, tuples and dictionaries, generators of torch, NumPy and
+    Python get their state back, and attributes that hold plain values (such as the epoch that a sampler counts) their
+    value.
+    """
+    restore: list[Callable[[], Any]] = []
+    seen: set[int] = set()
+    waiting = [leaf for leaf in tree_leaves(data) if not isinstance(leaf, Tensor)]
+    while waiting:
+        obj = waiting.pop()
+        if id(obj) in seen or isinstance(obj, type | ModuleType | Tensor):
+            continue
+        seen.add(id(obj))
+        if isinstance(obj, torch.Generator):
+            restore.append(partial(obj.set_state, obj.get_state()))
+        elif isinstance(obj, random.Random):
+            restore.append(partial(obj.setstate, obj.getstate()))
+        elif isinstance(obj, np.random.RandomState):
+            restore.append(partial(obj.set_state, obj.get_state()))
+        elif isinstance(obj, np.random.Generator):
+            restore.append(partial(setattr, obj.bit_generator, "state", copy.deepcopy(obj.bit_generator.state)))
+        elif isinstance(obj, Mapping):
+            waiting.extend(itertools.islice(obj.values(), _MOST_ELEMENTS))
+        elif isinstance(obj, list | tuple):
+            waiting.extend(obj[:_MOST_ELEMENTS])
+        elif hasattr(obj, "__dict__"):
+            attributes = vars(obj)
+            plain = {key: value for key, value in attributes.items() if isinstance(value, _PLAIN)}
+            restore.append(partial(attributes.update, plain))
+            waiting.extend(attributes.values())
+    try:
+        yield
+    finally:
+        for put_back in restore:
+            put_back()

@@ -1,0 +1,80 @@
+"""Candidates: models offered for scoring, built only when their turn comes."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model offered for scoring.
+
+    Args:
+        name: What the leaderboard calls it; unique within one ranking.
+        build: Makes the model, on the CPU, with fresh weights. It is called under the ranking's seed, once to score it
+            and once more if it wins.
+
+    Example:
+        >>> Candidate("linear", lambda: nn.Linear(4, 2)).build()
+        Linear(in_features=4, out_features=2, bias=True)
+    """
+
+    name: str
+    build: Callable[[], nn.Module]
+
+
+CandidateLike: TypeAlias = nn.Module | Callable[[], nn.Module] | Candidate
+Candidates: TypeAlias = Mapping[str, CandidateLike] | Iterable[CandidateLike]
+
+
+def iterate_candidates(candidates: Candidates) -> Iterator[Candidate]:
+    """Give every candidate a name and a ``build``, one at a time, so that a generator is never held in memory.
+
+    Args:
+        candidates: A mapping from names, or an iterable, of modules, zero-argument factories and `Candidate` objects.
+            Nameless ones are called after their class or function; a name that is taken gets ``-2``, ``-3``, ...
+
+    Raises:
+        TypeError: If an element is none of these, or if ``candidates`` is a single model.
+
+    Example:
+        >>> [candidate.name for candidate in iterate_candidates([nn.Identity(), nn.Identity, nn.Linear(2, 2)])]
+        ['Identity', 'Identity-2', 'Linear']
+    """
+    if isinstance(candidates, nn.Module | Candidate) or not isinstance(candidates, Iterable):
+        raise TypeError(
+            f"`candidates` is {type(candidates).__name__}; needed a mapping of names to candidates or an iterable of "
+            "them. Put a single one in a list."
+        )
+    pairs = candidates.items() if isinstance(candidates, Mapping) else ((None, c) for c in candidates)
+    taken: set[str] = set()
+    for name, candidate in pairs:
+        build = _build_of(candidate)
+        wanted = name if name is not None else _name_of(candidate)
+        unique, count = wanted, 1
+        while unique in taken:
+            count += 1
+            unique = f"{wanted}-{count}"
+        taken.add(unique)
+        yield Candidate(unique, build)
+
+
+def _build_of(candidate: CandidateLike) -> Callable[[], nn.Module]:
+    if isinstance(candidate, Candidate):
+        return candidate.build
+    if isinstance(candidate, nn.Module):
+        return lambda: candidate
+    if callable(candidate):
+        return candidate
+    raise TypeError(
+        f"A candidate is {type(candidate).__name__}; needed a module, a zero-argument factory of one, or a `Candidate`."
+    )
+
+
+def _name_of(candidate: CandidateLike) -> str:
+    if isinstance(candidate, Candidate):
+        return candidate.name
+    function = getattr(candidate, "func", candidate)  # functools.partial keeps its function there
+    return str(getattr(function, "__name__", type(candidate).__name__))

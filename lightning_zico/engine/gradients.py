@@ -1,0 +1,379 @@
+"""Gradients of a loss per batch or per sample, streamed to whoever wants them.
+
+Index conventions:
+    N: samples in a batch
+    n: gradients handed over at once
+    *: shape of one parameter
+"""
+
+import inspect
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal, TypeAlias
+
+import torch
+import torch.nn.functional as F  # noqa: N812  (the name everybody knows it by)
+from torch import Tensor, nn
+from torch.func import grad_and_value, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+
+from lightning_zico._typing import Axis, Batch, Buffers, Params, Step
+from lightning_zico.engine.batches import map_tensors, num_samples, tensors_of, with_tensors
+from lightning_zico.engine.scope import preserved, seed_all
+from lightning_zico.engine.stateless import call_step, copied_buffers, copied_params, plain_gradients
+from lightning_zico.errors import ZiCoError
+
+# Who differentiated: torch.func.grad on a batch, torch.autograd.grad on a batch, vmap(grad) over samples, or
+# torch.autograd.grad on one sample after the other.
+Backend: TypeAlias = Literal["grad", "autograd", "vmap", "loop"]
+_BACKENDS: dict[Axis, tuple[Backend, ...]] = {"batch": ("grad", "autograd"), "sample": ("vmap", "loop")}
+
+ChunkSize: TypeAlias = int | Literal["auto"] | None
+
+
+def check_chunk_size(chunk_size: ChunkSize) -> None:
+    """Refuse a chunk size that is none.
+
+    Raises:
+        ValueError: If it is neither None, nor ``"auto"``, nor a positive number.
+    """
+    if not (chunk_size is None or chunk_size == "auto" or (isinstance(chunk_size, int) and chunk_size > 0)):
+        raise ValueError(f"`chunk_size` is {chunk_size!r}; needed is None, 'auto', or a positive number of samples.")
+
+
+# Share of the free memory that `chunk_size="auto"` plans with. The rest is for what the plan does not see:
+# workspaces, fragmentation, other processes.
+_MEMORY_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class GradientChunk:
+    """Some gradients, handed over.
+
+    Args:
+        gradients: By parameter name, ``[n, *]``; the receiver may write to them.
+        losses: ``[n]``.
+    """
+
+    gradients: Params
+    losses: Tensor
+
+
+@dataclass
+class GradientFacts:
+    """How the gradients of one pass came about; plain data, for the record.
+
+    Args:
+        axis: What varies between two gradients.
+        backends: Who computed them, in order of first use; the second of its axis means that `torch.func` could not.
+        batch_norm: How batch normalisation was differentiated; None if the pass met none per sample.
+        chunk_sizes: Most samples differentiated at once, for each batch; empty per batch.
+    """
+
+    axis: Axis
+    backends: list[Backend] = field(default_factory=list)
+    batch_norm: str | None = None
+    chunk_sizes: list[int] = field(default_factory=list)
+
+
+def stream_gradients(
+    module: nn.Module,
+    step: Step,
+    batches: Iterable[Batch],
+    consume: Callable[[GradientChunk], None],
+    *,
+    names: Sequence[str],
+    axis: Axis = "batch",
+    chunk_size: ChunkSize = None,
+    memory_bytes: int | None = None,
+    seed: int = 0,
+    backend: Backend | None = None,
+) -> GradientFacts:
+    """Differentiate the mean loss of every batch, or of every sample, with respect to some parameters.
+
+    The module runs on copies of its parameters and buffers, in the modes its submodules are in, and is put back
+    afterwards, whatever happens. Every batch starts from the same parameters and buffers, and from ``seed`` plus its
+    index, so that gradients do not depend on the order of the batches.
+
+    Both ways to differentiate give the same numbers; ``torch.func`` is tried first, and where it cannot follow
+    (autograd functions without ``setup_context``, checkpointing, a write to a tensor that is neither parameter nor
+    buffer, ``.item()`` per sample), plain autograd takes over.
+
+    Batch normalisation in training mode is, per batch, differentiated through the statistics of that batch. Per sample
+    it is differentiated with the statistics of the whole batch held constant (one more forward records them), since a
+    sample alone would make it another function. Dropout draws anew for every sample (``randomness="different"``), so
+    that with dropout, and only then, per-sample gradients depend on ``chunk_size``.
+
+    Args:
+        module: A module on a real device.
+        step: ``(module, batch, batch_idx) -> mean loss``.
+        batches: Any nests of tensors; per sample, dimension 0 of every tensor counts the samples. Each is read once,
+            and cloned before use.
+        consume: Called with each chunk, in order. It may raise an out-of-memory error as long as it has kept nothing.
+        names: Parameters to differentiate with respect to. Where the loss does not depend on one, its gradient is zero.
+        axis: ``"batch"`` for one gradient a batch, ``"sample"`` for one a sample (the loss of a batch of one).
+        chunk_size: Per sample: how many samples to differentiate at once, None for the whole batch, ``"auto"`` for as
+            many as fit ``memory_bytes``, halved whenever the device runs out of memory.
+        memory_bytes: What ``"auto"`` may use, in bytes; half of the free memory by default.
+        seed: Of the first batch.
+        backend: Use this one alone and let its errors through; None for `torch.func` with plain autograd behind it.
+
+    Returns:
+        Who computed the gradients, and how.
+
+    Raises:
+        UnsupportedBatchError: If samples are asked for and the tensors of a batch differ in length.
+        NoGradientError: If the loss depends on none of the parameters.
+    """
+    params = copied_params(module)
+    scored = {name: params[name] for name in names}
+    facts = GradientFacts(axis)
+    candidates = _BACKENDS[axis] if backend is None else (backend,)
+    with preserved(module) as reset:
+        task = _Task(module, step, params, scored, reset)
+        for batch_idx, batch in enumerate(batches):
+            task.take(batch, batch_idx, seed + batch_idx)
+            if axis == "batch":
+                candidates = _first_that_works(candidates, task.differentiate_batch, consume, facts)
+            else:
+                candidates = _stream_samples(task, candidates, consume, facts, chunk_size, memory_bytes)
+    return facts
+
+
+def _first_that_works(
+    candidates: tuple[Backend, ...],
+    differentiate: Callable[[Backend], GradientChunk],
+    consume: Callable[[GradientChunk], None],
+    facts: GradientFacts,
+) -> tuple[Backend, ...]:
+    """Hand over a chunk from the first backend that gives one; return that backend and those behind it."""
+    for position, backend in enumerate(candidates):
+        try:
+            chunk = differentiate(backend)
+        except Exception as error:
+            # Not torch.func's fault, or nobody left to ask: the error is the module's own.
+            if isinstance(error, ZiCoError) or is_out_of_memory(error) or backend == candidates[-1]:
+                raise
+            continue
+        if backend not in facts.backends:
+            facts.backends.append(backend)
+        consume(chunk)
+        return candidates[position:]
+    raise AssertionError("unreachable: the last backend returns or raises")
+
+
+def _stream_samples(
+    task: "_Task",
+    candidates: tuple[Backend, ...],
+    consume: Callable[[GradientChunk], None],
+    facts: GradientFacts,
+    chunk_size: ChunkSize,
+    memory_bytes: int | None,
+) -> tuple[Backend, ...]:
+    total = num_samples(task.batch)
+    if task.record_batch_norm():
+        facts.batch_norm = "statistics of the whole batch, held constant"
+    largest = task.samples_that_fit(total, memory_bytes) if chunk_size == "auto" else min(chunk_size or total, total)
+    facts.chunk_sizes.append(largest)
+    start = 0
+    while start < total:
+        samples = slice(start, min(start + largest, total))
+        try:
+            candidates = _first_that_works(candidates, partial(task.differentiate_samples, samples), consume, facts)
+        except Exception as error:
+            if not (chunk_size == "auto" and is_out_of_memory(error) and largest > 1):
+                raise
+            largest = facts.chunk_sizes[-1] = largest // 2
+            continue
+        start = samples.stop
+    return candidates
+
+
+class _Task:
+    """One module, and the batch that it is differentiated on at the moment."""
+
+    def __init__(
+        self, module: nn.Module, step: Step, params: Params, scored: Params, reset: Callable[[], None]
+    ) -> None:
+        self.module = module
+        self.step = step
+        self.params = params
+        self.scored = scored
+        self.reset = reset
+        self.batch: Batch = None
+        self.batch_idx = 0
+        self.seed = 0
+        self.batch_norm = _BatchNormConstants()
+
+    def take(self, batch: Batch, batch_idx: int, seed: int) -> None:
+        self.batch, self.batch_idx, self.seed = batch, batch_idx, seed
+
+    def fresh(self, batch: Batch) -> tuple[Buffers, Batch]:
+        """Start over: module, buffers, seed and a batch of its own for code that writes to its input."""
+        self.reset()
+        seed_all(self.seed)
+        return copied_buffers(self.module), map_tensors(torch.clone, batch)
+
+    def differentiate_batch(self, backend: Backend) -> GradientChunk:
+        buffers, batch = self.fresh(self.batch)
+        if backend == "autograd":
+            gradients, loss = plain_gradients(
+                self.module, self.step, self.params, self.scored, buffers, batch, self.batch_idx
+            )
+        else:
+            gradients, loss = grad_and_value(self._loss)(self.scored, self._others(), buffers, batch)
+        return GradientChunk({name: g.unsqueeze(0) for name, g in gradients.items()}, loss.unsqueeze(0))
+
+    def differentiate_samples(self, samples: slice, backend: Backend) -> GradientChunk:
+        buffers, batch = self.fresh(map_tensors(lambda tensor: tensor[samples], self.batch))
+        tensors = [tensor.unsqueeze(1) for tensor in tensors_of(batch)]  # [n, ...] -> [n, 1, ...]: batches of one
+        if backend == "loop":
+            return self._loop_over(tensors, buffers)
+
+        def of_one(scored: Params, others: Params, buffers: Buffers, tensors: list[Tensor]) -> tuple[Params, Tensor]:
+            with self.batch_norm.replayed():
+                return grad_and_value(self._loss)(scored, others, buffers, with_tensors(batch, tensors))
+
+        over_samples = vmap(of_one, in_dims=(None, None, None, 0), randomness="different")
+        # The fused kernels of attention have no batching rule: vmap would run them sample by sample.
+        with sdpa_kernel(SDPBackend.MATH):
+            return GradientChunk(*over_samples(self.scored, self._others(), buffers, tensors))
+
+    def _loop_over(self, tensors: list[Tensor], buffers: Buffers) -> GradientChunk:
+        stacks: dict[str, list[Tensor]] = {name: [] for name in self.scored}
+        losses = []
+        for sample in zip(*tensors, strict=True):
+            own_buffers = {name: buffer.clone() for name, buffer in buffers.items()}
+            one = with_tensors(self.batch, sample)
+            with self.batch_norm.replayed():
+                gradients, loss = plain_gradients(
+                    self.module, self.step, self.params, self.scored, own_buffers, one, self.batch_idx
+                )
+            self.reset()
+            losses.append(loss)
+            for name, gradient in gradients.items():
+                stacks[name].append(gradient)
+        return GradientChunk({name: torch.stack(stack) for name, stack in stacks.items()}, torch.stack(losses))
+
+    def _loss(self, scored: Params, others: Params, buffers: Buffers, batch: Batch) -> Tensor:
+        return call_step(self.module, self.step, others | scored, buffers, batch, self.batch_idx)
+
+    def _others(self) -> Params:
+        # As arguments, not as captured tensors: torch.func lets a function write to the former alone.
+        return {name: tensor for name, tensor in self.params.items() if name not in self.scored}
+
+    def record_batch_norm(self) -> bool:
+        """Record the statistics of the whole batch in one forward; tell whether batch normalisation needs them.
+
+        A module without a batch-normalisation layer is not run; one that calls the function itself is found in
+        `replayed`.
+        """
+        self.batch_norm = _BatchNormConstants()
+        if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.module.modules()):
+            buffers, batch = self.fresh(self.batch)
+            with torch.no_grad(), self.batch_norm.recorded():
+                call_step(self.module, self.step, self.params, buffers, batch, self.batch_idx)
+        return bool(self.batch_norm.statistics)
+
+    def samples_that_fit(self, total: int, memory_bytes: int | None) -> int:
+        """Plan a chunk from what one sample keeps for its backward pass and what its gradients weigh."""
+        device = next(iter(self.scored.values())).device
+        budget = memory_bytes if memory_bytes is not None else int(free_memory_bytes(device) * _MEMORY_SHARE)
+        buffers, batch = self.fresh(map_tensors(lambda tensor: tensor[:1], self.batch))
+        weights = {tensor.untyped_storage().data_ptr() for tensor in self.params.values()}
+        kept: dict[int, int] = {}
+
+        def pack(tensor: Tensor) -> Tensor:
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        with self.batch_norm.replayed(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            plain_gradients(self.module, self.step, self.params, self.scored, buffers, batch, self.batch_idx)
+        gradients = sum(tensor.nbytes for tensor in self.scored.values())
+        # Twice: the backward pass makes as much again as the forward kept, and taking moments as much as gradients
+        # weigh.
+        return max(1, min(total, budget // (2 * (sum(kept.values()) + gradients))))
+
+
+class _BatchNormConstants:
+    """Statistics of a whole batch, in the order in which batch normalisation asked for them.
+
+    A mode that sees every call of ``F.batch_norm`` serves layers, subclasses, layers that run twice and layers without
+    running statistics alike, and touches no module.
+    """
+
+    def __init__(self) -> None:
+        self.statistics: list[tuple[Tensor, Tensor]] = []
+
+    def recorded(self) -> TorchFunctionMode:
+        def record(arguments: dict[str, Any]) -> Tensor:
+            x = arguments["input"].detach()
+            dims = [d for d in range(x.ndim) if d != 1]
+            wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+            variance, mean = torch.var_mean(wide, dim=dims, correction=0)  # [C]
+            self.statistics.append((mean.to(x.dtype), variance.to(x.dtype)))
+            return F.batch_norm(**arguments)
+
+        return _BatchNormMode(record)
+
+    def replayed(self) -> TorchFunctionMode:
+        remaining = iter(self.statistics)
+
+        def replay(arguments: dict[str, Any]) -> Tensor:
+            mean, variance = next(remaining, (None, None))
+            if mean is None:
+                raise ZiCoError(
+                    "Per sample, batch normalisation ran more often than on the whole batch, so its statistics are not "
+                    'known. Use `axis="batch"`, or a `BatchNorm` layer instead of `F.batch_norm`.'
+                )
+            return F.batch_norm(**arguments | {"running_mean": mean, "running_var": variance, "training": False})
+
+        return _BatchNormMode(replay)
+
+
+class _BatchNormMode(TorchFunctionMode):
+    """Hands every call of ``F.batch_norm`` in training mode to a function."""
+
+    def __init__(self, handle: Callable[[dict[str, Any]], Tensor]) -> None:
+        super().__init__()
+        self._handle = handle
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.batch_norm:
+            arguments = inspect.signature(F.batch_norm).bind(*args, **kwargs).arguments
+            if arguments.get("training", False):
+                return self._handle(arguments)
+        return func(*args, **kwargs)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell whether a device, the CPU included, had no memory left."""
+    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
+        return True
+    # The CPU's allocator raises a plain RuntimeError.
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+def free_memory_bytes(device: torch.device) -> int:
+    """Ask a device how much memory is free, in bytes."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(free + cached)
+    if device.type == "mps":
+        return int(torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory())
+    try:
+        with open("/proc/meminfo") as lines:
+            available = next(line for line in lines if line.startswith("MemAvailable"))
+        return int(available.split()[1]) * 1024
+    except (OSError, StopIteration):
+        # No Linux: the physical memory, of which the caller takes a share.
+        return int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))

@@ -1,0 +1,91 @@
+"""Moments of gradients, streamed: what is left of any number of gradients is three tensors of their shape.
+
+Index conventions:
+    B: batches or samples whose gradients are compared
+    *: shape of one parameter
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Moments:
+    r"""Count, mean, mean magnitude and deviation of the gradients of one parameter.
+
+    Merged pairwise, so that chunks, ranks and workers may come in any order:
+
+    .. math::
+        n = n_a + n_b, \quad \delta = \mu_b - \mu_a, \quad \mu = \mu_a + \frac{n_b}{n}\delta, \quad
+        S = S_a + S_b + \frac{n_a n_b}{n}\delta^2
+
+    with :math:`S` the sum of squared deviations from the mean. Its root is what is stored, since the gradients of deep
+    networks reach 1e-25, whose squares are zero in float32; ``hypot`` adds the roots without squaring them.
+
+    Args:
+        count: How many gradients.
+        mean: Of the gradient, ``[*]``.
+        mean_abs: Of the gradient's magnitude, ``[*]``.
+        deviation: Root of the sum of squared deviations, ``[*]``, or None for zero (a single gradient).
+
+    Example:
+        >>> moments = Moments.of(torch.tensor([[1.0, 2.0], [3.0, 2.0]]))
+        >>> moments.mean, moments.std
+        (tensor([2., 2.]), tensor([1., 0.]))
+
+    Source:
+        Chan, Golub & LeVeque, *Updating formulae and a pairwise algorithm for computing sample variances*, 1979.
+    """
+
+    count: int
+    mean: Tensor
+    mean_abs: Tensor
+    deviation: Tensor | None
+
+    @classmethod
+    def of(cls, gradients: Tensor) -> "Moments":
+        """Take the moments of a stack of gradients.
+
+        Args:
+            gradients: ``[B, *]``, ``B >= 1``. Half precision is raised to float32. The stack is consumed: its memory is
+                reused for a single gradient, and overwritten for several.
+        """
+        if gradients.dtype in (torch.float16, torch.bfloat16):
+            gradients = gradients.float()
+        count = len(gradients)
+        if count == 1:
+            return cls(1, gradients[0], gradients[0].abs(), None)
+        mean_abs = torch.linalg.vector_norm(gradients, ord=1, dim=0).div_(count)
+        # Deviations from the first gradient are exactly zero where all are equal; those from a rounded mean are not.
+        first = gradients[0].clone()
+        centred = gradients.sub_(first)  # [B, *]
+        shift = centred.mean(dim=0)
+        centred.sub_(shift)
+        scale = torch.linalg.vector_norm(centred, ord=math.inf)
+        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+        deviation = torch.linalg.vector_norm(centred.div_(scale), dim=0).mul_(scale)  # [B, *] -> [*]
+        return cls(count, shift.add_(first), mean_abs, deviation)
+
+    def merge(self, other: "Moments") -> None:
+        """Take in the moments of other gradients of the same parameter, in place."""
+        count = self.count + other.count
+        share = other.count / count
+        delta = other.mean - self.mean
+        self.mean = self.mean.add_(delta, alpha=share)
+        self.mean_abs = self.mean_abs.lerp_(other.mean_abs, share)
+        between = delta.mul_(math.sqrt(self.count * share)).abs_()
+        for part in (self.deviation, other.deviation):
+            if part is not None:
+                between = torch.hypot(between, part, out=between)
+        self.deviation = between
+        self.count = count
+
+    @property
+    def std(self) -> Tensor:
+        """Population standard deviation (``ddof=0``), ``[*]``."""
+        if self.deviation is None:
+            return torch.zeros_like(self.mean)
+        return self.deviation / math.sqrt(self.count)

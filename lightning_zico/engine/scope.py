@@ -1,0 +1,137 @@
+"""What must be switched while a module is looked at, and put back whatever happens."""
+
+import random
+import sys
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@contextmanager
+def preserved(module: nn.Module) -> Iterator[Callable[[], None]]:
+    """Put a module and the random number generators back as they were, bit for bit, also when the body raises.
+
+    Saved are, for every submodule, all its attributes (training flag, hook tables, child modules, the list that a
+    ``training_step`` appends to) and the contents of those that are lists, dictionaries, sets or deques, to any depth;
+    for every parameter ``.grad`` and ``requires_grad``. Tensors that are neither parameter nor buffer, such as the
+    states of torchmetrics, are exchanged for clones while the body runs, so that not even a write in place reaches
+    them. Parameters and buffers are *not* cloned here: the body must run the module on others, as `stateless.call_step`
+    does. Objects of other classes that a module holds are not looked into.
+
+    Yields:
+        A function that puts the module back at once, for bodies that run it several times.
+
+    Example:
+        >>> layer = nn.Dropout()
+        >>> with preserved(layer):
+        ...     _ = layer.eval()
+        >>> layer.training
+        True
+    """
+    state = _ModuleState(module)
+    with preserved_rng():
+        try:
+            state.exchange_tensors()
+            yield state.reset
+        finally:
+            state.put_back()
+
+
+@contextmanager
+def preserved_rng(seed: int | None = None) -> Iterator[None]:
+    """Put Python's, NumPy's and torch's generators (on every device in use) back, also when the body raises.
+
+    Args:
+        seed: Start the body from this seed; None goes on from the present state.
+    """
+    numpy = sys.modules.get("numpy")  # a NumPy that nobody imported has no state to keep
+    python_state = random.getstate()
+    numpy_state = numpy.random.get_state() if numpy else None
+    torch_state = torch.get_rng_state()
+    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
+    mps_state = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
+    try:
+        if seed is not None:
+            seed_all(seed)
+        yield
+    finally:
+        random.setstate(python_state)
+        if numpy and numpy_state is not None:
+            numpy.random.set_state(numpy_state)
+        torch.set_rng_state(torch_state)
+        if cuda_states is not None:
+            torch.cuda.set_rng_state_all(cuda_states)
+        if mps_state is not None:
+            torch.mps.set_rng_state(mps_state)
+
+
+def seed_all(seed: int) -> None:
+    """Seed Python's, NumPy's and torch's generators, on every device."""
+    random.seed(seed)
+    numpy = sys.modules.get("numpy")
+    if numpy:
+        numpy.random.seed(seed % 2**32)  # NumPy's legacy generator takes 32 bits
+    torch.manual_seed(seed)
+
+
+class _ModuleState:
+    """All that `preserved` puts back, for every submodule of one module."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._attributes = [(vars(submodule), dict(vars(submodule))) for submodule in module.modules()]
+        self._parameters = [(p, p.grad, p.requires_grad) for p in module.parameters()]
+        self._containers: list[tuple[Any, Any]] = []
+        self._tensors: list[tuple[Any, Any, Tensor]] = []  # (container, key, the tensor there)
+        seen: set[int] = set()
+        for attributes, _ in self._attributes:
+            self._scan(attributes, seen)
+
+    def _scan(self, container: Any, seen: set[int]) -> None:
+        if id(container) in seen:
+            return
+        seen.add(id(container))
+        if isinstance(container, dict):
+            items = list(container.items())
+        elif isinstance(container, list | deque):
+            items = list(enumerate(container))
+        else:
+            items = []
+        for key, value in items:
+            if isinstance(value, dict | list | set | deque):
+                self._containers.append((value, value.copy()))
+                # registered tensors are exchanged by functional_call
+                if key not in ("_parameters", "_buffers"):
+                    self._scan(value, seen)
+            elif isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+                self._tensors.append((container, key, value))
+
+    def exchange_tensors(self) -> None:
+        """Put clones in the places of the tensors that are neither parameter nor buffer."""
+        for container, key, tensor in self._tensors:
+            container[key] = tensor.detach().clone().requires_grad_(tensor.requires_grad)
+
+    def reset(self) -> None:
+        """Put everything back and fresh clones in."""
+        self.put_back()
+        self.exchange_tensors()
+
+    def put_back(self) -> None:
+        """Put everything back."""
+        for attributes, saved in self._attributes:
+            _refill(attributes, saved)
+        for container, saved in self._containers:
+            _refill(container, saved)
+        for container, key, tensor in self._tensors:
+            container[key] = tensor
+        for parameter, grad, requires_grad in self._parameters:
+            parameter.requires_grad_(requires_grad)
+            parameter.grad = grad
+
+
+def _refill(container: Any, saved: Any) -> None:
+    container.clear()
+    (container.extend if isinstance(container, list | deque) else container.update)(saved)

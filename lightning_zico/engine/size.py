@@ -1,0 +1,162 @@
+"""Sizes of a module: parameters, layers, multiply-accumulate operations."""
+
+import fnmatch
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, flop_registry
+
+from lightning_zico._typing import Batch, Step
+from lightning_zico.engine.batches import map_tensors, tensors_of
+from lightning_zico.engine.scope import preserved, seed_all
+from lightning_zico.engine.stateless import call_step
+
+# The layers whose weights ZiCo scores, as published (there in two dimensions).
+WEIGHT_LAYERS = (
+    nn.Linear,
+    nn.Conv1d,
+    nn.Conv2d,
+    nn.Conv3d,
+    nn.ConvTranspose1d,
+    nn.ConvTranspose2d,
+    nn.ConvTranspose3d,
+)
+
+# torch counts floating-point operations, two for each multiply-accumulate operation.
+FLOPS_PER_MAC = 2
+
+# Operators of torch that multiply and accumulate and for which its counter has no formula (torch 2.14). Those that do
+# neither (activations, norms, copies) are left out by the definition of a MAC.
+_UNCOUNTED = frozenset(
+    {"mv", "addmv", "dot", "vdot", "_trilinear", "_cdist_forward", "mkldnn_rnn_layer", "_cudnn_rnn", "miopen_rnn"}
+    | {
+        "_thnn_fused_lstm_cell",
+        "_thnn_fused_gru_cell",
+        "_native_multi_head_attention",
+        "_fft_r2c",
+        "_fft_c2c",
+        "_fft_c2r",
+    }
+)
+
+
+def count_params(module: nn.Module) -> int:
+    """Count the parameters, trainable and frozen; tied ones once.
+
+    Example:
+        >>> count_params(nn.Linear(3, 2))
+        8
+    """
+    return sum(parameter.numel() for parameter in module.parameters() if not is_lazy(parameter))
+
+
+def weight_names(module: nn.Module, patterns: Sequence[str] | None = None) -> list[str]:
+    """List the trainable parameters that make up the layers of a module, in the module's order.
+
+    Args:
+        module: Any module.
+        patterns: Shell patterns of parameter names, such as ``"*.weight"``. None for the ``weight`` of every linear and
+            convolutional layer (1d, 2d, 3d, transposed), and what it is computed from where it is parametrised.
+
+    Returns:
+        Names as in ``module.named_parameters()``: a weight that two layers share stands once, under its first name.
+
+    Example:
+        >>> weight_names(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2)))
+        ['0.weight', '3.weight']
+    """
+    trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    if patterns is not None:
+        return [name for name in trainable if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
+    weights: set[int] = set()
+    for layer in module.modules():
+        if isinstance(layer, WEIGHT_LAYERS):
+            for name, parameter in layer.named_parameters():
+                # "weight"; "parametrizations.weight.original0"; "weight_g" and "weight_v" of the old weight_norm
+                if name in ("weight", "weight_g", "weight_v") or name.startswith("parametrizations.weight."):
+                    weights.add(id(parameter))
+    return [name for name, parameter in trainable.items() if id(parameter) in weights]
+
+
+@dataclass(frozen=True)
+class MacCount:
+    """Multiply-accumulate operations of one forward pass, per sample.
+
+    Args:
+        macs: Per sample: those of the whole batch divided by its samples.
+        device: Where they were counted: ``"meta"``, where nothing is computed, or the module's own device, if the step
+            looks at values.
+        uncounted: Operators that multiply and accumulate but have no formula; their cost is missing.
+    """
+
+    macs: int
+    device: str
+    uncounted: tuple[str, ...]
+
+
+def count_macs(
+    module: nn.Module, step: Step, batch: Batch, muted: Callable[[nn.Module], None] = lambda _: None
+) -> MacCount:
+    """Count the multiply-accumulate operations of a module's forward pass, on the meta device where that is possible.
+
+    Args:
+        module: Any module; put back afterwards.
+        step: ``(module, batch, batch_idx) -> loss``.
+        batch: As for `gradients.stream_gradients`; dimension 0 of its first tensor counts the samples.
+        muted: Given the module before the count on the meta device, to silence what cannot run there and adds no MACs.
+
+    Returns:
+        The count. Matrix products count wherever they stand (attention too), biases and norms nowhere.
+
+    Source:
+        `torch.utils.flop_counter`, whose numbers are halved.
+    """
+    sizes = [tensor.shape for tensor in tensors_of(batch) if tensor.ndim]
+    samples = sizes[0][0] if sizes else 1
+
+    def count(device: torch.device | None) -> MacCount:
+        def placed(tensor: torch.Tensor) -> torch.Tensor:
+            return tensor.detach().to(device) if device else tensor.detach().clone()
+
+        params = {name: placed(parameter) for name, parameter in module.named_parameters()}
+        buffers = {name: placed(buffer) for name, buffer in module.named_buffers()}
+        here = device or next(iter(params.values())).device
+        seed_all(0)
+        with torch.no_grad(), FlopCounterMode(display=False) as counter, _uncounted_operators() as uncounted:
+            call_step(module, step, params, buffers, map_tensors(placed, batch), 0)
+        macs = round(counter.get_total_flops() / FLOPS_PER_MAC / samples)
+        return MacCount(macs, here.type, tuple(sorted(uncounted)))
+
+    with preserved(module) as reset:
+        muted(module)
+        try:
+            return count(torch.device("meta"))
+        except (
+            Exception
+        ):  # a step that looks at values, makes tensors on the CPU, or is itself broken: the next line tells
+            reset()
+            return count(None)
+
+
+@contextmanager
+def _uncounted_operators() -> Iterator[set[str]]:
+    found: set[str] = set()
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        ) -> Any:
+            packet = func._overloadpacket
+            foreign = func.namespace not in ("aten", "prim", "prims", "profiler")
+            if packet not in flop_registry and (foreign or packet.__name__ in _UNCOUNTED):
+                found.add(f"{func.namespace}.{packet.__name__}")
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        yield found

@@ -1,0 +1,107 @@
+"""What a proxy is, and how it is found."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, NamedTuple, TypeAlias, TypeVar
+
+from lightning_zico._registry import Registry
+from lightning_zico.engine.probe import Probe
+from lightning_zico.errors import DuplicateNameError
+from lightning_zico.results import RESERVED_NAMES
+
+
+class Measurement(NamedTuple):
+    """A number with its parts.
+
+    Args:
+        value: The number; it must be finite.
+        layers: What each layer added to it, by parameter name.
+        details: How it came about, in plain values.
+    """
+
+    value: float
+    layers: Mapping[str, float] = {}
+    details: Mapping[str, Any] = {}
+
+
+class Proxy(ABC):
+    """A rule that gives an untrained candidate a number.
+
+    Attributes:
+        name: What it is called, in lower snake case.
+        higher_is_better: Direction.
+        needs_labels: Whether the loss, and so the labels of the batches, enter the number.
+        min_gradients: Least number of gradients (of batches, or of samples per sample) that the number is defined for.
+    """
+
+    name: str
+    higher_is_better: ClassVar[bool] = True
+    needs_labels: ClassVar[bool] = True
+    min_gradients: ClassVar[int] = 0
+
+    @abstractmethod
+    def measure(self, probe: Probe) -> float | Measurement:
+        """Compute the number; what is raised becomes the score's error."""
+
+
+ProxyLike: TypeAlias = str | Proxy
+Proxies: TypeAlias = ProxyLike | Sequence[ProxyLike]
+P = TypeVar("P", bound=Callable[[], Proxy])
+
+_PROXIES = Registry[Callable[[], Proxy]]("proxy")
+
+
+def register_proxy(name: str) -> Callable[[P], P]:
+    """Make a proxy available by name wherever proxies are named.
+
+    Args:
+        name: In lower snake case.
+
+    Returns:
+        A decorator for the class, or for any callable that makes a proxy without arguments.
+
+    Raises:
+        DuplicateNameError: If the name is taken, by another proxy or by a column of the leaderboard.
+    """
+    if name in RESERVED_NAMES:
+        raise DuplicateNameError(f"'{name}' is a column of every leaderboard. Choose another name.")
+
+    def register(factory: P) -> P:
+        _PROXIES.register(name, factory)
+        return factory
+
+    return register
+
+
+def list_proxies(pattern: str = "*") -> list[str]:
+    """List the names of the proxies that match a shell pattern, in human order.
+
+    Example:
+        >>> list_proxies("zi*")
+        ['zico']
+    """
+    return _PROXIES.names(pattern)
+
+
+def resolve_proxies(proxies: Proxies) -> list[Proxy]:
+    """Turn what a user names into proxies.
+
+    Args:
+        proxies: Names, `Proxy` objects or a mixture; a single one; or ``"all"``.
+
+    Raises:
+        UnknownNameError: If there is no proxy of a name.
+        DuplicateNameError: If two of them bear one name: they would share a column.
+    """
+    if proxies == "all":
+        proxies = list_proxies()
+    elif isinstance(proxies, str | Proxy):
+        proxies = [proxies]
+    resolved = [proxy if isinstance(proxy, Proxy) else _PROXIES.get(proxy)() for proxy in proxies]
+    names = [proxy.name for proxy in resolved]
+    for name in names:
+        if names.count(name) > 1:
+            raise DuplicateNameError(
+                f"Two proxies are named '{name}'. Give one of them another name, as `ZiCo(name=...)`."
+            )
+    return resolved

@@ -1,0 +1,89 @@
+"""The trivial baselines: what can be said of a candidate without looking at a gradient."""
+
+import math
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from lightning_zico.engine.probe import Probe
+from lightning_zico.errors import NoGradientError
+from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
+
+# Shown beside whatever else was asked for: a score that does not beat these is not worth its time.
+BASELINES = ("params", "macs", "num_layers", "sum_log_numel")
+
+
+def sum_log_numel(weights: Mapping[str, Tensor]) -> dict[str, float]:
+    r"""Compute the part of each layer in the sum of the logarithms of the weights' sizes.
+
+    .. math::
+        \sum_l \log |\theta_l|
+
+    with :math:`|\theta_l|` the number of entries of the weight of layer :math:`l`. At initialisation ZiCo is almost a
+    linear function of this and of the number of layers, so a ranking by ZiCo is to be compared with a ranking by this.
+
+    Args:
+        weights: By name, ``[*]`` each.
+
+    Returns:
+        By name, no unit. Their sum is the baseline; higher ranks first.
+
+    Example:
+        >>> import torch
+        >>> sum_log_numel({"fc.weight": torch.zeros(1, 1)})
+        {'fc.weight': 0.0}
+    """
+    return {name: math.log(weight.numel()) for name, weight in weights.items() if weight.numel()}
+
+
+@register_proxy("params")
+class Params(Proxy):
+    """Number of parameters, trainable and frozen, tied ones once."""
+
+    name = "params"
+    needs_labels = False
+
+    def measure(self, probe: Probe) -> float:
+        """Count them."""
+        return float(probe.params)
+
+
+@register_proxy("macs")
+class Macs(Proxy):
+    """Multiply-accumulate operations of one forward pass, per sample (1 MAC = 2 FLOPs)."""
+
+    name = "macs"
+    needs_labels = False
+
+    def measure(self, probe: Probe) -> Measurement:
+        """Count them, on the meta device where possible."""
+        count = probe.macs
+        details = {"counted_on": count.device, "uncounted_operators": list(count.uncounted)}
+        return Measurement(float(count.macs), details=details)
+
+
+@register_proxy("num_layers")
+class NumLayers(Proxy):
+    """Number of linear and convolutional layers with a trainable weight (a weight that two share counts once)."""
+
+    name = "num_layers"
+    needs_labels = False
+
+    def measure(self, probe: Probe) -> float:
+        """Count them."""
+        return float(len(probe.layers))
+
+
+@register_proxy("sum_log_numel")
+class SumLogNumel(Proxy):
+    """Sum over the linear and convolutional layers of the logarithm of the weight's size: ZiCo without a gradient."""
+
+    name = "sum_log_numel"
+    needs_labels = False
+
+    def measure(self, probe: Probe) -> Measurement:
+        """Sum them up."""
+        layers = sum_log_numel(probe.layers)
+        if not layers:
+            raise NoGradientError("There is no linear or convolutional layer with a trainable weight to count.")
+        return Measurement(math.fsum(layers.values()), layers)

@@ -1,0 +1,126 @@
+"""ZiCo: inverse coefficient of variation of the gradients, summed over layers.
+
+Index conventions:
+    B: batches (or samples) whose gradients are compared
+    *: shape of one parameter
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+
+from lightning_zico.engine.moments import Moments
+from lightning_zico.engine.probe import Probe
+from lightning_zico.errors import IdenticalBatchesError, TooFewBatchesError
+from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
+
+
+def zico_score(moments: Mapping[str, Moments]) -> float:
+    r"""Score a network by how large and how steady the gradients of its weights are.
+
+    .. math::
+        \text{ZiCo} = \sum_l \log \sum_{\omega \in l} \frac{\mathbb{E}\,|g_\omega|}{\sqrt{\mathrm{Var}\,g_\omega}}
+
+    with :math:`g_\omega` the gradient of the mean loss with respect to weight :math:`\omega` of layer :math:`l`, and
+    both moments taken over batches. Weights whose gradient does not vary are left out.
+
+    Args:
+        moments: For each layer's weight, by name, the moments of its gradient over ``B >= 2`` batches.
+
+    Returns:
+        No unit, higher is better. A layer none of whose weights vary adds nothing.
+
+    Raises:
+        TooFewBatchesError: If ``moments`` is empty or holds fewer than two gradients.
+        IdenticalBatchesError: If no weight of any layer varies.
+
+    Example:
+        >>> g = torch.tensor([[1.0, 2.0], [3.0, 2.0]])  # [B, *]; the second weight never varies and drops out
+        >>> round(zico_score({"fc.weight": Moments.of(g)}), 4)  # log(2 / 1)
+        0.6931
+
+    Source:
+        Li et al., *ZiCo*, ICLR 2023, arXiv:2301.11300; SLDGroup/ZiCo, ``compute_zico.py``. Same numbers as that code,
+        with two differences where that code meets the end of float32: it keeps all ``B`` gradients where here only the
+        moments are kept, and it squares deviations, so that those below 1e-23 vanish there and count here. A weight
+        that two layers share counts once here, for each layer there. With two batches a weight adds ``(|a| + |b|) / |a
+        - b|``: 1 if the signs differ, and a heavy-tailed number if they agree; its mean exists from three batches on.
+    """
+    return math.fsum(zico_layers(moments).values())
+
+
+def zico_layers(moments: Mapping[str, Moments]) -> dict[str, float]:
+    """Compute what each layer adds to `zico_score`; layers that add nothing are left out.
+
+    Args:
+        moments: As for `zico_score`, which also says what is raised.
+
+    Returns:
+        By name, no unit.
+    """
+    count = min((m.count for m in moments.values()), default=0)
+    if count < 2:
+        raise TooFewBatchesError(
+            f"`zico` compares gradients, so it needs at least two batches (per sample: two samples); got {count}. "
+            "Raise `num_batches`."
+        )
+    ratios = []
+    for m in moments.values():
+        std = m.std
+        ratio = torch.where(std > 0, m.mean_abs / std, 0)  # [*]; 0 / 0 is computed and thrown away
+        ratios.append(ratio.sum(dtype=torch.float64))
+    sums = torch.stack(ratios).tolist()  # one transfer from the device
+    layers = {name: math.log(total) for name, total in zip(moments, sums, strict=True) if total > 0}
+    if not layers:
+        raise IdenticalBatchesError(
+            f"The {count} gradients of every scored weight are equal, so nothing varies. Are the batches (per sample: "
+            "the samples) the same, or is the loss linear in the weights?"
+        )
+    return layers
+
+
+@register_proxy("zico")
+class ZiCo(Proxy):
+    """Inverse coefficient of variation of the gradients, summed over layers (Li et al., ICLR 2023).
+
+    Args:
+        std_of: ``"signed"`` takes the standard deviation of the gradient, as the published code does; ``"abs"`` that of
+            its magnitude, as the paper's equation writes it.
+        parameters: Shell patterns of the parameters to score, such as ``["*.weight"]``. None for the weights of linear
+            and convolutional layers (1d, 2d, 3d, transposed), as published.
+        name: Of the column, for several variants side by side.
+    """
+
+    min_gradients = 2
+
+    def __init__(
+        self,
+        std_of: Literal["signed", "abs"] = "signed",
+        parameters: Sequence[str] | None = None,
+        name: str = "zico",
+    ) -> None:
+        if std_of not in ("signed", "abs"):
+            raise ValueError(f"`std_of` is {std_of!r}; needed is 'signed' (the published code) or 'abs' (the paper).")
+        if isinstance(parameters, str):
+            raise TypeError(
+                f"`parameters` is the string {parameters!r}; needed is a list of patterns: [{parameters!r}]."
+            )
+        self.std_of: Literal["signed", "abs"] = std_of
+        self.parameters = parameters
+        self.name = name
+
+    def measure(self, probe: Probe) -> Measurement:
+        """Take the moments of the gradients and combine them."""
+        moments, facts = probe.moments(self.parameters, of=self.std_of)
+        layers = zico_layers(moments)
+        details: dict[str, Any] = {
+            "axis": facts.axis,
+            "num_gradients": next(iter(moments.values())).count,
+            "backend": "+".join(facts.backends),
+            "std_of": self.std_of,
+        }
+        if facts.axis == "sample":
+            details |= {"chunk_sizes": facts.chunk_sizes, "batch_norm": facts.batch_norm}
+        return Measurement(math.fsum(layers.values()), layers, details)

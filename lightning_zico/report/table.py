@@ -1,0 +1,47 @@
+"""A leaderboard as a table for the terminal."""
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from lightning_zico.results import RESERVED_NAMES, Leaderboard
+
+
+def leaderboard_table(leaderboard: Leaderboard, title: str | None = None) -> Table:
+    """Draw a leaderboard, best first; the reason of a failed candidate stands in its last column.
+
+    Args:
+        leaderboard: To be drawn.
+        title: Above the table; what was ranked by if None.
+
+    Returns:
+        A table for `rich.print`.
+    """
+    ranked_by = leaderboard.provenance.get("rank_by", "score")
+    title = title or f"Ranked by {ranked_by}"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    proxies = [column for column in leaderboard.columns if column not in RESERVED_NAMES]
+    table.add_column("rank", justify="right")
+    table.add_column("name", overflow="fold")
+    for proxy in proxies:
+        table.add_column(proxy, justify="right", style="bold" if proxy == ranked_by else None)
+    table.add_column("seconds", justify="right")
+    if leaderboard.errors:
+        table.add_column("error", overflow="fold", style="red")
+    for row in leaderboard:
+        cells = [
+            str(row["rank"] or "-"),
+            row["name"],
+            *(_number(row[proxy]) for proxy in proxies),
+            f"{row['seconds']:.2f}",
+            row["error"] or "",
+        ]
+        # Names and errors are text, not rich's markup.
+        table.add_row(*(Text(cell) for cell in cells[: len(table.columns)]))
+    return table
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,.0f}" if value == int(value) else f"{value:,.2f}"

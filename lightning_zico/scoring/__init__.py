@@ -1,0 +1,5 @@
+"""From a candidate and its batches to a score card."""
+
+from lightning_zico.scoring.scorer import score
+
+__all__ = ["score"]

@@ -1,0 +1,202 @@
+"""Score one candidate: its failures become data, a wrong call an exception."""
+
+import math
+import time
+from collections.abc import Iterable, Sequence
+from typing import Any, get_args
+
+from torch import nn
+from torch.utils.data import DataLoader
+
+from lightning_zico._typing import Axis, Batch, LossFn
+from lightning_zico.bridge import bridged, is_datamodule
+from lightning_zico.budget import Budget
+from lightning_zico.engine.batches import all_equal, num_samples
+from lightning_zico.engine.gradients import ChunkSize
+from lightning_zico.engine.probe import Probe
+from lightning_zico.engine.scope import preserved_rng
+from lightning_zico.errors import IdenticalBatchesError, NonFiniteError, TooFewBatchesError
+from lightning_zico.proxies import Measurement, Proxy, resolve_proxies
+from lightning_zico.proxies.base import Proxies
+from lightning_zico.results import Score, ScoreCard
+
+
+def score(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    proxies: Proxies = ("zico",),
+    loss_fn: LossFn | None = None,
+    *,
+    axis: Axis = "batch",
+    chunk_size: ChunkSize = None,
+    seed: int = 0,
+    datamodule: Any = None,
+) -> ScoreCard:
+    """Score one model on some batches, and leave it bit-identical.
+
+    Args:
+        model: A LightningModule, whose ``training_step`` gives the loss, or with ``loss_fn`` any module. It is scored
+            on the device it is on.
+        batches: What a loader yields, any nest of tensors; at least two for proxies that compare gradients.
+        proxies: Names (see `list_proxies`), `Proxy` objects, or ``"all"``.
+        loss_fn: ``(outputs, targets) -> mean loss`` for batches ``(inputs, targets)``, instead of ``training_step``.
+        axis: What varies between two gradients: ``"batch"``, the published ZiCo, or ``"sample"``. They are different
+            numbers.
+        chunk_size: Per sample: how many samples to differentiate at once; None for all of a batch, ``"auto"`` for as
+            many as fit the memory.
+        seed: Of dropout and other randomness in the model.
+        datamodule: Whose transfer hooks run, if it overrides them.
+
+    Returns:
+        A card with one `Score` a proxy. What the model does wrong stands in ``card["zico"].error``.
+
+    Raises:
+        UnknownNameError: If there is no proxy of a name.
+        TooFewBatchesError: If a proxy needs more gradients than the batches give.
+        IdenticalBatchesError: If all batches are the same, so that gradients cannot vary.
+        TypeError: If ``batches`` is a loader.
+
+    Example:
+        >>> import torch
+        >>> _ = torch.manual_seed(0)
+        >>> batches = [(torch.randn(8, 4), torch.randint(3, (8,))) for _ in range(2)]
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+        >>> card = score(model, batches, loss_fn=nn.CrossEntropyLoss())
+        >>> sorted(card["zico"].layers)
+        ['0.weight', '2.weight']
+    """
+    if isinstance(batches, DataLoader) or is_datamodule(batches):
+        raise TypeError(
+            f"`batches` is {type(batches).__name__}; needed are the batches themselves, such as "
+            "`list(itertools.islice(loader, 2))`. `ZeroShotSelector` reads loaders and data modules."
+        )
+    batches = list(batches)
+    resolved = resolve_proxies(proxies)
+    check_axis(axis)
+    check_batches(batches, resolved, axis)
+    return score_checked(
+        type(model).__name__,
+        model,
+        batches,
+        resolved,
+        loss_fn=loss_fn,
+        axis=axis,
+        chunk_size=chunk_size,
+        seed=seed,
+        datamodule=datamodule,
+    )
+
+
+def check_axis(axis: Axis) -> None:
+    """Refuse an axis that does not exist.
+
+    Raises:
+        ValueError: If it is neither ``"batch"`` nor ``"sample"``.
+    """
+    if axis not in get_args(Axis):
+        raise ValueError(f"`axis` is {axis!r}; needed is one of {get_args(Axis)}.")
+
+
+def check_batches(batches: Sequence[Batch], proxies: Sequence[Proxy], axis: Axis) -> None:
+    """Refuse batches that no candidate could be scored on.
+
+    Raises:
+        TooFewBatchesError: If they give fewer gradients than a proxy needs.
+        IdenticalBatchesError: If per-batch gradients are to vary and all batches are the same.
+    """
+    needed = max(proxies, key=lambda proxy: proxy.min_gradients)
+    if not batches or needed.min_gradients:
+        given = sum(num_samples(batch) for batch in batches) if axis == "sample" else len(batches)
+        unit, way_out = ("samples", "Give more of them") if axis == "sample" else ("batches", "Raise `num_batches`")
+        least = max(needed.min_gradients, 1)
+        if given < least:
+            raise TooFewBatchesError(f"`{needed.name}` needs at least {least} {unit}; got {given}. {way_out}.")
+    if needed.min_gradients > 1 and axis == "batch" and all_equal(batches):
+        raise IdenticalBatchesError(
+            f"All {len(batches)} batches are the same, so no gradient can vary and `{needed.name}` is not defined. "
+            "Shuffle, or take batches of different samples."
+        )
+
+
+def score_checked(
+    name: str,
+    model: nn.Module,
+    batches: Sequence[Batch],
+    proxies: Sequence[Proxy],
+    *,
+    loss_fn: LossFn | None,
+    axis: Axis,
+    chunk_size: ChunkSize,
+    seed: int,
+    datamodule: Any = None,
+    budget: Budget | None = None,
+) -> ScoreCard:
+    """Score a model whose batches were checked; nothing that the model does wrong is raised.
+
+    Args:
+        name: Of the candidate.
+        model: As for `score`, as are the others.
+        batches: Checked by `check_batches`.
+        proxies: In the order in which they are computed.
+        loss_fn: See `score`.
+        axis: See `score`.
+        chunk_size: See `score`.
+        seed: See `score`.
+        datamodule: See `score`.
+        budget: A candidate above it is not scored.
+    """
+    start = time.perf_counter()
+    scores: dict[str, Score] = {}
+    error = None
+    try:
+        with preserved_rng(seed), bridged(model, loss_fn=loss_fn, datamodule=datamodule) as bridge:
+            probe = Probe(
+                model,
+                bridge.step,
+                batches,
+                prepare=bridge.prepare,
+                axis=axis,
+                chunk_size=chunk_size,
+                seed=seed,
+                muted=bridge.muted,
+            )
+            error = budget.excess(probe) if budget else None
+            for proxy in proxies if error is None else ():
+                scores[proxy.name] = measured(proxy, probe)
+    except Exception as raised:
+        error = described(raised)
+    seconds = time.perf_counter() - start
+    if error is not None:
+        return ScoreCard.failed(name, [proxy.name for proxy in proxies], error, seconds)
+    return ScoreCard(name, scores, None, seconds)
+
+
+def measured(proxy: Proxy, probe: Probe) -> Score:
+    """Measure one proxy; an exception or a number that is not finite becomes the score's error."""
+    start = time.perf_counter()
+    try:
+        result = proxy.measure(probe)
+        measurement = result if isinstance(result, Measurement) else Measurement(float(result))
+        if not math.isfinite(measurement.value):
+            raise NonFiniteError(f"`{proxy.name}` is {measurement.value}, which no ranking can use.")
+    except Exception as raised:
+        return Score(proxy.name, None, described(raised), time.perf_counter() - start)
+    parameter = next(iter(probe.module.parameters()), None)
+    where = (
+        {}
+        if parameter is None
+        else {"device": str(parameter.device), "dtype": str(parameter.dtype).removeprefix("torch.")}
+    )
+    return Score(
+        proxy.name,
+        float(measurement.value),
+        None,
+        time.perf_counter() - start,
+        dict(measurement.layers),
+        {**where, **measurement.details},
+    )
+
+
+def described(error: Exception) -> str:
+    """Put an exception in one line: its kind and its message."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")

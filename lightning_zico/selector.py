@@ -1,0 +1,273 @@
+"""Rank candidates on a few batches, then train the winner."""
+
+import platform
+from collections.abc import Iterator, Sized
+from dataclasses import asdict
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.utilities import rank_zero_only
+from rich import get_console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from torch import nn
+
+from lightning_zico.__about__ import __version__
+from lightning_zico._typing import Axis, Batch, LossFn
+from lightning_zico.bridge import is_datamodule, is_lightning, read_batches
+from lightning_zico.budget import Budget
+from lightning_zico.candidates import Candidate, Candidates, iterate_candidates
+from lightning_zico.engine.batches import tensors_of
+from lightning_zico.engine.gradients import ChunkSize, check_chunk_size
+from lightning_zico.engine.scope import preserved_rng
+from lightning_zico.errors import UnknownNameError
+from lightning_zico.proxies import BASELINES, Proxy, resolve_proxies
+from lightning_zico.proxies.base import Proxies
+from lightning_zico.report import leaderboard_table
+from lightning_zico.results import Leaderboard, ScoreCard
+from lightning_zico.scoring.scorer import check_axis, check_batches, described, score_checked
+
+
+class ZeroShotSelector:
+    """Choose among candidates without training them, then train the one that was chosen.
+
+    Args:
+        trainer: Trains the winner; `rank` needs none.
+        proxies: Names (see `list_proxies`), `Proxy` objects, or ``"all"``. The baselines ``params``, ``macs``,
+            ``num_layers`` and ``sum_log_numel`` are always computed beside them.
+        rank_by: Name of the proxy to rank by; the first of ``proxies`` if None.
+        num_batches: Batches that every candidate is scored on, the same for all. Two is the published setting; four and
+            more give steadier scores.
+        axis: What varies between two gradients: ``"batch"``, the published ZiCo, or ``"sample"``.
+        chunk_size: Per sample: how many samples to differentiate at once; None for all of a batch, ``"auto"`` for as
+            many as fit the memory.
+        loss_fn: ``(outputs, targets) -> mean loss`` for batches ``(inputs, targets)``, instead of ``training_step``.
+        budget: Candidates above it are dropped before they are scored, and say so in the leaderboard.
+        seed: Of the batches, of the weights that factories draw, and of dropout while scoring.
+        enable_progress_bar: Show a progress bar while ranking and the leaderboard at the end, where the terminal is
+            interactive.
+
+    Attributes:
+        leaderboard_: The ranking, best first.
+        cards_: The score cards behind it, by candidate name, with layers and details.
+        best_model_: The winner: fresh from its factory under the seed, or the very instance that was offered; trained
+            if `fit` trained it; None if every candidate failed.
+
+    Raises:
+        UnknownNameError: If there is no proxy of a name, or ``rank_by`` is not among the proxies.
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> from lightning_zico.demos import DigitsDataModule, digits_candidates
+        >>> selector = ZeroShotSelector(num_batches=2, seed=0)
+        >>> leaderboard = selector.rank(digits_candidates(), datamodule=DigitsDataModule())
+        >>> leaderboard.best == leaderboard.rows[0]["name"]
+        True
+    """
+
+    leaderboard_: Leaderboard
+    cards_: dict[str, ScoreCard]
+    best_model_: nn.Module | None
+
+    def __init__(
+        self,
+        trainer: Trainer | None = None,
+        proxies: Proxies = ("zico",),
+        *,
+        rank_by: str | None = None,
+        num_batches: int = 2,
+        axis: Axis = "batch",
+        chunk_size: ChunkSize = None,
+        loss_fn: LossFn | None = None,
+        budget: Budget | None = None,
+        seed: int = 0,
+        enable_progress_bar: bool = True,
+    ) -> None:
+        check_axis(axis)
+        check_chunk_size(chunk_size)
+        self.trainer = trainer
+        self.proxies = proxies
+        self.rank_by = rank_by
+        self.num_batches = num_batches
+        self.axis: Axis = axis
+        self.chunk_size: ChunkSize = chunk_size
+        self.loss_fn = loss_fn
+        self.budget = budget
+        self.seed = seed
+        self.enable_progress_bar = enable_progress_bar
+        ranked_by = self._ranked_by(self._all_proxies())
+        least = max(ranked_by.min_gradients if axis == "batch" else 1, 1)
+        if num_batches < least:
+            raise ValueError(
+                f"`num_batches` is {num_batches}; `{ranked_by.name}` needs at least {least}. Raise `num_batches`."
+            )
+
+    def rank(self, candidates: Candidates, datamodule: Any) -> Leaderboard:
+        """Score every candidate on the same batches and rank them.
+
+        Args:
+            candidates: A mapping from names, or an iterable, of LightningModules, zero-argument factories and
+                `Candidate` objects. They are taken, built, scored and let go one at a time; a factory that fails is a
+                row with a reason.
+            datamodule: A LightningDataModule, a DataLoader, or an iterable of batches.
+
+        Returns:
+            The leaderboard, also kept as ``leaderboard_``.
+
+        Raises:
+            TooFewBatchesError: If the data gives fewer batches than ``num_batches``.
+            IdenticalBatchesError: If all of them are the same.
+            ValueError: If there is no candidate.
+        """
+        proxies = self._all_proxies()
+        ranked_by = self._ranked_by(proxies)
+        batches = read_batches(datamodule, self.num_batches, seed=self.seed)
+        check_batches(batches, proxies, self.axis)
+        self.cards_ = {}
+        best: tuple[float, Candidate] | None = None
+        for candidate in self._with_progress(candidates):
+            card = self._scored(candidate, batches, proxies, datamodule)
+            self.cards_[candidate.name] = card
+            value = card[ranked_by.name].value
+            if value is not None:
+                key = value if ranked_by.higher_is_better else -value
+                if best is None or key > best[0]:
+                    best = key, candidate
+        if not self.cards_:
+            raise ValueError("`candidates` is empty; needed is at least one.")
+        self.leaderboard_ = Leaderboard.of(
+            list(self.cards_.values()),
+            rank_by=ranked_by.name,
+            columns=[proxy.name for proxy in proxies],
+            higher_is_better=ranked_by.higher_is_better,
+            provenance=self._provenance(ranked_by, proxies, batches),
+        )
+        self.best_model_ = self._built(best[1]) if best else None
+        if self._interactive():
+            get_console().print(leaderboard_table(self.leaderboard_))
+        return self.leaderboard_
+
+    def fit(self, candidates: Candidates, datamodule: Any, val_dataloaders: Any = None) -> "ZeroShotSelector":
+        """Rank the candidates, then train the winner with the trainer.
+
+        Args:
+            candidates: As for `rank`.
+            datamodule: As for `rank`; what the winner is trained on. An iterator that can be read only once is refused.
+            val_dataloaders: For the trainer, where ``datamodule`` is no data module.
+
+        Returns:
+            The selector; the trained winner is ``best_model_``.
+
+        Raises:
+            ValueError: If there is no trainer.
+            TypeError: If the data can be read only once, or the winner is no LightningModule.
+            RuntimeError: If every candidate failed.
+        """
+        if self.trainer is None:
+            raise ValueError("`fit` trains the winner: pass `ZeroShotSelector(trainer=Trainer(...))`, or call `rank`.")
+        if not is_datamodule(datamodule) and iter(datamodule) is datamodule:
+            raise TypeError(
+                f"The training data is a {type(datamodule).__name__}, which ranking would use up. Pass a data module, "
+                "a DataLoader or a list of batches, or call `rank`."
+            )
+        self.rank(candidates, datamodule)
+        if self.best_model_ is None:
+            name, reason = next(iter(self.leaderboard_.errors.items()))
+            raise RuntimeError(
+                f"All {len(self.leaderboard_)} candidates failed, so none can be trained. '{name}' failed with: "
+                f"{reason} See `leaderboard_.errors` for the others."
+            )
+        if not is_lightning(self.best_model_):
+            raise TypeError(
+                f"The winner is {type(self.best_model_).__name__}, and a `Trainer` trains LightningModules. Wrap the "
+                "candidates, or train `best_model_` yourself."
+            )
+        if is_datamodule(datamodule):
+            self.trainer.fit(self.best_model_, datamodule=datamodule)  # type: ignore[arg-type]
+        else:
+            self.trainer.fit(self.best_model_, datamodule, val_dataloaders)  # type: ignore[arg-type]
+        return self
+
+    def _all_proxies(self) -> list[Proxy]:
+        asked = resolve_proxies(self.proxies)
+        names = {proxy.name for proxy in asked}
+        return [*asked, *resolve_proxies([name for name in BASELINES if name not in names])]
+
+    def _ranked_by(self, proxies: list[Proxy]) -> Proxy:
+        wanted = proxies[0].name if self.rank_by is None else self.rank_by
+        for proxy in proxies:
+            if proxy.name == wanted:
+                return proxy
+        raise UnknownNameError(
+            f"`rank_by` is {wanted!r}, which is not computed. Add it to `proxies`, or choose one of "
+            f"{', '.join(proxy.name for proxy in proxies)}."
+        )
+
+    def _scored(self, candidate: Candidate, batches: list[Batch], proxies: list[Proxy], datamodule: Any) -> ScoreCard:
+        try:
+            model = self._built(candidate)
+        except Exception as raised:
+            error = f"does not build: {described(raised)}"
+            return ScoreCard.failed(candidate.name, [proxy.name for proxy in proxies], error)
+        return score_checked(
+            candidate.name,
+            model,
+            batches,
+            proxies,
+            loss_fn=self.loss_fn,
+            axis=self.axis,
+            chunk_size=self.chunk_size,
+            seed=self.seed,
+            datamodule=datamodule if is_datamodule(datamodule) else None,
+            budget=self.budget,
+        )
+
+    def _built(self, candidate: Candidate) -> nn.Module:
+        with preserved_rng(self.seed):
+            model: Any = candidate.build()
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"'{candidate.name}' built a {type(model).__name__}; needed is a module.")
+        return model
+
+    def _with_progress(self, candidates: Candidates) -> Iterator[Candidate]:
+        if not self._interactive():
+            yield from iterate_candidates(candidates)
+            return
+        total = len(candidates) if isinstance(candidates, Sized) else None
+        bar = [
+            TextColumn("Ranking"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.description}"),
+        ]
+        with Progress(*bar, console=get_console(), transient=True) as progress:
+            task = progress.add_task("", total=total)
+            for candidate in iterate_candidates(candidates):
+                progress.update(task, description=candidate.name)
+                yield candidate
+                progress.advance(task)
+
+    def _interactive(self) -> bool:
+        is_first_rank = getattr(rank_zero_only, "rank", 0) in (0, None)
+        return self.enable_progress_bar and is_first_rank and get_console().is_terminal
+
+    def _provenance(self, ranked_by: Proxy, proxies: list[Proxy], batches: list[Batch]) -> dict[str, Any]:
+        return {
+            "rank_by": ranked_by.name,
+            "higher_is_better": ranked_by.higher_is_better,
+            "proxies": [proxy.name for proxy in proxies],
+            "axis": self.axis,
+            "num_batches": self.num_batches,
+            "batch_shapes": [list(tensor.shape) for tensor in tensors_of(batches[0])],
+            "seed": self.seed,
+            "budget": asdict(self.budget) if self.budget else None,
+            "loss_fn": None if self.loss_fn is None else getattr(self.loss_fn, "__name__", type(self.loss_fn).__name__),
+            "versions": {
+                "lightning_zico": __version__,
+                "lightning": lightning.__version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+        }
