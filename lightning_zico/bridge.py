@@ -10,7 +10,7 @@ import itertools
 import logging
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from types import ModuleType, NoneType
 from typing import Any, NamedTuple
@@ -35,6 +35,7 @@ from lightning_zico.errors import TooFewBatchesError, UnsupportedBatchError, Uns
 
 # A generator that stands behind this many elements of one list is not looked for: such lists hold samples.
 _MOST_ELEMENTS = 1000
+_WAY_OUT = "Pass `loss_fn=`, called as `loss_fn(outputs, targets)` on batches `(inputs, targets)`."
 _PLAIN = (bool, int, float, str, NoneType)
 
 
@@ -85,12 +86,16 @@ def bridged(
     with preserved(module):
         if lightning:
             _mute_logging(module)
-        with _quiet_trainer(module, datamodule, trainer) if lightning else _nothing():
-            if lightning and trainer is None:
+        with _quiet_trainer(module, datamodule, trainer) if lightning else nullcontext() as quiet:
+            if quiet is not None and trainer is None:
                 _call_if_there(module, "setup", "fit")
                 _call_if_there(module, "configure_model")
-                if loss_fn is None:
-                    _check_optimizers(module)
+                quiet.strategy.optimizers = _configured_optimizers(module)
+                if loss_fn is None and len(quiet.optimizers) > 1:
+                    raise UnsupportedModuleError(
+                        f"{type(module).__name__} configures {len(quiet.optimizers)} optimisers, so there is no one "
+                        f"loss. {_WAY_OUT}"
+                    )
             if not module.training:
                 module.train()
             step = _training_step if loss_fn is None else _step_with(loss_fn)
@@ -111,24 +116,19 @@ def check_training_step(module: nn.Module) -> None:
         UnsupportedModuleError: With the way out, which is always ``loss_fn=``.
     """
     name = type(module).__name__
-    way_out = "Pass `loss_fn=`, called as `loss_fn(outputs, targets)` on batches `(inputs, targets)`."
     if not is_lightning(module):
-        raise UnsupportedModuleError(f"{name} is no LightningModule, so it has no loss of its own. {way_out}")
+        raise UnsupportedModuleError(f"{name} is no LightningModule, so it has no loss of its own. {_WAY_OUT}")
     if not _is_overridden(module, "training_step"):
-        raise UnsupportedModuleError(f"{name} defines no `training_step`. {way_out}")
+        raise UnsupportedModuleError(f"{name} defines no `training_step`. {_WAY_OUT}")
     if not module.automatic_optimization:
         raise UnsupportedModuleError(
-            f"{name} optimises manually, so that its `training_step` takes steps instead of returning a loss. {way_out}"
+            f"{name} optimises manually, so that its `training_step` takes steps instead of returning a loss. {_WAY_OUT}"
         )
     parameters = inspect.signature(module.training_step).parameters  # type: ignore[arg-type]
     if "optimizer_idx" in parameters:
-        raise UnsupportedModuleError(
-            f"{name} has several optimisers (`optimizer_idx`), so there is no one loss. {way_out}"
-        )
+        raise UnsupportedModuleError(f"{name} has several optimisers (`optimizer_idx`). {_WAY_OUT}")
     if "dataloader_iter" in parameters:
-        raise UnsupportedModuleError(
-            f"{name} takes its batches from `dataloader_iter`, so none can be given it. {way_out}"
-        )
+        raise UnsupportedModuleError(f"{name} fetches its batches itself (`dataloader_iter`). {_WAY_OUT}")
 
 
 def read_batches(data: Any, num_batches: int, *, seed: int = 0) -> list[Batch]:
@@ -246,19 +246,17 @@ def _call_if_there(module: Any, hook: str, *args: Any) -> None:
         getattr(module, hook)(*args)
 
 
-def _check_optimizers(module: Any) -> None:
+def _configured_optimizers(module: Any) -> list[Any]:
+    """Ask for the optimisers, so that ``self.optimizers()`` works; none if they want a real trainer."""
     try:
         configured = module.configure_optimizers()
-    except Exception:  # wants a real trainer, most likely; whether it can be trained is not asked here
-        return
+    except Exception:  # whether the module can be trained is not asked here; the trainer tells
+        return []
     if isinstance(configured, tuple) and configured and isinstance(configured[0], list):
         configured = configured[0]  # ([optimizers], [schedulers])
-    optimizers = configured if isinstance(configured, list | tuple) else [configured]
-    if len(optimizers) > 1:
-        raise UnsupportedModuleError(
-            f"{type(module).__name__} configures {len(optimizers)} optimisers, so there is no one loss. Pass "
-            "`loss_fn=`, called as `loss_fn(outputs, targets)` on batches `(inputs, targets)`."
-        )
+    given = configured if isinstance(configured, list | tuple) else [configured]
+    optimizers = [one["optimizer"] if isinstance(one, Mapping) else one for one in given]
+    return [one for one in optimizers if isinstance(one, torch.optim.Optimizer)]
 
 
 def _is_overridden(obj: Any, hook: str) -> bool:
@@ -270,12 +268,7 @@ def _is_overridden(obj: Any, hook: str) -> bool:
 
 
 @contextmanager
-def _nothing() -> Iterator[None]:
-    yield
-
-
-@contextmanager
-def _quiet_trainer(module: nn.Module, datamodule: Any, trainer: Trainer | None) -> Iterator[None]:
+def _quiet_trainer(module: nn.Module, datamodule: Any, trainer: Trainer | None) -> Iterator[Trainer]:
     """Let ``self.trainer`` work without a logger: the trainer at work, or a private one."""
     quiet = trainer or private_trainer()
     loggers = quiet.loggers
@@ -287,9 +280,13 @@ def _quiet_trainer(module: nn.Module, datamodule: Any, trainer: Trainer | None) 
             if is_lightning(part):
                 vars(part)["_trainer"] = quiet  # the property's setter refuses a module of the other package
     try:
-        yield
+        yield quiet
     finally:
         quiet.loggers = loggers
+        if trainer is None:
+            # A trainer is a knot of cycles: what it holds would live until the garbage collector comes by.
+            quiet.strategy.connect(None)  # type: ignore[arg-type]
+            quiet.strategy.optimizers = []
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from lightning_zico._typing import Axis, Batch, LossFn
 from lightning_zico.bridge import bridged, is_datamodule
 from lightning_zico.budget import Budget
 from lightning_zico.engine.batches import all_equal, num_samples
-from lightning_zico.engine.gradients import ChunkSize
+from lightning_zico.engine.gradients import ChunkSize, check_chunk_size
 from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.errors import IdenticalBatchesError, NonFiniteError, TooFewBatchesError
@@ -73,6 +73,7 @@ def score(
     batches = list(batches)
     resolved = resolve_proxies(proxies)
     check_axis(axis)
+    check_chunk_size(chunk_size)
     check_batches(batches, resolved, axis)
     return score_checked(
         type(model).__name__,

@@ -1,0 +1,62 @@
+"""Rank eight untrained models on two batches, train the winner, then train them all to see how good the choice was.
+
+Usage:
+    python examples/02_select_and_train.py [picture.svg]
+"""
+
+import logging
+import sys
+import warnings
+
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from rich.console import Console
+from rich.table import Table
+from torchmetrics.functional import kendall_rank_corrcoef
+
+from lightning_zico import ZeroShotSelector
+from lightning_zico.demos import DigitsDataModule, digits_candidates
+
+logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", module="lightning.pytorch")
+SCORES = ("zico", "params", "macs", "num_layers", "sum_log_numel")
+
+
+def make_trainer() -> Trainer:
+    """Make a trainer that writes and says nothing; 20 epochs bring all but the smallest near their best."""
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    return Trainer(max_epochs=20, accelerator="cpu", enable_checkpointing=False, **quiet)
+
+
+def main() -> None:
+    """Rank, train the winner, compare with the truth."""
+    console = Console(record=True, width=96)
+    selector = ZeroShotSelector(trainer=make_trainer(), proxies="zico", num_batches=2, seed=0)
+    selector.fit(digits_candidates(), datamodule=DigitsDataModule())
+    accuracy = 100 * selector.trainer.callback_metrics["val_acc"]
+    console.print(f"Chosen without training: {selector.leaderboard_.best}; then trained: {accuracy:.1f} % accuracy.")
+    console.print("Training all eight candidates, to see how good the choice was ...")
+    truth = {}
+    for name, build in digits_candidates().items():
+        seed_everything(0, verbose=False)
+        trainer = make_trainer()
+        trainer.fit(build(), datamodule=DigitsDataModule())
+        truth[name] = 100 * trainer.callback_metrics["val_acc"].item()
+
+    rows = selector.leaderboard_.rows
+    table = Table("rank", "name", *SCORES, "accuracy %", title="Ranked by zico, beside the truth", title_justify="left")
+    for row in rows:
+        scores = (f"{row[score]:,.1f}".removesuffix(".0") for score in SCORES)
+        table.add_row(str(row["rank"]), row["name"], *scores, f"{truth[row['name']]:.1f}")
+    accuracies = torch.tensor([truth[row["name"]] for row in rows])
+    taus = (kendall_rank_corrcoef(torch.tensor([row[score] for row in rows]), accuracies) for score in SCORES)
+    table.add_section()
+    table.add_row("", "tau with truth", *(f"{tau:.2f}" for tau in taus), "")
+    console.print(table)
+    console.print("tau: Kendall's rank correlation with the accuracies; 1 is a perfect ranking, 0 is chance.")
+    if len(sys.argv) > 1:
+        console.save_svg(sys.argv[1], title="make demo")
+
+
+if __name__ == "__main__":
+    main()

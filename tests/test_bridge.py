@@ -1,0 +1,404 @@
+"""Any LightningModule through its own `training_step`, any data through its own loader; nothing moves on the way."""
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_lightning
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.utilities import CombinedLoader
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+
+from lightning_zico import score
+from lightning_zico.bridge import bridged, read_batches
+from lightning_zico.errors import TooFewBatchesError, UnsupportedBatchError, UnsupportedModuleError
+from tests.modules import (
+    BusyClassifier,
+    Classifier,
+    assert_same,
+    assert_untouched,
+    make_batches,
+    make_network,
+    state_of,
+    twice,
+)
+
+
+def loss_through_bridge(module: nn.Module, batch: Any, **kwargs: Any) -> Tensor:
+    with bridged(module, **kwargs) as bridge:
+        return bridge.step(module, bridge.prepare(batch, 0), 0)
+
+
+@pytest.mark.parametrize("fail", [False, True])
+@pytest.mark.parametrize("axis", ["batch", "sample"])
+def test_busy_module_is_bit_identical_after(axis: str, fail: bool) -> None:
+    module = BusyClassifier(fail=fail)
+    module.losses.append(torch.ones(3))
+    module.accuracy.update(torch.eye(3), torch.tensor([0, 1, 1]))
+    module.register_forward_hook(lambda *_: None)
+    with assert_untouched(module):
+        card = score(module, make_batches(), axis=axis, proxies="all")
+    assert (card["zico"].error is not None) == fail
+    if fail:
+        assert "in the middle of a step" in card["zico"].error
+    with pytest.raises(RuntimeError, match="not attached"):
+        module.trainer  # noqa: B018
+
+
+def test_batches_are_left_as_they_were() -> None:
+    batches = make_batches()
+    copies = [tuple(tensor.clone() for tensor in batch) for batch in batches]
+    score(BusyClassifier(), batches)  # doubles its images in place
+    assert_same(copies, batches)
+
+
+def test_score_of_training_step_is_that_of_the_same_loss_written_out() -> None:
+    module, twin = twice(Classifier)
+    busy = BusyClassifier()
+    busy.load_state_dict(module.state_dict(), strict=False)
+    batches = make_batches()
+    written_out = score(twin.network, batches, loss_fn=nn.CrossEntropyLoss())["zico"].value
+    assert score(module, batches)["zico"].value == pytest.approx(written_out, rel=1e-6)  # float32 rounding alone
+
+
+def test_step_may_leave_out_the_index() -> None:
+    class NoIndex(Classifier):
+        def training_step(self, batch: Any) -> Tensor:
+            return super().training_step(batch, 0)
+
+    assert score(NoIndex(), make_batches())["zico"].error is None
+
+
+def test_loss_in_a_dictionary_is_the_loss() -> None:
+    class InDict(Classifier):
+        def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+            return {"loss": super().training_step(batch, batch_idx), "other": torch.zeros(4)}
+
+    plain, in_dict = twice(Classifier)[0], twice(InDict)[0]
+    assert score(in_dict, make_batches())["zico"].value == score(plain, make_batches())["zico"].value
+
+
+def _classifier_that(**methods: Any) -> LightningModule:
+    return type("Peculiar", (Classifier,), methods)()
+
+
+@pytest.mark.parametrize(
+    ("module", "reason"),
+    [
+        (_classifier_that(training_step=lambda self, batch, batch_idx: None), "returned None"),
+        (_classifier_that(training_step=lambda self, batch, batch_idx: {"logits": 1}), "no `loss`"),
+        (_classifier_that(training_step=lambda self, batch, batch_idx, optimizer_idx: None), "optimizer_idx"),
+        (_classifier_that(training_step=lambda self, dataloader_iter: None), "dataloader_iter"),
+        (_classifier_that(automatic_optimization=False), "optimises manually"),
+        (
+            _classifier_that(
+                configure_optimizers=lambda self: [torch.optim.SGD(self.parameters(), 0.1) for _ in range(2)]
+            ),
+            "2 optimisers",
+        ),
+        (
+            _classifier_that(
+                configure_optimizers=lambda self: (
+                    [torch.optim.SGD(self.parameters(), 0.1) for _ in range(2)],
+                    [],
+                )
+            ),
+            "2 optimisers",
+        ),
+        (LightningModule(), "defines no `training_step`"),
+        (make_network(), "no LightningModule"),
+    ],
+)
+def test_module_without_one_loss_names_the_way_out(module: nn.Module, reason: str) -> None:
+    error = score(module, make_batches())["zico"].error
+    assert error is not None
+    assert error.startswith("UnsupportedModuleError")
+    assert reason in error
+    assert "loss_fn=" in error
+
+
+def test_loss_fn_is_the_way_out_of_manual_optimisation() -> None:
+    class Manual(Classifier):
+        automatic_optimization = False
+
+    manual, plain = twice(Manual)[0], twice(Classifier)[0]
+    with assert_untouched(manual):
+        by_hand = score(manual, make_batches(), loss_fn=nn.functional.cross_entropy)["zico"]
+    assert by_hand.value == score(plain, make_batches())["zico"].value
+
+
+def test_loss_fn_needs_pairs() -> None:
+    batches = [{"x": images, "y": labels} for images, labels in make_batches()]
+    assert "(inputs, targets)" in score(make_network(), batches, loss_fn=nn.CrossEntropyLoss())["zico"].error
+
+
+def test_setup_and_configure_model_run_as_before_training_and_leave_nothing() -> None:
+    order = []
+
+    class Late(LightningModule):
+        def setup(self, stage: str) -> None:
+            order.append(f"setup {stage}")
+            self.first = nn.Linear(50, 4)
+
+        def configure_model(self) -> None:
+            order.append("configure_model")
+            self.last = nn.Linear(4, 3)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return nn.functional.cross_entropy(self.last(self.first(batch[0].flatten(1)).relu()), batch[1])
+
+    module = Late()
+    with assert_untouched(module):
+        card = score(module, make_batches())
+    assert sorted(card["zico"].layers) == ["first.weight", "last.weight"]
+    assert order == ["setup fit", "configure_model"]
+    assert not list(module.children())
+
+
+def test_transfer_hooks_run_in_order_and_the_data_modules_come_first() -> None:
+    calls: list[str] = []
+
+    class WithHooks(Classifier):
+        def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            calls.append("module before")
+            return batch
+
+        def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            calls.append("module after")
+            return batch
+
+    class Data(LightningDataModule):
+        def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+            calls.append(f"data transfer to {device}")
+            return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
+        def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            calls.append("data after")
+            return batch
+
+    loss_through_bridge(WithHooks(), make_batches()[0], datamodule=Data())
+    assert calls == ["module before", "data transfer to cpu", "data after"]
+    calls.clear()
+    loss_through_bridge(WithHooks(), make_batches()[0])
+    assert calls == ["module before", "module after"]
+
+
+def test_eval_mode_is_scored_in_train_mode_and_a_frozen_part_stays_in_eval_mode() -> None:
+    training, evaluating = twice(Classifier)
+    evaluating.eval()
+    with assert_untouched(evaluating):
+        value = score(evaluating, make_batches())["zico"].value
+    assert value == score(training, make_batches())["zico"].value
+
+    training.network[1].eval()
+    frozen = score(training, make_batches())["zico"].value
+    twin = make_network()
+    twin.load_state_dict(training.network.state_dict())
+    twin[1].eval()
+    assert frozen == pytest.approx(score(twin, make_batches(), loss_fn=nn.CrossEntropyLoss())["zico"].value, rel=1e-6)
+    assert frozen != value
+
+
+def test_modules_of_pytorch_lightning_are_accepted() -> None:
+    class Other(pytorch_lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = make_network()
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            assert self.trainer.max_epochs == 1
+            loss = nn.functional.cross_entropy(self.network(batch[0]), batch[1])
+            self.log("loss", loss)
+            return loss
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    module, plain = twice(Other)[0], twice(Classifier)[0]
+    with assert_untouched(module):
+        other = score(module, make_batches())["zico"]
+    assert other.value == score(plain, make_batches())["zico"].value
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_batches_are_cast_to_the_modules_precision(dtype: torch.dtype) -> None:
+    module = Classifier().to(dtype)
+    with assert_untouched(module):
+        card = score(module, make_batches())
+    assert card["zico"].error is None
+    assert card["zico"].details["dtype"] == str(dtype).removeprefix("torch.")
+
+
+def test_channels_last_input_is_made_contiguous() -> None:
+    class Strict(Classifier):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            assert batch[0].is_contiguous()
+            return super().training_step(batch, batch_idx)
+
+    batches = [(images.to(memory_format=torch.channels_last), labels) for images, labels in make_batches()]
+    assert score(Strict(), batches)["zico"].error is None
+
+
+# --- data
+
+
+class Noisy(Dataset[Any]):
+    """Augments with the generators of Python, NumPy and torch, and with some of its own."""
+
+    def __init__(self) -> None:
+        self.own_numpy = np.random.default_rng(3)
+        self.own_legacy = np.random.RandomState(3)
+        self.own_python = random.Random(3)
+        self.transforms = [{"generator": torch.Generator().manual_seed(3)}]
+        self.num_reads = 0
+
+    def __len__(self) -> int:
+        return 12
+
+    def __getitem__(self, idx: int) -> Tensor:
+        self.num_reads += 1
+        own = [self.own_numpy.random(), self.own_legacy.rand(), self.own_python.random()]
+        own.append(torch.rand((), generator=self.transforms[0]["generator"]).item())
+        return torch.tensor([idx, random.random(), np.random.rand(), torch.rand(()).item(), *own])
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_reading_leaves_the_next_epoch_as_it_was(num_workers: int) -> None:
+    def make_loader() -> DataLoader[Any]:
+        persistent = {"persistent_workers": True} if num_workers else {}
+        own = torch.Generator().manual_seed(5)
+        return DataLoader(Noisy(), 3, shuffle=True, num_workers=num_workers, generator=own, **persistent)
+
+    def read_after(read: bool) -> list[Tensor]:
+        loader = make_loader()
+        torch.manual_seed(1)
+        random.seed(1)
+        np.random.seed(1)
+        if read:
+            assert len(read_batches(loader, 2)) == 2
+        return [*loader, *loader]
+
+    assert_same(read_after(read=False), read_after(read=True))
+
+
+def test_seed_decides_the_batches_and_nothing_else_does() -> None:
+    loader = DataLoader(TensorDataset(torch.arange(100)), 10, shuffle=True)
+    torch.manual_seed(1)
+    first = read_batches(loader, 3, seed=0)
+    torch.manual_seed(2)
+    assert_same(first, read_batches(loader, 3, seed=0))
+    assert not torch.equal(first[0][0], read_batches(loader, 3, seed=1)[0][0])
+
+
+def test_datamodule_hooks_run_in_lightnings_order() -> None:
+    calls: list[str] = []
+
+    class Data(LightningDataModule):
+        def prepare_data(self) -> None:
+            calls.append("prepare_data")
+
+        def setup(self, stage: str) -> None:
+            assert self.trainer.training
+            calls.append(f"setup {stage}")
+
+        def train_dataloader(self) -> Any:
+            calls.append("train_dataloader")
+            return DataLoader(TensorDataset(torch.arange(8)), 2)
+
+        def teardown(self, stage: str) -> None:
+            calls.append(f"teardown {stage}")
+
+    data = Data()
+    read_batches(data, 2)
+    assert calls == ["prepare_data", "setup fit", "train_dataloader", "teardown fit"]
+    assert data.trainer is None
+    with pytest.raises(TooFewBatchesError):
+        read_batches(data, 5)
+    assert calls[4:] == calls[:4]
+
+
+@dataclass
+class Pair:
+    x: Tensor
+    y: list[Tensor]
+
+
+@pytest.mark.parametrize("combined", [False, True])
+def test_several_loaders_give_what_the_trainer_gives(combined: bool) -> None:
+    def loaders() -> Any:
+        parts = {"a": DataLoader(torch.arange(6), 2), "b": DataLoader(torch.arange(4), 2)}
+        return CombinedLoader(parts, "min_size") if combined else parts
+
+    seen: list[Any] = []
+
+    class Watch(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(1, 1)
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            seen.append({key: tensor.clone() for key, tensor in batch.items()})
+            return self.layer(batch["a"].float()[:, None]).sum()
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), 0.0)
+
+    trainer = Trainer(
+        max_epochs=1,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(Watch(), loaders())
+    assert_same(seen, read_batches(loaders(), len(seen)))
+    assert len(seen) == (2 if combined else 3)
+
+
+def test_iterables_and_streams_are_read_from_their_start() -> None:
+    class Stream(IterableDataset[Any]):
+        def __iter__(self) -> Any:
+            return iter(torch.arange(10))
+
+    assert_same(read_batches(DataLoader(Stream(), 4), 2), [torch.arange(4), torch.arange(4, 8)])
+    batches = [Pair(torch.zeros(2), [torch.ones(2)]) for _ in range(3)]
+    assert read_batches(batches, 2) == batches[:2]
+    assert read_batches((batch for batch in batches), 3) == batches
+
+
+def test_too_few_batches_says_how_many_there_were() -> None:
+    with pytest.raises(TooFewBatchesError, match="gave 3 batches; 4 were asked for"):
+        read_batches(DataLoader(torch.arange(6), 2), 4)
+
+
+def test_data_that_is_none_is_refused() -> None:
+    with pytest.raises(UnsupportedBatchError, match="int"):
+        read_batches(3, 2)
+
+
+def test_trainer_given_is_put_back_even_when_the_body_raises() -> None:
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    module = Classifier()
+    before = state_of(module)
+    trainer.loggers = loggers = [DummyLogger()]
+
+    def fail() -> None:
+        with bridged(module, trainer=trainer):
+            assert trainer.loggers is not loggers
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert trainer.loggers is loggers
+    assert_same(before, state_of(module))
+
+
+def test_unsupported_module_is_refused_before_anything_runs() -> None:
+    with pytest.raises(UnsupportedModuleError, match="no LightningModule"):
+        bridged(make_network()).__enter__()

@@ -1,0 +1,27 @@
+"""Every example runs as its usage says, and its output shows what it promises."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+PROMISES = {
+    "01_callback.py": ["epoch 2: zico/score", "validation accuracy 0.9"],
+    "02_select_and_train.py": ["Chosen without training:", "tau with truth", "vit-32x2", "cnn-bn-32x4"],
+}
+
+
+def test_every_example_is_tested() -> None:
+    assert sorted(PROMISES) == sorted(path.name for path in EXAMPLES.glob("*.py"))
+
+
+@pytest.mark.parametrize("name", sorted(PROMISES))
+def test_example_runs(name: str, tmp_path: Path) -> None:
+    command = [sys.executable, str(EXAMPLES / name)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
+    for promise in PROMISES[name]:
+        assert promise in done.stdout
+    assert not list(tmp_path.iterdir()), "an example leaves files behind"

@@ -1,0 +1,39 @@
+"""What is shipped is the package alone, and it imports without any extra."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import lightning_zico
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_wheels_only_top_level_name_is_lightning_zico(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "build", "--wheel", "--outdir", str(tmp_path), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
+    with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
+        names = wheel.namelist()
+    tops = {name.split("/")[0] for name in names}
+    assert tops == {"lightning_zico", f"lightning_zico-{lightning_zico.__version__}.dist-info"}
+    assert "lightning_zico/py.typed" in names
+    assert any(name.endswith("licenses/LICENSE") for name in names)
+
+
+def test_the_root_imports_nothing_optional() -> None:
+    optional = ["sklearn", "pandas", "scipy", "matplotlib", "timm", "torchvision", "transformers", "ray", "optuna"]
+    # None in sys.modules makes an import fail, as if the package were not installed; torchmetrics looks for some first.
+    code = f"""
+import sys
+import lightning.pytorch, torchmetrics
+for name in {optional!r}:
+    for loaded in [m for m in sys.modules if m.split(".")[0] == name]:
+        del sys.modules[loaded]
+    sys.modules[name] = None
+import lightning_zico
+print(lightning_zico.list_proxies())
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "zico" in done.stdout

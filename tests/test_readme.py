@@ -1,0 +1,29 @@
+"""The README's code runs, block by block in one session, as a reader would type it."""
+
+import re
+from pathlib import Path
+
+import pytest
+from lightning.pytorch import Trainer
+
+README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.filterwarnings("ignore:.*tensorboardX.*:UserWarning")  # the README's trainers log where they like
+def test_every_python_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(blocks) == 3
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(block, names)
+    assert isinstance(names["trainer"], Trainer)
+    assert names["card"]["zico"].error is None
+    assert names["selector"].best_model_ is not None
+
+
+def test_linked_files_exist() -> None:
+    links = re.findall(r"\]\((?!https?://)([^)#]+)\)", README)
+    assert links
+    for link in links:
+        assert (Path(__file__).parent.parent / link).exists(), link
