@@ -122,7 +122,7 @@ def check_training_step(module: nn.Module) -> None:
         raise UnsupportedModuleError(f"{name} defines no `training_step`. {_WAY_OUT}")
     if not module.automatic_optimization:
         raise UnsupportedModuleError(
-            f"{name} optimises manually, so that its `training_step` takes steps instead of returning a loss. {_WAY_OUT}"
+            f"{name} optimises manually: its `training_step` takes steps instead of returning a loss. {_WAY_OUT}"
         )
     parameters = inspect.signature(module.training_step).parameters  # type: ignore[arg-type]
     if "optimizer_idx" in parameters:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import pytorch_lightning
 import rich
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
@@ -265,3 +266,26 @@ def test_table_shows_in_interactive_terminals_alone(
     shown = "small [b]" in out.getvalue() and "cannot be built" in out.getvalue()
     assert shown == (interactive and enabled)
     assert bool(out.getvalue()) == shown
+
+
+def test_candidates_data_and_trainer_may_all_be_of_pytorch_lightning() -> None:
+    class Other(pytorch_lightning.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = make_network()
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return nn.functional.cross_entropy(self.network(batch[0]), batch[1])
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    class OtherData(pytorch_lightning.LightningDataModule):
+        def train_dataloader(self) -> DataLoader[Any]:
+            return Data().train_dataloader()
+
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = pytorch_lightning.Trainer(accelerator="cpu", max_epochs=1, enable_checkpointing=False, **quiet)
+    selector = ZeroShotSelector(trainer=trainer).fit([Other, broken], OtherData())
+    assert isinstance(selector.best_model_, Other)
+    assert trainer.global_step == 4

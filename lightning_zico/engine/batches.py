@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+from collections import UserDict
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any
 
@@ -43,7 +44,7 @@ def map_tensors(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
     if isinstance(batch, Tensor):
         return function(batch)
     if isinstance(batch, Mapping):
-        mapped: Any = copy.copy(batch) if isinstance(batch, MutableMapping) else dict(batch)
+        mapped = _copied(batch)
         for key, value in batch.items():
             mapped[key] = map_tensors(function, value)
         return mapped
@@ -58,6 +59,15 @@ def map_tensors(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
         return mapped
     clone = getattr(batch, "clone", None)
     return clone() if callable(clone) else batch
+
+
+def _copied(batch: Mapping[Any, Any]) -> Any:
+    if isinstance(batch, dict | UserDict):
+        return copy.copy(batch)
+    if isinstance(batch, MutableMapping):
+        # Told to keep the values; copy.copy would share whatever a foreign class stores them in.
+        return copy.deepcopy(batch, {id(value): value for value in batch.values()})
+    return dict(batch)
 
 
 def with_tensors(batch: Batch, tensors: Sequence[Tensor]) -> Batch:

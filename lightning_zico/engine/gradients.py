@@ -23,7 +23,14 @@ from torch.overrides import TorchFunctionMode
 from lightning_zico._typing import Axis, Batch, Buffers, Params, Step
 from lightning_zico.engine.batches import map_tensors, num_samples, tensors_of, with_tensors
 from lightning_zico.engine.scope import preserved, seed_all
-from lightning_zico.engine.stateless import call_step, copied_buffers, copied_params, plain_gradients
+from lightning_zico.engine.stateless import (
+    call_step,
+    check_depends,
+    copied_buffers,
+    copied_params,
+    has_reentrant_checkpoint,
+    plain_gradients,
+)
 from lightning_zico.errors import ZiCoError
 
 # Who differentiated: torch.func.grad on a batch, torch.autograd.grad on a batch, vmap(grad) over samples, or
@@ -104,8 +111,9 @@ def stream_gradients(
 
     Batch normalisation in training mode is, per batch, differentiated through the statistics of that batch. Per sample
     it is differentiated with the statistics of the whole batch held constant (one more forward records them), since a
-    sample alone would make it another function. Dropout draws anew for every sample (``randomness="different"``), so
-    that with dropout, and only then, per-sample gradients depend on ``chunk_size``.
+    sample alone would make it another function; inside a checkpoint that cannot be done, and is an error. Dropout draws
+    anew for every sample (``randomness="different"``), so that with dropout, and only then, per-sample gradients depend
+    on ``chunk_size``.
 
     Args:
         module: A module on a real device.
@@ -127,13 +135,14 @@ def stream_gradients(
     Raises:
         UnsupportedBatchError: If samples are asked for and the tensors of a batch differ in length.
         NoGradientError: If the loss depends on none of the parameters.
+        ZiCoError: If samples are asked for and the statistics of batch normalisation cannot be held constant.
     """
-    params = copied_params(module)
-    scored = {name: params[name] for name in names}
     facts = GradientFacts(axis)
     candidates = _BACKENDS[axis] if backend is None else (backend,)
-    with preserved(module) as reset:
-        task = _Task(module, step, params, scored, reset)
+    # Tensors made in inference mode, as in a validation loop, cannot be differentiated.
+    with torch.inference_mode(False), preserved(module) as reset:
+        params = copied_params(module)
+        task = _Task(module, step, params, {name: params[name] for name in names}, reset)
         for batch_idx, batch in enumerate(batches):
             task.take(batch, batch_idx, seed + batch_idx)
             if axis == "batch":
@@ -212,10 +221,17 @@ class _Task:
         self.batch, self.batch_idx, self.seed = batch, batch_idx, seed
 
     def fresh(self, batch: Batch) -> tuple[Buffers, Batch]:
-        """Start over: module, buffers, seed and a batch of its own for code that writes to its input."""
-        self.reset()
+        """Start over: module, parameters, buffers, seed and a batch of its own for code that writes to its input."""
+        self.put_back()
         seed_all(self.seed)
         return copied_buffers(self.module), map_tensors(torch.clone, batch)
+
+    def put_back(self) -> None:
+        """Undo what a step did to the module and to the copies of its parameters."""
+        self.reset()
+        with torch.no_grad():
+            for name, parameter in self.module.named_parameters():
+                self.params[name].copy_(parameter)
 
     def differentiate_batch(self, backend: Backend) -> GradientChunk:
         buffers, batch = self.fresh(self.batch)
@@ -225,7 +241,7 @@ class _Task:
             )
         else:
             gradients, loss = grad_and_value(self._loss)(self.scored, self._others(), buffers, batch)
-        return GradientChunk({name: g.unsqueeze(0) for name, g in gradients.items()}, loss.unsqueeze(0))
+        return GradientChunk(_owned({name: g.unsqueeze(0) for name, g in gradients.items()}), loss.unsqueeze(0))
 
     def differentiate_samples(self, samples: slice, backend: Backend) -> GradientChunk:
         buffers, batch = self.fresh(map_tensors(lambda tensor: tensor[samples], self.batch))
@@ -240,7 +256,8 @@ class _Task:
         over_samples = vmap(of_one, in_dims=(None, None, None, 0), randomness="different")
         # The fused kernels of attention have no batching rule: vmap would run them sample by sample.
         with sdpa_kernel(SDPBackend.MATH):
-            return GradientChunk(*over_samples(self.scored, self._others(), buffers, tensors))
+            gradients, losses = over_samples(self.scored, self._others(), buffers, tensors)
+        return GradientChunk(_owned(gradients), losses)
 
     def _loop_over(self, tensors: list[Tensor], buffers: Buffers) -> GradientChunk:
         stacks: dict[str, list[Tensor]] = {name: [] for name in self.scored}
@@ -250,16 +267,28 @@ class _Task:
             one = with_tensors(self.batch, sample)
             with self.batch_norm.replayed():
                 gradients, loss = plain_gradients(
-                    self.module, self.step, self.params, self.scored, own_buffers, one, self.batch_idx
+                    self.module, self._replayable_step, self.params, self.scored, own_buffers, one, self.batch_idx
                 )
-            self.reset()
+            self.put_back()
             losses.append(loss)
             for name, gradient in gradients.items():
                 stacks[name].append(gradient)
         return GradientChunk({name: torch.stack(stack) for name, stack in stacks.items()}, torch.stack(losses))
 
+    def _replayable_step(self, module: nn.Module, batch: Batch, batch_idx: int) -> Tensor:
+        loss = self.step(module, batch, batch_idx)
+        # What such a checkpoint runs again in the backward pass, no mode sees: it would use the sample's statistics.
+        if self.batch_norm.statistics and isinstance(loss, Tensor) and has_reentrant_checkpoint(loss):
+            raise ZiCoError(
+                "Per sample, batch normalisation takes the statistics of the whole batch, which a checkpoint with "
+                '`use_reentrant=True` would forget. Use `axis="batch"`, or switch checkpointing off for scoring.'
+            )
+        return loss
+
     def _loss(self, scored: Params, others: Params, buffers: Buffers, batch: Batch) -> Tensor:
-        return call_step(self.module, self.step, others | scored, buffers, batch, self.batch_idx)
+        loss = call_step(self.module, self.step, others | scored, buffers, batch, self.batch_idx)
+        check_depends(loss)
+        return loss
 
     def _others(self) -> Params:
         # As arguments, not as captured tensors: torch.func lets a function write to the former alone.
@@ -298,6 +327,18 @@ class _Task:
         # Twice: the backward pass makes as much again as the forward kept, and taking moments as much as gradients
         # weigh.
         return max(1, min(total, budget // (2 * (sum(kept.values()) + gradients))))
+
+
+def _owned(gradients: Params) -> Params:
+    """Copy gradients that share memory with another or within themselves, as the terms of a sum do."""
+    seen: set[int] = set()
+    owned: Params = {}
+    for name, gradient in gradients.items():
+        expanded = any(stride == 0 and size > 1 for stride, size in zip(gradient.stride(), gradient.shape, strict=True))
+        storage = gradient.untyped_storage().data_ptr()
+        owned[name] = gradient.clone() if expanded or storage in seen else gradient
+        seen.add(storage)
+    return owned
 
 
 class _BatchNormConstants:
@@ -358,8 +399,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Tell whether a device, the CPU included, had no memory left."""
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
         return True
-    # The CPU's allocator raises a plain RuntimeError.
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    # The allocators of the CPU and of MPS raise a plain RuntimeError.
+    signs = ("can't allocate memory", "MPS backend out of memory")
+    return isinstance(error, RuntimeError) and any(sign in str(error) for sign in signs)
 
 
 def free_memory_bytes(device: torch.device) -> int:

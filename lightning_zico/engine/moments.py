@@ -64,7 +64,7 @@ class Moments:
         centred = gradients.sub_(first)  # [B, *]
         shift = centred.mean(dim=0)
         centred.sub_(shift)
-        scale = torch.linalg.vector_norm(centred, ord=math.inf)
+        scale = torch.linalg.vector_norm(centred, ord=math.inf, dim=0)  # [B, *] -> [*]
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))
         deviation = torch.linalg.vector_norm(centred.div_(scale), dim=0).mul_(scale)  # [B, *] -> [*]
         return cls(count, shift.add_(first), mean_abs, deviation)
@@ -77,9 +77,9 @@ class Moments:
         self.mean = self.mean.add_(delta, alpha=share)
         self.mean_abs = self.mean_abs.lerp_(other.mean_abs, share)
         between = delta.mul_(math.sqrt(self.count * share)).abs_()
-        for part in (self.deviation, other.deviation):
-            if part is not None:
-                between = torch.hypot(between, part, out=between)
+        for part in (self, other):
+            if part.count > 1 and part.deviation is not None:
+                between = torch.hypot(between, part.deviation, out=between)
         self.deviation = between
         self.count = count
 

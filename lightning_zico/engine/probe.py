@@ -1,6 +1,6 @@
 """Probe: one candidate, placed and ready to be measured."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -109,15 +109,19 @@ class Probe:
         losses: list[Tensor] = []
 
         def consume(chunk: GradientChunk) -> None:
-            gradients = chunk.gradients
-            # Popped, so that a gradient's memory is free as soon as its moments are taken.
-            taken = {name: Moments.of(_of(gradients.pop(name), of)) for name in names}
             losses.append(chunk.losses.detach())
-            for name in names:
+            # Popped, so that a gradient's memory is free as soon as it is merged.
+            news: Iterable[Moments] = (Moments.of(_of(chunk.gradients.pop(name), of)) for name in names)
+            if self._chunk_size == "auto":
+                news = list(news)  # should memory run out here, nothing has been kept and the chunk can be taken again
+            for name, new in zip(names, news, strict=True):
                 if name in merged:
-                    merged[name].merge(taken.pop(name))
+                    merged[name].merge(new)
                 else:
-                    merged[name] = taken.pop(name)
+                    merged[name] = new
+                    if new.deviation is None:
+                        # Reserved at once, so that what fits with two batches fits with any number.
+                        new.deviation = torch.zeros_like(new.mean)
 
         prepared = (self._prepared(i) for i in range(len(self.batches)))
         facts = stream_gradients(

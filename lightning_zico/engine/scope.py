@@ -17,10 +17,10 @@ def preserved(module: nn.Module) -> Iterator[Callable[[], None]]:
 
     Saved are, for every submodule, all its attributes (training flag, hook tables, child modules, the list that a
     ``training_step`` appends to) and the contents of those that are lists, dictionaries, sets or deques, to any depth;
-    for every parameter ``.grad`` and ``requires_grad``. Tensors that are neither parameter nor buffer, such as the
-    states of torchmetrics, are exchanged for clones while the body runs, so that not even a write in place reaches
-    them. Parameters and buffers are *not* cloned here: the body must run the module on others, as `stateless.call_step`
-    does. Objects of other classes that a module holds are not looked into.
+    for every parameter ``requires_grad`` and ``.grad``, which is None while the body runs. Tensors that are neither
+    parameter nor buffer, such as the states of torchmetrics, are exchanged for clones while the body runs, so that not
+    even a write in place reaches them. Parameters and buffers are *not* cloned here: the body must run the module on
+    others, as `stateless.call_step` does. Objects of other classes that a module holds are not looked into.
 
     Yields:
         A function that puts the module back at once, for bodies that run it several times.
@@ -110,9 +110,11 @@ class _ModuleState:
                 self._tensors.append((container, key, value))
 
     def exchange_tensors(self) -> None:
-        """Put clones in the places of the tensors that are neither parameter nor buffer."""
+        """Put clones in the places of the tensors that are neither parameter nor buffer, and None in those of grads."""
         for container, key, tensor in self._tensors:
             container[key] = tensor.detach().clone().requires_grad_(tensor.requires_grad)
+        for parameter, _, _ in self._parameters:
+            parameter.grad = None
 
     def reset(self) -> None:
         """Put everything back and fresh clones in."""
@@ -128,8 +130,10 @@ class _ModuleState:
         for container, key, tensor in self._tensors:
             container[key] = tensor
         for parameter, grad, requires_grad in self._parameters:
-            parameter.requires_grad_(requires_grad)
-            parameter.grad = grad
+            if parameter.requires_grad != requires_grad:
+                parameter.requires_grad_(requires_grad)
+            if parameter.grad is not grad:
+                parameter.grad = grad
 
 
 def _refill(container: Any, saved: Any) -> None:

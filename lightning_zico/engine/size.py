@@ -126,7 +126,7 @@ def count_macs(
 
         params = {name: placed(parameter) for name, parameter in module.named_parameters()}
         buffers = {name: placed(buffer) for name, buffer in module.named_buffers()}
-        here = device or next(iter(params.values())).device
+        here = device or next(iter(params.values()), torch.empty(0)).device
         seed_all(0)
         with torch.no_grad(), FlopCounterMode(display=False) as counter, _uncounted_operators() as uncounted:
             call_step(module, step, params, buffers, map_tensors(placed, batch), 0)

@@ -1,6 +1,7 @@
 """A module's loss as a function of its parameters: the one place where `torch.func.functional_call` is called."""
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +10,8 @@ from torch.nn.parameter import is_lazy
 
 from lightning_zico._typing import Batch, Buffers, Params, Step
 from lightning_zico.errors import NoGradientError, UnsupportedModuleError
+
+T = TypeVar("T")
 
 
 def copied_params(module: nn.Module) -> Params:
@@ -51,8 +54,16 @@ def call_step(module: nn.Module, step: Step, params: Params, buffers: Buffers, b
     Raises:
         UnsupportedModuleError: If ``step`` returns anything but one number in a tensor.
     """
-    tensors = {f"module.{name}": tensor for name, tensor in (params | buffers).items()}
-    loss: Any = functional_call(_Stepper(module, step), tensors, (batch, batch_idx))
+    return _with_tensors(module, params | buffers, lambda: _loss_of(step(module, batch, batch_idx)))
+
+
+def _with_tensors(module: nn.Module, tensors: Params, function: Callable[[], T]) -> T:
+    return functional_call(
+        _Caller(module, function), {f"module.{name}": tensor for name, tensor in tensors.items()}, ()
+    )
+
+
+def _loss_of(loss: Any) -> Tensor:
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         given = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"{type(loss).__name__}"
         raise UnsupportedModuleError(f"The loss is {given}; needed is one number, the mean over the batch.")
@@ -71,24 +82,64 @@ def plain_gradients(
         NoGradientError: If the loss depends on none of ``scored``.
     """
     leaves = {name: tensor.detach().requires_grad_() for name, tensor in scored.items()}
+
+    def differentiate() -> tuple[Params, Tensor]:
+        loss = _loss_of(step(module, batch, batch_idx))
+        check_depends(loss)
+        return _backward(loss, leaves), loss.detach()
+
+    # Differentiated inside the call: checkpointing runs parts of the module again during the backward pass, and must
+    # find these tensors there and not the user's.
     with torch.enable_grad():
-        loss = call_step(module, step, params | leaves, buffers, batch, batch_idx)
+        return _with_tensors(module, params | leaves | buffers, differentiate)
+
+
+def check_depends(loss: Tensor) -> None:
+    """Refuse a loss that nothing can be differentiated through.
+
+    Raises:
+        NoGradientError: If it depends on no parameter that is differentiated with respect to.
+    """
     if not loss.requires_grad:
         raise NoGradientError(
             "The loss depends on no scored parameter: it is detached, or computed without them. Return a loss that "
             "`backward()` can run from."
         )
-    gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
-    return dict(zip(leaves, gradients, strict=True)), loss.detach()
 
 
-class _Stepper(nn.Module):
-    """Makes ``step`` the ``forward`` of a module, which is what `functional_call` calls."""
+def _backward(loss: Tensor, leaves: Params) -> Params:
+    if not has_reentrant_checkpoint(loss):
+        gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
+        return dict(zip(leaves, gradients, strict=True))
+    loss.backward()  # the only call that such a checkpoint allows; the leaves are ours, and so are their ``.grad``
+    return {
+        name: torch.zeros_like(leaf, requires_grad=False) if leaf.grad is None else leaf.grad
+        for name, leaf in leaves.items()
+    }
 
-    def __init__(self, module: nn.Module, step: Step) -> None:
+
+def has_reentrant_checkpoint(loss: Tensor) -> bool:
+    """Look for a ``torch.utils.checkpoint.checkpoint(..., use_reentrant=True)`` in the graph of a loss."""
+    seen: set[Any] = set()
+    remaining: list[Any] = [loss.grad_fn]
+    while remaining:
+        node = remaining.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "CheckpointFunctionBackward":
+            return True
+        seen.add(node)
+        remaining.extend(parent for parent, _ in node.next_functions)
+    return False
+
+
+class _Caller(nn.Module):
+    """Makes a function the ``forward`` of a parent of the module, which is what `functional_call` calls."""
+
+    def __init__(self, module: nn.Module, function: Callable[[], Any]) -> None:
         super().__init__()
         self.module = module
-        self.step = step
+        self.function = function
 
-    def forward(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self.step(self.module, batch, batch_idx)
+    def forward(self) -> Any:
+        return self.function()

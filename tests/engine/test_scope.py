@@ -1,0 +1,197 @@
+import copy
+import random
+from collections import deque
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torchmetrics import MeanMetric
+
+from lightning_zico.engine.scope import preserved, preserved_rng, seed_all
+from lightning_zico.engine.stateless import call_step, copied_buffers, copied_params
+
+
+class Everything(nn.Module):
+    """Has one of each thing that training code changes on a module."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 2)
+        self.norm = nn.BatchNorm1d(2)
+        self.dropout = nn.Dropout(0.5)
+        self.metric = MeanMetric()
+        self.outputs = []
+        self.nested = {"losses": [1.0], "deep": {"values": deque([1, 2], maxlen=3)}}
+        self.seen = {1}
+        self.calls = 0
+        self.last = torch.zeros(2)
+        self.history = [torch.ones(2)]
+        self.by_name = {"ema": torch.ones(1)}
+        self.linear.weight.grad = torch.full((2, 3), 7.0)
+        self.linear.bias.requires_grad_(False)
+        self.dropout.eval()
+
+    def forward(self, x):
+        out = self.norm(self.dropout(self.linear(x)))
+        self.metric.update(out.detach().mean())
+        return out
+
+
+def spoil(module):
+    """Change everything but the values of parameters and buffers."""
+    module.eval()
+    module.dropout.train()
+    module.linear.weight.requires_grad_(False)
+    module.linear.bias.requires_grad_(True)
+    if module.linear.weight.grad is not None:
+        module.linear.weight.grad.zero_()
+    module.linear.weight.grad = torch.ones(2, 3)
+    module.linear.bias.grad = torch.ones(2)
+    module.linear.weight = nn.Parameter(torch.zeros(2, 3))
+    module.norm.running_mean = torch.full((2,), 9.0)
+    module.register_buffer("new_buffer", torch.zeros(1))
+    module.new_child = nn.Linear(1, 1)
+    module.dropout = nn.Identity()
+    del module.norm
+    module.register_forward_hook(lambda *_: None)
+    module.linear.register_forward_pre_hook(lambda *_: None)
+    module.linear.register_full_backward_hook(lambda *_: None)
+    module.outputs.append(1)
+    module.nested["losses"].append(2.0)
+    module.nested["deep"]["values"].extend([3, 4])
+    module.nested["new"] = 1
+    module.seen.add(2)
+    module.calls += 1
+    module.last.fill_(5)
+    module.history[0].fill_(5)
+    module.history.append(torch.zeros(1))
+    module.by_name["ema"].fill_(5)
+    module.metric.update(3.0)
+    module.metric.mean_value.fill_(4)
+    module.new_attribute = "new"
+    module.forward = lambda x: x
+    random.random()
+    np.random.rand()
+    torch.rand(1)
+
+
+def spelled(value, seen=None):
+    """Spell an object out: identities of what must stay the same object, and contents of everything."""
+    if isinstance(value, torch.Tensor):
+        grad = None if value.grad is None else spelled(value.grad)
+        return (id(value), value.detach().clone().numpy().tobytes(), value.requires_grad, grad)
+    if isinstance(value, dict):
+        return (id(value), [(key, spelled(item)) for key, item in value.items()])
+    if isinstance(value, list | tuple | deque):
+        return (id(value), [spelled(item) for item in value])
+    if isinstance(value, set):
+        return (id(value), sorted(value))
+    if isinstance(value, nn.Module):
+        return (id(value), [(name, spelled(attribute)) for name, attribute in vars(value).items()])
+    return (id(value), repr(value))
+
+
+def rng():
+    return (random.getstate(), repr(np.random.get_state()), torch.get_rng_state().numpy().tobytes())
+
+
+@pytest.fixture
+def module():
+    module = Everything()
+    module.metric.update(1.0)
+    return module
+
+
+def test_nothing_is_left_of_what_the_body_did(module):
+    before, states = spelled(module), rng()
+    with preserved(module):
+        spoil(module)
+        assert spelled(module) != before
+    assert spelled(module) == before
+    assert rng() == states
+
+
+def test_nothing_is_left_when_the_body_raises(module):
+    before, states = spelled(module), rng()
+
+    def spoil_and_raise():
+        with preserved(module):
+            spoil(module)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        spoil_and_raise()
+    assert spelled(module) == before
+    assert rng() == states
+
+
+def test_reset_gives_the_body_the_module_as_it_was(module):
+    before = spelled(module)
+    with preserved(module) as reset:
+        for _ in range(2):
+            assert module.calls == 0
+            assert module.outputs == []
+            assert module.nested == {"losses": [1.0], "deep": {"values": deque([1, 2])}}
+            assert torch.equal(module.last, torch.zeros(2))
+            assert torch.equal(module.history[0], torch.ones(2))
+            assert torch.equal(module.metric.mean_value, torch.tensor(1.0))
+            assert isinstance(module.dropout, nn.Dropout)
+            assert not module.dropout.training
+            spoil(module)
+            reset()
+    assert spelled(module) == before
+
+
+def test_steps_on_copies_leave_the_module_bit_identical(module):
+    before, states = spelled(module), rng()
+    with preserved(module):
+        for batch_idx in range(2):
+            loss = call_step(
+                module,
+                lambda m, b, i: m(b).square().mean(),
+                copied_params(module),
+                copied_buffers(module),
+                torch.randn(4, 3),
+                batch_idx,
+            )
+            assert loss.isfinite()
+    assert spelled(module) == before
+    assert rng() == states
+
+
+def test_the_module_works_afterwards_as_its_untouched_twin(module):
+    twin = copy.deepcopy(module)
+    with preserved(module):
+        spoil(module)
+    x = torch.randn(4, 3)
+    assert torch.equal(module(x), twin(x))
+    assert torch.equal(module.metric.compute(), twin.metric.compute())
+
+
+def test_generators_go_on_as_if_the_body_had_not_run():
+    states = rng()
+    with preserved_rng():
+        random.random(), np.random.rand(), torch.rand(1)
+        assert rng() != states
+    assert rng() == states
+    with pytest.raises(ZeroDivisionError), preserved_rng(seed=3):
+        raise ZeroDivisionError
+    assert rng() == states
+
+
+@pytest.mark.parametrize("seed", [0, 2**32 + 5])
+def test_a_seed_fixes_all_generators(seed):
+    def draws():
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    with preserved_rng(seed):
+        first = draws()
+    draws()
+    with preserved_rng(seed):
+        assert draws() == first
+    with preserved_rng():
+        seed_all(seed)
+        assert draws() == first
+    with preserved_rng(seed + 1):
+        assert all(a != b for a, b in zip(draws(), first, strict=True))

@@ -1,0 +1,224 @@
+import copy
+import warnings
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm, weight_norm
+
+from lightning_zico.engine.size import count_macs, count_params, weight_names
+from tests.engine.models import Tied, cnn
+
+
+def mean_step(module, batch, batch_idx):
+    out = module(batch)
+    return (out[0] if isinstance(out, tuple) else out).mean()
+
+
+def macs_of(module, *shape, step=mean_step):
+    count = count_macs(module, step, torch.randn(*shape))
+    assert count.device == "meta"
+    assert count.uncounted == ()
+    return count.macs
+
+
+def test_parameters_count_once_frozen_ones_too():
+    module = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2))
+    module[0].requires_grad_(False)
+    assert count_params(module) == 3 * 2 + 2 + 2 + 2
+    assert count_params(Tied()) == 4 * 4 + 4 + 4 + 4 * 3 + 3
+    assert count_params(nn.LazyLinear(3)) == 0
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Linear(3, 2),
+        nn.Conv1d(3, 2, 1),
+        nn.Conv2d(3, 2, 1),
+        nn.Conv3d(3, 2, 1),
+        nn.ConvTranspose1d(3, 2, 1),
+        nn.ConvTranspose2d(3, 2, 1),
+        nn.ConvTranspose3d(3, 2, 1),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_the_layers_of_zico_are_linear_and_convolutional(layer):
+    assert weight_names(nn.Sequential(layer, nn.BatchNorm2d(2), nn.Embedding(3, 2))) == ["0.weight"]
+
+
+def test_weights_come_in_the_modules_order_without_frozen_ones():
+    module = nn.ModuleDict({"b": nn.Linear(1, 1), "a": nn.Conv1d(1, 1, 1), "frozen": nn.Linear(1, 1)})
+    module["frozen"].weight.requires_grad_(False)
+    assert weight_names(module) == ["b.weight", "a.weight"]
+
+
+def test_patterns_choose_any_parameter_that_is_trainable():
+    module = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2))
+    module[0].bias.requires_grad_(False)
+    assert weight_names(module, ["*.weight"]) == ["0.weight", "1.weight"]
+    assert weight_names(module, ["1.*", "0.bias"]) == ["1.weight", "1.bias"]
+    assert weight_names(module, ["*.WEIGHT"]) == []
+
+
+def test_a_tied_weight_stands_once_under_its_first_name():
+    assert weight_names(Tied()) == ["first.weight", "head.weight"]
+    # also where the first to hold it is no layer of ZiCo
+    module = nn.ModuleDict({"embed": nn.Embedding(3, 4), "head": nn.Linear(4, 3)})
+    module["head"].weight = module["embed"].weight
+    assert weight_names(module) == ["embed.weight"]
+
+
+def test_a_parametrised_weight_is_what_it_is_computed_from():
+    module = nn.Sequential(weight_norm(nn.Linear(3, 2)), spectral_norm(nn.Conv2d(2, 2, 1)))
+    assert weight_names(module) == [
+        "0.parametrizations.weight.original0",
+        "0.parametrizations.weight.original1",
+        "1.parametrizations.weight.original",
+    ]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its deprecation
+        old = torch.nn.utils.weight_norm(nn.Linear(3, 2))
+    assert weight_names(old) == ["weight_g", "weight_v"]
+
+
+@pytest.mark.parametrize(
+    ("module", "shape", "macs"),
+    [
+        (nn.Linear(5, 7), (3, 5), 5 * 7),
+        (nn.Linear(5, 7), (3, 11, 5), 11 * 5 * 7),
+        (nn.Conv1d(2, 6, 3), (4, 2, 9), 6 * 7 * 2 * 3),
+        (nn.Conv2d(2, 6, 3, stride=2, padding=1), (4, 2, 8, 10), 6 * 4 * 5 * 2 * 9),
+        (nn.Conv2d(4, 6, 3, groups=2), (4, 4, 5, 5), 6 * 9 * 2 * 9),
+        (nn.Conv3d(2, 3, 2), (4, 2, 4, 4, 4), 3 * 27 * 2 * 8),
+        # each input is spread over the kernel
+        (nn.ConvTranspose2d(2, 6, 3, stride=2), (4, 2, 5, 5), 25 * 2 * 6 * 9),
+        (nn.BatchNorm2d(3), (4, 3, 5, 5), 0),
+        # projections of queries, keys, values and output; scores and weighted values: heads do not matter
+        (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), (3, 5, 8), 5 * 4 * 64 + 2 * 25 * 8 + 5 * 2 * 8 * 16),
+        # four gates, from input and hidden state
+        (nn.LSTM(4, 6, batch_first=True), (3, 5, 4), 5 * 4 * 6 * (4 + 6)),
+        (nn.GRU(4, 6, batch_first=True), (3, 5, 4), 5 * 3 * 6 * (4 + 6)),
+    ],
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_macs_are_those_of_the_closed_form(module, shape, macs, training):
+    assert macs_of(module.train(training), *shape) == macs
+
+
+def test_macs_are_per_sample():
+    assert len({macs_of(cnn(), num_samples, 2, 5, 5) for num_samples in (1, 2, 7)}) == 1
+
+
+def test_tied_layers_compute_each_time():
+    assert macs_of(Tied(), 3, 4) == 2 * 4 * 4 + 4 * 3
+
+
+def test_macs_of_a_nested_batch_are_per_sample_of_its_first_tensor():
+    batch = {"scale": torch.tensor(2.0), "x": torch.randn(6, 5)}
+    count = count_macs(nn.Linear(5, 7), lambda m, b, i: m(b["x"]).mean() * b["scale"], batch)
+    assert count.macs == 5 * 7
+
+
+def test_a_step_that_looks_at_values_is_counted_on_the_modules_own_device():
+    def peeking(module, batch, batch_idx):
+        loss = module(batch).mean()
+        return loss * (2 if loss.item() > 0 else 1)
+
+    count = count_macs(nn.Linear(5, 7), peeking, torch.randn(3, 5))
+    assert (count.macs, count.device) == (5 * 7, "cpu")
+
+
+def test_the_second_count_starts_from_the_module_as_it_was():
+    class Growing(nn.Linear):
+        def forward(self, x):
+            self.__dict__.setdefault("seen", []).append(1)
+            out = sum(super(Growing, self).forward(x) for _ in self.seen)
+            return out * out.sum().item()
+
+    module = Growing(5, 5)
+    module.seen = []
+    assert count_macs(module, mean_step, torch.randn(3, 5)).macs == 5 * 5
+    assert module.seen == []
+
+
+def test_a_module_without_parameters_is_counted_too():
+    def peeking(module, batch, batch_idx):
+        batch.sum().item()
+        return module(batch).mean()
+
+    assert count_macs(nn.ReLU(), peeking, torch.randn(3, 5)).macs == 0
+    assert count_macs(nn.ReLU(), mean_step, torch.randn(3, 5)).macs == 0
+
+
+def test_what_is_muted_is_back_afterwards():
+    module = nn.Sequential(nn.Linear(5, 7))
+    module.logger = print
+
+    def step(module, batch, batch_idx):
+        assert module.logger is None
+        return module(batch).mean()
+
+    count_macs(module, step, torch.randn(3, 5), muted=lambda m: setattr(m, "logger", None))
+    assert module.logger is print
+
+
+class Vectors(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 5))
+
+    def forward(self, x):
+        return torch.stack([torch.mv(self.weight, row) for row in x])
+
+
+@torch.library.custom_op("lightning_zico_tests::scaled", mutates_args=())
+def scaled(x: torch.Tensor) -> torch.Tensor:
+    return x * 2
+
+
+@scaled.register_fake
+def _(x):
+    return torch.empty_like(x)
+
+
+class Foreign(nn.Linear):
+    def forward(self, x):
+        return scaled(super().forward(x))
+
+
+def test_operators_without_a_formula_are_named():
+    assert count_macs(Vectors(), mean_step, torch.randn(3, 5)).uncounted == ("aten.mv",)
+    count = count_macs(Foreign(5, 7), mean_step, torch.randn(3, 5))
+    assert count.uncounted == ("lightning_zico_tests.scaled",)
+    assert count.macs == 5 * 7  # the rest still counts
+    bilinear = count_macs(nn.Bilinear(5, 5, 2), lambda m, b, i: m(b, b).mean(), torch.randn(3, 5))
+    assert bilinear.uncounted
+
+
+def test_an_error_of_the_module_is_its_own():
+    class Broken(nn.Linear):
+        def forward(self, x):
+            raise KeyError("the module's own words")
+
+    with pytest.raises(KeyError, match="the module's own words"):
+        count_macs(Broken(5, 7), mean_step, torch.randn(3, 5))
+
+
+@pytest.mark.parametrize("peek", [False, True])
+def test_counting_leaves_no_trace(peek):
+    def step(module, batch, batch_idx):
+        module.calls = batch_idx
+        batch.mul_(2)
+        loss = F.dropout(module(batch)).mean()
+        return loss * (loss.item() if peek else 1)
+
+    module, batch = cnn(), torch.randn(3, 2, 5, 5)
+    state, kept, rng = copy.deepcopy(module.state_dict()), batch.clone(), torch.get_rng_state()
+    count_macs(module, step, batch)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in module.state_dict().items())
+    assert all(parameter.device.type == "cpu" and parameter.grad is None for parameter in module.parameters())
+    assert not hasattr(module, "calls")
+    assert torch.equal(batch, kept)
+    assert torch.equal(torch.get_rng_state(), rng)

@@ -1,0 +1,114 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_zico.engine.stateless import call_step, copied_buffers, copied_params, plain_gradients
+from lightning_zico.errors import NoGradientError, UnsupportedModuleError
+from tests.engine.models import Checkpointed, Last, Tied, Writing, assert_same, batches_of, step
+from tests.reference.gradients import gradient_of
+
+
+def plain(module, step, batch):
+    params = copied_params(module)
+    return plain_gradients(module, step, params, dict(params), copied_buffers(module), batch, 0)
+
+
+def identical(module, state):
+    now = module.state_dict()
+    return now.keys() == state.keys() and all(torch.equal(now[name], state[name]) for name in state)
+
+
+@pytest.mark.parametrize("how", ["data", "no_grad"])
+def test_a_forward_that_writes_to_its_weights_does_not_reach_the_module(how):
+    module = Writing(how)
+    state = copy.deepcopy(module.state_dict())
+    (batch,) = batches_of(4, num_batches=1)
+    gradients, _ = plain(module, step, batch)
+    assert gradients["linear.weight"].any()
+    assert identical(module, state)
+
+
+@pytest.mark.parametrize("use_reentrant", [True, False])
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")
+def test_checkpointing_does_not_reach_the_module(use_reentrant):
+    module = Checkpointed(use_reentrant, norm=True)
+    state = copy.deepcopy(module.state_dict())
+    (batch,) = batches_of(4, num_batches=1)
+    gradients, _ = plain(module, step, batch)
+    # the twin, whose weights are the same, does without checkpoints
+    twin = copy.deepcopy(module)
+    twin.use_reentrant = None
+    assert_same([gradients], [gradient_of(twin, step, batch)], 1e-6)  # float32
+    assert identical(module, state)
+    assert all(parameter.grad is None for parameter in module.parameters())
+
+
+def test_a_recurrent_network_runs_on_the_parameters_given():
+    module = Last()
+    (batch,) = batches_of(7, 4, num_batches=1)
+    gradients, loss = plain(module, step, batch)
+    assert_same([gradients], [gradient_of(module, step, batch)], 1e-6)  # float32
+    halved = {name: tensor / 2 for name, tensor in copied_params(module).items()}
+    assert call_step(module, step, halved, {}, batch, 0) != loss
+
+
+def test_tied_parameters_stand_once_under_their_first_name():
+    assert list(copied_params(Tied())) == ["first.weight", "first.bias", "second.bias", "head.weight", "head.bias"]
+
+
+def test_copies_share_no_memory_with_the_module():
+    module = nn.BatchNorm1d(3)
+    for tensor in (copied_params(module) | copied_buffers(module)).values():
+        tensor.fill_(9)
+    assert identical(module, nn.BatchNorm1d(3).state_dict())
+
+
+def test_lazy_parameters_are_refused_by_name():
+    with pytest.raises(UnsupportedModuleError, match=r"'0.weight' is not initialised.*Run one batch"):
+        copied_params(nn.Sequential(nn.LazyLinear(3)))
+
+
+def test_meta_parameters_are_refused_by_name():
+    with pytest.raises(UnsupportedModuleError, match=r"'weight' is on the meta device.*real device"):
+        copied_params(nn.Linear(3, 2, device="meta"))
+
+
+@pytest.mark.parametrize(
+    ("loss", "said"),
+    [
+        (None, "NoneType"),
+        (1.0, "float"),
+        ({"loss": torch.ones(())}, "dict"),
+        (torch.ones(3), r"a tensor of shape \(3,\)"),
+        (torch.ones(0), r"a tensor of shape \(0,\)"),
+    ],
+)
+def test_a_loss_that_is_not_one_number_is_refused(loss, said):
+    with pytest.raises(UnsupportedModuleError, match=rf"The loss is {said}; needed is one number"):
+        call_step(nn.Linear(3, 2), lambda m, b, i: loss, {}, {}, None, 0)
+
+
+def test_one_number_in_any_shape_is_a_scalar():
+    loss = call_step(nn.Linear(3, 2), lambda m, b, i: torch.ones(1, 1), {}, {}, None, 0)
+    assert loss.shape == ()
+
+
+def test_parameters_without_influence_get_zero():
+    module = nn.Sequential(nn.Linear(4, 3), nn.Linear(4, 3))
+    gradients, _ = plain(module, lambda m, b, i: m[0](b).sum(), torch.ones(2, 4))
+    assert gradients["0.weight"].all()
+    assert torch.equal(gradients["1.weight"], torch.zeros(3, 4))
+
+
+@pytest.mark.parametrize("loss", [lambda m: m.weight.detach().sum(), lambda m: torch.ones(())])
+def test_a_loss_without_parameters_is_refused(loss):
+    with pytest.raises(NoGradientError, match="depends on no scored parameter"):
+        plain(nn.Linear(3, 2), lambda m, b, i: loss(m), None)
+
+
+def test_batch_and_index_reach_the_step():
+    seen = []
+    call_step(nn.Linear(1, 1), lambda m, b, i: seen.append((b, i)) or torch.ones(()), {}, {}, "batch", 7)
+    assert seen == [("batch", 7)]
