@@ -220,10 +220,10 @@ class _Task:
     def take(self, batch: Batch, batch_idx: int, seed: int) -> None:
         self.batch, self.batch_idx, self.seed = batch, batch_idx, seed
 
-    def fresh(self, batch: Batch) -> tuple[Buffers, Batch]:
+    def fresh(self, batch: Batch, start: int = 0) -> tuple[Buffers, Batch]:
         """Start over: module, parameters, buffers, seed and a batch of its own for code that writes to its input."""
         self.put_back()
-        seed_all(self.seed)
+        seed_all(hash((self.seed, start)) % 2**63)  # chunks of one batch, by their start, draw different numbers
         return copied_buffers(self.module), map_tensors(torch.clone, batch)
 
     def put_back(self) -> None:
@@ -244,7 +244,7 @@ class _Task:
         return GradientChunk(_owned({name: g.unsqueeze(0) for name, g in gradients.items()}), loss.unsqueeze(0))
 
     def differentiate_samples(self, samples: slice, backend: Backend) -> GradientChunk:
-        buffers, batch = self.fresh(map_tensors(lambda tensor: tensor[samples], self.batch))
+        buffers, batch = self.fresh(map_tensors(lambda tensor: tensor[samples], self.batch), samples.start)
         tensors = [tensor.unsqueeze(1) for tensor in tensors_of(batch)]  # [n, ...] -> [n, 1, ...]: batches of one
         if backend == "loop":
             return self._loop_over(tensors, buffers)

@@ -573,11 +573,12 @@ def test_dropout_differs_between_batches():
     assert any(not torch.equal(g["3.weight"], gradients[0]["3.weight"]) for g in gradients)
 
 
+@pytest.mark.parametrize("chunk_size", [None, 1])
 @pytest.mark.parametrize("backend", ["vmap", "loop"])
-def test_dropout_differs_between_samples(backend):
+def test_dropout_differs_between_samples_also_of_different_chunks(backend, chunk_size):
     module = mlp(dropout=0.5)
     x, y = torch.randn(1, 4).expand(8, 4), torch.zeros(8, dtype=torch.long)
-    gradients, _ = gradients_of(module, [(x, y)], axis="sample", backend=backend)
+    gradients, _ = gradients_of(module, [(x, y)], axis="sample", backend=backend, chunk_size=chunk_size)
     # five units are on or off: eight equal draws have odds of 2^-35
     assert any(not torch.equal(g["3.weight"], gradients[0]["3.weight"]) for g in gradients)
 
