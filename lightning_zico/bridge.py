@@ -9,6 +9,7 @@ import inspect
 import itertools
 import logging
 import random
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -90,12 +91,7 @@ def bridged(
             if quiet is not None and trainer is None:
                 _call_if_there(module, "setup", "fit")
                 _call_if_there(module, "configure_model")
-                quiet.strategy.optimizers = _configured_optimizers(module)
-                if loss_fn is None and len(quiet.optimizers) > 1:
-                    raise UnsupportedModuleError(
-                        f"{type(module).__name__} configures {len(quiet.optimizers)} optimisers, so there is no one "
-                        f"loss. {_WAY_OUT}"
-                    )
+                _set_up_optimizers(quiet, module, loss_fn)
             if not module.training:
                 module.train()
             step = _training_step if loss_fn is None else _step_with(loss_fn)
@@ -107,6 +103,11 @@ def bridged(
 def is_lightning(module: nn.Module) -> bool:
     """Tell whether a module is a LightningModule, of whichever package: they are told by what they can do."""
     return callable(getattr(module, "training_step", None)) and hasattr(module, "automatic_optimization")
+
+
+def uncompiled(module: nn.Module) -> nn.Module:
+    """Give the module behind one of `torch.compile`, as Lightning does; compiling would cost more than scoring."""
+    return getattr(module, "_orig_mod", module)
 
 
 def check_training_step(module: nn.Module) -> None:
@@ -246,17 +247,18 @@ def _call_if_there(module: Any, hook: str, *args: Any) -> None:
         getattr(module, hook)(*args)
 
 
-def _configured_optimizers(module: Any) -> list[Any]:
-    """Ask for the optimisers, so that ``self.optimizers()`` works; none if they want a real trainer."""
+def _set_up_optimizers(trainer: Trainer, module: nn.Module, loss_fn: LossFn | None) -> None:
+    """Let ``self.optimizers()`` and ``self.lr_schedulers()`` work, as far as the module's do without a real trainer."""
     try:
-        configured = module.configure_optimizers()
-    except Exception:  # whether the module can be trained is not asked here; the trainer tells
-        return []
-    if isinstance(configured, tuple) and configured and isinstance(configured[0], list):
-        configured = configured[0]  # ([optimizers], [schedulers])
-    given = configured if isinstance(configured, list | tuple) else [configured]
-    optimizers = [one["optimizer"] if isinstance(one, Mapping) else one for one in given]
-    return [one for one in optimizers if isinstance(one, torch.optim.Optimizer)]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a module without optimisers can be scored
+            trainer.strategy.setup_optimizers(trainer)
+    except Exception as error:
+        # Whether the module can be trained is not asked here, only whether it has one loss.
+        if loss_fn is None and "multiple optimizers" in str(error):
+            raise UnsupportedModuleError(
+                f"{type(module).__name__} configures several optimisers, so there is no one loss. {_WAY_OUT}"
+            ) from None
 
 
 def _is_overridden(obj: Any, hook: str) -> bool:
@@ -286,7 +288,7 @@ def _quiet_trainer(module: nn.Module, datamodule: Any, trainer: Trainer | None) 
         if trainer is None:
             # A trainer is a knot of cycles: what it holds would live until the garbage collector comes by.
             quiet.strategy.connect(None)  # type: ignore[arg-type]
-            quiet.strategy.optimizers = []
+            quiet.strategy.optimizers, quiet.strategy.lr_scheduler_configs = [], []
 
 
 @contextmanager

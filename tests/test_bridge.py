@@ -99,7 +99,7 @@ def _classifier_that(**methods: Any) -> LightningModule:
             _classifier_that(
                 configure_optimizers=lambda self: [torch.optim.SGD(self.parameters(), 0.1) for _ in range(2)]
             ),
-            "2 optimisers",
+            "several optimisers",
         ),
         (
             _classifier_that(
@@ -108,7 +108,7 @@ def _classifier_that(**methods: Any) -> LightningModule:
                     [],
                 )
             ),
-            "2 optimisers",
+            "several optimisers",
         ),
         (LightningModule(), "defines no `training_step`"),
         (make_network(), "no LightningModule"),
@@ -158,6 +158,45 @@ def test_setup_and_configure_model_run_as_before_training_and_leave_nothing() ->
     assert sorted(card["zico"].layers) == ["first.weight", "last.weight"]
     assert order == ["setup fit", "configure_model"]
     assert not list(module.children())
+
+
+def test_optimisers_and_schedulers_are_at_hand_and_their_absence_is_no_fault() -> None:
+    class Asks(Classifier):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            self.log("lr", self.lr_schedulers().get_last_lr()[0])
+            assert self.optimizers().param_groups[0]["lr"] == 0.1
+            return super().training_step(batch, batch_idx)
+
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.SGD(self.parameters(), 0.1)
+            return {"optimizer": optimizer, "lr_scheduler": torch.optim.lr_scheduler.StepLR(optimizer, 1)}
+
+    with assert_untouched(module := Asks()):
+        assert score(module, make_batches())["zico"].error is None
+    for configure in (lambda self: None, lambda self: self.trainer.nothing_like_that):
+        assert score(_classifier_that(configure_optimizers=configure), make_batches())["zico"].error is None
+
+
+def test_parts_that_are_lightning_modules_are_attached_and_silent_too() -> None:
+    class Parent(LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.child = BusyClassifier()
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            assert self.child.trainer is self.trainer
+            return self.child.training_step(batch, batch_idx)
+
+        def configure_optimizers(self) -> Any:
+            return self.child.configure_optimizers()
+
+    with assert_untouched(module := Parent()):
+        assert score(module, make_batches())["zico"].error is None
+
+
+def test_a_compiled_module_is_scored_as_what_was_compiled() -> None:
+    module = Classifier()
+    assert score(torch.compile(module), make_batches())["zico"].value == score(module, make_batches())["zico"].value
 
 
 def test_transfer_hooks_run_in_order_and_the_data_modules_come_first() -> None:

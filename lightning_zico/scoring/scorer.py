@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_zico._typing import Axis, Batch, LossFn
-from lightning_zico.bridge import bridged, is_datamodule
+from lightning_zico.bridge import bridged, is_datamodule, uncompiled
 from lightning_zico.budget import Budget
 from lightning_zico.engine.batches import all_equal, num_samples
 from lightning_zico.engine.gradients import ChunkSize, check_chunk_size
@@ -147,6 +147,7 @@ def score_checked(
         budget: A candidate above it is not scored.
     """
     start = time.perf_counter()
+    model = uncompiled(model)
     scores: dict[str, Score] = {}
     error = None
     try:
