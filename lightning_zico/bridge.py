@@ -8,12 +8,15 @@ import copy
 import inspect
 import itertools
 import logging
-import random
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from types import ModuleType, NoneType
+from io import IOBase
+from multiprocessing.process import BaseProcess
+from threading import Thread
+from types import CellType, FunctionType, MethodType, ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,17 +30,25 @@ from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _BaseDataLoaderIter as _LoaderIter
 from torchmetrics import Metric
 
 from lightning_zico._typing import Batch, LossFn, Step
 from lightning_zico.engine.batches import map_tensors
-from lightning_zico.engine.scope import preserved, preserved_rng
+from lightning_zico.engine.scope import preserved, preserved_rng, refill, restorer_of
 from lightning_zico.errors import TooFewBatchesError, UnsupportedBatchError, UnsupportedModuleError
 
 # A generator that stands behind this many elements of one list is not looked for: such lists hold samples.
 _MOST_ELEMENTS = 1000
 _WAY_OUT = "Pass `loss_fn=`, called as `loss_fn(outputs, targets)` on batches `(inputs, targets)`."
-_PLAIN = (bool, int, float, str, NoneType)
+# A tensor or array that is larger (2 million samples as int64) holds samples, not an order of samples; and of smaller
+# ones, so much together is copied.
+_MOST_BYTES = 2**24
+_MOST_BYTES_TOGETHER = 2**28
+_EMPTY_CELL = CellType()
+_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+# Trainers lead to everything, and threads and processes go on by themselves.
+_NOT_LOOKED_INTO = (type, ModuleType, Trainer, Thread, BaseProcess, IOBase)
 
 
 class Bridge(NamedTuple):
@@ -84,7 +95,8 @@ def bridged(
     lightning = is_lightning(module)
     if loss_fn is None:
         check_training_step(module)
-    with preserved(module):
+    # The hooks of a data module may count or draw, too.
+    with preserved(module), _undisturbed(*([datamodule] if any(_is_overridden(datamodule, h) for h in _HOOKS) else [])):
         if lightning:
             _mute_logging(module)
         with _quiet_trainer(module, datamodule, trainer) if lightning else nullcontext() as quiet:
@@ -174,7 +186,7 @@ def read_training_batches(trainer: Trainer, num_batches: int, *, seed: int = 0) 
         seed: As for `read_batches`, which also says what is raised.
     """
     with preserved_rng(seed):
-        return _first(trainer.train_dataloader, num_batches)
+        return _first(trainer.fit_loop._combined_loader, num_batches, readable_once=False)
 
 
 def is_datamodule(data: Any) -> bool:
@@ -357,10 +369,11 @@ def _preparer(module: nn.Module, datamodule: Any, trainer: Trainer | None) -> Ca
     return prepare
 
 
-def _first(data: Any, num_batches: int) -> list[Batch]:
+def _first(data: Any, num_batches: int, *, readable_once: bool = True) -> list[Batch]:
     iterables = data.iterables if isinstance(data, CombinedLoader) else data
     mode = data._mode if isinstance(data, CombinedLoader) else "max_size_cycle"  # Lightning's own for training
-    with _undisturbed(iterables):
+    leaves = [leaf for leaf in tree_leaves(iterables) if not isinstance(leaf, Tensor)]
+    with _undisturbed(*leaves, readable_once=readable_once):
         if any(isinstance(leaf, DataLoader) for leaf in tree_leaves(iterables)):
             # Copies, since a loader with persistent workers keeps them, and with them where their randomness stands.
             combined = CombinedLoader(tree_map_only(DataLoader, _without_iterator, iterables), mode)
@@ -383,40 +396,80 @@ def _without_iterator(loader: DataLoader[Any]) -> DataLoader[Any]:
 
 
 @contextmanager
-def _undisturbed(data: Any) -> Iterator[None]:
-    """Put back what reading moves: generators and counters in loaders, samplers, datasets and their transforms.
+def _undisturbed(*roots: Any, readable_once: bool = True) -> Iterator[None]:
+    """Put back what reading moves: generators, counters, caches and orders in loaders, samplers, datasets, transforms.
 
-    Of every object that is reached through attributes, lists, tuples and dictionaries, generators of torch, NumPy and
-    Python get their state back, and attributes that hold plain values (such as the epoch that a sampler counts) their
-    value.
+    Of every object that is reached through attributes, containers, bound methods, partial functions and closures,
+    generators of torch, NumPy and Python get their state back, and objects their attributes; lists, dictionaries, sets
+    and deques their elements, small tensors and arrays their numbers. What stands in global variables is not reached.
+
+    Args:
+        roots: Where to start.
+        readable_once: Whether iterators, which cannot be put back, are let pass.
+
+    Raises:
+        UnsupportedBatchError: If an iterator is reached that must not be moved.
     """
     restore: list[Callable[[], Any]] = []
     seen: set[int] = set()
-    waiting = [leaf for leaf in tree_leaves(data) if not isinstance(leaf, Tensor)]
+    waiting = list(roots)
+    room = _MOST_BYTES_TOGETHER
     while waiting:
         obj = waiting.pop()
-        if id(obj) in seen or isinstance(obj, type | ModuleType | Tensor):
+        if id(obj) in seen or isinstance(obj, _NOT_LOOKED_INTO):
             continue
         seen.add(id(obj))
-        if isinstance(obj, torch.Generator):
-            restore.append(partial(obj.set_state, obj.get_state()))
-        elif isinstance(obj, random.Random):
-            restore.append(partial(obj.setstate, obj.getstate()))
-        elif isinstance(obj, np.random.RandomState):
-            restore.append(partial(obj.set_state, obj.get_state()))
-        elif isinstance(obj, np.random.Generator):
-            restore.append(partial(setattr, obj.bit_generator, "state", copy.deepcopy(obj.bit_generator.state)))
-        elif isinstance(obj, Mapping):
-            waiting.extend(itertools.islice(obj.values(), _MOST_ELEMENTS))
-        elif isinstance(obj, list | tuple):
-            waiting.extend(obj[:_MOST_ELEMENTS])
-        elif hasattr(obj, "__dict__"):
-            attributes = vars(obj)
-            plain = {key: value for key, value in attributes.items() if isinstance(value, _PLAIN)}
-            restore.append(partial(attributes.update, plain))
-            waiting.extend(attributes.values())
+        restore_generator = restorer_of(obj)
+        if restore_generator is not None:
+            restore.append(restore_generator)
+        elif isinstance(obj, Tensor | np.ndarray):
+            copyable = isinstance(obj, np.ndarray) or (obj.layout == torch.strided and not obj.is_meta)
+            if copyable and obj.nbytes <= min(_MOST_BYTES, room):
+                room -= obj.nbytes
+                restore.append(partial(_put_back, obj, obj.detach().clone() if isinstance(obj, Tensor) else obj.copy()))
+        elif (
+            isinstance(obj, Iterator)
+            and not readable_once
+            and (isinstance(obj, _LoaderIter) or not hasattr(obj, "__dict__"))
+        ):
+            raise UnsupportedBatchError(
+                f"The training data holds a {type(obj).__name__}, which can be read once, and training needs it. Use "
+                "a loader that starts anew whenever it is iterated."
+            )
+        else:
+            if isinstance(obj, list | deque | dict | set):
+                restore.append(partial(refill, obj, obj.copy()))
+            elif hasattr(obj, "__dict__"):
+                restore.append(partial(refill, vars(obj), vars(obj).copy()))
+            waiting.extend(_parts(obj))
     try:
         yield
     finally:
         for put_back in restore:
             put_back()
+
+
+def _parts(obj: Any) -> list[Any]:
+    if isinstance(obj, Mapping):
+        return list(itertools.islice(obj.values(), _MOST_ELEMENTS))
+    if isinstance(obj, list | tuple | deque | set):
+        return list(itertools.islice(obj, _MOST_ELEMENTS))
+    if isinstance(obj, MethodType):
+        return [obj.__self__, obj.__func__]
+    if isinstance(obj, partial):
+        return [obj.func, obj.args, obj.keywords]
+    if isinstance(obj, FunctionType):
+        return [cell.cell_contents for cell in obj.__closure__ or () if cell != _EMPTY_CELL]
+    attributes = getattr(obj, "__dict__", {})
+    # The workers at work belong to training; what is read here comes from others.
+    return [value for key, value in attributes.items() if not (key == "_iterator" and isinstance(obj, DataLoader))]
+
+
+def _put_back(obj: Any, saved: Any) -> None:
+    # Written to only if it changed, since it may be read-only.
+    if isinstance(obj, Tensor):
+        if not torch.equal(obj, saved):
+            with torch.no_grad():
+                obj.copy_(saved)
+    elif not np.array_equal(obj, saved):
+        obj[...] = saved

@@ -76,16 +76,23 @@ class ZiCoMetric(Metric):
 
         Raises:
             KeyError: If a scored weight is missing.
+            ValueError: If a gradient has not its parameter's shape.
         """
         new = {}
-        for name in self._shapes:
+        for name, shape in self._shapes.items():
             given = gradients[name]
+            given_shape = given.mean.shape if isinstance(given, Moments) else given.shape
+            if given_shape != shape:
+                raise ValueError(
+                    f"The gradient of '{name}' has shape {tuple(given_shape)}; needed is {tuple(shape)}, the "
+                    "parameter's own. Stack several gradients with `Moments.of`, or update once for each."
+                )
             new[name] = given if isinstance(given, Moments) else Moments.of(given.detach()[None].to(self.moments))
         self.moments = _merge(self.moments, _packed(new, self.moments), self._shapes)
 
     def compute(self) -> Tensor:
         """Compute the score over all gradients of all ranks; see `proxies.zico.zico_score`."""
-        return torch.tensor(zico_score(_unpacked(self.moments, self._shapes)), device=self.moments.device)
+        return self.moments.new_tensor(zico_score(_unpacked(self.moments, self._shapes)))
 
     def layers(self) -> dict[str, float]:
         """Compute what each layer adds to the score, over all ranks; see `proxies.zico.zico_layers`."""

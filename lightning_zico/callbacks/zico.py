@@ -1,10 +1,12 @@
 """ZiCo of the weights at hand, during training."""
 
+import math
 import time
 from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_warn
@@ -15,7 +17,7 @@ from lightning_zico.engine.gradients import ChunkSize, check_chunk_size
 from lightning_zico.engine.moments import Moments
 from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.scope import preserved_rng
-from lightning_zico.errors import UnsupportedModuleError
+from lightning_zico.errors import UnsupportedModuleError, ZiCoError
 from lightning_zico.metrics import ZiCoMetric
 from lightning_zico.proxies import ZiCo
 from lightning_zico.proxies.zico import zico_layers
@@ -28,8 +30,7 @@ class ZiCoCallback(Callback):
     The score is logged as ``zico/score`` to every logger and to ``trainer.callback_metrics`` (per sample as
     ``zico_per_sample/score``, since that is another number). Training goes on bit-identical to training without the
     callback: weights, optimiser, normalisation statistics, order of batches, augmentation, dropout. Under DDP the
-        gradients
-    of all ranks are merged, and every rank sees the same score.
+    gradients of all ranks are merged, and every rank sees the same score.
 
     A score that cannot be computed is a warning and a record with a reason; training goes on.
 
@@ -125,7 +126,7 @@ class ZiCoCallback(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Save the history."""
-        return {"history": self.history}
+        return {"history": list(self.history)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take the history up again."""
@@ -146,8 +147,8 @@ class ZiCoCallback(Callback):
         record: dict[str, Any] = {
             "epoch": trainer.current_epoch,
             "step": trainer.global_step,
-            "score": None if layers is None else sum(layers.values()),
-            "layers": layers or {},
+            "score": None if error is not None else math.fsum(layers.values()),
+            "layers": layers,
             "seconds": time.perf_counter() - start,
             "error": error,
         }
@@ -164,7 +165,7 @@ class ZiCoCallback(Callback):
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
         return record
 
-    def _layers(self, trainer: Trainer, pl_module: LightningModule) -> tuple[dict[str, float] | None, str | None]:
+    def _layers(self, trainer: Trainer, pl_module: LightningModule) -> tuple[dict[str, float], str | None]:
         """Compute what each layer adds, over all ranks; or say why not."""
         moments: dict[str, Moments] = {}
         error = None
@@ -172,14 +173,19 @@ class ZiCoCallback(Callback):
             moments = self._moments(trainer, pl_module)
         except Exception as raised:
             error = described(raised)
-        if trainer.world_size == 1:
-            return (zico_layers(moments), None) if error is None else (None, error)
-        # Every rank must come to the exchange or none.
-        if not trainer.strategy.reduce_boolean_decision(error is None, all=True):
-            return None, error or "another rank failed; see its log"
-        metric = ZiCoMetric(pl_module, self.parameters).to(pl_module.device)
-        metric.update(moments)
-        return metric.layers(), None
+        if trainer.world_size > 1:
+            # Every rank must come to the exchange of the moments or none.
+            error = _first_error(trainer.world_size, error)
+        if error is not None:
+            return {}, error
+        try:
+            if trainer.world_size == 1:
+                return zico_layers(moments), None
+            metric = ZiCoMetric(pl_module, self.parameters).to(pl_module.device)
+            metric.update(moments)
+            return metric.layers(), None
+        except ZiCoError as raised:  # on all ranks alike, since all hold the same moments
+            return {}, described(raised)
 
     def _moments(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Moments]:
         batches = read_training_batches(trainer, self.num_batches, seed=self.seed)
@@ -200,3 +206,10 @@ class ZiCoCallback(Callback):
                 muted=bridge.muted,
             )
             return probe.moments(self.parameters, of=self.std_of).by_name
+
+
+def _first_error(world_size: int, error: str | None) -> str | None:
+    """Ask all ranks what went wrong; every rank gets the same answer."""
+    errors: list[str | None] = [None] * world_size
+    dist.all_gather_object(errors, error)
+    return next((f"rank {rank}: {given}" for rank, given in enumerate(errors) if given is not None), None)

@@ -1,10 +1,12 @@
 """What must be switched while a module is looked at, and put back whatever happens."""
 
+import copy
 import random
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +22,8 @@ def preserved(module: nn.Module) -> Iterator[Callable[[], None]]:
     for every parameter ``requires_grad`` and ``.grad``, which is None while the body runs. Tensors that are neither
     parameter nor buffer, such as the states of torchmetrics, are exchanged for clones while the body runs, so that not
     even a write in place reaches them. Parameters and buffers are *not* cloned here: the body must run the module on
-    others, as `stateless.call_step` does. Objects of other classes that a module holds are not looked into.
+    others, as `stateless.call_step` does. Generators of torch, NumPy and Python that stand among these attributes get
+    their state back; objects of other classes that a module holds are not looked into.
 
     Yields:
         A function that puts the module back at once, for bodies that run it several times.
@@ -69,6 +72,24 @@ def preserved_rng(seed: int | None = None) -> Iterator[None]:
             torch.mps.set_rng_state(mps_state)
 
 
+def restorer_of(obj: Any) -> Callable[[], Any] | None:
+    """Remember the state of a generator of torch, NumPy or Python; None for any other object.
+
+    Returns:
+        A function that puts the state back.
+    """
+    numpy = sys.modules.get("numpy")
+    if isinstance(obj, torch.Generator):
+        return partial(obj.set_state, obj.get_state())
+    if isinstance(obj, random.Random):
+        return partial(obj.setstate, obj.getstate())
+    if numpy and isinstance(obj, numpy.random.RandomState):
+        return partial(obj.set_state, obj.get_state())
+    if numpy and isinstance(obj, numpy.random.Generator):
+        return partial(setattr, obj.bit_generator, "state", copy.deepcopy(obj.bit_generator.state))
+    return None
+
+
 def seed_all(seed: int) -> None:
     """Seed Python's, NumPy's and torch's generators, on every device."""
     random.seed(seed)
@@ -86,6 +107,7 @@ class _ModuleState:
         self._parameters = [(p, p.grad, p.requires_grad) for p in module.parameters()]
         self._containers: list[tuple[Any, Any]] = []
         self._tensors: list[tuple[Any, Any, Tensor]] = []  # (container, key, the tensor there)
+        self._restorers: list[Callable[[], Any]] = []
         seen: set[int] = set()
         for attributes, _ in self._attributes:
             self._scan(attributes, seen)
@@ -108,6 +130,8 @@ class _ModuleState:
                     self._scan(value, seen)
             elif isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
                 self._tensors.append((container, key, value))
+            elif (restore := restorer_of(value)) is not None:
+                self._restorers.append(restore)
 
     def exchange_tensors(self) -> None:
         """Put clones in the places of the tensors that are neither parameter nor buffer, and None in those of grads."""
@@ -124,11 +148,13 @@ class _ModuleState:
     def put_back(self) -> None:
         """Put everything back."""
         for attributes, saved in self._attributes:
-            _refill(attributes, saved)
+            refill(attributes, saved)
         for container, saved in self._containers:
-            _refill(container, saved)
+            refill(container, saved)
         for container, key, tensor in self._tensors:
             container[key] = tensor
+        for restore in self._restorers:
+            restore()
         for parameter, grad, requires_grad in self._parameters:
             if parameter.requires_grad != requires_grad:
                 parameter.requires_grad_(requires_grad)
@@ -136,6 +162,7 @@ class _ModuleState:
                 parameter.grad = grad
 
 
-def _refill(container: Any, saved: Any) -> None:
+def refill(container: Any, saved: Any) -> None:
+    """Give a list, deque, dictionary or set the contents of another."""
     container.clear()
     (container.extend if isinstance(container, list | deque) else container.update)(saved)
