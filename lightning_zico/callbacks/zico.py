@@ -10,6 +10,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
 
 from lightning_zico._typing import Axis, LossFn
 from lightning_zico.bridge import bridged, check_training_step, read_training_batches
@@ -68,7 +69,7 @@ class ZiCoCallback(Callback):
         std_of: Literal["signed", "abs"] = "signed",
         parameters: Sequence[str] | None = None,
         log_layers: bool = False,
-        loss_fn: LossFn | None = None,
+        loss_fn: LossFn | nn.Module | None = None,
         seed: int = 0,
     ) -> None:
         check_axis(axis)
