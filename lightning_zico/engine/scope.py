@@ -4,9 +4,10 @@ import copy
 import random
 import sys
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from types import FunctionType, MethodType
 from typing import Any
 
 import torch
@@ -99,6 +100,9 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+_PLAIN = frozenset({bool, int, float, str, tuple, type(None), FunctionType, MethodType})
+
+
 class _ModuleState:
     """All that `preserved` puts back, for every submodule of one module."""
 
@@ -106,30 +110,29 @@ class _ModuleState:
         self._attributes = [(vars(submodule), dict(vars(submodule))) for submodule in module.modules()]
         self._parameters = [(p, p.grad, p.requires_grad) for p in module.parameters()]
         self._containers: list[tuple[Any, Any]] = []
+        self._empty: list[Any] = []  # most containers of a module are hook tables without a hook
         self._tensors: list[tuple[Any, Any, Tensor]] = []  # (container, key, the tensor there)
         self._restorers: list[Callable[[], Any]] = []
         seen: set[int] = set()
         for attributes, _ in self._attributes:
-            self._scan(attributes, seen)
+            self._scan(attributes, attributes.items(), seen)
 
-    def _scan(self, container: Any, seen: set[int]) -> None:
-        if id(container) in seen:
-            return
-        seen.add(id(container))
-        if isinstance(container, dict):
-            items = list(container.items())
-        elif isinstance(container, list | deque):
-            items = list(enumerate(container))
-        else:
-            items = []
+    def _scan(self, container: Any, items: Iterable[tuple[Any, Any]], seen: set[int]) -> None:
         for key, value in items:
+            if type(value) in _PLAIN:
+                continue
             if isinstance(value, dict | list | set | deque):
-                self._containers.append((value, value.copy()))
-                # registered tensors are exchanged by functional_call
-                if key not in ("_parameters", "_buffers"):
-                    self._scan(value, seen)
-            elif isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
-                self._tensors.append((container, key, value))
+                if not value:
+                    self._empty.append(value)
+                elif id(value) not in seen:
+                    seen.add(id(value))
+                    self._containers.append((value, value.copy()))
+                    # registered tensors are exchanged by functional_call, and a set holds no place to exchange
+                    if key not in ("_parameters", "_buffers") and not isinstance(value, set):
+                        self._scan(value, value.items() if isinstance(value, dict) else enumerate(value), seen)
+            elif isinstance(value, Tensor):
+                if not isinstance(value, nn.Parameter):
+                    self._tensors.append((container, key, value))
             elif (restore := restorer_of(value)) is not None:
                 self._restorers.append(restore)
 
@@ -151,6 +154,9 @@ class _ModuleState:
             refill(attributes, saved)
         for container, saved in self._containers:
             refill(container, saved)
+        for container in self._empty:
+            if container:
+                container.clear()
         for container, key, tensor in self._tensors:
             container[key] = tensor
         for restore in self._restorers:

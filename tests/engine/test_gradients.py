@@ -78,9 +78,10 @@ def test_gradients_of_batches_are_those_of_backward(name, backend):
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_torch_func_can_follow_ordinary_models(name):
+def test_both_backends_can_follow_ordinary_models_per_batch(name):
     module, batches = made(name)
-    assert gradients_of(module, batches)[1].backends == ["grad"]
+    assert gradients_of(module, batches)[1].backends == ["autograd"]
+    assert gradients_of(module, batches, backend="grad")[1].backends == ["grad"]
 
 
 def test_losses_are_handed_over_with_the_gradients():
@@ -368,7 +369,7 @@ def test_chunk_sizes_pass(chunk_size):
         (lambda: Checkpointed(False), "sample", ["loop"]),
         (lambda: Checkpointed(False, norm=True), "batch", ["autograd"]),
         (lambda: Checkpointed(True, norm=True), "batch", ["autograd"]),
-        (Peeking, "batch", ["grad"]),
+        (Peeking, "batch", ["autograd"]),
         (Peeking, "sample", ["loop"]),
         (Remembering, "batch", ["autograd"]),
         (Remembering, "sample", ["loop"]),
@@ -396,8 +397,8 @@ def test_what_cannot_be_followed_is_not_tried_again():
         tried.append(batch_idx)
         return step(module, batch, batch_idx)
 
-    gradients_of(Doubling(), batches_of(4, num_batches=3), counting_step)
-    assert tried == [0, 0, 1, 2]
+    gradients_of(Doubling(), batches_of(4, num_batches=3), counting_step, axis="sample")
+    assert tried == [0] + 6 * [0] + 6 * [1] + 6 * [2]  # vmap once, then one sample after the other
 
 
 def test_an_error_of_ours_is_raised_at_once():

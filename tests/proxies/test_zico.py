@@ -123,7 +123,7 @@ def test_proxy_is_the_formula_on_the_gradients_of_backward(make, std_of, num_bat
     assert measured.value == pytest.approx(zico_from_stacks(stacks, std_of), rel=1e-5)
     assert measured.value == pytest.approx(math.fsum(measured.layers.values()))
     assert set(measured.layers) <= set(stacks)
-    assert measured.details == {"axis": "batch", "num_gradients": num_batches, "backend": "grad", "std_of": std_of}
+    assert measured.details == {"axis": "batch", "num_gradients": num_batches, "backend": "autograd", "std_of": std_of}
 
 
 def test_proxy_per_sample_is_the_formula_on_the_gradients_of_samples():
