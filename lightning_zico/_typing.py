@@ -1,13 +1,12 @@
 """Names for the types that many signatures share."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
 from torch import Tensor, nn
 
 Params: TypeAlias = dict[str, Tensor]
 Buffers: TypeAlias = dict[str, Tensor]
-Gradients: TypeAlias = Mapping[str, Tensor]
 
 # Any nest of tuples, lists, mappings and dataclasses with tensors as leaves; what a loader yields.
 Batch: TypeAlias = Any

@@ -22,12 +22,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.core.hooks import DataHooks
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _BaseDataLoaderIter as _LoaderIter
@@ -35,7 +36,7 @@ from torchmetrics import Metric
 
 from lightning_zico._typing import Batch, LossFn, Step
 from lightning_zico.engine.batches import map_tensors
-from lightning_zico.engine.scope import preserved, preserved_rng, refill, restorer_of
+from lightning_zico.engine.scope import preserved, preserved_rng, put_back, refill, restorer_of
 from lightning_zico.errors import TooFewBatchesError, UnsupportedBatchError, UnsupportedModuleError
 
 # A generator that stands behind this many elements of one list is not looked for: such lists hold samples.
@@ -96,7 +97,8 @@ def bridged(
     if loss_fn is None:
         check_training_step(module)
     # The hooks of a data module may count or draw, too.
-    with preserved(module), _undisturbed(*([datamodule] if any(_is_overridden(datamodule, h) for h in _HOOKS) else [])):
+    hooked = [datamodule] if any(_is_overridden(datamodule, hook) for hook in _HOOKS) else []
+    with _values_kept(module), preserved(module), _undisturbed(*hooked):
         if lightning:
             _mute_logging(module)
         with _quiet_trainer(module, datamodule, trainer) if lightning else nullcontext() as quiet:
@@ -196,9 +198,6 @@ def is_datamodule(data: Any) -> bool:
     )
 
 
-# --- the loss -------------------------------------------------------------------------------------------------------
-
-
 def _training_step(module: nn.Module, batch: Batch, batch_idx: int) -> Tensor:
     training_step: Any = module.training_step
     # Lightning's own rule: the second argument is the index, whatever its name.
@@ -232,7 +231,19 @@ def _in_precision_of(trainer: Trainer, step: Step) -> Step:
     return in_precision
 
 
-# --- the module -----------------------------------------------------------------------------------------------------
+@contextmanager
+def _values_kept(module: nn.Module) -> Iterator[None]:
+    """Put the values of parameters and buffers back, if the module has code of its own that runs on them here."""
+    kept = []
+    if any(_is_overridden(module, hook) for hook in ("setup", "configure_model", *_HOOKS)):
+        tensors = (*module.parameters(), *module.buffers())
+        kept = [(tensor, tensor.detach().clone()) for tensor in tensors if not is_lazy(tensor)]
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, value in kept:
+                tensor.copy_(value)
 
 
 def _mute_logging(module: nn.Module) -> None:
@@ -278,15 +289,15 @@ def _is_overridden(obj: Any, hook: str) -> bool:
     return method is not None and method.__module__.partition(".")[0] not in ("lightning", "pytorch_lightning")
 
 
-# --- the trainer ----------------------------------------------------------------------------------------------------
-
-
 @contextmanager
 def _quiet_trainer(module: nn.Module, datamodule: Any, trainer: Trainer | None) -> Iterator[Trainer]:
     """Let ``self.trainer`` work without a logger: the trainer at work, or a private one."""
     quiet = trainer or private_trainer()
-    loggers = quiet.loggers
-    quiet.loggers = [DummyLogger()]
+    # A step may stop its trainer, or change a learning rate.
+    changeable = [vars(quiet), *(group for optimizer in quiet.optimizers for group in optimizer.param_groups)]
+    changeable += [vars(config.scheduler) for config in quiet.lr_scheduler_configs]
+    saved = [dict(part) for part in changeable]
+    quiet.loggers = [DummyLogger() for _ in quiet.loggers] if trainer else [DummyLogger()]
     if trainer is None:
         quiet.strategy.connect(module)  # type: ignore[arg-type]
         quiet.datamodule = datamodule  # type: ignore[attr-defined]
@@ -296,7 +307,8 @@ def _quiet_trainer(module: nn.Module, datamodule: Any, trainer: Trainer | None) 
     try:
         yield quiet
     finally:
-        quiet.loggers = loggers
+        for attributes, contents in zip(changeable, saved, strict=True):
+            refill(attributes, contents)
         if trainer is None:
             # A trainer is a knot of cycles: what it holds would live until the garbage collector comes by.
             quiet.strategy.connect(None)  # type: ignore[arg-type]
@@ -337,9 +349,6 @@ def private_trainer() -> Trainer:
     return trainer
 
 
-# --- the data -------------------------------------------------------------------------------------------------------
-
-
 def _preparer(module: nn.Module, datamodule: Any, trainer: Trainer | None) -> Callable[[Batch, int], Batch]:
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     dtypes = {p.dtype for p in module.parameters() if p.is_floating_point()}
@@ -349,24 +358,27 @@ def _preparer(module: nn.Module, datamodule: Any, trainer: Trainer | None) -> Ca
         return tensor.to(own_dtype) if tensor.is_floating_point() else tensor
 
     def hook(name: str) -> Any:
-        return getattr(datamodule if datamodule is not None and _is_overridden(datamodule, name) else module, name)
+        if _is_overridden(datamodule, name):
+            return getattr(datamodule, name)
+        return getattr(module if is_lightning(module) else DataHooks(), name)
 
     def prepare(batch: Batch, batch_idx: int) -> Batch:
         if trainer is not None:
             batch = trainer.precision_plugin.convert_input(batch)
         elif own_dtype != torch.float32:
             batch = map_tensors(cast, batch)  # as Lightning's "16-true", "bf16-true" and "64-true" do
-        if is_lightning(module):
-            batch = hook("on_before_batch_transfer")(batch, 0)
-            batch = hook("transfer_batch_to_device")(batch, device, 0)
-            batch = hook("on_after_batch_transfer")(batch, 0)
-        else:
-            batch = move_data_to_device(batch, device)
-        # Images that come as [N, H, W, C] and are transposed have channels-last strides, with which torch 2.14 crashed
-        # the interpreter in backward for some models of timm.
-        return map_tensors(Tensor.contiguous, batch)
+        batch = hook("on_before_batch_transfer")(batch, 0)
+        batch = hook("transfer_batch_to_device")(batch, device, 0)
+        batch = hook("on_after_batch_transfer")(batch, 0)
+        return map_tensors(_contiguous, batch)
 
     return prepare
+
+
+def _contiguous(tensor: Tensor) -> Tensor:
+    # Images that come as [N, H, W, C] and are transposed have channels-last strides, with which torch 2.14 crashed the
+    # interpreter in backward for some models of timm.
+    return tensor.contiguous() if tensor.layout == torch.strided and not tensor.is_nested else tensor
 
 
 def _first(data: Any, num_batches: int, *, readable_once: bool = True) -> list[Batch]:
@@ -426,7 +438,7 @@ def _undisturbed(*roots: Any, readable_once: bool = True) -> Iterator[None]:
             copyable = isinstance(obj, np.ndarray) or (obj.layout == torch.strided and not obj.is_meta)
             if copyable and obj.nbytes <= min(_MOST_BYTES, room):
                 room -= obj.nbytes
-                restore.append(partial(_put_back, obj, obj.detach().clone() if isinstance(obj, Tensor) else obj.copy()))
+                restore.append(partial(put_back, obj, obj.detach().clone() if isinstance(obj, Tensor) else obj.copy()))
         elif (
             isinstance(obj, Iterator)
             and not readable_once
@@ -445,8 +457,8 @@ def _undisturbed(*roots: Any, readable_once: bool = True) -> Iterator[None]:
     try:
         yield
     finally:
-        for put_back in restore:
-            put_back()
+        for undo in restore:
+            undo()
 
 
 def _parts(obj: Any) -> list[Any]:
@@ -463,13 +475,3 @@ def _parts(obj: Any) -> list[Any]:
     attributes = getattr(obj, "__dict__", {})
     # The workers at work belong to training; what is read here comes from others.
     return [value for key, value in attributes.items() if not (key == "_iterator" and isinstance(obj, DataLoader))]
-
-
-def _put_back(obj: Any, saved: Any) -> None:
-    # Written to only if it changed, since it may be read-only.
-    if isinstance(obj, Tensor):
-        if not torch.equal(obj, saved):
-            with torch.no_grad():
-                obj.copy_(saved)
-    elif not np.array_equal(obj, saved):
-        obj[...] = saved

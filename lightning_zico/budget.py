@@ -29,8 +29,8 @@ class Budget:
     def __post_init__(self) -> None:
         for limit in fields(self):
             value = getattr(self, limit.name)
-            if value is not None and not value > 0:
-                raise ValueError(f"`Budget({limit.name}={value})`: needed is a positive limit, or None for no limit.")
+            if value is not None and not (isinstance(value, int | float) and value > 0):
+                raise ValueError(f"`Budget({limit.name}={value!r})`: needed is a positive limit, or None for no limit.")
 
     def excess(self, probe: Probe) -> str | None:
         """Say by how much a candidate exceeds the first limit that it exceeds; None if it keeps them all.

@@ -52,7 +52,7 @@ def iterate_candidates(candidates: Candidates) -> Iterator[Candidate]:
     taken: set[str] = set()
     for name, candidate in pairs:
         build = _build_of(candidate)
-        wanted = name if name is not None else _name_of(candidate)
+        wanted = str(name) if name is not None else _name_of(candidate)
         unique, count = wanted, 1
         while unique in taken:
             count += 1

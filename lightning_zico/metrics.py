@@ -43,6 +43,9 @@ class ZiCoMetric(Metric):
         ...     metric.update({"weight": torch.tensor(gradient)})
         >>> metric.compute()  # log(2 / 1); the second weight never varies and drops out
         tensor(0.6931)
+
+    Note:
+        Use ``update``: calling the metric wants the score of one gradient alone, which there is none of.
     """
 
     higher_is_better = True

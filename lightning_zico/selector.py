@@ -1,8 +1,9 @@
 """Rank candidates on a few batches, then train the winner."""
 
 import platform
-from collections.abc import Iterator, Sized
-from dataclasses import asdict
+import time
+from collections.abc import Iterator, Sequence, Sized
+from dataclasses import asdict, replace
 from typing import Any
 
 import lightning
@@ -12,6 +13,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from rich import get_console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import nn
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader
 
 from lightning_zico.__about__ import __version__
 from lightning_zico._typing import Axis, Batch, LossFn
@@ -96,11 +99,15 @@ class ZeroShotSelector:
         self.budget = budget
         self.seed = seed
         self.enable_progress_bar = enable_progress_bar
-        ranked_by = self._ranked_by(self._all_proxies())
-        least = max(ranked_by.min_gradients if axis == "batch" else 1, 1)
-        if num_batches < least:
+        if not (budget is None or isinstance(budget, Budget)):
+            raise TypeError(f"`budget` is {type(budget).__name__}; needed is a `Budget`, such as `Budget(macs=600e6)`.")
+        all_proxies = self._all_proxies()
+        self._ranked_by(all_proxies)
+        needy = max(all_proxies, key=lambda proxy: proxy.min_gradients)
+        least = max(needy.min_gradients if axis == "batch" else 1, 1)
+        if not isinstance(num_batches, int) or num_batches < least:
             raise ValueError(
-                f"`num_batches` is {num_batches}; `{ranked_by.name}` needs at least {least}. Raise `num_batches`."
+                f"`num_batches` is {num_batches}; `{needy.name}` needs at least {least}. Raise `num_batches`."
             )
 
     def rank(self, candidates: Candidates, datamodule: Any) -> Leaderboard:
@@ -143,7 +150,7 @@ class ZeroShotSelector:
             higher_is_better=ranked_by.higher_is_better,
             provenance=self._provenance(ranked_by, proxies, batches),
         )
-        self.best_model_ = self._built(best[1]) if best else None
+        self.best_model_ = self._built_again(best[1]) if best else None
         if self._interactive():
             get_console().print(leaderboard_table(self.leaderboard_))
         return self.leaderboard_
@@ -166,7 +173,7 @@ class ZeroShotSelector:
         """
         if self.trainer is None:
             raise ValueError("`fit` trains the winner: pass `ZeroShotSelector(trainer=Trainer(...))`, or call `rank`.")
-        if not is_datamodule(datamodule) and iter(datamodule) is datamodule:
+        if isinstance(datamodule, Iterator):
             raise TypeError(
                 f"The training data is a {type(datamodule).__name__}, which ranking would use up. Pass a data module, "
                 "a DataLoader or a list of batches, or call `rank`."
@@ -186,13 +193,17 @@ class ZeroShotSelector:
         if is_datamodule(datamodule):
             self.trainer.fit(self.best_model_, datamodule=datamodule)  # type: ignore[arg-type]
         else:
-            self.trainer.fit(self.best_model_, datamodule, val_dataloaders)  # type: ignore[arg-type]
+            loaders = any(isinstance(leaf, DataLoader) for leaf in tree_leaves(datamodule))
+            # Lightning takes a plain list for a collection of loaders.
+            batches = _Batches(datamodule) if isinstance(datamodule, list | tuple) and not loaders else datamodule
+            self.trainer.fit(self.best_model_, batches, val_dataloaders)  # type: ignore[arg-type]
         return self
 
     def _all_proxies(self) -> list[Proxy]:
         asked = resolve_proxies(self.proxies)
         names = {proxy.name for proxy in asked}
-        return [*asked, *resolve_proxies([name for name in BASELINES if name not in names])]
+        missing = [name for name in BASELINES if name not in names]
+        return asked + (resolve_proxies(missing) if missing else [])
 
     def _ranked_by(self, proxies: list[Proxy]) -> Proxy:
         wanted = proxies[0].name if self.rank_by is None else self.rank_by
@@ -205,12 +216,13 @@ class ZeroShotSelector:
         )
 
     def _scored(self, candidate: Candidate, batches: list[Batch], proxies: list[Proxy], datamodule: Any) -> ScoreCard:
+        start = time.perf_counter()
         try:
             model = self._built(candidate)
         except Exception as raised:
             error = f"does not build: {described(raised)}"
-            return ScoreCard.failed(candidate.name, [proxy.name for proxy in proxies], error)
-        return score_checked(
+            return ScoreCard.failed(candidate.name, [p.name for p in proxies], error, time.perf_counter() - start)
+        card = score_checked(
             candidate.name,
             model,
             batches,
@@ -222,6 +234,7 @@ class ZeroShotSelector:
             datamodule=datamodule if is_datamodule(datamodule) else None,
             budget=self.budget,
         )
+        return replace(card, seconds=time.perf_counter() - start)  # building included
 
     def _built(self, candidate: Candidate) -> nn.Module:
         with preserved_rng(self.seed):
@@ -229,6 +242,15 @@ class ZeroShotSelector:
         if not isinstance(model, nn.Module):
             raise TypeError(f"'{candidate.name}' built a {type(model).__name__}; needed is a module.")
         return model
+
+    def _built_again(self, candidate: Candidate) -> nn.Module:
+        try:
+            return self._built(candidate)
+        except Exception as raised:
+            raise RuntimeError(
+                f"'{candidate.name}' won, but does not build a second time: {described(raised)}. A factory must be "
+                "repeatable; `leaderboard_` is kept."
+            ) from raised
 
     def _with_progress(self, candidates: Candidates) -> Iterator[Candidate]:
         if not self._interactive():
@@ -271,3 +293,16 @@ class ZeroShotSelector:
                 "python": platform.python_version(),
             },
         }
+
+
+class _Batches:
+    """A list of batches as an iterable that Lightning does not take apart."""
+
+    def __init__(self, batches: Sequence[Batch]) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self._batches)
+
+    def __len__(self) -> int:
+        return len(self._batches)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import pytorch_lightning
 import torch
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
@@ -283,9 +283,6 @@ def test_channels_last_input_is_made_contiguous() -> None:
     assert score(Strict(), batches)["zico"].error is None
 
 
-# --- data
-
-
 class Noisy(Dataset[Any]):
     """Augments with the generators of Python, NumPy and torch, and with some of its own."""
 
@@ -441,3 +438,105 @@ def test_trainer_given_is_put_back_even_when_the_body_raises() -> None:
 def test_unsupported_module_is_refused_before_anything_runs() -> None:
     with pytest.raises(UnsupportedModuleError, match="no LightningModule"):
         bridged(make_network()).__enter__()
+
+
+class InSetup(Classifier):
+    def setup(self, stage: str) -> None:
+        self.network[0].weight.data.fill_(0.3)
+
+
+class InConfigureModel(Classifier):
+    def configure_model(self) -> None:
+        with torch.no_grad():
+            self.network[0].weight.mul_(2)
+
+
+class InHook(Classifier):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("running", torch.zeros(2, 5, 5))
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        self.running.mul_(0.9).add_(0.1 * batch[0].mean(0))
+        return batch[0] - self.running, batch[1]
+
+
+class InArray(Classifier):
+    def __init__(self) -> None:
+        super().__init__()
+        self.array = np.zeros(2)
+        self.pair = (torch.zeros(1), [np.zeros(1)])
+        self.generator = np.random.default_rng(0)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.array += 1
+        self.pair[0].add_(1)
+        self.pair[1][0] += self.generator.random()
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize("build", [InSetup, InConfigureModel, InHook, InArray])
+def test_what_a_module_writes_in_place_is_put_back(build: Any) -> None:
+    module = build()
+    arrays = [np.copy(getattr(module, "array", 0)), np.copy(module.pair[1][0]) if build is InArray else 0]
+    with assert_untouched(module):
+        assert score(module, make_batches())["zico"].error is None
+    if build is InArray:
+        assert np.array_equal(module.array, arrays[0])
+        assert np.array_equal(module.pair[1][0], arrays[1])
+        assert torch.equal(module.pair[0], torch.zeros(1))
+        assert module.generator.random() == np.random.default_rng(0).random()
+
+
+# the schedule is stepped where torch does not want it, to see that this leaves no trace
+@pytest.mark.filterwarnings("ignore:Detected call of `lr_scheduler.step\\(\\)` before:UserWarning")
+def test_a_step_that_changes_the_trainer_at_work_changes_it_in_training_alone() -> None:
+    class Meddler(Classifier):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            self.trainer.should_stop = True
+            self.trainer.own_counter = getattr(self.trainer, "own_counter", 0) + 1
+            self.optimizers().param_groups[0]["lr"] *= 0.5
+            self.lr_schedulers().step()
+            return super().training_step(batch, batch_idx)
+
+        def configure_optimizers(self) -> Any:
+            optimizer = torch.optim.SGD(self.parameters(), 0.1)
+            return [optimizer], [torch.optim.lr_scheduler.StepLR(optimizer, 1)]
+
+    seen = []
+
+    class Watch(Callback):
+        def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            before = self.photograph(trainer)
+            loss_through_bridge(pl_module, make_batches()[0], trainer=trainer)
+            seen.append((before, self.photograph(trainer)))
+
+        def photograph(self, trainer: Trainer) -> Any:
+            scheduler = trainer.lr_scheduler_configs[0].scheduler
+            return trainer.should_stop, hasattr(trainer, "own_counter"), dict(scheduler.state_dict()), trainer.loggers
+
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(max_steps=1, accelerator="cpu", callbacks=[Watch()], enable_checkpointing=False, **quiet)
+    trainer.fit(Meddler(), DataLoader(TensorDataset(torch.randn(6, 2, 5, 5), torch.arange(6) % 3), 3))
+    ((before, after),) = seen
+    assert before == after
+
+
+def test_overridden_transfer_hooks_of_the_data_module_run_for_any_module() -> None:
+    class Data(LightningDataModule):
+        def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            return batch[0] * 0, batch[1]
+
+    module = make_network()
+    with bridged(module, loss_fn=nn.functional.cross_entropy, datamodule=Data()) as bridge:
+        assert bridge.prepare(make_batches()[0], 0)[0].abs().max() == 0
+
+
+def test_sparse_batches_are_passed_on() -> None:
+    class Sparse(Classifier):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return super().training_step((batch[0].to_dense(), batch[1]), batch_idx)
+
+    batches = [(images.to_sparse(), labels) for images, labels in make_batches()]
+    dense = score(twice(Classifier)[0], make_batches())["zico"].value
+    assert score(twice(Sparse)[0], batches)["zico"].value == dense

@@ -19,7 +19,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_zico import Budget, Candidate, Proxy, ZeroShotSelector, score
 from lightning_zico.bridge import read_batches
 from lightning_zico.engine.scope import preserved_rng
-from lightning_zico.errors import IdenticalBatchesError, TooFewBatchesError, UnknownNameError
+from lightning_zico.errors import IdenticalBatchesError, TooFewBatchesError, UnknownNameError, UnsupportedBatchError
+from lightning_zico.report import leaderboard_table
 from tests.modules import Classifier, assert_same, assert_untouched, make_network
 
 
@@ -289,3 +290,66 @@ def test_candidates_data_and_trainer_may_all_be_of_pytorch_lightning() -> None:
     selector = ZeroShotSelector(trainer=trainer).fit([Other, broken], OtherData())
     assert isinstance(selector.best_model_, Other)
     assert trainer.global_step == 4
+
+
+def test_fit_takes_a_list_of_batches_and_a_loader_as_training_does() -> None:
+    images, labels = torch.randn(12, 2, 5, 5), torch.arange(12) % 3
+    batches = [(images[i : i + 4], labels[i : i + 4]) for i in range(0, 12, 4)]
+    selector = ZeroShotSelector(trainer=quiet_trainer()).fit([Classifier], batches)
+    assert selector.trainer.global_step == 6
+
+    def loader() -> DataLoader[Any]:
+        return DataLoader(TensorDataset(images, labels), 4, shuffle=True)
+
+    torch.manual_seed(3)
+    selector = ZeroShotSelector(trainer=quiet_trainer()).fit([Classifier], loader())
+    with preserved_rng(0):
+        by_hand = Classifier()
+    torch.manual_seed(3)
+    quiet_trainer().fit(by_hand, loader())
+    assert_same(by_hand.state_dict(), selector.best_model_.state_dict())
+
+
+def test_keys_that_are_no_strings_become_names() -> None:
+    leaderboard = ZeroShotSelector().rank({1: Classifier, 2: Quadruple}, Data())
+    assert leaderboard.best == "2"
+    assert leaderboard_table(leaderboard).row_count == 2
+
+
+def test_a_winner_that_does_not_build_again_is_named_and_the_leaderboard_kept() -> None:
+    built = []
+
+    def once() -> LightningModule:
+        if built:
+            raise RuntimeError("only once")
+        built.append(1)
+        return Classifier()
+
+    selector = ZeroShotSelector()
+    with pytest.raises(RuntimeError, match=r"'once' won, but does not build a second time: RuntimeError: only once"):
+        selector.rank([once], Data())
+    assert selector.leaderboard_.best == "once"
+
+
+@pytest.mark.parametrize("wrong", [[], [5], 5, ZeroShotSelector])
+def test_proxies_that_are_none_are_refused(wrong: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="prox"):
+        ZeroShotSelector(proxies=wrong)
+    with pytest.raises((TypeError, ValueError), match="prox"):
+        score(Classifier(), read_batches(Data(), 2), proxies=wrong)
+
+
+def test_arguments_of_a_wrong_kind_are_refused() -> None:
+    with pytest.raises(TypeError, match="Budget"):
+        ZeroShotSelector(budget={"params": 5})
+    with pytest.raises(ValueError, match=r"Budget\(params='5'\)"):
+        Budget(params="5")
+    with pytest.raises(ValueError, match=r"2\.5"):
+        ZeroShotSelector(num_batches=2.5)
+    with pytest.raises(ValueError, match="`zico` needs at least 2"):
+        ZeroShotSelector(num_batches=1, rank_by="params")
+    with pytest.raises(TypeError, match="built"):
+        score(Classifier, read_batches(Data(), 2))
+    for data in (5, None):
+        with pytest.raises(UnsupportedBatchError):
+            ZeroShotSelector(trainer=quiet_trainer()).fit([Classifier], data)

@@ -105,6 +105,11 @@ class ZiCoCallback(Callback):
         """
         if stage != "fit":
             return
+        if not isinstance(trainer, Trainer):
+            raise TypeError(
+                f"`ZiCoCallback` was given to a {type(trainer).__module__.partition('.')[0]} trainer; needed is "
+                "`lightning.pytorch.Trainer`. Or score the model beforehand with `lightning_zico.score`."
+            )
         if self.loss_fn is None:
             check_training_step(pl_module)
         strategy = trainer.strategy

@@ -99,6 +99,12 @@ def all_equal(batches: Sequence[Batch]) -> bool:
     """
     first, *others = [tensors_of(batch) for batch in batches] or [[]]
     return bool(others and first) and all(
-        len(first) == len(other) and all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
-        for other in others
+        len(first) == len(other) and all(_equal(a, b) for a, b in zip(first, other, strict=True)) for other in others
     )
+
+
+def _equal(a: Tensor, b: Tensor) -> bool:
+    try:
+        return torch.equal(a, b)
+    except (NotImplementedError, RuntimeError):  # sparse and nested tensors, which are not compared
+        return False

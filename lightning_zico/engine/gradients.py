@@ -105,7 +105,7 @@ def stream_gradients(
 
     The module runs on copies of its parameters and buffers, in the modes its submodules are in, and is put back
     afterwards, whatever happens. Every batch starts from the same parameters and buffers, and from ``seed`` plus its
-    index, so that gradients do not depend on the order of the batches.
+    index, so that without dropout gradients do not depend on the order of the batches.
 
     Per sample, ``vmap`` is tried first, and where it cannot follow (autograd functions without ``setup_context``,
     checkpointing, a write to a tensor that is neither parameter nor buffer, ``.item()``), plain autograd goes from
@@ -227,7 +227,8 @@ class _Task:
     def fresh(self, batch: Batch, start: int = 0) -> tuple[Buffers, Batch]:
         """Start over: module, parameters, buffers, seed and a batch of its own for code that writes to its input."""
         self.put_back()
-        seed_all(hash((self.seed, start)) % 2**63)  # chunks of one batch, by their start, draw different numbers
+        # Chunks of one batch, told by their start, draw different numbers; the factor is an arbitrary large prime.
+        seed_all((self.seed + 1_000_000_007 * start) % 2**63)
         return copied_buffers(self.module), map_tensors(torch.clone, batch)
 
     def put_back(self) -> None:

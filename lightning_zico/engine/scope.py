@@ -100,7 +100,9 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-_PLAIN = frozenset({bool, int, float, str, tuple, type(None), FunctionType, MethodType})
+# An array that is larger holds samples, and is not looked after.
+_MOST_BYTES = 2**24
+_PLAIN = frozenset({bool, int, float, str, type(None), FunctionType, MethodType})
 
 
 class _ModuleState:
@@ -112,7 +114,10 @@ class _ModuleState:
         self._containers: list[tuple[Any, Any]] = []
         self._empty: list[Any] = []  # most containers of a module are hook tables without a hook
         self._tensors: list[tuple[Any, Any, Tensor]] = []  # (container, key, the tensor there)
+        self._values: list[tuple[Any, Any]] = []  # (a tensor or array without a place to exchange it, a copy)
         self._restorers: list[Callable[[], Any]] = []
+        numpy = sys.modules.get("numpy")
+        self._ndarray = numpy.ndarray if numpy else None
         seen: set[int] = set()
         for attributes, _ in self._attributes:
             self._scan(attributes, attributes.items(), seen)
@@ -130,9 +135,15 @@ class _ModuleState:
                     # registered tensors are exchanged by functional_call, and a set holds no place to exchange
                     if key not in ("_parameters", "_buffers") and not isinstance(value, set):
                         self._scan(value, value.items() if isinstance(value, dict) else enumerate(value), seen)
+            elif isinstance(value, tuple):
+                self._scan(value, enumerate(value), seen)
             elif isinstance(value, Tensor):
-                if not isinstance(value, nn.Parameter):
+                if isinstance(container, tuple):
+                    self._values.append((value, value.detach().clone()))
+                elif not isinstance(value, nn.Parameter):
                     self._tensors.append((container, key, value))
+            elif self._ndarray and isinstance(value, self._ndarray) and value.nbytes <= _MOST_BYTES:
+                self._values.append((value, value.copy()))
             elif (restore := restorer_of(value)) is not None:
                 self._restorers.append(restore)
 
@@ -159,6 +170,8 @@ class _ModuleState:
                 container.clear()
         for container, key, tensor in self._tensors:
             container[key] = tensor
+        for value, saved in self._values:
+            put_back(value, saved)
         for restore in self._restorers:
             restore()
         for parameter, grad, requires_grad in self._parameters:
@@ -172,3 +185,13 @@ def refill(container: Any, saved: Any) -> None:
     """Give a list, deque, dictionary or set the contents of another."""
     container.clear()
     (container.extend if isinstance(container, list | deque) else container.update)(saved)
+
+
+def put_back(value: Any, saved: Any) -> None:
+    """Give a tensor or an array the numbers of another, unless it has them: it may be read-only."""
+    if isinstance(value, Tensor):
+        if not torch.equal(value, saved):
+            with torch.no_grad():
+                value.copy_(saved)
+    elif not (value == saved).all():
+        value[...] = saved

@@ -1,7 +1,7 @@
 """What a proxy is, and how it is found."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, TypeAlias, TypeVar
 
 from lightning_zico._registry import Registry
@@ -28,13 +28,13 @@ class Proxy(ABC):
     """A rule that gives an untrained candidate a number.
 
     Attributes:
-        name: What it is called, in lower snake case.
+        name: What it is called, in lower snake case; `register_proxy` sets it.
         higher_is_better: Direction.
         needs_labels: Whether the loss, and so the labels of the batches, enter the number.
         min_gradients: Least number of gradients (of batches, or of samples per sample) that the number is defined for.
     """
 
-    name: str
+    name: str = ""
     higher_is_better: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = True
     min_gradients: ClassVar[int] = 0
@@ -67,6 +67,8 @@ def register_proxy(name: str) -> Callable[[P], P]:
         raise DuplicateNameError(f"'{name}' is a column of every leaderboard. Choose another name.")
 
     def register(factory: P) -> P:
+        if isinstance(factory, type):
+            factory.name = name  # type: ignore[attr-defined]
         _PROXIES.register(name, factory)
         return factory
 
@@ -92,12 +94,18 @@ def resolve_proxies(proxies: Proxies) -> list[Proxy]:
     Raises:
         UnknownNameError: If there is no proxy of a name.
         DuplicateNameError: If two of them bear one name: they would share a column.
+        TypeError: If one is neither a name nor a `Proxy` object.
+        ValueError: If there is none.
     """
     if proxies == "all":
         proxies = list_proxies()
     elif isinstance(proxies, str | Proxy):
         proxies = [proxies]
-    resolved = [proxy if isinstance(proxy, Proxy) else _PROXIES.get(proxy)() for proxy in proxies]
+    if not isinstance(proxies, Iterable) or isinstance(proxies, type):
+        raise TypeError(f"`proxies` is {proxies!r}; needed are names, `Proxy` objects, or 'all'.")
+    resolved = [_resolved(proxy) for proxy in proxies]
+    if not resolved:
+        raise ValueError(f"`proxies` is empty; needed is at least one of {', '.join(list_proxies())}.")
     names = [proxy.name for proxy in resolved]
     for name in names:
         if names.count(name) > 1:
@@ -105,3 +113,11 @@ def resolve_proxies(proxies: Proxies) -> list[Proxy]:
                 f"Two proxies are named '{name}'. Give one of them another name, as `ZiCo(name=...)`."
             )
     return resolved
+
+
+def _resolved(proxy: Any) -> Proxy:
+    if isinstance(proxy, str):
+        return _PROXIES.get(proxy)()
+    if not isinstance(proxy, Proxy):
+        raise TypeError(f"A proxy is {proxy!r}; needed is a name or a `Proxy` object, such as `ZiCo()`.")
+    return proxy

@@ -40,7 +40,6 @@ def sum_log_numel(weights: Mapping[str, Tensor]) -> dict[str, float]:
 class Params(Proxy):
     """Number of parameters, trainable and frozen, tied ones once."""
 
-    name = "params"
     needs_labels = False
 
     def measure(self, probe: Probe) -> float:
@@ -52,7 +51,6 @@ class Params(Proxy):
 class Macs(Proxy):
     """Multiply-accumulate operations of one forward pass, per sample (1 MAC = 2 FLOPs)."""
 
-    name = "macs"
     needs_labels = False
 
     def measure(self, probe: Probe) -> Measurement:
@@ -66,7 +64,6 @@ class Macs(Proxy):
 class NumLayers(Proxy):
     """Number of linear and convolutional layers with a trainable weight (a weight that two share counts once)."""
 
-    name = "num_layers"
     needs_labels = False
 
     def measure(self, probe: Probe) -> float:
@@ -78,7 +75,6 @@ class NumLayers(Proxy):
 class SumLogNumel(Proxy):
     """Sum over the linear and convolutional layers of the logarithm of the weight's size: ZiCo without a gradient."""
 
-    name = "sum_log_numel"
     needs_labels = False
 
     def measure(self, probe: Probe) -> Measurement:

@@ -13,7 +13,7 @@ import torch
 
 from lightning_zico.engine.moments import Moments
 from lightning_zico.engine.probe import Probe
-from lightning_zico.errors import IdenticalBatchesError, TooFewBatchesError
+from lightning_zico.errors import IdenticalBatchesError, NonFiniteError, TooFewBatchesError
 from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
 
 
@@ -35,6 +35,7 @@ def zico_score(moments: Mapping[str, Moments]) -> float:
     Raises:
         TooFewBatchesError: If ``moments`` is empty or holds fewer than two gradients.
         IdenticalBatchesError: If no weight of any layer varies.
+        NonFiniteError: If a gradient had NaN or infinite entries.
 
     Example:
         >>> g = torch.tensor([[1.0, 2.0], [3.0, 2.0]])  # [B, *]; the second weight never varies and drops out
@@ -66,13 +67,17 @@ def zico_layers(moments: Mapping[str, Moments]) -> dict[str, float]:
             f"`zico` compares gradients, so it needs at least two batches (per sample: two samples); got {count}. "
             "Raise `num_batches`."
         )
-    ratios = []
+    sums = []
     for m in moments.values():
         std = m.std
-        ratio = torch.where(std > 0, m.mean_abs / std, 0)  # [*]; 0 / 0 is computed and thrown away
-        ratios.append(ratio.sum(dtype=torch.float64))
-    sums = torch.stack(ratios).tolist()  # one transfer from the device
-    layers = {name: math.log(total) for name, total in zip(moments, sums, strict=True) if total > 0}
+        ratio = torch.where(std == 0, 0, m.mean_abs / std)  # [*]; 0 / 0 is computed and thrown away
+        sums.append(ratio.sum(dtype=torch.float64))
+    layers = {}
+    for name, total in zip(moments, torch.stack(sums).tolist(), strict=True):  # one transfer from the device
+        if not math.isfinite(total):
+            raise NonFiniteError(f"The gradient of '{name}' has NaN or infinite entries; needed are finite numbers.")
+        if total > 0:
+            layers[name] = math.log(total)
     if not layers:
         raise IdenticalBatchesError(
             f"The {count} gradients of every scored weight are equal, so nothing varies. Are the batches (per sample: "

@@ -8,7 +8,7 @@ from lightning_zico.results import RESERVED_NAMES, Leaderboard
 
 
 def leaderboard_table(leaderboard: Leaderboard, title: str | None = None) -> Table:
-    """Draw a leaderboard, best first; the reason of a failed candidate stands in its last column.
+    """Draw a leaderboard, best first, with the reasons of the failed candidates below.
 
     Args:
         leaderboard: To be drawn.
@@ -27,17 +27,16 @@ def leaderboard_table(leaderboard: Leaderboard, title: str | None = None) -> Tab
         table.add_column(proxy, justify="right", style="bold" if proxy == ranked_by else None)
     table.add_column("seconds", justify="right")
     if leaderboard.errors:
-        table.add_column("error", overflow="fold", style="red")
+        reasons = "\n".join(f"{name}: {reason}" for name, reason in leaderboard.errors.items())
+        table.caption, table.caption_justify = Text(reasons, style="red"), "left"
     for row in leaderboard:
         cells = [
             str(row["rank"] or "-"),
             row["name"],
             *(_number(row[proxy]) for proxy in proxies),
             f"{row['seconds']:.2f}",
-            row["error"] or "",
         ]
-        # Names and errors are text, not rich's markup.
-        table.add_row(*(Text(cell) for cell in cells[: len(table.columns)]))
+        table.add_row(*(Text(cell) for cell in cells))  # a name is text, not rich's markup
     return table
 
 

@@ -41,7 +41,7 @@ def score(
         proxies: Names (see `list_proxies`), `Proxy` objects, or ``"all"``.
         loss_fn: ``(outputs, targets) -> mean loss`` for batches ``(inputs, targets)``, instead of ``training_step``.
         axis: What varies between two gradients: ``"batch"``, the published ZiCo, or ``"sample"``. They are different
-            numbers.
+            numbers. Per sample, dimension 0 of every tensor is cut; what a batch holds besides is passed on whole.
         chunk_size: Per sample: how many samples to differentiate at once; None for all of a batch, ``"auto"`` for as
             many as fit the memory.
         seed: Of dropout and other randomness in the model.
@@ -54,7 +54,7 @@ def score(
         UnknownNameError: If there is no proxy of a name.
         TooFewBatchesError: If a proxy needs more gradients than the batches give.
         IdenticalBatchesError: If all batches are the same, so that gradients cannot vary.
-        TypeError: If ``batches`` is a loader.
+        TypeError: If ``model`` is no module, or ``batches`` a loader.
 
     Example:
         >>> import torch
@@ -70,6 +70,8 @@ def score(
             f"`batches` is {type(batches).__name__}; needed are the batches themselves, such as "
             "`list(itertools.islice(loader, 2))`. `ZeroShotSelector` reads loaders and data modules."
         )
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"`model` is {model!r}; needed is a module, built.")
     batches = list(batches)
     resolved = resolve_proxies(proxies)
     check_axis(axis)

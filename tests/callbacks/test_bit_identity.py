@@ -177,7 +177,7 @@ class Logging(Classifier):
         self.log("accuracy", self.accuracy, on_step=False, on_epoch=True)
         self.log_dict({"num_steps": float(self.num_steps), "lr": self.optimizers().param_groups[0]["lr"]})
         if self.logger is not None:
-            self.logger.experiment.log_metrics({"own": float(loss)}, self.global_step)
+            self.logger.experiment.log_metrics({"own": float(loss.detach())}, self.global_step)
         return {"loss": loss, "logits": logits}
 
     def on_train_epoch_end(self) -> None:

@@ -23,7 +23,8 @@ def test_names_objects_and_mixtures_are_resolved_in_order():
     resolved = resolve(["params", own, "zico"])
     assert [type(proxy) for proxy in resolved] == [Params, ZiCo, ZiCo]
     assert resolved[1] is own
-    assert resolve([]) == []
+    with pytest.raises(ValueError, match="empty"):
+        resolve([])
 
 
 def test_each_resolution_makes_new_proxies():
