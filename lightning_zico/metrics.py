@@ -140,6 +140,6 @@ def _packed(moments: Mapping[str, Moments], like: Tensor) -> Tensor:
     count = next(iter(moments.values())).count
     parts = [torch.full((1,), float(count)).to(like)]
     for m in moments.values():
-        deviation = torch.zeros_like(m.mean) if m.deviation is None else m.deviation
+        deviation = torch.zeros_like(m.mean) if m.count == 1 or m.deviation is None else m.deviation
         parts += [part.reshape(-1).to(like) for part in (m.mean, m.mean_abs, deviation)]
     return torch.cat(parts)

@@ -29,7 +29,8 @@ class Moments:
         count: How many gradients.
         mean: Of the gradient, ``[*]``.
         mean_abs: Of the gradient's magnitude, ``[*]``.
-        deviation: Root of the sum of squared deviations, ``[*]``, or None for zero (a single gradient).
+        deviation: Root of the sum of squared deviations, ``[*]``. Of a single gradient it is zero, and this is None or
+            memory to write to.
 
     Example:
         >>> moments = Moments.of(torch.tensor([[1.0, 2.0], [3.0, 2.0]]))
@@ -85,6 +86,6 @@ class Moments:
     @property
     def std(self) -> Tensor:
         """Population standard deviation (``ddof=0``), ``[*]``."""
-        if self.deviation is None:
+        if self.count == 1 or self.deviation is None:
             return torch.zeros_like(self.mean)
         return self.deviation / math.sqrt(self.count)

@@ -121,7 +121,7 @@ class Probe:
                     merged[name] = new
                     if new.deviation is None:
                         # Reserved at once, so that what fits with two batches fits with any number.
-                        new.deviation = torch.zeros_like(new.mean)
+                        new.deviation = torch.empty_like(new.mean)
 
         prepared = (self._prepared(i) for i in range(len(self.batches)))
         facts = stream_gradients(
