@@ -21,9 +21,9 @@ def test_every_example_is_tested() -> None:
 @pytest.mark.parametrize("name", sorted(PROMISES))
 def test_example_runs(name: str, tmp_path: Path) -> None:
     command = [sys.executable, str(EXAMPLES / name)]
-    one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # several would wait for each other where cores are shared
+    own = os.environ | {"OMP_NUM_THREADS": "1"}  # several threads would wait for each other where cores are shared
     done = subprocess.run(
-        command, cwd=tmp_path, env=one_thread, capture_output=True, text=True, timeout=600, check=False
+        command, cwd=tmp_path, env=own, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr
     for promise in PROMISES[name]:
