@@ -22,9 +22,7 @@ def test_every_example_is_tested() -> None:
 def test_example_runs(name: str, tmp_path: Path) -> None:
     command = [sys.executable, str(EXAMPLES / name)]
     own = os.environ | {"OMP_NUM_THREADS": "1"}  # several threads would wait for each other where cores are shared
-    done = subprocess.run(
-        command, cwd=tmp_path, env=own, capture_output=True, text=True, timeout=600, check=False
-    )
+    done = subprocess.run(command, cwd=tmp_path, env=own, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
     for promise in PROMISES[name]:
         assert promise in done.stdout

@@ -1,0 +1,315 @@
+"""Time and memory of ZiCo beside plain training steps and the published algorithm, on three kinds of networks.
+
+README.md beside this file tells how, and holds the tables that it last printed.
+
+Index conventions:
+    B: batches
+    *: shape of one parameter
+"""
+
+import argparse
+import gc
+import os
+import random
+import statistics
+import sys
+import time
+import tracemalloc
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from typing import Any, TypeAlias, TypeVar
+
+import numpy as np
+import torch
+from networks import NETWORKS
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from lightning_zico import score
+
+Batches: TypeAlias = list[tuple[Tensor, Tensor]]
+Kept: TypeAlias = dict[str, list[np.ndarray[Any, Any]]]
+T = TypeVar("T")
+
+# The package's promises: time over plain forward and backward by batch size, and how much memory may grow with B.
+TIME_LIMITS = {64: 1.05, 16: 1.15}
+MEMORY_TOLERANCE = 0.05
+
+COLUMNS = (
+    *("network", "batch", "B", "plain s", "ours s", "publ. s", "ours / plain", "publ. / plain"),
+    *("plain MB", "ours MB", "publ. MB", "score", "rel. diff."),
+)
+
+_loss_fn = nn.CrossEntropyLoss()
+
+
+# --- the three ways ------------------------------------------------------------------------------
+
+
+def plain(model: nn.Module, batches: Batches) -> None:
+    """Run forward and backward on every batch, as training does between two optimiser steps."""
+    for inputs, targets in batches:
+        model.zero_grad()
+        _loss_fn(model(inputs), targets).backward()
+
+
+def ours(model: nn.Module, batches: Batches, **options: Any) -> float:
+    """Score with the package."""
+    result = score(model, batches, proxies=["zico"], loss_fn=_loss_fn, **options)["zico"]
+    if result.value is None:
+        raise RuntimeError(result.error)
+    return result.value
+
+
+def published(model: nn.Module, batches: Batches) -> float:
+    """Score as the published code does (SLDGroup/ZiCo, ``compute_zico.py``)."""
+    return published_score(published_gradients(model, batches))
+
+
+def published_gradients(model: nn.Module, batches: Batches) -> Kept:
+    """Keep the gradient of every linear and convolutional weight on every batch."""
+    kept: Kept = {}
+    for batch in batches:
+        plain(model, [batch])
+        for name, layer in model.named_modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear) and layer.weight.grad is not None:
+                kept.setdefault(name, []).append(layer.weight.grad.cpu().numpy().copy())
+    return kept
+
+
+def published_score(kept: Kept) -> float:
+    """Combine kept gradients; the lists are replaced by arrays, as in the published code."""
+    total = 0.0
+    for name in kept:
+        kept[name] = gradients = np.array(kept[name])  # type: ignore[assignment]  # [B, *]
+        std = np.std(gradients, axis=0)
+        mean_abs = np.mean(np.abs(gradients), axis=0)
+        ratio = np.sum(mean_abs[std != 0] / std[std != 0])
+        total += float(np.log(ratio)) if ratio != 0 else 0.0
+    return total
+
+
+# --- measuring -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Interleaved timings of several functions.
+
+    Args:
+        medians_s: Of each function, in seconds.
+        ratios: Median over the rounds of each function's time over the first's in the same round.
+    """
+
+    medians_s: list[float]
+    ratios: list[float]
+
+
+def time_interleaved(functions: Sequence[Callable[[], object]], rounds: int) -> Timing:
+    """Time functions one after the other, in every round in another order."""
+    table: list[list[float]] = []
+    shuffled = random.Random(0)
+    for _ in range(rounds):
+        row = [0.0] * len(functions)
+        for k in shuffled.sample(range(len(functions)), len(functions)):
+            start = time.perf_counter()
+            functions[k]()
+            row[k] = time.perf_counter() - start
+        table.append(row)
+    columns = list(zip(*table, strict=True))
+    ratios = [statistics.median(row[k] / row[0] for row in table) for k in range(len(functions))]
+    return Timing([statistics.median(column) for column in columns], ratios)
+
+
+def peak_bytes(function: Callable[[], T]) -> tuple[int, T]:
+    """Run a function; return the most of torch's memory above what was allocated before, in bytes, and its result."""
+    gc.collect()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        result = function()
+    events: Any = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
+    total = peak = 0
+    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
+        total += event.nbytes()
+        peak = max(peak, total)
+    return peak, result
+
+
+def published_peak_bytes(model: nn.Module, batches: Batches) -> tuple[int, float]:
+    """Return the same for the published algorithm, NumPy's arrays included."""
+    tracemalloc.start()
+    step_bytes, kept = peak_bytes(lambda: published_gradients(model, batches))
+    kept_bytes = sum(array.nbytes for arrays in kept.values() for array in arrays)
+    grad_bytes = sum(p.grad.nbytes for p in model.parameters() if p.grad is not None)
+    gc.collect()
+    tracemalloc.reset_peak()
+    result = published_score(kept)
+    statistics_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # Either in the last step, when all but its own gradients are kept already, or in the statistics.
+    kept_before_bytes = kept_bytes * (len(batches) - 1) // len(batches)
+    return max(step_bytes + kept_before_bytes, grad_bytes + statistics_bytes), result
+
+
+# --- one run of the benchmark --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """One network on B batches of one size: what plain, ours and published took, in that order."""
+
+    network: str
+    batch_size: int
+    num_batches: int
+    timing: Timing
+    peaks: tuple[int, int, int]
+    scores: tuple[float, float]
+
+    @property
+    def difference(self) -> float:
+        """Relative difference of our score from the published one's."""
+        return abs(self.scores[0] / self.scores[1] - 1)
+
+
+def random_batches(num_batches: int, batch_size: int) -> Batches:
+    """Draw batches of noise and labels; time and memory do not depend on what is in an image."""
+    generator = torch.Generator().manual_seed(0)
+    return [
+        (torch.randn(batch_size, 3, 32, 32, generator=generator), torch.randint(10, (batch_size,), generator=generator))
+        for _ in range(num_batches)
+    ]
+
+
+def built(network: str) -> nn.Module:
+    """Build a network in training mode from a fixed seed."""
+    torch.manual_seed(0)
+    return NETWORKS[network]().train()
+
+
+def measure(network: str, batch_size: int, num_batches: int, rounds: int) -> Row:
+    """Measure the three ways on the same batches; the run that counts memory is the warm-up of the clock."""
+    model, batches = built(network), random_batches(num_batches, batch_size)
+    plain(model, batches[:2])  # what a library allocates once is not the algorithm's
+    model.zero_grad()
+    plain_peak, _ = peak_bytes(lambda: plain(model, batches[:2]))  # it keeps nothing from batch to batch
+    model.zero_grad()
+    our_peak, our_score = peak_bytes(lambda: ours(model, batches))
+    published_peak, their_score = published_peak_bytes(model, batches)
+    timing = time_interleaved([partial(way, model, batches) for way in (plain, ours, published)], rounds)
+    peaks = (plain_peak, our_peak, published_peak)
+    return Row(network, batch_size, num_batches, timing, peaks, (our_score, their_score))
+
+
+def measure_samples(network: str, batch_size: int, chunk_sizes: Sequence[int], rounds: int) -> Timing:
+    """Time per-sample scoring of one batch by chunk size, over one plain forward and backward of that batch."""
+    model, batches = built(network), random_batches(1, batch_size)
+    functions: list[Callable[[], object]] = [lambda: plain(model, batches)]
+    functions += [partial(ours, model, batches, axis="sample", chunk_size=size) for size in chunk_sizes]
+    for function in functions:
+        function()
+    return time_interleaved(functions, rounds)
+
+
+# --- what is printed -----------------------------------------------------------------------------
+
+
+def print_table(console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table whose first column holds names and whose others hold numbers; as Markdown into a file or a pipe."""
+    table = Table(box=box.SIMPLE_HEAD if console.is_terminal else box.MARKDOWN)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="right" if i else "left", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console.print(f"\n{title}\n", highlight=False)
+    console.print(table)
+
+
+def cells_of(row: Row) -> list[str]:
+    """Put a row in words."""
+    seconds = [f"{s:.3f}" for s in row.timing.medians_s]
+    ratios = [f"{ratio:.2f}" for ratio in row.timing.ratios[1:]]
+    megabytes = [f"{peak / 1e6:.1f}" for peak in row.peaks]
+    scores = [f"{row.scores[0]:.4f}", f"{row.difference:.0e}"]
+    return [row.network, str(row.batch_size), str(row.num_batches), *seconds, *ratios, *megabytes, *scores]
+
+
+def verdicts(rows: Sequence[Row]) -> list[str]:
+    """Say of each promise what was measured, and whether it holds."""
+    fewest, most = min(row.num_batches for row in rows), max(row.num_batches for row in rows)
+    lines = []
+    for size, limit in TIME_LIMITS.items():
+        ratios = {r.network: r.timing.ratios[1] for r in rows if (r.batch_size, r.num_batches) == (size, fewest)}
+        measured = ", ".join(f"{network} {ratio:.2f}" for network, ratio in ratios.items())
+        promise = f"time over plain, batch {size}, B = {fewest}, at most {limit}"
+        lines.append(f"{promise}: {verdict(measured, all(ratio <= limit for ratio in ratios.values()))}")
+    peaks = {(row.network, row.batch_size, row.num_batches): row.peaks[1] for row in rows}
+    growths = {}
+    for (network, size, num_batches), last in peaks.items():
+        first = peaks[network, size, fewest]
+        if num_batches == most > fewest:
+            growths[f"{network} {first / 1e6:.1f} -> {last / 1e6:.1f} MB"] = last / first
+    measured = ", ".join(f"{name} ({growth - 1:+.1%})" for name, growth in growths.items())
+    holds = all(abs(growth - 1) <= MEMORY_TOLERANCE for growth in growths.values())
+    lines.append(f"peak memory, B = {most} as B = {fewest} within {MEMORY_TOLERANCE:.0%}: {verdict(measured, holds)}")
+    worst = max(rows, key=lambda row: row.difference)
+    lines.append(f"score, ours and published: at most {worst.difference:.0e} apart, relative ({worst.network})")
+    return lines
+
+
+def verdict(measured: str, holds: bool) -> str:
+    """Put what was measured beside the outcome."""
+    return f"{measured}: {'holds' if holds else 'DOES NOT HOLD'}" if measured else "not measured"
+
+
+def parsed_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[64, 16])
+    parser.add_argument("--num-batches", nargs="+", type=int, default=[2, 8, 32], help="each at least 2")
+    parser.add_argument("--repeats", type=int, default=5, help="rounds at the fewest batches; fewer at more")
+    parser.add_argument("--chunk-sizes", nargs="*", type=int, default=[4, 16], help="of per-sample scoring")
+    parser.add_argument("--every", action="store_true", help="more batches at every size, not only the smallest")
+    parser.add_argument("--quick", action="store_true", help="one network, two batches: does it run?")
+    arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.networks, arguments.batch_sizes, arguments.num_batches = ["nas_bench_201"], [16], [2]
+        arguments.repeats = 3
+    return arguments
+
+
+def main() -> None:
+    """Measure and print."""
+    arguments = parsed_arguments()
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's own chatter about devices
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)  # a file or a pipe has no width: nothing is cut
+    console.print(f"torch {torch.__version__}, CPU, {torch.get_num_threads()} threads", highlight=False)
+    smallest, fewest = min(arguments.batch_sizes), min(arguments.num_batches)
+    rows = []
+    for network, size, num_batches in product(arguments.networks, arguments.batch_sizes, arguments.num_batches):
+        if arguments.every or size == smallest or num_batches == fewest:
+            rounds = max(1, arguments.repeats * fewest // num_batches)
+            rows.append(measure(network, size, num_batches, rounds))
+            print(*cells_of(rows[-1]), file=sys.stderr, flush=True)  # progress
+    print_table(
+        console, "Per batch: time, peak memory above weights and batches, score", COLUMNS, list(map(cells_of, rows))
+    )
+    cells = []
+    for network in arguments.networks if arguments.chunk_sizes else ():
+        timing = measure_samples(network, smallest, arguments.chunk_sizes, min(3, arguments.repeats))
+        ratios = [f"{ratio:.2f}" for ratio in timing.ratios[1:]]
+        cells.append([network, str(smallest), f"{timing.medians_s[0]:.3f}", *ratios])
+    columns = ["network", "batch", "plain s", *(f"chunks of {size}" for size in arguments.chunk_sizes)]
+    print_table(console, "Per sample: time over one plain forward and backward of the same batch", columns, cells)
+    for line in ("", *verdicts(rows)):
+        console.print(line, highlight=False)
+
+
+if __name__ == "__main__":
+    main()
