@@ -36,15 +36,13 @@ from torchmetrics import Metric
 
 from lightning_zico._typing import Batch, LossFn, Step
 from lightning_zico.engine.batches import map_tensors
-from lightning_zico.engine.scope import preserved, preserved_rng, put_back, refill, restorer_of
+from lightning_zico.engine.scope import MOST_BYTES, preserved, preserved_rng, put_back, refill, restorer_of
 from lightning_zico.errors import TooFewBatchesError, UnsupportedBatchError, UnsupportedModuleError
 
 # A generator that stands behind this many elements of one list is not looked for: such lists hold samples.
 _MOST_ELEMENTS = 1000
 _WAY_OUT = "Pass `loss_fn=`, called as `loss_fn(outputs, targets)` on batches `(inputs, targets)`."
-# A tensor or array that is larger (2 million samples as int64) holds samples, not an order of samples; and of smaller
-# ones, so much together is copied.
-_MOST_BYTES = 2**24
+# Of tensors and arrays that are small enough to be an order of samples, so much together is copied.
 _MOST_BYTES_TOGETHER = 2**28
 _EMPTY_CELL = CellType()
 _HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
@@ -436,7 +434,7 @@ def _undisturbed(*roots: Any, readable_once: bool = True) -> Iterator[None]:
             restore.append(restore_generator)
         elif isinstance(obj, Tensor | np.ndarray):
             copyable = isinstance(obj, np.ndarray) or (obj.layout == torch.strided and not obj.is_meta)
-            if copyable and obj.nbytes <= min(_MOST_BYTES, room):
+            if copyable and obj.nbytes <= min(MOST_BYTES, room):
                 room -= obj.nbytes
                 restore.append(partial(put_back, obj, obj.detach().clone() if isinstance(obj, Tensor) else obj.copy()))
         elif (

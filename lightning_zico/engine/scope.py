@@ -100,8 +100,8 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-# An array that is larger holds samples, and is not looked after.
-_MOST_BYTES = 2**24
+# A tensor or array that is larger (2 million indices as int64) holds samples, and is not looked after.
+MOST_BYTES = 2**24
 _PLAIN = frozenset({bool, int, float, str, type(None), FunctionType, MethodType})
 
 
@@ -142,7 +142,7 @@ class _ModuleState:
                     self._values.append((value, value.detach().clone()))
                 elif not isinstance(value, nn.Parameter):
                     self._tensors.append((container, key, value))
-            elif self._ndarray and isinstance(value, self._ndarray) and value.nbytes <= _MOST_BYTES:
+            elif self._ndarray and isinstance(value, self._ndarray) and value.nbytes <= MOST_BYTES:
                 self._values.append((value, value.copy()))
             elif (restore := restorer_of(value)) is not None:
                 self._restorers.append(restore)
