@@ -23,14 +23,7 @@ from torch.overrides import TorchFunctionMode
 from lightning_zico._typing import Axis, Batch, Buffers, Params, Step
 from lightning_zico.engine.batches import map_tensors, num_samples, tensors_of, with_tensors
 from lightning_zico.engine.scope import preserved, seed_all
-from lightning_zico.engine.stateless import (
-    call_step,
-    check_depends,
-    copied_buffers,
-    copied_params,
-    has_reentrant_checkpoint,
-    plain_gradients,
-)
+from lightning_zico.engine.stateless import Stateless, check_depends, has_reentrant_checkpoint
 from lightning_zico.errors import ZiCoError
 
 # Who differentiates the stateless call. Per batch "autograd", torch.autograd.grad, rather than "grad", torch.func.vjp:
@@ -144,8 +137,7 @@ def stream_gradients(
     candidates = _BACKENDS[axis] if backend is None else (backend,)
     # Tensors made in inference mode, as in a validation loop, cannot be differentiated.
     with torch.inference_mode(False), preserved(module) as reset:
-        params = copied_params(module)
-        task = _Task(module, step, params, {name: params[name] for name in names}, reset)
+        task = _Task(module, step, names, reset)
         for batch_idx, batch in enumerate(batches):
             task.take(batch, batch_idx, seed + batch_idx)
             if axis == "batch":
@@ -207,20 +199,18 @@ def _stream_samples(
 class _Task:
     """One module, and the batch that it is differentiated on at the moment."""
 
-    def __init__(
-        self, module: nn.Module, step: Step, params: Params, scored: Params, reset: Callable[[], None]
-    ) -> None:
+    def __init__(self, module: nn.Module, step: Step, names: Sequence[str], reset: Callable[[], None]) -> None:
         self.module = module
         self.step = step
-        self.params = params
-        self.scored = scored
+        self.stateless = Stateless(module)
+        self.params = self.stateless.copied_params()
+        self.scored = {name: self.params[name] for name in names}
         self.reset = reset
         self.batch: Batch = None
         self.batch_idx = 0
         self.seed = 0
         self.batch_norm = _BatchNormConstants()
-        self._untouched = True  # the copies of the parameters are fresh
-        self._own_params = dict(module.named_parameters())
+        self._untouched = True  # the module, and the copies of its parameters
 
     def take(self, batch: Batch, batch_idx: int, seed: int) -> None:
         self.batch, self.batch_idx, self.seed = batch, batch_idx, seed
@@ -230,23 +220,23 @@ class _Task:
         self.put_back()
         # Chunks of one batch, told by their start, draw different numbers; the factor is an arbitrary large prime.
         seed_all((self.seed + 1_000_000_007 * start) % 2**63)
-        return copied_buffers(self.module), map_tensors(torch.clone, batch)
+        return self.stateless.copied_buffers(), map_tensors(torch.clone, batch)
 
     def put_back(self) -> None:
         """Undo what a step did to the module and to the copies of its parameters."""
-        self.reset()
         if self._untouched:
             self._untouched = False
             return
+        self.reset()
         with torch.no_grad():
-            for name, parameter in self._own_params.items():
+            for name, parameter in self.stateless.params.items():
                 self.params[name].copy_(parameter)
 
     def differentiate_batch(self, backend: Backend) -> GradientChunk:
         buffers, batch = self.fresh(self.batch)
         if backend == "autograd":
-            gradients, loss = plain_gradients(
-                self.module, self.step, self.params, self.scored, buffers, batch, self.batch_idx
+            gradients, loss = self.stateless.plain_gradients(
+                self.step, self.params | buffers, self.scored, batch, self.batch_idx
             )
         else:
             gradients, loss = self._pulled_back(self.scored, self._others(), buffers, batch)
@@ -275,8 +265,8 @@ class _Task:
             own_buffers = {name: buffer.clone() for name, buffer in buffers.items()}
             one = with_tensors(self.batch, sample)
             with self.batch_norm.replayed():
-                gradients, loss = plain_gradients(
-                    self.module, self._replayable_step, self.params, self.scored, own_buffers, one, self.batch_idx
+                gradients, loss = self.stateless.plain_gradients(
+                    self._replayable_step, self.params | own_buffers, self.scored, one, self.batch_idx
                 )
             self.put_back()
             losses.append(loss)
@@ -308,7 +298,7 @@ class _Task:
         return gradients, loss
 
     def _loss(self, scored: Params, others: Params, buffers: Buffers, batch: Batch) -> Tensor:
-        loss = call_step(self.module, self.step, others | scored, buffers, batch, self.batch_idx)
+        loss = self.stateless.loss(self.step, others | scored | buffers, batch, self.batch_idx)
         check_depends(loss)
         return loss
 
@@ -325,7 +315,7 @@ class _Task:
         if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.module.modules()):
             buffers, batch = self.fresh(self.batch)
             with torch.no_grad(), self.batch_norm.recorded():
-                call_step(self.module, self.step, self.params, buffers, batch, self.batch_idx)
+                self.stateless.loss(self.step, self.params | buffers, batch, self.batch_idx)
         return bool(self.batch_norm.statistics)
 
     def samples_that_fit(self, total: int, memory_bytes: int | None) -> int:
@@ -343,7 +333,7 @@ class _Task:
             return tensor
 
         with self.batch_norm.replayed(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            plain_gradients(self.module, self.step, self.params, self.scored, buffers, batch, self.batch_idx)
+            self.stateless.plain_gradients(self.step, self.params | buffers, self.scored, batch, self.batch_idx)
         gradients = sum(tensor.nbytes for tensor in self.scored.values())
         # Twice: the backward pass makes as much again as the forward kept, and taking moments as much as gradients
         # weigh.

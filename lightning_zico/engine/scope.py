@@ -23,7 +23,7 @@ def preserved(module: nn.Module) -> Iterator[Callable[[], None]]:
     for every parameter ``requires_grad`` and ``.grad``, which is None while the body runs. Tensors that are neither
     parameter nor buffer, such as the states of torchmetrics, are exchanged for clones while the body runs, so that not
     even a write in place reaches them. Parameters and buffers are *not* cloned here: the body must run the module on
-    others, as `stateless.call_step` does. Generators of torch, NumPy and Python that stand among these attributes get
+    others, as `stateless.Stateless` does. Generators of torch, NumPy and Python that stand among these attributes get
     their state back; objects of other classes that a module holds are not looked into.
 
     Yields:
@@ -103,6 +103,7 @@ def seed_all(seed: int) -> None:
 # A tensor or array that is larger (2 million indices as int64) holds samples, and is not looked after.
 MOST_BYTES = 2**24
 _PLAIN = frozenset({bool, int, float, str, type(None), FunctionType, MethodType})
+_REGISTERED = ("_parameters", "_buffers")  # the tensors in them are exchanged by functional_call
 
 
 class _ModuleState:
@@ -116,36 +117,56 @@ class _ModuleState:
         self._tensors: list[tuple[Any, Any, Tensor]] = []  # (container, key, the tensor there)
         self._values: list[tuple[Any, Any]] = []  # (a tensor or array without a place to exchange it, a copy)
         self._restorers: list[Callable[[], Any]] = []
-        numpy = sys.modules.get("numpy")
-        self._ndarray = numpy.ndarray if numpy else None
+        self._kinds: dict[type, str] = {}
         seen: set[int] = set()
         for attributes, _ in self._attributes:
             self._scan(attributes, attributes.items(), seen)
 
     def _scan(self, container: Any, items: Iterable[tuple[Any, Any]], seen: set[int]) -> None:
+        kinds = self._kinds
         for key, value in items:
-            if type(value) in _PLAIN:
+            kind = kinds.get(type(value)) or self._kind_of(value)
+            if kind == "opaque":
                 continue
-            if isinstance(value, dict | list | set | deque):
+            if kind == "container":
                 if not value:
                     self._empty.append(value)
                 elif id(value) not in seen:
                     seen.add(id(value))
                     self._containers.append((value, value.copy()))
-                    # registered tensors are exchanged by functional_call, and a set holds no place to exchange
-                    if key not in ("_parameters", "_buffers") and not isinstance(value, set):
+                    # a set holds no place to exchange
+                    if key not in _REGISTERED and not isinstance(value, set):
                         self._scan(value, value.items() if isinstance(value, dict) else enumerate(value), seen)
-            elif isinstance(value, tuple):
+            elif kind == "tuple":
                 self._scan(value, enumerate(value), seen)
-            elif isinstance(value, Tensor):
+            elif kind == "tensor":
                 if isinstance(container, tuple):
                     self._values.append((value, value.detach().clone()))
                 elif not isinstance(value, nn.Parameter):
                     self._tensors.append((container, key, value))
-            elif self._ndarray and isinstance(value, self._ndarray) and value.nbytes <= MOST_BYTES:
-                self._values.append((value, value.copy()))
+            elif kind == "array":
+                if value.nbytes <= MOST_BYTES:
+                    self._values.append((value, value.copy()))
             elif (restore := restorer_of(value)) is not None:
                 self._restorers.append(restore)
+
+    def _kind_of(self, value: Any) -> str:
+        """Classify a value, once for each type: a network has thousands of attributes and a dozen types."""
+        numpy = sys.modules.get("numpy")
+        if type(value) in _PLAIN:
+            kind = "opaque"
+        elif isinstance(value, dict | list | set | deque):
+            kind = "container"
+        elif isinstance(value, tuple):
+            kind = "tuple"
+        elif isinstance(value, Tensor):
+            kind = "tensor"
+        elif numpy and isinstance(value, numpy.ndarray):
+            kind = "array"
+        else:
+            kind = "generator" if restorer_of(value) else "opaque"
+        self._kinds[type(value)] = kind
+        return kind
 
     def exchange_tensors(self) -> None:
         """Put clones in the places of the tensors that are neither parameter nor buffer, and None in those of grads."""

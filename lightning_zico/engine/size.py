@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from lightning_zico._typing import Batch, Step
 from lightning_zico.engine.batches import map_tensors, tensors_of
 from lightning_zico.engine.scope import preserved, seed_all
-from lightning_zico.engine.stateless import call_step
+from lightning_zico.engine.stateless import Stateless
 
 # The layers whose weights ZiCo scores, as published (there in two dimensions).
 WEIGHT_LAYERS = (
@@ -124,12 +124,12 @@ def count_macs(
         def placed(tensor: torch.Tensor) -> torch.Tensor:
             return tensor.detach().to(device) if device else tensor.detach().clone()
 
-        params = {name: placed(parameter) for name, parameter in module.named_parameters()}
-        buffers = {name: placed(buffer) for name, buffer in module.named_buffers()}
-        here = device or next(iter(params.values()), torch.empty(0)).device
+        stateless = Stateless(module)
+        tensors = {name: placed(tensor) for name, tensor in (stateless.params | stateless.buffers).items()}
+        here = device or next(iter(tensors.values()), torch.empty(0)).device
         seed_all(0)
         with torch.no_grad(), FlopCounterMode(display=False) as counter, _uncounted_operators() as uncounted:
-            call_step(module, step, params, buffers, map_tensors(placed, batch), 0)
+            stateless.loss(step, tensors, map_tensors(placed, batch), 0)
         macs = round(counter.get_total_flops() / FLOPS_PER_MAC / samples)
         return MacCount(macs, here.type, tuple(sorted(uncounted)))
 

@@ -14,53 +14,114 @@ from lightning_zico.errors import NoGradientError, UnsupportedModuleError
 T = TypeVar("T")
 
 
-def copied_params(module: nn.Module) -> Params:
-    """Copy the parameters, detached, under their names; a tied one once, under its first name.
+class Stateless:
+    """A module that runs on parameters and buffers which are handed to it.
 
-    Copies, not views: a ``forward`` that writes to its weights (``weight.data.clamp_``) must not reach the user's.
-
-    Raises:
-        UnsupportedModuleError: If a parameter has no values: not yet initialised, or on the meta device.
-    """
-    for name, parameter in module.named_parameters():
-        if is_lazy(parameter) or parameter.is_meta:
-            state = "is not initialised" if is_lazy(parameter) else "is on the meta device"
-            raise UnsupportedModuleError(
-                f"Parameter '{name}' {state}; needed are weights with values. Run one batch through a lazy module, or "
-                "build the module on a real device."
-            )
-    return {name: parameter.detach().clone() for name, parameter in module.named_parameters()}
-
-
-def copied_buffers(module: nn.Module) -> Buffers:
-    """Copy the buffers, under their names."""
-    return {name: buffer.detach().clone() for name, buffer in module.named_buffers()}
-
-
-def call_step(module: nn.Module, step: Step, params: Params, buffers: Buffers, batch: Batch, batch_idx: int) -> Tensor:
-    """Compute the mean loss of a batch with other parameters and buffers in the module's places.
+    The module itself stays as it is, apart from attributes that its own code sets; `scope.preserved` puts those back.
 
     Args:
-        module: Left as it is, apart from attributes that its own code sets; `scope.preserved` puts those back.
-        step: ``(module, batch, batch_idx) -> loss``.
-        params: By name; those left out are the module's own.
-        buffers: By name; written to where the module updates its buffers.
-        batch: Passed to ``step``.
-        batch_idx: Passed to ``step``.
+        module: Walked over once: parameters and buffers that it gets later are not known.
 
-    Returns:
-        Scalar.
-
-    Raises:
-        UnsupportedModuleError: If ``step`` returns anything but one number in a tensor.
+    Attributes:
+        params: The module's own parameters, by name; a tied one once, under its first name.
+        buffers: Its own buffers, likewise.
     """
-    return _with_tensors(module, params | buffers, lambda: _loss_of(step(module, batch, batch_idx)))
 
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.params: dict[str, nn.Parameter] = {}
+        self.buffers: Buffers = {}
+        self._places: dict[str, list[str]] = {}  # all names of a tensor, as `functional_call` wants them
+        names: dict[int, str] = {}
+        for prefix, submodule in module.named_modules():
+            for registered, kept in ((submodule._parameters, self.params), (submodule._buffers, self.buffers)):
+                for own_name, tensor in registered.items():
+                    if tensor is None:
+                        continue
+                    name = f"{prefix}.{own_name}" if prefix else own_name
+                    first = names.setdefault(id(tensor), name)
+                    if first == name:
+                        kept[name] = tensor  # type: ignore[assignment]
+                    self._places.setdefault(first, []).append(f"module.{name}")
 
-def _with_tensors(module: nn.Module, tensors: Params, function: Callable[[], T]) -> T:
-    return functional_call(
-        _Caller(module, function), {f"module.{name}": tensor for name, tensor in tensors.items()}, ()
-    )
+    def copied_params(self) -> Params:
+        """Copy the parameters, detached.
+
+        Copies, not views: a ``forward`` that writes to its weights (``weight.data.clamp_``) must not reach the user's.
+
+        Raises:
+            UnsupportedModuleError: If a parameter has no values: not yet initialised, or on the meta device.
+        """
+        for name, parameter in self.params.items():
+            if is_lazy(parameter) or parameter.is_meta:
+                state = "is not initialised" if is_lazy(parameter) else "is on the meta device"
+                raise UnsupportedModuleError(
+                    f"Parameter '{name}' {state}; needed are weights with values. Run one batch through a lazy module, "
+                    "or build the module on a real device."
+                )
+        return {name: parameter.detach().clone() for name, parameter in self.params.items()}
+
+    def copied_buffers(self) -> Buffers:
+        """Copy the buffers, detached."""
+        return {name: buffer.detach().clone() for name, buffer in self.buffers.items()}
+
+    def call(self, tensors: Params, function: Callable[[], T]) -> T:
+        """Call a function, which runs the module, with tensors in the places of parameters and buffers.
+
+        Args:
+            tensors: By name; those left out are the module's own. Buffers are written to where the module updates them.
+            function: Takes nothing.
+        """
+        placed = {place: tensor for name, tensor in tensors.items() for place in self._places[name]}
+        return functional_call(_Caller(self.module, function), placed, (), tie_weights=False)
+
+    def loss(self, step: Step, tensors: Params, batch: Batch, batch_idx: int) -> Tensor:
+        """Compute the mean loss of a batch.
+
+        Args:
+            step: ``(module, batch, batch_idx) -> loss``.
+            tensors: See `call`.
+            batch: Passed to ``step``.
+            batch_idx: Passed to ``step``.
+
+        Returns:
+            Scalar.
+
+        Raises:
+            UnsupportedModuleError: If ``step`` returns anything but one number in a tensor.
+        """
+        return self.call(tensors, lambda: _loss_of(step(self.module, batch, batch_idx)))
+
+    def plain_gradients(
+        self, step: Step, tensors: Params, scored: Params, batch: Batch, batch_idx: int
+    ) -> tuple[Params, Tensor]:
+        """Differentiate the mean loss of one batch by plain reverse-mode autograd.
+
+        Args:
+            step: See `loss`, as for the others.
+            tensors: Those that are not differentiated with respect to, and perhaps those that are.
+            scored: Parameters to differentiate with respect to.
+            batch: See `loss`.
+            batch_idx: See `loss`.
+
+        Returns:
+            The gradient for each name in ``scored`` (zero where the loss does not depend on it), and the loss, a
+            scalar.
+
+        Raises:
+            NoGradientError: If the loss depends on none of ``scored``.
+        """
+        leaves = {name: tensor.detach().requires_grad_() for name, tensor in scored.items()}
+
+        def differentiate() -> tuple[Params, Tensor]:
+            loss = _loss_of(step(self.module, batch, batch_idx))
+            check_depends(loss)
+            return _backward(loss, leaves), loss.detach()
+
+        # Differentiated inside the call: checkpointing runs parts of the module again during the backward pass, and
+        # must find these tensors there and not the user's.
+        with torch.enable_grad():
+            return self.call(tensors | leaves, differentiate)
 
 
 def _loss_of(loss: Any) -> Tensor:
@@ -68,30 +129,6 @@ def _loss_of(loss: Any) -> Tensor:
         given = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"{type(loss).__name__}"
         raise UnsupportedModuleError(f"The loss is {given}; needed is one number, the mean over the batch.")
     return loss.reshape(())
-
-
-def plain_gradients(
-    module: nn.Module, step: Step, params: Params, scored: Params, buffers: Buffers, batch: Batch, batch_idx: int
-) -> tuple[Params, Tensor]:
-    """Differentiate the mean loss of one batch by plain reverse-mode autograd.
-
-    Returns:
-        The gradient for each name in ``scored`` (zero where the loss does not depend on it), and the loss, a scalar.
-
-    Raises:
-        NoGradientError: If the loss depends on none of ``scored``.
-    """
-    leaves = {name: tensor.detach().requires_grad_() for name, tensor in scored.items()}
-
-    def differentiate() -> tuple[Params, Tensor]:
-        loss = _loss_of(step(module, batch, batch_idx))
-        check_depends(loss)
-        return _backward(loss, leaves), loss.detach()
-
-    # Differentiated inside the call: checkpointing runs parts of the module again during the backward pass, and must
-    # find these tensors there and not the user's.
-    with torch.enable_grad():
-        return _with_tensors(module, params | leaves | buffers, differentiate)
 
 
 def check_depends(loss: Tensor) -> None:

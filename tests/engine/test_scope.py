@@ -9,7 +9,7 @@ from torch import nn
 from torchmetrics import MeanMetric
 
 from lightning_zico.engine.scope import preserved, preserved_rng, seed_all
-from lightning_zico.engine.stateless import call_step, copied_buffers, copied_params
+from lightning_zico.engine.stateless import Stateless
 
 
 class Everything(nn.Module):
@@ -147,14 +147,9 @@ def test_steps_on_copies_leave_the_module_bit_identical(module):
     before, states = spelled(module), rng()
     with preserved(module):
         for batch_idx in range(2):
-            loss = call_step(
-                module,
-                lambda m, b, i: m(b).square().mean(),
-                copied_params(module),
-                copied_buffers(module),
-                torch.randn(4, 3),
-                batch_idx,
-            )
+            stateless = Stateless(module)
+            copies = stateless.copied_params() | stateless.copied_buffers()
+            loss = stateless.loss(lambda m, b, i: m(b).square().mean(), copies, torch.randn(4, 3), batch_idx)
             assert loss.isfinite()
     assert spelled(module) == before
     assert rng() == states

@@ -4,15 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from lightning_zico.engine.stateless import call_step, copied_buffers, copied_params, plain_gradients
+from lightning_zico.engine.stateless import Stateless
 from lightning_zico.errors import NoGradientError, UnsupportedModuleError
 from tests.engine.models import Checkpointed, Last, Tied, Writing, assert_same, batches_of, step
 from tests.reference.gradients import gradient_of
 
 
 def plain(module, step, batch):
-    params = copied_params(module)
-    return plain_gradients(module, step, params, dict(params), copied_buffers(module), batch, 0)
+    stateless = Stateless(module)
+    return stateless.plain_gradients(step, stateless.copied_buffers(), stateless.copied_params(), batch, 0)
 
 
 def identical(module, state):
@@ -50,29 +50,47 @@ def test_a_recurrent_network_runs_on_the_parameters_given():
     (batch,) = batches_of(7, 4, num_batches=1)
     gradients, loss = plain(module, step, batch)
     assert_same([gradients], [gradient_of(module, step, batch)], 1e-6)  # float32
-    halved = {name: tensor / 2 for name, tensor in copied_params(module).items()}
-    assert call_step(module, step, halved, {}, batch, 0) != loss
+    halved = {name: tensor / 2 for name, tensor in Stateless(module).copied_params().items()}
+    assert Stateless(module).loss(step, halved, batch, 0) != loss
 
 
 def test_tied_parameters_stand_once_under_their_first_name():
-    assert list(copied_params(Tied())) == ["first.weight", "first.bias", "second.bias", "head.weight", "head.bias"]
+    assert list(Stateless(Tied()).copied_params()) == [
+        "first.weight",
+        "first.bias",
+        "second.bias",
+        "head.weight",
+        "head.bias",
+    ]
+
+
+def test_weights_shared_by_two_modules_or_two_names_are_exchanged_everywhere_and_put_back():
+    module = Tied()
+    module.again = module.first  # one module under two names
+    state = copy.deepcopy(module.state_dict())
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in Stateless(module).copied_params().items()}
+    seen = Stateless(module).call(zeros, lambda: [p.abs().sum() for p in module.state_dict(keep_vars=True).values()])
+    assert len(seen) == len(state)
+    assert not any(seen)
+    assert identical(module, state)
+    assert module.second.weight is module.first.weight
 
 
 def test_copies_share_no_memory_with_the_module():
     module = nn.BatchNorm1d(3)
-    for tensor in (copied_params(module) | copied_buffers(module)).values():
+    for tensor in (Stateless(module).copied_params() | Stateless(module).copied_buffers()).values():
         tensor.fill_(9)
     assert identical(module, nn.BatchNorm1d(3).state_dict())
 
 
 def test_lazy_parameters_are_refused_by_name():
     with pytest.raises(UnsupportedModuleError, match=r"'0.weight' is not initialised.*Run one batch"):
-        copied_params(nn.Sequential(nn.LazyLinear(3)))
+        Stateless(nn.Sequential(nn.LazyLinear(3))).copied_params()
 
 
 def test_meta_parameters_are_refused_by_name():
     with pytest.raises(UnsupportedModuleError, match=r"'weight' is on the meta device.*real device"):
-        copied_params(nn.Linear(3, 2, device="meta"))
+        Stateless(nn.Linear(3, 2, device="meta")).copied_params()
 
 
 @pytest.mark.parametrize(
@@ -87,11 +105,11 @@ def test_meta_parameters_are_refused_by_name():
 )
 def test_a_loss_that_is_not_one_number_is_refused(loss, said):
     with pytest.raises(UnsupportedModuleError, match=rf"The loss is {said}; needed is one number"):
-        call_step(nn.Linear(3, 2), lambda m, b, i: loss, {}, {}, None, 0)
+        Stateless(nn.Linear(3, 2)).loss(lambda m, b, i: loss, {}, None, 0)
 
 
 def test_one_number_in_any_shape_is_a_scalar():
-    loss = call_step(nn.Linear(3, 2), lambda m, b, i: torch.ones(1, 1), {}, {}, None, 0)
+    loss = Stateless(nn.Linear(3, 2)).loss(lambda m, b, i: torch.ones(1, 1), {}, None, 0)
     assert loss.shape == ()
 
 
@@ -110,5 +128,5 @@ def test_a_loss_without_parameters_is_refused(loss):
 
 def test_batch_and_index_reach_the_step():
     seen = []
-    call_step(nn.Linear(1, 1), lambda m, b, i: seen.append((b, i)) or torch.ones(()), {}, {}, "batch", 7)
+    Stateless(nn.Linear(1, 1)).loss(lambda m, b, i: seen.append((b, i)) or torch.ones(()), {}, "batch", 7)
     assert seen == [("batch", 7)]
