@@ -38,3 +38,7 @@ class NoGradientError(ZiCoError, RuntimeError):
 
 class NonFiniteError(ZiCoError, ArithmeticError):
     """A loss or a gradient that is NaN or infinite."""
+
+
+class NotApplicableError(ZiCoError, TypeError):
+    """A proxy whose formula has no meaning for a candidate; its score says "not applicable" and why."""

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
+from lightning_zico.engine.layers import weight_names
 from lightning_zico.engine.moments import Moments
-from lightning_zico.engine.size import weight_names
 from lightning_zico.proxies.zico import zico_layers, zico_score
 
 _Shapes: TypeAlias = Mapping[str, torch.Size]

@@ -15,6 +15,9 @@ _FIRST_COLUMNS = ("rank", "name", "score")
 _LAST_COLUMNS = ("error", "seconds")
 RESERVED_NAMES = frozenset(_FIRST_COLUMNS + _LAST_COLUMNS)
 
+# How the reason begins where a proxy's formula has no meaning for a candidate.
+NOT_APPLICABLE = "not applicable"
+
 
 @dataclass(frozen=True)
 class Score:

@@ -6,10 +6,9 @@ Index conventions:
     *: shape of one parameter
 """
 
-import inspect
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeAlias
 
@@ -21,7 +20,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from lightning_zico._typing import Axis, Batch, Buffers, Params, Step
+from lightning_zico.engine.batch_norm import BatchNormMode
 from lightning_zico.engine.batches import map_tensors, num_samples, tensors_of, with_tensors
+from lightning_zico.engine.observers import GradientFacts, Watch
 from lightning_zico.engine.scope import preserved, seed_all
 from lightning_zico.engine.stateless import Stateless, check_depends, has_reentrant_checkpoint
 from lightning_zico.errors import ZiCoError
@@ -64,23 +65,6 @@ class GradientChunk:
     losses: Tensor
 
 
-@dataclass
-class GradientFacts:
-    """How the gradients of one pass came about; plain data, for the record.
-
-    Args:
-        axis: What varies between two gradients.
-        backends: Who computed them, in order of first use; per sample, ``"loop"`` means that ``vmap`` could not.
-        batch_norm: How batch normalisation was differentiated; None if the pass met none per sample.
-        chunk_sizes: Most samples differentiated at once, for each batch; empty per batch.
-    """
-
-    axis: Axis
-    backends: list[Backend] = field(default_factory=list)
-    batch_norm: str | None = None
-    chunk_sizes: list[int] = field(default_factory=list)
-
-
 def stream_gradients(
     module: nn.Module,
     step: Step,
@@ -93,6 +77,7 @@ def stream_gradients(
     memory_bytes: int | None = None,
     seed: int = 0,
     backend: Backend | None = None,
+    watch: Watch | None = None,
 ) -> GradientFacts:
     """Differentiate the mean loss of every batch, or of every sample, with respect to some parameters.
 
@@ -124,6 +109,7 @@ def stream_gradients(
         seed: Of the first batch.
         backend: Use this one alone and let its errors through; None for plain autograd per batch, and for ``vmap`` with
             a loop behind it per sample.
+        watch: Sees the forward pass of the first batch; only per batch, by plain autograd.
 
     Returns:
         Who computed the gradients, and how.
@@ -137,7 +123,7 @@ def stream_gradients(
     candidates = _BACKENDS[axis] if backend is None else (backend,)
     # Tensors made in inference mode, as in a validation loop, cannot be differentiated.
     with torch.inference_mode(False), preserved(module) as reset:
-        task = _Task(module, step, names, reset)
+        task = _Task(module, step, names, reset, watch)
         for batch_idx, batch in enumerate(batches):
             task.take(batch, batch_idx, seed + batch_idx)
             if axis == "batch":
@@ -199,13 +185,16 @@ def _stream_samples(
 class _Task:
     """One module, and the batch that it is differentiated on at the moment."""
 
-    def __init__(self, module: nn.Module, step: Step, names: Sequence[str], reset: Callable[[], None]) -> None:
+    def __init__(
+        self, module: nn.Module, step: Step, names: Sequence[str], reset: Callable[[], None], watch: Watch | None
+    ) -> None:
         self.module = module
         self.step = step
         self.stateless = Stateless(module)
         self.params = self.stateless.copied_params()
         self.scored = {name: self.params[name] for name in names}
         self.reset = reset
+        self.watch = watch
         self.batch: Batch = None
         self.batch_idx = 0
         self.seed = 0
@@ -235,8 +224,9 @@ class _Task:
     def differentiate_batch(self, backend: Backend) -> GradientChunk:
         buffers, batch = self.fresh(self.batch)
         if backend == "autograd":
+            watch = self.watch if self.batch_idx == 0 else None
             gradients, loss = self.stateless.plain_gradients(
-                self.step, self.params | buffers, self.scored, batch, self.batch_idx
+                self.step, self.params | buffers, self.scored, batch, self.batch_idx, watch
             )
         else:
             gradients, loss = self._pulled_back(self.scored, self._others(), buffers, batch)
@@ -364,6 +354,8 @@ class _BatchNormConstants:
 
     def recorded(self) -> TorchFunctionMode:
         def record(arguments: dict[str, Any]) -> Tensor:
+            if not arguments.get("training", False):
+                return F.batch_norm(**arguments)
             x = arguments["input"].detach()
             dims = [d for d in range(x.ndim) if d != 1]
             wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
@@ -371,12 +363,14 @@ class _BatchNormConstants:
             self.statistics.append((mean.to(x.dtype), variance.to(x.dtype)))
             return F.batch_norm(**arguments)
 
-        return _BatchNormMode(record)
+        return BatchNormMode(record)
 
     def replayed(self) -> TorchFunctionMode:
         remaining = iter(self.statistics)
 
         def replay(arguments: dict[str, Any]) -> Tensor:
+            if not arguments.get("training", False):
+                return F.batch_norm(**arguments)
             mean, variance = next(remaining, (None, None))
             if mean is None:
                 raise ZiCoError(
@@ -385,25 +379,7 @@ class _BatchNormConstants:
                 )
             return F.batch_norm(**arguments | {"running_mean": mean, "running_var": variance, "training": False})
 
-        return _BatchNormMode(replay)
-
-
-class _BatchNormMode(TorchFunctionMode):
-    """Hands every call of ``F.batch_norm`` in training mode to a function."""
-
-    def __init__(self, handle: Callable[[dict[str, Any]], Tensor]) -> None:
-        super().__init__()
-        self._handle = handle
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is F.batch_norm:
-            arguments = inspect.signature(F.batch_norm).bind(*args, **kwargs).arguments
-            if arguments.get("training", False):
-                return self._handle(arguments)
-        return func(*args, **kwargs)
+        return BatchNormMode(replay)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

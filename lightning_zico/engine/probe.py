@@ -1,24 +1,26 @@
 """Probe: one candidate, placed and ready to be measured."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal, NamedTuple
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
+from typing import Literal, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from lightning_zico._typing import Axis, Batch, Step
+from lightning_zico._typing import Axis, Batch, Params, Step
 from lightning_zico.engine.batches import map_tensors
-from lightning_zico.engine.gradients import ChunkSize, GradientChunk, GradientFacts, stream_gradients
-from lightning_zico.engine.moments import Moments
-from lightning_zico.engine.size import MacCount, count_macs, count_params, weight_names
-from lightning_zico.errors import NoGradientError, NonFiniteError
+from lightning_zico.engine.gradients import ChunkSize, GradientChunk, stream_gradients
+from lightning_zico.engine.layers import block_names, weight_names
+from lightning_zico.engine.learned import FirstGradients, GradientMoments, MomentsOverBatches
+from lightning_zico.engine.observers import GradientFacts, Observer, Watch
+from lightning_zico.engine.scope import preserved, seed_all
+from lightning_zico.engine.size import MacCount, count_macs, count_params
+from lightning_zico.engine.stateless import Stateless
+from lightning_zico.errors import NotApplicableError
 
-
-class GradientMoments(NamedTuple):
-    """Moments of the gradients of one pass, by parameter name, and how the gradients came about."""
-
-    by_name: dict[str, Moments]
-    facts: GradientFacts
+T = TypeVar("T")
+O = TypeVar("O", bound=Observer)  # noqa: E741
 
 
 class Probe:
@@ -32,8 +34,9 @@ class Probe:
             batch at a time is there.
         axis: What varies between two gradients.
         chunk_size: Per sample: how many at once; see `gradients.stream_gradients`.
-        seed: Of dropout and other randomness.
+        seed: Of dropout, of other weights and inputs that are drawn, and of other randomness.
         muted: Silences, on a module that will be put back, what cannot run on the meta device.
+        blocks: Names of the submodules that are the network's blocks; None to find them, see `layers.block_names`.
     """
 
     def __init__(
@@ -47,17 +50,19 @@ class Probe:
         chunk_size: ChunkSize = None,
         seed: int = 0,
         muted: Callable[[nn.Module], None] = lambda _: None,
+        blocks: Sequence[str] | None = None,
     ) -> None:
         self.module = module
         self.step = step
         self.batches = batches
         self.axis: Axis = axis
+        self.seed = seed
         self._prepare = prepare
         self._chunk_size = chunk_size
-        self._seed = seed
-        self._muted = muted
-        self._moments: dict[tuple[tuple[str, ...], str], GradientMoments] = {}
-        self._macs: MacCount | None = None
+        self.muted = muted
+        self._blocks = blocks
+        self._observed: dict[Observer, Observer | Exception] = {}
+        self._computed: dict[Callable[[Probe], object], object] = {}
 
     @property
     def params(self) -> int:
@@ -71,11 +76,36 @@ class Probe:
         return {name: named[name] for name in weight_names(self.module)}
 
     @property
+    def blocks(self) -> list[str]:
+        """Names of the submodules that are the network's blocks, as given or as `layers.block_names` finds them.
+
+        Raises:
+            NotApplicableError: If one that was given is not there.
+        """
+        if self._blocks is None:
+            return list(self.once(_found_blocks))
+        known = {name for name, _ in self.module.named_modules()}
+        missing = [name for name in self._blocks if name not in known]
+        if missing:
+            raise NotApplicableError(f"the block '{missing[0]}' that was named is no submodule.")
+        return list(self._blocks)
+
+    @property
     def macs(self) -> MacCount:
         """Multiply-accumulate operations of a forward pass, per sample of the first batch."""
-        if self._macs is None:
-            self._macs = count_macs(self.module, self.step, self._prepared(0), self._muted)
-        return self._macs
+        return self.once(_macs)
+
+    def once(self, compute: "Callable[[Probe], T]") -> T:
+        """Compute something from this probe, or give what was computed, or raise what was raised, the first time."""
+        if compute not in self._computed:
+            try:
+                self._computed[compute] = compute(self)
+            except Exception as error:
+                self._computed[compute] = error
+        result = self._computed[compute]
+        if isinstance(result, Exception):
+            raise result
+        return result  # type: ignore[return-value]
 
     def moments(
         self, patterns: Sequence[str] | None = None, of: Literal["signed", "abs"] = "signed"
@@ -83,91 +113,177 @@ class Probe:
         """Take the moments of the gradients over all batches (or samples), in one pass.
 
         Args:
-            patterns: Which parameters; see `size.weight_names`.
+            patterns: Which parameters; see `layers.weight_names`.
             of: The gradient, or its magnitude.
 
         Raises:
             NoGradientError: If there is no parameter to score, or no gradient reaches any of them.
             NonFiniteError: If a loss or a gradient is NaN or infinite.
         """
-        names = weight_names(self.module, patterns)
-        if not names:
-            wanted = (
-                "trainable weight of a linear or convolutional layer" if patterns is None else f"match for {patterns}"
-            )
-            raise NoGradientError(
-                f"There is no {wanted} among {len(list(self.module.parameters()))} parameters. "
-                "Unfreeze some, or choose others with `parameters=`."
-            )
-        key = (tuple(names), of)
-        if key not in self._moments:
-            self._moments[key] = self._measure_moments(names, of)
-        return self._moments[key]
+        return self.observed(MomentsOverBatches(None if patterns is None else tuple(patterns), of)).result
 
-    def _measure_moments(self, names: list[str], of: str) -> GradientMoments:
-        merged: dict[str, Moments] = {}
-        losses: list[Tensor] = []
+    @property
+    def gradients(self) -> Params:
+        """The gradient of the first batch's mean loss for each weight in `layers`; not to be written to.
 
-        def consume(chunk: GradientChunk) -> None:
-            losses.append(chunk.losses.detach())
-            # Popped, so that a gradient's memory is free as soon as it is merged.
-            news: Iterable[Moments] = (Moments.of(_of(chunk.gradients.pop(name), of)) for name in names)
-            if self._chunk_size == "auto":
-                news = list(news)  # should memory run out here, nothing has been kept and the chunk can be taken again
-            for name, new in zip(names, news, strict=True):
-                if name in merged:
-                    merged[name].merge(new)
-                else:
-                    merged[name] = new
-                    if new.deviation is None:
-                        # Reserved at once, so that what fits with two batches fits with any number.
-                        new.deviation = torch.empty_like(new.mean)
+        Raises:
+            NoGradientError: As for `moments`, as are the others.
+        """
+        return self.observed(FirstGradients()).by_name
 
-        prepared = (self._prepared(i) for i in range(len(self.batches)))
-        facts = stream_gradients(
+    def observed(self, need: O) -> O:
+        """Give the observer that is equal to this one after it has seen what it wants to see.
+
+        Raises:
+            Exception: What went wrong on the way, also if it is asked for again.
+        """
+        self.observe([need])
+        result = self._observed[need]
+        if isinstance(result, Exception):
+            raise result
+        return result  # type: ignore[return-value]
+
+    def observe(self, needs: Iterable[Observer]) -> None:
+        """Let observers see the module at work, all of them in the same passes; what goes wrong is told by `observed`.
+
+        Args:
+            needs: Those that have seen it already, and equal ones, do not see it again.
+        """
+        wanted = [replace(need) for need in dict.fromkeys(needs) if need not in self._observed]
+        apart = [o for o in wanted if o.all_batches and self.axis == "sample"]
+        for group, axis in (([o for o in wanted if o not in apart], "batch"), (apart, "sample")):
+            if group:
+                self._pass(group, axis)  # type: ignore[arg-type]
+
+    def forward(
+        self,
+        *observers: Observer,
+        tensors: Params | None = None,
+        batch: Batch = None,
+        mode: AbstractContextManager[object] | None = None,
+    ) -> None:
+        """Run the step on the first batch, or on another, perhaps with other weights, under the eyes of observers.
+
+        Args:
+            observers: What goes wrong for one of them is raised.
+            tensors: Parameters and buffers, by name; those left out are copies of the module's own.
+            batch: On the module's device; None for the first.
+            mode: Entered around the step.
+        """
+        watch = Watch(self.module, observers)
+        self._watched_forward(watch, tensors or {}, self.first_batch if batch is None else batch, mode)
+        for error in watch.errors.values():
+            raise error
+
+    @property
+    def first_batch(self) -> Batch:
+        """A copy of the first batch, on the module's device."""
+        return self._prepared(0)
+
+    def stream(
+        self,
+        names: Sequence[str],
+        consume: Callable[[GradientChunk], None],
+        *,
+        axis: Axis,
+        num_batches: int | None = None,
+        step: Step | None = None,
+        watch: Watch | None = None,
+    ) -> GradientFacts:
+        """Differentiate the loss of batch after batch, or of sample after sample; see `gradients.stream_gradients`.
+
+        Args:
+            names: Of the parameters.
+            consume: Called with each chunk of gradients.
+            axis: What a gradient is of.
+            num_batches: How many of the batches; None for all.
+            step: Another loss than the candidate's.
+            watch: Sees the first batch.
+        """
+        chosen = range(len(self.batches) if num_batches is None else num_batches)
+        return stream_gradients(
             self.module,
-            self.step,
-            prepared,
+            step or self.step,
+            (self._prepared(idx) for idx in chosen),
             consume,
             names=names,
-            axis=self.axis,
+            axis=axis,
             chunk_size=self._chunk_size,
-            seed=self._seed,
+            seed=self.seed,
+            watch=watch,
         )
-        _check(merged, losses)
-        return GradientMoments(merged, facts)
+
+    def _pass(self, observers: Sequence[Observer], axis: Axis) -> None:
+        watch = Watch(self.module, observers)
+        learners: dict[Observer, list[str]] = {}
+        for observer in observers:
+            observer.may_repeat = self._chunk_size == "auto"
+            if observer.needs_gradients:
+                try:
+                    learners[observer] = observer.names(self.module)
+                except Exception as error:
+                    watch.errors[observer] = error
+        try:
+            if learners:
+                self._stream(watch, learners, axis)
+            else:
+                self._watched_forward(watch, {}, self.first_batch)
+        except Exception as error:
+            for observer in observers:
+                if observer.needs_gradients or not watch.finished:
+                    watch.errors.setdefault(observer, error)
+        for observer in observers:
+            self._observed[observer] = watch.errors.get(observer, observer)
+
+    def _watched_forward(
+        self, watch: Watch, tensors: Params, batch: Batch, mode: AbstractContextManager[object] | None = None
+    ) -> None:
+        with torch.inference_mode(False), preserved(self.module):
+            stateless = Stateless(self.module)
+            tensors = stateless.copied_params() | stateless.copied_buffers() | tensors
+            seed_all(self.seed)
+            with torch.set_grad_enabled(watch.needs_graph), mode or nullcontext():
+                stateless.call(tensors, lambda: stateless.watched_loss(self.step, batch, 0, watch))
+
+    def _stream(self, watch: Watch, learners: dict[Observer, list[str]], axis: Axis) -> None:
+        names = list(dict.fromkeys(name for wanted in learners.values() for name in wanted))
+        seen = 0
+
+        def consume(chunk: GradientChunk) -> None:
+            nonlocal seen
+            taking = [o for o in learners if o not in watch.errors and (o.all_batches or not seen)]
+            left_to_do = []
+            for observer in taking:
+                own = {name: chunk.gradients[name] for name in learners[observer]}
+                if observer is taking[-1]:
+                    chunk.gradients.clear()
+                else:
+                    own = {name: gradient.clone() for name, gradient in own.items()}
+                left_to_do.append(observer.gradients(own, chunk.losses.detach()))
+            for finish in left_to_do:
+                if finish is not None:
+                    finish()
+            seen += 1
+
+        everything = any(observer.all_batches for observer in learners)
+        facts = self.stream(
+            names,
+            consume,
+            axis=axis,
+            num_batches=None if everything else 1,
+            watch=watch if axis == "batch" else None,
+        )
+        for observer in learners:
+            watch.tell(observer, observer.finished, facts)
 
     def _prepared(self, batch_idx: int) -> Batch:
         # Cloned, since hooks that move or augment a batch may write to it.
         return self._prepare(map_tensors(torch.clone, self.batches[batch_idx]), batch_idx)
 
 
-def _of(gradients: Tensor, of: str) -> Tensor:
-    return gradients.abs_() if of == "abs" else gradients
+def _found_blocks(probe: Probe) -> list[str]:
+    return block_names(probe.module)
 
 
-def _check(merged: dict[str, Moments], losses: list[Tensor]) -> None:
-    """Refuse what is no number and what is no gradient, in two transfers from the device."""
-    for idx, loss in enumerate(torch.cat([loss.double() for loss in losses]).tolist()):
-        if loss != loss or abs(loss) == float("inf"):
-            raise NonFiniteError(
-                f"The loss of gradient {idx} is {loss}; needed is a finite number. Look at the input's scale and the "
-                "initial weights."
-            )
-    largest = torch.stack([_largest(moments.mean_abs) for moments in merged.values()]).tolist()
-    for name, magnitude in zip(merged, largest, strict=True):
-        if magnitude != magnitude or magnitude == float("inf"):
-            raise NonFiniteError(
-                f"The gradient of '{name}' has NaN or infinite entries though the loss is finite. Look at operations "
-                "without a derivative at their input (sqrt(0), norm(0)) and at half precision."
-            )
-    if not any(largest):
-        raise NoGradientError(
-            f"The gradient of all {len(merged)} scored parameters is zero: the loss does not depend on them, or dead "
-            "activations stop it. Look for `detach()`, `no_grad()` and activations that are always off."
-        )
-
-
-def _largest(magnitudes: Tensor) -> Tensor:
-    # NaN if one is; unlike a sum in float64 it copies nothing
-    return magnitudes.amax().double() if magnitudes.numel() else magnitudes.new_zeros((), dtype=torch.float64)
+def _macs(probe: Probe) -> MacCount:
+    return count_macs(probe.module, probe.step, probe.first_batch, probe.muted)

@@ -1,7 +1,6 @@
-"""Sizes of a module: parameters, layers, multiply-accumulate operations."""
+"""Sizes of a module: parameters, multiply-accumulate operations."""
 
-import fnmatch
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,17 +15,6 @@ from lightning_zico._typing import Batch, Step
 from lightning_zico.engine.batches import map_tensors, tensors_of
 from lightning_zico.engine.scope import preserved, seed_all
 from lightning_zico.engine.stateless import Stateless
-
-# The layers whose weights ZiCo scores, as published (there in two dimensions).
-WEIGHT_LAYERS = (
-    nn.Linear,
-    nn.Conv1d,
-    nn.Conv2d,
-    nn.Conv3d,
-    nn.ConvTranspose1d,
-    nn.ConvTranspose2d,
-    nn.ConvTranspose3d,
-)
 
 # torch counts floating-point operations, two for each multiply-accumulate operation.
 FLOPS_PER_MAC = 2
@@ -54,34 +42,6 @@ def count_params(module: nn.Module) -> int:
         8
     """
     return sum(parameter.numel() for parameter in module.parameters() if not is_lazy(parameter))
-
-
-def weight_names(module: nn.Module, patterns: Sequence[str] | None = None) -> list[str]:
-    """List the trainable parameters that make up the layers of a module, in the module's order.
-
-    Args:
-        module: Any module.
-        patterns: Shell patterns of parameter names, such as ``"*.weight"``. None for the ``weight`` of every linear and
-            convolutional layer (1d, 2d, 3d, transposed), and what it is computed from where it is parametrised.
-
-    Returns:
-        Names as in ``module.named_parameters()``: a weight that two layers share stands once, under its first name.
-
-    Example:
-        >>> weight_names(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2)))
-        ['0.weight', '3.weight']
-    """
-    trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    if patterns is not None:
-        return [name for name in trainable if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
-    weights: set[int] = set()
-    for layer in module.modules():
-        if isinstance(layer, WEIGHT_LAYERS):
-            for name, parameter in layer.named_parameters():
-                # "weight"; "parametrizations.weight.original0"; "weight_g" and "weight_v" of the old weight_norm
-                if name in ("weight", "weight_g", "weight_v") or name.startswith("parametrizations.weight."):
-                    weights.add(id(parameter))
-    return [name for name, parameter in trainable.items() if id(parameter) in weights]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from torch.func import functional_call
 from torch.nn.parameter import is_lazy
 
 from lightning_zico._typing import Batch, Buffers, Params, Step
+from lightning_zico.engine.observers import Watch
 from lightning_zico.errors import NoGradientError, UnsupportedModuleError
 
 T = TypeVar("T")
@@ -41,7 +42,7 @@ class Stateless:
                     name = f"{prefix}.{own_name}" if prefix else own_name
                     first = names.setdefault(id(tensor), name)
                     if first == name:
-                        kept[name] = tensor  # type: ignore[assignment]
+                        kept[name] = tensor
                     self._places.setdefault(first, []).append(f"module.{name}")
 
     def copied_params(self) -> Params:
@@ -93,7 +94,7 @@ class Stateless:
         return self.call(tensors, lambda: _loss_of(step(self.module, batch, batch_idx)))
 
     def plain_gradients(
-        self, step: Step, tensors: Params, scored: Params, batch: Batch, batch_idx: int
+        self, step: Step, tensors: Params, scored: Params, batch: Batch, batch_idx: int, watch: Watch | None = None
     ) -> tuple[Params, Tensor]:
         """Differentiate the mean loss of one batch by plain reverse-mode autograd.
 
@@ -103,6 +104,7 @@ class Stateless:
             scored: Parameters to differentiate with respect to.
             batch: See `loss`.
             batch_idx: See `loss`.
+            watch: Sees the forward pass.
 
         Returns:
             The gradient for each name in ``scored`` (zero where the loss does not depend on it), and the loss, a
@@ -114,7 +116,7 @@ class Stateless:
         leaves = {name: tensor.detach().requires_grad_() for name, tensor in scored.items()}
 
         def differentiate() -> tuple[Params, Tensor]:
-            loss = _loss_of(step(self.module, batch, batch_idx))
+            loss = self.watched_loss(step, batch, batch_idx, watch)
             check_depends(loss)
             return _backward(loss, leaves), loss.detach()
 
@@ -122,6 +124,16 @@ class Stateless:
         # must find these tensors there and not the user's.
         with torch.enable_grad():
             return self.call(tensors | leaves, differentiate)
+
+    def watched_loss(self, step: Step, batch: Batch, batch_idx: int, watch: Watch | None) -> Tensor:
+        """Compute the mean loss of a batch, within `call`, and let observers see it."""
+        if watch is None:
+            return _loss_of(step(self.module, batch, batch_idx))
+        batch = watch.prepared(batch)
+        with watch.watching():
+            output = step(self.module, batch, batch_idx)
+        watch.finish()
+        return _loss_of(output)
 
 
 def _loss_of(loss: Any) -> Tensor:

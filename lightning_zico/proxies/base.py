@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, TypeAlias, TypeVar
 
 from lightning_zico._registry import Registry
+from lightning_zico.engine.observers import Observer
 from lightning_zico.engine.probe import Probe
 from lightning_zico.errors import DuplicateNameError
 from lightning_zico.results import RESERVED_NAMES
@@ -32,12 +33,15 @@ class Proxy(ABC):
         higher_is_better: Direction.
         needs_labels: Whether the loss, and so the labels of the batches, enter the number.
         min_gradients: Least number of gradients (of batches, or of samples per sample) that the number is defined for.
+        needs: What it reads with ``probe.observed``. Named here, it is taken in the same passes as what the other
+            proxies need; left out, it costs a pass of its own.
     """
 
     name: str = ""
     higher_is_better: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = True
     min_gradients: ClassVar[int] = 0
+    needs: Sequence[Observer] = ()
 
     @abstractmethod
     def measure(self, probe: Probe) -> float | Measurement:

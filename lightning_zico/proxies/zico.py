@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 
+from lightning_zico.engine.learned import MomentsOverBatches
 from lightning_zico.engine.moments import Moments
 from lightning_zico.engine.probe import Probe
 from lightning_zico.errors import IdenticalBatchesError, NonFiniteError, TooFewBatchesError
@@ -116,6 +117,7 @@ class ZiCo(Proxy):
         self.std_of: Literal["signed", "abs"] = std_of
         self.parameters = parameters
         self.name = name
+        self.needs = (MomentsOverBatches(None if parameters is None else tuple(parameters), std_of),)
 
     def measure(self, probe: Probe) -> Measurement:
         """Take the moments of the gradients and combine them."""

@@ -15,10 +15,10 @@ from lightning_zico.engine.batches import all_equal, num_samples
 from lightning_zico.engine.gradients import ChunkSize, check_chunk_size
 from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.scope import preserved_rng
-from lightning_zico.errors import IdenticalBatchesError, NonFiniteError, TooFewBatchesError
+from lightning_zico.errors import IdenticalBatchesError, NonFiniteError, NotApplicableError, TooFewBatchesError
 from lightning_zico.proxies import Measurement, Proxy, resolve_proxies
 from lightning_zico.proxies.base import Proxies
-from lightning_zico.results import Score, ScoreCard
+from lightning_zico.results import NOT_APPLICABLE, Score, ScoreCard
 
 
 def score(
@@ -165,6 +165,8 @@ def score_checked(
                 muted=bridge.muted,
             )
             error = budget.excess(probe) if budget else None
+            if error is None:
+                probe.observe(need for proxy in proxies for need in proxy.needs)
             for proxy in proxies if error is None else ():
                 scores[proxy.name] = measured(proxy, probe)
     except Exception as raised:
@@ -203,4 +205,6 @@ def measured(proxy: Proxy, probe: Probe) -> Score:
 
 def described(error: Exception) -> str:
     """Put an exception in one line: its kind and its message."""
+    if isinstance(error, NotApplicableError):
+        return f"{NOT_APPLICABLE}: {' '.join(str(error).split())}"
     return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")

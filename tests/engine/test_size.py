@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
-from lightning_zico.engine.size import count_macs, count_params, weight_names
+from lightning_zico.engine.layers import weight_names
+from lightning_zico.engine.size import count_macs, count_params
 from tests.engine.models import Tied, cnn
 
 

@@ -1,0 +1,165 @@
+"""What is kept of gradients: the moments over all of them, or those of the first batch.
+
+Index conventions:
+    n: gradients handed over at once
+    *: shape of one parameter
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from lightning_zico._typing import Params
+from lightning_zico.engine.layers import weight_names
+from lightning_zico.engine.moments import Moments
+from lightning_zico.engine.observers import GradientFacts, Observer
+from lightning_zico.errors import NoGradientError, NonFiniteError
+
+
+class GradientMoments(NamedTuple):
+    """Moments of the gradients of one pass, by parameter name, and how the gradients came about."""
+
+    by_name: dict[str, Moments]
+    facts: GradientFacts
+
+
+@dataclass(unsafe_hash=True)
+class MomentsOverBatches(Observer):
+    """Takes the moments of the gradients over all batches, or samples.
+
+    Args:
+        patterns: Which parameters; see `layers.weight_names`.
+        of: The gradient, or its magnitude.
+    """
+
+    patterns: tuple[str, ...] | None = None
+    of: Literal["signed", "abs"] = "signed"
+
+    needs_gradients: ClassVar[bool] = True
+    all_batches: ClassVar[bool] = True
+
+    def start(self, module: nn.Module) -> None:
+        """Begin with nothing."""
+        self._merged: dict[str, Moments] = {}
+        self._losses: list[Tensor] = []
+
+    def names(self, module: nn.Module) -> list[str]:
+        """List the parameters; there must be one."""
+        return chosen_names(module, self.patterns)
+
+    def gradients(self, gradients: Params, losses: Tensor) -> Callable[[], None] | None:
+        """Merge the moments of a chunk into those of all."""
+
+        def keep(news: Iterable[Moments]) -> None:
+            self._losses.append(losses)
+            for name, new in zip(names, news, strict=True):
+                if name in self._merged:
+                    self._merged[name].merge(new)
+                else:
+                    self._merged[name] = new
+                    if new.deviation is None:
+                        # Reserved at once, so that what fits with two batches fits with any number.
+                        new.deviation = torch.empty_like(new.mean)
+
+        names = list(gradients)
+        # Popped, so that a gradient's memory is free as soon as it is merged.
+        news: Iterable[Moments] = (Moments.of(_of(gradients.pop(name), self.of)) for name in names)
+        if self.may_repeat:
+            computed = list(news)
+            return lambda: keep(computed)
+        keep(news)
+        return None
+
+    def finished(self, facts: GradientFacts) -> None:
+        """Refuse what is no number and what is no gradient."""
+        largest = [_largest(moments.mean_abs) for moments in self._merged.values()]
+        check_gradients(list(self._merged), largest, self._losses)
+        self.result = GradientMoments(self._merged, facts)
+
+
+@dataclass(unsafe_hash=True)
+class FirstGradients(Observer):
+    """Keeps the gradient of the first batch's mean loss for the weights of linear and convolutional layers."""
+
+    needs_gradients: ClassVar[bool] = True
+
+    def start(self, module: nn.Module) -> None:
+        """Begin with nothing."""
+        self.by_name: Params = {}
+
+    def names(self, module: nn.Module) -> list[str]:
+        """List the weights; there must be one."""
+        return chosen_names(module)
+
+    def gradients(self, gradients: Params, losses: Tensor) -> Callable[[], None] | None:
+        """Keep them."""
+        self.by_name = {name: gradient[0] for name, gradient in gradients.items()}
+        self._losses = losses
+        return None
+
+    def finished(self, facts: GradientFacts) -> None:
+        """Refuse what is no number and what is no gradient."""
+        largest = [_largest(gradient.abs()) for gradient in self.by_name.values()]
+        check_gradients(list(self.by_name), largest, [self._losses])
+
+
+def chosen_names(module: nn.Module, patterns: tuple[str, ...] | None = None) -> list[str]:
+    """List the parameters to differentiate with respect to.
+
+    Raises:
+        NoGradientError: If there is none.
+    """
+    names = weight_names(module, patterns)
+    if not names:
+        wanted = (
+            "trainable weight of a linear or convolutional layer" if patterns is None else f"match for {list(patterns)}"
+        )
+        raise NoGradientError(
+            f"There is no {wanted} among {len(list(module.parameters()))} parameters. "
+            "Unfreeze some, or choose others with `parameters=`."
+        )
+    return names
+
+
+def check_gradients(names: list[str], largest: list[Tensor], losses: list[Tensor]) -> None:
+    """Refuse what is no number and what is no gradient, in two transfers from the device.
+
+    Args:
+        names: Of the parameters.
+        largest: The largest magnitude in each one's gradients, scalars; NaN if there is one.
+        losses: Of the gradients, ``[n]`` each.
+
+    Raises:
+        NonFiniteError: If a loss or a magnitude is NaN or infinite.
+        NoGradientError: If all magnitudes are zero.
+    """
+    for idx, loss in enumerate(torch.cat([loss.double() for loss in losses]).tolist()):
+        if loss != loss or abs(loss) == float("inf"):
+            raise NonFiniteError(
+                f"The loss of gradient {idx} is {loss}; needed is a finite number. Look at the input's scale and the "
+                "initial weights."
+            )
+    magnitudes = torch.stack(largest).tolist()
+    for name, magnitude in zip(names, magnitudes, strict=True):
+        if magnitude != magnitude or magnitude == float("inf"):
+            raise NonFiniteError(
+                f"The gradient of '{name}' has NaN or infinite entries though the loss is finite. Look at operations "
+                "without a derivative at their input (sqrt(0), norm(0)) and at half precision."
+            )
+    if not any(magnitudes):
+        raise NoGradientError(
+            f"The gradient of all {len(names)} scored parameters is zero: the loss does not depend on them, or dead "
+            "activations stop it. Look for `detach()`, `no_grad()` and activations that are always off."
+        )
+
+
+def _of(gradients: Tensor, of: str) -> Tensor:
+    return gradients.abs_() if of == "abs" else gradients
+
+
+def _largest(magnitudes: Tensor) -> Tensor:
+    # NaN if one is; unlike a sum in float64 it copies nothing
+    return magnitudes.amax().double() if magnitudes.numel() else magnitudes.new_zeros((), dtype=torch.float64)

@@ -1,0 +1,270 @@
+"""Observers: what several proxies want of the same passes is taken on the way, so that a pass is made once.
+
+Index conventions:
+    N: samples in a batch
+    *: shape of one parameter
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
+
+from lightning_zico._typing import Axis, Batch, Params
+from lightning_zico.engine.batches import map_tensors, tensors_of
+from lightning_zico.engine.layers import weight_names
+from lightning_zico.errors import NotApplicableError
+
+# Functions that are applied to every number of a layer's output. Gates (sigmoid) are among them.
+_NAMES = (
+    *(
+        "relu",
+        "relu_",
+        "relu6",
+        "leaky_relu",
+        "leaky_relu_",
+        "prelu",
+        "rrelu",
+        "rrelu_",
+        "elu",
+        "elu_",
+        "selu",
+        "selu_",
+    ),
+    *("celu", "celu_", "gelu", "silu", "mish", "hardswish", "hardtanh", "hardtanh_", "softplus", "softsign"),
+    *("tanh", "tanh_", "sigmoid", "sigmoid_", "hardsigmoid", "logsigmoid"),
+)
+ACTIVATIONS = frozenset(
+    getattr(namespace, name) for namespace in (F, torch, Tensor) for name in _NAMES if hasattr(namespace, name)
+)
+
+
+@dataclass
+class GradientFacts:
+    """How the gradients of one pass came about; plain data, for the record.
+
+    Args:
+        axis: What varies between two gradients.
+        backends: Who computed them, in order of first use; per sample, ``"loop"`` means that ``vmap`` could not.
+        batch_norm: How batch normalisation was differentiated; None if the pass met none per sample.
+        chunk_sizes: Most samples differentiated at once, for each batch; empty per batch.
+    """
+
+    axis: Axis
+    backends: list[str] = field(default_factory=list)
+    batch_norm: str | None = None
+    chunk_sizes: list[int] = field(default_factory=list)
+
+
+@dataclass(unsafe_hash=True)
+class Observer:
+    """Sees the forward pass of a batch, and perhaps the gradients after it, and keeps what a proxy needs.
+
+    A subclass is a dataclass whose fields say what to take: two that are equal share one pass and one result. What it
+    keeps are attributes that `start` sets. Its methods run without autograd and should keep little: a reduced number
+    rather than an activation.
+
+    Attributes:
+        needs_graph: Whether `forwarded` differentiates.
+        needs_gradients: Whether `gradients` is to be called, with those of the first batch.
+        all_batches: With ``needs_gradients``: whether all batches (or samples) are to be handed over.
+        may_repeat: Whether memory may run out, and a chunk of gradients have to be taken again.
+    """
+
+    needs_graph: ClassVar[bool] = False
+    needs_gradients: ClassVar[bool] = False
+    all_batches: ClassVar[bool] = False
+    may_repeat = False
+
+    def start(self, module: nn.Module) -> None:
+        """Prepare for one pass of a module."""
+
+    def activation(self, before: Tensor, after: Tensor) -> None:
+        """See what goes into an activation function and what comes out, ``[N, ...]`` each."""
+
+    def batch_norm(self, inputs: Tensor) -> None:
+        """See what goes into a batch normalisation, ``[N, C, ...]``."""
+
+    def module_call(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        """See a call of a submodule, when it is over."""
+
+    def forwarded(self, output: Tensor, inputs: Sequence[Tensor]) -> None:
+        """See the network's output and the floating-point tensors of the batch, at the end of the forward pass.
+
+        Autograd is on, and the graph is there, if ``needs_graph``.
+        """
+
+    def names(self, module: nn.Module) -> list[str]:
+        """List the parameters whose gradients are wanted."""
+        return []
+
+    def gradients(self, gradients: Params, losses: Tensor) -> Callable[[], None] | None:
+        """See the gradients of a chunk, ``[n, *]`` each, which are the observer's own, and its losses, ``[n]``.
+
+        Returns:
+            What is left to do once every observer has seen the chunk: with ``may_repeat``, all that keeps something.
+        """
+        return None
+
+    def finished(self, facts: GradientFacts) -> None:
+        """See how the gradients came about, when all of them were handed over."""
+
+
+class Watch:
+    """Reports one forward pass to observers; one that fails is told of nothing more, and the others go on.
+
+    The network's output is the output of the last call, made by the step itself, of a submodule that holds trainable
+    weights of linear or convolutional layers. It is the module's own if the step calls the module.
+
+    Args:
+        module: Put back by the caller.
+        observers: Started.
+    """
+
+    def __init__(self, module: nn.Module, observers: Sequence[Observer]) -> None:
+        self.observers = list(observers)
+        self.errors: dict[Observer, Exception] = {}
+        self.inputs: list[Tensor] = []
+        self.finished = False
+        self._output: Any = None
+        self._names = {id(submodule): name for name, submodule in module.named_modules()}
+        self._stack: list[int] = []
+        paths = [name.split(".")[:-1] for name in weight_names(module)]
+        self._holding = {".".join(path[:depth]) for path in paths for depth in range(len(path) + 1)}
+        self.needs_graph = any(observer.needs_graph for observer in observers)
+        for observer in observers:
+            self.tell(observer, observer.start, module)
+
+    def prepared(self, batch: Batch) -> Batch:
+        """Clone a batch; its floating-point tensors can be differentiated with respect to, if an observer does."""
+        self.inputs = []
+
+        def clone(tensor: Tensor) -> Tensor:
+            if not tensor.is_floating_point():
+                return tensor.clone()
+            leaf = tensor.detach().clone().requires_grad_(self.needs_graph)
+            self.inputs.append(leaf)
+            # not the leaf itself, which nobody could write to
+            return leaf.clone() if self.needs_graph else leaf
+
+        return map_tensors(clone, batch)
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch while the body runs."""
+        overridden = {name for observer in self.observers for name in vars(type(observer))}
+        handles = [
+            register_module_forward_pre_hook(self._enter),
+            register_module_forward_hook(self._leave, with_kwargs=True),
+        ]
+        # The fused kernel of a transformer's layer in eval mode has no activation that could be seen.
+        fused = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            with _Functions(self) if overridden & {"activation", "batch_norm"} else nullcontext():
+                yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fused)
+            for handle in handles:
+                handle.remove()
+
+    def finish(self) -> None:
+        """Report the end of the forward pass."""
+        self.finished = True
+        for observer in list(self.observers):
+            if type(observer).forwarded is not Observer.forwarded:
+                self.tell(observer, self._forwarded, observer)
+
+    def function(self, event: str, *tensors: Tensor) -> None:
+        """Report a call of a function."""
+        with torch.no_grad():
+            for observer in list(self.observers):
+                self.tell(observer, getattr(observer, event), *tensors)
+
+    def _forwarded(self, observer: Observer) -> None:
+        output = floating_tensor_in(self._output)
+        if output is None:
+            raise NotApplicableError(
+                "the step called no submodule with trainable linear or convolutional layers that put out a "
+                "floating-point tensor."
+            )
+        with torch.set_grad_enabled(observer.needs_graph):
+            observer.forwarded(output, self.inputs)
+
+    def _enter(self, module: nn.Module, _args: Any) -> None:
+        if id(module) in self._names:
+            self._stack.append(id(module))
+
+    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if id(module) not in self._stack:
+            return
+        while self._stack.pop() != id(module):  # calls that an exception, caught by the model, has ended
+            pass
+        if not self._stack and self._names[id(module)] in self._holding:
+            self._output = output
+        inputs = (*args, *kwargs.values())
+        with torch.no_grad(), _functions_paused():
+            for observer in list(self.observers):
+                self.tell(observer, observer.module_call, self._names[id(module)], module, inputs, output)
+
+    def tell(self, observer: Observer, method: Callable[..., None], *args: Any) -> None:
+        """Call a method of an observer; if it fails, the observer is told of nothing more."""
+        try:
+            method(*args)
+        except Exception as error:
+            self.errors[observer] = error
+            self.observers = [other for other in self.observers if other is not observer]
+
+
+class _Functions(TorchFunctionMode):
+    """Sees activation functions and batch normalisations, whether a module, a function or a method calls them.
+
+    A mode and not hooks on modules or FX: ``F.relu`` has no module, and a ``training_step`` cannot be traced.
+    """
+
+    active: ClassVar[bool] = True
+
+    def __init__(self, watch: Watch) -> None:
+        super().__init__()
+        self._watch = watch
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if not _Functions.active:
+            return func(*args, **kwargs)
+        if func in ACTIVATIONS:
+            before = args[0] if args else kwargs["input"]
+            in_place = kwargs.get("inplace", False) or True in args[1:] or func.__name__.endswith("_")
+            kept = before.detach().clone() if in_place else before
+            after = func(*args, **kwargs)
+            self._watch.function("activation", kept, after)
+            return after
+        if func is F.batch_norm:
+            self._watch.function("batch_norm", args[0] if args else kwargs["input"])
+        return func(*args, **kwargs)
+
+
+@contextmanager
+def _functions_paused() -> Iterator[None]:
+    active, _Functions.active = _Functions.active, False
+    try:
+        yield
+    finally:
+        _Functions.active = active
+
+
+def floating_tensor_in(output: Any) -> Tensor | None:
+    """Find the tensor of a module's output: itself, its ``logits``, or the first of floating point in it."""
+    if isinstance(output, Tensor):
+        return output if output.is_floating_point() else None
+    if isinstance(output, Mapping) and isinstance(output.get("logits"), Tensor):
+        return output["logits"]
+    return next((tensor for tensor in tensors_of(output) if tensor.is_floating_point()), None)

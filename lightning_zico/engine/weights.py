@@ -1,0 +1,64 @@
+"""Other weights and inputs than a candidate's own, as dictionaries for a stateless call."""
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from lightning_zico._typing import Batch, Params
+from lightning_zico.engine.batches import map_tensors
+from lightning_zico.engine.layers import WEIGHT_LAYERS
+
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
+
+
+def gaussian_weights(module: nn.Module, generator: torch.Generator) -> Params:
+    """Draw the weights of linear and convolutional layers from N(0, 1).
+
+    Their biases are zero; norms have weight one and bias zero; all other parameters stay.
+
+    Args:
+        module: Any module.
+        generator: On the CPU, so that every device gets the same numbers.
+    """
+    return _drawn(module, generator, lambda _: 1.0)
+
+
+def kaiming_weights(module: nn.Module, generator: torch.Generator) -> Params:
+    """Draw the weights of linear and convolutional layers from N(0, 2 / fan_in), the rest as in `gaussian_weights`.
+
+    Source:
+        He et al., *Delving Deep into Rectifiers*, 2015; ``fan_in`` as in `torch.nn.init`.
+    """
+    return _drawn(module, generator, lambda weight: math.sqrt(2 / max(weight[0].numel(), 1)))
+
+
+def gaussian_batch(batch: Batch, generator: torch.Generator) -> Batch:
+    """Replace the floating-point tensors of a batch by draws from N(0, 1); all others stay."""
+    return map_tensors(lambda t: drawn_like(t, generator) if t.is_floating_point() else t, batch)
+
+
+def drawn_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw a tensor of the same shape, type and device from N(0, 1)."""
+    return torch.randn(tensor.shape, generator=generator).to(tensor)
+
+
+def _drawn(module: nn.Module, generator: torch.Generator, std_of: Callable[[Tensor], float]) -> Params:
+    drawn: Params = {}
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    for part in module.modules():
+        is_layer, is_norm = isinstance(part, WEIGHT_LAYERS), isinstance(part, _NORMS)
+        if not (is_layer or is_norm):
+            continue
+        for own_name, parameter in part.named_parameters(recurse=False):
+            name, tensor = names[id(parameter)], parameter.detach()
+            if name in drawn:  # shared with another layer
+                continue
+            if own_name == "bias":
+                drawn[name] = torch.zeros_like(tensor)
+            elif is_norm:
+                drawn[name] = torch.ones_like(tensor)
+            elif own_name == "weight":
+                drawn[name] = drawn_like(tensor, generator).mul_(std_of(tensor))
+    return drawn

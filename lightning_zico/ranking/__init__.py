@@ -1,0 +1,34 @@
+"""Rankings: made of several proxies, and compared with what training finds. Knows nothing of torch."""
+
+from lightning_zico.ranking.aggregate import log_rank, mean_rank, size_controlled
+from lightning_zico.ranking.correlation import Interval, bootstrap_interval, kendall, ndcg, regret_at_k, spearman
+from lightning_zico.ranking.recipes import (
+    BASELINE_TAUS,
+    BENCHMARKS,
+    RECIPES,
+    Evidence,
+    Recipe,
+    combine,
+    get_recipe,
+    list_recipes,
+)
+
+__all__ = [
+    "BASELINE_TAUS",
+    "BENCHMARKS",
+    "RECIPES",
+    "Evidence",
+    "Interval",
+    "Recipe",
+    "bootstrap_interval",
+    "combine",
+    "get_recipe",
+    "kendall",
+    "list_recipes",
+    "log_rank",
+    "mean_rank",
+    "ndcg",
+    "regret_at_k",
+    "size_controlled",
+    "spearman",
+]

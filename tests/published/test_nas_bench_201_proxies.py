@@ -1,0 +1,70 @@
+"""Proxies of NAS-Bench-201 networks as NAS-Bench-Suite-Zero computed them, against ours.
+
+Krishnakumar et al., NeurIPS 2022 (datasets and benchmarks), arXiv:2210.03230; computed with NASLib.
+Values differ, since weights and images are drawn anew and NASLib's cells have batch norm without scale and shift, so
+that ranks are compared.
+"""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+from torch import nn
+
+from lightning_zico import score
+from lightning_zico.spaces import NASBench201
+from tests.data import data_file, data_rows
+
+pytestmark = pytest.mark.slow
+
+NUM_NETWORKS = 100
+
+# Ours: (theirs, least Spearman's rho over the networks). The lower ones depend on the draw of weights and images more.
+EXPECTED = {
+    "snip": ("snip", 0.97),
+    "grad_norm": ("grad_norm", 0.97),
+    "synflow": ("synflow", 0.97),
+    "naswot": ("nwot", 0.97),
+    "zen": ("zen", 0.94),
+    "jacob_cov": ("jacov", 0.90),
+    "fisher": ("fisher", 0.85),
+    "grasp": ("grasp", 0.85),
+    "l2_norm": ("l2_norm", 0.85),
+}
+
+
+@pytest.fixture(scope="module")
+def cifar10_batch():
+    with np.load(data_file("cifar10_subset.npz")) as data:
+        images, labels = data["x_train"][:64], data["y_train"][:64]
+    # mean and standard deviation of CIFAR-10's training images, by channel
+    mean, std = torch.tensor([0.4914, 0.4822, 0.4465]), torch.tensor([0.2470, 0.2435, 0.2616])
+    normalised = (torch.from_numpy(images) / 255 - mean) / std  # [N, H, W, C]
+    return normalised.permute(0, 3, 1, 2).contiguous(), torch.from_numpy(labels).long()
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return random.Random(0).sample(data_rows("nas_bench_201_proxies_by_others_cifar10.csv.gz"), NUM_NETWORKS)
+
+
+@pytest.fixture(scope="module")
+def cards(rows, cifar10_batch):
+    archs = {row["index"]: row["arch"] for row in data_rows("nas_bench_201.csv.gz")}
+    space, cards = NASBench201(), []
+    for idx, row in enumerate(rows):
+        torch.manual_seed(idx)
+        network = space.build(space.parse(archs[row["index"]]))
+        cards.append(score(network, [cifar10_batch], proxies=list(EXPECTED), loss_fn=nn.CrossEntropyLoss()))
+    return cards
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_ranks_are_those_that_others_computed(name, rows, cards):
+    theirs, least = EXPECTED[name]
+    assert [card[name].error for card in cards] == [None] * NUM_NETWORKS
+    rho = spearmanr([card[name].value for card in cards], [float(row[theirs]) for row in rows]).statistic
+    print(f"{name}: Spearman {rho:.3f}, needed {least}")
+    assert rho >= least
