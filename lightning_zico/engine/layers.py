@@ -3,7 +3,7 @@
 import fnmatch
 from collections.abc import Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 # The layers whose weights ZiCo scores, as published (there in two dimensions).
 WEIGHT_LAYERS = (
@@ -43,6 +43,25 @@ def weight_names(module: nn.Module, patterns: Sequence[str] | None = None) -> li
                 if name in ("weight", "weight_g", "weight_v") or name.startswith("parametrizations.weight."):
                     weights.add(id(parameter))
     return [name for name, parameter in trainable.items() if id(parameter) in weights]
+
+
+def layer_weights(module: nn.Module) -> dict[int, str]:
+    """Name the weight of each layer, by ``id`` of the layer; a weight that two layers share is both layers'."""
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    wanted = set(weight_names(module))
+    found: dict[int, str] = {}
+    for layer in module.modules():
+        if isinstance(layer, WEIGHT_LAYERS):
+            own = (names[id(parameter)] for parameter in layer.parameters())
+            name = next((name for name in own if name in wanted), None)
+            if name is not None:
+                found[id(layer)] = name
+    return found
+
+
+def channel_dim(layer: nn.Module, output: Tensor) -> int:
+    """Tell where the channels of a layer's output are: last for a linear layer, second for a convolution."""
+    return output.ndim - 1 if isinstance(layer, nn.Linear) else 1
 
 
 def block_names(module: nn.Module) -> list[str]:

@@ -187,13 +187,22 @@ class Watch:
             for observer in list(self.observers):
                 self.tell(observer, getattr(observer, event), *tensors)
 
-    def _forwarded(self, observer: Observer) -> None:
+    def output(self) -> Tensor:
+        """Give the network's output.
+
+        Raises:
+            NotApplicableError: If there is none.
+        """
         output = floating_tensor_in(self._output)
         if output is None:
             raise NotApplicableError(
                 "the step called no submodule with trainable linear or convolutional layers that put out a "
                 "floating-point tensor."
             )
+        return output
+
+    def _forwarded(self, observer: Observer) -> None:
+        output = self.output()
         with torch.set_grad_enabled(observer.needs_graph):
             observer.forwarded(output, self.inputs)
 

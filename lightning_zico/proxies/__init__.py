@@ -1,19 +1,70 @@
 """Zero-shot proxies, one file each: the formula as a function, then a thin class."""
 
 # Importing a proxy's file registers it.
+from lightning_zico.proxies.az import AZExpressivity, AZExpressivityMean, AZProgressivity, AZTrainability
 from lightning_zico.proxies.base import Measurement, Proxy, list_proxies, register_proxy, resolve_proxies
+from lightning_zico.proxies.epe_nas import EPENAS
+from lightning_zico.proxies.fisher import Fisher
+from lightning_zico.proxies.grad_norm import GradNorm
+from lightning_zico.proxies.gradsign import KNAS, GradSign
+from lightning_zico.proxies.grasp import GraSP
+from lightning_zico.proxies.jacob_cov import JacobCov
+from lightning_zico.proxies.l2_norm import L2Norm
+from lightning_zico.proxies.latency import Latency
+from lightning_zico.proxies.linear_regions import LinearRegions
+from lightning_zico.proxies.live import MacsLive, ParamsLive
+from lightning_zico.proxies.lswag import LSWAG
+from lightning_zico.proxies.meco import MeCo
+from lightning_zico.proxies.naswot import NASWOT, LogNeurons
+from lightning_zico.proxies.near import NEAR
+from lightning_zico.proxies.ntk import NTKCond
 from lightning_zico.proxies.size import BASELINES, Macs, NumLayers, Params, SumLogNumel
+from lightning_zico.proxies.snip import SNIP, Plain
+from lightning_zico.proxies.swap import SWAP
+from lightning_zico.proxies.synflow import SynFlow
+from lightning_zico.proxies.vkdnw import VKDNW
+from lightning_zico.proxies.zen import Zen
 from lightning_zico.proxies.zico import ZiCo
+from lightning_zico.proxies.zico_bc import ZiCoBC
 
 __all__ = [
     "BASELINES",
+    "EPENAS",
+    "KNAS",
+    "LSWAG",
+    "NASWOT",
+    "NEAR",
+    "SNIP",
+    "SWAP",
+    "VKDNW",
+    "AZExpressivity",
+    "AZExpressivityMean",
+    "AZProgressivity",
+    "AZTrainability",
+    "Fisher",
+    "GraSP",
+    "GradNorm",
+    "GradSign",
+    "JacobCov",
+    "L2Norm",
+    "Latency",
+    "LinearRegions",
+    "LogNeurons",
     "Macs",
+    "MacsLive",
+    "MeCo",
     "Measurement",
+    "NTKCond",
     "NumLayers",
     "Params",
+    "ParamsLive",
+    "Plain",
     "Proxy",
     "SumLogNumel",
+    "SynFlow",
+    "Zen",
     "ZiCo",
+    "ZiCoBC",
     "list_proxies",
     "register_proxy",
     "resolve_proxies",

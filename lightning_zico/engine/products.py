@@ -1,0 +1,45 @@
+"""Products with second derivatives."""
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from lightning_zico._typing import Batch, Params, Step
+from lightning_zico.engine.scope import preserved, seed_all
+from lightning_zico.engine.stateless import Stateless
+
+
+def hessian_times_gradient(
+    module: nn.Module, step: Step, batch: Batch, names: list[str], *, seed: int = 0
+) -> tuple[Params, Params]:
+    """Multiply the Hessian of a batch's mean loss with its gradient, by differentiating twice.
+
+    Args:
+        module: Put back afterwards.
+        step: ``(module, batch, batch_idx) -> mean loss``.
+        batch: On the module's device.
+        names: Of the parameters that both are taken with respect to.
+        seed: Of dropout.
+
+    Returns:
+        The weights (copies) and the products, by name.
+
+    Raises:
+        RuntimeError: If an operation of the module has no second derivative.
+    """
+    with torch.inference_mode(False), preserved(module), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+        stateless = Stateless(module)
+        tensors = stateless.copied_params() | stateless.copied_buffers()
+        weights = {name: tensors[name].requires_grad_() for name in names}
+        seed_all(seed)
+
+        def differentiate() -> tuple[torch.Tensor, ...]:
+            loss = stateless.watched_loss(step, batch, 0, None)
+            leaves = list(weights.values())
+            gradients = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True, materialize_grads=True)
+            # <stopgrad(g), g>, whose gradient is the Hessian times g
+            product = sum(((g.detach() * g).sum() for g in gradients), torch.zeros((), device=loss.device))
+            return torch.autograd.grad(product, leaves, allow_unused=True, materialize_grads=True)
+
+        products = stateless.call(tensors, differentiate)
+    return {name: weight.detach() for name, weight in weights.items()}, dict(zip(names, products, strict=True))

@@ -1,0 +1,248 @@
+"""AZ-NAS: expressivity, progressivity and trainability of a network's blocks.
+
+Index conventions:
+    N: samples in a batch
+    R: rows, all positions of all samples
+    C: channels
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from lightning_zico.engine.batches import tensors_of
+from lightning_zico.engine.observers import Observer, floating_tensor_in
+from lightning_zico.engine.probe import Probe
+from lightning_zico.engine.stateless import Stateless
+from lightning_zico.engine.weights import gaussian_batch, kaiming_weights
+from lightning_zico.errors import NotApplicableError
+from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
+
+_STABILISER = 1e-8  # of the entropy, as published
+_INVERSE_STABILISER = 1e-6  # of the trainability, as published
+
+
+def isotropy(features: Tensor) -> Tensor:
+    r"""Compute how evenly features spread over their directions.
+
+    .. math::
+        -\sum_c p_c \log(p_c + 10^{-8}), \qquad p_c = \lambda_c \Big/ \sum_k \lambda_k
+
+    with :math:`\lambda` the eigenvalues of the covariance of the channels.
+
+    Args:
+        features: ``[R, C]``.
+
+    Returns:
+        Scalar, float64, at most ``log C``; NaN if the features do not vary.
+
+    Example:
+        >>> round(float(isotropy(torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]]))), 4)  # log 2
+        0.6931
+    """
+    centred = features - features.mean(dim=0)
+    covariance = (centred.T @ centred).double() / len(features)  # [C, R] @ [R, C] -> [C, C]
+    eigenvalues = torch.linalg.eigvalsh(covariance).clamp_(min=0)
+    shares = eigenvalues / eigenvalues.sum()
+    return -(shares * (shares + _STABILISER).log()).sum()
+
+
+def spectral_balance(gradients: Tensor, signs: Tensor) -> Tensor:
+    r"""Compute how close a block's Jacobian is to leaving lengths as they are.
+
+    .. math::
+        2 - \sigma - \frac{1}{\sigma + 10^{-6}}, \qquad \sigma = \lVert U^\top V / R \rVert_2
+
+    with :math:`\lVert\cdot\rVert_2` the largest singular value.
+
+    Args:
+        gradients: :math:`U`, what the block makes of ``signs`` on the way back, ``[R, C']``.
+        signs: :math:`V`, random signs in the place of the gradient of its output, ``[R, C]``.
+
+    Returns:
+        Scalar, float64, at most about 0, where ``sigma`` is 1.
+    """
+    product = (gradients.T @ signs).double() / len(signs)  # [C', R] @ [R, C] -> [C', C]
+    sigma = torch.linalg.matrix_norm(product, ord=2)
+    return 2 - sigma - 1 / (sigma + _INVERSE_STABILISER)
+
+
+class BlockStatistics(NamedTuple):
+    """What AZ-NAS reads off one pass.
+
+    Args:
+        expressivities: `isotropy` of each block's output, in the order in which they run.
+        trainabilities: `spectral_balance` of each block that follows another, by its name; identities are left out.
+    """
+
+    expressivities: dict[str, float]
+    trainabilities: dict[str, float]
+
+
+@dataclass(unsafe_hash=True)
+class _Blocks(Observer):
+    """Looks at the outputs of blocks and differentiates each with respect to the one before.
+
+    Args:
+        names_of_blocks: What to look at.
+        seed: Of the random signs.
+    """
+
+    names_of_blocks: tuple[str, ...] = ()
+    seed: int = 0
+
+    needs_graph: ClassVar[bool] = True
+
+    def start(self, module: nn.Module) -> None:
+        """Begin with nothing."""
+        self._outputs: list[tuple[str, nn.Module, Tensor]] = []
+        self._isotropies: dict[str, Tensor] = {}
+
+    def module_call(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        """Keep the output of a block."""
+        tensor = floating_tensor_in(output) if name in self.names_of_blocks else None
+        if tensor is not None:
+            self._outputs.append((name, module, tensor))
+            self._isotropies[name] = isotropy(_rows(tensor.detach(), module))
+
+    def forwarded(self, output: Tensor, inputs: Sequence[Tensor]) -> None:
+        """Send random signs backward through each block."""
+        if len(self._outputs) < 2:
+            raise NotApplicableError(
+                f"{len(self._outputs)} blocks ran, of {len(self.names_of_blocks)} that were found."
+            )
+        generator = torch.Generator().manual_seed(self.seed)
+        balances = {}
+        for (_, before, earlier), (name, block, later) in pairwise(self._outputs):
+            signs = torch.randint(2, later.shape, generator=generator).mul_(2).sub_(1).to(later)
+            if not (later.requires_grad and earlier.requires_grad):
+                continue
+            (back,) = torch.autograd.grad(later, [earlier], signs, retain_graph=True, allow_unused=True)
+            if back is None or (back.shape == signs.shape and torch.equal(back, signs)):
+                continue  # not one after the other, or an identity
+            balances[name] = spectral_balance(*_aligned(back, before, signs, block))
+        keys = [*self._isotropies, *balances]
+        values = torch.stack([*self._isotropies.values(), *balances.values()]).tolist()
+        split = len(self._isotropies)
+        self.statistics = BlockStatistics(
+            dict(zip(keys[:split], values[:split], strict=True)), dict(zip(keys[split:], values[split:], strict=True))
+        )
+        self._outputs = []
+
+
+def _channels_first(tensor: Tensor, module: nn.Module) -> Tensor:
+    """Bring the channels to dimension 1: they are where a length is that the module's weights have."""
+    if tensor.ndim < 3:
+        return tensor
+    sizes = {size for parameter in module.parameters() for size in parameter.shape[:2]}
+    last = tensor.ndim == 3 or (tensor.shape[1] not in sizes and tensor.shape[-1] in sizes)
+    return tensor.movedim(-1, 1) if last else tensor
+
+
+def _rows(tensor: Tensor, module: nn.Module) -> Tensor:
+    return _flat(_channels_first(tensor, module))
+
+
+def _flat(tensor: Tensor) -> Tensor:
+    return tensor if tensor.ndim == 2 else tensor.movedim(1, -1).flatten(0, -2)  # [N, C, ...] -> [R, C]
+
+
+def _aligned(back: Tensor, before: nn.Module, signs: Tensor, block: nn.Module) -> tuple[Tensor, Tensor]:
+    """Bring gradients to as many positions as signs: where a block shrinks maps, neighbours become channels."""
+    back, signs = _channels_first(back, before), _channels_first(signs, block)
+    if back.ndim == signs.ndim == 4 and back.shape[2] > signs.shape[2]:
+        factor = math.ceil(back.shape[2] / signs.shape[2])
+        missing = [factor * signs.shape[dim] - back.shape[dim] for dim in (3, 2)]
+        if min(missing) >= 0:
+            back = F.pixel_unshuffle(F.pad(back, (0, missing[0], 0, missing[1])), factor)
+    rows = _flat(back), _flat(signs)
+    if len(rows[0]) != len(rows[1]):
+        raise NotApplicableError("a block changes the number of positions in a way that cannot be lined up.")
+    return rows
+
+
+def block_statistics(probe: Probe) -> BlockStatistics:
+    """Run a candidate with Kaiming weights on Gaussian inputs, and look at its blocks.
+
+    Raises:
+        NotApplicableError: If the candidate has fewer than two blocks.
+    """
+    blocks = probe.blocks
+    if len(blocks) < 2:
+        raise NotApplicableError("the network has no blocks: nothing is repeated in it. Name them with `blocks=`.")
+    generator = torch.Generator().manual_seed(probe.seed)
+    weights = kaiming_weights(probe.module, generator)
+    batch = gaussian_batch(probe.first_batch, generator)
+    if not any(tensor.is_floating_point() for tensor in tensors_of(batch)):
+        # Tokens have no gradient; the graph then begins at the embeddings.
+        own = Stateless(probe.module).copied_params()
+        weights = {name: t.requires_grad_(t.is_floating_point()) for name, t in (own | weights).items()}
+    observer = _Blocks(tuple(blocks), probe.seed)
+    probe.forward(observer, tensors=weights, batch=batch)
+    return observer.statistics
+
+
+@register_proxy("az_expressivity")
+class AZExpressivity(Proxy):
+    r"""Sum over the blocks of how evenly their features spread, `isotropy` (Lee & Ham, CVPR 2024).
+
+    Being a sum it rewards depth; `AZExpressivityMean` does not.
+
+    Source:
+        *AZ-NAS*, arXiv:2403.19232, from its formulas. Kaiming weights, Gaussian inputs (integers, such as tokens,
+        stay), no labels; all AZ proxies share one pass.
+    """
+
+    needs_labels = False
+
+    def measure(self, probe: Probe) -> Measurement:
+        """Sum over the blocks."""
+        parts = probe.once(block_statistics).expressivities
+        return Measurement(math.fsum(parts.values()), details={"blocks": parts})
+
+
+@register_proxy("az_expressivity_mean")
+class AZExpressivityMean(Proxy):
+    """Mean over the blocks of how evenly their features spread: `AZExpressivity` without its liking for depth."""
+
+    needs_labels = False
+
+    def measure(self, probe: Probe) -> Measurement:
+        """Average over the blocks."""
+        parts = probe.once(block_statistics).expressivities
+        return Measurement(math.fsum(parts.values()) / len(parts), details={"blocks": parts})
+
+
+@register_proxy("az_progressivity")
+class AZProgressivity(Proxy):
+    r"""Least increase of expressivity from block to block, :math:`\min_l (s_l - s_{l-1})` (Lee & Ham, CVPR 2024)."""
+
+    needs_labels = False
+
+    def measure(self, probe: Probe) -> Measurement:
+        """Take the least increase."""
+        parts = probe.once(block_statistics).expressivities
+        return Measurement(min(b - a for a, b in pairwise(parts.values())), details={"blocks": parts})
+
+
+@register_proxy("az_trainability")
+class AZTrainability(Proxy):
+    """Mean over the blocks of how well they keep the lengths of gradients, `spectral_balance` (Lee & Ham, CVPR 2024).
+
+    Blocks that are identities are left out; the published code gives minus infinity for a network that has one.
+    """
+
+    needs_labels = False
+
+    def measure(self, probe: Probe) -> Measurement:
+        """Average over the blocks that follow another."""
+        parts = probe.once(block_statistics).trainabilities
+        if not parts:
+            raise NotApplicableError("no block follows another, or all that do are identities.")
+        return Measurement(math.fsum(parts.values()) / len(parts), details={"blocks": parts})

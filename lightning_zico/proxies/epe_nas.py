@@ -1,0 +1,103 @@
+"""EPE-NAS: how alike the network answers to inputs of one class, and of different classes.
+
+Index conventions:
+    N: samples in a batch
+    D: numbers in an input
+    K: classes
+"""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lightning_zico._typing import Batch
+from lightning_zico.engine.batches import tensors_of
+from lightning_zico.engine.observers import Observer
+from lightning_zico.engine.probe import Probe
+from lightning_zico.errors import NotApplicableError
+from lightning_zico.proxies.base import Proxy, register_proxy
+from lightning_zico.proxies.jacob_cov import InputJacobian, correlations
+
+_STABILISER = 1e-5  # of the published code
+_MANY_CLASSES = 100  # from which on the published code compares classes
+
+
+def epe_nas_score(jacobian: Tensor, labels: Tensor, num_classes: int) -> float:
+    r"""Score a network by the correlations of its input Jacobians within the classes.
+
+    .. math::
+        S_c = \sum_{i, j \in c} \log(|\rho_{ij}| + k), \qquad \sum_c |S_c|, \qquad k = 10^{-5}
+
+    with :math:`\rho_{ij}` the correlation of the Jacobians of samples :math:`i` and :math:`j`. For more than a hundred
+    classes :math:`S_c` is divided by the samples of its class, and the score is
+    :math:`\sum_{c, d} |S_c - S_d|` divided by the number of classes in the batch.
+
+    Args:
+        jacobian: Gradient of the sum of the outputs with respect to each input, ``[N, D]``.
+        labels: Class of each sample, ``[N]``.
+        num_classes: That there are.
+
+    Returns:
+        No unit, higher is better.
+
+    Raises:
+        NotApplicableError: If no class has two samples, of which none is constant.
+
+    Source:
+        Lopes et al., *EPE-NAS*, 2021, arXiv:2102.08099, and the code of NASLib. A class with a single sample tells
+        nothing and is left out (there it adds 1e-5).
+    """
+    sums = []
+    for label in labels.unique():
+        rows = jacobian[labels == label]
+        matrix = correlations(rows)
+        if len(rows) > 1 and bool(matrix.isfinite().all()):
+            total = float((matrix.abs() + _STABILISER).log().sum())
+            sums.append(total / len(rows) if num_classes > _MANY_CLASSES else total)
+    if not sums:
+        raise NotApplicableError("no class has two samples in the first batch; raise the batch size.")
+    if num_classes <= _MANY_CLASSES:
+        return math.fsum(map(abs, sums))
+    return math.fsum(abs(a - b) for a, b in itertools.product(sums, sums)) / len(sums)
+
+
+@dataclass(unsafe_hash=True)
+class _OutputSize(Observer):
+    """Notes how many numbers the network puts out for a sample."""
+
+    def forwarded(self, output: Tensor, inputs: Sequence[Tensor]) -> None:
+        """Note it."""
+        self.size = output[0].numel()
+
+
+def class_labels(batch: Batch, num_samples: int) -> Tensor:
+    """Find the class of each sample: the last tensor of integers with one number a sample.
+
+    Raises:
+        NotApplicableError: If there is none.
+    """
+    for tensor in reversed(tensors_of(batch)):
+        is_integer = not tensor.is_floating_point() and not tensor.is_complex()
+        if is_integer and tensor.numel() == num_samples == len(tensor):
+            return tensor.flatten()
+    raise NotApplicableError("the batch holds no class labels: no tensor with one integer a sample.")
+
+
+@register_proxy("epe_nas")
+class EPENAS(Proxy):
+    """Correlations of input Jacobians within each class of a batch (Lopes et al., 2021).
+
+    The labels are the last tensor of the batch with one integer a sample; the loss does not enter.
+    """
+
+    needs_labels = True
+    needs = (InputJacobian(), _OutputSize())
+
+    def measure(self, probe: Probe) -> float:
+        """Correlate the input Jacobians of the first batch, class by class."""
+        rows = probe.observed(InputJacobian()).rows
+        labels = class_labels(probe.batches[0], len(rows)).to(rows.device)
+        return epe_nas_score(rows, labels, probe.observed(_OutputSize()).size)

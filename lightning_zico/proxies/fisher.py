@@ -1,0 +1,121 @@
+"""Fisher: how much the loss would change if a channel were taken away, to second order.
+
+Index conventions:
+    N: samples in a batch
+    C: channels of a layer's output
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lightning_zico.engine.layers import channel_dim, layer_weights
+from lightning_zico.engine.learned import chosen_names
+from lightning_zico.engine.observers import GradientFacts, Observer
+from lightning_zico.engine.probe import Probe
+from lightning_zico.errors import NotApplicableError
+from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
+
+
+def channel_fisher(outputs: Tensor, gradients: Tensor, dim: int = 1) -> Tensor:
+    r"""Estimate how much the loss depends on each channel of a layer's output.
+
+    .. math::
+        \Delta_c = \frac{1}{2N} \sum_n \Bigl( \sum_{p} a_{ncp} \, \frac{\partial L}{\partial a_{ncp}} \Bigr)^2
+
+    Args:
+        outputs: What a layer puts out, ``[N, C, ...]``, or with the channels elsewhere.
+        gradients: Of the mean loss with respect to them, likewise.
+        dim: Where the channels are.
+
+    Returns:
+        ``[C]``, in units of the loss squared.
+
+    Example:
+        >>> channel_fisher(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 1.0]]))
+        tensor([4.5000, 2.0000], dtype=torch.float64)
+
+    Source:
+        Theis et al., arXiv:1801.05787, and Turner et al., *BlockSwap*, ICLR 2020, arXiv:1906.04113.
+    """
+    products = (outputs * gradients).movedim(dim, 1).flatten(2) if outputs.ndim > 2 else outputs * gradients
+    per_sample = products.double().sum(dim=2) if products.ndim > 2 else products.double()  # [N, C]
+    return per_sample.square_().mean(dim=0) / 2
+
+
+@dataclass(unsafe_hash=True)
+class ChannelSaliencies(Observer):
+    """Takes `channel_fisher` of every layer's output while the loss is differentiated."""
+
+    needs_gradients: ClassVar[bool] = True
+
+    def start(self, module: nn.Module) -> None:
+        """Look up the layers."""
+        self.by_layer: dict[str, Tensor] = {}
+        self.fan_in: dict[str, int] = {}
+        self._layers = layer_weights(module)
+        self._inplace = any(getattr(part, "inplace", False) for part in module.modules())
+        self._errors: list[str] = []
+
+    def names(self, module: nn.Module) -> list[str]:
+        """Ask for the gradient of the weights, so that the outputs have one."""
+        return chosen_names(module)
+
+    def module_call(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        """Wait for the gradient of a layer's output."""
+        layer = self._layers.get(id(module))
+        if layer is None or not isinstance(output, Tensor) or not output.requires_grad:
+            return
+        # An activation in place would overwrite the output before its gradient is there.
+        kept = output.detach().clone() if self._inplace else output.detach()
+        version = kept._version
+        dim = channel_dim(module, output)
+
+        def take(gradient: Tensor) -> None:
+            if kept._version != version:
+                self._errors.append(layer)
+                return
+            taken = channel_fisher(kept, gradient.detach(), dim).sum()
+            self.by_layer[layer] = self.by_layer[layer] + taken if layer in self.by_layer else taken
+
+        self.fan_in[layer] = module.weight.numel() // output.shape[dim]  # type: ignore[operator]
+        output.register_hook(take)
+
+    def finished(self, facts: GradientFacts) -> None:
+        """Refuse what could not be seen."""
+        if self._errors:
+            raise NotApplicableError(f"the output of '{self._errors[0]}' is overwritten in place.")
+        if not self.by_layer:
+            raise NotApplicableError("no layer's output is differentiated: all of them run inside checkpoints.")
+
+
+@register_proxy("fisher")
+class Fisher(Proxy):
+    """Sum over the channels of all layers of the Fisher information of their outputs (Turner et al., ICLR 2020).
+
+    Args:
+        fan_in: Count each channel as often as it has weights, as the public code of zero-cost proxies does by writing
+            the channel's number to each of its weights before it sums.
+        name: Of the column.
+
+    Source:
+        Abdelfattah et al., ICLR 2021, arXiv:2101.08134. The channels of a linear layer are its last dimension, its
+        positions are summed over like those of a convolution; a layer that runs twice counts twice.
+    """
+
+    needs = (ChannelSaliencies(),)
+
+    def __init__(self, fan_in: bool = True, name: str = "fisher") -> None:
+        self.fan_in = fan_in
+        self.name = name
+
+    def measure(self, probe: Probe) -> Measurement:
+        """Take what was seen on the first batch."""
+        seen = probe.observed(ChannelSaliencies())
+        values = torch.stack(list(seen.by_layer.values())).tolist()
+        factors = [seen.fan_in[name] if self.fan_in else 1 for name in seen.by_layer]
+        layers = {name: value * factor for name, value, factor in zip(seen.by_layer, values, factors, strict=True)}
+        return Measurement(math.fsum(layers.values()), layers)

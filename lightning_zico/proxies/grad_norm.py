@@ -1,0 +1,69 @@
+"""grad_norm: the length of the gradient, layer by layer.
+
+Index conventions:
+    *: shape of one parameter
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from lightning_zico.engine.learned import FirstGradients
+from lightning_zico.engine.probe import Probe
+from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
+
+
+def norms(tensors: Mapping[str, Tensor]) -> dict[str, float]:
+    """Compute the Euclidean norm of each tensor, ``[*]``, with one transfer from the device."""
+    return dict(zip(tensors, torch.stack([t.double().norm() for t in tensors.values()]).tolist(), strict=True))
+
+
+def grad_norm_score(gradients: Mapping[str, Tensor], total: bool = False) -> float:
+    r"""Score a network by how long its gradient is.
+
+    .. math::
+        \sum_l \lVert g_l \rVert_2 \qquad\text{or, in total,}\qquad \sqrt{\textstyle\sum_l \lVert g_l \rVert_2^2}
+
+    with :math:`g_l` the gradient of the mean loss of one batch with respect to the weight of layer :math:`l`.
+
+    Args:
+        gradients: By layer, ``[*]``.
+        total: Take the norm of all layers together.
+
+    Returns:
+        In units of the loss over those of a weight; higher is better.
+
+    Example:
+        >>> g = {"a": torch.tensor([3.0]), "b": torch.tensor([4.0])}
+        >>> grad_norm_score(g), grad_norm_score(g, total=True)
+        (7.0, 5.0)
+
+    Source:
+        Abdelfattah et al., *Zero-Cost Proxies for Lightweight NAS*, ICLR 2021, arXiv:2101.08134; the sum over layers is
+        that of its public code, the norm in total that of the ports to Zen-NAS and AZ-NAS (there over all parameters).
+    """
+    parts = norms(gradients).values()
+    return math.hypot(*parts) if total else math.fsum(parts)
+
+
+@register_proxy("grad_norm")
+class GradNorm(Proxy):
+    """Sum over the layers of the norm of the gradient of one batch (Abdelfattah et al., ICLR 2021).
+
+    Args:
+        total: Take the norm of all layers together instead.
+        name: Of the column.
+    """
+
+    needs = (FirstGradients(),)
+
+    def __init__(self, total: bool = False, name: str = "grad_norm") -> None:
+        self.total = total
+        self.name = name
+
+    def measure(self, probe: Probe) -> Measurement:
+        """Take the norms of the gradients of the first batch."""
+        value = grad_norm_score(probe.gradients, self.total)
+        return Measurement(value, {} if self.total else norms(probe.gradients))

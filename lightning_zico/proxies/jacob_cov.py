@@ -1,0 +1,100 @@
+"""jacob_cov: how differently the network answers to small changes of different inputs.
+
+Index conventions:
+    N: samples in a batch
+    D: numbers in an input
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from lightning_zico.engine.observers import Observer
+from lightning_zico.engine.probe import Probe
+from lightning_zico.errors import NonFiniteError, NotApplicableError
+from lightning_zico.proxies.base import Proxy, register_proxy
+
+_STABILISER = 1e-5  # of the published code
+
+
+def correlations(rows: Tensor) -> Tensor:
+    """Correlate rows, ``[N, D]``, with one another, in float64.
+
+    Returns:
+        ``[N, N]``; NaN for a constant row.
+    """
+    centred = rows.double() - rows.double().mean(dim=1, keepdim=True)
+    normed = centred / centred.norm(dim=1, keepdim=True)
+    return (normed @ normed.T).clamp_(-1, 1)  # [N, D] @ [D, N] -> [N, N]
+
+
+def jacob_cov_score(jacobian: Tensor) -> float:
+    r"""Score a network by how little the gradients of its output at different inputs resemble one another.
+
+    .. math::
+        -\sum_i \Bigl( \log(v_i + k) + \frac{1}{v_i + k} \Bigr), \qquad k = 10^{-5}
+
+    with :math:`v_i` the eigenvalues of the correlation matrix of the rows.
+
+    Args:
+        jacobian: Gradient of the sum of the outputs with respect to each input, ``[N, D]``.
+
+    Returns:
+        No unit, higher is better, at most ``-N``.
+
+    Raises:
+        NonFiniteError: If the gradient at an input is constant.
+
+    Example:
+        >>> round(jacob_cov_score(torch.eye(4) - 0.25), 4)  # correlations of -1/3: eigenvalues 0, 4/3, 4/3, 4/3
+        -99991.6...
+
+    Source:
+        Mellor et al., *Neural Architecture Search without Training*, arXiv:2006.04647v1, and its public code.
+    """
+    matrix = correlations(jacobian)
+    if not bool(matrix.isfinite().all()):
+        raise NonFiniteError("The gradient of the output at an input is constant or not finite, so nothing correlates.")
+    eigenvalues = torch.linalg.eigvalsh(matrix).clamp_(min=0)
+    stabilised = eigenvalues + _STABILISER
+    return float(-(stabilised.log() + 1 / stabilised).sum())
+
+
+@dataclass(unsafe_hash=True)
+class InputJacobian(Observer):
+    """Differentiates the sum of the network's output with respect to the floating-point tensors of the batch."""
+
+    needs_graph: ClassVar[bool] = True
+
+    def start(self, module: nn.Module) -> None:
+        """Begin with nothing."""
+        self.rows: Tensor  # [N, D]
+
+    def forwarded(self, output: Tensor, inputs: Sequence[Tensor]) -> None:
+        """Differentiate, and leave the graph for whoever comes next."""
+        if not (inputs and output.requires_grad):
+            raise NotApplicableError("the input holds no floating-point numbers to differentiate with respect to.")
+        gradients = torch.autograd.grad(output.sum(), list(inputs), retain_graph=True, allow_unused=True)
+        rows = [g.flatten(1) for g in gradients if g is not None and g.ndim and len(g) == len(output)]
+        if not rows:
+            raise NotApplicableError("the output depends on no floating-point input that has a row for each sample.")
+        self.rows = torch.cat(rows, dim=1)
+
+
+@register_proxy("jacob_cov")
+class JacobCov(Proxy):
+    """How little the input Jacobians of a batch's samples correlate (Mellor et al., 2020); needs no labels.
+
+    The network is run in its own mode, so that batch normalisation in training mode couples the samples, as in the
+    published code. Token models have no input to differentiate with respect to.
+    """
+
+    needs_labels = False
+    needs = (InputJacobian(),)
+
+    def measure(self, probe: Probe) -> float:
+        """Correlate the input Jacobians of the first batch."""
+        return jacob_cov_score(probe.observed(InputJacobian()).rows)

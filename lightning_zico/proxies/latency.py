@@ -1,0 +1,50 @@
+"""latency: how long the candidate takes for a batch, measured."""
+
+import torch
+
+from lightning_zico.engine.batches import tensors_of
+from lightning_zico.engine.latency import measure_latency
+from lightning_zico.engine.probe import Probe
+from lightning_zico.engine.scope import preserved, preserved_rng
+from lightning_zico.engine.stateless import Stateless
+from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
+
+
+@register_proxy("latency")
+class Latency(Proxy):
+    """Seconds of a forward pass of the first batch, in eval mode and without gradients: median after a warm-up.
+
+    The only proxy that is measured with a clock: it differs from run to run and from machine to machine, and what else
+    the machine does enters. The details tell batch size and threads.
+
+    Args:
+        num_warmups: Passes that do not count.
+        num_repeats: Passes that do.
+        name: Of the column.
+    """
+
+    higher_is_better = False
+    needs_labels = False
+    is_repeatable = False
+
+    def __init__(self, num_warmups: int = 2, num_repeats: int = 7, name: str = "latency") -> None:
+        self.num_warmups = num_warmups
+        self.num_repeats = num_repeats
+        self.name = name
+
+    def measure(self, probe: Probe) -> Measurement:
+        """Run the step on the first batch, again and again."""
+        batch = probe.first_batch
+        with torch.inference_mode(False), preserved(probe.module), preserved_rng(probe.seed), torch.no_grad():
+            probe.module.eval()
+            stateless = Stateless(probe.module)
+            tensors = stateless.copied_params() | stateless.copied_buffers()
+            device = next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
+
+            def run() -> None:
+                stateless.call(tensors, lambda: probe.step(probe.module, batch, 0))
+
+            seconds = measure_latency(run, device, num_warmups=self.num_warmups, num_repeats=self.num_repeats)
+        shape = next((list(tensor.shape) for tensor in tensors_of(batch)), [])
+        details = {"batch_shape": shape, "num_threads": torch.get_num_threads(), "num_repeats": self.num_repeats}
+        return Measurement(seconds, details=details)

@@ -1,0 +1,96 @@
+"""linear_regions: into how many pieces the activations of a network cut the space of its inputs.
+
+Index conventions:
+    N: random inputs
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lightning_zico._typing import Batch
+from lightning_zico.engine.batches import map_tensors, num_samples, tensors_of
+from lightning_zico.engine.observers import Observer
+from lightning_zico.engine.probe import Probe
+from lightning_zico.engine.weights import gaussian_batch
+from lightning_zico.errors import NotApplicableError
+from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
+
+# As published.
+_NUM_INPUTS = 1000
+_RESOLUTION = 3
+
+
+@dataclass(unsafe_hash=True)
+class _Codes(Observer):
+    """Tells samples apart by what is positive before all activation functions together."""
+
+    def start(self, module: nn.Module) -> None:
+        """Begin with nothing."""
+        self._digests: list[hashlib.blake2b] = []
+
+    def activation(self, before: Tensor, after: Tensor) -> None:
+        """Take in the samples' codes."""
+        if before.ndim == 0:
+            return
+        codes = np.packbits((before > 0).flatten(1).cpu().numpy(), axis=1)
+        if not self._digests:
+            self._digests = [hashlib.blake2b(digest_size=16) for _ in codes]
+        if len(self._digests) != len(codes):
+            raise NotApplicableError("activation functions see different numbers of samples.")
+        for digest, code in zip(self._digests, codes, strict=True):
+            digest.update(code.tobytes())
+
+    @property
+    def count(self) -> int:
+        """Number of different codes."""
+        if not self._digests:
+            raise NotApplicableError("the network has no activation function.")
+        return len({digest.digest() for digest in self._digests})
+
+
+@register_proxy("linear_regions")
+class LinearRegions(Proxy):
+    """Number of activation patterns that random inputs fall into (Xiong et al., ICML 2020; TE-NAS, ICLR 2021).
+
+    A thousand Gaussian images of 3 x 3 pixels, as published, where the network takes them; else as many Gaussian inputs
+    of its own size as the batch has, which mostly all differ, so that the number says little. The details tell which.
+
+    Source:
+        Chen et al., *TE-NAS*, ICLR 2021, arXiv:2102.11535. There the network is built for one input channel, and
+        Kaiming weights are drawn; here it keeps its channels and its own weights.
+    """
+
+    needs_labels = False
+
+    def measure(self, probe: Probe) -> Measurement:
+        """Count the patterns."""
+        batch = probe.first_batch
+        if not any(tensor.is_floating_point() for tensor in tensors_of(batch)):
+            raise NotApplicableError("the input holds no floating-point numbers to draw.")
+        codes, inputs = _Codes(), "3 x 3"
+        try:
+            generator = torch.Generator().manual_seed(probe.seed)
+            probe.forward(codes, batch=gaussian_batch(_shrunk(batch), generator))
+        except Exception:  # not made for so small an image, or for none
+            codes, inputs = _Codes(), "own size"
+            generator = torch.Generator().manual_seed(probe.seed)
+            probe.forward(codes, batch=gaussian_batch(batch, generator))
+        return Measurement(float(codes.count), details={"inputs": inputs, "num_inputs": len(codes._digests)})
+
+
+def _shrunk(batch: Batch) -> Batch:
+    """Repeat samples until there are a thousand, and make images small; what is in them will be drawn."""
+    rows = torch.arange(_NUM_INPUTS) % num_samples(batch)
+    if not any(tensor.is_floating_point() and tensor.ndim == 4 for tensor in tensors_of(batch)):
+        raise NotApplicableError("the input holds no image.")
+
+    def shrink(tensor: Tensor) -> Tensor:
+        if tensor.is_floating_point() and tensor.ndim == 4:
+            tensor = tensor[:, :, :_RESOLUTION, :_RESOLUTION]
+        return tensor[rows.to(tensor.device)]
+
+    return map_tensors(shrink, batch)

@@ -1,0 +1,72 @@
+"""Live size: parameters and operations of those layers alone that learn something."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_zico.engine.layers import channel_dim, layer_weights
+from lightning_zico.engine.learned import FirstGradients
+from lightning_zico.engine.observers import Observer
+from lightning_zico.engine.probe import Probe
+from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
+
+_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
+
+def live_layers(probe: Probe) -> list[str]:
+    """Name the layers whose weight gets a gradient from the first batch that is not all zero."""
+    gradients = probe.gradients
+    alive = torch.stack([gradient.any() for gradient in gradients.values()]).tolist()
+    return [name for name, is_alive in zip(gradients, alive, strict=True) if is_alive]
+
+
+@dataclass(unsafe_hash=True)
+class LayerMacs(Observer):
+    """Counts the multiply-accumulate operations of each layer, per sample, over all its calls."""
+
+    def start(self, module: nn.Module) -> None:
+        """Look up the layers."""
+        self._layers = layer_weights(module)
+        self.by_layer: dict[str, int] = {}
+
+    def module_call(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        """Every weight is used once for each position: of the output, or for a transposed convolution of the input."""
+        layer = self._layers.get(id(module))
+        maps = inputs[0] if isinstance(module, _TRANSPOSED) else output
+        if layer is not None and isinstance(maps, Tensor):
+            positions = maps[0].numel() // maps.shape[channel_dim(module, maps)]
+            weight: Any = module.weight
+            self.by_layer[layer] = self.by_layer.get(layer, 0) + positions * weight.numel()
+
+
+@register_proxy("params_live")
+class ParamsLive(Proxy):
+    """Number of weights of those linear and convolutional layers that the gradient of one batch reaches.
+
+    Layers on edges that lead nowhere, as the ``none`` operation of a search space leaves them, do not count.
+    """
+
+    needs = (FirstGradients(),)
+
+    def measure(self, probe: Probe) -> Measurement:
+        """Count them on the first batch."""
+        sizes = {name: float(probe.layers[name].numel()) for name in live_layers(probe)}
+        return Measurement(sum(sizes.values()), sizes)
+
+
+@register_proxy("macs_live")
+class MacsLive(Proxy):
+    """Multiply-accumulate operations, per sample, of those layers that the gradient of one batch reaches.
+
+    Unlike `Macs` it counts no products outside of layers, such as attention's.
+    """
+
+    needs = (FirstGradients(), LayerMacs())
+
+    def measure(self, probe: Probe) -> Measurement:
+        """Count them on the first batch."""
+        macs = probe.observed(LayerMacs()).by_layer
+        layers = {name: float(macs.get(name, 0)) for name in live_layers(probe)}
+        return Measurement(sum(layers.values()), layers)

@@ -1,0 +1,88 @@
+"""L-SWAG: steadiness of the gradients times the number of activation patterns.
+
+Index conventions:
+    B: batches (or samples) whose gradients are compared
+    *: shape of one parameter
+"""
+
+import math
+from collections.abc import Mapping
+
+import torch
+
+from lightning_zico.engine.learned import MomentsOverBatches
+from lightning_zico.engine.moments import Moments
+from lightning_zico.engine.probe import Probe
+from lightning_zico.errors import IdenticalBatchesError
+from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
+from lightning_zico.proxies.swap import SignPatterns
+
+
+def steadiness(moments: Mapping[str, Moments]) -> dict[str, float]:
+    r"""Compute how steady the gradients of each layer are.
+
+    .. math::
+        \Lambda_l = \log \sum_{\omega \in l} \frac{1}{\sigma(|g_\omega|)}
+
+    with the population standard deviation over batches; weights whose gradient does not vary are left out.
+
+    Args:
+        moments: Of the magnitude of the gradient, by layer, over ``B >= 2`` batches.
+
+    Returns:
+        By layer. Not free of scale: halving the loss adds ``log 2`` a layer.
+
+    Raises:
+        IdenticalBatchesError: If no weight of any layer varies.
+    """
+    sums = []
+    for m in moments.values():
+        assert m.deviation is not None
+        inverse = m.deviation.reciprocal().masked_fill_(m.deviation == 0, 0.0)  # [*]
+        sums.append(inverse.sum(dtype=torch.float64) * math.sqrt(m.count))
+    totals = zip(moments, torch.stack(sums).tolist(), strict=True)
+    layers = {name: math.log(total) for name, total in totals if total > 0}
+    if not layers:
+        raise IdenticalBatchesError("The gradients of every scored weight are equal, so nothing varies.")
+    return layers
+
+
+@register_proxy("lswag")
+class LSWAG(Proxy):
+    r"""Steadiness of the gradients times the number of activation patterns (Casarin et al., CVPR 2025).
+
+    .. math::
+        \Bigl( \sum_{l \in [l_1, l_2]} \Lambda_l \Bigr) \times \Psi
+
+    with :math:`\Lambda_l` as in `steadiness` and :math:`\Psi` the number of sample-wise activation patterns, as in
+    `SWAP`, on the first batch.
+
+    Args:
+        depths: First and last layer to count, as shares of the depth. The paper reads them, for each search space, off
+            the gradients of a thousand networks; the default counts all.
+        name: Of the column.
+
+    Raises:
+        ValueError: If ``depths`` are not two increasing shares.
+
+    Source:
+        Casarin et al., *L-SWAG*, CVPR 2025. There the patterns too are of the chosen layers alone; here of all.
+    """
+
+    min_gradients = 2
+    needs = (MomentsOverBatches(None, "abs"), SignPatterns())
+
+    def __init__(self, depths: tuple[float, float] = (0.0, 1.0), name: str = "lswag") -> None:
+        if not 0 <= depths[0] < depths[1] <= 1:
+            raise ValueError(f"`depths` is {depths}; needed are two increasing shares of the depth, such as (0, 1).")
+        self.depths = depths
+        self.name = name
+
+    def measure(self, probe: Probe) -> Measurement:
+        """Multiply both parts."""
+        moments = probe.moments(of="abs").by_name
+        names = list(moments)
+        first, last = (round(share * len(names)) for share in self.depths)
+        layers = steadiness({name: moments[name] for name in names[first : max(last, first + 1)]})
+        patterns = probe.observed(SignPatterns()).count
+        return Measurement(math.fsum(layers.values()) * patterns, details={"patterns": patterns, "steadiness": layers})

@@ -1,0 +1,113 @@
+"""NASWOT: how well a batch's samples can be told apart by which activations they switch on.
+
+Index conventions:
+    N: samples in a batch
+    U: units, all numbers that go into one activation function for one sample
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lightning_zico.engine.observers import Observer
+from lightning_zico.engine.probe import Probe
+from lightning_zico.errors import NonFiniteError, NotApplicableError
+from lightning_zico.proxies.base import Proxy, register_proxy
+
+
+def naswot_score(agreements: Tensor) -> float:
+    r"""Score a network by the determinant of its samples' agreement.
+
+    .. math::
+        \log |\det K|, \qquad K = \sum C C^\top + (1 - C)(1 - C)^\top
+
+    with :math:`C` the ``[N, U]`` matrix of what is positive before an activation function, summed over the calls.
+
+    Args:
+        agreements: The matrix :math:`K`: for each pair of samples the number of units on which they agree, ``[N, N]``.
+
+    Returns:
+        No unit, higher is better. It grows with ``N``.
+
+    Raises:
+        NonFiniteError: If two samples agree on every unit.
+
+    Example:
+        >>> naswot_score(torch.tensor([[2.0, 0.0], [0.0, 2.0]])) == math.log(4)
+        True
+
+    Source:
+        Mellor et al., *Neural Architecture Search without Training*, ICML 2021, arXiv:2006.04647.
+    """
+    sign, value = torch.linalg.slogdet(agreements.double())
+    if float(sign) == 0 or not math.isfinite(float(value)):
+        raise NonFiniteError(
+            "Samples of the first batch agree on every unit, so the matrix is singular. Are there duplicates?"
+        )
+    return float(value)
+
+
+@dataclass(unsafe_hash=True)
+class Agreements(Observer):
+    """Counts, for each pair of samples, the units on which they agree, and the units."""
+
+    def start(self, module: nn.Module) -> None:
+        """Begin at zero."""
+        self.num_units = 0  # of one sample
+        self._matrix: Tensor | None = None
+
+    def activation(self, before: Tensor, after: Tensor) -> None:
+        """Compare the samples' codes."""
+        if before.ndim == 0:
+            return
+        signs = (before > 0).flatten(1).float().mul_(2).sub_(1)  # [N, U]
+        # +1 for each unit that agrees, -1 for each that does not
+        product = signs @ signs.T  # [N, U] @ [U, N] -> [N, N]
+        if self._matrix is None:
+            self._matrix = torch.zeros_like(product, dtype=torch.float64)
+        if self._matrix.shape != product.shape:
+            raise NotApplicableError("activation functions see different numbers of samples.")
+        self._matrix += (product + signs.shape[1]) / 2
+        self.num_units += signs.shape[1]
+
+    @property
+    def matrix(self) -> Tensor:
+        """The counts, ``[N, N]``."""
+        if self._matrix is None:
+            raise NotApplicableError("the network has no activation function.")
+        return self._matrix
+
+    def forwarded(self, output: Tensor, inputs: Sequence[Tensor]) -> None:
+        """Refuse a network without activation functions."""
+        _ = self.matrix
+
+
+@register_proxy("naswot")
+class NASWOT(Proxy):
+    """Log-determinant of how many activations the samples of a batch share (Mellor et al., ICML 2021).
+
+    Activation functions of every kind count, as modules, functions and methods; the published code knows ``nn.ReLU``
+    alone. The batch size must be the same for all candidates, as it is.
+    """
+
+    needs_labels = False
+    needs = (Agreements(),)
+
+    def measure(self, probe: Probe) -> float:
+        """Compare the samples of the first batch."""
+        return naswot_score(probe.observed(Agreements()).matrix)
+
+
+@register_proxy("log_neurons")
+class LogNeurons(Proxy):
+    """Logarithm of the number of units of one sample: all numbers that go into activation functions."""
+
+    needs_labels = False
+    needs = (Agreements(),)
+
+    def measure(self, probe: Probe) -> float:
+        """Count them."""
+        return math.log(probe.observed(Agreements()).num_units)

@@ -1,0 +1,101 @@
+"""ntk_cond: how evenly a network learns different samples, by its neural tangent kernel.
+
+Index conventions:
+    N: samples in a batch
+    P: entries of the weights of all layers
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lightning_zico._typing import Params
+from lightning_zico.engine.learned import chosen_names
+from lightning_zico.engine.observers import Observer
+from lightning_zico.engine.probe import Probe
+from lightning_zico.engine.stateless import Stateless
+from lightning_zico.errors import NonFiniteError
+from lightning_zico.proxies.base import Proxy, register_proxy
+
+# A smallest eigenvalue that is this part of the largest is rounding of float32 gradients.
+_SMALLEST = 1e-9
+
+
+def ntk_cond_score(kernel: Tensor) -> float:
+    r"""Score a network by the condition number of its tangent kernel.
+
+    .. math::
+        -\lambda_{\max}(\Theta) / \lambda_{\min}(\Theta)
+
+    Args:
+        kernel: :math:`\Theta`, scalar products of the samples' gradients, ``[N, N]``.
+
+    Returns:
+        No unit, higher is better, at most -1.
+
+    Raises:
+        NonFiniteError: If the kernel is singular: the samples' gradients depend on one another.
+
+    Example:
+        >>> ntk_cond_score(torch.diag(torch.tensor([1.0, 4.0])))
+        -4.0
+
+    Source:
+        Chen et al., *TE-NAS*, ICLR 2021, arXiv:2102.11535, which ranks by this and by the number of linear regions.
+    """
+    eigenvalues = torch.linalg.eigvalsh(kernel.double())
+    least, most = float(eigenvalues[0]), float(eigenvalues[-1])
+    if not least > _SMALLEST * most:
+        raise NonFiniteError(
+            f"The tangent kernel is singular: its eigenvalues go from {least:.3g} to {most:.3g}. Are there duplicates "
+            "in the first batch, or more samples than the network can tell apart?"
+        )
+    return -most / least
+
+
+@dataclass(unsafe_hash=True)
+class _TangentKernel(Observer):
+    """Differentiates the output of each sample with respect to weights, and multiplies the gradients.
+
+    Args:
+        weights: Leaves of the graph, by name.
+    """
+
+    weights: Params = field(default_factory=dict, compare=False)
+
+    needs_graph: ClassVar[bool] = True
+
+    def forwarded(self, output: Tensor, inputs: Sequence[Tensor]) -> None:
+        """Go through the samples."""
+        leaves = list(self.weights.values())
+        rows = []
+        for sample in output.flatten(1).sum(dim=1):
+            gradients = torch.autograd.grad(
+                sample, leaves, retain_graph=True, allow_unused=True, materialize_grads=True
+            )
+            rows.append(torch.cat([gradient.flatten() for gradient in gradients]))
+        stacked = torch.stack(rows)  # [N, P]
+        self.kernel = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=output.device)
+        for part in stacked.split(2**16, dim=1):  # in float64 piece by piece
+            self.kernel += part.double() @ part.double().T
+
+
+@register_proxy("ntk_cond")
+class NTKCond(Proxy):
+    """Condition number of the neural tangent kernel, negative (Chen et al., TE-NAS, ICLR 2021).
+
+    The gradient of a sample is that of the sum of its outputs in the forward pass of the whole batch. It takes as many
+    backward passes as there are samples, and memory for as many gradients.
+    """
+
+    needs_labels = False
+
+    def measure(self, probe: Probe) -> float:
+        """Build the kernel of the first batch."""
+        own = Stateless(probe.module).copied_params()
+        kernel = _TangentKernel({name: own[name].requires_grad_() for name in chosen_names(probe.module)})
+        probe.forward(kernel, tensors=own)
+        return ntk_cond_score(kernel.kernel)

@@ -1,0 +1,96 @@
+"""SynFlow: how much of what flows through the network passes through each weight."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from lightning_zico._typing import Batch, Params
+from lightning_zico.engine.batch_norm import BatchNormMode
+from lightning_zico.engine.batches import map_tensors
+from lightning_zico.engine.learned import chosen_names
+from lightning_zico.engine.observers import Observer
+from lightning_zico.engine.probe import Probe
+from lightning_zico.errors import NoGradientError, NonFiniteError
+from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
+
+
+@dataclass(unsafe_hash=True)
+class _Flow(Observer):
+    """Differentiates the sum of the network's output with respect to weights.
+
+    Args:
+        weights: Leaves of the graph, by name.
+    """
+
+    weights: Params = field(default_factory=dict, compare=False)
+
+    needs_graph: ClassVar[bool] = True
+
+    def forwarded(self, output: Tensor, inputs: Sequence[Tensor]) -> None:
+        """Multiply weights and gradients."""
+        leaves = list(self.weights.values())
+        gradients = torch.autograd.grad(output.sum(), leaves, allow_unused=True, materialize_grads=True)
+        sums = [(weight.detach() * g).abs_().sum() for weight, g in zip(leaves, gradients, strict=True)]
+        self.flows = dict(zip(self.weights, torch.stack(sums).tolist(), strict=True))
+
+
+@register_proxy("synflow")
+class SynFlow(Proxy):
+    r"""Logarithm of the flow through all weights of layers, without data (Tanaka et al., NeurIPS 2020).
+
+    .. math::
+        \log \sum_\omega \Bigl| \theta_\omega \frac{\partial R}{\partial \theta_\omega} \Bigr|, \qquad
+        R = \sum f_{|\theta|}(\mathbf{1})
+
+    with the network :math:`f` run in float64 on one sample of ones (integers, such as tokens, stay), all parameters
+    replaced by their magnitudes, and batch normalisation left out. The flow reaches 1e60, hence the logarithm. Norms
+    over a sample (``LayerNorm``) and attention are not linear and are left as they are.
+
+    Source:
+        Tanaka et al., arXiv:2006.05467; as a proxy in Abdelfattah et al., ICLR 2021, arXiv:2101.08134. That code writes
+        the magnitudes to the weights and patches ``forward``; here they are other parameters of a stateless call.
+    """
+
+    needs_labels = False
+
+    def measure(self, probe: Probe) -> Measurement:
+        """Run the network on ones and differentiate."""
+        names = chosen_names(probe.module)
+        tensors = {name: _double(p.detach().abs()) for name, p in probe.module.named_parameters()}
+        tensors |= {name: _double(buffer.detach().clone()) for name, buffer in probe.module.named_buffers()}
+        flow = _Flow({name: tensors[name].requires_grad_() for name in names})
+        default = torch.get_default_dtype()
+        torch.set_default_dtype(torch.float64)  # constants that the network makes on its way
+        try:
+            probe.forward(flow, tensors=tensors, batch=_ones(probe.first_batch), mode=BatchNormMode(_left_out))
+        finally:
+            torch.set_default_dtype(default)
+        total = math.fsum(flow.flows.values())
+        if total == 0:
+            raise NoGradientError("Nothing flows from the input to the output.")
+        if not math.isfinite(total):
+            raise NonFiniteError(f"The flow is {total}: it leaves the range of float64.")
+        layers = {name: value / total for name, value in flow.flows.items()}
+        return Measurement(math.log(total), details={"shares": layers})
+
+
+def _left_out(arguments: dict[str, Any]) -> Tensor:
+    return arguments["input"]
+
+
+def _double(tensor: Tensor) -> Tensor:
+    return tensor.double() if tensor.is_floating_point() else tensor
+
+
+def _ones(batch: Batch) -> Batch:
+    """Take one sample of a batch, and ones for what is of floating point."""
+
+    def one(tensor: Tensor) -> Tensor:
+        sample = tensor[:1] if tensor.ndim else tensor
+        return torch.ones_like(sample, dtype=torch.float64) if tensor.is_floating_point() else sample
+
+    return map_tensors(one, batch)

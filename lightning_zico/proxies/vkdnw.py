@@ -1,0 +1,108 @@
+"""VKDNW: how evenly a network's outputs depend on its weights, by the spectrum of the Fisher information.
+
+Index conventions:
+    N: samples in a batch
+    K: classes
+    D: chosen weights
+"""
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from lightning_zico._typing import Batch
+from lightning_zico.engine.gradients import GradientChunk
+from lightning_zico.engine.learned import chosen_names
+from lightning_zico.engine.observers import Watch
+from lightning_zico.engine.probe import Probe
+from lightning_zico.errors import NonFiniteError, NotApplicableError
+from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
+
+_WEIGHTS_PER_LAYER = 8  # the paper takes a few; its number is not printed
+_MOST_CLASSES = 16  # one pass over the samples for each
+
+
+def decile_entropy(fisher: Tensor) -> float:
+    r"""Compute how evenly the eigenvalues of a Fisher information spread.
+
+    .. math::
+        -\sum_{k=1}^{9} p_k \log p_k, \qquad p_k = d_k \Big/ \sum_j d_j
+
+    with :math:`d_k` the deciles of the eigenvalues.
+
+    Args:
+        fisher: ``[D, D]``.
+
+    Returns:
+        No unit, at most ``log 9``; higher is better.
+
+    Raises:
+        NonFiniteError: If nine tenths of the eigenvalues vanish.
+
+    Example:
+        >>> round(decile_entropy(torch.eye(20)), 4)  # log 9
+        2.1972
+    """
+    eigenvalues = torch.linalg.eigvalsh(fisher.double()).clamp_(min=0)
+    deciles = eigenvalues.quantile(torch.linspace(0.1, 0.9, 9, dtype=torch.float64, device=eigenvalues.device))
+    if not float(deciles.sum()) > 0:
+        raise NonFiniteError("Nine tenths of the Fisher information's eigenvalues are zero: raise the batch size.")
+    return float(torch.special.entr(deciles / deciles.sum()).sum())
+
+
+@register_proxy("vkdnw")
+class VKDNW(Proxy):
+    r"""Number of layers plus the entropy of the Fisher information's spectrum (Tybl & Neumann, 2025).
+
+    .. math::
+        L + H, \qquad F = \frac{1}{N} \sum_i \sum_k p_{ik} s_{ik} s_{ik}^\top, \qquad
+        s_{ik} = \nabla_\theta \log p_{ik}
+
+    with :math:`p_{ik}` the softmax of the outputs, :math:`\theta` the first eight weights of each layer, and :math:`H`
+    as in `decile_entropy`. The integer number of layers dominates. It takes a pass per sample for each class; of more
+    than sixteen classes sixteen are drawn.
+
+    Source:
+        Tybl & Neumann, *VKDNW*, 2025, arXiv:2502.04975, from its description. There inputs are random; here they are
+        the first batch's. Batch normalisation takes its statistics as constants.
+    """
+
+    needs_labels = False
+
+    def measure(self, probe: Probe) -> Measurement:
+        """Build the Fisher information of the first batch."""
+        names = chosen_names(probe.module)
+        watch = Watch(probe.module, ())
+        num_classes = 0
+        label = 0
+
+        def negative_log_probability(module: nn.Module, batch: Batch, batch_idx: int) -> Tensor:
+            nonlocal num_classes
+            with watch.watching():
+                probe.step(module, batch, batch_idx)
+            logits = watch.output()
+            if logits.ndim != 2 or logits.shape[1] < 2:
+                raise NotApplicableError(f"the output {tuple(logits.shape[1:])} of a sample is no score of classes.")
+            num_classes = logits.shape[1]
+            return -F.log_softmax(logits, dim=1)[:, label].mean()
+
+        fisher: Tensor | None = None
+
+        def consume(chunk: GradientChunk) -> None:
+            nonlocal fisher
+            scores = torch.cat([chunk.gradients[name].flatten(1)[:, :_WEIGHTS_PER_LAYER] for name in names], dim=1)
+            scores = scores.double()  # [n, D]
+            weighted = scores * (-chunk.losses.detach().double()).exp().unsqueeze(1)  # p = exp(-loss)
+            product = scores.T @ weighted  # [D, n] @ [n, D] -> [D, D]
+            fisher = product if fisher is None else fisher + product
+
+        classes = [0]
+        while classes:
+            label = classes.pop(0)
+            probe.stream(names, consume, axis="sample", num_batches=1, step=negative_log_probability)
+            if label == 0:
+                generator = torch.Generator().manual_seed(probe.seed)
+                classes = (torch.randperm(num_classes - 1, generator=generator)[: _MOST_CLASSES - 1] + 1).tolist()
+        assert fisher is not None
+        entropy = decile_entropy(fisher)
+        return Measurement(len(names) + entropy, details={"entropy": entropy, "num_layers": len(names)})

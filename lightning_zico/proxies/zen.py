@@ -1,0 +1,97 @@
+"""Zen-score: how much a network with Gaussian weights makes of a small change of its input.
+
+Index conventions:
+    N: samples in a batch
+    C: channels
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_zico.engine.batches import map_tensors, tensors_of
+from lightning_zico.engine.layers import layer_weights
+from lightning_zico.engine.observers import Observer
+from lightning_zico.engine.probe import Probe
+from lightning_zico.engine.weights import drawn_like, gaussian_batch, gaussian_weights
+from lightning_zico.errors import NonFiniteError, NotApplicableError
+from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
+
+_PERTURBATION = 0.01  # of the published code
+
+
+@dataclass(unsafe_hash=True)
+class _LastMap(Observer):
+    """Keeps the last feature map, and the scales that batch normalisation takes away."""
+
+    def start(self, module: nn.Module) -> None:
+        """Look up the layers."""
+        self._layers = layer_weights(module)
+        self.last_map: Tensor | None = None
+        self.last_input: Tensor | None = None
+        self._variances: list[Tensor] = []
+
+    def module_call(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        """Keep a map of several positions, and what goes into a layer."""
+        if isinstance(output, Tensor) and output.ndim > 2:
+            positions = output.shape[1] if output.ndim == 3 else math.prod(output.shape[2:])
+            if positions > 1:
+                self.last_map = output
+        if id(module) in self._layers:
+            self.last_input = inputs[0]
+
+    def batch_norm(self, inputs: Tensor) -> None:
+        """Take the variance over the batch, meaned over channels."""
+        dims = [dim for dim in range(inputs.ndim) if dim != 1]
+        self._variances.append(inputs.var(dim=dims, correction=0).double().mean())
+
+    def forwarded(self, output: Tensor, inputs: Sequence[Tensor]) -> None:
+        """Sum the logarithms of the scales."""
+        found = self.last_input if self.last_map is None else self.last_map
+        if found is None:
+            raise NotApplicableError("the network has no feature map and no layer.")
+        self.features = found.double().flatten(1)
+        self.log_scales = math.fsum(torch.stack(self._variances).log().div(2).tolist()) if self._variances else 0.0
+
+
+@register_proxy("zen")
+class Zen(Proxy):
+    r"""Log of how far a small change of a Gaussian input moves the last feature map (Lin et al., ICCV 2021).
+
+    .. math::
+        \log \frac{1}{N} \sum_n \bigl\lVert f(x_n) - f(x_n + 0.01\,\epsilon_n) \bigr\rVert_1
+        + \sum_{\text{batch norms}} \log \sqrt{\textstyle\frac{1}{C} \sum_c \sigma_c^2}
+
+    with inputs, noise and the weights of layers from N(0, 1), norms at their initial state, and :math:`f` the last
+    feature map with several positions (before global pooling), or without one what goes into the last layer.
+
+    Source:
+        Lin et al., *Zen-NAS*, ICCV 2021, arXiv:2102.01063. The published code removes residual links, which is left to
+        the candidate here, and reads running variances, which blend the batch's with one; here the batch's own are
+        taken.
+    """
+
+    needs_labels = False
+
+    def measure(self, probe: Probe) -> Measurement:
+        """Run the network on noise, twice."""
+        batch = probe.first_batch
+        if not any(tensor.is_floating_point() for tensor in tensors_of(batch)):
+            raise NotApplicableError("the input holds no floating-point numbers to change a little.")
+        generator = torch.Generator().manual_seed(probe.seed)
+        weights = gaussian_weights(probe.module, generator)
+        inputs = gaussian_batch(batch, generator)
+        moved = map_tensors(
+            lambda t: t + _PERTURBATION * drawn_like(t, generator) if t.is_floating_point() else t, inputs
+        )
+        here, there = _LastMap(), _LastMap()
+        probe.forward(here, tensors=weights, batch=inputs)
+        probe.forward(there, tensors=weights, batch=moved)
+        change = float((here.features - there.features).abs().sum(dim=1).mean())
+        if not (0 < change < math.inf):
+            raise NonFiniteError(f"The last feature map moves by {change}; needed is a positive, finite number.")
+        return Measurement(math.log(change) + here.log_scales, details={"log_scales": here.log_scales})
