@@ -5,6 +5,7 @@ from lightning_zico.budget import Budget
 from lightning_zico.callbacks import ZiCoCallback
 from lightning_zico.candidates import Candidate
 from lightning_zico.proxies import Proxy, ZiCo, list_proxies, register_proxy
+from lightning_zico.ranking import list_recipes
 from lightning_zico.results import Leaderboard, Score, ScoreCard
 from lightning_zico.scoring import score
 from lightning_zico.selector import ZeroShotSelector
@@ -21,6 +22,7 @@ __all__ = [
     "ZiCoCallback",
     "__version__",
     "list_proxies",
+    "list_recipes",
     "register_proxy",
     "score",
 ]

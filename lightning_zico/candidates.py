@@ -1,6 +1,6 @@
 """Candidates: models offered for scoring, built only when their turn comes."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -15,6 +15,8 @@ class Candidate:
         name: What the leaderboard calls it; unique within one ranking.
         build: Makes the model, on the CPU, with fresh weights. It is called under the ranking's seed, once to score it
             and once more if it wins.
+        blocks: Names of the submodules that are the network's blocks, in the order in which they run, for proxies that
+            look at blocks; None to find them.
 
     Example:
         >>> Candidate("linear", lambda: nn.Linear(4, 2)).build()
@@ -23,6 +25,7 @@ class Candidate:
 
     name: str
     build: Callable[[], nn.Module]
+    blocks: Sequence[str] | None = None
 
 
 CandidateLike: TypeAlias = nn.Module | Callable[[], nn.Module] | Candidate
@@ -51,6 +54,7 @@ def iterate_candidates(candidates: Candidates) -> Iterator[Candidate]:
     pairs = candidates.items() if isinstance(candidates, Mapping) else ((None, c) for c in candidates)
     taken: set[str] = set()
     for name, candidate in pairs:
+        blocks = candidate.blocks if isinstance(candidate, Candidate) else None
         build = _build_of(candidate)
         wanted = str(name) if name is not None else _name_of(candidate)
         unique, count = wanted, 1
@@ -58,7 +62,7 @@ def iterate_candidates(candidates: Candidates) -> Iterator[Candidate]:
             count += 1
             unique = f"{wanted}-{count}"
         taken.add(unique)
-        yield Candidate(unique, build)
+        yield Candidate(unique, build, blocks)
 
 
 def _build_of(candidate: CandidateLike) -> Callable[[], nn.Module]:

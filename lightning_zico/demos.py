@@ -127,10 +127,10 @@ def digits_candidates() -> dict[str, Callable[[], DigitsClassifier]]:
 
     Example:
         >>> list(digits_candidates())
-        ['mlp-16', 'mlp-256', 'mlp-64x4', 'cnn-8', 'cnn-32x3', 'cnn-bn-16x2', 'cnn-bn-32x4', 'vit-32x2']
+        ['mlp-64', 'mlp-256', 'mlp-64x4', 'cnn-8', 'cnn-32x3', 'cnn-bn-16x2', 'cnn-bn-32x4', 'vit-32x2']
     """
     networks: dict[str, Callable[[], nn.Module]] = {
-        "mlp-16": partial(mlp, 16),
+        "mlp-64": partial(mlp, 64),
         "mlp-256": partial(mlp, 256),
         "mlp-64x4": partial(mlp, 64, 64, 64, 64),
         "cnn-8": partial(cnn, 8),

@@ -13,7 +13,12 @@ Row: TypeAlias = dict[str, Any]
 # Columns of every leaderboard; those of the proxies stand between the first and the last of them.
 _FIRST_COLUMNS = ("rank", "name", "score")
 _LAST_COLUMNS = ("error", "seconds")
-RESERVED_NAMES = frozenset(_FIRST_COLUMNS + _LAST_COLUMNS)
+FIXED_COLUMNS = frozenset(_FIRST_COLUMNS + _LAST_COLUMNS)
+# What no proxy may be called.
+RESERVED_NAMES = FIXED_COLUMNS | {"controlled"}
+
+# From this tau on a ranking is called the baseline's own.
+_SAME_RANKING = 0.9
 
 # How the reason begins where a proxy's formula has no meaning for a candidate.
 NOT_APPLICABLE = "not applicable"
@@ -142,11 +147,40 @@ class Leaderboard:
         return len(self.rows)
 
     def __str__(self) -> str:
-        """A line for each candidate; `report.table.leaderboard_table` draws all columns."""
-        return "\n".join(
+        """A line for each candidate, and the notes; `report.table.leaderboard_table` draws all columns."""
+        lines = [
             f"{row['rank']}. {row['name']}  {row['score']:.6g}" if row["rank"] else f"-. {row['name']}  {row['error']}"
             for row in self.rows
-        )
+        ]
+        return "\n".join([*lines, *self.notes])
+
+    @property
+    def notes(self) -> list[str]:
+        """What is to be known of the ranking before it is believed, in sentences.
+
+        Kendall's tau of the ranking with each trivial baseline on the same candidates, and in words where one of them
+        gives the same ranking; and which recipe took the place of one whose members do not apply.
+        """
+        notes = []
+        ranked_by = self.provenance.get("rank_by")
+        recipe = self.provenance.get("recipes", {}).get(ranked_by)
+        if recipe:
+            members = f"{recipe['aggregate'] or 'the score'} of {', '.join(recipe['members'])}"
+            if recipe["used"] != ranked_by:
+                notes.append(
+                    f"Not every member of {ranked_by} applies to these candidates; ranked by {recipe['used']} instead: "
+                    f"{members}."
+                )
+            else:
+                notes.append(f"{ranked_by}: {members}.")
+        taus = self.provenance.get("kendall_with", {})
+        if any(tau is not None for tau in taus.values()):
+            said = ", ".join(f"{name} {'-' if tau is None else f'{tau:.2f}'}" for name, tau in taus.items())
+            notes.append(f"Kendall's tau of this ranking with the trivial baselines: {said}.")
+        for name, tau in taus.items():
+            if tau is not None and tau > _SAME_RANKING:
+                notes.append(f"This ranking is what counting weights gives: `{name}` ranks almost alike ({tau:.2f}).")
+        return notes
 
     @property
     def best(self) -> str | None:
@@ -161,7 +195,7 @@ class Leaderboard:
     @property
     def columns(self) -> list[str]:
         """Names of the columns, in the order of `to_pandas` and `to_csv`."""
-        proxies = [key for key in self.rows[0] if key not in RESERVED_NAMES] if self.rows else []
+        proxies = [key for key in self.rows[0] if key not in FIXED_COLUMNS] if self.rows else []
         return [*_FIRST_COLUMNS, *proxies, *_LAST_COLUMNS]
 
     def to_dict(self) -> dict[str, Any]:

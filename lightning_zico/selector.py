@@ -2,7 +2,7 @@
 
 import platform
 import time
-from collections.abc import Iterator, Sequence, Sized
+from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -25,10 +25,12 @@ from lightning_zico.engine.batches import tensors_of
 from lightning_zico.engine.gradients import ChunkSize, check_chunk_size
 from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.errors import UnknownNameError
-from lightning_zico.proxies import BASELINES, Proxy, resolve_proxies
+from lightning_zico.proxies import BASELINES, Proxy
 from lightning_zico.proxies.base import Proxies
+from lightning_zico.ranking import Recipe, kendall, size_controlled
 from lightning_zico.report import leaderboard_table
-from lightning_zico.results import Leaderboard, ScoreCard
+from lightning_zico.results import Leaderboard, Score, ScoreCard
+from lightning_zico.scoring.choice import Choice, chosen, combined
 from lightning_zico.scoring.scorer import check_axis, check_batches, described, score_checked
 
 
@@ -37,9 +39,12 @@ class ZeroShotSelector:
 
     Args:
         trainer: Trains the winner; `rank` needs none.
-        proxies: Names (see `list_proxies`), `Proxy` objects, or ``"all"``. The baselines ``params``, ``macs``,
-            ``num_layers`` and ``sum_log_numel`` are always computed beside them.
-        rank_by: Name of the proxy to rank by; the first of ``proxies`` if None.
+        proxies: Names of proxies (see `list_proxies`) and of recipes (see `list_recipes`), `Proxy` objects,
+            ``"default"`` for the default recipe, or ``"all"``, which ranks by the default recipe. The baselines
+            ``params``, ``macs``, ``num_layers`` and ``sum_log_numel`` are always computed beside them.
+        rank_by: Name of the proxy or recipe to rank by; the first of ``proxies`` if None.
+        controlled_by: Name of a baseline: the column ``controlled`` then holds what is left of each candidate's rank
+            when what that baseline explains is taken out (`ranking.size_controlled`), higher for better.
         num_batches: Batches that every candidate is scored on, the same for all. Two is the published setting; four and
             more give steadier scores.
         axis: What varies between two gradients: ``"batch"``, the published ZiCo, or ``"sample"``.
@@ -58,7 +63,7 @@ class ZeroShotSelector:
             if `fit` trained it; None if every candidate failed.
 
     Raises:
-        UnknownNameError: If there is no proxy of a name, or ``rank_by`` is not among the proxies.
+        UnknownNameError: If there is no proxy of a name, or ``rank_by`` or ``controlled_by`` is not computed.
         ValueError: If an argument is out of range.
 
     Example:
@@ -76,9 +81,10 @@ class ZeroShotSelector:
     def __init__(
         self,
         trainer: Trainer | None = None,
-        proxies: Proxies = ("zico",),
+        proxies: Proxies = "default",
         *,
         rank_by: str | None = None,
+        controlled_by: str | None = None,
         num_batches: int = 2,
         axis: Axis = "batch",
         chunk_size: ChunkSize = None,
@@ -92,6 +98,7 @@ class ZeroShotSelector:
         self.trainer = trainer
         self.proxies = proxies
         self.rank_by = rank_by
+        self.controlled_by = controlled_by
         self.num_batches = num_batches
         self.axis: Axis = axis
         self.chunk_size: ChunkSize = chunk_size
@@ -101,9 +108,8 @@ class ZeroShotSelector:
         self.enable_progress_bar = enable_progress_bar
         if not (budget is None or isinstance(budget, Budget)):
             raise TypeError(f"`budget` is {type(budget).__name__}; needed is a `Budget`, such as `Budget(macs=600e6)`.")
-        all_proxies = self._all_proxies()
-        self._ranked_by(all_proxies)
-        needy = max(all_proxies, key=lambda proxy: proxy.min_gradients)
+        choice = self._choice()
+        needy = max(choice.proxies, key=lambda proxy: proxy.min_gradients)
         least = max(needy.min_gradients if axis == "batch" else 1, 1)
         if not isinstance(num_batches, int) or num_batches < least:
             raise ValueError(
@@ -127,30 +133,36 @@ class ZeroShotSelector:
             IdenticalBatchesError: If all of them are the same.
             ValueError: If there is no candidate.
         """
-        proxies = self._all_proxies()
-        ranked_by = self._ranked_by(proxies)
+        choice = self._choice()
+        rank_by = self.rank_by or choice.first
         batches = read_batches(datamodule, self.num_batches, seed=self.seed)
-        check_batches(batches, proxies, self.axis)
-        self.cards_ = {}
-        best: tuple[float, Candidate] | None = None
+        check_batches(batches, choice.proxies, self.axis)
+        cards: list[ScoreCard] = []
+        contenders: list[tuple[Candidate, ScoreCard]] = []
         for candidate in self._with_progress(candidates):
-            card = self._scored(candidate, batches, proxies, datamodule)
-            self.cards_[candidate.name] = card
-            value = card[ranked_by.name].value
-            if value is not None:
-                key = value if ranked_by.higher_is_better else -value
-                if best is None or key > best[0]:
-                    best = key, candidate
-        if not self.cards_:
+            card = self._scored(candidate, batches, choice.proxies, datamodule)
+            cards.append(card)
+            contenders = _still_contending(contenders, candidate, card, rank_by, choice)
+        if not cards:
             raise ValueError("`candidates` is empty; needed is at least one.")
-        self.leaderboard_ = Leaderboard.of(
-            list(self.cards_.values()),
-            rank_by=ranked_by.name,
-            columns=[proxy.name for proxy in proxies],
-            higher_is_better=ranked_by.higher_is_better,
-            provenance=self._provenance(ranked_by, proxies, batches),
+        used = {}
+        for recipe in choice.recipes.values():
+            cards, used[recipe.name] = combined(cards, recipe, choice)
+        if self.controlled_by is not None:
+            cards = _with_controlled(cards, rank_by, self.controlled_by, choice)
+        self.cards_ = {card.name: card for card in cards}
+        leaderboard = Leaderboard.of(
+            cards,
+            rank_by=rank_by,
+            columns=[*choice.columns, *(["controlled"] if self.controlled_by else [])],
+            higher_is_better=choice.higher_is_better(rank_by),
+            provenance=self._provenance(rank_by, used, choice, batches),
         )
-        self.best_model_ = self._built_again(best[1]) if best else None
+        self.leaderboard_ = replace(
+            leaderboard, provenance={**leaderboard.provenance, "kendall_with": _agreement(leaderboard)}
+        )
+        winner = next((c for c, _ in contenders if c.name == self.leaderboard_.best), None)
+        self.best_model_ = self._built_again(winner) if winner else None
         if self._interactive():
             get_console().print(leaderboard_table(self.leaderboard_))
         return self.leaderboard_
@@ -199,23 +211,18 @@ class ZeroShotSelector:
             self.trainer.fit(self.best_model_, batches, val_dataloaders)  # type: ignore[arg-type]
         return self
 
-    def _all_proxies(self) -> list[Proxy]:
-        asked = resolve_proxies(self.proxies)
-        names = {proxy.name for proxy in asked}
-        missing = [name for name in BASELINES if name not in names]
-        return asked + (resolve_proxies(missing) if missing else [])
+    def _choice(self) -> Choice:
+        choice = chosen(self.proxies, with_baselines=True)
+        choice.check_name(self.rank_by or choice.first)
+        if self.controlled_by not in (None, *BASELINES):
+            raise UnknownNameError(
+                f"`controlled_by` is {self.controlled_by!r}; needed is a baseline: {', '.join(BASELINES)}."
+            )
+        return choice
 
-    def _ranked_by(self, proxies: list[Proxy]) -> Proxy:
-        wanted = proxies[0].name if self.rank_by is None else self.rank_by
-        for proxy in proxies:
-            if proxy.name == wanted:
-                return proxy
-        raise UnknownNameError(
-            f"`rank_by` is {wanted!r}, which is not computed. Add it to `proxies`, or choose one of "
-            f"{', '.join(proxy.name for proxy in proxies)}."
-        )
-
-    def _scored(self, candidate: Candidate, batches: list[Batch], proxies: list[Proxy], datamodule: Any) -> ScoreCard:
+    def _scored(
+        self, candidate: Candidate, batches: list[Batch], proxies: Sequence[Proxy], datamodule: Any
+    ) -> ScoreCard:
         start = time.perf_counter()
         try:
             model = self._built(candidate)
@@ -232,6 +239,7 @@ class ZeroShotSelector:
             chunk_size=self.chunk_size,
             seed=self.seed,
             datamodule=datamodule if is_datamodule(datamodule) else None,
+            blocks=candidate.blocks,
             budget=self.budget,
         )
         return replace(card, seconds=time.perf_counter() - start)  # building included
@@ -275,11 +283,18 @@ class ZeroShotSelector:
         is_first_rank = getattr(rank_zero_only, "rank", 0) in (0, None)
         return self.enable_progress_bar and is_first_rank and get_console().is_terminal
 
-    def _provenance(self, ranked_by: Proxy, proxies: list[Proxy], batches: list[Batch]) -> dict[str, Any]:
+    def _provenance(
+        self, rank_by: str, used: Mapping[str, Recipe], choice: Choice, batches: list[Batch]
+    ) -> dict[str, Any]:
         return {
-            "rank_by": ranked_by.name,
-            "higher_is_better": ranked_by.higher_is_better,
-            "proxies": [proxy.name for proxy in proxies],
+            "rank_by": rank_by,
+            "higher_is_better": choice.higher_is_better(rank_by),
+            "proxies": [proxy.name for proxy in choice.proxies],
+            "recipes": {
+                name: {"used": recipe.name, "members": list(recipe.members), "aggregate": recipe.aggregate}
+                for name, recipe in used.items()
+            },
+            "controlled_by": self.controlled_by,
             "axis": self.axis,
             "num_batches": self.num_batches,
             "batch_shapes": [list(tensor.shape) for tensor in tensors_of(batches[0])],
@@ -293,6 +308,47 @@ class ZeroShotSelector:
                 "python": platform.python_version(),
             },
         }
+
+
+def _still_contending(
+    contenders: list[tuple[Candidate, ScoreCard]], candidate: Candidate, card: ScoreCard, rank_by: str, choice: Choice
+) -> list[tuple[Candidate, ScoreCard]]:
+    """Add a candidate to those that may yet win, and drop those that no longer can.
+
+    A recipe ranks when all scores are there. Until then a candidate is held only as long as no other is better by every
+    score that could count: whatever the recipe makes of them, it cannot come first.
+    """
+    names = choice.read_by(rank_by)
+    signs = [1 if choice.higher_is_better(name) else -1 for name in names]
+
+    def beats(a: ScoreCard, b: ScoreCard) -> bool:
+        pairs = [(a[name].value, b[name].value) for name in names]
+        return all(x is not None and y is not None and x * s > y * s for (x, y), s in zip(pairs, signs, strict=True))
+
+    if card.error is not None or any(beats(other, card) for _, other in contenders):
+        return contenders
+    return [*(pair for pair in contenders if not beats(card, pair[1])), (candidate, card)]
+
+
+def _with_controlled(cards: list[ScoreCard], rank_by: str, baseline: str, choice: Choice) -> list[ScoreCard]:
+    sign = 1 if choice.higher_is_better(rank_by) else -1
+    values = [card[rank_by].value for card in cards]
+    residuals = size_controlled([None if v is None else sign * v for v in values], [c[baseline].value for c in cards])
+    added = []
+    for card, residual in zip(cards, residuals, strict=True):
+        error = None if residual is not None else card[rank_by].error or card[baseline].error
+        added.append(replace(card, scores={**card.scores, "controlled": Score("controlled", residual, error)}))
+    return added
+
+
+def _agreement(leaderboard: Leaderboard) -> dict[str, float | None]:
+    """Compare a ranking with each trivial baseline on the same candidates."""
+    sign = 1 if leaderboard.provenance["higher_is_better"] else -1
+    taus = {}
+    for name in BASELINES:
+        pairs = [(sign * row["score"], row[name]) for row in leaderboard if row["rank"] and row[name] is not None]
+        taus[name] = kendall(*zip(*pairs, strict=True)) if pairs else None
+    return taus
 
 
 class _Batches:

@@ -161,10 +161,10 @@ def _aligned(back: Tensor, before: nn.Module, signs: Tensor, block: nn.Module) -
         missing = [factor * signs.shape[dim] - back.shape[dim] for dim in (3, 2)]
         if min(missing) >= 0:
             back = F.pixel_unshuffle(F.pad(back, (0, missing[0], 0, missing[1])), factor)
-    rows = _flat(back), _flat(signs)
-    if len(rows[0]) != len(rows[1]):
-        raise NotApplicableError("a block changes the number of positions in a way that cannot be lined up.")
-    return rows
+    rows, sign_rows = _flat(back), _flat(signs)
+    if len(rows) % len(sign_rows):
+        raise NotApplicableError(f"a block makes {len(sign_rows)} positions of {len(rows)}, which cannot be lined up.")
+    return rows.reshape(len(sign_rows), -1), sign_rows  # such as all of a map beside the vector that is made of it
 
 
 def block_statistics(probe: Probe) -> BlockStatistics:

@@ -33,7 +33,8 @@ def naswot_score(agreements: Tensor) -> float:
         No unit, higher is better. It grows with ``N``.
 
     Raises:
-        NonFiniteError: If two samples agree on every unit.
+        NonFiniteError: If the matrix is singular: two samples agree on every unit, or there are fewer units than
+            samples.
 
     Example:
         >>> naswot_score(torch.tensor([[2.0, 0.0], [0.0, 2.0]])) == math.log(4)
@@ -45,7 +46,8 @@ def naswot_score(agreements: Tensor) -> float:
     sign, value = torch.linalg.slogdet(agreements.double())
     if float(sign) == 0 or not math.isfinite(float(value)):
         raise NonFiniteError(
-            "Samples of the first batch agree on every unit, so the matrix is singular. Are there duplicates?"
+            "NASWOT's matrix is singular: two samples of the first batch agree on every unit, or the network has fewer "
+            "units than the batch samples. Lower the batch size."
         )
     return float(value)
 

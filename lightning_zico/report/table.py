@@ -4,11 +4,11 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from lightning_zico.results import RESERVED_NAMES, Leaderboard
+from lightning_zico.results import FIXED_COLUMNS, Leaderboard
 
 
 def leaderboard_table(leaderboard: Leaderboard, title: str | None = None) -> Table:
-    """Draw a leaderboard, best first, with the reasons of the failed candidates below.
+    """Draw a leaderboard, best first, with the reasons of the failed candidates and its notes below.
 
     Args:
         leaderboard: To be drawn.
@@ -20,15 +20,15 @@ def leaderboard_table(leaderboard: Leaderboard, title: str | None = None) -> Tab
     ranked_by = leaderboard.provenance.get("rank_by", "score")
     title = title or f"Ranked by {ranked_by}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    proxies = [column for column in leaderboard.columns if column not in RESERVED_NAMES]
+    proxies = [column for column in leaderboard.columns if column not in FIXED_COLUMNS]
     table.add_column("rank", justify="right")
     table.add_column("name", overflow="fold")
     for proxy in proxies:
         table.add_column(proxy, justify="right", style="bold" if proxy == ranked_by else None)
     table.add_column("seconds", justify="right")
-    if leaderboard.errors:
-        reasons = "\n".join(f"{name}: {reason}" for name, reason in leaderboard.errors.items())
-        table.caption, table.caption_justify = Text(reasons, style="red"), "left"
+    reasons = [Text(f"{name}: {reason}", style="red") for name, reason in leaderboard.errors.items()]
+    table.caption = Text("\n").join([*reasons, *map(Text, leaderboard.notes)])
+    table.caption_justify = "left"
     for row in leaderboard:
         cells = [
             str(row["rank"] or "-"),

@@ -16,9 +16,10 @@ from lightning_zico.engine.gradients import ChunkSize, check_chunk_size
 from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.errors import IdenticalBatchesError, NonFiniteError, NotApplicableError, TooFewBatchesError
-from lightning_zico.proxies import Measurement, Proxy, resolve_proxies
+from lightning_zico.proxies import Measurement, Proxy
 from lightning_zico.proxies.base import Proxies
 from lightning_zico.results import NOT_APPLICABLE, Score, ScoreCard
+from lightning_zico.scoring.choice import chosen
 
 
 def score(
@@ -31,6 +32,7 @@ def score(
     chunk_size: ChunkSize = None,
     seed: int = 0,
     datamodule: Any = None,
+    blocks: Sequence[str] | None = None,
 ) -> ScoreCard:
     """Score one model on some batches, and leave it bit-identical.
 
@@ -38,7 +40,8 @@ def score(
         model: A LightningModule, whose ``training_step`` gives the loss, or with ``loss_fn`` any module. It is scored
             on the device it is on.
         batches: What a loader yields, any nest of tensors; at least two for proxies that compare gradients.
-        proxies: Names (see `list_proxies`), `Proxy` objects, or ``"all"``.
+        proxies: Names (see `list_proxies`), `Proxy` objects, ``"default"`` or another recipe for its members, or
+            ``"all"``.
         loss_fn: ``(outputs, targets) -> mean loss`` for batches ``(inputs, targets)``, instead of ``training_step``.
         axis: What varies between two gradients: ``"batch"``, the published ZiCo, or ``"sample"``. They are different
             numbers. Per sample, dimension 0 of every tensor is cut; what a batch holds besides is passed on whole.
@@ -46,6 +49,8 @@ def score(
             many as fit the memory.
         seed: Of dropout and other randomness in the model.
         datamodule: Whose transfer hooks run, if it overrides them.
+        blocks: Names of the submodules that are the network's blocks, for proxies that look at blocks; None to find
+            them.
 
     Returns:
         A card with one `Score` a proxy. What the model does wrong stands in ``card["zico"].error``.
@@ -73,7 +78,7 @@ def score(
     if not isinstance(model, nn.Module):
         raise TypeError(f"`model` is {model!r}; needed is a module, built.")
     batches = list(batches)
-    resolved = resolve_proxies(proxies)
+    resolved = chosen(proxies).proxies
     check_axis(axis)
     check_chunk_size(chunk_size)
     check_batches(batches, resolved, axis)
@@ -87,6 +92,7 @@ def score(
         chunk_size=chunk_size,
         seed=seed,
         datamodule=datamodule,
+        blocks=blocks,
     )
 
 
@@ -132,6 +138,7 @@ def score_checked(
     chunk_size: ChunkSize,
     seed: int,
     datamodule: Any = None,
+    blocks: Sequence[str] | None = None,
     budget: Budget | None = None,
 ) -> ScoreCard:
     """Score a model whose batches were checked; nothing that the model does wrong is raised.
@@ -146,6 +153,7 @@ def score_checked(
         chunk_size: See `score`.
         seed: See `score`.
         datamodule: See `score`.
+        blocks: See `score`.
         budget: A candidate above it is not scored.
     """
     start = time.perf_counter()
@@ -163,6 +171,7 @@ def score_checked(
                 chunk_size=chunk_size,
                 seed=seed,
                 muted=bridge.muted,
+                blocks=blocks,
             )
             error = budget.excess(probe) if budget else None
             if error is None:

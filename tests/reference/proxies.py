@@ -7,6 +7,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from tests.reference.gradients import gradient_of, per_batch, per_sample, with_constant_batch_norm
 from tests.reference.watch import (
@@ -62,7 +63,8 @@ def grasp(model: nn.Module, x: Tensor, y: Tensor, loss_fn: Loss = F.cross_entrop
     """Write down the whole Hessian, row by row, and multiply."""
     twin = copy_of(model)
     weights = list(layer_weights(twin).values())
-    loss = loss_fn(twin(as_double(x)), as_double(y))
+    with sdpa_kernel(SDPBackend.MATH):  # the fused kernel of attention has no second derivative
+        loss = loss_fn(twin(as_double(x)), as_double(y))
     gradients = torch.autograd.grad(loss, weights, create_graph=True, materialize_grads=True)
     g = torch.cat([gradient.reshape(-1) for gradient in gradients])  # [P]
     hessian = np.zeros((len(g), len(g)))
@@ -100,7 +102,7 @@ def fisher(model: nn.Module, x: Tensor, y: Tensor, loss_fn: Loss = F.cross_entro
 
 
 def synflow(model: nn.Module, x: Tensor) -> float:
-    """Swap batch-normalisation modules for identities and run on ones."""
+    """Swap batch-normalisation modules for identities and run on ones, or on the first sample's own integers."""
     twin = copy_of(model)
     for name, module in list(twin.named_modules()):
         if isinstance(module, BATCH_NORMS):
@@ -109,7 +111,8 @@ def synflow(model: nn.Module, x: Tensor) -> float:
     with torch.no_grad():
         for parameter in twin.parameters():
             parameter.copy_(parameter.abs())
-    twin(torch.ones(1, *x.shape[1:], dtype=torch.float64)).sum().backward()
+    sample = torch.ones(1, *x.shape[1:], dtype=torch.float64) if x.is_floating_point() else x[:1]
+    twin(sample).sum().backward()
     weights = [weight for weight in layer_weights(twin).values() if weight.grad is not None]
     return float(np.log(sum((weight * weight.grad).abs().sum().item() for weight in weights)))
 
