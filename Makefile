@@ -9,7 +9,7 @@ demo: .venv/demo.stamp  ## rank eight models on real images, train the winner, c
 	$(BIN)/python examples/02_select_and_train.py
 
 test: .venv/dev.stamp  ## the fast suite, doctests included
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest
 
 check: .venv/dev.stamp  ## lint, types, layers
 	$(BIN)/ruff check .
@@ -17,8 +17,9 @@ check: .venv/dev.stamp  ## lint, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: .venv/demo.stamp  ## time and memory against plain training and the published algorithm
+bench: .venv/demo.stamp  ## time and memory against plain training and the published algorithm, cost of each proxy
 	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/proxies.py
 
 clean:
 	rm -rf .venv

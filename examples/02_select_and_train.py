@@ -8,18 +8,17 @@ import logging
 import sys
 import warnings
 
-import torch
 from lightning.pytorch import Trainer, seed_everything
 from rich.console import Console
 from rich.table import Table
-from torchmetrics.functional import kendall_rank_corrcoef
 
 from lightning_zico import ZeroShotSelector
 from lightning_zico.demos import DigitsDataModule, digits_candidates
+from lightning_zico.ranking import kendall
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", module="lightning.pytorch")
-SCORES = ("zico", "params", "macs", "num_layers", "sum_log_numel")
+SCORES = ("balanced", "zico", "params", "macs", "num_layers", "sum_log_numel")
 
 
 def make_trainer() -> Trainer:
@@ -30,9 +29,9 @@ def make_trainer() -> Trainer:
 
 def main() -> None:
     """Rank, train the winner, compare with the truth."""
-    console = Console(record=True, width=96, highlight=False)
+    console = Console(record=True, width=112, highlight=False)
     seed_everything(0, verbose=False)
-    selector = ZeroShotSelector(trainer=make_trainer(), proxies="zico", num_batches=2, seed=0)
+    selector = ZeroShotSelector(trainer=make_trainer(), proxies=["default", "zico"], num_batches=2, seed=0)
     selector.fit(digits_candidates(), datamodule=DigitsDataModule())
     accuracy = 100 * selector.trainer.callback_metrics["val_acc"]
     console.print(f"Chosen without training: {selector.leaderboard_.best}; then trained: {accuracy:.1f} % accuracy.")
@@ -47,16 +46,19 @@ def main() -> None:
         truth[name] = 100 * trainer.callback_metrics["val_acc"].item()
 
     rows = selector.leaderboard_.rows
-    table = Table("rank", "name", *SCORES, "accuracy %", title="Ranked by zico, beside the truth", title_justify="left")
+    table = Table(
+        "rank", "name", *SCORES, "accuracy %", title="Ranked without training, beside the truth", title_justify="left"
+    )
     for row in rows:
         scores = (f"{row[score]:,.1f}".removesuffix(".0") for score in SCORES)
         table.add_row(str(row["rank"]), row["name"], *scores, f"{truth[row['name']]:.1f}")
-    accuracies = torch.tensor([truth[row["name"]] for row in rows])
-    taus = (kendall_rank_corrcoef(torch.tensor([row[score] for row in rows]), accuracies) for score in SCORES)
+    accuracies = [truth[row["name"]] for row in rows]
+    taus = (kendall([row[score] for row in rows], accuracies) for score in SCORES)
     table.add_section()
     table.add_row("", "tau with truth", *(f"{tau:.2f}" for tau in taus), "")
     console.print(table)
     console.print("tau: Kendall's rank correlation; 1 is a perfect ranking, 0 is chance.")
+    console.print("\n".join(selector.leaderboard_.notes))
     if len(sys.argv) > 1:
         console.save_svg(sys.argv[1], title="make demo")
 

@@ -3,6 +3,7 @@
 import difflib
 import fnmatch
 import re
+from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 from lightning_zico.errors import DuplicateNameError, UnknownNameError
@@ -47,13 +48,18 @@ class Registry(Generic[T]):
         """
         if name in self._entries:
             return self._entries[name]
-        nearest = difflib.get_close_matches(name, self._entries, n=3, cutoff=0.4)
-        hint = f" Did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
-        raise UnknownNameError(f"There is no {self._kind} named {name!r}.{hint} Known: {', '.join(self.names())}.")
+        raise unknown_name(self._kind, name, self.names())
 
     def names(self, pattern: str = "*") -> list[str]:
         """List the names that match a shell pattern, numbers in human order (2 before 10)."""
         return sorted(fnmatch.filter(self._entries, pattern), key=_natural_key)
+
+
+def unknown_name(kind: str, name: str, known: Sequence[str]) -> UnknownNameError:
+    """Make the error that says what is not known and which names are nearest to it."""
+    nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    hint = f" Did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
+    return UnknownNameError(f"There is no {kind} named {name!r}.{hint} Known: {', '.join(known)}.")
 
 
 def _natural_key(name: str) -> list[tuple[int, int, str]]:

@@ -52,15 +52,16 @@ def iterate_candidates(candidates: Candidates) -> Iterator[Candidate]:
             "them. Put a single one in a list."
         )
     pairs = candidates.items() if isinstance(candidates, Mapping) else ((None, c) for c in candidates)
+    counts: dict[str, int] = {}  # by wanted name, so that a thousand namesakes are not tried one by one
     taken: set[str] = set()
     for name, candidate in pairs:
         blocks = candidate.blocks if isinstance(candidate, Candidate) else None
         build = _build_of(candidate)
         wanted = str(name) if name is not None else _name_of(candidate)
-        unique, count = wanted, 1
+        unique = wanted
         while unique in taken:
-            count += 1
-            unique = f"{wanted}-{count}"
+            counts[wanted] = counts.get(wanted, 1) + 1
+            unique = f"{wanted}-{counts[wanted]}"
         taken.add(unique)
         yield Candidate(unique, build, blocks)
 

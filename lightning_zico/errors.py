@@ -1,5 +1,8 @@
 """What can go wrong, each kind also the built-in exception that a caller would guess."""
 
+import copy
+import traceback
+
 
 class ZiCoError(Exception):
     """Base of every error this package raises on purpose."""
@@ -42,3 +45,29 @@ class NonFiniteError(ZiCoError, ArithmeticError):
 
 class NotApplicableError(ZiCoError, TypeError):
     """A proxy whose formula has no meaning for a candidate; its score says "not applicable" and why."""
+
+
+def kept(error: Exception) -> Exception:
+    """Make an error that was caught fit to be kept: the frames in its traceback would keep tensors and graphs alive.
+
+    The lines of the traceback become a note, which Python prints with the error from 3.11 on.
+    """
+    lines = "".join(traceback.format_tb(error.__traceback__))
+    vars(error)["__notes__"] = [*getattr(error, "__notes__", ()), lines]
+    link: BaseException | None = error
+    while link is not None and link.__traceback__ is not None:
+        link.__traceback__ = None
+        link = link.__cause__ or link.__context__
+    return error
+
+
+def again(error: Exception) -> Exception:
+    """Copy an error that is kept, to be raised: the traceback of the original would keep alive whoever asks for it.
+
+    An error that cannot be copied is given itself.
+    """
+    try:
+        copied = copy.copy(error)
+    except Exception:
+        return error
+    return copied if str(copied) == str(error) else error

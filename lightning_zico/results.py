@@ -55,6 +55,8 @@ class ScoreCard:
         error: Why nothing could be scored (the candidate does not build, has no usable loss, is over budget); else
             None.
         seconds: Time it took in all, in seconds.
+        untrainable: Why the candidate cannot be ranked although it was scored: its loss is not finite, or none of its
+            parameters is trainable; else None.
 
     Example:
         >>> card = ScoreCard("mlp", {"zico": Score("zico", 12.5)})
@@ -66,6 +68,7 @@ class ScoreCard:
     scores: Mapping[str, Score]
     error: str | None = None
     seconds: float = 0.0
+    untrainable: str | None = None
 
     @classmethod
     def failed(cls, name: str, proxies: Sequence[str], error: str, seconds: float = 0.0) -> "ScoreCard":
@@ -89,7 +92,7 @@ class ScoreCard:
     def from_dict(cls, data: Mapping[str, Any]) -> "ScoreCard":
         """Make a card from what `to_dict` gave."""
         scores = {name: Score(**score) for name, score in data["scores"].items()}
-        return cls(data["name"], scores, data["error"], data["seconds"])
+        return cls(data["name"], scores, data["error"], data["seconds"], data["untrainable"])
 
 
 @dataclass(frozen=True)
@@ -158,28 +161,25 @@ class Leaderboard:
     def notes(self) -> list[str]:
         """What is to be known of the ranking before it is believed, in sentences.
 
+        What the recipe that ranks combines, and which one took the place of a recipe whose members do not apply;
         Kendall's tau of the ranking with each trivial baseline on the same candidates, and in words where one of them
-        gives the same ranking; and which recipe took the place of one whose members do not apply.
+        gives almost the same.
         """
         notes = []
-        ranked_by = self.provenance.get("rank_by")
-        recipe = self.provenance.get("recipes", {}).get(ranked_by)
-        if recipe:
-            members = f"{recipe['aggregate'] or 'the score'} of {', '.join(recipe['members'])}"
-            if recipe["used"] != ranked_by:
-                notes.append(
-                    f"Not every member of {ranked_by} applies to these candidates; ranked by {recipe['used']} instead: "
-                    f"{members}."
-                )
-            else:
-                notes.append(f"{ranked_by}: {members}.")
-        taus = self.provenance.get("kendall_with", {})
-        if any(tau is not None for tau in taus.values()):
-            said = ", ".join(f"{name} {'-' if tau is None else f'{tau:.2f}'}" for name, tau in taus.items())
+        for name, recipe in self.provenance.get("recipes", {}).items():
+            members = f"{recipe['aggregate'] or 'the score'} of {', '.join(recipe['members'])}."
+            if recipe["used"] != name:
+                instead = f"{recipe['used']} takes its place for all of them"
+                notes.append(f"Not every member of {name} applies to these candidates; {instead}: {members}")
+            elif name == self.provenance.get("rank_by"):
+                notes.append(f"{name}: {members}")
+        taus = {name: tau for name, tau in self.provenance.get("kendall_with", {}).items() if tau is not None}
+        if taus:
+            said = ", ".join(f"{name} {tau:.2f}" for name, tau in taus.items())
             notes.append(f"Kendall's tau of this ranking with the trivial baselines: {said}.")
-        for name, tau in taus.items():
-            if tau is not None and tau > _SAME_RANKING:
-                notes.append(f"This ranking is what counting weights gives: `{name}` ranks almost alike ({tau:.2f}).")
+        alike = [f"{name} ({tau:.2f})" for name, tau in taus.items() if tau > _SAME_RANKING]
+        if alike:
+            notes.append(f"This ranking is what counting weights gives: almost the same as by {', '.join(alike)}.")
         return notes
 
     @property
@@ -246,7 +246,7 @@ class Leaderboard:
 
 def _row_of(card: ScoreCard, rank_by: str, columns: Sequence[str]) -> Row:
     scored = card.scores.get(rank_by)
-    error = card.error or (scored.error if scored else f"`{rank_by}` was not computed")
+    error = card.error or card.untrainable or (scored.error if scored else f"`{rank_by}` was not computed")
     values = {name: card.scores[name].value if name in card.scores else None for name in columns}
     return {
         "rank": None,

@@ -1,10 +1,11 @@
 """Rank candidates on a few batches, then train the winner."""
 
+import math
 import platform
 import time
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import lightning
 import torch
@@ -63,7 +64,8 @@ class ZeroShotSelector:
             if `fit` trained it; None if every candidate failed.
 
     Raises:
-        UnknownNameError: If there is no proxy of a name, or ``rank_by`` or ``controlled_by`` is not computed.
+        UnknownNameError: If there is neither a proxy nor a recipe of a name, ``rank_by`` is not computed, or
+            ``controlled_by`` is no baseline.
         ValueError: If an argument is out of range.
 
     Example:
@@ -134,11 +136,11 @@ class ZeroShotSelector:
             ValueError: If there is no candidate.
         """
         choice = self._choice()
-        rank_by = self.rank_by or choice.first
+        rank_by = choice.ranked_by(self.rank_by)
         batches = read_batches(datamodule, self.num_batches, seed=self.seed)
         check_batches(batches, choice.proxies, self.axis)
         cards: list[ScoreCard] = []
-        contenders: list[tuple[Candidate, ScoreCard]] = []
+        contenders: list[_Contender] = []
         for candidate in self._with_progress(candidates):
             card = self._scored(candidate, batches, choice.proxies, datamodule)
             cards.append(card)
@@ -151,18 +153,18 @@ class ZeroShotSelector:
         if self.controlled_by is not None:
             cards = _with_controlled(cards, rank_by, self.controlled_by, choice)
         self.cards_ = {card.name: card for card in cards}
-        leaderboard = Leaderboard.of(
+        self.leaderboard_ = Leaderboard.of(
             cards,
             rank_by=rank_by,
             columns=[*choice.columns, *(["controlled"] if self.controlled_by else [])],
             higher_is_better=choice.higher_is_better(rank_by),
-            provenance=self._provenance(rank_by, used, choice, batches),
+            provenance={
+                **self._provenance(rank_by, used, choice, batches),
+                "kendall_with": _agreement(cards, rank_by, choice),
+            },
         )
-        self.leaderboard_ = replace(
-            leaderboard, provenance={**leaderboard.provenance, "kendall_with": _agreement(leaderboard)}
-        )
-        winner = next((c for c, _ in contenders if c.name == self.leaderboard_.best), None)
-        self.best_model_ = self._built_again(winner) if winner else None
+        best = self.leaderboard_.best
+        self.best_model_ = next((self._built_again(c) for c, _ in contenders if c.name == best), None)
         if self._interactive():
             get_console().print(leaderboard_table(self.leaderboard_))
         return self.leaderboard_
@@ -213,7 +215,7 @@ class ZeroShotSelector:
 
     def _choice(self) -> Choice:
         choice = chosen(self.proxies, with_baselines=True)
-        choice.check_name(self.rank_by or choice.first)
+        choice.ranked_by(self.rank_by)
         if self.controlled_by not in (None, *BASELINES):
             raise UnknownNameError(
                 f"`controlled_by` is {self.controlled_by!r}; needed is a baseline: {', '.join(BASELINES)}."
@@ -310,44 +312,54 @@ class ZeroShotSelector:
         }
 
 
+# A candidate, and for each recipe that may come to rank (or the one proxy that does) its members' scores, directed.
+_Contender: TypeAlias = tuple[Candidate, list[list[float]]]
+
+
 def _still_contending(
-    contenders: list[tuple[Candidate, ScoreCard]], candidate: Candidate, card: ScoreCard, rank_by: str, choice: Choice
-) -> list[tuple[Candidate, ScoreCard]]:
-    """Add a candidate to those that may yet win, and drop those that no longer can.
+    contenders: list[_Contender], candidate: Candidate, card: ScoreCard, rank_by: str, choice: Choice
+) -> list[_Contender]:
+    """Add a candidate to those that may yet come first, and drop those that no longer can.
 
-    A recipe ranks when all scores are there. Until then a candidate is held only as long as no other is better by every
-    score that could count: whatever the recipe makes of them, it cannot come first.
+    A recipe ranks when all scores are there, and it is not known before which fallback will. A candidate cannot come
+    first beside one that is as good by every score that may count, if that one was offered earlier (equal scores keep
+    that order) or is better by a member of each recipe.
     """
-    names = choice.read_by(rank_by)
-    signs = [1 if choice.higher_is_better(name) else -1 for name in names]
-
-    def beats(a: ScoreCard, b: ScoreCard) -> bool:
-        pairs = [(a[name].value, b[name].value) for name in names]
-        return all(x is not None and y is not None and x * s > y * s for (x, y), s in zip(pairs, signs, strict=True))
-
-    if card.error is not None or any(beats(other, card) for _, other in contenders):
+    scores = [[choice.directed(card, name) for name in members] for members in choice.read_by(rank_by)]
+    standing = [[-math.inf if value is None else value for value in values] for values in scores]
+    cannot_win = all(-math.inf in values for values in standing)
+    if cannot_win or any(_as_good(other, standing) for _, other in contenders):
         return contenders
-    return [*(pair for pair in contenders if not beats(card, pair[1])), (candidate, card)]
+
+    def is_beaten(other: list[list[float]]) -> bool:
+        return _as_good(standing, other) and all(a != b for a, b in zip(standing, other, strict=True))
+
+    return [*(contender for contender in contenders if not is_beaten(contender[1])), (candidate, standing)]
+
+
+def _as_good(a: list[list[float]], b: list[list[float]]) -> bool:
+    return all(x >= y for xs, ys in zip(a, b, strict=True) for x, y in zip(xs, ys, strict=True))
 
 
 def _with_controlled(cards: list[ScoreCard], rank_by: str, baseline: str, choice: Choice) -> list[ScoreCard]:
-    sign = 1 if choice.higher_is_better(rank_by) else -1
-    values = [card[rank_by].value for card in cards]
-    residuals = size_controlled([None if v is None else sign * v for v in values], [c[baseline].value for c in cards])
+    """Add to cards what is left of the ranking when a baseline's part is taken out."""
+    residuals = size_controlled(
+        [choice.directed(card, rank_by) for card in cards], [card[baseline].value for card in cards]
+    )
     added = []
     for card, residual in zip(cards, residuals, strict=True):
-        error = None if residual is not None else card[rank_by].error or card[baseline].error
+        error = None if residual is not None else card[rank_by].error or card[baseline].error or card.untrainable
         added.append(replace(card, scores={**card.scores, "controlled": Score("controlled", residual, error)}))
     return added
 
 
-def _agreement(leaderboard: Leaderboard) -> dict[str, float | None]:
-    """Compare a ranking with each trivial baseline on the same candidates."""
-    sign = 1 if leaderboard.provenance["higher_is_better"] else -1
+def _agreement(cards: list[ScoreCard], rank_by: str, choice: Choice) -> dict[str, float | None]:
+    """Compare a ranking with that by each trivial baseline, on the candidates that have both."""
     taus = {}
     for name in BASELINES:
-        pairs = [(sign * row["score"], row[name]) for row in leaderboard if row["rank"] and row[name] is not None]
-        taus[name] = kendall(*zip(*pairs, strict=True)) if pairs else None
+        pairs = [(choice.directed(card, rank_by), card[name].value) for card in cards]
+        both = [(score, baseline) for score, baseline in pairs if score is not None and baseline is not None]
+        taus[name] = kendall([score for score, _ in both], [baseline for _, baseline in both])
     return taus
 
 

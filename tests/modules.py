@@ -12,6 +12,9 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
+from lightning_zico import Proxy
+from lightning_zico.errors import NotApplicableError
+
 NUM_CLASSES = 3
 
 
@@ -90,6 +93,32 @@ class BusyClassifier(Classifier):
         if self.fail:
             raise RuntimeError("in the middle of a step")
         return {"loss": loss, "logits": logits}
+
+
+class Numbered(nn.Module):
+    """Carries the numbers that `Fixed` proxies say of it: None for "not applicable", NaN for a failure."""
+
+    def __init__(self, numbers: dict[str, float | None]) -> None:
+        super().__init__()
+        self.numbers = numbers
+        self.linear = nn.Linear(50, NUM_CLASSES)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.linear(images.flatten(1))
+
+
+class Fixed(Proxy):
+    """Says of a `Numbered` module what it carries."""
+
+    def __init__(self, name: str, higher_is_better: bool = True) -> None:
+        self.name = name
+        self.higher_is_better = higher_is_better
+
+    def measure(self, probe: Any) -> float:
+        number = probe.module.numbers[self.name]
+        if number is None:
+            raise NotApplicableError("the module has no such part.")
+        return number
 
 
 @contextmanager

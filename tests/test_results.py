@@ -86,3 +86,40 @@ def test_str_names_everyone_and_best_and_errors_speak() -> None:
     assert leaderboard.errors == {"c": "failed"}
     assert make(card("c", None)).best is None
     assert make().best is None
+
+
+def noted(**taus: float | None) -> Leaderboard:
+    cards = [card("a", 1.0), card("b", 2.0), card("c", None)]
+    recipes = {"balanced": {"used": "size", "members": ["params", "macs"], "aggregate": "log_rank"}}
+    provenance = {"rank_by": "balanced", "recipes": recipes, "kendall_with": taus}
+    return Leaderboard.of(cards, rank_by="zico", columns=["zico", "params"], provenance=provenance)
+
+
+def test_notes_speak_of_the_recipe_the_baselines_and_what_is_no_more_than_size() -> None:
+    leaderboard = noted(params=0.95, macs=0.9, num_layers=None, sum_log_numel=-1.0)
+    assert leaderboard.notes == [
+        "Not every member of balanced applies to these candidates; size takes its place for all of them: log_rank of "
+        "params, macs.",
+        "Kendall's tau of this ranking with the trivial baselines: params 0.95, macs 0.90, sum_log_numel -1.00.",
+        "This ranking is what counting weights gives: almost the same as by params (0.95).",
+    ]
+    assert str(leaderboard).splitlines() == ["1. b  2", "2. a  1", "-. c  failed", *leaderboard.notes]
+    assert len(noted(params=0.9, macs=None).notes) == 2  # only above
+    assert len(noted(params=None).notes) == 1
+    assert make(card("a", 1.0)).notes == []
+
+
+def test_a_recipe_of_one_member_is_its_score() -> None:
+    recipe = {"used": "mine", "members": ["zico"], "aggregate": None}
+    assert Leaderboard((), {"rank_by": "mine", "recipes": {"mine": recipe}}).notes == ["mine: the score of zico."]
+    assert Leaderboard((), {"rank_by": "zico", "recipes": {"mine": recipe}}).notes == []
+
+
+def test_notes_survive_json_and_leave_the_other_forms_alone() -> None:
+    leaderboard = noted(params=0.95, macs=None)
+    again = Leaderboard.from_json(leaderboard.to_json())
+    assert again == leaderboard
+    assert again.notes == leaderboard.notes
+    assert again.to_csv() == leaderboard.to_csv()
+    assert len(leaderboard.to_csv().splitlines()) == 4
+    assert set(leaderboard.to_dict()) == {"rows", "provenance"}

@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from lightning_zico import Proxy, ZiCo, score
 from lightning_zico.errors import DuplicateNameError, IdenticalBatchesError, TooFewBatchesError, UnknownNameError
+from lightning_zico.ranking import get_recipe
 from tests.modules import Classifier, assert_untouched, make_batches, make_network, twice
 
 
@@ -178,6 +179,27 @@ def test_variants_stand_side_by_side_under_their_names() -> None:
         card = score(module, make_batches(3), proxies=["zico", ZiCo(std_of="abs", name="zico_abs"), "params"])
     assert list(card) == ["zico", "zico_abs", "params"]
     assert card["zico"].value != card["zico_abs"].value
+
+
+@pytest.mark.parametrize("recipe", ["default", "block_free", "size"])
+def test_a_recipe_stands_for_its_members_and_those_of_its_fallbacks(recipe: str) -> None:
+    module = Classifier()
+    with assert_untouched(module):
+        card = score(module, make_batches(), proxies=recipe)
+    expected, link = [], recipe
+    while link is not None:
+        expected += get_recipe(link).members
+        link = get_recipe(link).fallback
+    assert list(card) == list(dict.fromkeys(expected))
+    for name in card:
+        assert card[name].error is None
+        assert card[name].value == score(module, make_batches(), proxies=name)[name].value
+
+
+def test_the_default_recipe_looks_at_no_loss() -> None:
+    plain, nan = twice(Classifier)[0], twice(_Nan)[0]
+    card, other = (score(module, make_batches(), proxies="default") for module in (plain, nan))
+    assert {name: card[name].value for name in card} == {name: other[name].value for name in other}
 
 
 @pytest.mark.cuda

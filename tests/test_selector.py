@@ -3,7 +3,8 @@
 import gc
 import io
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,11 @@ import pytest
 import pytorch_lightning
 import rich
 import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from rich.console import Console
+from scipy import stats
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -20,8 +24,10 @@ from lightning_zico import Budget, Candidate, Proxy, ZeroShotSelector, score
 from lightning_zico.bridge import read_batches
 from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.errors import IdenticalBatchesError, TooFewBatchesError, UnknownNameError, UnsupportedBatchError
+from lightning_zico.proxies import BASELINES
+from lightning_zico.ranking import combine, get_recipe, list_recipes
 from lightning_zico.report import leaderboard_table
-from tests.modules import Classifier, assert_same, assert_untouched, make_network
+from tests.modules import Classifier, Fixed, Numbered, assert_same, assert_untouched, make_batches, make_network
 
 
 class Data(LightningDataModule):
@@ -62,8 +68,30 @@ class Raising(Classifier):
         raise KeyError("no such\nkey")
 
 
+class Repeating(Classifier):
+    """Its layers are named one by one, so that nothing in it is repeated."""
+
+    def __init__(self, width: int = 4) -> None:
+        super().__init__()
+        layers = [nn.Conv2d(2, width, 3), nn.Conv2d(width, width, 1), nn.Conv2d(width, width, 1)]
+        self.network = nn.Sequential(*layers, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 3))
+
+
+MEMBERS = ("macs", "naswot", "az_expressivity_mean", "az_trainability", "params")  # of the default and its fallbacks
+
+
+def simulated(*names: str, **kwargs: Any) -> ZeroShotSelector:
+    """Make a selector to which `Numbered` candidates say themselves what the members' scores are."""
+    proxies = [*names, *map(Fixed, MEMBERS)]
+    return ZeroShotSelector(proxies=proxies, loss_fn=nn.functional.cross_entropy, **kwargs)
+
+
+def numbers_of(*values: float | None) -> dict[str, float | None]:
+    return dict(zip(MEMBERS, values, strict=True))
+
+
 def test_rows_are_ranked_by_the_score_and_carry_the_baselines() -> None:
-    selector = ZeroShotSelector(num_batches=3)
+    selector = ZeroShotSelector(proxies="zico", num_batches=3)
     leaderboard = selector.rank({"small": Classifier, "large": Quadruple}, Data())
     assert leaderboard is selector.leaderboard_
     assert [row["rank"] for row in leaderboard] == [1, 2]
@@ -79,12 +107,13 @@ def test_rows_are_ranked_by_the_score_and_carry_the_baselines() -> None:
 
 
 def test_a_row_is_what_score_says_of_the_same_weights_and_batches() -> None:
-    selector = ZeroShotSelector(num_batches=3, seed=5)
+    selector = ZeroShotSelector(proxies="all", num_batches=3, seed=5)
     leaderboard = selector.rank([Classifier], Data())
     with preserved_rng(5):
         module = Classifier()
-    expected = score(module, read_batches(Data(), 3, seed=5), seed=5)["zico"].value
-    assert leaderboard.rows[0]["zico"] == expected
+    card = score(module, read_batches(Data(), 3, seed=5), proxies=["zico", *get_recipe("default").members], seed=5)
+    for name in card:
+        assert leaderboard.rows[0][name] == card[name].value
 
 
 def test_ranking_does_not_depend_on_order_or_on_the_generators() -> None:
@@ -103,7 +132,7 @@ def test_ranking_leaves_generators_and_instances_bit_identical() -> None:
 
 
 def test_failures_are_rows_with_reasons_ranked_last() -> None:
-    selector = ZeroShotSelector(budget=Budget(params=200))
+    selector = ZeroShotSelector(proxies="zico", budget=Budget(params=200))
     frozen = Classifier().requires_grad_(False)
     candidates = {"broken": broken, "nan": Nan, "good": Classifier, "raises": Raising, "frozen": frozen}
     candidates |= {"large": Quadruple, "no module": lambda: 3}
@@ -116,7 +145,7 @@ def test_failures_are_rows_with_reasons_ranked_last() -> None:
     assert errors["broken"] == "does not build: RuntimeError: cannot be built"
     assert "nan" in errors["nan"]
     assert errors["raises"] == "KeyError: 'no such\\nkey'"
-    assert "trainable weight" in errors["frozen"]
+    assert "none of its parameters is trainable" in errors["frozen"]
     assert errors["large"].startswith("over budget: ")
     assert "3.00" not in errors["large"]
     assert "built a int" in errors["no module"]
@@ -191,7 +220,7 @@ def test_a_generator_is_never_all_in_memory() -> None:
 
     def candidates() -> Iterator[LightningModule]:
         for _ in range(8):
-            assert sum(ref() is not None for ref in alive) <= 3  # the best, the last, and this one
+            assert sum(ref() is not None for ref in alive) <= 2  # the best and the last
             module = Classifier()
             alive.append(weakref.ref(module))
             yield module
@@ -199,8 +228,9 @@ def test_a_generator_is_never_all_in_memory() -> None:
 
     gc.disable()  # what is let go must go at once, not when the collector comes by
     try:
-        ZeroShotSelector().rank(candidates(), Data())
-        assert sum(ref() is not None for ref in alive) <= 2
+        selector = ZeroShotSelector(proxies="zico")
+        selector.rank(candidates(), Data())
+        assert sum(ref() is not None for ref in alive) == 1
     finally:
         gc.enable()
 
@@ -228,7 +258,11 @@ def test_wrong_calls_are_refused_at_once() -> None:
     with pytest.raises(UnknownNameError, match="rank_by"):
         ZeroShotSelector(rank_by="accuracy")
     with pytest.raises(ValueError, match="`zico` needs at least 2"):
-        ZeroShotSelector(num_batches=1)
+        ZeroShotSelector(proxies=["balanced", "zico"], num_batches=1)
+    with pytest.raises(ValueError, match="`macs` needs at least 1"):
+        ZeroShotSelector(num_batches=0)
+    with pytest.raises(UnknownNameError, match="`controlled_by` is 'zico'; needed is a baseline: params, macs"):
+        ZeroShotSelector(proxies="zico", controlled_by="zico")
     with pytest.raises(ValueError, match="axis"):
         ZeroShotSelector(axis="both")
     with pytest.raises(ValueError, match="trainer="):
@@ -242,11 +276,11 @@ def test_wrong_calls_are_refused_at_once() -> None:
     with pytest.raises(TooFewBatchesError, match="4 batches; 5"):
         ZeroShotSelector(num_batches=5).rank([Classifier], Data())
     with pytest.raises(IdenticalBatchesError):
-        ZeroShotSelector().rank([Classifier], [(torch.ones(2, 2, 5, 5), torch.tensor([0, 1]))] * 2)
+        ZeroShotSelector(proxies="zico").rank([Classifier], [(torch.ones(2, 2, 5, 5), torch.tensor([0, 1]))] * 2)
 
 
 def test_nothing_to_train_says_why_and_keeps_the_leaderboard() -> None:
-    selector = ZeroShotSelector(trainer=quiet_trainer())
+    selector = ZeroShotSelector(trainer=quiet_trainer(), proxies="zico")
     with pytest.raises(RuntimeError, match=r"All 2 candidates failed.*cannot be built"):
         selector.fit([broken, Nan], Data())
     assert selector.best_model_ is None
@@ -347,9 +381,232 @@ def test_arguments_of_a_wrong_kind_are_refused() -> None:
     with pytest.raises(ValueError, match=r"2\.5"):
         ZeroShotSelector(num_batches=2.5)
     with pytest.raises(ValueError, match="`zico` needs at least 2"):
-        ZeroShotSelector(num_batches=1, rank_by="params")
+        ZeroShotSelector(proxies="zico", num_batches=1, rank_by="params")
     with pytest.raises(TypeError, match="built"):
         score(Classifier, read_batches(Data(), 2))
     for data in (5, None):
         with pytest.raises(UnsupportedBatchError):
             ZeroShotSelector(trainer=quiet_trainer()).fit([Classifier], data)
+
+
+def test_the_default_recipe_ranks_and_stands_before_its_members_and_the_baselines() -> None:
+    candidates = {"small": Classifier, "large": Quadruple, "wide": lambda: Classifier(8)}
+    selector = ZeroShotSelector()
+    leaderboard = selector.rank(candidates, Data())
+    columns = ["rank", "name", "score", "balanced", *MEMBERS, "num_layers", "sum_log_numel", "error", "seconds"]
+    assert leaderboard.columns == columns
+    assert leaderboard.provenance["rank_by"] == "balanced"
+    for row in leaderboard:
+        assert row["score"] == row["balanced"] == selector.cards_[row["name"]]["balanced"].value
+    by_name = {row["name"]: row["score"] for row in leaderboard}
+    for proxies in ("default", "balanced", ["default", "zico"], "all"):
+        again = ZeroShotSelector(proxies=proxies).rank(candidates, Data())
+        assert {row["name"]: row["score"] for row in again} == by_name
+
+
+def test_every_recipe_is_what_its_members_columns_combine_to() -> None:
+    recipes = [name for name in list_recipes() if name != "zico"]
+    selector = ZeroShotSelector(proxies=[*recipes, "zico"], rank_by="zico")
+    leaderboard = selector.rank({"a": Repeating, "b": lambda: Repeating(8), "c": lambda: Repeating(6)}, Data())
+    assert leaderboard.provenance["rank_by"] == "zico"
+    for name in recipes:
+        said = leaderboard.provenance["recipes"][name]
+        used = get_recipe(said["used"])
+        assert (said["members"], said["aggregate"]) == (list(used.members), used.aggregate)
+        table = {member: [row[member] for row in leaderboard] for member in used.members}
+        assert [row[name] for row in leaderboard] == combine(used, table)
+
+
+@pytest.mark.parametrize(
+    ("bad", "error"),
+    [(broken, "does not build"), (lambda: Classifier().to("meta"), "meta device"), (lambda: 3, "built a int")],
+)
+def test_a_failed_candidate_is_one_row_and_changes_nothing_for_the_others(bad: Any, error: str) -> None:
+    good = {"small": Classifier, "large": Quadruple}
+    alone = ZeroShotSelector().rank(good, Data())
+    beside = ZeroShotSelector().rank({"bad": bad, **good}, Data())
+    assert beside.provenance["recipes"] == alone.provenance["recipes"]
+    assert beside.provenance["recipes"]["balanced"]["used"] == "balanced"
+    assert [(row["rank"], row["name"], row["score"]) for row in beside.rows[:2]] == [
+        (row["rank"], row["name"], row["score"]) for row in alone
+    ]
+    assert error in beside.errors["bad"]
+
+
+def test_one_candidate_without_blocks_makes_all_fall_back_and_the_notes_say_so() -> None:
+    class Flat(Classifier):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = nn.Sequential(nn.Flatten(), nn.Linear(50, 8), nn.ReLU(), nn.Linear(8, 3))
+
+    blocks = Candidate("without", Flat, blocks=["network.1"])
+    selector = ZeroShotSelector()
+    leaderboard = selector.rank([Candidate("with", Flat, blocks=["network.1", "network.3"]), Quadruple], Data())
+    assert leaderboard.provenance["recipes"]["balanced"]["used"] == "balanced"
+    assert leaderboard.notes[0] == "balanced: log_rank of macs, naswot, az_expressivity_mean, az_trainability."
+    leaderboard = selector.rank([blocks, Quadruple], Data())
+    assert not leaderboard.errors
+    assert leaderboard.provenance["recipes"]["balanced"]["used"] == "without_blocks"
+    assert "balanced applies to these candidates; without_blocks takes its place" in leaderboard.notes[0]
+    table = {name: [row[name] for row in leaderboard] for name in ("macs", "naswot")}
+    assert [row["score"] for row in leaderboard] == combine(get_recipe("without_blocks"), table)
+    assert selector.cards_["without"]["az_trainability"].error.startswith("not applicable: ")
+    assert selector.cards_["Quadruple"]["az_trainability"].value is not None
+
+
+def test_tokens_make_a_recipe_that_differentiates_inputs_fall_back() -> None:
+    def build() -> nn.Module:
+        return nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4), nn.ReLU(), nn.Flatten(), nn.Linear(20, 3))
+
+    tokens = [(torch.randint(9, (6, 5)), torch.randint(3, (6,))) for _ in range(2)]
+    selector = ZeroShotSelector(proxies=["size", "block_free"], loss_fn=nn.functional.cross_entropy)
+    leaderboard = selector.rank([build, build], tokens)
+    assert leaderboard.provenance["recipes"]["block_free"]["used"] == "without_blocks"
+    assert leaderboard.notes[:2] == [
+        "size: log_rank of params, macs.",
+        "Not every member of block_free applies to these candidates; without_blocks takes its place for all of them: "
+        "log_rank of macs, naswot.",
+    ]
+
+
+LEVELS = st.one_of(st.sampled_from([0.0, 1.0, 2.0]), st.sampled_from([0.0, 1.0, 2.0, None, float("nan")]))
+
+
+@given(
+    st.lists(st.tuples(*[LEVELS] * 5), min_size=1, max_size=7),
+    st.sampled_from(["balanced", "zoo", "size", "macs"]),
+    st.booleans(),
+)
+# What the second is better by does not count in the end, since the third has none.
+@example([(1.0, 1.0, 1.0, 1.0, 1.0), (1.0, 1.0, 1.0, 2.0, 1.0), (0.0, 0.0, 0.0, None, 0.0)], "balanced", False)
+def test_the_winner_of_a_generator_of_instances_is_the_leaderboards_first(
+    table: list[Any], rank_by: str, lower: bool
+) -> None:
+    modules = [Numbered(numbers_of(*values)) for values in table]
+    selector = simulated("balanced", "zoo", "size", rank_by=rank_by)
+    selector.proxies[3].higher_is_better = not lower  # of macs
+    by_name = {f"Numbered-{idx + 1}" if idx else "Numbered": module for idx, module in enumerate(modules)}
+    leaderboard = selector.rank((module for module in modules), make_batches())
+    assert selector.best_model_ is by_name.get(leaderboard.best)
+    if leaderboard.best is not None:
+        assert leaderboard.rows[0]["rank"] == 1
+    turned = selector.rank(iter(modules[::-1]), make_batches())
+    assert sorted(r["score"] for r in turned if r["rank"]) == sorted(r["score"] for r in leaderboard if r["rank"])
+
+
+def test_of_many_instances_only_those_that_may_win_stay_alive() -> None:
+    drawn = torch.randn(300, 1, generator=torch.Generator().manual_seed(0))
+    table = (drawn + 0.3 * torch.randn(300, 5, generator=torch.Generator().manual_seed(1))).double().numpy()
+    is_beaten = (table[None] > table[:, None]).all(axis=2)  # [n, n], the one of the row by that of the column
+    fronts = [int((~is_beaten[:n, :n].any(axis=1)).sum()) for n in range(301)]
+    alive: list[weakref.ref[nn.Module]] = []
+
+    def candidates() -> Iterator[nn.Module]:
+        for num_offered, values in enumerate(table.tolist()):
+            assert sum(ref() is not None for ref in alive) <= fronts[num_offered] + 1  # and the last
+            module = Numbered(numbers_of(*values))
+            alive.append(weakref.ref(module))
+            yield module
+            del module
+
+    gc.disable()
+    try:
+        selector = simulated("default")
+        selector.rank(candidates(), make_batches())
+        assert max(fronts) < 100
+        assert sum(ref() is not None for ref in alive) == 1
+    finally:
+        gc.enable()
+    assert selector.best_model_.numbers["macs"] == selector.leaderboard_.rows[0]["macs"]
+
+
+@pytest.mark.parametrize("proxies", ["default", "macs"])
+def test_of_equal_instances_the_first_alone_stays_alive_and_wins(proxies: str) -> None:
+    alive: list[weakref.ref[nn.Module]] = []
+
+    def candidates() -> Iterator[nn.Module]:
+        for _ in range(6):
+            assert sum(ref() is not None for ref in alive) <= 2  # the first, and the last until this one comes
+            module = Numbered(numbers_of(1, 1, 1, 1, 1))
+            alive.append(weakref.ref(module))
+            yield module
+            del module
+
+    selector = simulated(*([proxies] if proxies == "default" else []))
+    assert len(selector.rank(candidates(), make_batches())) == 6
+    assert selector.best_model_ is alive[0]()
+    assert [row["rank"] for row in selector.leaderboard_] == [1] * 6
+    assert selector.leaderboard_.best == "Numbered"
+
+
+def test_the_controlled_column_is_what_a_line_through_the_ranks_leaves() -> None:
+    widths = {str(width): lambda width=width: Classifier(width) for width in (2, 3, 5, 8, 13)}
+    selector = ZeroShotSelector(controlled_by="sum_log_numel")
+    leaderboard = selector.rank({**widths, "broken": broken}, Data())
+    assert leaderboard.columns[-3:] == ["controlled", "error", "seconds"]
+    assert leaderboard.provenance["controlled_by"] == "sum_log_numel"
+    rows = [row for row in leaderboard if row["rank"]]
+    y, x = (stats.rankdata([row[name] for row in rows]) for name in ("score", "sum_log_numel"))
+    residuals = y - np.polyval(np.polyfit(x, y, 1), x)
+    np.testing.assert_allclose([row["controlled"] for row in rows], residuals, atol=1e-9)  # a fit in float64
+    assert leaderboard.rows[-1]["controlled"] is None
+    assert "cannot be built" in selector.cards_["broken"]["controlled"].error
+
+
+@pytest.mark.parametrize("baseline", BASELINES)
+def test_a_baseline_controlled_by_itself_leaves_nothing(baseline: str) -> None:
+    selector = ZeroShotSelector(proxies=baseline, controlled_by=baseline)
+    leaderboard = selector.rank([Classifier, Quadruple, Repeating], Data())
+    assert [row["controlled"] for row in leaderboard] == [0.0] * 3
+
+
+@pytest.mark.parametrize("lower", [False, True])
+def test_agreement_with_the_baselines_is_that_of_scipy_on_the_ranked_rows(lower: bool) -> None:
+    table = torch.randn(12, 5, generator=torch.Generator().manual_seed(0)).tolist()
+    modules = [Numbered(numbers_of(*values)) for values in table]
+    modules[3].numbers["naswot"] = float("nan")
+    modules[4].numbers["params"] = float("nan")
+    selector = simulated(rank_by="naswot")
+    selector.proxies[1].higher_is_better = not lower
+    leaderboard = selector.rank(modules, make_batches())
+    for baseline, tau in leaderboard.provenance["kendall_with"].items():
+        rows = [row for row in leaderboard if row["rank"] and row[baseline] is not None]
+        assert len(rows) == (10 if baseline == "params" else 11)
+        expected = stats.kendalltau([row["score"] for row in rows], [row[baseline] for row in rows]).statistic
+        if baseline in ("num_layers", "sum_log_numel"):  # the same for all
+            assert tau is None
+        else:
+            assert tau == pytest.approx(-expected if lower else expected, abs=1e-12)
+
+
+def test_a_ranking_by_the_size_is_called_that() -> None:
+    widths = {str(width): lambda width=width: Classifier(width) for width in (2, 3, 5)}
+    leaderboard = ZeroShotSelector(proxies="params").rank(widths, Data())
+    assert leaderboard.notes[-1] == (
+        "This ranking is what counting weights gives: almost the same as by "
+        "params (1.00), macs (1.00), sum_log_numel (1.00)."
+    )
+
+
+def test_what_cannot_be_trained_is_not_ranked_and_changes_no_recipe_even_where_no_proxy_needs_a_gradient() -> None:
+    frozen = partial(_frozen, Classifier)
+    selector = ZeroShotSelector()
+    leaderboard = selector.rank({"plain": Classifier, "nan": Nan, "frozen": frozen}, Data())
+    assert [row["rank"] for row in leaderboard] == [1, None, None]
+    assert "its loss on the first batch is nan" in leaderboard.errors["nan"]
+    assert "none of its parameters is trainable" in leaderboard.errors["frozen"]
+    assert leaderboard.provenance["recipes"]["balanced"]["used"] == "balanced"
+    assert selector.cards_["nan"]["naswot"].value == selector.cards_["plain"]["naswot"].value
+
+
+def _frozen(build: Callable[[], nn.Module]) -> nn.Module:
+    return build().requires_grad_(False)
+
+
+
+def test_blocks_of_a_candidate_are_those_that_are_looked_at() -> None:
+    selector = ZeroShotSelector(proxies="az")
+    selector.rank([Candidate("named", Repeating, blocks=["network.0", "network.2"])], Data())
+    assert list(selector.cards_["named"]["az_expressivity"].details["blocks"]) == ["network.0", "network.2"]
+    card = score(Repeating(), make_batches(), proxies="az", blocks=["network.1", "network.2"])
+    assert list(card["az_expressivity"].details["blocks"]) == ["network.1", "network.2"]

@@ -13,13 +13,13 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
+from torch.utils.hooks import RemovableHandle
 
 from lightning_zico._typing import Axis, Batch, Params
 from lightning_zico.engine.batches import map_tensors, tensors_of
-from lightning_zico.engine.layers import weight_names
-from lightning_zico.errors import NotApplicableError
+from lightning_zico.engine.layers import layer_weights
+from lightning_zico.errors import NotApplicableError, kept
 
 # Functions that are applied to every number of a layer's output. Gates (sigmoid) are among them.
 _NAMES = (
@@ -97,7 +97,7 @@ class Observer:
     def forwarded(self, output: Tensor, inputs: Sequence[Tensor]) -> None:
         """See the network's output and the floating-point tensors of the batch, at the end of the forward pass.
 
-        Autograd is on, and the graph is there, if ``needs_graph``.
+        Autograd is on, and the graph is there, if ``needs_graph``; observers that differentiate have their turn first.
         """
 
     def names(self, module: nn.Module) -> list[str]:
@@ -132,11 +132,15 @@ class Watch:
         self.errors: dict[Observer, Exception] = {}
         self.inputs: list[Tensor] = []
         self.finished = False
+        self.loss: Tensor | None = None
         self._output: Any = None
-        self._names = {id(submodule): name for name, submodule in module.named_modules()}
+        self.aside = False  # whether what runs at the moment is an observer's own work
+        self._device_type = next((parameter.device.type for parameter in module.parameters()), "cpu")
+        self._module = module
+        self._names = {id(part): name for name, part in module.named_modules()}
         self._stack: list[int] = []
-        paths = [name.split(".")[:-1] for name in weight_names(module)]
-        self._holding = {".".join(path[:depth]) for path in paths for depth in range(len(path) + 1)}
+        layers = layer_weights(module)
+        self._holding = {id(part) for part in module.modules() if any(id(layer) in layers for layer in part.modules())}
         self.needs_graph = any(observer.needs_graph for observer in observers)
         for observer in observers:
             self.tell(observer, observer.start, module)
@@ -158,16 +162,20 @@ class Watch:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Watch while the body runs."""
-        overridden = {name for observer in self.observers for name in vars(type(observer))}
-        handles = [
-            register_module_forward_pre_hook(self._enter),
-            register_module_forward_hook(self._leave, with_kwargs=True),
-        ]
+        self._stack.clear()  # of calls that an exception has ended
+        events = ("activation", "batch_norm")
+        wanted = any(
+            getattr(type(o), event) is not getattr(Observer, event) for o in self.observers for event in events
+        )
+        handles: list[RemovableHandle] = []
         # The fused kernel of a transformer's layer in eval mode has no activation that could be seen.
         fused = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
         try:
-            with _Functions(self) if overridden & {"activation", "batch_norm"} else nullcontext():
+            for part in self._module.modules():
+                handles.append(part.register_forward_pre_hook(self._enter))
+                handles.append(part.register_forward_hook(self._leave, with_kwargs=True))
+            with _Functions(self) if wanted else nullcontext():
                 yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fused)
@@ -175,15 +183,16 @@ class Watch:
                 handle.remove()
 
     def finish(self) -> None:
-        """Report the end of the forward pass."""
+        """Report the end of the forward pass, and let go of what it left."""
         self.finished = True
-        for observer in list(self.observers):
+        for observer in sorted(self.observers, key=lambda observer: not observer.needs_graph):
             if type(observer).forwarded is not Observer.forwarded:
                 self.tell(observer, self._forwarded, observer)
+        self._output, self.inputs = None, []
 
     def function(self, event: str, *tensors: Tensor) -> None:
         """Report a call of a function."""
-        with torch.no_grad():
+        with self._stepping_aside():
             for observer in list(self.observers):
                 self.tell(observer, getattr(observer, event), *tensors)
 
@@ -207,28 +216,38 @@ class Watch:
             observer.forwarded(output, self.inputs)
 
     def _enter(self, module: nn.Module, _args: Any) -> None:
-        if id(module) in self._names:
-            self._stack.append(id(module))
+        self._stack.append(id(module))
 
     def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if id(module) not in self._stack:
-            return
         while self._stack.pop() != id(module):  # calls that an exception, caught by the model, has ended
             pass
-        if not self._stack and self._names[id(module)] in self._holding:
+        if not self._stack and id(module) in self._holding:
             self._output = output
         inputs = (*args, *kwargs.values())
-        with torch.no_grad(), _functions_paused():
+        with self._stepping_aside():
             for observer in list(self.observers):
                 self.tell(observer, observer.module_call, self._names[id(module)], module, inputs, output)
 
     def tell(self, observer: Observer, method: Callable[..., None], *args: Any) -> None:
         """Call a method of an observer; if it fails, the observer is told of nothing more."""
+        if observer in self.errors:
+            return
         try:
             method(*args)
         except Exception as error:
-            self.errors[observer] = error
+            self.errors[observer] = kept(error)
             self.observers = [other for other in self.observers if other is not observer]
+
+    @contextmanager
+    def _stepping_aside(self) -> Iterator[None]:
+        """Leave the step's autograd and autocast, in whose half precision sums would be wrong."""
+        castable = torch.amp.is_autocast_available(self._device_type)
+        self.aside = True
+        try:
+            with torch.no_grad(), torch.autocast(self._device_type, enabled=False) if castable else nullcontext():
+                yield
+        finally:
+            self.aside = False
 
 
 class _Functions(TorchFunctionMode):
@@ -236,8 +255,6 @@ class _Functions(TorchFunctionMode):
 
     A mode and not hooks on modules or FX: ``F.relu`` has no module, and a ``training_step`` cannot be traced.
     """
-
-    active: ClassVar[bool] = True
 
     def __init__(self, watch: Watch) -> None:
         super().__init__()
@@ -247,11 +264,13 @@ class _Functions(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if not _Functions.active:
+        if self._watch.aside:
             return func(*args, **kwargs)
         if func in ACTIVATIONS:
             before = args[0] if args else kwargs["input"]
-            in_place = kwargs.get("inplace", False) or True in args[1:] or func.__name__.endswith("_")
+            in_place = (
+                kwargs.get("inplace", False) or any(arg is True for arg in args[1:]) or func.__name__.endswith("_")
+            )
             kept = before.detach().clone() if in_place else before
             after = func(*args, **kwargs)
             self._watch.function("activation", kept, after)
@@ -261,19 +280,11 @@ class _Functions(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-@contextmanager
-def _functions_paused() -> Iterator[None]:
-    active, _Functions.active = _Functions.active, False
-    try:
-        yield
-    finally:
-        _Functions.active = active
-
-
 def floating_tensor_in(output: Any) -> Tensor | None:
     """Find the tensor of a module's output: itself, its ``logits``, or the first of floating point in it."""
     if isinstance(output, Tensor):
         return output if output.is_floating_point() else None
-    if isinstance(output, Mapping) and isinstance(output.get("logits"), Tensor):
-        return output["logits"]
+    logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
+    if isinstance(logits, Tensor) and logits.is_floating_point():
+        return logits
     return next((tensor for tensor in tensors_of(output) if tensor.is_floating_point()), None)

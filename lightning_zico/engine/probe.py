@@ -6,18 +6,19 @@ from dataclasses import replace
 from typing import Literal, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from lightning_zico._registry import unknown_name
 from lightning_zico._typing import Axis, Batch, Params, Step
 from lightning_zico.engine.batches import map_tensors
-from lightning_zico.engine.gradients import ChunkSize, GradientChunk, stream_gradients
+from lightning_zico.engine.gradients import ChunkSize, GradientChunk, is_out_of_memory, stream_gradients
 from lightning_zico.engine.layers import block_names, weight_names
 from lightning_zico.engine.learned import FirstGradients, GradientMoments, MomentsOverBatches
 from lightning_zico.engine.observers import GradientFacts, Observer, Watch
-from lightning_zico.engine.scope import preserved, seed_all
+from lightning_zico.engine.scope import preserved, preserved_rng, seed_all
 from lightning_zico.engine.size import MacCount, count_macs, count_params
 from lightning_zico.engine.stateless import Stateless
-from lightning_zico.errors import NotApplicableError
+from lightning_zico.errors import again, kept
 
 T = TypeVar("T")
 O = TypeVar("O", bound=Observer)  # noqa: E741
@@ -61,6 +62,7 @@ class Probe:
         self._chunk_size = chunk_size
         self.muted = muted
         self._blocks = blocks
+        self._first_loss: Tensor | None = None
         self._observed: dict[Observer, Observer | Exception] = {}
         self._computed: dict[Callable[[Probe], object], object] = {}
 
@@ -80,15 +82,27 @@ class Probe:
         """Names of the submodules that are the network's blocks, as given or as `layers.block_names` finds them.
 
         Raises:
-            NotApplicableError: If one that was given is not there.
+            UnknownNameError: If one that was given is not there.
         """
         if self._blocks is None:
             return list(self.once(_found_blocks))
         known = {name for name, _ in self.module.named_modules()}
         missing = [name for name in self._blocks if name not in known]
         if missing:
-            raise NotApplicableError(f"the block '{missing[0]}' that was named is no submodule.")
+            raise unknown_name("submodule", missing[0], list(known))
         return list(self._blocks)
+
+    @property
+    def untrainable(self) -> str | None:
+        """Why the candidate cannot be trained, as far as the passes made so far tell; None if nothing says so.
+
+        Proxies that look at activations alone would rank a candidate that no optimiser can move.
+        """
+        if not any(parameter.requires_grad for parameter in self.module.parameters()):
+            return "untrainable: none of its parameters is trainable. Unfreeze some."
+        if self._first_loss is not None and not bool(self._first_loss.isfinite()):
+            return f"untrainable: its loss on the first batch is {self._first_loss.item()}; needed is a finite number."
+        return None
 
     @property
     def macs(self) -> MacCount:
@@ -101,10 +115,10 @@ class Probe:
             try:
                 self._computed[compute] = compute(self)
             except Exception as error:
-                self._computed[compute] = error
+                self._computed[compute] = kept(error)
         result = self._computed[compute]
         if isinstance(result, Exception):
-            raise result
+            raise again(result)
         return result  # type: ignore[return-value]
 
     def moments(
@@ -140,7 +154,7 @@ class Probe:
         self.observe([need])
         result = self._observed[need]
         if isinstance(result, Exception):
-            raise result
+            raise again(result)
         return result  # type: ignore[return-value]
 
     def observe(self, needs: Iterable[Observer]) -> None:
@@ -173,7 +187,7 @@ class Probe:
         watch = Watch(self.module, observers)
         self._watched_forward(watch, tensors or {}, self.first_batch if batch is None else batch, mode)
         for error in watch.errors.values():
-            raise error
+            raise again(error)
 
     @property
     def first_batch(self) -> Batch:
@@ -216,22 +230,31 @@ class Probe:
     def _pass(self, observers: Sequence[Observer], axis: Axis) -> None:
         watch = Watch(self.module, observers)
         learners: dict[Observer, list[str]] = {}
-        for observer in observers:
+
+        def enrol(observer: Observer) -> None:
+            learners[observer] = observer.names(self.module)
+
+        for observer in list(watch.observers):
             observer.may_repeat = self._chunk_size == "auto"
             if observer.needs_gradients:
-                try:
-                    learners[observer] = observer.names(self.module)
-                except Exception as error:
-                    watch.errors[observer] = error
+                watch.tell(observer, enrol, observer)
         try:
             if learners:
                 self._stream(watch, learners, axis)
-            else:
+            elif watch.observers:
                 self._watched_forward(watch, {}, self.first_batch)
         except Exception as error:
+            kept(error)
             for observer in observers:
                 if observer.needs_gradients or not watch.finished:
                     watch.errors.setdefault(observer, error)
+            undemanding = [observer for observer in observers if not observer.needs_graph]
+            if watch.needs_graph and undemanding and not watch.finished:
+                # There are steps that fail on inputs which require a gradient, as `.numpy()` does.
+                observers = [observer for observer in observers if observer.needs_graph]
+                self._pass(undemanding, axis)
+        if watch.loss is not None:
+            self._first_loss = watch.loss
         for observer in observers:
             self._observed[observer] = watch.errors.get(observer, observer)
 
@@ -259,7 +282,12 @@ class Probe:
                     chunk.gradients.clear()
                 else:
                     own = {name: gradient.clone() for name, gradient in own.items()}
-                left_to_do.append(observer.gradients(own, chunk.losses.detach()))
+                try:
+                    left_to_do.append(observer.gradients(own, chunk.losses.detach()))
+                except Exception as error:
+                    if is_out_of_memory(error):
+                        raise
+                    watch.errors[observer] = kept(error)
             for finish in left_to_do:
                 if finish is not None:
                     finish()
@@ -277,8 +305,10 @@ class Probe:
             watch.tell(observer, observer.finished, facts)
 
     def _prepared(self, batch_idx: int) -> Batch:
-        # Cloned, since hooks that move or augment a batch may write to it.
-        return self._prepare(map_tensors(torch.clone, self.batches[batch_idx]), batch_idx)
+        # Cloned, since hooks that move or augment a batch may write to it; seeded, so that they augment it in the same
+        # way each time.
+        with torch.inference_mode(False), preserved_rng(self.seed + batch_idx):
+            return self._prepare(map_tensors(torch.clone, self.batches[batch_idx]), batch_idx)
 
 
 def _found_blocks(probe: Probe) -> list[str]:

@@ -6,7 +6,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_zico._typing import Batch, Params, Step
 from lightning_zico.engine.scope import preserved, seed_all
-from lightning_zico.engine.stateless import Stateless
+from lightning_zico.engine.stateless import Stateless, check_depends
 
 
 def hessian_times_gradient(
@@ -25,6 +25,7 @@ def hessian_times_gradient(
         The weights (copies) and the products, by name.
 
     Raises:
+        NoGradientError: If the loss depends on none of the parameters.
         RuntimeError: If an operation of the module has no second derivative.
     """
     with torch.inference_mode(False), preserved(module), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
@@ -35,11 +36,18 @@ def hessian_times_gradient(
 
         def differentiate() -> tuple[torch.Tensor, ...]:
             loss = stateless.watched_loss(step, batch, 0, None)
+            check_depends(loss)
             leaves = list(weights.values())
             gradients = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True, materialize_grads=True)
             # <stopgrad(g), g>, whose gradient is the Hessian times g
             product = sum(((g.detach() * g).sum() for g in gradients), torch.zeros((), device=loss.device))
+            if not product.requires_grad:  # a loss that is linear in the parameters
+                return tuple(torch.zeros_like(leaf, requires_grad=False) for leaf in leaves)
             return torch.autograd.grad(product, leaves, allow_unused=True, materialize_grads=True)
 
         products = stateless.call(tensors, differentiate)
-    return {name: weight.detach() for name, weight in weights.items()}, dict(zip(names, products, strict=True))
+    return (
+        {name: weight.detach() for name, weight in weights.items()},
+        # detached, since torch 2.5 materialises zeros that require a gradient
+        {name: product.detach() for name, product in zip(names, products, strict=True)},
+    )

@@ -133,7 +133,9 @@ class Stateless:
         with watch.watching():
             output = step(self.module, batch, batch_idx)
         watch.finish()
-        return _loss_of(output)
+        loss = _loss_of(output)
+        watch.loss = loss.detach()
+        return loss
 
 
 def _loss_of(loss: Any) -> Tensor:
@@ -159,7 +161,8 @@ def check_depends(loss: Tensor) -> None:
 def _backward(loss: Tensor, leaves: Params) -> Params:
     if not has_reentrant_checkpoint(loss):
         gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
-        return dict(zip(leaves, gradients, strict=True))
+        # Detached, since torch 2.5 materialises zeros that require a gradient.
+        return {name: gradient.detach() for name, gradient in zip(leaves, gradients, strict=True)}
     loss.backward()  # the only call that such a checkpoint allows; the leaves are ours, and so are their ``.grad``
     return {
         name: torch.zeros_like(leaf, requires_grad=False) if leaf.grad is None else leaf.grad

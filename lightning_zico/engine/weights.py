@@ -16,7 +16,8 @@ _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 def gaussian_weights(module: nn.Module, generator: torch.Generator) -> Params:
     """Draw the weights of linear and convolutional layers from N(0, 1).
 
-    Their biases are zero; norms have weight one and bias zero; all other parameters stay.
+    Their biases are zero; norms have weight one and bias zero; all other parameters stay, among them those that a
+    parametrised weight is computed from.
 
     Args:
         module: Any module.
@@ -41,7 +42,8 @@ def gaussian_batch(batch: Batch, generator: torch.Generator) -> Batch:
 
 def drawn_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
     """Draw a tensor of the same shape, type and device from N(0, 1)."""
-    return torch.randn(tensor.shape, generator=generator).to(tensor)
+    # said out loud, since there may be another default device and type
+    return torch.randn(tensor.shape, generator=generator, device="cpu", dtype=torch.float32).to(tensor)
 
 
 def _drawn(module: nn.Module, generator: torch.Generator, std_of: Callable[[Tensor], float]) -> Params:

@@ -86,7 +86,7 @@ def list_proxies(pattern: str = "*") -> list[str]:
 
     Example:
         >>> list_proxies("zi*")
-        ['zico']
+        ['zico', 'zico_bc']
     """
     return _PROXIES.names(pattern)
 
@@ -114,6 +114,8 @@ def resolve_proxies(proxies: Proxies) -> list[Proxy]:
         raise ValueError(f"`proxies` is empty; needed is at least one of {', '.join(list_proxies())}.")
     names = [proxy.name for proxy in resolved]
     for name in names:
+        if not name or name in RESERVED_NAMES:
+            raise DuplicateNameError(f"A proxy is named {name!r}, which no column can be. Give it another name.")
         if names.count(name) > 1:
             raise DuplicateNameError(
                 f"Two proxies are named '{name}'. Give one of them another name, as `ZiCo(name=...)`."

@@ -6,6 +6,7 @@ Index conventions:
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -59,6 +60,7 @@ class ChannelSaliencies(Observer):
         self._layers = layer_weights(module)
         self._inplace = any(getattr(part, "inplace", False) for part in module.modules())
         self._errors: list[str] = []
+        self._loss_is_next = False
 
     def names(self, module: nn.Module) -> list[str]:
         """Ask for the gradient of the weights, so that the outputs have one."""
@@ -75,6 +77,8 @@ class ChannelSaliencies(Observer):
         dim = channel_dim(module, output)
 
         def take(gradient: Tensor) -> None:
+            if not self._loss_is_next:
+                return
             if kept._version != version:
                 self._errors.append(layer)
                 return
@@ -83,6 +87,10 @@ class ChannelSaliencies(Observer):
 
         self.fan_in[layer] = module.weight.numel() // output.shape[dim]  # type: ignore[operator]
         output.register_hook(take)
+
+    def forwarded(self, output: Tensor, inputs: Sequence[Tensor]) -> None:
+        """Take no gradient before: it is of what another observer differentiates in the same graph."""
+        self._loss_is_next = True
 
     def finished(self, facts: GradientFacts) -> None:
         """Refuse what could not be seen."""

@@ -24,16 +24,19 @@ def least_eigenvalue(feature_map: Tensor) -> Tensor:
 
     Returns:
         Scalar or ``[M]``, float64: 1 if the channels are uncorrelated, 0 if one of them follows from the others. A
-        constant channel correlates with nothing, itself included.
+        constant channel correlates with nothing, itself included. With as many channels as positions, or more, it is
+        0 exactly, and not the rounding error of it, by which candidates would be ranked.
 
     Example:
         >>> round(float(least_eigenvalue(torch.tensor([[1.0, -1.0, 0.0], [0.5, 0.5, -1.0]]))), 6)
         1.0
     """
+    if feature_map.shape[-2] >= feature_map.shape[-1]:  # centred, they lie in P - 1 dimensions
+        return torch.zeros(feature_map.shape[:-2], dtype=torch.float64, device=feature_map.device)
     centred = feature_map.double() - feature_map.double().mean(dim=-1, keepdim=True)
     constant = feature_map.amax(dim=-1) == feature_map.amin(dim=-1)  # [..., C]; centred may be rounding only
     normed = nn.functional.normalize(centred, dim=-1, eps=1e-300).masked_fill_(constant.unsqueeze(-1), 0.0)
-    return torch.linalg.eigvalsh(normed @ normed.mT)[..., 0]  # [C, P] @ [P, C] -> [C, C]
+    return torch.linalg.eigvalsh(normed @ normed.mT)[..., 0].clamp(min=0)  # [C, P] @ [P, C] -> [C, C]
 
 
 @dataclass(unsafe_hash=True)

@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from lightning_zico.errors import UnknownNameError
+from lightning_zico._registry import unknown_name
+from lightning_zico.errors import DuplicateNameError, UnknownNameError
 from lightning_zico.proxies import BASELINES, Proxy, list_proxies, resolve_proxies
 from lightning_zico.proxies.base import Proxies, ProxyLike
 from lightning_zico.ranking import Recipe, combine, get_recipe, list_recipes
@@ -29,27 +30,39 @@ class Choice:
         """Names of all scores: recipes, then proxies."""
         return [*self.recipes, *(proxy.name for proxy in self.proxies)]
 
-    def check_name(self, name: str) -> None:
-        """Refuse to rank by what is not computed.
+    def ranked_by(self, name: str | None) -> str:
+        """Name the score to rank by.
+
+        Args:
+            name: As the user gives it; None for what was named first.
 
         Raises:
-            UnknownNameError: If there is no such score.
+            UnknownNameError: If it is not computed.
         """
-        if name not in self.columns:
+        if name is None:
+            return self.first
+        own = get_recipe(name).name if name == "default" else name
+        if own not in self.columns:
             raise UnknownNameError(
                 f"`rank_by` is {name!r}, which is not computed. Add it to `proxies`, or choose one of "
                 f"{', '.join(self.columns)}."
             )
+        return own
 
     def higher_is_better(self, name: str) -> bool:
         """Tell the direction of a score."""
         return name in self.recipes or next(p.higher_is_better for p in self.proxies if p.name == name)
 
-    def read_by(self, name: str) -> list[str]:
-        """Name the proxies that a score is made of, those of a recipe's fallbacks included."""
-        if name not in self.recipes:
-            return [name]
-        return list(dict.fromkeys(member for recipe in _chain(self.recipes[name]) for member in recipe.members))
+    def directed(self, card: ScoreCard, name: str) -> float | None:
+        """Turn a candidate's score so that higher is better; None where there is none to rank by."""
+        value = card[name].value
+        if value is None or card.untrainable:
+            return None
+        return value if self.higher_is_better(name) else -value
+
+    def read_by(self, name: str) -> list[tuple[str, ...]]:
+        """Name the proxies that a score is made of; of a recipe, also those of each fallback."""
+        return [recipe.members for recipe in _chain(self.recipes[name])] if name in self.recipes else [(name,)]
 
 
 def chosen(proxies: Proxies, *, with_baselines: bool = False) -> Choice:
@@ -57,12 +70,13 @@ def chosen(proxies: Proxies, *, with_baselines: bool = False) -> Choice:
 
     Args:
         proxies: Names of proxies and recipes, `Proxy` objects, a mixture, or one of them; ``"default"`` for the default
-            recipe, ``"all"`` for that and every proxy. A name that both a proxy and a recipe bear is the proxy's.
+            recipe, ``"all"`` for that and every proxy. A name that both a proxy and a recipe bear is the proxy's; a
+            `Proxy` object with the name of a recipe's member or of a baseline takes its place.
         with_baselines: Compute the trivial baselines beside them.
 
     Raises:
         UnknownNameError: If there is neither a proxy nor a recipe of a name.
-        DuplicateNameError: If two proxies bear one name.
+        DuplicateNameError: If two proxies, or a proxy and a recipe, bear one name: they would share a column.
         TypeError: If one is neither a name nor a `Proxy` object.
         ValueError: If there is none.
     """
@@ -73,19 +87,25 @@ def chosen(proxies: Proxies, *, with_baselines: bool = False) -> Choice:
         named = [proxies]  # type: ignore[list-item]  # what is none of these is refused below
     else:
         named = list(proxies)
-    recipe_names = {"default", *list_recipes()} - set(list_proxies())
-    recipes = [get_recipe(name) for name in named if isinstance(name, str) and name in recipe_names]
-    alone = [name for name in named if not (isinstance(name, str) and name in recipe_names)]
-    resolved = resolve_proxies(alone) if alone or not recipes else []
-    wanted = [member for recipe in recipes for link in _chain(recipe) for member in link.members]
-    wanted += BASELINES if with_baselines else ()
-    names = {proxy.name for proxy in resolved}
-    missing = [name for name in dict.fromkeys(wanted) if name not in names]
-    first = named[0]
+    known = list_proxies()
+    recipe_names = [name for name in ("default", *list_recipes()) if name not in known]
+    for name in named:
+        if isinstance(name, str) and name not in known + recipe_names:
+            raise unknown_name("proxy or recipe", name, known + recipe_names)
+    own = [proxy for proxy in named if proxy not in recipe_names]
+    recipes = {r.name: r for r in (get_recipe(n) for n in named if isinstance(n, str) and n in recipe_names)}
+    resolved = resolve_proxies(own) if own or not recipes else []
+    names = [proxy.name for proxy in resolved]
+    for name in names:
+        if name in recipes:
+            raise DuplicateNameError(f"A proxy and a recipe are named '{name}'. Give the proxy another name.")
+    members = [member for recipe in recipes.values() for link in _chain(recipe) for member in link.members]
+    wanted = dict.fromkeys([*members, *(BASELINES if with_baselines else ())])
+    missing = [name for name in wanted if name not in names]
     return Choice(
         (*resolved, *(resolve_proxies(missing) if missing else [])),
-        {recipe.name: recipe for recipe in recipes},
-        first.name if isinstance(first, Proxy) else (recipes[0].name if first in recipe_names else first),
+        recipes,
+        first=next(iter(recipes)) if named[0] in recipe_names else names[0],
     )
 
 
@@ -93,7 +113,7 @@ def combined(cards: Sequence[ScoreCard], recipe: Recipe, choice: Choice) -> tupl
     """Add the score of a recipe to cards.
 
     Where a member does not apply to one of the candidates, the recipe's fallback takes its place for all of them, since
-    numbers of different recipes cannot be compared.
+    numbers of different recipes cannot be compared. A candidate that fails otherwise changes nothing for the others.
 
     Args:
         cards: Of all candidates.
@@ -106,18 +126,16 @@ def combined(cards: Sequence[ScoreCard], recipe: Recipe, choice: Choice) -> tupl
     inapplicable = {
         name
         for card in cards
-        if card.error is None
+        if card.error is None and card.untrainable is None
         for name, score in card.scores.items()
         if score.error is not None and score.error.startswith(NOT_APPLICABLE)
     }
     used = next((link for link in _chain(recipe) if not inapplicable & set(link.members)), _chain(recipe)[-1])
-    table = {name: [_directed(card[name], choice) for card in cards] for name in used.members}
-    values = combine(used, table)
+    values = combine(used, {name: [choice.directed(card, name) for card in cards] for name in used.members})
     added = []
     for card, value in zip(cards, values, strict=True):
-        errors = (card[name].error for name in used.members if card[name].error is not None)
-        error = card.error or (None if value is not None else next(errors, None))
-        score = Score(recipe.name, value if error is None else None, error, details={"recipe": used.name})
+        error = card.untrainable or next((card[name].error for name in used.members if card[name].error), None)
+        score = Score(recipe.name, value, error, details={"recipe": used.name})
         added.append(replace(card, scores={recipe.name: score, **card.scores}))
     return added, used
 
@@ -128,9 +146,3 @@ def _chain(recipe: Recipe) -> list[Recipe]:
     while (name := links[-1].fallback) is not None:
         links.append(get_recipe(name))
     return links
-
-
-def _directed(score: Score, choice: Choice) -> float | None:
-    if score.value is None:
-        return None
-    return score.value if choice.higher_is_better(score.name) else -score.value

@@ -56,7 +56,7 @@ def score(
         A card with one `Score` a proxy. What the model does wrong stands in ``card["zico"].error``.
 
     Raises:
-        UnknownNameError: If there is no proxy of a name.
+        UnknownNameError: If there is neither a proxy nor a recipe of a name.
         TooFewBatchesError: If a proxy needs more gradients than the batches give.
         IdenticalBatchesError: If all batches are the same, so that gradients cannot vary.
         TypeError: If ``model`` is no module, or ``batches`` a loader.
@@ -159,7 +159,7 @@ def score_checked(
     start = time.perf_counter()
     model = uncompiled(model)
     scores: dict[str, Score] = {}
-    error = None
+    error = untrainable = None
     try:
         with preserved_rng(seed), bridged(model, loss_fn=loss_fn, datamodule=datamodule) as bridge:
             probe = Probe(
@@ -178,12 +178,13 @@ def score_checked(
                 probe.observe(need for proxy in proxies for need in proxy.needs)
             for proxy in proxies if error is None else ():
                 scores[proxy.name] = measured(proxy, probe)
+            untrainable = probe.untrainable
     except Exception as raised:
         error = described(raised)
     seconds = time.perf_counter() - start
     if error is not None:
         return ScoreCard.failed(name, [proxy.name for proxy in proxies], error, seconds)
-    return ScoreCard(name, scores, None, seconds)
+    return ScoreCard(name, scores, None, seconds, untrainable)
 
 
 def measured(proxy: Proxy, probe: Probe) -> Score:

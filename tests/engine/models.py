@@ -45,6 +45,11 @@ def assert_same(actual, expected, relative):
             assert (a[name] - e[name]).abs().max().item() <= relative * scale, name
 
 
+def identical(module, state):
+    now = module.state_dict()
+    return now.keys() == state.keys() and all(torch.equal(now[name], state[name]) for name in state)
+
+
 def mlp(dropout=0.0):
     return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Dropout(dropout), nn.Linear(5, 3))
 

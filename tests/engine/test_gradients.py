@@ -29,6 +29,7 @@ from tests.engine.models import (
     batches_of,
     cnn,
     gradients_of,
+    identical,
     mlp,
     step,
     trainable,
@@ -56,10 +57,6 @@ WITHOUT_BATCH_NORM = [name for name in MODELS if name != "cnn"]
 def made(name):
     make, shape = MODELS[name]
     return make(), batches_of(*shape)
-
-
-def identical(module, state):
-    return all(torch.equal(a, state[name]) for name, a in module.state_dict().items())
 
 
 # Per batch

@@ -1,13 +1,10 @@
 import copy
-import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
-from lightning_zico.engine.layers import weight_names
 from lightning_zico.engine.size import count_macs, count_params
 from tests.engine.models import Tied, cnn
 
@@ -30,58 +27,6 @@ def test_parameters_count_once_frozen_ones_too():
     assert count_params(module) == 3 * 2 + 2 + 2 + 2
     assert count_params(Tied()) == 4 * 4 + 4 + 4 + 4 * 3 + 3
     assert count_params(nn.LazyLinear(3)) == 0
-
-
-@pytest.mark.parametrize(
-    "layer",
-    [
-        nn.Linear(3, 2),
-        nn.Conv1d(3, 2, 1),
-        nn.Conv2d(3, 2, 1),
-        nn.Conv3d(3, 2, 1),
-        nn.ConvTranspose1d(3, 2, 1),
-        nn.ConvTranspose2d(3, 2, 1),
-        nn.ConvTranspose3d(3, 2, 1),
-    ],
-    ids=lambda layer: type(layer).__name__,
-)
-def test_the_layers_of_zico_are_linear_and_convolutional(layer):
-    assert weight_names(nn.Sequential(layer, nn.BatchNorm2d(2), nn.Embedding(3, 2))) == ["0.weight"]
-
-
-def test_weights_come_in_the_modules_order_without_frozen_ones():
-    module = nn.ModuleDict({"b": nn.Linear(1, 1), "a": nn.Conv1d(1, 1, 1), "frozen": nn.Linear(1, 1)})
-    module["frozen"].weight.requires_grad_(False)
-    assert weight_names(module) == ["b.weight", "a.weight"]
-
-
-def test_patterns_choose_any_parameter_that_is_trainable():
-    module = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2))
-    module[0].bias.requires_grad_(False)
-    assert weight_names(module, ["*.weight"]) == ["0.weight", "1.weight"]
-    assert weight_names(module, ["1.*", "0.bias"]) == ["1.weight", "1.bias"]
-    assert weight_names(module, ["*.WEIGHT"]) == []
-
-
-def test_a_tied_weight_stands_once_under_its_first_name():
-    assert weight_names(Tied()) == ["first.weight", "head.weight"]
-    # also where the first to hold it is no layer of ZiCo
-    module = nn.ModuleDict({"embed": nn.Embedding(3, 4), "head": nn.Linear(4, 3)})
-    module["head"].weight = module["embed"].weight
-    assert weight_names(module) == ["embed.weight"]
-
-
-def test_a_parametrised_weight_is_what_it_is_computed_from():
-    module = nn.Sequential(weight_norm(nn.Linear(3, 2)), spectral_norm(nn.Conv2d(2, 2, 1)))
-    assert weight_names(module) == [
-        "0.parametrizations.weight.original0",
-        "0.parametrizations.weight.original1",
-        "1.parametrizations.weight.original",
-    ]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of its deprecation
-        old = torch.nn.utils.weight_norm(nn.Linear(3, 2))
-    assert weight_names(old) == ["weight_g", "weight_v"]
 
 
 @pytest.mark.parametrize(

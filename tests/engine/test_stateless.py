@@ -6,18 +6,13 @@ from torch import nn
 
 from lightning_zico.engine.stateless import Stateless
 from lightning_zico.errors import NoGradientError, UnsupportedModuleError
-from tests.engine.models import Checkpointed, Last, Tied, Writing, assert_same, batches_of, step
+from tests.engine.models import Checkpointed, Last, Tied, Writing, assert_same, batches_of, identical, step
 from tests.reference.gradients import gradient_of
 
 
 def plain(module, step, batch):
     stateless = Stateless(module)
     return stateless.plain_gradients(step, stateless.copied_buffers(), stateless.copied_params(), batch, 0)
-
-
-def identical(module, state):
-    now = module.state_dict()
-    return now.keys() == state.keys() and all(torch.equal(now[name], state[name]) for name in state)
 
 
 @pytest.mark.parametrize("how", ["data", "no_grad"])
@@ -118,6 +113,7 @@ def test_parameters_without_influence_get_zero():
     gradients, _ = plain(module, lambda m, b, i: m[0](b).sum(), torch.ones(2, 4))
     assert gradients["0.weight"].all()
     assert torch.equal(gradients["1.weight"], torch.zeros(3, 4))
+    assert not any(gradient.requires_grad for gradient in gradients.values())
 
 
 @pytest.mark.parametrize("loss", [lambda m: m.weight.detach().sum(), lambda m: torch.ones(())])

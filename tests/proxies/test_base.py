@@ -11,7 +11,7 @@ def _own_registry(monkeypatch):
 
 
 def test_every_proxy_is_listed_under_its_own_name():
-    assert set(list_proxies()) == {"zico", *BASELINES}
+    assert set(list_proxies()) >= {"zico", *BASELINES}
     assert [proxy.name for proxy in resolve("all")] == list_proxies()
     assert list_proxies("num_*") == ["num_layers"]
 
@@ -32,7 +32,7 @@ def test_each_resolution_makes_new_proxies():
 
 
 def test_an_unknown_name_is_answered_with_the_nearest():
-    with pytest.raises(UnknownNameError, match=r"no proxy named 'ziko'\. Did you mean 'zico'\?.*Known: .*params"):
+    with pytest.raises(UnknownNameError, match=r"no proxy named 'ziko'\. Did you mean 'zico'.*\? Known: .*params"):
         resolve(["params", "ziko"])
     with pytest.raises(KeyError):
         resolve("nothing like it")

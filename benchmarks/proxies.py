@@ -1,0 +1,115 @@
+"""What each proxy costs alone and in a set, on a NAS-Bench-201 network.
+
+README.md beside this file tells how, and holds the table that it last printed.
+"""
+
+import argparse
+import random
+import statistics
+import time
+from collections.abc import Sequence
+
+import torch
+from rich.console import Console
+from speed import print_table, random_batches
+from torch import Tensor, nn
+
+from lightning_zico import list_proxies, score
+from lightning_zico.spaces import get_space
+
+# Not in the law: a pass for each sample or class, second derivatives, and a clock that runs the network nine times.
+APART = {"gradsign", "knas", "ntk_cond", "vkdnw", "grasp", "latency"}
+LIMIT = 2.5  # all others together, over the most expensive shared pass alone
+SHARED_PASS = "zico"
+ARCH = "|nor_conv_3x3~0|+|nor_conv_1x1~0|skip_connect~1|+|avg_pool_3x3~0|nor_conv_3x3~1|nor_conv_3x3~2|"
+
+
+class Passes:
+    """Counts forward passes, by calls of the loss, and backward passes, by calls of autograd."""
+
+    def __init__(self) -> None:
+        self.forward = self.backward = 0
+
+    def loss_fn(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Compute the mean cross-entropy."""
+        self.forward += 1
+        return nn.functional.cross_entropy(outputs, targets)
+
+
+def seconds_of(model: nn.Module, batches: list[tuple[Tensor, Tensor]], proxies: Sequence[str]) -> float:
+    """Time a score; an error is raised."""
+    start = time.perf_counter()
+    card = score(model, batches, proxies=proxies, loss_fn=nn.CrossEntropyLoss())
+    elapsed = time.perf_counter() - start
+    for name in proxies:
+        if card[name].error:
+            raise RuntimeError(f"{name}: {card[name].error}")
+    return elapsed
+
+
+def passes_of(model: nn.Module, batches: list[tuple[Tensor, Tensor]], proxies: Sequence[str]) -> str:
+    """Count the passes of a score."""
+    passes, original = Passes(), torch.autograd.grad
+
+    def counting(*args: object, **kwargs: object) -> object:
+        passes.backward += 1
+        return original(*args, **kwargs)
+
+    torch.autograd.grad = counting  # type: ignore[assignment]
+    try:
+        score(model, batches, proxies=proxies, loss_fn=passes.loss_fn)
+    finally:
+        torch.autograd.grad = original
+    return f"{passes.forward} + {passes.backward}"
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--num-batches", type=int, default=2)
+    parser.add_argument("--repeats", type=int, default=5)
+    arguments = parser.parse_args()
+    space = get_space("nas_bench_201")
+    torch.manual_seed(0)
+    model = space.build(space.parse(ARCH))
+    batches = random_batches(arguments.num_batches, arguments.batch_size)
+    names = list_proxies()
+    together = [name for name in names if name not in APART]
+    sets = {name: [name] for name in names} | {"shared": together, "all": names}
+    for proxies in sets.values():
+        seconds_of(model, batches, proxies)  # what a library allocates once
+    rounds: list[dict[str, float]] = []
+    shuffled = random.Random(0)
+    for _ in range(arguments.repeats):
+        order = shuffled.sample(list(sets), len(sets))
+        taken = {name: seconds_of(model, batches, sets[name]) for name in order}
+        rounds.append({name: taken[name] for name in sets})
+    alone = {name: statistics.median(row[name] for row in rounds) for name in sets}
+    card = score(model, batches, proxies=together, loss_fn=nn.CrossEntropyLoss())
+
+    console = Console(width=None if Console().is_terminal else 200)
+    shape = f"{arguments.num_batches} batches of {arguments.batch_size}"
+    console.print(f"torch {torch.__version__}, CPU, {torch.get_num_threads()} threads, {shape}", highlight=False)
+    rows = []
+    for name in names:
+        in_set = f"{1000 * card[name].seconds:.1f}" if name in together else "apart"
+        rows.append([name, f"{1000 * alone[name]:.0f}", in_set, passes_of(model, batches, [name])])
+    rows.append(
+        [f"the {len(together)} together", f"{1000 * alone['shared']:.0f}", "", passes_of(model, batches, together)]
+    )
+    rows.append([f"all {len(names)}", f"{1000 * alone['all']:.0f}", "", passes_of(model, batches, names)])
+    columns = ["proxy", "ms alone", "ms in the set, after the shared passes", "passes, forward + backward"]
+    print_table(console, "Proxies, alone and in a set", columns, rows)
+    ratio = statistics.median(row["shared"] / row[SHARED_PASS] for row in rounds)
+    parts = statistics.median(row["all"] / sum(row[name] for name in names) for row in rounds)
+    for promise, measured, limit in (
+        (f"{len(together)} proxies together over `{SHARED_PASS}` alone", ratio, LIMIT),
+        (f"all {len(names)} over the sum of each alone", parts, 1.0),
+    ):
+        verdict = "holds" if measured <= limit else "DOES NOT HOLD"
+        console.print(f"{promise}, at most {limit}: {measured:.2f}: {verdict}", highlight=False)
+
+
+if __name__ == "__main__":
+    main()
