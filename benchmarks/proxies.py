@@ -8,6 +8,7 @@ import random
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from rich.console import Console
@@ -63,52 +64,80 @@ def passes_of(model: nn.Module, batches: list[tuple[Tensor, Tensor]], proxies: S
     return f"{passes.forward} + {passes.backward}"
 
 
+@dataclass(frozen=True)
+class Costs:
+    """Seconds of each proxy alone and of the sets, medians, and ratios within rounds, for one batch size."""
+
+    alone: dict[str, float]
+    shared_over_pass: float
+    all_over_parts: float
+
+
+def measure(model: nn.Module, batches: list[tuple[Tensor, Tensor]], repeats: int) -> Costs:
+    """Time every proxy alone and in a set, in an order drawn anew in every round; the slow ones once."""
+    names = list_proxies()
+    together = [name for name in names if name not in APART]
+    repeated = {name: [name] for name in together} | {"shared": together}
+    for proxies in repeated.values():
+        seconds_of(model, batches, proxies)  # what a library allocates once
+    rounds: list[dict[str, float]] = []
+    shuffled = random.Random(0)
+    for _ in range(repeats):
+        rounds.append(
+            {
+                name: seconds_of(model, batches, repeated[name])
+                for name in shuffled.sample(list(repeated), len(repeated))
+            }
+        )
+    alone = {name: statistics.median(row[name] for row in rounds) for name in repeated}
+    once = {name: seconds_of(model, batches, [name]) for name in sorted(APART)}
+    alone |= once | {"all": seconds_of(model, batches, names)}
+    ratio = statistics.median(row["shared"] / row[SHARED_PASS] for row in rounds)
+    return Costs(alone, ratio, alone["all"] / sum(alone[name] for name in names))
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--batch-size", type=int, default=16)
+    parser.add_argument("--batch-sizes", nargs="+", type=int, default=[64, 16], help="the table is of the first")
     parser.add_argument("--num-batches", type=int, default=2)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     space = get_space("nas_bench_201")
     torch.manual_seed(0)
     model = space.build(space.parse(ARCH))
-    batches = random_batches(arguments.num_batches, arguments.batch_size)
     names = list_proxies()
     together = [name for name in names if name not in APART]
-    sets = {name: [name] for name in names} | {"shared": together, "all": names}
-    for proxies in sets.values():
-        seconds_of(model, batches, proxies)  # what a library allocates once
-    rounds: list[dict[str, float]] = []
-    shuffled = random.Random(0)
-    for _ in range(arguments.repeats):
-        order = shuffled.sample(list(sets), len(sets))
-        taken = {name: seconds_of(model, batches, sets[name]) for name in order}
-        rounds.append({name: taken[name] for name in sets})
-    alone = {name: statistics.median(row[name] for row in rounds) for name in sets}
-    card = score(model, batches, proxies=together, loss_fn=nn.CrossEntropyLoss())
-
     console = Console(width=None if Console().is_terminal else 200)
-    shape = f"{arguments.num_batches} batches of {arguments.batch_size}"
-    console.print(f"torch {torch.__version__}, CPU, {torch.get_num_threads()} threads, {shape}", highlight=False)
-    rows = []
-    for name in names:
-        in_set = f"{1000 * card[name].seconds:.1f}" if name in together else "apart"
-        rows.append([name, f"{1000 * alone[name]:.0f}", in_set, passes_of(model, batches, [name])])
-    rows.append(
-        [f"the {len(together)} together", f"{1000 * alone['shared']:.0f}", "", passes_of(model, batches, together)]
+    console.print(
+        f"torch {torch.__version__}, CPU, {torch.get_num_threads()} threads, {arguments.num_batches} batches",
+        highlight=False,
     )
-    rows.append([f"all {len(names)}", f"{1000 * alone['all']:.0f}", "", passes_of(model, batches, names)])
-    columns = ["proxy", "ms alone", "ms in the set, after the shared passes", "passes, forward + backward"]
-    print_table(console, "Proxies, alone and in a set", columns, rows)
-    ratio = statistics.median(row["shared"] / row[SHARED_PASS] for row in rounds)
-    parts = statistics.median(row["all"] / sum(row[name] for name in names) for row in rounds)
-    for promise, measured, limit in (
-        (f"{len(together)} proxies together over `{SHARED_PASS}` alone", ratio, LIMIT),
-        (f"all {len(names)} over the sum of each alone", parts, 1.0),
-    ):
-        verdict = "holds" if measured <= limit else "DOES NOT HOLD"
-        console.print(f"{promise}, at most {limit}: {measured:.2f}: {verdict}", highlight=False)
+    verdicts = []
+    for size in arguments.batch_sizes:
+        batches = random_batches(arguments.num_batches, size)
+        costs = measure(model, batches, arguments.repeats)
+        for promise, measured, limit in (
+            (f"{len(together)} proxies together over `{SHARED_PASS}` alone", costs.shared_over_pass, LIMIT),
+            (f"all {len(names)} over the sum of each alone", costs.all_over_parts, 1.0),
+        ):
+            verdict = "holds" if measured <= limit else "DOES NOT HOLD"
+            verdicts.append(f"batch {size}: {promise}, at most {limit}: {measured:.2f}: {verdict}")
+        if size == arguments.batch_sizes[0]:
+            card = score(model, batches, proxies=together, loss_fn=nn.CrossEntropyLoss())
+            rows = []
+            for name in names:
+                in_set = f"{1000 * card[name].seconds:.0f}" if name in together else "apart"
+                rows.append([name, f"{1000 * costs.alone[name]:.0f}", in_set, passes_of(model, batches, [name])])
+            for title, key, members in (
+                (f"the {len(together)} together", "shared", together),
+                (f"all {len(names)}", "all", names),
+            ):
+                rows.append([title, f"{1000 * costs.alone[key]:.0f}", "", passes_of(model, batches, members)])
+            columns = ["proxy", "ms alone", "ms in the set, after the shared passes", "passes, forward + backward"]
+            print_table(console, f"Proxies, alone and in a set, batches of {size}", columns, rows)
+    for line in verdicts:
+        console.print(line, highlight=False)
 
 
 if __name__ == "__main__":

@@ -603,7 +603,6 @@ def _frozen(build: Callable[[], nn.Module]) -> nn.Module:
     return build().requires_grad_(False)
 
 
-
 def test_blocks_of_a_candidate_are_those_that_are_looked_at() -> None:
     selector = ZeroShotSelector(proxies="az")
     selector.rank([Candidate("named", Repeating, blocks=["network.0", "network.2"])], Data())

@@ -92,6 +92,20 @@ def num_samples(batch: Batch) -> int:
     return int(lengths.pop() or 0)
 
 
+def first_samples(batch: Batch, most: int) -> Batch:
+    """Cut a batch to its first samples, if dimension 0 of all its tensors counts them; else leave it whole.
+
+    Example:
+        >>> first_samples((torch.arange(5), torch.arange(5)), 2)
+        (tensor([0, 1]), tensor([0, 1]))
+    """
+    try:
+        num_samples(batch)
+    except UnsupportedBatchError:
+        return batch
+    return map_tensors(lambda tensor: tensor[:most], batch)
+
+
 def all_equal(batches: Sequence[Batch]) -> bool:
     """Tell whether there are at least two batches and all hold the same tensors.
 

@@ -1,7 +1,8 @@
 """Layers and blocks: which parts of a module the formulas speak of."""
 
 import fnmatch
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from torch import Tensor, nn
 
@@ -57,6 +58,28 @@ def layer_weights(module: nn.Module) -> dict[int, str]:
             if name is not None:
                 found[id(layer)] = name
     return found
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where things are in a module, looked up once for all that watch it.
+
+    Args:
+        names: Of the submodules, by ``id``.
+        layers: See `layer_weights`.
+        holding: Ids of the submodules with a layer of these in them.
+    """
+
+    names: Mapping[int, str]
+    layers: Mapping[int, str]
+    holding: frozenset[int]
+
+    @classmethod
+    def of(cls, module: nn.Module) -> "Layout":
+        """Look a module up."""
+        layers = layer_weights(module)
+        holding = {id(part) for part in module.modules() if any(id(layer) in layers for layer in part.modules())}
+        return cls({id(part): name for name, part in module.named_modules()}, layers, frozenset(holding))
 
 
 def channel_dim(layer: nn.Module, output: Tensor) -> int:

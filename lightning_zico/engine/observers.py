@@ -13,12 +13,12 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.overrides import TorchFunctionMode
-from torch.utils.hooks import RemovableHandle
 
 from lightning_zico._typing import Axis, Batch, Params
 from lightning_zico.engine.batches import map_tensors, tensors_of
-from lightning_zico.engine.layers import layer_weights
+from lightning_zico.engine.layers import Layout
 from lightning_zico.errors import NotApplicableError, kept
 
 # Functions that are applied to every number of a layer's output. Gates (sigmoid) are among them.
@@ -74,12 +74,14 @@ class Observer:
         needs_graph: Whether `forwarded` differentiates.
         needs_gradients: Whether `gradients` is to be called, with those of the first batch.
         all_batches: With ``needs_gradients``: whether all batches (or samples) are to be handed over.
+        layers: Names of the weights of layers, by ``id`` of the layer; there before `start`.
         may_repeat: Whether memory may run out, and a chunk of gradients have to be taken again.
     """
 
     needs_graph: ClassVar[bool] = False
     needs_gradients: ClassVar[bool] = False
     all_batches: ClassVar[bool] = False
+    layers: ClassVar[Mapping[int, str]] = {}
     may_repeat = False
 
     def start(self, module: nn.Module) -> None:
@@ -92,7 +94,7 @@ class Observer:
         """See what goes into a batch normalisation, ``[N, C, ...]``."""
 
     def module_call(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        """See a call of a submodule, when it is over."""
+        """See a call of a submodule, when it is over, and what it was given by position."""
 
     def forwarded(self, output: Tensor, inputs: Sequence[Tensor]) -> None:
         """See the network's output and the floating-point tensors of the batch, at the end of the forward pass.
@@ -125,9 +127,10 @@ class Watch:
     Args:
         module: Put back by the caller.
         observers: Started.
+        layout: Of the module, if it is known.
     """
 
-    def __init__(self, module: nn.Module, observers: Sequence[Observer]) -> None:
+    def __init__(self, module: nn.Module, observers: Sequence[Observer], layout: Layout | None = None) -> None:
         self.observers = list(observers)
         self.errors: dict[Observer, Exception] = {}
         self.inputs: list[Tensor] = []
@@ -136,13 +139,12 @@ class Watch:
         self._output: Any = None
         self.aside = False  # whether what runs at the moment is an observer's own work
         self._device_type = next((parameter.device.type for parameter in module.parameters()), "cpu")
-        self._module = module
-        self._names = {id(part): name for name, part in module.named_modules()}
+        self._listeners: dict[str, list[Observer]] = {}
+        self._layout = layout or Layout.of(module)
         self._stack: list[int] = []
-        layers = layer_weights(module)
-        self._holding = {id(part) for part in module.modules() if any(id(layer) in layers for layer in part.modules())}
         self.needs_graph = any(observer.needs_graph for observer in observers)
         for observer in observers:
+            observer.layers = self._layout.layers  # type: ignore[misc]
             self.tell(observer, observer.start, module)
 
     def prepared(self, batch: Batch) -> Batch:
@@ -163,19 +165,14 @@ class Watch:
     def watching(self) -> Iterator[None]:
         """Watch while the body runs."""
         self._stack.clear()  # of calls that an exception has ended
-        events = ("activation", "batch_norm")
-        wanted = any(
-            getattr(type(o), event) is not getattr(Observer, event) for o in self.observers for event in events
-        )
-        handles: list[RemovableHandle] = []
+        functions = self._listening("activation") or self._listening("batch_norm")
+        # For all modules at once: a hook on each of hundreds takes longer than to run a small network.
+        handles = [register_module_forward_pre_hook(self._enter), register_module_forward_hook(self._leave)]
         # The fused kernel of a transformer's layer in eval mode has no activation that could be seen.
         fused = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
         try:
-            for part in self._module.modules():
-                handles.append(part.register_forward_pre_hook(self._enter))
-                handles.append(part.register_forward_hook(self._leave, with_kwargs=True))
-            with _Functions(self) if wanted else nullcontext():
+            with _Functions(self) if functions else nullcontext():
                 yield
         finally:
             torch.backends.mha.set_fastpath_enabled(fused)
@@ -189,12 +186,6 @@ class Watch:
             if type(observer).forwarded is not Observer.forwarded:
                 self.tell(observer, self._forwarded, observer)
         self._output, self.inputs = None, []
-
-    def function(self, event: str, *tensors: Tensor) -> None:
-        """Report a call of a function."""
-        with self._stepping_aside():
-            for observer in list(self.observers):
-                self.tell(observer, getattr(observer, event), *tensors)
 
     def output(self) -> Tensor:
         """Give the network's output.
@@ -216,17 +207,31 @@ class Watch:
             observer.forwarded(output, self.inputs)
 
     def _enter(self, module: nn.Module, _args: Any) -> None:
-        self._stack.append(id(module))
+        if id(module) in self._layout.names:
+            self._stack.append(id(module))
 
-    def _leave(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        if id(module) not in self._layout.names:
+            return
         while self._stack.pop() != id(module):  # calls that an exception, caught by the model, has ended
             pass
-        if not self._stack and id(module) in self._holding:
+        if not self._stack and id(module) in self._layout.holding:
             self._output = output
-        inputs = (*args, *kwargs.values())
-        with self._stepping_aside():
-            for observer in list(self.observers):
-                self.tell(observer, observer.module_call, self._names[id(module)], module, inputs, output)
+        self.report("module_call", self._layout.names[id(module)], module, args, output)
+
+    def _listening(self, event: str) -> list[Observer]:
+        if event not in self._listeners:
+            ignoring = getattr(Observer, event)
+            self._listeners[event] = [o for o in self.observers if getattr(type(o), event) is not ignoring]
+        return self._listeners[event]
+
+    def report(self, event: str, *args: Any) -> None:
+        """Tell the observers that listen to it of an event."""
+        listening = self._listening(event)
+        if listening:
+            with self._stepping_aside():
+                for observer in listening:
+                    self.tell(observer, getattr(observer, event), *args)
 
     def tell(self, observer: Observer, method: Callable[..., None], *args: Any) -> None:
         """Call a method of an observer; if it fails, the observer is told of nothing more."""
@@ -237,14 +242,19 @@ class Watch:
         except Exception as error:
             self.errors[observer] = kept(error)
             self.observers = [other for other in self.observers if other is not observer]
+            self._listeners.clear()
 
     @contextmanager
     def _stepping_aside(self) -> Iterator[None]:
         """Leave the step's autograd and autocast, in whose half precision sums would be wrong."""
-        castable = torch.amp.is_autocast_available(self._device_type)
+        # Asked first, since this happens at every call of a submodule, and contexts cost more than most observers.
+        casting = torch.amp.is_autocast_available(self._device_type) and torch.is_autocast_enabled(self._device_type)
         self.aside = True
         try:
-            with torch.no_grad(), torch.autocast(self._device_type, enabled=False) if castable else nullcontext():
+            with (
+                torch.no_grad() if torch.is_grad_enabled() else nullcontext(),
+                torch.autocast(self._device_type, enabled=False) if casting else nullcontext(),
+            ):
                 yield
         finally:
             self.aside = False
@@ -273,10 +283,10 @@ class _Functions(TorchFunctionMode):
             )
             kept = before.detach().clone() if in_place else before
             after = func(*args, **kwargs)
-            self._watch.function("activation", kept, after)
+            self._watch.report("activation", kept, after)
             return after
         if func is F.batch_norm:
-            self._watch.function("batch_norm", args[0] if args else kwargs["input"])
+            self._watch.report("batch_norm", args[0] if args else kwargs["input"])
         return func(*args, **kwargs)
 
 

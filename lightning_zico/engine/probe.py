@@ -12,7 +12,7 @@ from lightning_zico._registry import unknown_name
 from lightning_zico._typing import Axis, Batch, Params, Step
 from lightning_zico.engine.batches import map_tensors
 from lightning_zico.engine.gradients import ChunkSize, GradientChunk, is_out_of_memory, stream_gradients
-from lightning_zico.engine.layers import block_names, weight_names
+from lightning_zico.engine.layers import Layout, block_names, weight_names
 from lightning_zico.engine.learned import FirstGradients, GradientMoments, MomentsOverBatches
 from lightning_zico.engine.observers import GradientFacts, Observer, Watch
 from lightning_zico.engine.scope import preserved, preserved_rng, seed_all
@@ -74,8 +74,7 @@ class Probe:
     @property
     def layers(self) -> dict[str, nn.Parameter]:
         """Trainable weights of the linear and convolutional layers, by name."""
-        named = dict(self.module.named_parameters())
-        return {name: named[name] for name in weight_names(self.module)}
+        return self.once(_layers)
 
     @property
     def blocks(self) -> list[str]:
@@ -184,10 +183,15 @@ class Probe:
             batch: On the module's device; None for the first.
             mode: Entered around the step.
         """
-        watch = Watch(self.module, observers)
+        watch = Watch(self.module, observers, self.layout)
         self._watched_forward(watch, tensors or {}, self.first_batch if batch is None else batch, mode)
         for error in watch.errors.values():
             raise again(error)
+
+    @property
+    def layout(self) -> Layout:
+        """Where things are in the module."""
+        return self.once(_layout)
 
     @property
     def first_batch(self) -> Batch:
@@ -228,7 +232,7 @@ class Probe:
         )
 
     def _pass(self, observers: Sequence[Observer], axis: Axis) -> None:
-        watch = Watch(self.module, observers)
+        watch = Watch(self.module, observers, self.layout)
         learners: dict[Observer, list[str]] = {}
 
         def enrol(observer: Observer) -> None:
@@ -262,7 +266,7 @@ class Probe:
         self, watch: Watch, tensors: Params, batch: Batch, mode: AbstractContextManager[object] | None = None
     ) -> None:
         with torch.inference_mode(False), preserved(self.module):
-            stateless = Stateless(self.module)
+            stateless = self.once(_stateless)
             tensors = stateless.copied_params() | stateless.copied_buffers() | tensors
             seed_all(self.seed)
             with torch.set_grad_enabled(watch.needs_graph), mode or nullcontext():
@@ -313,6 +317,19 @@ class Probe:
 
 def _found_blocks(probe: Probe) -> list[str]:
     return block_names(probe.module)
+
+
+def _layers(probe: Probe) -> dict[str, nn.Parameter]:
+    named = dict(probe.module.named_parameters())
+    return {name: named[name] for name in weight_names(probe.module)}
+
+
+def _layout(probe: Probe) -> Layout:
+    return Layout.of(probe.module)
+
+
+def _stateless(probe: Probe) -> Stateless:
+    return Stateless(probe.module)
 
 
 def _macs(probe: Probe) -> MacCount:

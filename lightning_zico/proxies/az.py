@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from lightning_zico.engine.batches import tensors_of
+from lightning_zico.engine.batches import first_samples, tensors_of
 from lightning_zico.engine.observers import Observer, floating_tensor_in
 from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.stateless import Stateless
@@ -26,6 +26,8 @@ from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
 
 _STABILISER = 1e-8  # of the entropy, as published
 _INVERSE_STABILISER = 1e-6  # of the trainability, as published
+# Published are 64. On 60 networks of NAS-Bench-201 the ranks by 32 and by 64 have a Spearman's rho of at least .99.
+_NUM_INPUTS = 32
 
 
 def isotropy(features: Tensor) -> Tensor:
@@ -168,7 +170,7 @@ def _aligned(back: Tensor, before: nn.Module, signs: Tensor, block: nn.Module) -
 
 
 def block_statistics(probe: Probe) -> BlockStatistics:
-    """Run a candidate with Kaiming weights on Gaussian inputs, and look at its blocks.
+    """Run a candidate with Kaiming weights on Gaussian inputs, as many as the batch has but at most 32.
 
     Raises:
         NotApplicableError: If the candidate has fewer than two blocks.
@@ -178,7 +180,7 @@ def block_statistics(probe: Probe) -> BlockStatistics:
         raise NotApplicableError("the network has no blocks: nothing is repeated in it. Name them with `blocks=`.")
     generator = torch.Generator().manual_seed(probe.seed)
     weights = kaiming_weights(probe.module, generator)
-    batch = gaussian_batch(probe.first_batch, generator)
+    batch = gaussian_batch(first_samples(probe.first_batch, _NUM_INPUTS), generator)
     if not any(tensor.is_floating_point() for tensor in tensors_of(batch)):
         # Tokens have no gradient; the graph then begins at the embeddings.
         own = Stateless(probe.module).copied_params()

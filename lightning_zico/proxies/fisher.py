@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lightning_zico.engine.layers import channel_dim, layer_weights
+from lightning_zico.engine.layers import channel_dim
 from lightning_zico.engine.learned import chosen_names
 from lightning_zico.engine.observers import GradientFacts, Observer
 from lightning_zico.engine.probe import Probe
@@ -43,8 +43,8 @@ def channel_fisher(outputs: Tensor, gradients: Tensor, dim: int = 1) -> Tensor:
         Theis et al., arXiv:1801.05787, and Turner et al., *BlockSwap*, ICLR 2020, arXiv:1906.04113.
     """
     products = (outputs * gradients).movedim(dim, 1).flatten(2) if outputs.ndim > 2 else outputs * gradients
-    per_sample = products.double().sum(dim=2) if products.ndim > 2 else products.double()  # [N, C]
-    return per_sample.square_().mean(dim=0) / 2
+    per_sample = products.sum(dim=2) if products.ndim > 2 else products  # [N, C]
+    return per_sample.double().square_().mean(dim=0) / 2
 
 
 @dataclass(unsafe_hash=True)
@@ -54,10 +54,9 @@ class ChannelSaliencies(Observer):
     needs_gradients: ClassVar[bool] = True
 
     def start(self, module: nn.Module) -> None:
-        """Look up the layers."""
+        """Begin with nothing."""
         self.by_layer: dict[str, Tensor] = {}
         self.fan_in: dict[str, int] = {}
-        self._layers = layer_weights(module)
         self._inplace = any(getattr(part, "inplace", False) for part in module.modules())
         self._errors: list[str] = []
         self._loss_is_next = False
@@ -68,7 +67,7 @@ class ChannelSaliencies(Observer):
 
     def module_call(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """Wait for the gradient of a layer's output."""
-        layer = self._layers.get(id(module))
+        layer = self.layers.get(id(module))
         if layer is None or not isinstance(output, Tensor) or not output.requires_grad:
             return
         # An activation in place would overwrite the output before its gradient is there.

@@ -4,8 +4,8 @@ Index conventions:
     N: random inputs
 """
 
-import hashlib
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,26 +30,28 @@ class _Codes(Observer):
 
     def start(self, module: nn.Module) -> None:
         """Begin with nothing."""
-        self._digests: list[hashlib.blake2b] = []
+        self._codes: list[np.ndarray[Any, Any]] = []  # [N, bytes] each
 
     def activation(self, before: Tensor, after: Tensor) -> None:
         """Take in the samples' codes."""
         if before.ndim == 0:
             return
         codes = np.packbits((before > 0).flatten(1).cpu().numpy(), axis=1)
-        if not self._digests:
-            self._digests = [hashlib.blake2b(digest_size=16) for _ in codes]
-        if len(self._digests) != len(codes):
+        if self._codes and len(self._codes[0]) != len(codes):
             raise NotApplicableError("activation functions see different numbers of samples.")
-        for digest, code in zip(self._digests, codes, strict=True):
-            digest.update(code.tobytes())
+        self._codes.append(codes)
 
     @property
     def count(self) -> int:
         """Number of different codes."""
-        if not self._digests:
+        if not self._codes:
             raise NotApplicableError("the network has no activation function.")
-        return len({digest.digest() for digest in self._digests})
+        return len({code.tobytes() for code in np.concatenate(self._codes, axis=1)})
+
+    @property
+    def num_samples(self) -> int:
+        """Number of samples."""
+        return len(self._codes[0])
 
 
 @register_proxy("linear_regions")
@@ -79,7 +81,7 @@ class LinearRegions(Proxy):
             codes, inputs = _Codes(), "own size"
             generator = torch.Generator().manual_seed(probe.seed)
             probe.forward(codes, batch=gaussian_batch(batch, generator))
-        return Measurement(float(codes.count), details={"inputs": inputs, "num_inputs": len(codes._digests)})
+        return Measurement(float(codes.count), details={"inputs": inputs, "num_inputs": codes.num_samples})
 
 
 def _shrunk(batch: Batch) -> Batch:

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_zico.engine.layers import channel_dim, layer_weights
+from lightning_zico.engine.layers import channel_dim
 from lightning_zico.engine.learned import FirstGradients
 from lightning_zico.engine.observers import Observer
 from lightning_zico.engine.probe import Probe
@@ -27,14 +27,13 @@ class LayerMacs(Observer):
     """Counts the multiply-accumulate operations of each layer, per sample, over all its calls."""
 
     def start(self, module: nn.Module) -> None:
-        """Look up the layers."""
-        self._layers = layer_weights(module)
+        """Begin with nothing."""
         self.by_layer: dict[str, int] = {}
 
     def module_call(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """Every weight is used once for each position: of the output, or for a transposed convolution of the input."""
-        layer = self._layers.get(id(module))
-        maps = inputs[0] if isinstance(module, _TRANSPOSED) else output
+        layer = self.layers.get(id(module))
+        maps = next(iter(inputs), None) if isinstance(module, _TRANSPOSED) else output
         if layer is not None and isinstance(maps, Tensor):
             positions = maps[0].numel() // maps.shape[channel_dim(module, maps)]
             weight: Any = module.weight
@@ -52,7 +51,8 @@ class ParamsLive(Proxy):
 
     def measure(self, probe: Probe) -> Measurement:
         """Count them on the first batch."""
-        sizes = {name: float(probe.layers[name].numel()) for name in live_layers(probe)}
+        layers = probe.layers
+        sizes = {name: float(layers[name].numel()) for name in live_layers(probe)}
         return Measurement(sum(sizes.values()), sizes)
 
 

@@ -8,6 +8,7 @@ Index conventions:
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -67,8 +68,7 @@ class FeatureMaps(Observer):
         factor = 1.0
         if self.num_channels is not None:
             kept = min(self.num_channels, channels)
-            drawn = torch.randperm(channels, generator=torch.Generator().manual_seed(0))[:kept]
-            feature_map, factor = feature_map[drawn.to(feature_map.device)], channels / kept
+            feature_map, factor = feature_map[_drawn(channels, kept, feature_map.device)], channels / kept
         # maps of one shape are taken together at the end: a small matrix costs more to call for than to decompose
         self._maps.setdefault(tuple(feature_map.shape), []).append(feature_map.detach().clone())
         self._factors.setdefault(tuple(feature_map.shape), []).append(factor)
@@ -83,6 +83,12 @@ class FeatureMaps(Observer):
             sums.append((least_eigenvalue(torch.stack(maps)) * factors).sum())
         self.total = math.fsum(torch.stack(sums).tolist())
         self._maps = {}
+
+
+@lru_cache(maxsize=1024)
+def _drawn(channels: int, kept: int, device: torch.device) -> Tensor:
+    """Draw channels, alike for all maps with as many."""
+    return torch.randperm(channels, generator=torch.Generator().manual_seed(0))[:kept].to(device, copy=True)
 
 
 @register_proxy("meco")

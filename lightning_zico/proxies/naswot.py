@@ -65,15 +65,15 @@ class Agreements(Observer):
         """Compare the samples' codes."""
         if before.ndim == 0:
             return
-        signs = (before > 0).flatten(1).float().mul_(2).sub_(1)  # [N, U]
-        # +1 for each unit that agrees, -1 for each that does not
-        product = signs @ signs.T  # [N, U] @ [U, N] -> [N, N]
+        codes = (before > 0).flatten(1).float()  # [N, U]
+        both = (codes @ codes.T).double()  # [N, U] @ [U, N] -> [N, N], units that are on for both
         if self._matrix is None:
-            self._matrix = torch.zeros_like(product, dtype=torch.float64)
-        if self._matrix.shape != product.shape:
+            self._matrix = torch.zeros_like(both)
+        if self._matrix.shape != both.shape:
             raise NotApplicableError("activation functions see different numbers of samples.")
-        self._matrix += (product + signs.shape[1]) / 2
-        self.num_units += signs.shape[1]
+        on = both.diagonal()
+        self._matrix += 2 * both + codes.shape[1] - on.unsqueeze(0) - on.unsqueeze(1)  # on for both or for none
+        self.num_units += codes.shape[1]
 
     @property
     def matrix(self) -> Tensor:

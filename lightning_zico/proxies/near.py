@@ -8,6 +8,7 @@ Index conventions:
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -54,9 +55,14 @@ def as_matrix(units: Tensor) -> Tensor:
     """
     matrix = units if units.ndim == 2 else (units if units.ndim == 3 else units.movedim(1, -1)).flatten(0, -2)
     if len(matrix) > matrix.shape[1]:
-        drawn = torch.randperm(len(matrix), generator=torch.Generator().manual_seed(0))[: matrix.shape[1]]
-        matrix = matrix[drawn.to(matrix.device)]
+        matrix = matrix[_drawn(len(matrix), matrix.shape[1], matrix.device)]
     return matrix
+
+
+@lru_cache(maxsize=1024)
+def _drawn(rows: int, kept: int, device: torch.device) -> Tensor:
+    """Draw rows, alike for all matrices with as many."""
+    return torch.randperm(rows, generator=torch.Generator().manual_seed(0))[:kept].to(device, copy=True)
 
 
 @dataclass(unsafe_hash=True)

@@ -19,29 +19,43 @@ from lightning_zico.proxies.base import Proxy, register_proxy
 
 # Up to so many samples a table of all patterns, 2 ** N, takes less time than sorting those that occur.
 _TABLE_SAMPLES = 20
-_WORD = 62  # samples whose bits fit an int64 with room to spare
+# Bits of a float32 that hold whole numbers exactly, and bits that one of three such numbers adds to an int64.
+_EXACT_BITS, _PART_BITS = 24, 21
+# Patterns of so many units are kept before those that are equal are sorted out.
+_MOST_KEPT = 2**22
 
 
 def patterns_of(before: Tensor) -> Tensor:
-    """Write each unit's signs over the samples as integers.
+    """Write each unit's signs over the samples as one integer.
+
+    Up to 63 samples bit ``n`` is set where the unit is positive for sample ``n``. The patterns of more samples are
+    hashed to some 50 bits: among a million of them two that differ are taken for equal about once in 2,000 times.
 
     Args:
         before: What goes into an activation function, ``[N, ...]``.
 
     Returns:
-        ``[U, W]``, int64: bit ``n`` is set where the unit is positive for sample ``n``; a word holds 62 samples.
+        ``[U]``, int64.
 
     Example:
         >>> patterns_of(torch.tensor([[1.0, -1.0], [1.0, 1.0]])).tolist()
-        [[3], [2]]
+        [3, 2]
     """
-    words = []
-    for chunk in (before > 0).flatten(1).split(_WORD):  # [n, U]
-        word = torch.zeros(chunk.shape[1], dtype=torch.int64, device=chunk.device)
-        for n, bits in enumerate(chunk):
-            word |= bits.long() << n
-        words.append(word)
-    return torch.stack(words, dim=1)
+    codes = (before > 0).flatten(1).float()  # [N, U]
+    parts = _weights(len(codes), codes.device) @ codes  # [3, N] @ [N, U] -> [3, U], whole numbers
+    shifts = torch.arange(3, device=codes.device).unsqueeze(1) * _PART_BITS
+    return (parts.long() << shifts).sum(dim=0)
+
+
+def _weights(num_samples: int, device: torch.device) -> Tensor:
+    """Say what a sample adds to the three parts of its pattern, ``[3, N]``."""
+    if num_samples <= 3 * _PART_BITS:
+        samples = torch.arange(num_samples, device=device)
+        parts = torch.arange(3, device=device).unsqueeze(1)
+        return torch.where(samples // _PART_BITS == parts, 2.0 ** (samples % _PART_BITS), 0.0)
+    largest = 2 ** (_EXACT_BITS - math.ceil(math.log2(num_samples)))
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(largest, (3, num_samples), generator=generator).float().to(device)
 
 
 @dataclass(unsafe_hash=True)
@@ -51,30 +65,34 @@ class SignPatterns(Observer):
     def start(self, module: nn.Module) -> None:
         """Begin with none."""
         self._table: Tensor | None = None  # [2 ** N], of the patterns seen
-        self._seen: Tensor | None = None  # [patterns, W]
+        self._seen: list[Tensor] = []
+        self._num_kept = 0
 
     def activation(self, before: Tensor, after: Tensor) -> None:
         """Note the patterns."""
         if before.ndim == 0:
             return
+        patterns = patterns_of(before)
         if len(before) <= _TABLE_SAMPLES:
             if self._table is None:
                 self._table = torch.zeros(2 ** len(before), dtype=torch.bool, device=before.device)
-            values = 2.0 ** torch.arange(len(before), device=before.device)  # whole numbers below 2 ** 24 are exact
-            self._table[(values @ (before > 0).flatten(1).float()).long()] = True  # [N] @ [N, U] -> [U]
-        else:
-            patterns = patterns_of(before)
-            fresh = patterns.unique(dim=0) if patterns.shape[1] > 1 else patterns.unique().unsqueeze(1)
-            self._seen = fresh if self._seen is None else torch.cat([self._seen, fresh]).unique(dim=0)
+            self._table[patterns] = True
+            return
+        self._seen.append(patterns)
+        self._num_kept += len(patterns)
+        if self._num_kept > _MOST_KEPT:
+            self._seen = [torch.cat(self._seen).unique()]
+            self._num_kept = len(self._seen[0])
 
     def forwarded(self, output: Tensor, inputs: Sequence[Tensor]) -> None:
         """Count them."""
         if self._table is not None:
             self.count = int(self._table.sum())
-        elif self._seen is not None:
-            self.count = len(self._seen)
+        elif self._seen:
+            self.count = len(torch.cat(self._seen).unique())
         else:
             raise NotApplicableError("the network has no activation function.")
+        self._table, self._seen = None, []
 
 
 @register_proxy("swap")

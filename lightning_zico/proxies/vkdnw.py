@@ -72,7 +72,7 @@ class VKDNW(Proxy):
     def measure(self, probe: Probe) -> Measurement:
         """Build the Fisher information of the first batch."""
         names = chosen_names(probe.module)
-        watch = Watch(probe.module, ())
+        watch = Watch(probe.module, (), probe.layout)
         num_classes = 0
         label = 0
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lightning_zico.engine.layers import channel_dim, layer_weights
+from lightning_zico.engine.layers import channel_dim
 from lightning_zico.engine.observers import Observer
 from lightning_zico.engine.probe import Probe
 from lightning_zico.proxies.base import Measurement, register_proxy
@@ -18,13 +18,12 @@ class LayerShapes(Observer):
     """Notes how many positions and channels the output of each layer has."""
 
     def start(self, module: nn.Module) -> None:
-        """Look up the layers."""
+        """Begin with nothing."""
         self.by_layer: dict[str, tuple[int, int]] = {}  # positions, channels
-        self._layers = layer_weights(module)
 
     def module_call(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """Note a shape; that of the last call, if a layer runs several times."""
-        layer = self._layers.get(id(module))
+        layer = self.layers.get(id(module))
         if layer is not None and isinstance(output, Tensor):
             channels = output.shape[channel_dim(module, output)]
             self.by_layer[layer] = output[0].numel() // channels, channels
