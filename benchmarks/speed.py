@@ -271,7 +271,7 @@ def parsed_arguments() -> argparse.Namespace:
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[64, 16])
     parser.add_argument("--num-batches", nargs="+", type=int, default=[2, 8, 32], help="each at least 2")
-    parser.add_argument("--repeats", type=int, default=5, help="rounds at the fewest batches; fewer at more")
+    parser.add_argument("--repeats", type=int, default=9, help="rounds at the fewest batches; fewer at more")
     parser.add_argument("--chunk-sizes", nargs="*", type=int, default=[4, 16], help="of per-sample scoring")
     parser.add_argument("--every", action="store_true", help="more batches at every size, not only the smallest")
     parser.add_argument("--quick", action="store_true", help="one network, two batches: does it run?")

@@ -8,12 +8,12 @@ import logging
 import sys
 import warnings
 
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import seed_everything
 from rich.console import Console
 from rich.table import Table
 
 from lightning_zico import ZeroShotSelector
-from lightning_zico.demos import DigitsDataModule, digits_candidates
+from lightning_zico.demos import DigitsDataModule, digits_candidates, quiet_trainer, trained_accuracy
 from lightning_zico.ranking import kendall
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -21,34 +21,20 @@ warnings.filterwarnings("ignore", module="lightning.pytorch")
 SCORES = ("balanced", "zico", "params", "macs", "num_layers", "sum_log_numel")
 
 
-def make_trainer() -> Trainer:
-    """Make a trainer that writes and says nothing; 20 epochs bring all but the smallest near their best."""
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    return Trainer(max_epochs=20, accelerator="cpu", enable_checkpointing=False, **quiet)
-
-
 def main() -> None:
     """Rank, train the winner, compare with the truth."""
     console = Console(record=True, width=112, highlight=False)
     seed_everything(0, verbose=False)
-    selector = ZeroShotSelector(trainer=make_trainer(), proxies=["default", "zico"], num_batches=2, seed=0)
+    selector = ZeroShotSelector(trainer=quiet_trainer(), proxies=["default", "zico"], num_batches=2, seed=0)
     selector.fit(digits_candidates(), datamodule=DigitsDataModule())
     accuracy = 100 * selector.trainer.callback_metrics["val_acc"]
     console.print(f"Chosen without training: {selector.leaderboard_.best}; then trained: {accuracy:.1f} % accuracy.")
     console.print("Training all eight candidates, to see how good the choice was ...")
-    truth = {}
-    for name, build in digits_candidates().items():
-        seed_everything(0, verbose=False)
-        model = build()
-        seed_everything(0, verbose=False)  # from here on as the winner was trained
-        trainer = make_trainer()
-        trainer.fit(model, datamodule=DigitsDataModule())
-        truth[name] = 100 * trainer.callback_metrics["val_acc"].item()
+    truth = {name: trained_accuracy(build) for name, build in digits_candidates().items()}
 
     rows = selector.leaderboard_.rows
-    table = Table(
-        "rank", "name", *SCORES, "accuracy %", title="Ranked without training, beside the truth", title_justify="left"
-    )
+    title = "Ranked without training, beside the truth"
+    table = Table("rank", "name", *SCORES, "accuracy %", title=title, title_justify="left")
     for row in rows:
         scores = (f"{row[score]:,.1f}".removesuffix(".0") for score in SCORES)
         table.add_row(str(row["rank"]), row["name"], *scores, f"{truth[row['name']]:.1f}")

@@ -15,7 +15,7 @@ _FIRST_COLUMNS = ("rank", "name", "score")
 _LAST_COLUMNS = ("error", "seconds")
 FIXED_COLUMNS = frozenset(_FIRST_COLUMNS + _LAST_COLUMNS)
 # What no proxy may be called.
-RESERVED_NAMES = FIXED_COLUMNS | {"controlled"}
+RESERVED_NAMES = FIXED_COLUMNS | {"controlled", "default", "all"}
 
 # From this tau on a ranking is called the baseline's own.
 _SAME_RANKING = 0.9

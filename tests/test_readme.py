@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 from lightning.pytorch import Trainer
 
-README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+from lightning_zico import list_proxies, list_recipes
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.filterwarnings("ignore:.*tensorboardX.*:UserWarning")  # the README's trainers log where they like
@@ -26,4 +29,9 @@ def test_linked_files_exist() -> None:
     links = re.findall(r"\]\((?!https?://)([^)#]+)\)", README)
     assert links
     for link in links:
-        assert (Path(__file__).parent.parent / link).exists(), link
+        assert (ROOT / link).exists(), link
+
+
+def test_every_proxy_and_recipe_stands_in_the_documentation() -> None:
+    text = (ROOT / "docs" / "proxies.md").read_text(encoding="utf-8")
+    assert [name for name in (*list_proxies(), *list_recipes()) if f"`{name}`" not in text] == []

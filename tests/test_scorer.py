@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 
 from lightning_zico import Proxy, ZiCo, score
 from lightning_zico.errors import DuplicateNameError, IdenticalBatchesError, TooFewBatchesError, UnknownNameError
+from lightning_zico.proxies import resolve_proxies
 from lightning_zico.ranking import get_recipe
 from tests.modules import Classifier, assert_untouched, make_batches, make_network, twice
 
@@ -200,6 +201,16 @@ def test_the_default_recipe_looks_at_no_loss() -> None:
     plain, nan = twice(Classifier)[0], twice(_Nan)[0]
     card, other = (score(module, make_batches(), proxies="default") for module in (plain, nan))
     assert {name: card[name].value for name in card} == {name: other[name].value for name in other}
+
+
+def test_score_is_the_same_inside_an_inference_mode() -> None:
+    module, batches = Classifier(), make_batches()
+    names = [proxy.name for proxy in resolve_proxies("all") if proxy.is_repeatable]
+    expected = score(module, batches, proxies=names)
+    with torch.inference_mode():
+        card = score(module, batches, proxies=names)
+    assert {name: card[name].value for name in names} == {name: expected[name].value for name in names}
+    assert card["synflow"].error is None
 
 
 @pytest.mark.cuda

@@ -22,9 +22,9 @@ from torch.overrides import TorchFunctionMode
 from lightning_zico._typing import Axis, Batch, Buffers, Params, Step
 from lightning_zico.engine.batch_norm import BatchNormMode
 from lightning_zico.engine.batches import map_tensors, num_samples, tensors_of, with_tensors
-from lightning_zico.engine.observers import GradientFacts, Watch
+from lightning_zico.engine.observers import GradientFacts, Watch, has_reentrant_checkpoint
 from lightning_zico.engine.scope import preserved, seed_all
-from lightning_zico.engine.stateless import Stateless, check_depends, has_reentrant_checkpoint
+from lightning_zico.engine.stateless import Stateless, check_depends
 from lightning_zico.errors import ZiCoError
 
 # Who differentiates the stateless call. Per batch "autograd", torch.autograd.grad, rather than "grad", torch.func.vjp:

@@ -65,6 +65,11 @@ class MomentsOverBatches(Observer):
                         new.deviation = torch.empty_like(new.mean)
 
         names = list(gradients)
+        if len(losses) == 1 and self._merged and not self.may_repeat:
+            self._losses.append(losses)
+            for name in names:
+                self._merged[name].add(_wide(_of(gradients.pop(name)[0], self.of)))
+            return None
         # Popped, so that a gradient's memory is free as soon as it is merged.
         news: Iterable[Moments] = (Moments.of(_of(gradients.pop(name), self.of)) for name in names)
         if self.may_repeat:
@@ -158,6 +163,10 @@ def check_gradients(names: list[str], largest: list[Tensor], losses: list[Tensor
 
 def _of(gradients: Tensor, of: str) -> Tensor:
     return gradients.abs_() if of == "abs" else gradients
+
+
+def _wide(gradient: Tensor) -> Tensor:
+    return gradient.float() if gradient.dtype in (torch.float16, torch.bfloat16) else gradient
 
 
 def _largest(magnitudes: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ class Observer:
     rather than an activation.
 
     Attributes:
-        needs_graph: Whether `forwarded` differentiates.
+        needs_graph: Whether `forwarded` or `ended` differentiates.
         needs_gradients: Whether `gradients` is to be called, with those of the first batch.
         all_batches: With ``needs_gradients``: whether all batches (or samples) are to be handed over.
         layers: Names of the weights of layers, by ``id`` of the layer; there before `start`.
@@ -91,7 +91,7 @@ class Observer:
         """See what goes into an activation function and what comes out, ``[N, ...]`` each."""
 
     def batch_norm(self, inputs: Tensor) -> None:
-        """See what goes into a batch normalisation, ``[N, C, ...]``."""
+        """See what goes into a batch normalisation that takes the statistics of the batch, ``[N, C, ...]``."""
 
     def module_call(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """See a call of a submodule, when it is over, and what it was given by position."""
@@ -101,6 +101,9 @@ class Observer:
 
         Autograd is on, and the graph is there, if ``needs_graph``; observers that differentiate have their turn first.
         """
+
+    def ended(self) -> None:
+        """See the end of the forward pass, after `forwarded`, also where the network has no output to be seen."""
 
     def names(self, module: nn.Module) -> list[str]:
         """List the parameters whose gradients are wanted."""
@@ -118,6 +121,11 @@ class Observer:
         """See how the gradients came about, when all of them were handed over."""
 
 
+# What an observer can see of a forward pass.
+_EVENTS = ("activation", "batch_norm", "module_call", "forwarded")
+_NO_LAYOUT = Layout({}, {}, frozenset())
+
+
 class Watch:
     """Reports one forward pass to observers; one that fails is told of nothing more, and the others go on.
 
@@ -127,10 +135,12 @@ class Watch:
     Args:
         module: Put back by the caller.
         observers: Started.
-        layout: Of the module, if it is known.
+        layout: Gives that of the module, if somebody has it; it is asked for only if the forward pass is looked at.
     """
 
-    def __init__(self, module: nn.Module, observers: Sequence[Observer], layout: Layout | None = None) -> None:
+    def __init__(
+        self, module: nn.Module, observers: Sequence[Observer], layout: Callable[[], Layout] | None = None
+    ) -> None:
         self.observers = list(observers)
         self.errors: dict[Observer, Exception] = {}
         self.inputs: list[Tensor] = []
@@ -140,7 +150,8 @@ class Watch:
         self.aside = False  # whether what runs at the moment is an observer's own work
         self._device_type = next((parameter.device.type for parameter in module.parameters()), "cpu")
         self._listeners: dict[str, list[Observer]] = {}
-        self._layout = layout or Layout.of(module)
+        self._is_blind = bool(observers) and not any(map(self._listening, _EVENTS))
+        self._layout = _NO_LAYOUT if self._is_blind else layout() if layout else Layout.of(module)
         self._stack: list[int] = []
         self.needs_graph = any(observer.needs_graph for observer in observers)
         for observer in observers:
@@ -164,6 +175,9 @@ class Watch:
     @contextmanager
     def watching(self) -> Iterator[None]:
         """Watch while the body runs."""
+        if self._is_blind:
+            yield
+            return
         self._stack.clear()  # of calls that an exception has ended
         functions = self._listening("activation") or self._listening("batch_norm")
         # For all modules at once: a hook on each of hundreds takes longer than to run a small network.
@@ -185,6 +199,9 @@ class Watch:
         for observer in sorted(self.observers, key=lambda observer: not observer.needs_graph):
             if type(observer).forwarded is not Observer.forwarded:
                 self.tell(observer, self._forwarded, observer)
+        with torch.no_grad():
+            for observer in sorted(self.observers, key=lambda observer: not observer.needs_graph):
+                self.tell(observer, observer.ended)
         self._output, self.inputs = None, []
 
     def output(self) -> Tensor:
@@ -197,7 +214,7 @@ class Watch:
         if output is None:
             raise NotApplicableError(
                 "the step called no submodule with trainable linear or convolutional layers that put out a "
-                "floating-point tensor."
+                "floating-point tensor with a row for each sample."
             )
         return output
 
@@ -285,16 +302,41 @@ class _Functions(TorchFunctionMode):
             after = func(*args, **kwargs)
             self._watch.report("activation", kept, after)
             return after
-        if func is F.batch_norm:
+        if func is F.batch_norm and (args[5] if len(args) > 5 else kwargs.get("training", False)):
             self._watch.report("batch_norm", args[0] if args else kwargs["input"])
         return func(*args, **kwargs)
 
 
 def floating_tensor_in(output: Any) -> Tensor | None:
-    """Find the tensor of a module's output: itself, its ``logits``, or the first of floating point in it."""
-    if isinstance(output, Tensor):
-        return output if output.is_floating_point() else None
+    """Find the tensor of a module's output: itself, its ``logits``, or the first of floating point in it; no scalar."""
     logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
-    if isinstance(logits, Tensor) and logits.is_floating_point():
-        return logits
-    return next((tensor for tensor in tensors_of(output) if tensor.is_floating_point()), None)
+    tensors = tensors_of(output if logits is None else logits)
+    return next((tensor for tensor in tensors if tensor.is_floating_point() and tensor.ndim), None)
+
+
+def has_reentrant_checkpoint(tensor: Tensor) -> bool:
+    """Look for a ``torch.utils.checkpoint.checkpoint(..., use_reentrant=True)`` in the graph of a tensor."""
+    seen: set[Any] = set()
+    remaining: list[Any] = [tensor.grad_fn]
+    while remaining:
+        node = remaining.pop()
+        if node is None or node in seen:
+            continue
+        if node.name() == "CheckpointFunctionBackward":
+            return True
+        seen.add(node)
+        remaining.extend(parent for parent, _ in node.next_functions)
+    return False
+
+
+def check_graph(tensor: Tensor) -> None:
+    """Refuse a graph in which a checkpoint hides weights: their derivatives would be zero without a word.
+
+    Raises:
+        NotApplicableError: If there is a checkpoint with ``use_reentrant=True``.
+    """
+    if has_reentrant_checkpoint(tensor):
+        raise NotApplicableError(
+            "a checkpoint with `use_reentrant=True` can be differentiated by `backward()` alone. Use "
+            "`use_reentrant=False`, or switch checkpointing off for scoring."
+        )

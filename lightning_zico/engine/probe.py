@@ -188,7 +188,6 @@ class Probe:
         for error in watch.errors.values():
             raise again(error)
 
-    @property
     def layout(self) -> Layout:
         """Where things are in the module."""
         return self.once(_layout)

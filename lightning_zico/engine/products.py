@@ -5,6 +5,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_zico._typing import Batch, Params, Step
+from lightning_zico.engine.observers import check_graph
 from lightning_zico.engine.scope import preserved, seed_all
 from lightning_zico.engine.stateless import Stateless, check_depends
 
@@ -26,6 +27,7 @@ def hessian_times_gradient(
 
     Raises:
         NoGradientError: If the loss depends on none of the parameters.
+        NotApplicableError: If there is a checkpoint with ``use_reentrant=True``.
         RuntimeError: If an operation of the module has no second derivative.
     """
     with torch.inference_mode(False), preserved(module), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
@@ -37,6 +39,7 @@ def hessian_times_gradient(
         def differentiate() -> tuple[torch.Tensor, ...]:
             loss = stateless.watched_loss(step, batch, 0, None)
             check_depends(loss)
+            check_graph(loss)
             leaves = list(weights.values())
             gradients = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True, materialize_grads=True)
             # <stopgrad(g), g>, whose gradient is the Hessian times g

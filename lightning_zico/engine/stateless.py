@@ -9,7 +9,7 @@ from torch.func import functional_call
 from torch.nn.parameter import is_lazy
 
 from lightning_zico._typing import Batch, Buffers, Params, Step
-from lightning_zico.engine.observers import Watch
+from lightning_zico.engine.observers import Watch, has_reentrant_checkpoint
 from lightning_zico.errors import NoGradientError, UnsupportedModuleError
 
 T = TypeVar("T")
@@ -168,21 +168,6 @@ def _backward(loss: Tensor, leaves: Params) -> Params:
         name: torch.zeros_like(leaf, requires_grad=False) if leaf.grad is None else leaf.grad
         for name, leaf in leaves.items()
     }
-
-
-def has_reentrant_checkpoint(loss: Tensor) -> bool:
-    """Look for a ``torch.utils.checkpoint.checkpoint(..., use_reentrant=True)`` in the graph of a loss."""
-    seen: set[Any] = set()
-    remaining: list[Any] = [loss.grad_fn]
-    while remaining:
-        node = remaining.pop()
-        if node is None or node in seen:
-            continue
-        if node.name() == "CheckpointFunctionBackward":
-            return True
-        seen.add(node)
-        remaining.extend(parent for parent, _ in node.next_functions)
-    return False
 
 
 class _Caller(nn.Module):

@@ -7,7 +7,6 @@ Index conventions:
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
@@ -16,12 +15,12 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from lightning_zico.engine.batches import first_samples, tensors_of
+from lightning_zico.engine.batches import first_samples
 from lightning_zico.engine.observers import Observer, floating_tensor_in
 from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.stateless import Stateless
 from lightning_zico.engine.weights import gaussian_batch, kaiming_weights
-from lightning_zico.errors import NotApplicableError
+from lightning_zico.errors import NonFiniteError, NotApplicableError
 from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
 
 _STABILISER = 1e-8  # of the entropy, as published
@@ -113,7 +112,7 @@ class _Blocks(Observer):
             self._outputs.append((name, module, tensor))
             self._isotropies[name] = isotropy(_rows(tensor.detach(), module))
 
-    def forwarded(self, output: Tensor, inputs: Sequence[Tensor]) -> None:
+    def ended(self) -> None:
         """Send random signs backward through each block."""
         if len(self._outputs) < 2:
             raise NotApplicableError(
@@ -181,13 +180,20 @@ def block_statistics(probe: Probe) -> BlockStatistics:
     generator = torch.Generator().manual_seed(probe.seed)
     weights = kaiming_weights(probe.module, generator)
     batch = gaussian_batch(first_samples(probe.first_batch, _NUM_INPUTS), generator)
-    if not any(tensor.is_floating_point() for tensor in tensors_of(batch)):
-        # Tokens have no gradient; the graph then begins at the embeddings.
-        own = Stateless(probe.module).copied_params()
-        weights = {name: t.requires_grad_(t.is_floating_point()) for name, t in (own | weights).items()}
+    # Leaves, since tokens have no gradient: the graph then begins at the embeddings.
+    own = Stateless(probe.module).copied_params()
+    weights = {name: t.requires_grad_(t.is_floating_point()) for name, t in (own | weights).items()}
     observer = _Blocks(tuple(blocks), probe.seed)
     probe.forward(observer, tensors=weights, batch=batch)
     return observer.statistics
+
+
+def _expressivities(probe: Probe) -> dict[str, float]:
+    parts = probe.once(block_statistics).expressivities
+    for name, value in parts.items():
+        if not math.isfinite(value):  # a minimum may pass over it
+            raise NonFiniteError(f"The features of block '{name}' do not vary, or are not finite.")
+    return parts
 
 
 @register_proxy("az_expressivity")
@@ -205,7 +211,7 @@ class AZExpressivity(Proxy):
 
     def measure(self, probe: Probe) -> Measurement:
         """Sum over the blocks."""
-        parts = probe.once(block_statistics).expressivities
+        parts = _expressivities(probe)
         return Measurement(math.fsum(parts.values()), details={"blocks": parts})
 
 
@@ -217,7 +223,7 @@ class AZExpressivityMean(Proxy):
 
     def measure(self, probe: Probe) -> Measurement:
         """Average over the blocks."""
-        parts = probe.once(block_statistics).expressivities
+        parts = _expressivities(probe)
         return Measurement(math.fsum(parts.values()) / len(parts), details={"blocks": parts})
 
 
@@ -229,7 +235,7 @@ class AZProgressivity(Proxy):
 
     def measure(self, probe: Probe) -> Measurement:
         """Take the least increase."""
-        parts = probe.once(block_statistics).expressivities
+        parts = _expressivities(probe)
         return Measurement(min(b - a for a, b in pairwise(parts.values())), details={"blocks": parts})
 
 

@@ -70,7 +70,9 @@ def register_proxy(name: str) -> Callable[[P], P]:
         DuplicateNameError: If the name is taken, by another proxy or by a column of the leaderboard.
     """
     if name in RESERVED_NAMES:
-        raise DuplicateNameError(f"'{name}' is a column of every leaderboard. Choose another name.")
+        raise DuplicateNameError(
+            f"'{name}' is taken: a column of the leaderboard, or a word for several proxies. Choose another name."
+        )
 
     def register(factory: P) -> P:
         if isinstance(factory, type):

@@ -6,7 +6,6 @@ Index conventions:
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -87,7 +86,7 @@ class ChannelSaliencies(Observer):
         self.fan_in[layer] = module.weight.numel() // output.shape[dim]  # type: ignore[operator]
         output.register_hook(take)
 
-    def forwarded(self, output: Tensor, inputs: Sequence[Tensor]) -> None:
+    def ended(self) -> None:
         """Take no gradient before: it is of what another observer differentiates in the same graph."""
         self._loss_is_next = True
 
@@ -96,7 +95,10 @@ class ChannelSaliencies(Observer):
         if self._errors:
             raise NotApplicableError(f"the output of '{self._errors[0]}' is overwritten in place.")
         if not self.by_layer:
-            raise NotApplicableError("no layer's output is differentiated: all of them run inside checkpoints.")
+            raise NotApplicableError(
+                "no layer's output is differentiated: all of them run inside checkpoints, or their weights are used "
+                "without a call of the layer."
+            )
 
 
 @register_proxy("fisher")

@@ -10,6 +10,7 @@ from lightning_zico.engine.layers import channel_dim
 from lightning_zico.engine.learned import FirstGradients
 from lightning_zico.engine.observers import Observer
 from lightning_zico.engine.probe import Probe
+from lightning_zico.errors import NotApplicableError
 from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
 
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -60,7 +61,9 @@ class ParamsLive(Proxy):
 class MacsLive(Proxy):
     """Multiply-accumulate operations, per sample, of those layers that the gradient of one batch reaches.
 
-    Unlike `Macs` it counts no products outside of layers, such as attention's.
+    Unlike `Macs` it counts no products outside of layers, such as attention's. Layers whose weight is used without a
+    call of the layer, as ``nn.MultiheadAttention`` uses that of its last one, are not counted either; the details name
+    them.
     """
 
     needs = (FirstGradients(), LayerMacs())
@@ -68,5 +71,9 @@ class MacsLive(Proxy):
     def measure(self, probe: Probe) -> Measurement:
         """Count them on the first batch."""
         macs = probe.observed(LayerMacs()).by_layer
-        layers = {name: float(macs.get(name, 0)) for name in live_layers(probe)}
-        return Measurement(sum(layers.values()), layers)
+        alive = live_layers(probe)
+        layers = {name: float(macs[name]) for name in alive if name in macs}
+        if not layers:
+            raise NotApplicableError("no layer that learns is called: their weights are used without a call.")
+        uncounted = [name for name in alive if name not in macs]
+        return Measurement(sum(layers.values()), layers, {"uncounted_layers": uncounted})

@@ -6,7 +6,6 @@ Index conventions:
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -73,13 +72,13 @@ class FeatureMaps(Observer):
         self._maps.setdefault(tuple(feature_map.shape), []).append(feature_map.detach().clone())
         self._factors.setdefault(tuple(feature_map.shape), []).append(factor)
 
-    def forwarded(self, output: Tensor, inputs: Sequence[Tensor]) -> None:
+    def ended(self) -> None:
         """Sum up the eigenvalues."""
         if not self._maps:
             raise NotApplicableError("no submodule puts out a feature map of two positions and two channels.")
         sums = []
         for shape, maps in self._maps.items():
-            factors = torch.tensor(self._factors[shape], dtype=torch.float64, device=output.device)
+            factors = torch.tensor(self._factors[shape], dtype=torch.float64, device=maps[0].device)
             sums.append((least_eigenvalue(torch.stack(maps)) * factors).sum())
         self.total = math.fsum(torch.stack(sums).tolist())
         self._maps = {}

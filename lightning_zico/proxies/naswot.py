@@ -6,7 +6,6 @@ Index conventions:
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -82,7 +81,7 @@ class Agreements(Observer):
             raise NotApplicableError("the network has no activation function.")
         return self._matrix
 
-    def forwarded(self, output: Tensor, inputs: Sequence[Tensor]) -> None:
+    def ended(self) -> None:
         """Refuse a network without activation functions."""
         _ = self.matrix
 

@@ -6,7 +6,6 @@ Index conventions:
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -80,7 +79,7 @@ class EffectiveRanks(Observer):
                 matrix = as_matrix(units)
                 self._matrices.setdefault(matrix.shape, []).append(matrix.detach().clone())
 
-    def forwarded(self, output: Tensor, inputs: Sequence[Tensor]) -> None:
+    def ended(self) -> None:
         """Sum up the ranks."""
         if not self._matrices:
             raise NotApplicableError("the network has no activation function.")

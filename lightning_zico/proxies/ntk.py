@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_zico._typing import Params
 from lightning_zico.engine.learned import chosen_names
-from lightning_zico.engine.observers import Observer
+from lightning_zico.engine.observers import Observer, check_graph
 from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.stateless import Stateless
 from lightning_zico.errors import NonFiniteError
@@ -70,9 +70,10 @@ class _TangentKernel(Observer):
 
     def forwarded(self, output: Tensor, inputs: Sequence[Tensor]) -> None:
         """Go through the samples."""
+        check_graph(output)
         leaves = list(self.weights.values())
         rows = []
-        for sample in output.flatten(1).sum(dim=1):
+        for sample in output.reshape(len(output), -1).sum(dim=1):
             gradients = torch.autograd.grad(
                 sample, leaves, retain_graph=True, allow_unused=True, materialize_grads=True
             )

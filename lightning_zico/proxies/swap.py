@@ -6,7 +6,6 @@ Index conventions:
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -84,7 +83,7 @@ class SignPatterns(Observer):
             self._seen = [torch.cat(self._seen).unique()]
             self._num_kept = len(self._seen[0])
 
-    def forwarded(self, output: Tensor, inputs: Sequence[Tensor]) -> None:
+    def ended(self) -> None:
         """Count them."""
         if self._table is not None:
             self.count = int(self._table.sum())

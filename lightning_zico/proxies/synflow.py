@@ -12,7 +12,7 @@ from lightning_zico._typing import Batch, Params
 from lightning_zico.engine.batch_norm import BatchNormMode
 from lightning_zico.engine.batches import map_tensors
 from lightning_zico.engine.learned import chosen_names
-from lightning_zico.engine.observers import Observer
+from lightning_zico.engine.observers import Observer, check_graph
 from lightning_zico.engine.probe import Probe
 from lightning_zico.errors import NoGradientError, NonFiniteError
 from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
@@ -32,6 +32,7 @@ class _Flow(Observer):
 
     def forwarded(self, output: Tensor, inputs: Sequence[Tensor]) -> None:
         """Multiply weights and gradients."""
+        check_graph(output)
         leaves = list(self.weights.values())
         gradients = torch.autograd.grad(output.sum(), leaves, allow_unused=True, materialize_grads=True)
         sums = [(weight.detach() * g).abs_().sum() for weight, g in zip(leaves, gradients, strict=True)]

@@ -6,7 +6,6 @@ Index conventions:
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,14 +50,14 @@ class _LastMap(Observer):
             self.last_input = inputs[0]
 
     def batch_norm(self, inputs: Tensor) -> None:
-        """Take the variance over the batch, meaned over channels."""
+        """Take the variance over the batch, its mean over channels."""
         if not self.scales:
             return
         # A third of the time that `var` over these dimensions takes on a CPU; without an epsilon it is the same.
         _, _, inverse_std = torch.native_batch_norm(inputs, None, None, None, None, True, 0.0, 0.0)
         self._variances.append(inverse_std.double().pow_(-2).mean())
 
-    def forwarded(self, output: Tensor, inputs: Sequence[Tensor]) -> None:
+    def ended(self) -> None:
         """Sum the logarithms of the scales."""
         found = self.last_input if self.last_map is None else self.last_map
         if found is None:

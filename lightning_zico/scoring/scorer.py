@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterable, Sequence
 from typing import Any, get_args
 
+import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
@@ -161,7 +162,11 @@ def score_checked(
     scores: dict[str, Score] = {}
     error = untrainable = None
     try:
-        with preserved_rng(seed), bridged(model, loss_fn=loss_fn, datamodule=datamodule) as bridge:
+        with (
+            torch.inference_mode(False),  # a proxy's own tensors, made outside of any pass, are leaves of graphs
+            preserved_rng(seed),
+            bridged(model, loss_fn=loss_fn, datamodule=datamodule) as bridge,
+        ):
             probe = Probe(
                 model,
                 bridge.step,

@@ -122,7 +122,7 @@ class SearchSpace(ABC, Generic[Arch]):
         """Name the submodules of the built network that are its blocks, in order of execution."""
 
     def candidates(self, n: int, seed: int = 0, *, num_classes: int = 10, in_channels: int = 3) -> Iterator[Candidate]:
-        """Draw distinct archs and offer them for scoring, each under its string.
+        """Draw distinct archs and offer them for scoring, each under its string and with its blocks.
 
         Args:
             n: Number of candidates.
@@ -137,7 +137,7 @@ class SearchSpace(ABC, Generic[Arch]):
             raise ValueError(f"`n` is {n}; the space has {self.size:,} archs. Take between 0 and that many.")
         archs = self._distinct(n, random.Random(seed))
         build = partial(self.build, num_classes=num_classes, in_channels=in_channels)
-        return (Candidate(str(arch), partial(build, arch)) for arch in archs)
+        return (Candidate(str(arch), partial(build, arch), self.blocks(arch)) for arch in archs)
 
     def _distinct(self, n: int, rng: random.Random) -> Iterator[Arch]:
         drawn: set[Arch] = set()

@@ -115,6 +115,7 @@ class TestSpace:
         assert names != [candidate.name for candidate in space.candidates(10, seed=4)]
         for candidate in pickle.loads(pickle.dumps(candidates))[:2]:
             network = candidate.build()
+            assert candidate.blocks == space.blocks(space.parse(candidate.name))
             assert isinstance(network, nn.Module)
             assert count_params(network) == space.params(space.parse(candidate.name), num_classes=7)
 

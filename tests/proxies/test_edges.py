@@ -1,0 +1,154 @@
+"""Networks and batches at the edge of what the formulas were made for."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from lightning_zico import score
+from tests.modules import Classifier, make_batches
+from tests.proxies.models import Tokens, cnn
+
+
+def tokens_and_mask() -> list[tuple[dict[str, Tensor], Tensor]]:
+    ids, mask = torch.randint(10, (4, 5)), torch.ones(4, 5)
+    return [({"ids": ids, "mask": mask}, torch.randint(3, (4,)))]
+
+
+class Masked(Tokens):
+    """Takes a mask of floating point beside its tokens."""
+
+    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
+        return super().forward(inputs["ids"])
+
+
+class Functional(Classifier):
+    """Calls no submodule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(50, 8), nn.Linear(8, 3)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        hidden = F.relu(F.linear(batch[0].flatten(1), self.first.weight, self.first.bias))
+        return F.cross_entropy(F.linear(hidden, self.last.weight), batch[1])
+
+
+class Checkpointed(nn.Module):
+    """Has a part that only `backward()` can be led through."""
+
+    def __init__(self, use_reentrant: bool) -> None:
+        super().__init__()
+        self.use_reentrant = use_reentrant
+        self.stem, self.hidden, self.head = nn.Linear(50, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.stem(images.flatten(1)).tanh()
+        return self.head(checkpoint(self.hidden, hidden, use_reentrant=self.use_reentrant).tanh())
+
+
+class Pair(nn.Module):
+    """Puts out its loss and its logits, as models of transformers may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = cnn()
+
+    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.network(images)
+        return F.cross_entropy(logits, labels), logits
+
+
+class CallsForItsLoss(Classifier):
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = Pair()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self.network(*batch)[0]
+
+
+def test_a_block_whose_features_do_not_vary_is_an_error_for_all_that_reads_expressivity() -> None:
+    one_sample = [(images[:1], labels[:1]) for images, labels in make_batches()]
+    network = nn.Sequential(*(layer for _ in range(2) for layer in (nn.Conv2d(2, 2, 1), nn.ReLU())), nn.Flatten())
+    network.append(nn.Linear(50, 3))
+    names = ["az_expressivity", "az_expressivity_mean", "az_progressivity"]
+    card = score(network, one_sample, proxies=names, loss_fn=F.cross_entropy)
+    for name in names:
+        assert card[name].error == "NonFiniteError: The features of block '5' do not vary, or are not finite."
+
+
+def test_blocks_of_tokens_are_differentiated_also_beside_a_mask_of_floating_point() -> None:
+    batches = tokens_and_mask()
+    network = Masked()
+    masked = score(network, batches, proxies="az_trainability", loss_fn=F.cross_entropy)["az_trainability"]
+    assert masked.value is not None
+    plain = [({"ids": inputs["ids"]}, labels) for inputs, labels in batches]
+    alone = score(network, plain, proxies="az_trainability", loss_fn=F.cross_entropy)["az_trainability"]
+    assert masked.value == alone.value
+
+
+def test_one_number_a_sample_is_an_output_too() -> None:
+    torch.manual_seed(0)
+    column = nn.Sequential(nn.Flatten(), nn.Linear(50, 8), nn.ReLU(), nn.Linear(8, 1))
+    vector = nn.Sequential(*column, nn.Flatten(0))
+    batches = [(images, torch.randn(len(images))) for images, _ in make_batches()]
+    names = ["ntk_cond", "jacob_cov", "synflow"]
+    expected = score(column, [(x, y.unsqueeze(1)) for x, y in batches], proxies=names, loss_fn=F.mse_loss)
+    card = score(vector, batches, proxies=names, loss_fn=F.mse_loss)
+    for name in names:
+        assert card[name].value == expected[name].value is not None
+
+
+@pytest.mark.parametrize("name", ["naswot", "log_neurons", "swap", "near"])
+def test_activations_are_seen_where_a_step_calls_no_submodule(name: str) -> None:
+    assert score(Functional(), make_batches(num_samples=3), proxies=name)[name].value is not None
+
+
+@pytest.mark.parametrize("name", ["jacob_cov", "ntk_cond", "synflow", "fisher", "macs_live"])
+def test_what_a_step_without_submodules_does_not_show_is_not_applicable(name: str) -> None:
+    assert (score(Functional(), make_batches(), proxies=name)[name].error or "").startswith("not applicable: ")
+
+
+def test_layers_whose_weight_is_used_without_a_call_are_named() -> None:
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention, self.head = nn.MultiheadAttention(5, 1), nn.Linear(50, 3)
+
+        def forward(self, images: Tensor) -> Tensor:
+            tokens = images.flatten(1, 2)
+            return self.head(self.attention(tokens, tokens, tokens)[0].flatten(1))
+
+    found = score(Attending(), make_batches(), proxies="macs_live", loss_fn=F.cross_entropy)["macs_live"]
+    assert found.value == 150
+    assert found.details["uncounted_layers"] == ["attention.out_proj.weight"]
+
+
+def test_logits_beside_a_loss_are_the_output() -> None:
+    batches = [(torch.randn(6, 2, 6, 6), torch.randint(3, (6,)))]
+    module = CallsForItsLoss()
+    names = ["jacob_cov", "ntk_cond", "vkdnw"]
+    card = score(module, batches, proxies=names)
+    expected = score(module.network.network, batches, proxies=names, loss_fn=F.cross_entropy)
+    assert [card[name].value for name in names] == [expected[name].value for name in names]
+    assert None not in [card[name].value for name in names]
+
+
+@pytest.mark.parametrize("name", ["synflow", "jacob_cov", "ntk_cond", "grasp"])
+def test_a_checkpoint_that_hides_its_weights_is_no_number(name: str) -> None:
+    hidden = score(Checkpointed(True), make_batches(), proxies=name, loss_fn=F.cross_entropy)[name]
+    assert (hidden.error or "").startswith("not applicable: a checkpoint with `use_reentrant=True`")
+    shown = score(Checkpointed(False), make_batches(), proxies=name, loss_fn=F.cross_entropy)[name]
+    assert shown.error is None
+
+
+def test_zen_counts_the_scales_alone_that_a_batch_normalisation_takes_away() -> None:
+    network = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 2), nn.BatchNorm2d(4))
+    network.extend([nn.Flatten(), nn.Linear(16, 3)])
+    network[1].eval()  # divides by its running variance
+    found = score(network, make_batches(), proxies="zen", loss_fn=F.cross_entropy)["zen"]
+    assert found.details["num_batch_norms"] == 1
