@@ -6,7 +6,7 @@ Index conventions:
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -109,6 +109,24 @@ class FirstGradients(Observer):
         """Refuse what is no number and what is no gradient."""
         largest = [_largest(gradient.abs()) for gradient in self.by_name.values()]
         check_gradients(list(self.by_name), largest, [self._losses])
+
+
+@dataclass(unsafe_hash=True)
+class WeightDifferentiator(Observer):
+    """Base of those that differentiate the network's output with respect to weights.
+
+    Args:
+        weights: Leaves of the graph, by name.
+    """
+
+    weights: Params = field(default_factory=dict, compare=False)
+
+    needs_graph: ClassVar[bool] = True
+
+    def differentiated(self, number: Tensor, *, retain_graph: bool = False) -> tuple[Tensor, ...]:
+        """Differentiate one number; zeros where it does not depend on a weight."""
+        leaves = list(self.weights.values())
+        return torch.autograd.grad(number, leaves, retain_graph=retain_graph, allow_unused=True, materialize_grads=True)
 
 
 def chosen_names(module: nn.Module, patterns: tuple[str, ...] | None = None) -> list[str]:

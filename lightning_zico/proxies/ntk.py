@@ -6,15 +6,12 @@ Index conventions:
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from lightning_zico._typing import Params
-from lightning_zico.engine.learned import chosen_names
-from lightning_zico.engine.observers import Observer, check_graph
+from lightning_zico.engine.learned import WeightDifferentiator, chosen_names
+from lightning_zico.engine.observers import check_graph
 from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.stateless import Stateless
 from lightning_zico.errors import NonFiniteError
@@ -56,27 +53,15 @@ def ntk_cond_score(kernel: Tensor) -> float:
     return -most / least
 
 
-@dataclass(unsafe_hash=True)
-class _TangentKernel(Observer):
-    """Differentiates the output of each sample with respect to weights, and multiplies the gradients.
-
-    Args:
-        weights: Leaves of the graph, by name.
-    """
-
-    weights: Params = field(default_factory=dict, compare=False)
-
-    needs_graph: ClassVar[bool] = True
+class _TangentKernel(WeightDifferentiator):
+    """Differentiates the output of each sample, and multiplies the gradients."""
 
     def forwarded(self, output: Tensor, inputs: Sequence[Tensor]) -> None:
         """Go through the samples."""
         check_graph(output)
-        leaves = list(self.weights.values())
         rows = []
         for sample in output.reshape(len(output), -1).sum(dim=1):
-            gradients = torch.autograd.grad(
-                sample, leaves, retain_graph=True, allow_unused=True, materialize_grads=True
-            )
+            gradients = self.differentiated(sample, retain_graph=True)
             rows.append(torch.cat([gradient.flatten() for gradient in gradients]))
         stacked = torch.stack(rows)  # [N, P]
         self.kernel = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=output.device)

@@ -2,40 +2,29 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lightning_zico._typing import Batch, Params
+from lightning_zico._typing import Batch
 from lightning_zico.engine.batch_norm import BatchNormMode
 from lightning_zico.engine.batches import map_tensors
-from lightning_zico.engine.learned import chosen_names
-from lightning_zico.engine.observers import Observer, check_graph
+from lightning_zico.engine.learned import WeightDifferentiator, chosen_names
+from lightning_zico.engine.observers import check_graph
 from lightning_zico.engine.probe import Probe
 from lightning_zico.errors import NoGradientError, NonFiniteError
 from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
 
 
-@dataclass(unsafe_hash=True)
-class _Flow(Observer):
-    """Differentiates the sum of the network's output with respect to weights.
-
-    Args:
-        weights: Leaves of the graph, by name.
-    """
-
-    weights: Params = field(default_factory=dict, compare=False)
-
-    needs_graph: ClassVar[bool] = True
+class _Flow(WeightDifferentiator):
+    """Differentiates the sum of the network's output, and multiplies the gradients with the weights."""
 
     def forwarded(self, output: Tensor, inputs: Sequence[Tensor]) -> None:
         """Multiply weights and gradients."""
         check_graph(output)
-        leaves = list(self.weights.values())
-        gradients = torch.autograd.grad(output.sum(), leaves, allow_unused=True, materialize_grads=True)
-        sums = [(weight.detach() * g).abs_().sum() for weight, g in zip(leaves, gradients, strict=True)]
+        pairs = zip(self.weights.values(), self.differentiated(output.sum()), strict=True)
+        sums = [(weight.detach() * gradient).abs_().sum() for weight, gradient in pairs]
         self.flows = dict(zip(self.weights, torch.stack(sums).tolist(), strict=True))
 
 
