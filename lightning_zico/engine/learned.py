@@ -68,7 +68,7 @@ class MomentsOverBatches(Observer):
         if len(losses) == 1 and self._merged and not self.may_repeat:
             self._losses.append(losses)
             for name in names:
-                self._merged[name].add(_wide(_of(gradients.pop(name)[0], self.of)))
+                self._merged[name].add(_of(gradients.pop(name)[0], self.of))
             return None
         # Popped, so that a gradient's memory is free as soon as it is merged.
         news: Iterable[Moments] = (Moments.of(_of(gradients.pop(name), self.of)) for name in names)
@@ -181,10 +181,6 @@ def check_gradients(names: list[str], largest: list[Tensor], losses: list[Tensor
 
 def _of(gradients: Tensor, of: str) -> Tensor:
     return gradients.abs_() if of == "abs" else gradients
-
-
-def _wide(gradient: Tensor) -> Tensor:
-    return gradient.float() if gradient.dtype in (torch.float16, torch.bfloat16) else gradient
 
 
 def _largest(magnitudes: Tensor) -> Tensor:

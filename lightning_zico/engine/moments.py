@@ -55,8 +55,7 @@ class Moments:
             gradients: ``[B, *]``, ``B >= 1``. Half precision is raised to float32. The stack is consumed: its memory is
                 reused for a single gradient, and overwritten for several.
         """
-        if gradients.dtype in (torch.float16, torch.bfloat16):
-            gradients = gradients.float()
+        gradients = _raised(gradients)
         if len(gradients) == 1:
             return cls(1, gradients[0], gradients[0].abs(), None)
         # One after the other: on a CPU a fifteenth of the time that norms over dimension 0 take (torch 2.14). What is
@@ -68,11 +67,12 @@ class Moments:
         return moments
 
     def add(self, gradient: Tensor) -> None:
-        """Take in one more gradient, ``[*]``, in place; it is consumed. The same numbers as `merge` gives.
+        """Take in one more gradient, ``[*]``, in place; it is treated as in `of`. The same numbers as `merge` gives.
 
         Piece by piece, so that what one operation leaves is still in the processor's cache for the next: on a CPU half
         of the time that whole tensors of millions take.
         """
+        gradient = _raised(gradient)
         if self.deviation is None:
             self.deviation = torch.empty_like(self.mean)
         share = 1 / (self.count + 1)
@@ -110,6 +110,11 @@ class Moments:
         if self.count == 1 or self.deviation is None:
             return torch.zeros_like(self.mean)
         return self.deviation / math.sqrt(self.count)
+
+
+def _raised(gradients: Tensor) -> Tensor:
+    """Raise half precision to float32."""
+    return gradients.float() if gradients.dtype in (torch.float16, torch.bfloat16) else gradients
 
 
 # Numbers in a piece: 256 KiB of float32, of which several fit the second-level cache of a core.

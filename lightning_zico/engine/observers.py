@@ -196,11 +196,12 @@ class Watch:
     def finish(self) -> None:
         """Report the end of the forward pass, and let go of what it left."""
         self.finished = True
-        for observer in sorted(self.observers, key=lambda observer: not observer.needs_graph):
+        in_turn = sorted(self.observers, key=lambda observer: not observer.needs_graph)
+        for observer in in_turn:
             if type(observer).forwarded is not Observer.forwarded:
                 self.tell(observer, self._forwarded, observer)
         with torch.no_grad():
-            for observer in sorted(self.observers, key=lambda observer: not observer.needs_graph):
+            for observer in in_turn:
                 self.tell(observer, observer.ended)
         self._output, self.inputs = None, []
 

@@ -188,6 +188,11 @@ class Probe:
         for error in watch.errors.values():
             raise again(error)
 
+    @property
+    def stateless(self) -> Stateless:
+        """The module as one that runs on tensors which are handed to it."""
+        return self.once(_stateless)
+
     def layout(self) -> Layout:
         """Where things are in the module."""
         return self.once(_layout)
@@ -265,7 +270,7 @@ class Probe:
         self, watch: Watch, tensors: Params, batch: Batch, mode: AbstractContextManager[object] | None = None
     ) -> None:
         with torch.inference_mode(False), preserved(self.module):
-            stateless = self.once(_stateless)
+            stateless = self.stateless
             tensors = stateless.copied_params() | stateless.copied_buffers() | tensors
             seed_all(self.seed)
             with torch.set_grad_enabled(watch.needs_graph), mode or nullcontext():

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -44,6 +45,12 @@ def drawn_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
     """Draw a tensor of the same shape, type and device from N(0, 1)."""
     # said out loud, since there may be another default device and type
     return torch.randn(tensor.shape, generator=generator, device="cpu", dtype=torch.float32).to(tensor)
+
+
+@lru_cache(maxsize=1024)
+def drawn_indices(total: int, kept: int, device: torch.device) -> Tensor:
+    """Draw ``kept`` different indices below ``total``, ``[kept]``, int64; the same ones every time."""
+    return torch.randperm(total, generator=torch.Generator().manual_seed(0))[:kept].to(device, copy=True)
 
 
 def _drawn(module: nn.Module, generator: torch.Generator, std_of: Callable[[Tensor], float]) -> Params:

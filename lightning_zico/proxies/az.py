@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from lightning_zico.engine.batches import first_samples
 from lightning_zico.engine.observers import Observer, floating_tensor_in
 from lightning_zico.engine.probe import Probe
-from lightning_zico.engine.stateless import Stateless
 from lightning_zico.engine.weights import gaussian_batch, kaiming_weights
 from lightning_zico.errors import NonFiniteError, NotApplicableError
 from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
@@ -181,7 +180,7 @@ def block_statistics(probe: Probe) -> BlockStatistics:
     weights = kaiming_weights(probe.module, generator)
     batch = gaussian_batch(first_samples(probe.first_batch, _NUM_INPUTS), generator)
     # Leaves, since tokens have no gradient: the graph then begins at the embeddings.
-    own = Stateless(probe.module).copied_params()
+    own = probe.stateless.copied_params()
     weights = {name: t.requires_grad_(t.is_floating_point()) for name, t in (own | weights).items()}
     observer = _Blocks(tuple(blocks), probe.seed)
     probe.forward(observer, tensors=weights, batch=batch)

@@ -44,8 +44,11 @@ def grad_norm_score(gradients: Mapping[str, Tensor], total: bool = False) -> flo
         Abdelfattah et al., *Zero-Cost Proxies for Lightweight NAS*, ICLR 2021, arXiv:2101.08134; the sum over layers is
         that of its public code, the norm in total that of the ports to Zen-NAS and AZ-NAS (there over all parameters).
     """
-    parts = norms(gradients).values()
-    return math.hypot(*parts) if total else math.fsum(parts)
+    return _combined(norms(gradients), total)
+
+
+def _combined(parts: Mapping[str, float], total: bool) -> float:
+    return math.hypot(*parts.values()) if total else math.fsum(parts.values())
 
 
 @register_proxy("grad_norm")
@@ -65,5 +68,5 @@ class GradNorm(Proxy):
 
     def measure(self, probe: Probe) -> Measurement:
         """Take the norms of the gradients of the first batch."""
-        value = grad_norm_score(probe.gradients, self.total)
-        return Measurement(value, {} if self.total else norms(probe.gradients))
+        layers = norms(probe.gradients)
+        return Measurement(_combined(layers, self.total), {} if self.total else layers)

@@ -6,7 +6,6 @@ from lightning_zico.engine.batches import tensors_of
 from lightning_zico.engine.latency import measure_latency
 from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.scope import preserved, preserved_rng
-from lightning_zico.engine.stateless import Stateless
 from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
 
 
@@ -37,7 +36,7 @@ class Latency(Proxy):
         batch = probe.first_batch
         with torch.inference_mode(False), preserved(probe.module), preserved_rng(probe.seed), torch.no_grad():
             probe.module.eval()
-            stateless = Stateless(probe.module)
+            stateless = probe.stateless
             tensors = stateless.copied_params() | stateless.copied_buffers()
             device = next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
 

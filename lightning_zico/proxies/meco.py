@@ -7,7 +7,6 @@ Index conventions:
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from lightning_zico.engine.observers import Observer
 from lightning_zico.engine.probe import Probe
+from lightning_zico.engine.weights import drawn_indices
 from lightning_zico.errors import NotApplicableError
 from lightning_zico.proxies.base import Proxy, register_proxy
 
@@ -67,7 +67,7 @@ class FeatureMaps(Observer):
         factor = 1.0
         if self.num_channels is not None:
             kept = min(self.num_channels, channels)
-            feature_map, factor = feature_map[_drawn(channels, kept, feature_map.device)], channels / kept
+            feature_map, factor = feature_map[drawn_indices(channels, kept, feature_map.device)], channels / kept
         # maps of one shape are taken together at the end: a small matrix costs more to call for than to decompose
         self._maps.setdefault(tuple(feature_map.shape), []).append(feature_map.detach().clone())
         self._factors.setdefault(tuple(feature_map.shape), []).append(factor)
@@ -82,12 +82,6 @@ class FeatureMaps(Observer):
             sums.append((least_eigenvalue(torch.stack(maps)) * factors).sum())
         self.total = math.fsum(torch.stack(sums).tolist())
         self._maps = {}
-
-
-@lru_cache(maxsize=1024)
-def _drawn(channels: int, kept: int, device: torch.device) -> Tensor:
-    """Draw channels, alike for all maps with as many."""
-    return torch.randperm(channels, generator=torch.Generator().manual_seed(0))[:kept].to(device, copy=True)
 
 
 @register_proxy("meco")

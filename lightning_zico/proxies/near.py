@@ -7,13 +7,13 @@ Index conventions:
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
 from lightning_zico.engine.observers import Observer
 from lightning_zico.engine.probe import Probe
+from lightning_zico.engine.weights import drawn_indices
 from lightning_zico.errors import NonFiniteError, NotApplicableError
 from lightning_zico.proxies.base import Proxy, register_proxy
 
@@ -54,14 +54,8 @@ def as_matrix(units: Tensor) -> Tensor:
     """
     matrix = units if units.ndim == 2 else (units if units.ndim == 3 else units.movedim(1, -1)).flatten(0, -2)
     if len(matrix) > matrix.shape[1]:
-        matrix = matrix[_drawn(len(matrix), matrix.shape[1], matrix.device)]
+        matrix = matrix[drawn_indices(len(matrix), matrix.shape[1], matrix.device)]
     return matrix
-
-
-@lru_cache(maxsize=1024)
-def _drawn(rows: int, kept: int, device: torch.device) -> Tensor:
-    """Draw rows, alike for all matrices with as many."""
-    return torch.randperm(rows, generator=torch.Generator().manual_seed(0))[:kept].to(device, copy=True)
 
 
 @dataclass(unsafe_hash=True)

@@ -13,7 +13,6 @@ from torch import Tensor
 from lightning_zico.engine.learned import WeightDifferentiator, chosen_names
 from lightning_zico.engine.observers import check_graph
 from lightning_zico.engine.probe import Probe
-from lightning_zico.engine.stateless import Stateless
 from lightning_zico.errors import NonFiniteError
 from lightning_zico.proxies.base import Proxy, register_proxy
 
@@ -81,7 +80,7 @@ class NTKCond(Proxy):
 
     def measure(self, probe: Probe) -> float:
         """Build the kernel of the first batch."""
-        own = Stateless(probe.module).copied_params()
+        own = probe.stateless.copied_params()
         kernel = _TangentKernel({name: own[name].requires_grad_() for name in chosen_names(probe.module)})
         probe.forward(kernel, tensors=own)
         return ntk_cond_score(kernel.kernel)
