@@ -69,8 +69,7 @@ class Moments:
     def add(self, gradient: Tensor) -> None:
         """Take in one more gradient, ``[*]``, in place; it is treated as in `of`. The same numbers as `merge` gives.
 
-        Piece by piece, so that what one operation leaves is still in the processor's cache for the next: on a CPU half
-        of the time that whole tensors of millions take.
+        Piece by piece, so that on a CPU what one operation leaves is still in the cache for the next.
         """
         gradient = _raised(gradient)
         if self.deviation is None:
