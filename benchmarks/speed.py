@@ -265,6 +265,12 @@ def verdict(measured: str, holds: bool) -> str:
     return f"{measured}: {'holds' if holds else 'DOES NOT HOLD'}" if measured else "not measured"
 
 
+def allocator() -> str:
+    """Say how glibc's allocator was told to treat freed memory."""
+    threshold = os.environ.get("MALLOC_TRIM_THRESHOLD_")
+    return f"freed memory is kept up to {threshold} bytes" if threshold else "the allocator is as it comes"
+
+
 def parsed_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -289,7 +295,7 @@ def main() -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)  # a file or a pipe has no width: nothing is cut
-    console.print(f"torch {torch.__version__}, CPU, {torch.get_num_threads()} threads", highlight=False)
+    console.print(f"torch {torch.__version__}, CPU, {torch.get_num_threads()} threads, {allocator()}", highlight=False)
     smallest, fewest = min(arguments.batch_sizes), min(arguments.num_batches)
     rows = []
     for network, size, num_batches in product(arguments.networks, arguments.batch_sizes, arguments.num_batches):
@@ -305,8 +311,9 @@ def main() -> None:
         timing = measure_samples(network, smallest, arguments.chunk_sizes, min(3, arguments.repeats))
         ratios = [f"{ratio:.2f}" for ratio in timing.ratios[1:]]
         cells.append([network, str(smallest), f"{timing.medians_s[0]:.3f}", *ratios])
-    columns = ["network", "batch", "plain s", *(f"chunks of {size}" for size in arguments.chunk_sizes)]
-    print_table(console, "Per sample: time over one plain forward and backward of the same batch", columns, cells)
+    if cells:
+        columns = ["network", "batch", "plain s", *(f"chunks of {size}" for size in arguments.chunk_sizes)]
+        print_table(console, "Per sample: time over one plain forward and backward of the same batch", columns, cells)
     for line in ("", *verdicts(rows)):
         console.print(line, highlight=False)
 
