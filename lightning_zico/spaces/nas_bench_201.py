@@ -16,7 +16,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from lightning_zico.spaces.base import ArchSyntaxError, SearchSpace, read_token, register_space
+from lightning_zico.spaces.base import ArchSyntaxError, SearchSpace, Trial, read_token, register_space
 
 OPS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 
@@ -113,6 +113,10 @@ class NASBench201(SearchSpace[NASBench201Arch]):
     def sample(self, rng: random.Random) -> NASBench201Arch:
         """Draw an arch, each with the same probability."""
         return NASBench201Arch(tuple(rng.choice(OPS) for _ in EDGES))
+
+    def suggest(self, trial: Trial) -> NASBench201Arch:
+        """Let an Optuna trial choose the operation of each edge, such as ``edge_0_1``."""
+        return NASBench201Arch(tuple(trial.suggest_categorical(f"edge_{start}_{end}", OPS) for start, end in EDGES))
 
     def neighbours(self, arch: NASBench201Arch) -> Iterator[NASBench201Arch]:
         """Go through the 24 archs that differ from this one on one edge."""
