@@ -4,7 +4,7 @@ import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from torch import nn
 
@@ -46,6 +46,16 @@ class ArchSyntaxError(ZiCoError, ValueError):
         )
 
 
+class Trial(Protocol):
+    """What a space asks of an Optuna trial, so that Optuna need not be installed to have a space."""
+
+    def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
+        """Choose one of several values."""
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int:
+        """Choose a whole number."""
+
+
 class SearchSpace(ABC, Generic[Arch]):
     """A set of architectures.
 
@@ -78,6 +88,10 @@ class SearchSpace(ABC, Generic[Arch]):
     @abstractmethod
     def neighbours(self, arch: Arch) -> Iterator[Arch]:
         """Go through the archs that differ from this one in one choice, each once."""
+
+    @abstractmethod
+    def suggest(self, trial: Trial) -> Arch:
+        """Let an Optuna trial choose an arch, choice by choice, under names that tell what is chosen."""
 
     def mutate(self, arch: Arch, rng: random.Random) -> Arch:
         """Draw one of the neighbours, each with the same probability; never the arch itself."""

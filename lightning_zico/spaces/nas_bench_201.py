@@ -10,20 +10,27 @@ import random
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import reduce
-from itertools import pairwise
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from lightning_zico.spaces.base import ArchSyntaxError, SearchSpace, read_token, register_space
+from lightning_zico.spaces._parts import (
+    EDGES,
+    KERNELS,
+    NUM_NODES,
+    Cell,
+    Conv,
+    Reduction,
+    Zero,
+    nats_head,
+    nats_macs,
+    nats_params,
+    nats_stem,
+    relu_conv_norm,
+)
+from lightning_zico.spaces.base import ArchSyntaxError, SearchSpace, Trial, read_token, register_space
 
 OPS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 
-# (from, to) of each edge, in the order of the string; node 0 is the input of the cell, node 3 its output.
-EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
-
-_NUM_NODES = 4
 _WIDTHS = (16, 32, 64)  # of the three stages
 _CELLS_PER_STAGE = 5
 
@@ -53,7 +60,7 @@ class NASBench201Arch:
     def __str__(self) -> str:
         nodes = (
             "".join(f"|{op}~{start}" for op, (start, end) in zip(self.ops, EDGES, strict=True) if end == node)
-            for node in range(1, _NUM_NODES)
+            for node in range(1, NUM_NODES)
         )
         return "+".join(f"{node}|" for node in nodes)
 
@@ -114,6 +121,10 @@ class NASBench201(SearchSpace[NASBench201Arch]):
         """Draw an arch, each with the same probability."""
         return NASBench201Arch(tuple(rng.choice(OPS) for _ in EDGES))
 
+    def suggest(self, trial: Trial) -> NASBench201Arch:
+        """Let an Optuna trial choose the operation of each edge, such as ``edge_0_1``."""
+        return NASBench201Arch(tuple(trial.suggest_categorical(f"edge_{start}_{end}", OPS) for start, end in EDGES))
+
     def neighbours(self, arch: NASBench201Arch) -> Iterator[NASBench201Arch]:
         """Go through the 24 archs that differ from this one on one edge."""
         for edge, kept in enumerate(arch.ops):
@@ -129,14 +140,7 @@ class NASBench201(SearchSpace[NASBench201Arch]):
 
         for ten classes and images of three channels, with :math:`n_1, n_3` the convolutions 1x1 and 3x3 in the cell.
         """
-        per_cell = [(kernel, width, width) for kernel in _kernels(arch) for width in _WIDTHS]
-        convs = [(3, in_channels, _WIDTHS[0]), *_CELLS_PER_STAGE * per_cell]
-        shortcuts = []
-        for narrow, wide in pairwise(_WIDTHS):
-            convs += [(3, narrow, wide), (3, wide, wide)]
-            shortcuts.append(narrow * wide)
-        normed = sum(_conv_weights(*conv) + 2 * conv[-1] for conv in convs)  # batch norm: scale and shift
-        return normed + sum(shortcuts) + 2 * _WIDTHS[-1] + (_WIDTHS[-1] + 1) * num_classes
+        return nats_params(_convs(arch, in_channels), _WIDTHS[-1], num_classes)
 
     def macs(self, arch: NASBench201Arch, resolution: int = 32, *, num_classes: int = 10, in_channels: int = 3) -> int:
         r"""Count the multiply-accumulate operations of the built network, exactly.
@@ -158,16 +162,7 @@ class NASBench201(SearchSpace[NASBench201Arch]):
         Raises:
             ValueError: If ``resolution`` is no multiple of 4: the residual blocks' two branches would differ in size.
         """
-        if resolution < 1 or resolution % 4:
-            raise ValueError(f"`resolution` is {resolution}; needed is a multiple of 4: the network halves it twice.")
-        pixels = [(resolution >> stage) ** 2 for stage in range(len(_WIDTHS))]
-        total = pixels[0] * _conv_weights(3, in_channels, _WIDTHS[0]) + _WIDTHS[-1] * num_classes
-        for width, area in zip(_WIDTHS, pixels, strict=True):
-            cell = sum(_conv_weights(kernel, width, width) for kernel in _kernels(arch))
-            total += _CELLS_PER_STAGE * cell * area
-        for (narrow, wide), area in zip(pairwise(_WIDTHS), pixels[1:], strict=True):
-            total += area * (_conv_weights(3, narrow, wide) + _conv_weights(3, wide, wide) + narrow * wide)
-        return total
+        return nats_macs(_convs(arch, in_channels), _WIDTHS[-1], num_classes, resolution)
 
     def build(self, arch: NASBench201Arch, num_classes: int = 10, in_channels: int = 3) -> nn.Sequential:
         """Build the network of an arch, on the CPU, with fresh weights.
@@ -180,18 +175,13 @@ class NASBench201(SearchSpace[NASBench201Arch]):
         Returns:
             A network that maps images ``[N, in_channels, H, W]`` to logits ``[N, num_classes]``.
         """
-        stem = nn.Sequential(nn.Conv2d(in_channels, _WIDTHS[0], 3, padding=1, bias=False), nn.BatchNorm2d(_WIDTHS[0]))
-        blocks: list[nn.Module] = [Cell(arch, _WIDTHS[0]) for _ in range(_CELLS_PER_STAGE)]
-        for narrow, wide in pairwise(_WIDTHS):
-            blocks.append(Reduction(narrow, wide))
-            blocks += [Cell(arch, wide) for _ in range(_CELLS_PER_STAGE)]
-        head = nn.Sequential(
-            nn.BatchNorm2d(_WIDTHS[-1]),
-            nn.ReLU(),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Linear(_WIDTHS[-1], num_classes),
-        )
+        stem = nats_stem(in_channels, _WIDTHS[0])
+        blocks: list[nn.Module] = []
+        for stage, width in enumerate(_WIDTHS):
+            if stage:
+                blocks.append(Reduction(_WIDTHS[stage - 1], width))
+            blocks += [Cell(_op(op, width) for op in arch.ops) for _ in range(_CELLS_PER_STAGE)]
+        head = nats_head(_WIDTHS[-1], num_classes)
         return nn.Sequential(OrderedDict(stem=stem, blocks=nn.Sequential(*blocks), head=head))
 
     def blocks(self, arch: NASBench201Arch) -> tuple[str, ...]:
@@ -200,77 +190,22 @@ class NASBench201(SearchSpace[NASBench201Arch]):
         return tuple(f"blocks.{idx}" for idx in range(num_blocks))
 
 
-class Cell(nn.Module):
-    """A cell: each node is the sum of its incoming edges.
-
-    Args:
-        arch: The operations on the edges.
-        width: Channels, everywhere in the cell.
-    """
-
-    def __init__(self, arch: NASBench201Arch, width: int) -> None:
-        super().__init__()
-        self.edges = nn.ModuleList(_op(op, width) for op in arch.ops)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``[N, C, H, W]`` to the same shape."""
-        nodes = [x]
-        for node in range(1, _NUM_NODES):
-            incoming = [edge(nodes[start]) for edge, (start, end) in zip(self.edges, EDGES, strict=True) if end == node]
-            nodes.append(reduce(torch.add, incoming))
-        return nodes[-1]
-
-
-class Reduction(nn.Module):
-    """The residual block between two stages; it halves the image.
-
-    Args:
-        narrow: Channels that come in.
-        wide: Channels that go out.
-    """
-
-    def __init__(self, narrow: int, wide: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(_relu_conv_norm(3, narrow, wide, stride=2), _relu_conv_norm(3, wide, wide))
-        self.shortcut = nn.Sequential(nn.AvgPool2d(2), nn.Conv2d(narrow, wide, 1, bias=False))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``[N, narrow, H, W]`` to ``[N, wide, H / 2, W / 2]``."""
-        return self.shortcut(x) + self.body(x)
-
-
-class Zero(nn.Module):
-    """The operation ``none``."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``[N, C, H, W]`` to zeros of the same shape."""
-        # As published: a product, so that what lies behind this edge has a gradient, zero, rather than none at all.
-        return x.mul(0.0)
-
-
 def _op(op: str, width: int) -> nn.Module:
     match op:
         case "none":
             return Zero()
         case "skip_connect":
             return nn.Identity()
-        case "nor_conv_1x1":
-            return _relu_conv_norm(1, width, width)
-        case "nor_conv_3x3":
-            return _relu_conv_norm(3, width, width)
+        case "nor_conv_1x1" | "nor_conv_3x3":
+            return relu_conv_norm(KERNELS[op], width, width)
         case _:
             return nn.AvgPool2d(3, stride=1, padding=1, count_include_pad=False)
 
 
-def _relu_conv_norm(kernel: int, inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
-    return nn.Sequential(nn.ReLU(), conv, nn.BatchNorm2d(outputs))
-
-
-def _kernels(arch: NASBench201Arch) -> list[int]:
-    sizes = {"nor_conv_1x1": 1, "nor_conv_3x3": 3}
-    return [sizes[op] for op in arch.ops if op in sizes]
-
-
-def _conv_weights(kernel: int, inputs: int, outputs: int) -> int:
-    return kernel * kernel * inputs * outputs
+def _convs(arch: NASBench201Arch, in_channels: int) -> list[Conv]:
+    convs = [Conv(3, in_channels, _WIDTHS[0])]
+    for stage, width in enumerate(_WIDTHS):
+        if stage:
+            convs += Reduction.convs(_WIDTHS[stage - 1], width, stage)
+        convs += _CELLS_PER_STAGE * [Conv(KERNELS[op], width, width, stage) for op in arch.ops if op in KERNELS]
+    return convs
