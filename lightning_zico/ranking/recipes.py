@@ -196,6 +196,22 @@ for _recipe in (
         "Jiang et al., MeCo, NeurIPS 2023; Mellor et al., arXiv:2006.04647v1 (jacob_cov); their combination is ours",
         fallback="without_blocks",
     ),
+    Recipe(
+        "az+synflow",
+        ("az_expressivity", "az_progressivity", "az_trainability", "macs", "synflow"),
+        "log_rank",
+        Evidence(),
+        f"{_AZ_NAS}, whose best combination it is on NAS-Bench-201; Tanaka et al., SynFlow, arXiv:2006.05467",
+        fallback="without_blocks",
+    ),
+    Recipe(
+        "broad",
+        ("macs", "naswot", "az_expressivity_mean", "az_trainability", "meco_opt", "jacob_cov"),
+        "log_rank",
+        Evidence(),
+        "Ours: `balanced` and what `block_free` adds to it, since the mean of more votes of different kinds errs less",
+        fallback="without_blocks",
+    ),
     Recipe("without_blocks", ("macs", "naswot"), "log_rank", Evidence(), f"{_NASWOT}; ours", fallback="size"),
     Recipe("size", ("params", "macs"), "log_rank", Evidence(), "Ours: the trivial baselines"),
 ):

@@ -34,10 +34,23 @@ def chain(name):
 
 
 def test_the_recipes_are_these():
-    known = ["az", "az+naswot", "balanced", "block_free", "size", "without_blocks", "zico", "zoo"]
+    known = [
+        "az",
+        "az+naswot",
+        "az+synflow",
+        "balanced",
+        "block_free",
+        "broad",
+        "size",
+        "without_blocks",
+        "zico",
+        "zoo",
+    ]
     assert sorted(list_recipes()) == known
     assert get_recipe("default") is get_recipe("balanced")
     assert set(get_recipe("zoo").members) == {*get_recipe("balanced").members, "params"}
+    assert set(get_recipe("az+synflow").members) == {*get_recipe("az").members, "synflow"}
+    assert set(get_recipe("broad").members) == {*get_recipe("balanced").members, "meco_opt", "jacob_cov"}
     assert set(get_recipe("az+naswot").members) == {*get_recipe("az").members, "naswot"}
 
 
