@@ -1,0 +1,382 @@
+"""How well proxies and recipes foretell what training finds, on public benchmarks and on tables of a user's own.
+
+README.md beside this file tells how.
+"""
+
+import argparse
+import itertools
+import json
+import math
+import os
+import platform
+import random
+import statistics
+import sys
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from figures import Difference, Figures, Values, common, difference, figures_of, same_family_share, taken
+from published import SOURCES, published
+from rich.console import Console
+from scores import NUM_TIMED, Cache, Protocol, Running, cache_path, cifar10_batches, fill_scores, fill_seconds, versions
+from speed import print_table
+from tables import LOADERS, Table, default_folder, user_table
+
+from lightning_zico import list_proxies
+from lightning_zico.errors import ZiCoError
+from lightning_zico.proxies import BASELINES
+from lightning_zico.ranking import Interval, combine, kendall
+from lightning_zico.scoring.choice import Choice, chosen
+from lightning_zico.scoring.scorer import check_batches
+
+Record: TypeAlias = dict[str, Any]
+
+HERE = Path(__file__).parent
+
+# Fixed before any of their figures on these benchmarks was seen.
+CONTESTANTS = ("balanced", "az+naswot", "zoo", "block_free", "az+synflow", "broad", "macs", "params")
+CONTEST_SAMPLES = {"nas-bench-201": 300, "nas-bench-101": 200, "transnas-micro": 200, "timm": None}
+CONTEST_BATCH_SIZES = {"timm": 8}
+CONTEST_OPPONENTS = ("params", "macs")
+
+
+# --- one benchmark -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Study:
+    """One benchmark, scored.
+
+    Args:
+        table: Of the candidates that were drawn.
+        protocol: What they were scored with.
+        scores: By proxy or recipe, one a candidate, higher is better; None where there is none.
+        errors: By proxy, the most frequent reason why candidates have no score; nothing where all have.
+        seconds: By proxy, recipe and ``""`` for all together, the median time of a candidate scored for it alone.
+    """
+
+    table: Table
+    protocol: Protocol
+    scores: Mapping[str, Values]
+    errors: Mapping[str, str]
+    seconds: Mapping[str, float]
+
+    def truths(self, target: str) -> list[float]:
+        """List what training found of each candidate."""
+        return [row.truths[target] for row in self.table.rows]
+
+    @property
+    def families(self) -> list[str | None]:
+        """List the family of each candidate."""
+        return [row.family for row in self.table.rows]
+
+    def figures(self, name: str, target: str) -> Figures:
+        """Compare a score with a target."""
+        return figures_of(self.scores[name], self.truths(target), self.families)
+
+    def difference(self, first: str, second: str, targets: Sequence[str] | None = None) -> Difference:
+        """Compare any two scores, by the mean over targets (None for all)."""
+        truths = [self.truths(target) for target in targets or self.table.targets]
+        return difference(self.scores[first], self.scores[second], truths)
+
+    def mean_tau(self, name: str) -> float | None:
+        """Average tau over the targets; None if it has no value for one."""
+        idxs = common(self.scores[name])
+        scores = taken(self.scores[name], idxs)
+        taus = [kendall(scores, taken(self.truths(target), idxs)) for target in self.table.targets]
+        known = [tau for tau in taus if tau is not None]
+        return statistics.fmean(known) if len(known) == len(taus) else None
+
+
+def sampled(table: Table, num_samples: int | None, seed: int) -> Table:
+    """Draw candidates; all of them, in the table's order, where there are no more."""
+    if num_samples is None or num_samples >= len(table.rows):
+        return table
+    return replace(table, rows=tuple(random.Random(seed).sample(table.rows, num_samples)))
+
+
+def studied(table: Table, choice: Choice, protocol: Protocol, kept: Cache, sets: Mapping[str, str]) -> Study:
+    """Put together what the cache knows of a table's candidates."""
+    scores: dict[str, Values] = {}
+    for proxy in choice.proxies:
+        sign = 1 if proxy.higher_is_better else -1
+        known = [kept.scores[row.name].get(proxy.name) for row in table.rows]
+        scores[proxy.name] = [None if value is None else sign * value for value in known]
+    scores = {name: combine(recipe, scores) for name, recipe in choice.recipes.items()} | scores
+    reasons: dict[str, Counter[str]] = defaultdict(Counter)
+    for row in table.rows:
+        for proxy in choice.proxies:
+            if proxy.name not in kept.scores[row.name]:
+                reasons[proxy.name][kept.errors[row.name][proxy.name]] += 1
+    errors = {name: counter.most_common(1)[0][0] for name, counter in reasons.items()}
+    timed = {
+        name: [kept.seconds[row.name][joined] for row in table.rows[:NUM_TIMED] if joined in kept.seconds[row.name]]
+        for name, joined in sets.items()
+    }
+    return Study(table, protocol, scores, errors, {name: statistics.median(s) for name, s in timed.items() if s})
+
+
+def study(
+    table: Table, choice: Choice, protocol: Protocol, running: Running, folder: Path, *, with_times: bool = True
+) -> Study:
+    """Score what is not scored yet, and put it together.
+
+    Args:
+        table: Of the candidates that were drawn.
+        choice: Proxies and recipes.
+        protocol: What candidates are scored with.
+        running: How.
+        folder: Of the caches.
+        with_times: Also measure what each proxy and recipe takes alone.
+    """
+    kept = Cache(cache_path(folder, table, protocol))
+    proxies = [proxy.name for proxy in choice.proxies]
+    fill_scores(kept, table, protocol, proxies, running)
+    sets = {"": ",".join(proxies)} | {proxy: proxy for proxy in proxies}
+    sets |= {name: ",".join(recipe.members) for name, recipe in choice.recipes.items()}
+    if with_times:
+        fill_seconds(kept, table, protocol, list(dict.fromkeys(sets.values())), running)
+    return studied(table, choice, protocol, kept, sets)
+
+
+# --- what is printed and kept --------------------------------------------------------------------
+
+
+def signed(value: float | None, interval: Interval | None, sign: str = "") -> str:
+    """Write a number and its interval."""
+    if value is None:
+        return "-"
+    ends = f" [{interval.low:{sign}.2f}, {interval.high:{sign}.2f}]" if interval else ""
+    return f"{value:{sign}.3f}{ends}"
+
+
+def number(value: float | None, form: str = ".3g") -> str:
+    """Write a number."""
+    return "-" if value is None else f"{value:{form}}"
+
+
+def best_first(taus: Mapping[str, float | None]) -> list[str]:
+    """Order names by tau; those without one are the last."""
+    known = {name: -math.inf if tau is None else tau for name, tau in taus.items()}
+    return sorted(known, key=lambda name: known[name], reverse=True)
+
+
+def print_target(console: Console, own: Study, target: str, figures: Mapping[str, Figures]) -> None:
+    """Print how well each score foretells one target, beside what others published of it."""
+    printed = published(own.table.benchmark, target)
+    has_families = any(row.family for row in own.table.rows)
+    columns = ["score", "n", "Kendall's tau", "Spearman's rho", "nDCG@10 %", "regret@1", "regret@5", "ms alone"]
+    rows = []
+    for name in best_first({name: f.tau for name, f in figures.items()}):
+        f = figures[name]
+        cells = [name, str(f.n), signed(f.tau, f.tau_interval), signed(f.rho, f.rho_interval), number(f.ndcg, ".3f")]
+        cells += [number(f.regret_1), number(f.regret_5), number(_ms(own.seconds.get(name)), ".0f")]
+        cells += [number(f.same_family, ".3f")] if has_families else []
+        rows.append([*cells, str(printed.get(name, ""))])
+    columns += ["same family"] if has_families else []
+    print_table(console, f"{own.table.benchmark}, {target}", [*columns, "published tau / rho"], rows)
+    for key in sorted({entry.source for name, entry in printed.items() if name in figures}):
+        say(console, f"{key}: {SOURCES[key]}")
+
+
+def print_differences(console: Console, target: str, differences: Mapping[str, Mapping[str, Difference]]) -> None:
+    """Print by how much the tau of what was asked for exceeds that of each trivial baseline."""
+    title = f"{target}: tau minus a baseline's, same candidates and resamples (*: the interval excludes zero)"
+    rows = [[name, *(told(row[baseline]) for baseline in BASELINES)] for name, row in differences.items()]
+    print_table(console, title, ["score", *BASELINES], rows)
+
+
+def told(gap: Difference) -> str:
+    """Write a difference, its interval, and a star if that excludes zero."""
+    return signed(gap.value, gap.interval, "+") + (" *" if gap.excludes_zero else "")
+
+
+def print_overview(console: Console, studies: Sequence[Study], names: Sequence[str]) -> None:
+    """Print the mean tau of each score by benchmark, and the lowest of the search spaces'."""
+    rows, worst = {}, {}
+    for name in names:
+        taus = {own.table.benchmark: own.mean_tau(name) for own in studies}
+        spaces = [taus[own.table.benchmark] for own in studies if own.table.is_search_space]
+        worst[name] = None if None in spaces or not spaces else min(tau for tau in spaces if tau is not None)
+        rows[name] = [name, *(number(tau, ".3f") for tau in taus.values()), number(worst[name], ".3f")]
+    columns = ["score", *(own.table.benchmark for own in studies), "worst search space"]
+    print_table(console, "Kendall's tau, mean over the targets", columns, [rows[name] for name in best_first(worst)])
+
+
+def print_contest(console: Console, studies: Sequence[Study]) -> Record:
+    """Print the contestants beside each other, and return the figures."""
+    print_overview(console, studies, CONTESTANTS)
+    rows, kept = [], []
+    for name, own in itertools.product(CONTESTANTS, studies):
+        gaps = {opponent: own.difference(name, opponent) for opponent in CONTEST_OPPONENTS}
+        share = same_family_share(own.scores[name], own.truths(own.table.targets[0]), own.families)
+        tau, n = own.mean_tau(name), len(common(own.scores[name]))
+        cells = [f"{name}, {own.table.benchmark}", str(n), number(tau, ".3f"), *map(told, gaps.values())]
+        rows.append([*cells, number(share, ".3f")])
+        record = {"contestant": name, "benchmark": own.table.benchmark, "n": n, "tau": tau, "same_family": share}
+        kept.append(record | {f"minus_{opponent}": asdict(gap) for opponent, gap in gaps.items()})
+    columns = ["contestant", "n", "tau", *(f"minus {opponent}'s" for opponent in CONTEST_OPPONENTS), "same family"]
+    print_table(
+        console, "Mean tau over the targets, and differences on the same candidates (*: excludes zero)", columns, rows
+    )
+    return {"contest": kept}
+
+
+def report(console: Console, own: Study, compared: Sequence[str]) -> Record:
+    """Print all tables of a benchmark, the names in ``compared`` also beside the baselines; return the figures."""
+    targets = {}
+    for target in own.table.targets:
+        figures = {name: own.figures(name, target) for name in own.scores}
+        print_target(console, own, target, figures)
+        gaps = {name: {other: own.difference(name, other, [target]) for other in BASELINES} for name in compared}
+        if gaps:
+            print_differences(console, target, gaps)
+        targets[target] = {
+            "scores": {name: asdict(f) | {"ms_alone": _ms(own.seconds.get(name))} for name, f in figures.items()},
+            "minus_baselines": {name: {other: asdict(gap) for other, gap in row.items()} for name, row in gaps.items()},
+        }
+    for name, reason in own.errors.items():
+        say(console, f"{name} has no score for {own.scores[name].count(None)} candidates, mostly: {reason}")
+    return {"targets": targets, "ms_together": _ms(own.seconds.get(""))}
+
+
+def introduce(console: Console, own: Study, num_available: int) -> None:
+    """Say what was scored, and with what."""
+    protocol = own.protocol
+    drawn = f"{len(own.table.rows)} of {num_available} candidates, seed {protocol.seed}"
+    say(console, f"\n{own.table.benchmark}: {drawn}; {protocol.num_batches} batches of {protocol.batch_size}.")
+    say(console, own.table.remark)
+    say(console, "In brackets: what 95 % of 1000 resamples of the candidates span. Regrets are in the target's unit.")
+    if "" in own.seconds:
+        timed = f"median of {min(NUM_TIMED, len(own.table.rows))} candidates, one thread"
+        say(console, f"All that was asked for together takes {own.seconds['']:.2f} s a candidate ({timed}).")
+
+
+def say(console: Console, line: str) -> None:
+    """Print a line as it is."""
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def keep(path: Path, studies: Sequence[Study], record: Record) -> None:
+    """Write figures to a file, with what they depend on."""
+    protocols = {
+        own.table.benchmark: asdict(own.protocol)
+        | {"images": own.protocol.images.name, "num_candidates": len(own.table.rows), "versions": versions(own.table)}
+        for own in studies
+    }
+    machine = {"num_cpus": os.cpu_count(), "python": platform.python_version()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"protocols": protocols, "machine": machine, **record}, indent=1) + "\n")
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else 1000 * seconds
+
+
+# --- the command line ----------------------------------------------------------------------------
+
+
+def names_of(text: str) -> list[str]:
+    """Split names at commas, with those of all proxies for ``all``, each once."""
+    words = [word.strip() for word in text.split(",")]
+    return list(dict.fromkeys(name for word in words for name in (list_proxies() if word == "all" else [word])))
+
+
+def compared_of(text: str, choice: Choice) -> list[str]:
+    """Name the recipes, and the proxies that are named one by one, other than the baselines."""
+    named = [word.strip() for word in text.split(",")]
+    return [name for name in choice.columns if name in choice.recipes or (name in named and name not in BASELINES)]
+
+
+def positive(text: str) -> int:
+    """Read a whole number from 1."""
+    value = int(text)
+    if value < 1:
+        raise ValueError
+    return value
+
+
+def parser() -> argparse.ArgumentParser:
+    """Describe the command line."""
+    made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    made.add_argument("--benchmark", action="append", choices=LOADERS, help="may be repeated; default nas-bench-201")
+    made.add_argument("--table", type=Path, help="instead: a table (CSV) of your own, with a column `arch`")
+    made.add_argument("--space", help="of the table's archs, such as plainnet")
+    made.add_argument("--resolution", type=positive, default=32, help="of the table's images, in pixels")
+    made.add_argument("--target", action="append", default=[], help="may be repeated; default all of a benchmark")
+    made.add_argument("--contest", action="store_true", help="instead: the fixed contestants on the fixed benchmarks")
+    made.add_argument("--sample", type=positive, default=300, help="candidates to draw from each table")
+    made.add_argument("--seed", type=int, default=777)
+    made.add_argument("--proxies", default="default,zico", help="proxies and recipes, joined by commas; default, all")
+    made.add_argument("--batch-size", type=positive, default=16)
+    made.add_argument("--num-batches", type=positive, default=2)
+    made.add_argument("--workers", type=positive, default=1, help="processes, each with one thread")
+    made.add_argument("--timeout", type=float, default=600.0, help="most seconds for one candidate")
+    made.add_argument("--retry", action="store_true", help="score again what failed before")
+    made.add_argument("--data", type=Path, default=default_folder(), help="folder of the tables and of the images")
+    made.add_argument("--cache", type=Path, default=HERE / "cache", help="folder of the scores")
+    made.add_argument("--results", type=Path, default=HERE / "results", help="folder of the figures")
+    return made
+
+
+def loaded(arguments: argparse.Namespace) -> list[Table]:
+    """Read the tables that were asked for.
+
+    Raises:
+        ValueError: If a table of the user's comes without its space, or a target does not exist.
+    """
+    if arguments.table:
+        if not arguments.space:
+            raise ValueError("Name the space of the table's archs with `--space`.")
+        return [user_table(arguments.table, arguments.space, arguments.target, arguments.resolution)]
+    names = list(CONTEST_SAMPLES) if arguments.contest else arguments.benchmark or ["nas-bench-201"]
+    targets = [] if arguments.contest else arguments.target
+    return [LOADERS[name](arguments.data).asked_for(targets) for name in dict.fromkeys(names)]
+
+
+def protocol_of(arguments: argparse.Namespace, table: Table) -> Protocol:
+    """Say what a table's candidates are scored with."""
+    images = arguments.data / "cifar10_subset.npz"
+    if arguments.contest:
+        return Protocol(images, CONTEST_BATCH_SIZES.get(table.benchmark, Protocol.batch_size))
+    return Protocol(images, arguments.batch_size, arguments.num_batches, arguments.seed)
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Score, compare, print and keep."""
+    arguments = (usage := parser()).parse_args(words)
+    asked = list(CONTESTANTS) if arguments.contest else names_of(arguments.proxies)
+    try:
+        choice = chosen(asked, with_baselines=True)
+        tables = loaded(arguments)
+        protocols = [protocol_of(arguments, table) for table in tables]
+        for table, protocol in zip(tables, protocols, strict=True):
+            check_batches(cifar10_batches(protocol, table.rows[0].resolution), choice.proxies, "batch")
+    except (ZiCoError, OSError, ModuleNotFoundError, ValueError) as error:
+        usage.error(str(error))
+    console = Console(width=None if Console().is_terminal else 200)  # a file or a pipe has no width: nothing is cut
+    running = Running(arguments.workers, arguments.timeout, arguments.retry)
+    studies = []
+    for table, protocol in zip(tables, protocols, strict=True):
+        num_samples = CONTEST_SAMPLES[table.benchmark] if arguments.contest else arguments.sample
+        drawn = sampled(table, num_samples, protocol.seed)
+        own = study(drawn, choice, protocol, running, arguments.cache, with_times=not arguments.contest)
+        studies.append(own)
+        introduce(console, own, len(table.rows))
+        if not arguments.contest:
+            record = report(console, own, compared_of(arguments.proxies, choice))
+            keep(arguments.results / f"{table.benchmark}.json", [own], record)
+    if arguments.contest:
+        keep(arguments.results / "contest.json", studies, print_contest(console, studies))
+    elif len(studies) > 1:
+        print_overview(console, studies, list(studies[0].scores))
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("Stopped. The same command goes on from here.")
