@@ -4,7 +4,7 @@ BIN := .venv/bin
 # glibc keeps what is freed, as other allocators do, so that timings are of the work and not of page faults.
 KEEPING := MALLOC_TRIM_THRESHOLD_=4000000000 MALLOC_MMAP_THRESHOLD_=4000000000
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench fidelity clean
 .DELETE_ON_ERROR:
 
 demo: .venv/demo.stamp  ## rank eight models on real images, train the winner, compare with training them all
@@ -23,6 +23,10 @@ bench: .venv/demo.stamp  ## time and memory against plain training and the publi
 	$(KEEPING) $(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/speed.py --networks nas_bench_201 --batch-sizes 64 --num-batches 2 --chunk-sizes
 	$(KEEPING) $(BIN)/python benchmarks/proxies.py
+
+fidelity: .venv/demo.stamp  ## proxies against what training found, on three public benchmarks; goes on where it was
+	$(BIN)/python benchmarks/fidelity.py --benchmark nas-bench-201 --benchmark nas-bench-101 \
+		--benchmark transnas-micro --sample 300 --proxies default,zico --workers 2
 
 clean:
 	rm -rf .venv

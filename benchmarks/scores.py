@@ -1,0 +1,227 @@
+"""Scores of a table's candidates: computed in processes of their own, once, since a file keeps them.
+
+The file is another one for other versions of torch and of the package, but not for another source: after a change to a
+proxy, delete it.
+"""
+
+import hashlib
+import json
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from functools import cache, partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
+from tables import Row, Table, found
+from torch import Tensor, nn
+from workers import outcomes
+
+from lightning_zico import ScoreCard, __version__, score
+from lightning_zico.engine.scope import preserved_rng
+
+Record: TypeAlias = dict[str, Any]
+
+NUM_TIMED = 5  # candidates on which the time of each proxy alone is measured
+
+
+# --- scoring one candidate -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What all candidates of a benchmark are scored with.
+
+    Args:
+        images: File with the images of CIFAR-10.
+        batch_size: Images in a batch.
+        num_batches: Batches, the first of the file.
+        seed: Of the weights, of the sample and of whatever a proxy draws.
+    """
+
+    images: Path
+    batch_size: int = 16
+    num_batches: int = 2
+    seed: int = 777
+
+
+@cache
+def cifar10_batches(protocol: Protocol, resolution: int) -> list[tuple[Tensor, Tensor]]:
+    """Read the batches, normalised as usual and enlarged where a network takes larger images.
+
+    Raises:
+        ValueError: If there are fewer images.
+    """
+    needed = protocol.batch_size * protocol.num_batches
+    with np.load(found(protocol.images)) as file:
+        images, labels = file["x_train"][:needed], file["y_train"][:needed]
+    if not 0 < len(images) == needed:
+        raise ValueError(
+            f"{protocol.num_batches} batches of {protocol.batch_size} are {needed} images; needed is at least one and "
+            f"at most the {len(images)} of {protocol.images}."
+        )
+    mean, std = torch.tensor([[0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]])[:, :, None, None]
+    # Contiguous, since strides of channels-last images made torch 2.14.1 crash in the backward pass of some models.
+    inputs = (torch.from_numpy(images).permute(0, 3, 1, 2) / 255 - mean) / std  # [N, 3, 32, 32]
+    if resolution != inputs.shape[-1]:
+        inputs = nn.functional.interpolate(inputs, size=resolution, mode="bilinear", align_corners=False)
+    targets = torch.from_numpy(labels).long()
+    pairs = zip(inputs.contiguous().split(protocol.batch_size), targets.split(protocol.batch_size), strict=True)
+    return list(pairs)
+
+
+def prepared(row: Row, protocol: Protocol) -> Callable[[Sequence[str]], ScoreCard]:
+    """Build a candidate, under the seed that is everyone's, and return how it is scored."""
+    with preserved_rng(protocol.seed):
+        model = row.build()
+    batches = cifar10_batches(protocol, row.resolution)
+    return partial(score, model, batches, loss_fn=nn.CrossEntropyLoss(), blocks=row.blocks, seed=protocol.seed)
+
+
+def score_row(row: Row, protocol: Protocol, proxies: Sequence[str]) -> Record:
+    """Score a candidate; what cannot be ranked by has an error instead of a score."""
+    card = prepared(row, protocol)(proxies)
+    errors = {name: card.untrainable or card[name].error for name in proxies}
+    return {
+        "scores": {name: card[name].value for name in proxies if errors[name] is None},
+        "errors": {name: error for name, error in errors.items() if error is not None},
+    }
+
+
+def time_row(row: Row, protocol: Protocol, sets: Iterable[str]) -> dict[str, float]:
+    """Time sets of proxies, each apart from the others; a set of which none can be scored has no time.
+
+    Args:
+        row: The candidate.
+        protocol: As for `score_row`.
+        sets: Names of proxies, joined by commas.
+
+    Returns:
+        Seconds of each set.
+    """
+    score_with = prepared(row, protocol)
+    score_with(sorted({name for joined in sets for name in joined.split(",")}))  # what a library allocates once
+    seconds = {}
+    for joined in sets:
+        start = time.perf_counter()
+        card = score_with(joined.split(","))
+        elapsed = time.perf_counter() - start
+        if any(card[name].error is None for name in card):
+            seconds[joined] = elapsed
+    return seconds
+
+
+# --- scoring all ---------------------------------------------------------------------------------
+
+
+class Cache:
+    """Scores, errors and times of candidates, in a file of one JSON object a line.
+
+    Args:
+        path: Of the file; a last line without an end, which a kill left, is cut off.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.scores: dict[str, dict[str, float]] = defaultdict(dict)
+        self.errors: dict[str, dict[str, str]] = defaultdict(dict)
+        self.seconds: dict[str, dict[str, float]] = defaultdict(dict)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "ab+") as file:
+            file.seek(0)
+            complete = file.read().rpartition(b"\n")
+            file.truncate(len(complete[0] + complete[1]))
+        for line in complete[0].splitlines():
+            self._take_in(json.loads(line))
+
+    def add(self, arch: str, **record: Any) -> None:
+        """Keep what is new of a candidate."""
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"arch": arch, **record}, allow_nan=False) + "\n")
+        self._take_in({"arch": arch, **record})
+
+    def lacks(self, arch: str, proxy: str, retry: bool) -> bool:
+        """Tell whether a score is still to be computed; one that failed is only to be so in a retry."""
+        return proxy not in self.scores[arch] and (retry or proxy not in self.errors[arch])
+
+    def _take_in(self, record: Record) -> None:
+        self.scores[record["arch"]].update(record.get("scores", {}))
+        self.errors[record["arch"]].update(record.get("errors", {}))
+        self.seconds[record["arch"]].update(record.get("seconds", {}))
+
+
+def versions(table: Table) -> dict[str, str]:
+    """Name the versions that numbers depend on."""
+    own = {"torch": torch.__version__, "lightning_zico": __version__}
+    return own if table.is_search_space else own | {"timm": version("timm")}
+
+
+def cache_path(folder: Path, table: Table, protocol: Protocol) -> Path:
+    """Name the file for all that the numbers of a benchmark's candidates depend on."""
+    own = asdict(protocol) | versions(table) | {"images": protocol.images.name}
+    own["resolution"] = table.rows[0].resolution if table.is_search_space else "of each model"
+    digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
+    return folder / f"{table.benchmark}-{digest[:12]}.jsonl"
+
+
+@dataclass(frozen=True)
+class Running:
+    """How scoring runs: on how many processes, for how long at most, and whether what failed is tried again."""
+
+    num_workers: int = 1
+    timeout_s: float = 600.0
+    retry: bool = False
+
+
+def fill_scores(kept: Cache, table: Table, protocol: Protocol, proxies: Sequence[str], running: Running) -> None:
+    """Compute all scores that the cache lacks; it has them as soon as they come."""
+    missing = {row.name: [p for p in proxies if kept.lacks(row.name, p, running.retry)] for row in table.rows}
+    tasks = {row.name: partial(score_row, row, protocol, missing[row.name]) for row in table.rows if missing[row.name]}
+    # A model of timm can hold much memory, and what one leaves behind is not to trouble the next.
+    share_process = table.is_search_space
+    with (
+        _progress() as progress,
+        closing(outcomes(tasks, running.num_workers, running.timeout_s, share_process=share_process)) as coming,
+    ):
+        bar = progress.add_task(table.benchmark, total=len(table.rows), completed=len(table.rows) - len(tasks))
+        for name, outcome in coming:
+            if outcome.result is None:
+                progress.console.print(f"{name}: {outcome.error}", markup=False, highlight=False)
+                kept.add(name, errors=dict.fromkeys(missing[name], outcome.error))
+            else:
+                kept.add(name, **outcome.result)
+            progress.advance(bar)
+
+
+def fill_seconds(kept: Cache, table: Table, protocol: Protocol, sets: Sequence[str], running: Running) -> None:
+    """Measure the times that the cache lacks, of the first few candidates, one after the other."""
+    tasks = {}
+    for row in table.rows[:NUM_TIMED]:
+        missing = [joined for joined in sets if joined not in kept.seconds[row.name]]
+        if missing:
+            tasks[row.name] = partial(time_row, row, protocol, missing)
+    timeout_s = running.timeout_s * (len(sets) + 1)
+    with (
+        _progress() as progress,
+        closing(outcomes(tasks, 1, timeout_s, share_process=table.is_search_space)) as coming,
+    ):
+        bar = progress.add_task(f"{table.benchmark}, time", total=len(tasks))
+        for name, outcome in coming:
+            if outcome.result is None:
+                progress.console.print(f"{name}, time: {outcome.error}", markup=False, highlight=False)
+            else:
+                kept.add(name, seconds=outcome.result)
+            progress.advance(bar)
+
+
+def _progress() -> Progress:
+    return Progress(
+        *Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn(), console=Console(stderr=True)
+    )

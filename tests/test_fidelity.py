@@ -1,0 +1,408 @@
+"""The benchmark of fidelity: its tables, its processes, its cache, and the figures that it prints."""
+
+import csv
+import io
+import json
+import os
+import random
+import signal
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from lightning_zico.proxies import BASELINES, list_proxies
+from lightning_zico.ranking import bootstrap_interval, kendall, list_recipes
+from lightning_zico.spaces import get_space
+from tests.data import data_file, data_rows
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+
+import convert_nats_bench
+import fidelity
+import figures
+import published
+import scores
+import tables
+import workers
+
+CELLS = [str(get_space("nas_bench_201").sample(random.Random(seed))) for seed in range(5)]
+
+
+# --- tables --------------------------------------------------------------------------------------
+
+
+def test_nas_bench_201_has_every_cell_once():
+    table = tables.nas_bench_201(data_file("nas_bench_201.csv.gz").parent)
+    assert len({row.name for row in table.rows}) == len(table.rows) == 15625
+    assert table.targets == ("test_cifar10", "test_cifar100")
+    assert max(row.truths["test_cifar10"] for row in table.rows) == pytest.approx(94.37, abs=0.005)
+    assert table.asked_for(["valid_cifar10"]).targets == ("valid_cifar10",)
+    with pytest.raises(ValueError, match="no target 'top1'; it has test_cifar10"):
+        table.asked_for(["top1"])
+
+
+def test_equal_cells_of_nas_bench_101_are_one_candidate_with_their_mean():
+    table = tables.nas_bench_101(data_file("nas_bench_101_500.csv.gz").parent)
+    assert len({row.name for row in table.rows}) == len(table.rows) == 301
+    by_cell = {}
+    for line in data_rows("nas_bench_101_500.csv.gz"):
+        by_cell.setdefault(str(tables.cell_of(line["arch"])), []).append(float(line["val_accuracy"]))
+    for row in table.rows:
+        assert row.truths["val_accuracy"] == pytest.approx(np.mean(by_cell[row.name]))
+
+
+def test_transnas_has_seven_tasks_on_larger_images():
+    table = tables.transnas_micro(data_file("transnas_bench_101_micro.csv.gz").parent)
+    assert len(table.rows) == 4096
+    assert len(table.targets) == 7
+    assert {row.resolution for row in table.rows} == {64}
+    first = next(iter(data_rows("transnas_bench_101_micro.csv.gz")))
+    assert table.rows[0].truths["room_layout"] == float(first["room_layout.test_neg_loss.best"]) < 0
+
+
+def test_timm_has_models_of_moderate_size_at_their_own_resolution():
+    pytest.importorskip("timm")
+    folder = data_file("timm_imagenet.csv").parent
+    table = tables.timm_models(folder)
+    with open(folder / "timm_imagenet.csv", newline="") as file:
+        lines = {line["arch"]: line for line in csv.DictReader(file)}
+    assert len(table.rows) > 100
+    for row in table.rows:
+        assert float(lines[row.name]["params_millions"]) <= 30
+        assert row.resolution == int(lines[row.name]["img_size"])
+        assert row.family
+
+
+def test_a_missing_table_says_what_to_do(tmp_path, capsys):
+    with pytest.raises(FileNotFoundError, match="--data"):
+        tables.nas_bench_201(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"convert_nats_bench\.py"):
+        tables.nats_bench_size(tmp_path)
+    with pytest.raises(SystemExit):
+        fidelity.main(["--data", str(tmp_path)])
+    assert "LIGHTNING_ZICO_DATA" in capsys.readouterr().err
+
+
+def write_table(folder, lines):
+    path = folder / "mine.csv"
+    path.write_text("\n".join(["arch,acc", *lines]) + "\n")
+    return path
+
+
+def test_a_table_of_the_users_own_takes_the_mean_of_equal_archs(tmp_path):
+    path = write_table(tmp_path, [f"{CELLS[0]},90", f"{CELLS[1]},70", f"{CELLS[0]},92"])
+    table = tables.user_table(path, "nas_bench_201", ["acc"], resolution=16)
+    assert [(row.name, row.truths["acc"], row.resolution) for row in table.rows] == [
+        (CELLS[0], 91.0, 16),
+        (CELLS[1], 70.0, 16),
+    ]
+    assert table.rows[0].blocks == get_space("nas_bench_201").blocks(get_space("nas_bench_201").parse(CELLS[0]))
+
+
+@pytest.mark.parametrize(
+    ("lines", "targets", "message"),
+    [
+        ([f"{CELLS[0]},90", f"{CELLS[1]},high"], ["acc"], "line 3: 'acc' is 'high'; needed is a number"),
+        ([f"{CELLS[0]},nan"], ["acc"], "line 2: 'acc' is 'nan'"),
+        ([f"{CELLS[0]},90"], ["loss"], "line 2: there is no 'loss'; the columns are arch, acc"),
+        ([f"{CELLS[0]},90"], [], "--target"),
+        (["|none~0|,90"], ["acc"], "The arch cannot be read at position"),
+        ([], ["acc"], "no line below its header"),
+    ],
+)
+def test_a_table_that_cannot_be_read_says_where(tmp_path, lines, targets, message):
+    with pytest.raises(ValueError, match=message):
+        tables.user_table(write_table(tmp_path, lines), "nas_bench_201", targets, 32)
+
+
+def test_a_sample_is_drawn_by_seed_from_all_rows():
+    rows = tuple(tables.Row(str(idx), int, {"acc": float(idx)}) for idx in range(20))
+    table = tables.Table("b", rows, ("acc",), "")
+    names = [row.name for row in fidelity.sampled(table, 8, seed=1).rows]
+    assert len(set(names)) == 8
+    assert names == [row.name for row in fidelity.sampled(table, 8, seed=1).rows]
+    assert names != [row.name for row in fidelity.sampled(table, 8, seed=2).rows]
+    assert fidelity.sampled(table, 20, seed=1) == fidelity.sampled(table, None, seed=1) == table
+
+
+class FakeBenchmark:
+    """What `nats_bench.create` returns, as far as it is asked."""
+
+    def __init__(self, archs):
+        self.archs = archs
+
+    def __len__(self):
+        return len(self.archs)
+
+    def arch(self, index):
+        return self.archs[index]
+
+    def get_more_info(self, index, dataset, iepoch=None, hp="12", is_random=True):
+        assert (iepoch, hp, is_random) == (None, "90", False)  # the longest training of that space, mean over runs
+        if dataset == "cifar10-valid":
+            return {"valid-accuracy": 80.0 + index}
+        return {"test-accuracy": {"cifar10": 90.0, "cifar100": 70.0, "ImageNet16-120": 40.0}[dataset] + index / 3}
+
+
+def test_the_converted_official_files_are_the_table_that_is_read(tmp_path):
+    archs = ["8:8:8:8:8", "64:8:16:24:32"]
+    convert_nats_bench.write_table(FakeBenchmark(archs), "sss", tmp_path / "nats_bench_size.csv")
+    table = tables.nats_bench_size(tmp_path)
+    assert [row.name for row in table.rows] == archs
+    assert table.rows[1].truths == {"test_cifar10": 90.3333, "test_cifar100": 70.3333, "test_imagenet16_120": 40.3333}
+    valid = tables.user_table(tmp_path / "nats_bench_size.csv", "nats_bench_size", ["valid_cifar10"], 32)
+    assert valid.rows[1].truths == {"valid_cifar10": 81.0}
+
+
+def test_published_figures_are_of_what_there_is():
+    known, count = {*list_proxies(), *list_recipes()}, 0
+    for benchmark in tables.LOADERS:
+        for target in (
+            "test_cifar10",
+            "test_cifar100",
+            "test_imagenet16_120",
+            "val_accuracy",
+            *tables.TRANSNAS_COLUMNS,
+        ):
+            for name, printed in published.published(benchmark, target).items():
+                assert name in known
+                assert printed.source in published.SOURCES
+                assert all(value is None or -1 < value < 1 for value in (printed.tau, printed.rho))
+                count += 1
+    assert count == published.FIGURES.count(", ") + published.FIGURES.count(": ")  # none is of another benchmark
+
+
+# --- processes and cache -------------------------------------------------------------------------
+
+
+def test_a_process_that_dies_costs_one_result():
+    tasks = {
+        "exits": partial(os._exit, 7),
+        "killed": partial(signal.raise_signal, signal.SIGKILL),
+        "raises": partial(int, "x"),
+        "fine": partial(pow, 2, 3),
+    }
+    found = dict(workers.outcomes(tasks, num_workers=2, timeout_s=300))
+    assert found["exits"] == workers.Outcome(None, "the process died (exit code 7)")
+    assert found["killed"] == workers.Outcome(None, "the process died (exit code -9)")
+    assert found["raises"].error.startswith("ValueError: invalid literal")
+    assert found["fine"] == workers.Outcome(8, None)
+
+
+def test_what_takes_too_long_is_ended():
+    found = dict(workers.outcomes({"sleeps": partial(time.sleep, 3600)}, num_workers=1, timeout_s=0.5))
+    assert found == {"sleeps": workers.Outcome(None, "took more than 0.5 s")}
+
+
+@pytest.fixture
+def images(tmp_path):
+    path = tmp_path / "cifar10_subset.npz"
+    generator = np.random.default_rng(0)
+    np.savez(path, x_train=generator.integers(256, size=(64, 32, 32, 3), dtype=np.uint8), y_train=np.arange(64) % 10)
+    return path
+
+
+def test_a_candidate_that_takes_its_process_down_is_a_row_and_the_rest_is_scored(tmp_path, images):
+    rows = (
+        tables.Row("deadly", partial(os._exit, 9), {"acc": 1.0}),
+        tables.Row("fine", partial(tables.build_arch, "nas_bench_201", CELLS[0]), {"acc": 2.0}),
+    )
+    table = tables.Table("b", rows, ("acc",), "")
+    kept = scores.Cache(tmp_path / "b.jsonl")
+    running = scores.Running(timeout_s=300)
+    scores.fill_scores(kept, table, scores.Protocol(images, batch_size=2), ["params", "macs"], running)
+    read = scores.Cache(kept.path)
+    assert read.errors["deadly"] == dict.fromkeys(["params", "macs"], "the process died (exit code 9)")
+    assert read.scores["deadly"] == read.errors["fine"] == {}
+    space = get_space("nas_bench_201")
+    assert read.scores["fine"]["params"] == space.params(space.parse(CELLS[0]))
+
+
+def test_the_cache_cuts_off_a_torn_line_and_goes_on(tmp_path):
+    kept = scores.Cache(tmp_path / "new" / "b.jsonl")
+    kept.add("a", scores={"zico": 1 / 3}, errors={"zen": "no"})
+    with open(kept.path, "a") as file:
+        file.write('{"arch": "b", "sco')
+    scores.Cache(kept.path).add("c", scores={"zico": 2.0})
+    read = scores.Cache(kept.path)
+    assert dict(read.scores) == {"a": {"zico": 1 / 3}, "c": {"zico": 2.0}}
+    assert not read.lacks("a", "zico", retry=True)
+    assert not read.lacks("a", "zen", retry=False)
+    assert read.lacks("a", "zen", retry=True)
+    assert read.lacks("b", "zico", retry=False)
+
+
+def test_another_protocol_has_another_cache(tmp_path):
+    table = tables.Table("b", (tables.Row("a", int, {"acc": 1.0}),), ("acc",), "")
+    larger = tables.Table("b", (tables.Row("a", int, {"acc": 1.0}, resolution=64),), ("acc",), "")
+    protocols = [scores.Protocol(tmp_path), scores.Protocol(tmp_path, 8), scores.Protocol(tmp_path, num_batches=4)]
+    paths = [
+        scores.cache_path(tmp_path, table, protocol) for protocol in [*protocols, scores.Protocol(tmp_path, seed=1)]
+    ]
+    assert len({*paths, scores.cache_path(tmp_path, larger, protocols[0])}) == 5
+    assert scores.cache_path(tmp_path, table, scores.Protocol(tmp_path / "elsewhere" / tmp_path.name)) == paths[0]
+
+
+def test_batches_are_the_first_images_at_the_asked_resolution(images):
+    small = scores.cifar10_batches(scores.Protocol(images, batch_size=6), 32)
+    assert [tuple(inputs.shape) for inputs, _ in small] == [(6, 3, 32, 32)] * 2
+    assert [label for _, labels in small for label in labels.tolist()] == [*range(10), 0, 1]
+    with np.load(images) as file:
+        expected = (file["x_train"][7, 5, 3, 1] / 255 - 0.4822) / 0.2435
+    assert small[1][0][1, 1, 5, 3].item() == pytest.approx(expected, rel=1e-5)
+    large = scores.cifar10_batches(scores.Protocol(images, batch_size=6), 64)
+    assert tuple(large[0][0].shape) == (6, 3, 64, 64)
+    assert large[0][0].is_contiguous()
+    with pytest.raises(ValueError, match="100 batches of 6 are 600 images"):
+        scores.cifar10_batches(scores.Protocol(images, batch_size=6, num_batches=100), 32)
+
+
+@pytest.fixture
+def few_resamples(monkeypatch):
+    monkeypatch.setattr(figures, "bootstrap_interval", partial(bootstrap_interval, num_resamples=20))
+
+
+@pytest.fixture
+def computed(monkeypatch, few_resamples):
+    """Run tasks in this process, and list the names of those that ran."""
+    names = []
+
+    def at_once(tasks, num_workers, timeout_s, *, share_process=True):
+        for name, task in tasks.items():
+            names.append(name)
+            yield name, workers.Outcome(task(), None)
+
+    monkeypatch.setattr(scores, "outcomes", at_once)
+    return names
+
+
+def test_an_interrupted_run_scores_nothing_twice(tmp_path, images, computed, capsys):
+    path = write_table(tmp_path, [f"{cell},{90 + idx}" for idx, cell in enumerate(CELLS)])
+    words = ["--table", str(path), "--space", "nas_bench_201", "--target", "acc", "--proxies", "size,l2_norm"]
+    words += ["--batch-size", "2", "--data", str(tmp_path), "--cache", str(tmp_path), "--results", str(tmp_path)]
+    fidelity.main(words)
+    whole = capsys.readouterr().out
+    (cache,) = tmp_path.glob("*.jsonl")
+    assert sorted(computed) == sorted(2 * CELLS)  # scored, then timed
+    results = (tmp_path / "nas_bench_201-mine.json").read_text()
+
+    lines = cache.read_text().splitlines(keepends=True)
+    cache.write_text("".join([*lines[:3], lines[3][:40]]))
+    computed.clear()
+    fidelity.main(words)
+    assert sorted(computed) == sorted([*CELLS[3:], *CELLS])
+    computed.clear()
+    fidelity.main(words)
+    assert computed == []
+
+    again = json.loads((tmp_path / "nas_bench_201-mine.json").read_text())["targets"]["acc"]
+    before = json.loads(results)["targets"]["acc"]
+    assert again["minus_baselines"] == before["minus_baselines"]
+    for name, measured in before["scores"].items():
+        assert {**again["scores"][name], "ms_alone": 0} == {**measured, "ms_alone": 0}
+    assert {"size", "l2_norm", *BASELINES} == {*before["scores"]}
+    assert {*before["minus_baselines"]} == {"size", "l2_norm"}
+    assert "| size " in whole
+    assert "5 of 5 candidates, seed 777; 2 batches of 2." in whole
+
+    fidelity.main([*words, "--proxies", "size,l2_norm,plain"])  # one proxy more is one proxy more
+    assert sorted(computed) == sorted(2 * CELLS)
+    assert set(json.loads(cache.read_text().splitlines()[-6])["scores"]) == {"plain"}
+
+
+def test_a_wrong_call_is_refused_before_anything_is_scored(tmp_path, images, computed, capsys):
+    path = write_table(tmp_path, [f"{CELLS[0]},90"])
+    words = ["--table", str(path), "--space", "nas_bench_201", "--target", "acc", "--data", str(tmp_path)]
+    for wrong, message in (
+        (["--num-batches", "1"], "needs at least 2 batches"),
+        (["--proxies", "zicco"], "zicco"),
+        (["--space", "nas_bench_202"], "nas_bench_202"),
+        (["--workers", "0"], "--workers"),
+    ):
+        with pytest.raises(SystemExit):
+            fidelity.main([*words, *wrong])
+        assert message in capsys.readouterr().err
+    assert computed == []
+
+
+# --- figures -------------------------------------------------------------------------------------
+
+
+def test_figures_of_four_candidates_are_those_on_paper():
+    own = figures.figures_of([1.0, 2.0, None, 3.0, 4.0], [10.0, 30.0, 99.0, 20.0, 40.0], [None] * 5)
+    assert own.n == 4
+    assert own.tau == pytest.approx(2 / 3)  # five of six pairs agree
+    assert own.rho == pytest.approx(0.8)
+    assert own.ndcg == 1.0  # the best is the best
+    assert own.regret_1 == own.regret_5 == 0.0
+    assert own.same_family is None
+    assert own.tau_interval.low < 2 / 3 < own.tau_interval.high
+    worst = figures.figures_of([4.0, 3.0, 2.0, 1.0], [10.0, 20.0, 30.0, 40.0], [None] * 4)
+    assert (worst.tau, worst.rho, worst.ndcg, worst.regret_1) == (-1.0, -1.0, 0.0, 30.0)
+
+
+def test_same_family_share_counts_pairs_of_one_family():
+    scores_ = [1.0, 2.0, 2.0, None, 5.0, 1.0, 7.0]
+    truths = [10.0, 20.0, 30.0, 40.0, 60.0, 50.0, 50.0]
+    families = ["a", "a", "a", "a", "b", "b", "b"]
+    # a: right, right, a tie; b: right, wrong, and one pair of equal truth
+    assert figures.same_family_share(scores_, truths, families) == pytest.approx((1 + 1 + 0.5 + 1 + 0) / 5)
+
+
+def test_a_score_does_not_differ_from_itself():
+    generator = random.Random(0)
+    scores_ = [generator.random() for _ in range(30)]
+    truths = [[generator.random() for _ in range(30)] for _ in range(2)]
+    assert figures.difference(scores_, scores_, truths) == figures.Difference(30, 0.0, (0.0, 0.0))
+    assert not figures.difference(scores_, scores_, truths).excludes_zero
+
+
+def test_a_difference_is_that_of_taus_on_the_candidates_both_have():
+    generator = random.Random(1)
+    truth = [generator.random() for _ in range(40)]
+    good = [value + generator.gauss(0, 0.1) for value in truth]
+    bad = [None, *(generator.random() for _ in range(39))]
+    other = [generator.random() for _ in range(40)]
+    own = figures.difference(good, bad, [truth, other])
+    taus = [kendall(good[1:], target[1:]) - kendall(bad[1:], target[1:]) for target in (truth, other)]
+    assert own.n == 39
+    assert own.value == pytest.approx(np.mean(taus))
+    assert own.interval.low < own.value < own.interval.high
+    clear = figures.difference(good, bad, [truth])
+    assert clear.excludes_zero
+    turned = figures.difference(bad, good, [truth])
+    assert turned.interval == pytest.approx([-clear.interval.high, -clear.interval.low])
+
+
+def test_the_contest_takes_the_worst_search_space_and_leaves_timm_out_of_it(few_resamples):
+    def study(benchmark, sign, is_search_space):
+        rows = tuple(
+            tables.Row(str(idx), int, {"acc": float(idx)}, family=None if is_search_space else "a") for idx in range(6)
+        )
+        table = tables.Table(benchmark, rows, ("acc",), "", is_search_space)
+        values = {name: [float(idx) for idx in range(6)] for name in fidelity.CONTESTANTS}
+        values["params"] = [sign * float(idx) for idx in range(6)]
+        return fidelity.Study(table, scores.Protocol(Path("x")), values, {}, {})
+
+    studies = [study("one", 1, True), study("two", -1, True), study("timm", -1, False)]
+    console = Console(record=True, width=200, file=io.StringIO())
+    record = fidelity.print_contest(console, studies)["contest"]
+    by_place = {(row["contestant"], row["benchmark"]): row for row in record}
+    assert len(record) == len(fidelity.CONTESTANTS) * 3
+    assert by_place["balanced", "two"]["minus_params"]["value"] == pytest.approx(2.0)
+    assert by_place["balanced", "two"]["minus_macs"]["interval"] == (0.0, 0.0)
+    assert by_place["params", "timm"]["same_family"] == 0.0
+    assert by_place["macs", "timm"]["same_family"] == 1.0
+    (overview,) = [line for line in console.export_text().splitlines() if line.startswith("| params ")]
+    assert overview.replace("|", "").split() == ["params", "1.000", "-1.000", "-1.000", "-1.000"]
+
+
+def test_contestants_and_their_benchmarks_exist():
+    assert {*fidelity.CONTESTANTS} <= {*list_proxies(), *list_recipes()}
+    assert {*fidelity.CONTEST_SAMPLES} <= {*tables.LOADERS}
+    assert {*fidelity.CONTEST_OPPONENTS} <= {*BASELINES}
