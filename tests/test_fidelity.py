@@ -264,7 +264,7 @@ def test_batches_are_the_first_images_at_the_asked_resolution(images):
 
 @pytest.fixture
 def few_resamples(monkeypatch):
-    monkeypatch.setattr(figures, "bootstrap_interval", partial(bootstrap_interval, num_resamples=20))
+    monkeypatch.setattr(figures, "bootstrap_interval", partial(bootstrap_interval, num_resamples=5))
 
 
 @pytest.fixture

@@ -97,7 +97,7 @@ def list_recipes(pattern: str = "*") -> list[str]:
 
     Example:
         >>> list_recipes("az*")
-        ['az', 'az+naswot']
+        ['az', 'az+naswot', 'az+synflow']
     """
     return RECIPES.names(pattern)
 
