@@ -13,7 +13,7 @@ import random
 import statistics
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -29,6 +29,7 @@ from lightning_zico import list_proxies
 from lightning_zico.errors import ZiCoError
 from lightning_zico.proxies import BASELINES
 from lightning_zico.ranking import Interval, combine, kendall
+from lightning_zico.results import NOT_APPLICABLE
 from lightning_zico.scoring.choice import Choice, chosen
 from lightning_zico.scoring.scorer import check_batches
 
@@ -53,8 +54,9 @@ class Study:
     Args:
         table: Of the candidates that were drawn.
         protocol: What they were scored with.
-        scores: By proxy or recipe, one a candidate, higher is better; None where there is none.
-        errors: By proxy, the most frequent reason why candidates have no score; nothing where all have.
+        scores: By proxy or recipe, one a candidate, higher is better; the lowest for those that failed, which a
+            leaderboard ranks last, and None where a score does not apply.
+        errors: By proxy, how many candidates have no score, and the most frequent reason; nothing where all have.
         seconds: By proxy, recipe and ``""`` for all together, the median time of a candidate scored for it alone.
     """
 
@@ -107,16 +109,34 @@ def studied(table: Table, choice: Choice, protocol: Protocol, kept: Cache, sets:
         scores[proxy.name] = [None if value is None else sign * value for value in known]
     scores = {name: combine(recipe, scores) for name, recipe in choice.recipes.items()} | scores
     reasons: dict[str, Counter[str]] = defaultdict(Counter)
-    for row in table.rows:
+    failed: dict[str, set[int]] = defaultdict(set)
+    for idx, row in enumerate(table.rows):
         for proxy in choice.proxies:
             if proxy.name not in kept.scores[row.name]:
                 reasons[proxy.name][kept.errors[row.name][proxy.name]] += 1
-    errors = {name: counter.most_common(1)[0][0] for name, counter in reasons.items()}
+                if not kept.errors[row.name][proxy.name].startswith(NOT_APPLICABLE):
+                    failed[proxy.name].add(idx)
+    members = {name: recipe.members for name, recipe in choice.recipes.items()}
+    scores = {
+        name: with_last(values, set().union(*(failed[member] for member in members.get(name, (name,)))))
+        for name, values in scores.items()
+    }
+    errors = {
+        name: f"{counter.total()} candidates have no score, mostly: {counter.most_common(1)[0][0]}"
+        for name, counter in reasons.items()
+    }
     timed = {
         name: [kept.seconds[row.name][joined] for row in table.rows[:NUM_TIMED] if joined in kept.seconds[row.name]]
         for name, joined in sets.items()
     }
     return Study(table, protocol, scores, errors, {name: statistics.median(s) for name, s in timed.items() if s})
+
+
+def with_last(values: Values, failed: Container[int]) -> Values:
+    """Put those that failed behind all others, as a leaderboard does; those that a score does not apply to stay out."""
+    lowest = min((value for value in values if value is not None), default=0.0)
+    last = math.nextafter(lowest, -math.inf)
+    return [last if value is None and idx in failed else value for idx, value in enumerate(values)]
 
 
 def study(
@@ -239,7 +259,7 @@ def report(console: Console, own: Study, compared: Sequence[str]) -> Record:
             "minus_baselines": {name: {other: asdict(gap) for other, gap in row.items()} for name, row in gaps.items()},
         }
     for name, reason in own.errors.items():
-        say(console, f"{name} has no score for {own.scores[name].count(None)} candidates, mostly: {reason}")
+        say(console, f"{name}: {reason}")
     return {"targets": targets, "ms_together": _ms(own.seconds.get(""))}
 
 

@@ -406,3 +406,12 @@ def test_contestants_and_their_benchmarks_exist():
     assert {*fidelity.CONTESTANTS} <= {*list_proxies(), *list_recipes()}
     assert {*fidelity.CONTEST_SAMPLES} <= {*tables.LOADERS}
     assert {*fidelity.CONTEST_OPPONENTS} <= {*BASELINES}
+
+
+def test_what_failed_is_last_and_what_does_not_apply_is_out() -> None:
+    values = [1e20, None, -1e20, None, 3.0]
+    placed = fidelity.with_last(values, {1})
+    assert placed[3] is None
+    assert [value for value in placed if value is not None and value < -1e20] == [placed[1]]
+    assert [placed[0], placed[2], placed[4]] == [1e20, -1e20, 3.0]
+    assert fidelity.with_last(values, set()) == values

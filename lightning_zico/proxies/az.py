@@ -78,7 +78,8 @@ class BlockStatistics(NamedTuple):
 
     Args:
         expressivities: `isotropy` of each block's output, in the order in which they run.
-        trainabilities: `spectral_balance` of each block that follows another, by its name; identities are left out.
+        trainabilities: `spectral_balance` of each block that follows another, by its name; identities, and blocks whose
+            positions cannot be lined up with those before, are left out.
     """
 
     expressivities: dict[str, float]
@@ -126,7 +127,9 @@ class _Blocks(Observer):
             (back,) = torch.autograd.grad(later, [earlier], signs, retain_graph=True, allow_unused=True)
             if back is None or (back.shape == signs.shape and torch.equal(back, signs)):
                 continue  # not one after the other, or an identity
-            balances[name] = spectral_balance(*_aligned(back, before, signs, block))
+            aligned = _aligned(back, before, signs, block)
+            if aligned is not None:
+                balances[name] = spectral_balance(*aligned)
         keys = [*self._isotropies, *balances]
         values = torch.stack([*self._isotropies.values(), *balances.values()]).tolist()
         split = len(self._isotropies)
@@ -153,8 +156,11 @@ def _flat(tensor: Tensor) -> Tensor:
     return tensor if tensor.ndim == 2 else tensor.movedim(1, -1).flatten(0, -2)  # [N, C, ...] -> [R, C]
 
 
-def _aligned(back: Tensor, before: nn.Module, signs: Tensor, block: nn.Module) -> tuple[Tensor, Tensor]:
-    """Bring gradients to as many positions as signs: where a block shrinks maps, neighbours become channels."""
+def _aligned(back: Tensor, before: nn.Module, signs: Tensor, block: nn.Module) -> tuple[Tensor, Tensor] | None:
+    """Bring gradients to as many positions as signs: where a block shrinks maps, neighbours become channels.
+
+    None where that cannot be done, as between patches and the same patches with a class token.
+    """
     back, signs = _channels_first(back, before), _channels_first(signs, block)
     if back.ndim == signs.ndim == 4 and back.shape[2] > signs.shape[2]:
         factor = math.ceil(back.shape[2] / signs.shape[2])
@@ -163,7 +169,7 @@ def _aligned(back: Tensor, before: nn.Module, signs: Tensor, block: nn.Module) -
             back = F.pixel_unshuffle(F.pad(back, (0, missing[0], 0, missing[1])), factor)
     rows, sign_rows = _flat(back), _flat(signs)
     if len(rows) % len(sign_rows):
-        raise NotApplicableError(f"a block makes {len(sign_rows)} positions of {len(rows)}, which cannot be lined up.")
+        return None
     return rows.reshape(len(sign_rows), -1), sign_rows  # such as all of a map beside the vector that is made of it
 
 
@@ -242,7 +248,8 @@ class AZProgressivity(Proxy):
 class AZTrainability(Proxy):
     """Mean over the blocks of how well they keep the lengths of gradients, `spectral_balance` (Lee & Ham, CVPR 2024).
 
-    Blocks that are identities are left out; the published code gives minus infinity for a network that has one.
+    Blocks that are identities are left out, for which the published code gives minus infinity; so are those whose
+    positions cannot be lined up with those of the block before, as where a class token joins the patches.
     """
 
     needs_labels = False
@@ -251,5 +258,7 @@ class AZTrainability(Proxy):
         """Average over the blocks that follow another."""
         parts = probe.once(block_statistics).trainabilities
         if not parts:
-            raise NotApplicableError("no block follows another, or all that do are identities.")
+            raise NotApplicableError(
+                "no block follows another whose positions it keeps, or all that do are identities."
+            )
         return Measurement(math.fsum(parts.values()) / len(parts), details={"blocks": parts})

@@ -69,7 +69,8 @@ class SynFlow(Proxy):
 
 
 def _left_out(arguments: dict[str, Any]) -> Tensor:
-    return arguments["input"]
+    # A copy, as a norm would give one: an activation in place behind it must not reach what a shortcut still needs.
+    return arguments["input"].clone()
 
 
 def _double(tensor: Tensor) -> Tensor:

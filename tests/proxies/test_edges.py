@@ -152,3 +152,53 @@ def test_zen_counts_the_scales_alone_that_a_batch_normalisation_takes_away() -> 
     network[1].eval()  # divides by its running variance
     found = score(network, make_batches(), proxies="zen", loss_fn=F.cross_entropy)["zen"]
     assert found.details["num_batch_norms"] == 1
+
+
+class PreActivation(nn.Module):
+    """A norm and an activation in place before the convolution, beside a shortcut."""
+
+    def __init__(self, inplace: bool) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(2, 3, 3, padding=1)
+        self.body = nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(inplace), nn.Conv2d(3, 3, 3, padding=1))
+        self.head = nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = -self.stem(x)  # so that the activation changes something
+        return self.head((x + self.body(x)).mean((2, 3)))
+
+
+def test_synflow_is_the_same_with_activations_in_place_behind_a_norm_that_is_left_out() -> None:
+    batches = [(torch.randn(4, 2, 6, 6), torch.randint(3, (4,)))]
+    values = []
+    for inplace in (False, True):
+        torch.manual_seed(0)
+        values.append(score(PreActivation(inplace), batches, ["synflow"], nn.CrossEntropyLoss())["synflow"].value)
+    assert values[0] is not None
+    assert values[0] == values[1]
+
+
+class WithClassToken(nn.Module):
+    """Patches, to which a token is added between the first block and the second."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.zeros(1, 1, 4))
+        self.patches = nn.Linear(5, 4)
+        self.layers = nn.ModuleList(nn.TransformerEncoderLayer(4, 2, 8, batch_first=True) for _ in range(2))
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.token.expand(len(x), -1, -1), self.patches(x)], dim=1)
+        for layer in self.layers:
+            x = layer(x)
+        return self.head(x[:, 0])
+
+
+def test_az_leaves_out_a_block_whose_positions_cannot_be_lined_up() -> None:
+    batches = [(torch.randn(4, 6, 5), torch.randint(3, (4,)))]
+    blocks = ["patches", "layers.0", "layers.1"]
+    names = ["az_expressivity", "az_trainability"]
+    card = score(WithClassToken(), batches, names, nn.CrossEntropyLoss(), blocks=blocks)
+    assert list(card["az_expressivity"].details["blocks"]) == blocks
+    assert list(card["az_trainability"].details["blocks"]) == blocks[2:]
