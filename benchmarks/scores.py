@@ -42,14 +42,16 @@ class Protocol:
     Args:
         images: File with the images of CIFAR-10.
         batch_size: Images in a batch.
-        num_batches: Batches, the first of the file.
+        num_batches: Batches.
         seed: Of the weights, of the sample and of whatever a proxy draws.
+        first_image: Of the first batch, by its place in the file.
     """
 
     images: Path
     batch_size: int = 16
     num_batches: int = 2
     seed: int = 777
+    first_image: int = 0
 
 
 @cache
@@ -60,12 +62,13 @@ def cifar10_batches(protocol: Protocol, resolution: int) -> list[tuple[Tensor, T
         ValueError: If there are fewer images.
     """
     needed = protocol.batch_size * protocol.num_batches
+    taken = slice(protocol.first_image, protocol.first_image + needed)
     with np.load(found(protocol.images)) as file:
-        images, labels = file["x_train"][:needed], file["y_train"][:needed]
+        images, labels = file["x_train"][taken], file["y_train"][taken]
     if not 0 < len(images) == needed:
         raise ValueError(
             f"{protocol.num_batches} batches of {protocol.batch_size} are {needed} images; needed is at least one and "
-            f"at most the {len(images)} of {protocol.images}."
+            f"at most the {len(images)} of {protocol.images}, from image {protocol.first_image} on."
         )
     mean, std = torch.tensor([[0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]])[:, :, None, None]
     # Contiguous, since strides of channels-last images made torch 2.14.1 crash in the backward pass of some models.
@@ -166,6 +169,8 @@ def versions(table: Table) -> dict[str, str]:
 def cache_path(folder: Path, table: Table, protocol: Protocol) -> Path:
     """Name the file for all that the numbers of a benchmark's candidates depend on."""
     own = asdict(protocol) | versions(table) | {"images": protocol.images.name}
+    if not protocol.first_image:
+        del own["first_image"]  # so that files from before there was this field keep their names
     own["resolution"] = table.rows[0].resolution if table.is_search_space else "of each model"
     digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
     return folder / f"{table.benchmark}-{digest[:12]}.jsonl"
