@@ -105,16 +105,19 @@ def studied(table: Table, choice: Choice, protocol: Protocol, kept: Cache, sets:
     scores: dict[str, Values] = {}
     for proxy in choice.proxies:
         sign = 1 if proxy.higher_is_better else -1
-        known = [kept.scores[row.name].get(proxy.name) for row in table.rows]
-        scores[proxy.name] = [None if value is None else sign * value for value in known]
+        why = {row.name: kept.error(row.name, proxy.name) for row in table.rows}
+        scores[proxy.name] = [
+            sign * kept.scores[row.name][proxy.name] if why[row.name] is None else None for row in table.rows
+        ]
     scores = {name: combine(recipe, scores) for name, recipe in choice.recipes.items()} | scores
     reasons: dict[str, Counter[str]] = defaultdict(Counter)
     failed: dict[str, set[int]] = defaultdict(set)
     for idx, row in enumerate(table.rows):
         for proxy in choice.proxies:
-            if proxy.name not in kept.scores[row.name]:
-                reasons[proxy.name][kept.errors[row.name][proxy.name]] += 1
-                if not kept.errors[row.name][proxy.name].startswith(NOT_APPLICABLE):
+            error = kept.error(row.name, proxy.name)
+            if error is not None:
+                reasons[proxy.name][error] += 1
+                if not error.startswith(NOT_APPLICABLE):
                     failed[proxy.name].add(idx)
     members = {name: recipe.members for name, recipe in choice.recipes.items()}
     scores = {
@@ -322,12 +325,13 @@ def positive(text: str) -> int:
 def parser() -> argparse.ArgumentParser:
     """Describe the command line."""
     made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    made.add_argument("--benchmark", action="append", choices=LOADERS, help="may be repeated; default nas-bench-201")
-    made.add_argument("--table", type=Path, help="instead: a table (CSV) of your own, with a column `arch`")
+    what = made.add_mutually_exclusive_group()
+    what.add_argument("--benchmark", action="append", choices=LOADERS, help="may be repeated; default nas-bench-201")
+    what.add_argument("--table", type=Path, help="instead: a table (CSV) of your own, with a column `arch`")
+    what.add_argument("--contest", action="store_true", help="instead: the fixed contestants on the fixed benchmarks")
     made.add_argument("--space", help="of the table's archs, such as plainnet")
     made.add_argument("--resolution", type=positive, default=32, help="of the table's images, in pixels")
     made.add_argument("--target", action="append", default=[], help="may be repeated; default all of a benchmark")
-    made.add_argument("--contest", action="store_true", help="instead: the fixed contestants on the fixed benchmarks")
     made.add_argument("--sample", type=positive, default=300, help="candidates to draw from each table")
     made.add_argument("--seed", type=int, default=777)
     made.add_argument("--proxies", default="default,zico", help="proxies and recipes, joined by commas; default, all")

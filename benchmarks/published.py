@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 SOURCES = {
-    "Z": "Li et al., ZiCo, arXiv:2301.11300, tables 3 and 5, figure 3: all archs, batches of 128.",
+    "Z": "Li et al., ZiCo, arXiv:2301.11300, tables 3 and 5, figure 3: all archs, batches of 128, test accuracy.",
     "A": "Lee & Ham, AZ-NAS, arXiv:2403.19232, from a note on it: all archs, random images.",
-    "V": "VKDNW, arXiv:2502.04975, table 1: other archs, on which `macs` does better: not to be mixed with Z and A.",
-    "L": "L-SWAG, CVPR 2025, tables 1 and 3: 1,000 archs; `az` is its own run of AZ-NAS.",
+    "V": "VKDNW, arXiv:2502.04975, table 1: evidently other archs, since `macs` does better: do not mix.",
+    "L": "L-SWAG, CVPR 2025, tables 1 and 3 (1,000 archs); `az` is its own run, of which another has .42 on 101.",
     "R": "'Revolutionizing Training-Free NAS', table 2: its own run of SWAP.",
     "B": "ZiCo-BC, arXiv:2309.14666, table 2.",
     "M": "MeCo, NeurIPS 2023, table 1, from a note on it.",

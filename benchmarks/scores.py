@@ -91,10 +91,10 @@ def prepared(row: Row, protocol: Protocol) -> Callable[[Sequence[str]], ScoreCar
 def score_row(row: Row, protocol: Protocol, proxies: Sequence[str]) -> Record:
     """Score a candidate; what cannot be ranked by has an error instead of a score."""
     card = prepared(row, protocol)(proxies)
-    errors = {name: card.untrainable or card[name].error for name in proxies}
     return {
-        "scores": {name: card[name].value for name in proxies if errors[name] is None},
-        "errors": {name: error for name, error in errors.items() if error is not None},
+        "scores": {name: card[name].value for name in proxies if card[name].error is None},
+        "errors": {name: card[name].error for name in proxies if card[name].error is not None},
+        "untrainable": card.untrainable,
     }
 
 
@@ -136,6 +136,7 @@ class Cache:
         self.scores: dict[str, dict[str, float]] = defaultdict(dict)
         self.errors: dict[str, dict[str, str]] = defaultdict(dict)
         self.seconds: dict[str, dict[str, float]] = defaultdict(dict)
+        self.untrainable: dict[str, str] = {}
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "ab+") as file:
             file.seek(0)
@@ -150,6 +151,15 @@ class Cache:
             file.write(json.dumps({"arch": arch, **record}, allow_nan=False) + "\n")
         self._take_in({"arch": arch, **record})
 
+    def note(self, arch: str, error: str, proxies: Iterable[str]) -> None:
+        """Note what became of a candidate's process, for this run alone: which proxy was at fault is not known."""
+        self.errors[arch].update(dict.fromkeys(proxies, error))
+
+    def error(self, arch: str, proxy: str) -> str | None:
+        """Say why a candidate has no score to be ranked by; None if it has one."""
+        own = None if proxy in self.scores[arch] else self.errors[arch][proxy]
+        return self.untrainable.get(arch, own)
+
     def lacks(self, arch: str, proxy: str, retry: bool) -> bool:
         """Tell whether a score is still to be computed; one that failed is only to be so in a retry."""
         return proxy not in self.scores[arch] and (retry or proxy not in self.errors[arch])
@@ -158,6 +168,8 @@ class Cache:
         self.scores[record["arch"]].update(record.get("scores", {}))
         self.errors[record["arch"]].update(record.get("errors", {}))
         self.seconds[record["arch"]].update(record.get("seconds", {}))
+        if record.get("untrainable"):
+            self.untrainable[record["arch"]] = record["untrainable"]
 
 
 def versions(table: Table) -> dict[str, str]:
@@ -199,7 +211,7 @@ def fill_scores(kept: Cache, table: Table, protocol: Protocol, proxies: Sequence
         for name, outcome in coming:
             if outcome.result is None:
                 progress.console.print(f"{name}: {outcome.error}", markup=False, highlight=False)
-                kept.add(name, errors=dict.fromkeys(missing[name], outcome.error))
+                kept.note(name, outcome.error or "", missing[name])
             else:
                 kept.add(name, **outcome.result)
             progress.advance(bar)

@@ -44,6 +44,7 @@ def outcomes(
     try:
         while waiting or busy:
             while waiting and len(busy) < num_workers:
+                idle = [worker for worker in idle if worker.process.is_alive()]
                 worker = idle.pop() if idle else _Worker()
                 busy.append(worker)
                 worker.begin(*waiting.popleft(), timeout_s)

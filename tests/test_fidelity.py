@@ -216,11 +216,21 @@ def test_a_candidate_that_takes_its_process_down_is_a_row_and_the_rest_is_scored
     kept = scores.Cache(tmp_path / "b.jsonl")
     running = scores.Running(timeout_s=300)
     scores.fill_scores(kept, table, scores.Protocol(images, batch_size=2), ["params", "macs"], running)
+    assert kept.error("deadly", "macs") == "the process died (exit code 9)"
     read = scores.Cache(kept.path)
-    assert read.errors["deadly"] == dict.fromkeys(["params", "macs"], "the process died (exit code 9)")
+    assert read.lacks("deadly", "params", retry=False)  # which proxy was at fault is not known
     assert read.scores["deadly"] == read.errors["fine"] == {}
     space = get_space("nas_bench_201")
     assert read.scores["fine"]["params"] == space.params(space.parse(CELLS[0]))
+
+
+def test_what_cannot_be_trained_has_no_score_whatever_was_asked_for_first(tmp_path):
+    kept = scores.Cache(tmp_path / "b.jsonl")
+    kept.add("a", scores={"params": 3.0}, errors={}, untrainable=None)
+    assert kept.error("a", "params") is None
+    kept.add("a", scores={}, errors={"zico": "NonFiniteError: no"}, untrainable="untrainable: its loss is nan")
+    read = scores.Cache(kept.path)
+    assert read.error("a", "params") == read.error("a", "zico") == "untrainable: its loss is nan"
 
 
 def test_the_cache_cuts_off_a_torn_line_and_goes_on(tmp_path):

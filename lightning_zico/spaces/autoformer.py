@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import isqrt
+from operator import index
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -70,6 +71,9 @@ class AutoFormerLayer:
     heads: int
     mlp_ratio: float
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "heads", index(self.heads))  # 3.0 would be printed as such
+
     def __str__(self) -> str:
         return f"{self.heads}x{self.mlp_ratio:.1f}"
 
@@ -97,6 +101,7 @@ class AutoFormerArch:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))  # a list cannot be hashed
+        object.__setattr__(self, "width", index(self.width))  # 192.0 would be printed as such
         if self.scale not in CHOICES:
             raise ValueError(f"`scale` is {self.scale!r}; needed is {_told(CHOICES)}.")
         choices = CHOICES[self.scale]

@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, reduce
 from itertools import chain, combinations, pairwise, product
+from operator import index
 from typing import TypeAlias
 
 import torch
@@ -59,7 +60,7 @@ class NASBench101Arch:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ops", tuple(self.ops))  # a list cannot be hashed
-        object.__setattr__(self, "inputs", tuple(map(tuple, self.inputs)))
+        object.__setattr__(self, "inputs", tuple(tuple(map(index, starts)) for starts in self.inputs))
         if len(self.ops) > _MAX_OPS or not set(self.ops) <= set(OPS):
             raise ValueError(f"`ops` is {self.ops!r}; needed are at most {_MAX_OPS} of {', '.join(OPS)}.")
         if len(self.inputs) != len(self.ops) + 1 or not _is_cell(self.inputs):

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from math import comb
+from operator import index
 from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
@@ -59,6 +60,7 @@ class PlainNetBlock:
 
     Raises:
         ValueError: If one of these is another number.
+        TypeError: If one is no whole number.
 
     Example:
         >>> PlainNetBlock(kernel=3, expansion=6, outputs=32, stride=2, bottleneck=8, repeats=1).kind
@@ -74,6 +76,7 @@ class PlainNetBlock:
 
     def __post_init__(self) -> None:
         for field, choices in _CHOICES.items():
+            object.__setattr__(self, field, index(getattr(self, field)))  # 3.0 and True would be printed as such
             if getattr(self, field) not in choices:
                 raise ValueError(f"`{field}` is {getattr(self, field)!r}; needed is {_told(choices)}.")
 
@@ -93,6 +96,7 @@ class PlainNetArch:
 
     Raises:
         ValueError: If there is no such network.
+        TypeError: If ``stem`` is no whole number.
 
     Example:
         >>> block = PlainNetBlock(kernel=3, expansion=6, outputs=32, stride=2, bottleneck=8, repeats=1)
@@ -105,6 +109,7 @@ class PlainNetArch:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "blocks", tuple(self.blocks))  # a list cannot be hashed
+        object.__setattr__(self, "stem", index(self.stem))
         if self.stem not in WIDTHS:
             raise ValueError(f"`stem` is {self.stem!r}; needed is {_told(WIDTHS)}.")
         strides = [block.stride for block in self.blocks]
@@ -132,8 +137,8 @@ class PlainNet(SearchSpace[PlainNetArch]):
     the bottleneck, and from there to the width after. The image is halved by the stem and by four of the blocks.
 
     The published space has no ends. Ours has: widths are multiples of 8 from 8 to 2040, a block has one to five
-    repeats, and there are 4 to 14 blocks. All published networks are inside. To limit layers, MACs or parameters is
-    left to the search, see `num_layers`.
+    repeats, and there are 4 to 14 blocks. All networks of ZiCo, and those of ZenNAS for images of 224, are inside. To
+    limit layers, MACs or parameters is left to the search, see `num_layers`.
 
     Attributes:
         squeezes: Whether squeeze-and-excitation follows each depthwise convolution.

@@ -429,3 +429,9 @@ def test_trials_choose_archs_of_all_depths():
 def test_both_spaces_are_found_by_name():
     assert [type(get_space(name)) for name in ("plainnet", "plainnet_se")] == [PlainNet, PlainNetSE]
     assert [get_space(name).name for name in ("plainnet", "plainnet_se")] == ["plainnet", "plainnet_se"]
+
+
+@pytest.mark.parametrize("repeats", [1.0, "1"])
+def test_what_would_not_be_printed_as_a_whole_number_is_refused(repeats):
+    with pytest.raises(TypeError):
+        PlainNetBlock(kernel=3, expansion=6, outputs=32, stride=2, bottleneck=8, repeats=repeats)
