@@ -12,7 +12,7 @@ import platform
 import random
 import statistics
 import sys
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -103,22 +103,16 @@ def sampled(table: Table, num_samples: int | None, seed: int) -> Table:
 def studied(table: Table, choice: Choice, protocol: Protocol, kept: Cache, sets: Mapping[str, str]) -> Study:
     """Put together what the cache knows of a table's candidates."""
     scores: dict[str, Values] = {}
+    reasons: dict[str, Counter[str]] = {}
+    failed: dict[str, set[int]] = {}
     for proxy in choice.proxies:
         sign = 1 if proxy.higher_is_better else -1
-        why = {row.name: kept.error(row.name, proxy.name) for row in table.rows}
-        scores[proxy.name] = [
-            sign * kept.scores[row.name][proxy.name] if why[row.name] is None else None for row in table.rows
-        ]
+        known = [kept.score(row.name, proxy.name) for row in table.rows]
+        scores[proxy.name] = [None if value is None else sign * value for value in known]
+        why = {idx: error for idx, row in enumerate(table.rows) if (error := kept.error(row.name, proxy.name))}
+        reasons[proxy.name] = Counter(why.values())
+        failed[proxy.name] = {idx for idx, error in why.items() if not error.startswith(NOT_APPLICABLE)}
     scores = {name: combine(recipe, scores) for name, recipe in choice.recipes.items()} | scores
-    reasons: dict[str, Counter[str]] = defaultdict(Counter)
-    failed: dict[str, set[int]] = defaultdict(set)
-    for idx, row in enumerate(table.rows):
-        for proxy in choice.proxies:
-            error = kept.error(row.name, proxy.name)
-            if error is not None:
-                reasons[proxy.name][error] += 1
-                if not error.startswith(NOT_APPLICABLE):
-                    failed[proxy.name].add(idx)
     members = {name: recipe.members for name, recipe in choice.recipes.items()}
     scores = {
         name: with_last(values, set().union(*(failed[member] for member in members.get(name, (name,)))))
@@ -127,6 +121,7 @@ def studied(table: Table, choice: Choice, protocol: Protocol, kept: Cache, sets:
     errors = {
         name: f"{counter.total()} candidates have no score, mostly: {counter.most_common(1)[0][0]}"
         for name, counter in reasons.items()
+        if counter
     }
     timed = {
         name: [kept.seconds[row.name][joined] for row in table.rows[:NUM_TIMED] if joined in kept.seconds[row.name]]

@@ -155,6 +155,10 @@ class Cache:
         """Note what became of a candidate's process, for this run alone: which proxy was at fault is not known."""
         self.errors[arch].update(dict.fromkeys(proxies, error))
 
+    def score(self, arch: str, proxy: str) -> float | None:
+        """Give a candidate's score; None if it has none to be ranked by."""
+        return self.scores[arch][proxy] if self.error(arch, proxy) is None else None
+
     def error(self, arch: str, proxy: str) -> str | None:
         """Say why a candidate has no score to be ranked by; None if it has one."""
         own = None if proxy in self.scores[arch] else self.errors[arch][proxy]

@@ -183,7 +183,7 @@ def scored(
 
 def columns_of(caches: Sequence[Cache], table: Table, proxy: str) -> list[Values]:
     """List the scores of a proxy, one column a repeat."""
-    return [[cache.scores[row.name].get(proxy) for row in table.rows] for cache in caches]
+    return [[cache.score(row.name, proxy) for row in table.rows] for cache in caches]
 
 
 def spread_of(caches: Sequence[Cache], table: Table, proxy: str) -> Spread:
@@ -191,7 +191,7 @@ def spread_of(caches: Sequence[Cache], table: Table, proxy: str) -> Spread:
     columns = columns_of(caches, table, proxy)
     idxs = common(*columns)
     repeats = [taken(column, idxs) for column in columns]
-    errors = Counter(c.errors[row.name][proxy] for c in caches for row in table.rows if proxy not in c.scores[row.name])
+    errors = Counter(error for cache in caches for row in table.rows if (error := cache.error(row.name, proxy)))
     error = errors.most_common(1)[0][0] if errors else None
     return Spread(len(idxs), spread_ratio(repeats), tau_between(repeats), error)
 
