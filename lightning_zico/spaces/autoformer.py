@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from lightning_zico.spaces.base import ArchSyntaxError, SearchSpace, Trial, read_token, register_space
+from lightning_zico.spaces.base import Reader, SearchSpace, Trial, register_space
 
 
 class Choices(NamedTuple):
@@ -167,18 +167,12 @@ class AutoFormer(SearchSpace[AutoFormerArch]):
         """
         choices = CHOICES[self.scale]
         tokens = {f"-{layer}": layer for layer in _layers(choices)}
-        position = len(read_token(text, 0, [f"autoformer-{self.scale}-"]))
-        width = read_token(text, position, [f"{width}-" for width in choices.widths])
-        position += len(width)
-        depth = read_token(text, position, [str(depth) for depth in choices.depths])
-        position += len(depth)
-        layers = []
-        for _ in range(int(depth)):
-            token = read_token(text, position, list(tokens))
-            position += len(token)
-            layers.append(tokens[token])
-        if position < len(text):
-            raise ArchSyntaxError(text, position, "the end")
+        reader = Reader(text)
+        reader.token([f"autoformer-{self.scale}-"])
+        width = reader.token([f"{width}-" for width in choices.widths])
+        depth = reader.token([str(depth) for depth in choices.depths])
+        layers = [tokens[reader.token(list(tokens))] for _ in range(int(depth))]
+        reader.end()
         return AutoFormerArch(self.scale, int(width.removesuffix("-")), tuple(layers))
 
     def sample(self, rng: random.Random) -> AutoFormerArch:

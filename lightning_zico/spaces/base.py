@@ -162,6 +162,33 @@ class SearchSpace(ABC, Generic[Arch]):
                 yield arch
 
 
+class Reader:
+    """Reads the string of an arch from left to right.
+
+    Args:
+        text: All of it.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.position = 0
+
+    def token(self, tokens: Sequence[str]) -> str:
+        """Read the token that comes next, see `read_token`."""
+        token = read_token(self.text, self.position, tokens)
+        self.position += len(token)
+        return token
+
+    def end(self) -> None:
+        """Make sure that nothing is left.
+
+        Raises:
+            ArchSyntaxError: If something is.
+        """
+        if self.position < len(self.text):
+            raise ArchSyntaxError(self.text, self.position, "the end")
+
+
 def read_token(text: str, position: int, tokens: Sequence[str]) -> str:
     """Find which token a text goes on with.
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_zico.spaces._parts import Conv
-from lightning_zico.spaces.base import ArchSyntaxError, SearchSpace, Trial, read_token, register_space
+from lightning_zico.spaces.base import Reader, SearchSpace, Trial, register_space
 
 OPS = ("conv1x1-bn-relu", "conv3x3-bn-relu", "maxpool3x3")
 
@@ -162,23 +162,21 @@ class NASBench101(SearchSpace[NASBench101Arch]):
         """
         ops: list[str] = []
         inputs: Inputs = ()
-        position = len(read_token(text, 0, ["|"]))
+        reader = Reader(text)
+        reader.token(["|"])
         while _OUTPUT not in ops:
             steps = list(_steps(inputs))
-            ops.append(read_token(text, position, sorted({op for op, _ in steps})))
-            position += len(ops[-1])
+            ops.append(reader.token(sorted({op for op, _ in steps})))
             starts: tuple[int, ...] = ()
             while True:
                 fitting = [chosen for op, chosen in steps if op == ops[-1] and chosen[: len(starts)] == starts]
                 following = sorted({chosen[len(starts)] for chosen in fitting if chosen != starts})
-                token = read_token(text, position, [f"~{start}" for start in following] + ["|"] * (starts in fitting))
-                position += len(token)
+                token = reader.token([f"~{start}" for start in following] + ["|"] * (starts in fitting))
                 if token == "|":
                     break
                 starts = (*starts, int(token[1:]))
             inputs = (*inputs, starts)
-        if position < len(text):
-            raise ArchSyntaxError(text, position, "the end")
+        reader.end()
         return NASBench101Arch(tuple(ops[:-1]), inputs)
 
     def sample(self, rng: random.Random) -> NASBench101Arch:

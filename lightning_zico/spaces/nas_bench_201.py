@@ -27,7 +27,7 @@ from lightning_zico.spaces._parts import (
     nats_stem,
     relu_conv_norm,
 )
-from lightning_zico.spaces.base import ArchSyntaxError, SearchSpace, Trial, read_token, register_space
+from lightning_zico.spaces.base import Reader, SearchSpace, Trial, register_space
 
 OPS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
 
@@ -105,16 +105,14 @@ class NASBench201(SearchSpace[NASBench201Arch]):
                 |none~0|+|nor_conv_5x5~0|none~1|+|none~0|none~1|none~2|
                                    ^
         """
-        ops, position, node = [], 0, 1
+        reader, ops, node = Reader(text), [], 1
         for start, end in EDGES:
-            position += len(read_token(text, position, ["|" if end == node else "|+|"]))
-            ops.append(read_token(text, position, OPS))
-            position += len(ops[-1])
-            position += len(read_token(text, position, [f"~{start}"]))
+            reader.token(["|" if end == node else "|+|"])
+            ops.append(reader.token(OPS))
+            reader.token([f"~{start}"])
             node = end
-        position += len(read_token(text, position, ["|"]))
-        if position < len(text):
-            raise ArchSyntaxError(text, position, "the end")
+        reader.token(["|"])
+        reader.end()
         return NASBench201Arch(tuple(ops))
 
     def sample(self, rng: random.Random) -> NASBench201Arch:

@@ -24,7 +24,7 @@ from lightning_zico.spaces._parts import (
     nats_stem,
     relu_conv_norm,
 )
-from lightning_zico.spaces.base import ArchSyntaxError, SearchSpace, Trial, read_token, register_space
+from lightning_zico.spaces.base import Reader, SearchSpace, Trial, register_space
 
 WIDTHS = (8, 16, 24, 32, 40, 48, 56, 64)
 
@@ -102,14 +102,12 @@ class NATSBenchSize(SearchSpace[NATSBenchSizeArch]):
                 8:64:32:128:56
                          ^
         """
-        widths, position = [], 0
+        reader, widths = Reader(text), []
         for layer in range(_NUM_LAYERS):
-            position += len(read_token(text, position, [":"])) if layer else 0
-            width = read_token(text, position, [str(width) for width in WIDTHS])
-            widths.append(int(width))
-            position += len(width)
-        if position < len(text):
-            raise ArchSyntaxError(text, position, "the end")
+            if layer:
+                reader.token([":"])
+            widths.append(int(reader.token([str(width) for width in WIDTHS])))
+        reader.end()
         return NATSBenchSizeArch(tuple(widths))
 
     def sample(self, rng: random.Random) -> NATSBenchSizeArch:

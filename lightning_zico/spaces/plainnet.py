@@ -17,7 +17,7 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor, nn
 
-from lightning_zico.spaces.base import ArchSyntaxError, SearchSpace, Trial, read_token, register_space
+from lightning_zico.spaces.base import ArchSyntaxError, Reader, SearchSpace, Trial, register_space
 
 KERNELS = (3, 5, 7)
 EXPANSIONS = (1, 2, 4, 6)
@@ -178,24 +178,24 @@ class PlainNet(SearchSpace[PlainNetArch]):
                 SuperConvK3BNRELU(3,8,2,1)SuperResIDWE6K3(16,32,2,8,1)
                                                           ^
         """
-        reader = _Reader(text)
-        reader.token("SuperConvK3BNRELU(3,")
-        stem = inputs = reader.number(WIDTHS, ",")
-        reader.token("2,1)")
+        reader = Reader(text)
+        reader.token(["SuperConvK3BNRELU(3,"])
+        stem = inputs = _number(reader, WIDTHS, ",")
+        reader.token(["2,1)"])
         blocks: list[PlainNetBlock] = []
         while True:
             last = ["SuperConvK1BNRELU("] if _num_missing(blocks) == 0 else []
-            kind = reader.token(*(_KINDS if len(blocks) < NUM_BLOCKS[-1] else ()), *last)
-            reader.token(f"{inputs},")
+            kind = reader.token([*(_KINDS if len(blocks) < NUM_BLOCKS[-1] else ()), *last])
+            reader.token([f"{inputs},"])
             if kind not in _KINDS:
                 break
             kernel, expansion = _KINDS[kind]
-            outputs = inputs = reader.number(WIDTHS, ",")
-            stride = reader.number(_strides(blocks, NUM_BLOCKS[-1]), ",")
-            bottleneck = reader.number(WIDTHS, ",")
-            repeats = reader.number(REPEATS, ")")
+            outputs = inputs = _number(reader, WIDTHS, ",")
+            stride = _number(reader, _strides(blocks, NUM_BLOCKS[-1]), ",")
+            bottleneck = _number(reader, WIDTHS, ",")
+            repeats = _number(reader, REPEATS, ")")
             blocks.append(PlainNetBlock(kernel, expansion, outputs, stride, bottleneck, repeats))
-        reader.token(f"{_LAST_WIDTH},1,1)")
+        reader.token([f"{_LAST_WIDTH},1,1)"])
         reader.end()
         return PlainNetArch(stem, tuple(blocks))
 
@@ -434,28 +434,12 @@ class SqueezeExcitation(nn.Module):
         return self.gate(x) * x
 
 
-class _Reader:
-    """Reads a text from left to right."""
-
-    def __init__(self, text: str) -> None:
-        self._text = text
-        self._position = 0
-
-    def token(self, *tokens: str) -> str:
-        token = read_token(self._text, self._position, tokens)
-        self._position += len(token)
-        return token
-
-    def number(self, numbers: Sequence[int], end: str) -> int:
-        try:
-            token = self.token(*(f"{number}{end}" for number in numbers))
-        except ArchSyntaxError as error:  # there may be hundreds of tokens
-            raise ArchSyntaxError(self._text, error.position, f"{_told(numbers)}, then {end!r}") from None
-        return int(token.removesuffix(end))
-
-    def end(self) -> None:
-        if self._position < len(self._text):
-            raise ArchSyntaxError(self._text, self._position, "the end")
+def _number(reader: Reader, numbers: Sequence[int], end: str) -> int:
+    try:
+        token = reader.token([f"{number}{end}" for number in numbers])
+    except ArchSyntaxError as error:  # there may be hundreds of tokens
+        raise ArchSyntaxError(error.text, error.position, f"{_told(numbers)}, then {end!r}") from None
+    return int(token.removesuffix(end))
 
 
 def _told(numbers: Sequence[int]) -> str:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from lightning_zico.spaces._parts import EDGES, KERNELS, Cell, Conv, Zero, relu_conv_norm
-from lightning_zico.spaces.base import Arch, ArchSyntaxError, SearchSpace, Trial, read_token, register_space
+from lightning_zico.spaces.base import Arch, Reader, SearchSpace, Trial, register_space
 
 # The place of an operation is its digit in the strings.
 OPS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3")
@@ -256,14 +256,14 @@ class TransNASMicro(TransNAS[TransNASMicroArch]):
                             ^
         """
         digits = [str(digit) for digit in range(len(OPS))]
-        ops, position, node = [], len(read_token(text, 0, [_MICRO_START])), 1
+        reader, ops, node = Reader(text), [], 1
+        reader.token([_MICRO_START])
         for _, end in EDGES:
-            position += len(read_token(text, position, ["_"])) if end != node else 0
-            ops.append(OPS[int(read_token(text, position, digits))])
-            position += 1
+            if end != node:
+                reader.token(["_"])
+            ops.append(OPS[int(reader.token(digits))])
             node = end
-        if position < len(text):
-            raise ArchSyntaxError(text, position, "the end")
+        reader.end()
         return TransNASMicroArch(tuple(ops))
 
     def sample(self, rng: random.Random) -> TransNASMicroArch:
@@ -336,19 +336,18 @@ class TransNASMacro(TransNAS[TransNASMacroArch]):
                 64-222-basic
                       ^
         """
-        position = len(read_token(text, 0, [_MACRO_START]))
+        reader = Reader(text)
+        reader.token([_MACRO_START])
         stages: tuple[int, ...] = ()
         while True:
             tokens = [str(stage) for stage in STAGES if (*stages, stage) in _beginnings()]
             if _is_inside(stages):
                 tokens.append(_MACRO_END)
-            token = read_token(text, position, tokens)
-            position += len(token)
+            token = reader.token(tokens)
             if token == _MACRO_END:
                 break
             stages = (*stages, int(token))
-        if position < len(text):
-            raise ArchSyntaxError(text, position, "the end")
+        reader.end()
         return TransNASMacroArch(stages)
 
     def sample(self, rng: random.Random) -> TransNASMacroArch:
