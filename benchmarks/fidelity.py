@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from contests import CONTESTS, INCUMBENT, OPPONENTS, Contest, enlist
 from figures import Difference, Figures, Values, common, difference, figures_of, same_family_share, taken
 from published import SOURCES, published
 from rich.console import Console
@@ -36,12 +37,6 @@ from lightning_zico.scoring.scorer import check_batches
 Record: TypeAlias = dict[str, Any]
 
 HERE = Path(__file__).parent
-
-# Fixed before the contest was run.
-CONTESTANTS = ("balanced", "az+naswot", "zoo", "block_free", "az+synflow", "broad", "macs", "params")
-CONTEST_SAMPLES = {"nas-bench-201": 300, "nas-bench-101": 200, "transnas-micro": 200, "timm": None}
-CONTEST_BATCH_SIZES = {"timm": 8}
-CONTEST_OPPONENTS = ("params", "macs")
 
 
 # --- one benchmark -------------------------------------------------------------------------------
@@ -91,6 +86,14 @@ class Study:
         taus = [kendall(scores, taken(self.truths(target), idxs)) for target in self.table.targets]
         known = [tau for tau in taus if tau is not None]
         return statistics.fmean(known) if len(known) == len(taus) else None
+
+
+def entered(table: Table, contest: Contest) -> Table:
+    """Draw the candidates of a contest."""
+    other = contest.unlike
+    seen = {row.name for row in entered(table, other).rows} if other else set()
+    left = replace(table, rows=tuple(row for row in table.rows if row.name not in seen))
+    return sampled(left, contest.samples[table.benchmark], contest.seed)
 
 
 def sampled(table: Table, num_samples: int | None, seed: int) -> Table:
@@ -212,35 +215,62 @@ def told(gap: Difference) -> str:
     return signed(gap.value, gap.interval, "+") + (" *" if gap.excludes_zero else "")
 
 
+def over_spaces(studies: Sequence[Study], name: str) -> tuple[float, float] | None:
+    """Compute a score's lowest tau and the mean of its taus on the search spaces; None if one has no value."""
+    taus = [own.mean_tau(name) for own in studies if own.table.is_search_space]
+    known = [tau for tau in taus if tau is not None]
+    return (min(known), statistics.fmean(known)) if taus and len(known) == len(taus) else None
+
+
 def print_overview(console: Console, studies: Sequence[Study], names: Sequence[str]) -> None:
-    """Print the mean tau of each score by benchmark, and the lowest of the search spaces'."""
+    """Print the mean tau of each score by benchmark, and the lowest and the mean of the search spaces'."""
     rows, worst = {}, {}
     for name in names:
-        taus = {own.table.benchmark: own.mean_tau(name) for own in studies}
-        spaces = [taus[own.table.benchmark] for own in studies if own.table.is_search_space]
-        worst[name] = None if None in spaces or not spaces else min(tau for tau in spaces if tau is not None)
-        rows[name] = [name, *(number(tau, ".3f") for tau in taus.values()), number(worst[name], ".3f")]
-    columns = ["score", *(own.table.benchmark for own in studies), "worst search space"]
+        taus = [number(own.mean_tau(name), ".3f") for own in studies]
+        lowest, mean = over_spaces(studies, name) or (None, None)
+        rows[name] = [name, *taus, number(lowest, ".3f"), number(mean, ".3f")]
+        worst[name] = lowest
+    columns = ["score", *(own.table.benchmark for own in studies), "worst space", "mean of the spaces"]
     print_table(console, "Kendall's tau, mean over the targets", columns, [rows[name] for name in best_first(worst)])
 
 
-def print_contest(console: Console, studies: Sequence[Study]) -> Record:
+def not_surely_behind(studies: Sequence[Study], names: Sequence[str]) -> list[str]:
+    """Order by the mean over the search spaces those whose worst case may be as good as the best one.
+
+    A contestant is out where, on the space on which it is worst, the interval of its tau minus that of the contestant
+    with the best worst case lies below zero.
+    """
+    known = {name: over for name in names if (over := over_spaces(studies, name)) is not None}
+    leader = max(known, key=lambda name: known[name])
+    left = []
+    for name, (lowest, _) in known.items():
+        own = next(s for s in studies if s.table.is_search_space and s.mean_tau(name) == lowest)
+        interval = own.difference(name, leader).interval
+        if name == leader or interval is None or interval.high >= 0:
+            left.append(name)
+    return sorted(left, key=lambda name: known[name][1], reverse=True)
+
+
+def print_contest(console: Console, studies: Sequence[Study], contest: Contest) -> Record:
     """Print the contestants beside each other, and return the figures."""
-    print_overview(console, studies, CONTESTANTS)
+    print_overview(console, studies, contest.contestants)
+    left = not_surely_behind(studies, contest.contestants)
+    say(console, f"Not surely behind in the worst case, best mean first: {', '.join(left)}.")
     rows, kept = [], []
-    for name, own in itertools.product(CONTESTANTS, studies):
-        gaps = {opponent: own.difference(name, opponent) for opponent in CONTEST_OPPONENTS}
+    opponents = dict.fromkeys([*OPPONENTS, INCUMBENT])
+    for name, own in itertools.product(contest.contestants, studies):
+        gaps = {opponent: own.difference(name, opponent) for opponent in opponents}
         share = same_family_share(own.scores[name], own.truths(own.table.targets[0]), own.families)
         tau, n = own.mean_tau(name), len(common(own.scores[name]))
         cells = [f"{name}, {own.table.benchmark}", str(n), number(tau, ".3f"), *map(told, gaps.values())]
         rows.append([*cells, number(share, ".3f")])
         record = {"contestant": name, "benchmark": own.table.benchmark, "n": n, "tau": tau, "same_family": share}
         kept.append(record | {f"minus_{opponent}": asdict(gap) for opponent, gap in gaps.items()})
-    columns = ["contestant", "n", "tau", *(f"minus {opponent}'s" for opponent in CONTEST_OPPONENTS), "same family"]
+    columns = ["contestant", "n", "tau", *(f"minus {opponent}'s" for opponent in opponents), "same family"]
     print_table(
         console, "Mean tau over the targets, and differences on the same candidates (*: excludes zero)", columns, rows
     )
-    return {"contest": kept}
+    return {"contest": kept, "not_surely_behind": left}
 
 
 def report(console: Console, own: Study, compared: Sequence[str]) -> Record:
@@ -323,7 +353,7 @@ def parser() -> argparse.ArgumentParser:
     what = made.add_mutually_exclusive_group()
     what.add_argument("--benchmark", action="append", choices=LOADERS, help="may be repeated; default nas-bench-201")
     what.add_argument("--table", type=Path, help="instead: a table (CSV) of your own, with a column `arch`")
-    what.add_argument("--contest", action="store_true", help="instead: the fixed contestants on the fixed benchmarks")
+    what.add_argument("--contest", choices=CONTESTS, help="instead: fixed contestants on fixed benchmarks")
     made.add_argument("--space", help="of the table's archs, such as plainnet")
     made.add_argument("--resolution", type=positive, default=32, help="of the table's images, in pixels")
     made.add_argument("--target", action="append", default=[], help="may be repeated; default all of a benchmark")
@@ -351,7 +381,7 @@ def loaded(arguments: argparse.Namespace) -> list[Table]:
         if not arguments.space:
             raise ValueError("Name the space of the table's archs with `--space`.")
         return [user_table(arguments.table, arguments.space, arguments.target, arguments.resolution)]
-    names = list(CONTEST_SAMPLES) if arguments.contest else arguments.benchmark or ["nas-bench-201"]
+    names = list(CONTESTS[arguments.contest].samples) if arguments.contest else arguments.benchmark or ["nas-bench-201"]
     targets = [] if arguments.contest else arguments.target
     return [LOADERS[name](arguments.data).asked_for(targets) for name in dict.fromkeys(names)]
 
@@ -360,14 +390,18 @@ def protocol_of(arguments: argparse.Namespace, table: Table) -> Protocol:
     """Say what a table's candidates are scored with."""
     images = arguments.data / "cifar10_subset.npz"
     if arguments.contest:
-        return Protocol(images, CONTEST_BATCH_SIZES.get(table.benchmark, Protocol.batch_size))
+        contest = CONTESTS[arguments.contest]
+        return Protocol(images, contest.batch_sizes.get(table.benchmark, Protocol.batch_size), seed=contest.seed)
     return Protocol(images, arguments.batch_size, arguments.num_batches, arguments.seed)
 
 
 def main(words: Sequence[str] | None = None) -> None:
     """Score, compare, print and keep."""
     arguments = (usage := parser()).parse_args(words)
-    asked = list(CONTESTANTS) if arguments.contest else names_of(arguments.proxies)
+    contest = CONTESTS.get(arguments.contest)
+    if contest:
+        enlist(contest)
+    asked = list(contest.contestants) if contest else names_of(arguments.proxies)
     try:
         choice = chosen(asked, with_baselines=True)
         tables = loaded(arguments)
@@ -380,16 +414,15 @@ def main(words: Sequence[str] | None = None) -> None:
     running = Running(arguments.workers, arguments.timeout, arguments.retry)
     studies = []
     for table, protocol in zip(tables, protocols, strict=True):
-        num_samples = CONTEST_SAMPLES[table.benchmark] if arguments.contest else arguments.sample
-        drawn = sampled(table, num_samples, protocol.seed)
-        own = study(drawn, choice, protocol, running, arguments.cache, with_times=not arguments.contest)
+        drawn = entered(table, contest) if contest else sampled(table, arguments.sample, protocol.seed)
+        own = study(drawn, choice, protocol, running, arguments.cache, with_times=not contest)
         studies.append(own)
         introduce(console, own, len(table.rows))
-        if not arguments.contest:
+        if not contest:
             record = report(console, own, compared_of(arguments.proxies, choice))
             keep(arguments.results / f"{table.benchmark}.json", [own], record)
-    if arguments.contest:
-        keep(arguments.results / "contest.json", studies, print_contest(console, studies))
+    if contest:
+        keep(arguments.results / f"contest-{arguments.contest}.json", studies, print_contest(console, studies, contest))
     elif len(studies) > 1:
         print_overview(console, studies, list(studies[0].scores))
 

@@ -22,6 +22,7 @@ from tests.data import data_file, data_rows
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
+import contests
 import convert_nats_bench
 import fidelity
 import figures
@@ -390,32 +391,63 @@ def test_a_difference_is_that_of_taus_on_the_candidates_both_have():
 
 
 def test_the_contest_takes_the_worst_search_space_and_leaves_timm_out_of_it(few_resamples):
+    contest = contests.FIRST
+
     def study(benchmark, sign, is_search_space):
         rows = tuple(
             tables.Row(str(idx), int, {"acc": float(idx)}, family=None if is_search_space else "a") for idx in range(6)
         )
         table = tables.Table(benchmark, rows, ("acc",), "", is_search_space)
-        values = {name: [float(idx) for idx in range(6)] for name in fidelity.CONTESTANTS}
+        values = {name: [float(idx) for idx in range(6)] for name in contest.contestants}
         values["params"] = [sign * float(idx) for idx in range(6)]
         return fidelity.Study(table, scores.Protocol(Path("x")), values, {}, {})
 
     studies = [study("one", 1, True), study("two", -1, True), study("timm", -1, False)]
     console = Console(record=True, width=200, file=io.StringIO())
-    record = fidelity.print_contest(console, studies)["contest"]
+    record = fidelity.print_contest(console, studies, contest)["contest"]
     by_place = {(row["contestant"], row["benchmark"]): row for row in record}
-    assert len(record) == len(fidelity.CONTESTANTS) * 3
+    assert len(record) == len(contest.contestants) * 3
     assert by_place["balanced", "two"]["minus_params"]["value"] == pytest.approx(2.0)
     assert by_place["balanced", "two"]["minus_macs"]["interval"] == (0.0, 0.0)
     assert by_place["params", "timm"]["same_family"] == 0.0
     assert by_place["macs", "timm"]["same_family"] == 1.0
     (overview,) = [line for line in console.export_text().splitlines() if line.startswith("| params ")]
-    assert overview.replace("|", "").split() == ["params", "1.000", "-1.000", "-1.000", "-1.000"]
+    assert overview.replace("|", "").split() == ["params", "1.000", "-1.000", "-1.000", "-1.000", "0.000"]
 
 
-def test_contestants_and_their_benchmarks_exist():
-    assert {*fidelity.CONTESTANTS} <= {*list_proxies(), *list_recipes()}
-    assert {*fidelity.CONTEST_SAMPLES} <= {*tables.LOADERS}
-    assert {*fidelity.CONTEST_OPPONENTS} <= {*BASELINES}
+def test_who_is_not_surely_behind_in_the_worst_case_is_ordered_by_the_mean(few_resamples):
+    generator = np.random.default_rng(0)
+    truth = generator.random(60)
+
+    def study(benchmark, **noises):
+        rows = tuple(tables.Row(str(idx), int, {"acc": value}) for idx, value in enumerate(truth))
+        values = {name: (truth + noise * generator.standard_normal(60)).tolist() for name, noise in noises.items()}
+        table = tables.Table(benchmark, rows, ("acc",), "")
+        return fidelity.Study(table, scores.Protocol(Path("x")), values, {}, {})
+
+    hard = study("hard", steady=0.30, strong=0.31, weak=3.0)  # the first two are told apart by chance alone
+    easy = study("easy", steady=0.25, strong=0.01, weak=0.01)
+    assert fidelity.not_surely_behind([hard, easy], ["steady", "strong", "weak"]) == ["strong", "steady"]
+
+
+@pytest.mark.parametrize("contest", contests.CONTESTS.values(), ids=[*contests.CONTESTS])
+def test_contestants_and_their_benchmarks_exist(contest):
+    assert {*contest.contestants} <= {*list_proxies(), *list_recipes(), *contests.ONLY_HERE}
+    assert {member for members in contests.ONLY_HERE.values() for member in members} <= {*list_proxies()}
+    assert {*contest.samples} <= {*tables.LOADERS}
+    assert {*contests.OPPONENTS} <= {*BASELINES}
+
+
+def test_no_candidate_of_the_first_contest_is_in_the_second():
+    rows = tuple(tables.Row(str(idx), int, {"acc": 0.0}) for idx in range(1000))
+    for benchmark, num_first in contests.FIRST.samples.items():
+        if benchmark not in contests.SECOND.samples:
+            continue
+        table = tables.Table(benchmark, rows, ("acc",), "")
+        first, second = ({row.name for row in fidelity.entered(table, c).rows} for c in contests.CONTESTS.values())
+        assert len(first) == num_first
+        assert len(second) == (contests.SECOND.samples[benchmark] or 1000 - num_first)
+        assert not first & second
 
 
 def test_what_failed_is_last_and_what_does_not_apply_is_out() -> None:
