@@ -69,6 +69,8 @@ def preserved_rng(seed: int | None = None) -> Iterator[None]:
         torch.set_rng_state(torch_state)
         if cuda_states is not None:
             torch.cuda.set_rng_state_all(cuda_states)
+        else:  # a GPU that was not in use starts, whenever that is, from the seed that torch had, not from the body's
+            torch.cuda.manual_seed_all(torch.initial_seed())
         if mps_state is not None:
             torch.mps.set_rng_state(mps_state)
 

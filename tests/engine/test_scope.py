@@ -175,6 +175,18 @@ def test_generators_go_on_as_if_the_body_had_not_run():
     assert rng() == states
 
 
+@pytest.mark.skipif(torch.cuda.is_initialized(), reason="CUDA is in use already, so its state is put back instead")
+def test_a_gpu_that_is_first_used_later_starts_from_the_seed_that_torch_had(monkeypatch):
+    torch.manual_seed(5)
+    seeds = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    with preserved_rng(seed=3):
+        seed_all(4)
+    with preserved_rng():
+        seed_all(4)
+    assert seeds == [3, 4, 5, 4, 5]
+
+
 @pytest.mark.parametrize("seed", [0, 2**32 + 5])
 def test_a_seed_fixes_all_generators(seed):
     def draws():
