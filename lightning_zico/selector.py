@@ -2,7 +2,6 @@
 
 import math
 import platform
-import time
 from collections.abc import Iterator, Mapping, Sequence, Sized
 from dataclasses import asdict, replace
 from typing import Any, TypeAlias
@@ -24,15 +23,15 @@ from lightning_zico.budget import Budget
 from lightning_zico.candidates import Candidate, Candidates, iterate_candidates
 from lightning_zico.engine.batches import tensors_of
 from lightning_zico.engine.gradients import ChunkSize, check_chunk_size
-from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.errors import UnknownNameError
-from lightning_zico.proxies import BASELINES, Proxy
+from lightning_zico.proxies import BASELINES
 from lightning_zico.proxies.base import Proxies
 from lightning_zico.ranking import Recipe, kendall, size_controlled
 from lightning_zico.report import leaderboard_table
 from lightning_zico.results import Leaderboard, Score, ScoreCard
 from lightning_zico.scoring.choice import Choice, chosen, combined
-from lightning_zico.scoring.scorer import check_axis, check_batches, described, score_checked
+from lightning_zico.scoring.scorer import check_axis, check_batches, described
+from lightning_zico.scoring.work import Job, SerialExecutor, Work
 
 
 class ZeroShotSelector:
@@ -137,14 +136,13 @@ class ZeroShotSelector:
         """
         choice = self._choice()
         rank_by = choice.ranked_by(self.rank_by)
-        batches = read_batches(datamodule, self.num_batches, seed=self.seed)
-        check_batches(batches, choice.proxies, self.axis)
+        work = self._work(choice, datamodule)
         cards: list[ScoreCard] = []
         contenders: list[_Contender] = []
-        for candidate in self._with_progress(candidates):
-            card = self._scored(candidate, batches, choice.proxies, datamodule)
+        jobs = (Job(candidate) for candidate in self._with_progress(candidates))
+        for job, card in SerialExecutor().run([work], jobs):
             cards.append(card)
-            contenders = _still_contending(contenders, candidate, card, rank_by, choice)
+            contenders = _still_contending(contenders, job.candidate, card, rank_by, choice)
         if not cards:
             raise ValueError("`candidates` is empty; needed is at least one.")
         used = {}
@@ -159,12 +157,12 @@ class ZeroShotSelector:
             columns=[*choice.columns, *(["controlled"] if self.controlled_by else [])],
             higher_is_better=choice.higher_is_better(rank_by),
             provenance={
-                **self._provenance(rank_by, used, choice, batches),
+                **self._provenance(rank_by, used, choice, work.batches),
                 "kendall_with": _agreement(cards, rank_by, choice),
             },
         )
         best = self.leaderboard_.best
-        self.best_model_ = next((self._built_again(c) for c, _ in contenders if c.name == best), None)
+        self.best_model_ = next((_built_again(c, work) for c, _ in contenders if c.name == best), None)
         if self._interactive():
             get_console().print(leaderboard_table(self.leaderboard_))
         return self.leaderboard_
@@ -222,45 +220,19 @@ class ZeroShotSelector:
             )
         return choice
 
-    def _scored(
-        self, candidate: Candidate, batches: list[Batch], proxies: Sequence[Proxy], datamodule: Any
-    ) -> ScoreCard:
-        start = time.perf_counter()
-        try:
-            model = self._built(candidate)
-        except Exception as raised:
-            error = f"does not build: {described(raised)}"
-            return ScoreCard.failed(candidate.name, [p.name for p in proxies], error, time.perf_counter() - start)
-        card = score_checked(
-            candidate.name,
-            model,
+    def _work(self, choice: Choice, datamodule: Any) -> Work:
+        batches = read_batches(datamodule, self.num_batches, seed=self.seed)
+        check_batches(batches, choice.proxies, self.axis)
+        return Work(
             batches,
-            proxies,
+            choice.proxies,
             loss_fn=self.loss_fn,
             axis=self.axis,
             chunk_size=self.chunk_size,
             seed=self.seed,
             datamodule=datamodule if is_datamodule(datamodule) else None,
-            blocks=candidate.blocks,
             budget=self.budget,
         )
-        return replace(card, seconds=time.perf_counter() - start)  # building included
-
-    def _built(self, candidate: Candidate) -> nn.Module:
-        with preserved_rng(self.seed):
-            model: Any = candidate.build()
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"'{candidate.name}' built a {type(model).__name__}; needed is a module.")
-        return model
-
-    def _built_again(self, candidate: Candidate) -> nn.Module:
-        try:
-            return self._built(candidate)
-        except Exception as raised:
-            raise RuntimeError(
-                f"'{candidate.name}' won, but does not build a second time: {described(raised)}. A factory must be "
-                "repeatable; `leaderboard_` is kept."
-            ) from raised
 
     def _with_progress(self, candidates: Candidates) -> Iterator[Candidate]:
         if not self._interactive():
@@ -286,7 +258,7 @@ class ZeroShotSelector:
         return self.enable_progress_bar and is_first_rank and get_console().is_terminal
 
     def _provenance(
-        self, rank_by: str, used: Mapping[str, Recipe], choice: Choice, batches: list[Batch]
+        self, rank_by: str, used: Mapping[str, Recipe], choice: Choice, batches: Sequence[Batch]
     ) -> dict[str, Any]:
         return {
             "rank_by": rank_by,
@@ -310,6 +282,16 @@ class ZeroShotSelector:
                 "python": platform.python_version(),
             },
         }
+
+
+def _built_again(candidate: Candidate, work: Work) -> nn.Module:
+    try:
+        return work.build(candidate)
+    except Exception as raised:
+        raise RuntimeError(
+            f"'{candidate.name}' won, but does not build a second time: {described(raised)}. A factory must be "
+            "repeatable; `leaderboard_` is kept."
+        ) from raised
 
 
 # A candidate, and for each recipe that may come to rank (or the one proxy that does) its members' scores, directed.

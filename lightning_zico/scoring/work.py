@@ -1,0 +1,124 @@
+"""What there is to do in a ranking: works, one a repeat, and jobs, one a candidate and repeat."""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, Protocol
+
+from torch import nn
+
+from lightning_zico._typing import Axis, Batch, LossFn
+from lightning_zico.budget import Budget
+from lightning_zico.candidates import Candidate
+from lightning_zico.engine.gradients import ChunkSize
+from lightning_zico.engine.scope import preserved_rng
+from lightning_zico.proxies import Proxy
+from lightning_zico.results import ScoreCard
+from lightning_zico.scoring.scorer import described, score_checked
+
+
+@dataclass(frozen=True)
+class Work:
+    """What scoring a candidate needs besides the candidate itself; the same for all candidates of a repeat.
+
+    Args:
+        batches: Checked by `scorer.check_batches`.
+        proxies: In the order in which they are computed.
+        loss_fn: See `scorer.score`.
+        axis: See `scorer.score`.
+        chunk_size: See `scorer.score`.
+        seed: Of the weights that factories draw, and of dropout.
+        datamodule: Whose transfer hooks run, if it overrides them.
+        budget: A candidate above it is not scored.
+    """
+
+    batches: Sequence[Batch]
+    proxies: Sequence[Proxy]
+    loss_fn: LossFn | None = None
+    axis: Axis = "batch"
+    chunk_size: ChunkSize = None
+    seed: int = 0
+    datamodule: Any = None
+    budget: Budget | None = None
+
+    def build(self, candidate: Candidate) -> nn.Module:
+        """Build a candidate under the seed.
+
+        Raises:
+            TypeError: If its factory makes something else than a module.
+        """
+        with preserved_rng(self.seed):
+            model: Any = candidate.build()
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"'{candidate.name}' built a {type(model).__name__}; needed is a module.")
+        return model
+
+    def score(self, candidate: Candidate) -> ScoreCard:
+        """Build a candidate, score it and let it go; whatever it does wrong stands in the card.
+
+        Returns:
+            The card; its seconds include building.
+        """
+        start = time.perf_counter()
+        try:
+            model = self.build(candidate)
+        except Exception as raised:
+            card = ScoreCard.failed(candidate.name, self.names, f"does not build: {described(raised)}")
+        else:
+            card = score_checked(
+                candidate.name,
+                model,
+                self.batches,
+                self.proxies,
+                loss_fn=self.loss_fn,
+                axis=self.axis,
+                chunk_size=self.chunk_size,
+                seed=self.seed,
+                datamodule=self.datamodule,
+                blocks=candidate.blocks,
+                budget=self.budget,
+            )
+        return replace(card, seconds=time.perf_counter() - start)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the proxies."""
+        return [proxy.name for proxy in self.proxies]
+
+
+class Job(NamedTuple):
+    """One candidate to be scored in one repeat.
+
+    Args:
+        candidate: What to score.
+        repeat_idx: Which of the works to score it by.
+    """
+
+    candidate: Candidate
+    repeat_idx: int = 0
+
+
+class Executor(Protocol):
+    """Runs jobs, wherever that is; the scores are the same numbers."""
+
+    def run(self, works: Sequence[Work], jobs: Iterable[Job]) -> Iterator[tuple[Job, ScoreCard]]:
+        """Score each job's candidate by its work.
+
+        Args:
+            works: By ``repeat_idx``.
+            jobs: Taken one at a time, and never many more than are being run, so that a generator's candidates are not
+                all alive.
+
+        Yields:
+            Each job with its card as it is finished, in any order.
+        """
+        ...
+
+
+class SerialExecutor:
+    """Runs jobs in this process, one after the other."""
+
+    def run(self, works: Sequence[Work], jobs: Iterable[Job]) -> Iterator[tuple[Job, ScoreCard]]:
+        """Score each job's candidate by its work, in the order in which they come."""
+        for job in jobs:
+            yield job, works[job.repeat_idx].score(job.candidate)
