@@ -18,7 +18,7 @@ from lightning_zico.ranking import kendall
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 warnings.filterwarnings("ignore", module="lightning.pytorch")
-SCORES = ("balanced", "zico", "params", "macs", "num_layers", "sum_log_numel")
+SCORES = ("balanced+synflow", "zico", "params", "macs", "num_layers", "sum_log_numel")
 
 
 def main() -> None:

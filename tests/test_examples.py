@@ -11,7 +11,7 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 PROMISES = {
     "01_callback.py": ["epoch 2: zico/score", "validation accuracy 0.9"],
     "02_select_and_train.py": ["Chosen without training:", "tau with truth", "vit-32x2", "cnn-bn-32x4"],
-    "04_compare_proxies.py": ["tau with truth", "az_trainability", "zico", "balanced: log_rank of macs"],
+    "04_compare_proxies.py": ["tau with truth", "az_trainability", "zico", "balanced+synflow: log_rank of macs"],
     "06_own_proxy.py": ["1. ", "Kendall's tau of this ranking with the trivial baselines"],
 }
 

@@ -77,7 +77,8 @@ class Repeating(Classifier):
         self.network = nn.Sequential(*layers, nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, 3))
 
 
-MEMBERS = ("macs", "naswot", "az_expressivity_mean", "az_trainability", "params")  # of the default and its fallbacks
+# Of the default and its fallbacks.
+MEMBERS = ("macs", "naswot", "az_expressivity_mean", "az_trainability", "synflow", "params")
 
 
 def simulated(*names: str, **kwargs: Any) -> ZeroShotSelector:
@@ -258,7 +259,7 @@ def test_wrong_calls_are_refused_at_once() -> None:
     with pytest.raises(UnknownNameError, match="rank_by"):
         ZeroShotSelector(rank_by="accuracy")
     with pytest.raises(ValueError, match="`zico` needs at least 2"):
-        ZeroShotSelector(proxies=["balanced", "zico"], num_batches=1)
+        ZeroShotSelector(proxies=["balanced+synflow", "zico"], num_batches=1)
     with pytest.raises(ValueError, match="`macs` needs at least 1"):
         ZeroShotSelector(num_batches=0)
     with pytest.raises(UnknownNameError, match="`controlled_by` is 'zico'; needed is a baseline: params, macs"):
@@ -393,13 +394,13 @@ def test_the_default_recipe_ranks_and_stands_before_its_members_and_the_baseline
     candidates = {"small": Classifier, "large": Quadruple, "wide": lambda: Classifier(8)}
     selector = ZeroShotSelector()
     leaderboard = selector.rank(candidates, Data())
-    columns = ["rank", "name", "score", "balanced", *MEMBERS, "num_layers", "sum_log_numel", "error", "seconds"]
+    columns = ["rank", "name", "score", "balanced+synflow", *MEMBERS, "num_layers", "sum_log_numel", "error", "seconds"]
     assert leaderboard.columns == columns
-    assert leaderboard.provenance["rank_by"] == "balanced"
+    assert leaderboard.provenance["rank_by"] == "balanced+synflow"
     for row in leaderboard:
-        assert row["score"] == row["balanced"] == selector.cards_[row["name"]]["balanced"].value
+        assert row["score"] == row["balanced+synflow"] == selector.cards_[row["name"]]["balanced+synflow"].value
     by_name = {row["name"]: row["score"] for row in leaderboard}
-    for proxies in ("default", "balanced", ["default", "zico"], "all"):
+    for proxies in ("default", "balanced+synflow", ["default", "zico"], "all"):
         again = ZeroShotSelector(proxies=proxies).rank(candidates, Data())
         assert {row["name"]: row["score"] for row in again} == by_name
 
@@ -426,7 +427,7 @@ def test_a_failed_candidate_is_one_row_and_changes_nothing_for_the_others(bad: A
     alone = ZeroShotSelector().rank(good, Data())
     beside = ZeroShotSelector().rank({"bad": bad, **good}, Data())
     assert beside.provenance["recipes"] == alone.provenance["recipes"]
-    assert beside.provenance["recipes"]["balanced"]["used"] == "balanced"
+    assert beside.provenance["recipes"]["balanced+synflow"]["used"] == "balanced+synflow"
     assert [(row["rank"], row["name"], row["score"]) for row in beside.rows[:2]] == [
         (row["rank"], row["name"], row["score"]) for row in alone
     ]
@@ -442,12 +443,14 @@ def test_one_candidate_without_blocks_makes_all_fall_back_and_the_notes_say_so()
     blocks = Candidate("without", Flat, blocks=["network.1"])
     selector = ZeroShotSelector()
     leaderboard = selector.rank([Candidate("with", Flat, blocks=["network.1", "network.3"]), Quadruple], Data())
-    assert leaderboard.provenance["recipes"]["balanced"]["used"] == "balanced"
-    assert leaderboard.notes[0] == "balanced: log_rank of macs, naswot, az_expressivity_mean, az_trainability."
+    assert leaderboard.provenance["recipes"]["balanced+synflow"]["used"] == "balanced+synflow"
+    assert leaderboard.notes[0] == (
+        "balanced+synflow: log_rank of macs, naswot, az_expressivity_mean, az_trainability, synflow."
+    )
     leaderboard = selector.rank([blocks, Quadruple], Data())
     assert not leaderboard.errors
-    assert leaderboard.provenance["recipes"]["balanced"]["used"] == "without_blocks"
-    assert "balanced applies to these candidates; without_blocks takes its place" in leaderboard.notes[0]
+    assert leaderboard.provenance["recipes"]["balanced+synflow"]["used"] == "without_blocks"
+    assert "balanced+synflow applies to these candidates; without_blocks takes its place" in leaderboard.notes[0]
     table = {name: [row[name] for row in leaderboard] for name in ("macs", "naswot")}
     assert [row["score"] for row in leaderboard] == combine(get_recipe("without_blocks"), table)
     assert selector.cards_["without"]["az_trainability"].error.startswith("not applicable: ")
@@ -473,17 +476,17 @@ LEVELS = st.one_of(st.sampled_from([0.0, 1.0, 2.0]), st.sampled_from([0.0, 1.0, 
 
 
 @given(
-    st.lists(st.tuples(*[LEVELS] * 5), min_size=1, max_size=7),
-    st.sampled_from(["balanced", "zoo", "size", "macs"]),
+    st.lists(st.tuples(*[LEVELS] * 6), min_size=1, max_size=7),
+    st.sampled_from(["balanced+synflow", "zoo", "size", "macs"]),
     st.booleans(),
 )
 # What the second is better by does not count in the end, since the third has none.
-@example([(1.0, 1.0, 1.0, 1.0, 1.0), (1.0, 1.0, 1.0, 2.0, 1.0), (0.0, 0.0, 0.0, None, 0.0)], "balanced", False)
+@example([(1.0,) * 6, (1.0, 1.0, 1.0, 2.0, 1.0, 1.0), (0.0, 0.0, 0.0, None, 0.0, 0.0)], "balanced+synflow", False)
 def test_the_winner_of_a_generator_of_instances_is_the_leaderboards_first(
     table: list[Any], rank_by: str, lower: bool
 ) -> None:
     modules = [Numbered(numbers_of(*values)) for values in table]
-    selector = simulated("balanced", "zoo", "size", rank_by=rank_by)
+    selector = simulated("balanced+synflow", "zoo", "size", rank_by=rank_by)
     selector.proxies[3].higher_is_better = not lower  # of macs
     by_name = {f"Numbered-{idx + 1}" if idx else "Numbered": module for idx, module in enumerate(modules)}
     leaderboard = selector.rank((module for module in modules), make_batches())
@@ -496,7 +499,7 @@ def test_the_winner_of_a_generator_of_instances_is_the_leaderboards_first(
 
 def test_of_many_instances_only_those_that_may_win_stay_alive() -> None:
     drawn = torch.randn(300, 1, generator=torch.Generator().manual_seed(0))
-    table = (drawn + 0.3 * torch.randn(300, 5, generator=torch.Generator().manual_seed(1))).double().numpy()
+    table = (drawn + 0.3 * torch.randn(300, 6, generator=torch.Generator().manual_seed(1))).double().numpy()
     is_beaten = (table[None] > table[:, None]).all(axis=2)  # [n, n], the one of the row by that of the column
     fronts = [int((~is_beaten[:n, :n].any(axis=1)).sum()) for n in range(301)]
     alive: list[weakref.ref[nn.Module]] = []
@@ -527,7 +530,7 @@ def test_of_equal_instances_the_first_alone_stays_alive_and_wins(proxies: str) -
     def candidates() -> Iterator[nn.Module]:
         for _ in range(6):
             assert sum(ref() is not None for ref in alive) <= 2  # the first, and the last until this one comes
-            module = Numbered(numbers_of(1, 1, 1, 1, 1))
+            module = Numbered(numbers_of(*[1] * 6))
             alive.append(weakref.ref(module))
             yield module
             del module
@@ -562,7 +565,7 @@ def test_a_baseline_controlled_by_itself_leaves_nothing(baseline: str) -> None:
 
 @pytest.mark.parametrize("lower", [False, True])
 def test_agreement_with_the_baselines_is_that_of_scipy_on_the_ranked_rows(lower: bool) -> None:
-    table = torch.randn(12, 5, generator=torch.Generator().manual_seed(0)).tolist()
+    table = torch.randn(12, 6, generator=torch.Generator().manual_seed(0)).tolist()
     modules = [Numbered(numbers_of(*values)) for values in table]
     modules[3].numbers["naswot"] = float("nan")
     modules[4].numbers["params"] = float("nan")
@@ -595,7 +598,7 @@ def test_what_cannot_be_trained_is_not_ranked_and_changes_no_recipe_even_where_n
     assert [row["rank"] for row in leaderboard] == [1, None, None]
     assert "its loss on the first batch is nan" in leaderboard.errors["nan"]
     assert "none of its parameters is trainable" in leaderboard.errors["frozen"]
-    assert leaderboard.provenance["recipes"]["balanced"]["used"] == "balanced"
+    assert leaderboard.provenance["recipes"]["balanced+synflow"]["used"] == "balanced+synflow"
     assert selector.cards_["nan"]["naswot"].value == selector.cards_["plain"]["naswot"].value
 
 

@@ -80,16 +80,16 @@ def get_recipe(name: str) -> Recipe:
     """Find a recipe.
 
     Args:
-        name: Of the recipe; ``"default"`` is ``"balanced"``.
+        name: Of the recipe; ``"default"`` is ``"balanced+synflow"``.
 
     Raises:
         UnknownNameError: If there is none of that name.
 
     Example:
         >>> get_recipe("default").members
-        ('macs', 'naswot', 'az_expressivity_mean', 'az_trainability')
+        ('macs', 'naswot', 'az_expressivity_mean', 'az_trainability', 'synflow')
     """
-    return RECIPES.get("balanced" if name == "default" else name)
+    return RECIPES.get("balanced+synflow" if name == "default" else name)
 
 
 def list_recipes(pattern: str = "*") -> list[str]:
@@ -143,6 +143,7 @@ def _measured(remark: str, *taus: float) -> Evidence:
 _AFTERWARDS = "Found afterwards, on the benchmarks that measured it, so expect less elsewhere."
 _AZ_NAS = "Lee & Ham, AZ-NAS, CVPR 2024, arXiv:2403.19232"
 _NASWOT = "Mellor et al., NASWOT, ICML 2021, arXiv:2006.04647"
+_SYNFLOW = "Tanaka et al., SynFlow, NeurIPS 2020, arXiv:2006.05467"
 
 for _recipe in (
     Recipe(
@@ -201,16 +202,16 @@ for _recipe in (
         ("az_expressivity", "az_progressivity", "az_trainability", "macs", "synflow"),
         "log_rank",
         Evidence(),
-        f"{_AZ_NAS}, whose best combination it is on NAS-Bench-201; Tanaka et al., SynFlow, arXiv:2006.05467",
+        f"{_AZ_NAS}, whose best combination it is on NAS-Bench-201; {_SYNFLOW}",
         fallback="without_blocks",
     ),
     Recipe(
-        "broad",
-        ("macs", "naswot", "az_expressivity_mean", "az_trainability", "meco_opt", "jacob_cov"),
+        "balanced+synflow",
+        ("macs", "naswot", "az_expressivity_mean", "az_trainability", "synflow"),
         "log_rank",
         Evidence(),
-        "Ours: `balanced` and what `block_free` adds to it, since the mean of more votes of different kinds errs less",
-        fallback="without_blocks",
+        f"{_AZ_NAS}; {_NASWOT}; {_SYNFLOW}; their combination is ours",
+        fallback="balanced",
     ),
     Recipe("without_blocks", ("macs", "naswot"), "log_rank", Evidence(), f"{_NASWOT}; ours", fallback="size"),
     Recipe("size", ("params", "macs"), "log_rank", Evidence(), "Ours: the trivial baselines"),

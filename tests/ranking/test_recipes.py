@@ -39,18 +39,18 @@ def test_the_recipes_are_these():
         "az+naswot",
         "az+synflow",
         "balanced",
+        "balanced+synflow",
         "block_free",
-        "broad",
         "size",
         "without_blocks",
         "zico",
         "zoo",
     ]
     assert sorted(list_recipes()) == known
-    assert get_recipe("default") is get_recipe("balanced")
+    assert get_recipe("default") is get_recipe("balanced+synflow")
     assert set(get_recipe("zoo").members) == {*get_recipe("balanced").members, "params"}
     assert set(get_recipe("az+synflow").members) == {*get_recipe("az").members, "synflow"}
-    assert set(get_recipe("broad").members) == {*get_recipe("balanced").members, "meco_opt", "jacob_cov"}
+    assert set(get_recipe("balanced+synflow").members) == {*get_recipe("balanced").members, "synflow"}
     assert set(get_recipe("az+naswot").members) == {*get_recipe("az").members, "naswot"}
 
 
@@ -69,7 +69,7 @@ def test_every_recipe_says_what_speaks_for_it(name):
     assert all(-1 <= tau <= 1 for tau in evidence.taus.values())
     assert evidence.remark.endswith(".")
     assert get_recipe(name).source
-    unmeasured = name in ("without_blocks", "size", "az+synflow", "broad")
+    unmeasured = name in ("without_blocks", "size", "az+synflow", "balanced+synflow")
     assert (not evidence.taus) == unmeasured == ("Not measured." in evidence.remark)
     assert ("afterwards" in evidence.remark) == (name in ("balanced", "zoo", "block_free"))
 
