@@ -1,8 +1,6 @@
 # Every target sets up what it needs in .venv and does no work twice.
 PYTHON ?= python3
 BIN := .venv/bin
-# glibc keeps what is freed, as other allocators do, so that timings are of the work and not of page faults.
-KEEPING := MALLOC_TRIM_THRESHOLD_=4000000000 MALLOC_MMAP_THRESHOLD_=4000000000
 
 .PHONY: demo test check bench fidelity clean
 .DELETE_ON_ERROR:
@@ -20,9 +18,8 @@ check: .venv/dev.stamp  ## lint, types, layers
 	$(BIN)/lint-imports
 
 bench: .venv/demo.stamp  ## time and memory against plain training and the published algorithm, cost of each proxy
-	$(KEEPING) $(BIN)/python benchmarks/speed.py
-	$(BIN)/python benchmarks/speed.py --networks nas_bench_201 --batch-sizes 64 --num-batches 2 --chunk-sizes
-	$(KEEPING) $(BIN)/python benchmarks/proxies.py
+	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python benchmarks/proxies.py
 
 fidelity: .venv/demo.stamp  ## proxies against what training found, on three public benchmarks; goes on where it was
 	$(BIN)/python benchmarks/fidelity.py --benchmark nas-bench-201 --benchmark nas-bench-101 \

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from rich.console import Console
-from speed import allocator, print_table, random_batches
+from speed import print_table, random_batches
 from torch import Tensor, nn
 
 from lightning_zico import list_proxies, score
@@ -110,7 +110,7 @@ def main() -> None:
     together = [name for name in names if name not in APART]
     console = Console(width=None if Console().is_terminal else 200)
     console.print(
-        f"torch {torch.__version__}, CPU, {torch.get_num_threads()} threads, {allocator()}, "
+        f"torch {torch.__version__}, CPU, {torch.get_num_threads()} threads, "
         f"{arguments.num_batches} batches",
         highlight=False,
     )

@@ -272,12 +272,6 @@ def verdict(measured: str, holds: bool) -> str:
     return f"{measured}: {'holds' if holds else 'DOES NOT HOLD'}" if measured else "not measured"
 
 
-def allocator() -> str:
-    """Say how glibc's allocator was told to treat freed memory."""
-    threshold = os.environ.get("MALLOC_TRIM_THRESHOLD_")
-    return f"freed memory is kept up to {threshold} bytes" if threshold else "the allocator is as it comes"
-
-
 def parsed_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -302,7 +296,7 @@ def main() -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)  # a file or a pipe has no width: nothing is cut
-    console.print(f"torch {torch.__version__}, CPU, {torch.get_num_threads()} threads, {allocator()}", highlight=False)
+    console.print(f"torch {torch.__version__}, CPU, {torch.get_num_threads()} threads", highlight=False)
     smallest, fewest = min(arguments.batch_sizes), min(arguments.num_batches)
     rows = []
     for network, size, num_batches in product(arguments.networks, arguments.batch_sizes, arguments.num_batches):
