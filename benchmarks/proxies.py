@@ -110,8 +110,7 @@ def main() -> None:
     together = [name for name in names if name not in APART]
     console = Console(width=None if Console().is_terminal else 200)
     console.print(
-        f"torch {torch.__version__}, CPU, {torch.get_num_threads()} threads, "
-        f"{arguments.num_batches} batches",
+        f"torch {torch.__version__}, CPU, {torch.get_num_threads()} threads, {arguments.num_batches} batches",
         highlight=False,
     )
     verdicts = []
