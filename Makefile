@@ -23,7 +23,8 @@ bench: .venv/demo.stamp  ## time and memory against plain training and the publi
 
 fidelity: .venv/demo.stamp  ## proxies against what training found, on three public benchmarks; goes on where it was
 	$(BIN)/python benchmarks/fidelity.py --benchmark nas-bench-201 --benchmark nas-bench-101 \
-		--benchmark transnas-micro --sample 300 --proxies default,zico,balanced,az+synflow,az+naswot,az,block_free,zoo --workers 2
+		--benchmark transnas-micro --sample 300 --workers 2 \
+		--proxies default,zico,balanced,az+synflow,az+naswot,az,block_free,zoo
 
 clean:
 	rm -rf .venv

@@ -46,8 +46,15 @@ FIRST = Contest(
 )
 SECOND = Contest(
     (
-        *(INCUMBENT, "az+synflow", "balanced+synflow", "az+synflow+naswot", "az+synflow+jacob_cov"),
-        *("az+synflow+two", "az+synflow+three", "macs", "params"),
+        INCUMBENT,
+        "az+synflow",
+        "balanced+synflow",
+        "az+synflow+naswot",
+        "az+synflow+jacob_cov",
+        "az+synflow+two",
+        "az+synflow+three",
+        "macs",
+        "params",
     ),
     {"nas-bench-201": 300, "nas-bench-101": None, "transnas-micro": 300},
     seed=778,

@@ -476,7 +476,7 @@ LEVELS = st.one_of(st.sampled_from([0.0, 1.0, 2.0]), st.sampled_from([0.0, 1.0, 
 
 
 @given(
-    st.lists(st.tuples(*[LEVELS] * 6), min_size=1, max_size=7),
+    st.lists(st.tuples(*[LEVELS] * len(MEMBERS)), min_size=1, max_size=7),
     st.sampled_from(["balanced+synflow", "zoo", "size", "macs"]),
     st.booleans(),
 )
@@ -499,7 +499,7 @@ def test_the_winner_of_a_generator_of_instances_is_the_leaderboards_first(
 
 def test_of_many_instances_only_those_that_may_win_stay_alive() -> None:
     drawn = torch.randn(300, 1, generator=torch.Generator().manual_seed(0))
-    table = (drawn + 0.3 * torch.randn(300, 6, generator=torch.Generator().manual_seed(1))).double().numpy()
+    table = (drawn + 0.3 * torch.randn(300, len(MEMBERS), generator=torch.Generator().manual_seed(1))).double().numpy()
     is_beaten = (table[None] > table[:, None]).all(axis=2)  # [n, n], the one of the row by that of the column
     fronts = [int((~is_beaten[:n, :n].any(axis=1)).sum()) for n in range(301)]
     alive: list[weakref.ref[nn.Module]] = []
@@ -530,7 +530,7 @@ def test_of_equal_instances_the_first_alone_stays_alive_and_wins(proxies: str) -
     def candidates() -> Iterator[nn.Module]:
         for _ in range(6):
             assert sum(ref() is not None for ref in alive) <= 2  # the first, and the last until this one comes
-            module = Numbered(numbers_of(*[1] * 6))
+            module = Numbered(numbers_of(*[1] * len(MEMBERS)))
             alive.append(weakref.ref(module))
             yield module
             del module
@@ -565,7 +565,7 @@ def test_a_baseline_controlled_by_itself_leaves_nothing(baseline: str) -> None:
 
 @pytest.mark.parametrize("lower", [False, True])
 def test_agreement_with_the_baselines_is_that_of_scipy_on_the_ranked_rows(lower: bool) -> None:
-    table = torch.randn(12, 6, generator=torch.Generator().manual_seed(0)).tolist()
+    table = torch.randn(12, len(MEMBERS), generator=torch.Generator().manual_seed(0)).tolist()
     modules = [Numbered(numbers_of(*values)) for values in table]
     modules[3].numbers["naswot"] = float("nan")
     modules[4].numbers["params"] = float("nan")

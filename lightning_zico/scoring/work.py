@@ -63,7 +63,8 @@ class Work:
         try:
             model = self.build(candidate)
         except Exception as raised:
-            card = ScoreCard.failed(candidate.name, self.names, f"does not build: {described(raised)}")
+            names = [proxy.name for proxy in self.proxies]
+            card = ScoreCard.failed(candidate.name, names, f"does not build: {described(raised)}")
         else:
             card = score_checked(
                 candidate.name,
@@ -79,11 +80,6 @@ class Work:
                 budget=self.budget,
             )
         return replace(card, seconds=time.perf_counter() - start)
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the proxies."""
-        return [proxy.name for proxy in self.proxies]
 
 
 class Job(NamedTuple):
