@@ -95,7 +95,7 @@ def bridged(
     if loss_fn is None:
         check_training_step(module)
     # The hooks of a data module may count or draw, too.
-    hooked = [datamodule] if any(_is_overridden(datamodule, hook) for hook in _HOOKS) else []
+    hooked = [datamodule] if overrides_transfer(datamodule) else []
     with _values_kept(module), preserved(module), _undisturbed(*hooked):
         if lightning:
             _mute_logging(module)
@@ -194,6 +194,11 @@ def is_datamodule(data: Any) -> bool:
     return isinstance(data, LightningDataModule) or all(
         callable(getattr(data, hook, None)) for hook in ("prepare_data", "setup", "train_dataloader", "teardown")
     )
+
+
+def overrides_transfer(datamodule: Any) -> bool:
+    """Tell whether a data module has hooks of its own that batches pass on their way to the device."""
+    return any(_is_overridden(datamodule, hook) for hook in _HOOKS)
 
 
 def _training_step(module: nn.Module, batch: Batch, batch_idx: int) -> Tensor:

@@ -47,6 +47,14 @@ class NotApplicableError(ZiCoError, TypeError):
     """A proxy whose formula has no meaning for a candidate; its score says "not applicable" and why."""
 
 
+class UnfingerprintableError(ZiCoError, TypeError):
+    """Something whose content cannot be hashed, so that it cannot be told from another."""
+
+
+class CacheError(ZiCoError, OSError):
+    """A file that is no cache of scores, or is damaged, or cannot be read or written."""
+
+
 def kept(error: Exception) -> Exception:
     """Make an error that was caught fit to be kept: the frames in its traceback would keep tensors and graphs alive.
 

@@ -29,6 +29,8 @@ from lightning_zico.proxies.base import Proxies
 from lightning_zico.ranking import Recipe, kendall, size_controlled
 from lightning_zico.report import leaderboard_table
 from lightning_zico.results import Leaderboard, Score, ScoreCard
+from lightning_zico.scoring.cache import CacheLike, check_cache, opened
+from lightning_zico.scoring.cached import with_cache
 from lightning_zico.scoring.choice import Choice, chosen, combined
 from lightning_zico.scoring.scorer import check_axis, check_batches, described
 from lightning_zico.scoring.work import Job, SerialExecutor, Work
@@ -53,6 +55,9 @@ class ZeroShotSelector:
         loss_fn: ``(outputs, targets) -> mean loss`` for batches ``(inputs, targets)``, instead of ``training_step``.
         budget: Candidates above it are dropped before they are scored, and say so in the leaderboard.
         seed: Of the batches, of the weights that factories draw, and of dropout while scoring.
+        cache: Path of a file in which scores are kept as they come (``"scores.db"``; see `scoring.cache.SQLiteCache`),
+            or a `ScoreCache`. What is in it is not scored again, and the leaderboard is the same, ``seconds`` included;
+            `scoring.cached.with_cache` says what a score depends on.
         enable_progress_bar: Show a progress bar while ranking and the leaderboard at the end, where the terminal is
             interactive.
 
@@ -92,8 +97,10 @@ class ZeroShotSelector:
         loss_fn: LossFn | None = None,
         budget: Budget | None = None,
         seed: int = 0,
+        cache: CacheLike | None = None,
         enable_progress_bar: bool = True,
     ) -> None:
+        check_cache(cache)
         check_axis(axis)
         check_chunk_size(chunk_size)
         self.trainer = trainer
@@ -106,6 +113,7 @@ class ZeroShotSelector:
         self.loss_fn = loss_fn
         self.budget = budget
         self.seed = seed
+        self.cache = cache
         self.enable_progress_bar = enable_progress_bar
         if not (budget is None or isinstance(budget, Budget)):
             raise TypeError(f"`budget` is {type(budget).__name__}; needed is a `Budget`, such as `Budget(macs=600e6)`.")
@@ -133,10 +141,13 @@ class ZeroShotSelector:
             TooFewBatchesError: If the data gives fewer batches than ``num_batches``.
             IdenticalBatchesError: If all of them are the same.
             ValueError: If there is no candidate.
+            CacheError: If ``cache`` is a file that is no cache of scores, or is damaged; it is left as it is.
         """
         choice = self._choice()
         rank_by = choice.ranked_by(self.rank_by)
         work = self._work(choice, datamodule)
+        if self.cache is not None:
+            work = with_cache(work, opened(self.cache))
         cards: list[ScoreCard] = []
         contenders: list[_Contender] = []
         jobs = (Job(candidate) for candidate in self._with_progress(candidates))

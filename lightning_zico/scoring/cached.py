@@ -1,0 +1,228 @@
+"""Work that looks into a cache before it scores, and writes what it scored."""
+
+import json
+import platform
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from functools import partial
+from typing import Any, NoReturn
+
+import torch
+
+from lightning_zico.bridge import overrides_transfer, uncompiled
+from lightning_zico.candidates import Candidate
+from lightning_zico.errors import (
+    IdenticalBatchesError,
+    NoGradientError,
+    NonFiniteError,
+    TooFewBatchesError,
+    UnfingerprintableError,
+    UnknownNameError,
+    UnsupportedBatchError,
+    UnsupportedModuleError,
+)
+from lightning_zico.proxies import Proxy
+from lightning_zico.results import NOT_APPLICABLE, Score, ScoreCard
+from lightning_zico.scoring.cache import ScoreCache
+from lightning_zico.scoring.fingerprint import fingerprint, surroundings
+from lightning_zico.scoring.work import Work
+
+# Reasons that hold as long as nothing in the fingerprint changes. Memory, time, a disk or a network that failed may be
+# there again the next time, and an exception of the user's own code may come from them.
+_LASTING = (
+    NOT_APPLICABLE,
+    "over budget",
+    *(
+        kind.__name__
+        for kind in (
+            IdenticalBatchesError,
+            NoGradientError,
+            NonFiniteError,
+            TooFewBatchesError,
+            UnknownNameError,
+            UnsupportedBatchError,
+            UnsupportedModuleError,
+        )
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A score as it is kept.
+
+    Args:
+        score: With its seconds, layers and details.
+        seconds: Its share of the time that the candidate took, in seconds.
+        error: Of the card it stood in.
+        untrainable: Of the card it stood in.
+        company: Fingerprint of all proxies that were asked for with it. What a card says besides its scores may depend
+            on them: that a loss is not finite is known only if a proxy needs the loss.
+
+    Example:
+        >>> entry = Entry(Score("zico", 12.5), seconds=0.25)
+        >>> Entry.from_json(entry.to_json()) == entry
+        True
+    """
+
+    score: Score
+    seconds: float
+    error: str | None = None
+    untrainable: str | None = None
+    company: str = ""
+
+    def to_json(self) -> str:
+        """Turn into JSON, which gives every float back as it is.
+
+        Raises:
+            TypeError: If the details hold something else than plain values.
+            ValueError: If a number is not finite.
+        """
+        return json.dumps(asdict(self), allow_nan=False)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Entry":
+        """Make an entry from what `to_json` gave."""
+        data = json.loads(text)
+        return cls(**{**data, "score": Score(**data["score"])})
+
+    def holds_among(self, company: str) -> bool:
+        """Tell whether the same would be found with other proxies beside it."""
+        return self.company == company or (self.error is None and self.untrainable is None)
+
+    @property
+    def is_lasting(self) -> bool:
+        """Whether scoring once more would find the same."""
+        return all(error is None or error.startswith(_LASTING) for error in (self.score.error, self.error))
+
+
+@dataclass(frozen=True)
+class CachedWork(Work):
+    """A `Work` that scores what its cache does not have; made by `with_cache`.
+
+    A candidate is built in any case: its fingerprint is that of the model, whose weights and attributes are there only
+    then, and what is built is what is scored. Whoever scores also reads and writes, so that it works in any executor,
+    and what was scored is kept however the process that asked for it ends.
+
+    A card is put together from entries whether they were scored or found, so that the next one is equal, seconds
+    included: they are those of the scoring.
+
+    Args:
+        cache: Where to look and to keep.
+        context: Fingerprint of all that is the same for all candidates, proxies excepted.
+        keys: Fingerprints of the proxies, by name; one that has none is always scored.
+    """
+
+    cache: ScoreCache = field(kw_only=True)
+    context: str = field(kw_only=True)
+    keys: Mapping[str, str] = field(kw_only=True)
+
+    def score(self, candidate: Candidate) -> ScoreCard:
+        """Build a candidate and score it by the proxies whose numbers are not known."""
+        start = time.perf_counter()
+        try:
+            model = self.build(candidate)
+        except Exception as raised:
+            return super().score(replace(candidate, build=partial(_raise, raised)))
+        built = replace(candidate, build=lambda: model)
+        key = fingerprint_or_warning(self.context, uncompiled(model), candidate.blocks)
+        if key is None:
+            return super().score(built)
+        entries = self._known(key)
+        missing = [proxy for proxy in self.proxies if proxy.name not in entries]
+        if missing:
+            card = Work.score(replace(self, proxies=missing), built)
+            entries |= self._kept(key, replace(card, seconds=time.perf_counter() - start))
+        return self._card(candidate.name, entries)
+
+    def _known(self, candidate: str) -> dict[str, Entry]:
+        kept = self.cache.read(candidate)
+        entries = {name: Entry.from_json(kept[key]) for name, key in self.keys.items() if key in kept}
+        return {name: entry for name, entry in entries.items() if entry.holds_among(self._company)}
+
+    def _kept(self, candidate: str, card: ScoreCard) -> dict[str, Entry]:
+        """Keep what can be kept of a card, and give all of it as if it had been."""
+        entries: dict[str, Entry] = {}
+        texts: dict[str, str] = {}
+        for name, score in card.scores.items():
+            share = card.seconds / len(card)
+            entries[name] = Entry(score, share, card.error, card.untrainable, self._company)
+            try:
+                text = entries[name].to_json()
+            except (TypeError, ValueError) as error:
+                _warn(f"What `{name}` says of its score is no JSON: {error}.")
+                continue
+            entries[name] = Entry.from_json(text)
+            if name in self.keys and entries[name].is_lasting:
+                texts[self.keys[name]] = text
+        if texts:
+            self.cache.write(candidate, texts)
+        return entries
+
+    def _card(self, name: str, entries: Mapping[str, Entry]) -> ScoreCard:
+        in_order = [entries[proxy] for proxy in self._names]
+        seconds = sum(entry.seconds for entry in in_order)
+        for entry in in_order:
+            if entry.error is not None:
+                return ScoreCard.failed(name, self._names, entry.error, seconds)
+        untrainable = next((entry.untrainable for entry in in_order if entry.untrainable is not None), None)
+        return ScoreCard(name, {e.score.name: e.score for e in in_order}, None, seconds, untrainable)
+
+    @property
+    def _names(self) -> list[str]:
+        return [proxy.name for proxy in self.proxies]
+
+    @property
+    def _company(self) -> str:
+        return fingerprint([(name, self.keys.get(name)) for name in sorted(self._names)])
+
+
+def with_cache(work: Work, cache: ScoreCache) -> Work:
+    """Let a work look into a cache before it scores.
+
+    In the key of a score stand the model and its blocks, the proxy and its settings, and all of the work: batches,
+    loss function, axis, chunk size, seed, budget, and the data module if it overrides a transfer hook; besides them
+    the versions and the precision in `fingerprint.surroundings`. A proxy that is not repeatable has the machine in its
+    key as well. Names of candidates are not in it.
+
+    Args:
+        work: What to do.
+        cache: Where to look and to keep.
+
+    Returns:
+        A work whose cards are the same. Where something that all scores depend on has no fingerprint, such as an open
+        file in the closure of the loss function, it is ``work`` itself, and a warning says so.
+    """
+    named = {each.name: getattr(work, each.name) for each in fields(work)}
+    seen = {**named, "datamodule": work.datamodule if overrides_transfer(work.datamodule) else None}
+    del seen["proxies"]
+    context = fingerprint_or_warning(surroundings(), seen)
+    if context is None:
+        return work
+    keys = {proxy.name: key for proxy in work.proxies if (key := _key_of(proxy)) is not None}
+    return CachedWork(**named, cache=cache, context=context, keys=keys)
+
+
+def fingerprint_or_warning(*parts: Any) -> str | None:
+    """Take a fingerprint; None, after a warning, if there is none."""
+    try:
+        return fingerprint(*parts)
+    except UnfingerprintableError as error:
+        _warn(str(error))
+        return None
+
+
+def _key_of(proxy: Proxy) -> str | None:
+    machine = () if proxy.is_repeatable else (platform.node(), torch.get_num_threads())
+    return fingerprint_or_warning(proxy.name, proxy, machine)
+
+
+def _warn(reason: str) -> None:
+    # Python shows the same warning from the same line once.
+    warnings.warn(f"{reason} So the scores that depend on it are computed, and not kept in the cache.", stacklevel=2)
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error

@@ -1,0 +1,360 @@
+"""Fingerprints: everything a number depends on, hashed.
+
+What is hashed is what runs, and not a text that describes it: weights bit by bit, attributes, and of functions and
+classes the bytecode. The next run of the same program gives the same fingerprint; a name, a comment or the place in a
+file changes none. Where it is not sure that two things compute the same number, they are different.
+"""
+
+import copyreg
+import functools
+import hashlib
+import importlib.metadata
+import platform
+import sys
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dis import get_instructions
+from pathlib import Path
+from types import (
+    BuiltinFunctionType,
+    CellType,
+    CodeType,
+    FunctionType,
+    MappingProxyType,
+    MemberDescriptorType,
+    MethodType,
+    ModuleType,
+)
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from lightning_zico.__about__ import __version__
+from lightning_zico.errors import UnfingerprintableError
+
+_PLAIN = frozenset({bool, int, float, complex, str, type(None), type(...), type(NotImplemented)})
+_EMPTY_CELL = CellType()
+# Of the attributes with two underscores, functions alone: the others are notes of the interpreter, some of them made
+# only when a class is used or in no fixed order.
+_FUNCTIONS_OF_A_CLASS = (FunctionType, classmethod, staticmethod, property)
+_NOTES_OF_A_CLASS = frozenset({"_abc_impl", "__annotate__", "__annotate_func__"})
+# Their results stand for what they wrap.
+_WRAPPERS = (classmethod, staticmethod, functools.cached_property, functools._lru_cache_wrapper)
+
+
+def fingerprint(*parts: Any) -> str:
+    """Hash values with all that they are made of.
+
+    Seen are numbers, texts, containers, arrays and tensors (type, shape, strides, dtype, kind of device,
+    ``requires_grad``, every bit); modules with all their attributes, hooks, modes and submodules; objects with what
+    ``copy.copy`` would copy; functions with their bytecode, defaults, closures and the global variables that they read;
+    classes with their functions, attributes and bases. Of what belongs to an installed package or to Python itself,
+    name and version stand for the code.
+
+    Not seen are: what a function imports when it runs, or finds by a name that is put together then; what global
+    variables reach through attributes of installed packages, such as ``torch.backends``; environment variables and
+    files; memory that an extension keeps for itself; a module's trainer, and what is reached through it.
+
+    Args:
+        parts: Whatever the number depends on, in a fixed order.
+
+    Returns:
+        32 hexadecimal digits.
+
+    Raises:
+        UnfingerprintableError: If something is met that has no content to hash, such as a lock, an open file or a
+            scripted function; it says where.
+
+    Example:
+        >>> fingerprint(nn.Linear(2, 2, bias=False)) == fingerprint(nn.Linear(2, 2, bias=False))  # other weights
+        False
+        >>> fingerprint({"lr": 0.1}, nn.ReLU()) == fingerprint({"lr": 0.1}, nn.ReLU())
+        True
+    """
+    walk = _Walk()
+    try:
+        walk.visit(parts)
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UnfingerprintableError(f"'{'.'.join(walk.path)}' has no fingerprint: {reason}.") from error
+    return walk.digest
+
+
+def surroundings() -> tuple[Any, ...]:
+    """List what every number depends on: this package, torch, Lightning and Python, and torch's global precision."""
+    return (
+        (__version__, _own_source(), torch.__version__, lightning.__version__, platform.python_version()),
+        (torch.get_default_dtype(), torch.get_float32_matmul_precision()),
+        [
+            (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+            for kind in ("cpu", "cuda")
+            if torch.amp.is_autocast_available(kind)
+        ],
+    )
+
+
+@functools.cache
+def _own_source() -> str:
+    """Hash this package's source: between two releases it changes, and its version does not."""
+    root = Path(__file__).parent.parent
+    digest = hashlib.blake2b(digest_size=16)
+    for path in sorted(root.rglob("*.py")):
+        digest.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+class _Walk:
+    """One walk through everything that can be reached; what is met again is told by its number."""
+
+    def __init__(self) -> None:
+        self._hash = hashlib.blake2b(digest_size=16)
+        self._met: dict[int, int] = {}
+        self._alive: list[Any] = []  # an `id` is good as long as its object lives
+        self.path: list[str] = []
+
+    @property
+    def digest(self) -> str:
+        return self._hash.hexdigest()
+
+    def visit(self, value: Any) -> None:
+        """Hash a value and what it is made of."""
+        if type(value) in _PLAIN:
+            self._put(type(value).__name__, repr(value))
+        elif type(value) is bytes:
+            self._put("bytes", value)
+        elif type(value) is tuple:  # equal ones are shared or not as the compiler likes
+            self._all("tuple", value)
+        elif isinstance(value, CodeType):
+            self._code(value)
+        elif _is_trainer(value):
+            self.visit(None)  # scoring puts a private one in its place
+        elif id(value) in self._met:
+            self._put("again", str(self._met[id(value)]))
+        else:
+            self._met[id(value)] = len(self._met)
+            self._alive.append(value)
+            self._compound(value)
+
+    def _put(self, kind: str, content: str | bytes | memoryview) -> None:
+        raw = content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content
+        self._hash.update(f"{kind}:{len(raw)}:".encode())
+        self._hash.update(raw)
+
+    def _all(self, kind: str, values: Iterable[Any]) -> None:
+        values = list(values)
+        self._put(kind, str(len(values)))
+        for value in values:
+            self.visit(value)
+
+    def _named(self, items: Iterable[tuple[str, Any]]) -> None:
+        items = list(items)
+        self._put("names", str(len(items)))
+        for name, value in items:
+            with self._under(name):
+                self.visit(name)
+                self.visit(value)
+
+    @contextmanager
+    def _under(self, name: str) -> Iterator[None]:
+        self.path.append(name)
+        yield
+        self.path.pop()  # not if something is raised: the error says where
+
+    def _compound(self, value: Any) -> None:
+        if isinstance(value, Tensor):
+            self._tensor(value)
+        elif isinstance(value, nn.Module):
+            self._module(value)
+        elif isinstance(value, type):
+            self._class(value)
+        elif isinstance(value, FunctionType):
+            self._function(value)
+        elif isinstance(value, BuiltinFunctionType):
+            self._put("builtin", _name_of(value))
+            self.visit(None if isinstance(value.__self__, ModuleType) else value.__self__)
+        elif hasattr(value, "__qualname__") and _is_installed(value):  # functions of extensions, which are no functions
+            self._put("installed", _name_of(value))
+        elif isinstance(value, ModuleType):
+            self._put("python module", value.__name__)
+        elif isinstance(value, MethodType):
+            self._all("method", (value.__func__, value.__self__))
+        elif isinstance(value, property):
+            self._all("property", (value.fget, value.fset, value.fdel))
+        elif isinstance(value, _WRAPPERS):
+            wrapped = value.func if isinstance(value, functools.cached_property) else value.__wrapped__
+            self._all(type(value).__name__, [wrapped])
+        elif isinstance(value, weakref.ReferenceType):
+            self._all("weak", [value()])
+        elif isinstance(value, torch.dtype | torch.layout | torch.memory_format):
+            self._put("torch", str(value))
+        elif type(value) in (dict, MappingProxyType):
+            self._dict(value)
+        elif type(value) is list:
+            self._all("list", value)
+        elif type(value) in (set, frozenset):  # their order is another in every process
+            self._all(type(value).__name__, sorted(fingerprint(part) for part in value))
+        else:
+            self._object(value)
+
+    def _dict(self, value: Any) -> None:
+        self._put("dict", str(len(value)))
+        for key, part in value.items():
+            self.visit(key)
+            with self._under(str(key)):
+                self.visit(part)
+
+    def _tensor(self, tensor: Tensor) -> None:
+        self.visit(type(tensor))
+        self._named(vars(tensor).items())
+        if is_lazy(tensor):
+            self._put("lazy", f"{tensor.dtype} {tensor.device.type} {tensor.requires_grad}")
+            return
+        if tensor.is_nested or tensor.is_quantized or tensor.layout not in (torch.strided, torch.sparse_coo):
+            raise TypeError("a tensor that is nested, quantised or sparse in a compressed format")
+        facts = (tensor.dtype, tensor.layout, tensor.device.type, tensor.requires_grad, tuple(tensor.shape))
+        self._put("tensor", str(facts))
+        if tensor.layout == torch.sparse_coo:
+            self._all("sparse", (tensor._indices(), tensor._values(), tensor.is_coalesced()))
+            return
+        self._put("strides", str(tensor.stride()))
+        if not tensor.is_meta:
+            flat = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+            self._put("numbers", flat.view(torch.uint8).numpy().data)
+
+    def _module(self, module: nn.Module) -> None:
+        self.visit(type(module))
+        # The keys of hooks count all hooks that this process ever made.
+        self._named(
+            (name, list(value.values()) if "_hooks" in name and isinstance(value, dict) else value)
+            for name, value in vars(module).items()
+        )
+
+    def _object(self, value: Any) -> None:
+        """Hash an object as what ``copy.copy`` would make it from."""
+        reduce = copyreg.dispatch_table.get(type(value))
+        try:
+            reduced = reduce(value) if reduce else value.__reduce_ex__(4)
+        except Exception as error:
+            raise TypeError(f"a {type(value).__name__} has no content that could be hashed") from error
+        self.visit(type(value))
+        parts = (reduced,) if isinstance(reduced, str) else reduced
+        self._all("copy", (list(part) if isinstance(part, Iterator) else part for part in parts))
+
+    def _class(self, cls: type) -> None:
+        self._put("class", _name_of(cls))
+        if _is_installed(cls):
+            return
+        self._all("bases", (type(cls), *cls.__bases__))
+        self._named((name, member) for name, member in sorted(vars(cls).items()) if _says_something(name, member))
+
+    def _function(self, function: FunctionType) -> None:
+        self._put("function", _name_of(function))
+        if _is_installed(function):
+            return
+        self._code(function.__code__)
+        self._all("defaults", (function.__defaults__, function.__kwdefaults__))
+        self._named(vars(function).items())
+        cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+        self._named((name, None if cell == _EMPTY_CELL else cell.cell_contents) for name, cell in cells)
+        namespace = function.__globals__
+        if not _is_library(namespace.get("__name__", "")):
+            names = _names_in(function.__code__)
+            self._globals(names.read, names.all, namespace, set())
+
+    def _globals(self, read: set[str], names: set[str], namespace: dict[str, Any], met: set[int]) -> None:
+        """Hash the global variables that a function reads; of the user's modules, what has a name that it mentions."""
+        for name in sorted(read & namespace.keys()):
+            value = namespace[name]
+            self._named([(name, value)])
+            if isinstance(value, ModuleType) and not _is_library(value.__name__) and id(value) not in met:
+                with self._under(name):
+                    self._globals(names, names, vars(value), met | {id(value)})
+
+    def _code(self, code: CodeType) -> None:
+        self._put("code", code.co_code)
+        self._put("exceptions", getattr(code, "co_exceptiontable", b""))
+        self._all("names", (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars))
+        self._all("counts", (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags))
+        self._all("constants", code.co_consts)
+
+
+class _Names:
+    """Names in a function: all, and those of global variables that it reads."""
+
+    def __init__(self) -> None:
+        self.all: set[str] = set()
+        self.read: set[str] = set()
+
+
+def _names_in(code: CodeType) -> _Names:
+    names = _Names()
+    waiting = [code]
+    while waiting:
+        part = waiting.pop()
+        names.all.update(part.co_names)
+        names.read.update(i.argval for i in get_instructions(part) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
+        waiting.extend(const for const in part.co_consts if isinstance(const, CodeType))
+    return names
+
+
+def _name_of(value: Any) -> str:
+    """Name a class or function, with the version of the package it is from."""
+    module = _module_of(value)
+    name = f"{'__main__' if module == '__mp_main__' else module}.{value.__qualname__}"
+    return f"{name} {_version(module.partition('.')[0])}" if _is_library(module) else name
+
+
+def _module_of(value: Any) -> str:
+    module = getattr(value, "__module__", None)
+    return module if isinstance(module, str) else ""  # classes in C may show a descriptor here
+
+
+def _says_something(name: str, member: Any) -> bool:
+    """Tell whether an attribute of a class is the user's; the places of slots are not, since objects fill them."""
+    if name in _NOTES_OF_A_CLASS or isinstance(member, MemberDescriptorType):
+        return False
+    return not name.startswith("__") or isinstance(member, _FUNCTIONS_OF_A_CLASS)
+
+
+def _is_installed(value: Any) -> bool:
+    """Tell whether a class or function is what an installed package has under its name, and not made when it ran."""
+    module = _module_of(value)
+    if not _is_library(module):
+        return False
+    found: Any = sys.modules.get(module)
+    for name in value.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is value
+
+
+@functools.cache
+def _is_library(module: str) -> bool:
+    top = module.partition(".")[0]
+    if top in ("__main__", "__mp_main__"):
+        return False
+    if top in sys.stdlib_module_names or top == __name__.partition(".")[0]:
+        return True
+    file = getattr(sys.modules.get(module), "__file__", None) or getattr(sys.modules.get(top), "__file__", None) or ""
+    return bool({"site-packages", "dist-packages"} & set(Path(file).parts))
+
+
+@functools.cache
+def _version(package: str) -> str:
+    version = getattr(sys.modules.get(package), "__version__", None)
+    if version is None and package not in sys.stdlib_module_names:
+        try:
+            version = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            version = None
+    return str(version)
+
+
+def _is_trainer(value: Any) -> bool:
+    return any(
+        base.__name__ == "Trainer" and base.__module__.partition(".")[0] in ("lightning", "pytorch_lightning")
+        for base in value.__class__.__mro__  # asked for `__class__`, weak proxies name that of their object
+    )

@@ -1,0 +1,111 @@
+"""What every cache keeps to."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lightning_zico import Score
+from lightning_zico.scoring import MemoryCache, ScoreCache, SQLiteCache
+from lightning_zico.scoring.cached import Entry
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
+finite = st.floats(allow_nan=False, allow_infinity=False)
+plain = st.recursive(
+    st.none() | st.booleans() | st.integers() | finite | texts,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(texts, inner, max_size=3),
+    max_leaves=5,
+)
+layers, details = st.dictionaries(texts, finite, max_size=3), st.dictionaries(texts, plain, max_size=3)
+scores = st.builds(Score, texts, st.none() | finite, st.none() | texts, finite, layers, details)
+entries = st.builds(Entry, scores, finite, st.none() | texts, st.none() | texts, texts)
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Callable[[], ScoreCache]:
+    """Make a new cache with each call."""
+    paths = (tmp_path / f"{idx} # é?.db" for idx in range(1000))
+    return MemoryCache if request.param == "memory" else lambda: SQLiteCache(next(paths))
+
+
+def test_what_was_never_written_is_not_there(make: Callable[[], ScoreCache]) -> None:
+    cache = make()
+    assert isinstance(cache, ScoreCache)
+    assert cache.read("candidate") == {}
+    cache.write("candidate", {"proxy": "1"})
+    assert cache.read("another") == {}
+    cache.write("candidate", {})
+    assert cache.read("candidate") == {"proxy": "1"}
+
+
+def test_a_second_write_adds_and_replaces(make: Callable[[], ScoreCache]) -> None:
+    cache = make()
+    cache.write("candidate", {"a": "1", "b": "2"})
+    cache.write("candidate", {"b": "3", "c": "4"})
+    assert cache.read("candidate") == {"a": "1", "b": "3", "c": "4"}
+
+
+def test_what_was_read_can_be_changed_without_the_cache_noticing(make: Callable[[], ScoreCache]) -> None:
+    cache = make()
+    cache.write("candidate", {"a": "1"})
+    cache.read("candidate").clear()
+    assert cache.read("candidate") == {"a": "1"}
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=15)
+@given(st.dictionaries(texts, st.dictionaries(texts, entries, max_size=3), max_size=3))
+def test_entries_come_back_as_they_were(make: Callable[[], ScoreCache], kept: dict[str, dict[str, Entry]]) -> None:
+    cache = make()
+    for candidate, by_proxy in kept.items():
+        cache.write(candidate, {proxy: entry.to_json() for proxy, entry in by_proxy.items()})
+    for candidate, by_proxy in kept.items():
+        found = {proxy: Entry.from_json(text) for proxy, text in cache.read(candidate).items()}
+        assert found == by_proxy
+        assert repr(found) == repr({proxy: by_proxy[proxy] for proxy in found})  # minus zero is equal to zero
+
+
+WRITER = """
+import sys, time
+from pathlib import Path
+from lightning_zico.scoring import SQLiteCache
+path, number = sys.argv[1:]
+Path(f"{path}.{number}").touch()
+while not all(Path(f"{path}.{other}").exists() for other in "12"):
+    time.sleep(0.01)
+cache = SQLiteCache(path)  # both make the file
+for idx in range(150):
+    cache.write(f"{number} {idx}", {"proxy": "x" * 5000})
+    cache.write("both", {f"{number} {idx}": number})
+    assert f"{number} {idx}" in cache.read("both")
+"""
+
+
+def test_two_processes_write_one_file_at_once_and_every_row_is_there(tmp_path: Path) -> None:
+    path = tmp_path / "scores.db"
+    commands = [[sys.executable, "-W", "ignore", "-c", WRITER, str(path), number] for number in "12"]
+    writers = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
+    for writer in writers:
+        _, said = writer.communicate()
+        assert writer.returncode == 0, said
+    cache = SQLiteCache(path)
+    names = [f"{number} {idx}" for number in "12" for idx in range(150)]
+    assert all(cache.read(name) == {"proxy": "x" * 5000} for name in names)
+    assert sorted(cache.read("both")) == sorted(names)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["scores.db", "scores.db.1", "scores.db.2"]
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_a_number_that_is_not_finite_is_no_entry(number: float) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        Entry(Score("zico", 1.0, details={"n": number}), 0.0).to_json()
+
+
+def test_an_entry_is_json_that_anyone_can_read() -> None:
+    data = json.loads(Entry(Score("zico", 0.1), 0.5, company="c").to_json())
+    assert data["score"]["value"] == 0.1
+    assert data["seconds"] == 0.5
