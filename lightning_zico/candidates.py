@@ -32,6 +32,17 @@ CandidateLike: TypeAlias = nn.Module | Callable[[], nn.Module] | Candidate
 Candidates: TypeAlias = Mapping[str, CandidateLike] | Iterable[CandidateLike]
 
 
+@dataclass(frozen=True)
+class Built:
+    """The ``build`` of a candidate that was offered as a module: that module, whichever the seed."""
+
+    module: nn.Module
+
+    def __call__(self) -> nn.Module:
+        """Give the module."""
+        return self.module
+
+
 def iterate_candidates(candidates: Candidates) -> Iterator[Candidate]:
     """Give every candidate a name and a ``build``, one at a time, so that a generator is never held in memory.
 
@@ -70,7 +81,7 @@ def _build_of(candidate: CandidateLike) -> Callable[[], nn.Module]:
     if isinstance(candidate, Candidate):
         return candidate.build
     if isinstance(candidate, nn.Module):
-        return lambda: candidate
+        return Built(candidate)
     if callable(candidate):
         return candidate
     raise TypeError(

@@ -13,7 +13,10 @@ Row: TypeAlias = dict[str, Any]
 # Columns of every leaderboard; those of the proxies stand between the first and the last of them.
 _FIRST_COLUMNS = ("rank", "name", "score")
 _LAST_COLUMNS = ("error", "seconds")
-FIXED_COLUMNS = frozenset(_FIRST_COLUMNS + _LAST_COLUMNS)
+# Behind the first ones, where candidates were scored in several repeats.
+UNCERTAINTY_COLUMNS = ("std_error", "rank_low", "rank_high", "p_best", "tie", "num_repeats")
+FIXED_COLUMNS = frozenset(_FIRST_COLUMNS + UNCERTAINTY_COLUMNS + _LAST_COLUMNS)
+_WHOLE_NUMBERS = ("rank", "rank_low", "rank_high", "tie", "num_repeats")
 # What no proxy may be called.
 RESERVED_NAMES = FIXED_COLUMNS | {"controlled", "default", "all"}
 
@@ -30,11 +33,13 @@ class Score:
 
     Args:
         name: Of the proxy.
-        value: A finite number, or None if scoring failed.
+        value: A finite number, or None if scoring failed; of several repeats the mean.
         error: Why there is no value; None if there is one.
         seconds: Time it took, in seconds. A pass that several proxies share is charged to the first of them.
         layers: What each layer added to the value, by parameter name; empty where a proxy has no such parts.
         details: How the number came about: what differentiated, on which device, in which precision, ...
+        std_error: Standard error of the mean, from the deviation between repeats; None for fewer than two.
+        repeats: The numbers whose mean the value is, one a repeat; empty where nothing was repeated.
     """
 
     name: str
@@ -43,6 +48,13 @@ class Score:
     seconds: float = 0.0
     layers: Mapping[str, float] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
+    std_error: float | None = None
+    repeats: tuple[float, ...] = ()
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Score":
+        """Make a score from its fields, as ``dataclasses.asdict`` or JSON gives them."""
+        return cls(**{**data, "repeats": tuple(data.get("repeats", ()))})  # JSON knows no tuples
 
 
 @dataclass(frozen=True)
@@ -91,7 +103,7 @@ class ScoreCard:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "ScoreCard":
         """Make a card from what `to_dict` gave."""
-        scores = {name: Score(**score) for name, score in data["scores"].items()}
+        scores = {name: Score.from_dict(score) for name, score in data["scores"].items()}
         return cls(data["name"], scores, data["error"], data["seconds"], data["untrainable"])
 
 
@@ -102,7 +114,9 @@ class Leaderboard:
     Args:
         rows: One a candidate: ``rank`` (1 is best, equal scores share a rank, None if failed), ``name``, ``score``
             (what was ranked by), one key for each proxy (its value or None), ``error`` (None or the reason),
-            ``seconds``.
+            ``seconds``. Where candidates were scored in several repeats also ``std_error`` of the score, ``rank_low``
+            and ``rank_high`` (95 % interval of the rank), ``p_best`` (probability of being the best), ``tie`` (number
+            of the group that cannot be told apart from its first) and ``num_repeats``.
         provenance: All that the numbers depend on, in plain values.
 
     Example:
@@ -123,6 +137,7 @@ class Leaderboard:
         rank_by: str,
         columns: Sequence[str],
         higher_is_better: bool = True,
+        uncertainty: Mapping[str, Row] | None = None,
         provenance: Mapping[str, Any] | None = None,
     ) -> "Leaderboard":
         """Rank score cards.
@@ -132,13 +147,19 @@ class Leaderboard:
             rank_by: Name of the score to rank by.
             columns: Names of the scores to show.
             higher_is_better: Direction of that score.
+            uncertainty: Of each candidate that can be ranked, what its repeats say (`UNCERTAINTY_COLUMNS`); None where
+                nothing was repeated. Candidates with fewer repeats than others left a race, and are ranked behind them.
             provenance: Kept as it is.
         """
-        rows = [_row_of(card, rank_by, columns) for card in cards]
+        rows = [_row_of(card, rank_by, columns, uncertainty) for card in cards]
         ranked = [row for row in rows if row["score"] is not None]
-        ranked.sort(key=lambda row: row["score"], reverse=higher_is_better)  # stable, also in reverse
+
+        def standing(row: Row) -> tuple[int, float]:
+            return row.get("num_repeats", 0), row["score"] if higher_is_better else -row["score"]
+
+        ranked.sort(key=standing, reverse=True)  # stable, also in reverse
         for position, row in enumerate(ranked):
-            tied = position > 0 and row["score"] == ranked[position - 1]["score"]
+            tied = position > 0 and standing(row) == standing(ranked[position - 1])
             row["rank"] = ranked[position - 1]["rank"] if tied else position + 1
         failed = [row for row in rows if row["score"] is None]
         return cls((*ranked, *failed), dict(provenance or {}))
@@ -152,7 +173,9 @@ class Leaderboard:
     def __str__(self) -> str:
         """A line for each candidate, and the notes; `report.table.leaderboard_table` draws all columns."""
         lines = [
-            f"{row['rank']}. {row['name']}  {row['score']:.6g}" if row["rank"] else f"-. {row['name']}  {row['error']}"
+            f"{row['rank']}. {row['name']}  {row['score']:.6g}{margin_of(row)}"
+            if row["rank"]
+            else f"-. {row['name']}  {row['error']}"
             for row in self.rows
         ]
         return "\n".join([*lines, *self.notes])
@@ -163,9 +186,10 @@ class Leaderboard:
 
         What the recipe that ranks combines, and which one took the place of a recipe whose members do not apply;
         Kendall's tau of the ranking with each trivial baseline on the same candidates, and in words where one of them
-        gives almost the same.
+        gives almost the same. Of repeats: whether the first can be told apart, who left a race, and which candidates
+        keep their weights.
         """
-        notes = []
+        notes = self._notes_on_repeats()
         for name, recipe in self.provenance.get("recipes", {}).items():
             members = f"{recipe['aggregate'] or 'the score'} of {', '.join(recipe['members'])}."
             if recipe["used"] != name:
@@ -182,6 +206,24 @@ class Leaderboard:
             notes.append(f"This ranking is what counting weights gives: almost the same as by {', '.join(alike)}.")
         return notes
 
+    def _notes_on_repeats(self) -> list[str]:
+        notes = []
+        tied = [row["name"] for row in self.rows if row.get("tie") == 1]
+        if len(tied) > 1:
+            notes.append(f"The first {len(tied)} are a tie, which these repeats cannot tell apart: {', '.join(tied)}.")
+        counts = [row["num_repeats"] for row in self.rows if row.get("num_repeats")]
+        if counts and min(counts) < max(counts):
+            notes.append(
+                f"Raced: the first {counts.count(max(counts))} have {max(counts)} repeats; the others left with fewer, "
+                "and their scores are not comparable with those before them."
+            )
+        if self.provenance.get("repeats", 1) > 1 and self.provenance["num_instances"]:
+            notes.append(
+                f"{self.provenance['num_instances']} of the candidates were offered built and keep their weights: "
+                "their repeats differ in the batches alone."
+            )
+        return notes
+
     @property
     def best(self) -> str | None:
         """Name of the first candidate; None if all failed."""
@@ -195,8 +237,8 @@ class Leaderboard:
     @property
     def columns(self) -> list[str]:
         """Names of the columns, in the order of `to_pandas` and `to_csv`."""
-        proxies = [key for key in self.rows[0] if key not in FIXED_COLUMNS] if self.rows else []
-        return [*_FIRST_COLUMNS, *proxies, *_LAST_COLUMNS]
+        keys = [key for key in self.rows[0] if key not in _FIRST_COLUMNS + _LAST_COLUMNS] if self.rows else []
+        return [*_FIRST_COLUMNS, *keys, *_LAST_COLUMNS]
 
     def to_dict(self) -> dict[str, Any]:
         """Turn into ``{"rows": [...], "provenance": {...}}``, best first."""
@@ -230,7 +272,7 @@ class Leaderboard:
         return _written(text.getvalue(), path)
 
     def to_pandas(self) -> Any:
-        """Turn into a `pandas.DataFrame` with the same columns; ``rank`` is a nullable integer.
+        """Turn into a `pandas.DataFrame` with the same columns; ranks and other counts are nullable integers.
 
         Raises:
             ModuleNotFoundError: If pandas is not installed.
@@ -241,17 +283,25 @@ class Leaderboard:
             raise ModuleNotFoundError(
                 "`to_pandas` needs pandas: `pip install 'lightning-zico[pandas]'`. `to_csv` and `to_dict` need nothing."
             ) from error
-        return pandas.DataFrame(list(self.rows), columns=self.columns).astype({"rank": "Int64"})
+        whole = {column: "Int64" for column in self.columns if column in _WHOLE_NUMBERS}
+        return pandas.DataFrame(list(self.rows), columns=self.columns).astype(whole)
 
 
-def _row_of(card: ScoreCard, rank_by: str, columns: Sequence[str]) -> Row:
+def margin_of(row: Row) -> str:
+    """Write the standard error of a row's score behind it; nothing where there is none."""
+    return "" if row.get("std_error") is None else f" ± {row['std_error']:.2g}"
+
+
+def _row_of(card: ScoreCard, rank_by: str, columns: Sequence[str], uncertainty: Mapping[str, Row] | None) -> Row:
     scored = card.scores.get(rank_by)
     error = card.error or card.untrainable or (scored.error if scored else f"`{rank_by}` was not computed")
     values = {name: card.scores[name].value if name in card.scores else None for name in columns}
+    said = {} if uncertainty is None else dict.fromkeys(UNCERTAINTY_COLUMNS) | uncertainty.get(card.name, {})
     return {
         "rank": None,
         "name": card.name,
         "score": scored.value if scored and not error else None,
+        **said,
         **values,
         "error": error,
         "seconds": card.seconds,

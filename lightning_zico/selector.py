@@ -2,7 +2,7 @@
 
 import math
 import platform
-from collections.abc import Iterator, Mapping, Sequence, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import asdict, replace
 from typing import Any, TypeAlias
 
@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from lightning_zico.__about__ import __version__
 from lightning_zico._typing import Axis, Batch, LossFn
-from lightning_zico.bridge import is_datamodule, is_lightning, read_batches
+from lightning_zico.bridge import is_datamodule, is_lightning
 from lightning_zico.budget import Budget
 from lightning_zico.candidates import Candidate, Candidates, iterate_candidates
 from lightning_zico.engine.batches import tensors_of
@@ -27,13 +27,15 @@ from lightning_zico.errors import UnknownNameError
 from lightning_zico.proxies import BASELINES
 from lightning_zico.proxies.base import Proxies
 from lightning_zico.ranking import Recipe, kendall, size_controlled
+from lightning_zico.ranking.racing import check_race
 from lightning_zico.report import leaderboard_table
 from lightning_zico.results import Leaderboard, Score, ScoreCard
 from lightning_zico.scoring.cache import CacheLike, check_cache, opened
 from lightning_zico.scoring.cached import with_cache
-from lightning_zico.scoring.choice import Choice, chosen, combined
+from lightning_zico.scoring.choice import Choice, chosen
+from lightning_zico.scoring.repeats import Tally, raced, read_repeats
 from lightning_zico.scoring.scorer import check_axis, check_batches, described
-from lightning_zico.scoring.work import Job, SerialExecutor, Work
+from lightning_zico.scoring.work import SerialExecutor, Work
 
 
 class ZeroShotSelector:
@@ -54,6 +56,13 @@ class ZeroShotSelector:
             many as fit the memory.
         loss_fn: ``(outputs, targets) -> mean loss`` for batches ``(inputs, targets)``, instead of ``training_step``.
         budget: Candidates above it are dropped before they are scored, and say so in the leaderboard.
+        repeats: How often every candidate is scored. Repeat r has the seed ``seed + r``: factories draw other weights,
+            data modules and loaders give other batches, the same for all candidates. A module that is offered built
+            keeps its weights, so that its repeats differ in the batches alone. An iterable of batches must give
+            ``repeats`` times ``num_batches``. Scores are then means, a recipe's score is the mean of its scores in
+            each repeat, and the leaderboard says how sure each rank is.
+        race: Give repeats to those who may still win, not to everyone: at most half in all (`ranking.racing.race`).
+            A recipe then combines those who came as far.
         seed: Of the batches, of the weights that factories draw, and of dropout while scoring.
         cache: Path of a file in which scores are kept as they come (``"scores.db"``; see `scoring.cache.SQLiteCache`),
             or a `ScoreCache`. What is in it is not scored again, and the leaderboard is the same, ``seconds`` included;
@@ -63,8 +72,8 @@ class ZeroShotSelector:
 
     Attributes:
         leaderboard_: The ranking, best first.
-        cards_: The score cards behind it, by candidate name, with layers and details.
-        best_model_: The winner: fresh from its factory under the seed, or the very instance that was offered; trained
+        cards_: The score cards behind it, by candidate name, with layers and details, and the scores of all repeats.
+        best_model_: The winner: fresh from its factory under ``seed``, or the very instance that was offered; trained
             if `fit` trained it; None if every candidate failed.
 
     Raises:
@@ -96,6 +105,8 @@ class ZeroShotSelector:
         chunk_size: ChunkSize = None,
         loss_fn: LossFn | None = None,
         budget: Budget | None = None,
+        repeats: int = 1,
+        race: bool = False,
         seed: int = 0,
         cache: CacheLike | None = None,
         enable_progress_bar: bool = True,
@@ -112,11 +123,19 @@ class ZeroShotSelector:
         self.chunk_size: ChunkSize = chunk_size
         self.loss_fn = loss_fn
         self.budget = budget
+        self.repeats = repeats
+        self.race = race
         self.seed = seed
         self.cache = cache
         self.enable_progress_bar = enable_progress_bar
         if not (budget is None or isinstance(budget, Budget)):
             raise TypeError(f"`budget` is {type(budget).__name__}; needed is a `Budget`, such as `Budget(macs=600e6)`.")
+        if not isinstance(repeats, int) or repeats < 1:
+            raise ValueError(
+                f"`repeats` is {repeats!r}; needed is a whole number from 1, and some 5 to see how far scores vary."
+            )
+        if race:
+            check_race(repeats)
         choice = self._choice()
         needy = max(choice.proxies, key=lambda proxy: proxy.min_gradients)
         least = max(needy.min_gradients if axis == "batch" else 1, 1)
@@ -131,7 +150,8 @@ class ZeroShotSelector:
         Args:
             candidates: A mapping from names, or an iterable, of LightningModules, zero-argument factories and
                 `Candidate` objects. They are taken, built, scored and let go one at a time; a factory that fails is a
-                row with a reason.
+                row with a reason. A race comes back to candidates, so that it keeps the factories, and takes no
+                iterator of built modules.
             datamodule: A LightningDataModule, a DataLoader, or an iterable of batches.
 
         Returns:
@@ -139,41 +159,37 @@ class ZeroShotSelector:
 
         Raises:
             TooFewBatchesError: If the data gives fewer batches than ``num_batches``.
-            IdenticalBatchesError: If all of them are the same.
+            IdenticalBatchesError: If all of them are the same, or the same in all repeats.
             ValueError: If there is no candidate.
+            TypeError: If a race is offered an iterator of built modules.
             CacheError: If ``cache`` is a file that is no cache of scores, or is damaged; it is left as it is.
         """
         choice = self._choice()
         rank_by = choice.ranked_by(self.rank_by)
-        work = self._work(choice, datamodule)
-        if self.cache is not None:
-            work = with_cache(work, opened(self.cache))
-        cards: list[ScoreCard] = []
-        contenders: list[_Contender] = []
-        jobs = (Job(candidate) for candidate in self._with_progress(candidates))
-        for job, card in SerialExecutor().run([work], jobs):
-            cards.append(card)
-            contenders = _still_contending(contenders, job.candidate, card, rank_by, choice)
+        works = self._works(choice, datamodule)
+        tally = Tally(choice, self.repeats)
+        contenders = (self._raced if self.race else self._scored)(candidates, works, tally, rank_by)
+        cards = tally.merged()
         if not cards:
             raise ValueError("`candidates` is empty; needed is at least one.")
-        used = {}
-        for recipe in choice.recipes.values():
-            cards, used[recipe.name] = combined(cards, recipe, choice)
+        standings = _standings(cards, rank_by, choice)
         if self.controlled_by is not None:
-            cards = _with_controlled(cards, rank_by, self.controlled_by, choice)
+            cards = _with_controlled(cards, standings, rank_by, self.controlled_by)
         self.cards_ = {card.name: card for card in cards}
         self.leaderboard_ = Leaderboard.of(
             cards,
             rank_by=rank_by,
             columns=[*choice.columns, *(["controlled"] if self.controlled_by else [])],
             higher_is_better=choice.higher_is_better(rank_by),
+            uncertainty=tally.uncertainty(rank_by, seed=self.seed) if self.repeats > 1 else None,
             provenance={
-                **self._provenance(rank_by, used, choice, work.batches),
-                "kendall_with": _agreement(cards, rank_by, choice),
+                **self._provenance(rank_by, tally.used(), choice, works[0].batches),
+                "num_instances": tally.num_instances,
+                "kendall_with": _agreement(cards, standings),
             },
         )
         best = self.leaderboard_.best
-        self.best_model_ = next((_built_again(c, work) for c, _ in contenders if c.name == best), None)
+        self.best_model_ = next((_built_again(c, works[0]) for c in contenders if c.name == best), None)
         if self._interactive():
             get_console().print(leaderboard_table(self.leaderboard_))
         return self.leaderboard_
@@ -231,19 +247,44 @@ class ZeroShotSelector:
             )
         return choice
 
-    def _work(self, choice: Choice, datamodule: Any) -> Work:
-        batches = read_batches(datamodule, self.num_batches, seed=self.seed)
-        check_batches(batches, choice.proxies, self.axis)
-        return Work(
-            batches,
-            choice.proxies,
-            loss_fn=self.loss_fn,
-            axis=self.axis,
-            chunk_size=self.chunk_size,
-            seed=self.seed,
-            datamodule=datamodule if is_datamodule(datamodule) else None,
-            budget=self.budget,
-        )
+    def _works(self, choice: Choice, datamodule: Any) -> list[Work]:
+        works: list[Work] = []
+        for repeat_idx, batches in enumerate(read_repeats(datamodule, self.num_batches, self.repeats, seed=self.seed)):
+            check_batches(batches, choice.proxies, self.axis)
+            work = Work(
+                batches,
+                choice.proxies,
+                loss_fn=self.loss_fn,
+                axis=self.axis,
+                chunk_size=self.chunk_size,
+                seed=self.seed + repeat_idx,
+                datamodule=datamodule if is_datamodule(datamodule) else None,
+                budget=self.budget,
+            )
+            works.append(work)
+        if self.cache is None:
+            return works
+        cache = opened(self.cache)
+        return [with_cache(work, cache) for work in works]
+
+    def _scored(self, candidates: Candidates, works: list[Work], tally: Tally, rank_by: str) -> list[Candidate]:
+        """Score every candidate in every repeat, and keep those that may have won."""
+        contenders: list[_Contender] = []
+        jobs = tally.jobs(self._with_progress(candidates), range(self.repeats))
+        for job, card in SerialExecutor().run(works, jobs):
+            cards = tally.add(job, card)
+            if len(cards) == self.repeats:
+                contenders = _still_contending(contenders, job.candidate, cards, rank_by, tally.choice)
+        return [candidate for candidate, _ in contenders]
+
+    def _raced(self, candidates: Candidates, works: list[Work], tally: Tally, rank_by: str) -> list[Candidate]:
+        """Score every candidate once and race them; keep all."""
+
+        def score(candidates: Candidates, repeats: Iterable[int]) -> None:
+            for job, card in SerialExecutor().run(works, tally.jobs(self._with_progress(candidates), repeats)):
+                tally.add(job, card)
+
+        return raced(candidates, tally, rank_by, score, seed=self.seed)
 
     def _with_progress(self, candidates: Candidates) -> Iterator[Candidate]:
         if not self._interactive():
@@ -284,6 +325,8 @@ class ZeroShotSelector:
             "num_batches": self.num_batches,
             "batch_shapes": [list(tensor.shape) for tensor in tensors_of(batches[0])],
             "seed": self.seed,
+            "repeats": self.repeats,
+            "race": self.race,
             "budget": asdict(self.budget) if self.budget else None,
             "loss_fn": None if self.loss_fn is None else getattr(self.loss_fn, "__name__", type(self.loss_fn).__name__),
             "versions": {
@@ -310,15 +353,17 @@ _Contender: TypeAlias = tuple[Candidate, list[list[float]]]
 
 
 def _still_contending(
-    contenders: list[_Contender], candidate: Candidate, card: ScoreCard, rank_by: str, choice: Choice
+    contenders: list[_Contender], candidate: Candidate, cards: list[ScoreCard], rank_by: str, choice: Choice
 ) -> list[_Contender]:
     """Add a candidate to those that may yet come first, and drop those that no longer can.
 
     A recipe ranks when all scores are there, and it is not known before which fallback will. A candidate cannot come
     first beside one that is as good by every score that may count, if that one was offered earlier (equal scores keep
-    that order) or is better by a member of each recipe.
+    that order) or is better by a member of each recipe. Of several repeats each counts.
     """
-    scores = [[choice.directed(card, name) for name in members] for members in choice.read_by(rank_by)]
+    scores = [
+        [choice.directed(card, name) for card in cards for name in members] for members in choice.read_by(rank_by)
+    ]
     standing = [[-math.inf if value is None else value for value in values] for values in scores]
     cannot_win = all(-math.inf in values for values in standing)
     if cannot_win or any(_as_good(other, standing) for _, other in contenders):
@@ -334,11 +379,19 @@ def _as_good(a: list[list[float]], b: list[list[float]]) -> bool:
     return all(x >= y for xs, ys in zip(a, b, strict=True) for x, y in zip(xs, ys, strict=True))
 
 
-def _with_controlled(cards: list[ScoreCard], rank_by: str, baseline: str, choice: Choice) -> list[ScoreCard]:
+def _standings(cards: list[ScoreCard], rank_by: str, choice: Choice) -> list[float | None]:
+    """Number the places from the last up, as the leaderboard ranks: who has more repeats stayed longer in a race."""
+    scores = [choice.directed(card, rank_by) for card in cards]
+    keys = [None if s is None else (len(card[rank_by].repeats), s) for card, s in zip(cards, scores, strict=True)]
+    places = {key: float(place) for place, key in enumerate(sorted({key for key in keys if key is not None}))}
+    return [None if key is None else places[key] for key in keys]
+
+
+def _with_controlled(
+    cards: list[ScoreCard], standings: list[float | None], rank_by: str, baseline: str
+) -> list[ScoreCard]:
     """Add to cards what is left of the ranking when a baseline's part is taken out."""
-    residuals = size_controlled(
-        [choice.directed(card, rank_by) for card in cards], [card[baseline].value for card in cards]
-    )
+    residuals = size_controlled(standings, [card[baseline].value for card in cards])
     added = []
     for card, residual in zip(cards, residuals, strict=True):
         error = None if residual is not None else card[rank_by].error or card[baseline].error or card.untrainable
@@ -346,13 +399,13 @@ def _with_controlled(cards: list[ScoreCard], rank_by: str, baseline: str, choice
     return added
 
 
-def _agreement(cards: list[ScoreCard], rank_by: str, choice: Choice) -> dict[str, float | None]:
+def _agreement(cards: list[ScoreCard], standings: list[float | None]) -> dict[str, float | None]:
     """Compare a ranking with that by each trivial baseline, on the candidates that have both."""
     taus = {}
     for name in BASELINES:
-        pairs = [(choice.directed(card, rank_by), card[name].value) for card in cards]
-        both = [(score, baseline) for score, baseline in pairs if score is not None and baseline is not None]
-        taus[name] = kendall([score for score, _ in both], [baseline for _, baseline in both])
+        pairs = [(place, card[name].value) for place, card in zip(standings, cards, strict=True)]
+        both = [(place, baseline) for place, baseline in pairs if place is not None and baseline is not None]
+        taus[name] = kendall([place for place, _ in both], [baseline for _, baseline in both])
     return taus
 
 

@@ -2,6 +2,7 @@
 
 from lightning_zico.ranking.aggregate import log_rank, mean_rank, size_controlled
 from lightning_zico.ranking.correlation import Interval, bootstrap_interval, kendall, ndcg, regret_at_k, spearman
+from lightning_zico.ranking.racing import race
 from lightning_zico.ranking.recipes import (
     BASELINE_TAUS,
     BENCHMARKS,
@@ -12,6 +13,7 @@ from lightning_zico.ranking.recipes import (
     get_recipe,
     list_recipes,
 )
+from lightning_zico.ranking.uncertainty import Uncertainty, tie_groups, uncertainties
 
 __all__ = [
     "BASELINE_TAUS",
@@ -20,6 +22,7 @@ __all__ = [
     "Evidence",
     "Interval",
     "Recipe",
+    "Uncertainty",
     "bootstrap_interval",
     "combine",
     "get_recipe",
@@ -28,7 +31,10 @@ __all__ = [
     "log_rank",
     "mean_rank",
     "ndcg",
+    "race",
     "regret_at_k",
     "size_controlled",
     "spearman",
+    "tie_groups",
+    "uncertainties",
 ]

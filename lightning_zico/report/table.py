@@ -1,14 +1,20 @@
 """A leaderboard as a table for the terminal."""
 
+from collections import Counter
+
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from lightning_zico.results import FIXED_COLUMNS, Leaderboard
+from lightning_zico.results import FIXED_COLUMNS, Leaderboard, margin_of
 
 
 def leaderboard_table(leaderboard: Leaderboard, title: str | None = None) -> Table:
     """Draw a leaderboard, best first, with the reasons of the failed candidates and its notes below.
+
+    Where candidates were scored in several repeats, what was ranked by has its standard error beside it, and behind the
+    names stand the 95 % interval of the rank, the probability of being the best, the number of the tie group where it
+    has more than one member, and, where they differ, the number of repeats.
 
     Args:
         leaderboard: To be drawn.
@@ -23,21 +29,42 @@ def leaderboard_table(leaderboard: Leaderboard, title: str | None = None) -> Tab
     proxies = [column for column in leaderboard.columns if column not in FIXED_COLUMNS]
     table.add_column("rank", justify="right")
     table.add_column("name", overflow="fold")
+    uncertain = _uncertainty(leaderboard)
+    for name in uncertain:
+        table.add_column(name, justify="right")
     for proxy in proxies:
         table.add_column(proxy, justify="right", style="bold" if proxy == ranked_by else None)
     table.add_column("seconds", justify="right")
     reasons = [Text(f"{name}: {reason}", style="red") for name, reason in leaderboard.errors.items()]
     table.caption = Text("\n").join([*reasons, *map(Text, leaderboard.notes)])
     table.caption_justify = "left"
-    for row in leaderboard:
+    for position, row in enumerate(leaderboard):
         cells = [
             str(row["rank"] or "-"),
             row["name"],
-            *(_number(row[proxy]) for proxy in proxies),
+            *(column[position] for column in uncertain.values()),
+            *(_number(row[proxy]) + (margin_of(row) if proxy == ranked_by else "") for proxy in proxies),
             f"{row['seconds']:.2f}",
         ]
         table.add_row(*(Text(cell) for cell in cells))  # a name is text, not rich's markup
     return table
+
+
+def _uncertainty(leaderboard: Leaderboard) -> dict[str, list[str]]:
+    """Write the cells that say how sure the ranks are, by column; none where nothing was repeated."""
+    if "rank_low" not in leaderboard.columns:
+        return {}
+    rows = leaderboard.rows
+    ties = Counter(row["tie"] for row in rows)
+    cells = {
+        "95 %": ["-" if row["rank_low"] is None else f"{row['rank_low']}-{row['rank_high']}" for row in rows],
+        "best": ["-" if row["p_best"] is None else f"{row['p_best']:.0%}" for row in rows],
+        "tie": ["" if row["tie"] is None or ties[row["tie"]] == 1 else str(row["tie"]) for row in rows],
+    }
+    counts = [row["num_repeats"] for row in rows]
+    if len(set(counts) - {None}) > 1:
+        cells["repeats"] = [str(count or "-") for count in counts]
+    return cells
 
 
 def _number(value: float | None) -> str:

@@ -86,7 +86,7 @@ class Entry:
     def from_json(cls, text: str) -> "Entry":
         """Make an entry from what `to_json` gave."""
         data = json.loads(text)
-        return cls(**{**data, "score": Score(**data["score"])})
+        return cls(**{**data, "score": Score.from_dict(data["score"])})
 
     def holds_among(self, company: str) -> bool:
         """Tell whether the same would be found with other proxies beside it."""

@@ -109,19 +109,18 @@ def chosen(proxies: Proxies, *, with_baselines: bool = False) -> Choice:
     )
 
 
-def combined(cards: Sequence[ScoreCard], recipe: Recipe, choice: Choice) -> tuple[list[ScoreCard], Recipe]:
-    """Add the score of a recipe to cards.
+def applicable(cards: Sequence[ScoreCard], recipe: Recipe) -> Recipe:
+    """Find what takes a recipe's place: the first of it and its fallbacks whose members apply to all candidates.
 
-    Where a member does not apply to one of the candidates, the recipe's fallback takes its place for all of them, since
-    numbers of different recipes cannot be compared. A candidate that fails otherwise changes nothing for the others.
+    Numbers of different recipes cannot be compared, so that one of them ranks all. A candidate that fails otherwise
+    changes nothing for the others.
 
     Args:
         cards: Of all candidates.
-        recipe: What to add; the new score bears its name, whichever recipe took its place.
-        choice: What was computed.
+        recipe: As the user named it.
 
     Returns:
-        The cards with one score more, and the recipe that gave it.
+        The recipe to combine; the last fallback if none applies.
     """
     inapplicable = {
         name
@@ -130,7 +129,24 @@ def combined(cards: Sequence[ScoreCard], recipe: Recipe, choice: Choice) -> tupl
         for name, score in card.scores.items()
         if score.error is not None and score.error.startswith(NOT_APPLICABLE)
     }
-    used = next((link for link in _chain(recipe) if not inapplicable & set(link.members)), _chain(recipe)[-1])
+    return next((link for link in _chain(recipe) if not inapplicable & set(link.members)), _chain(recipe)[-1])
+
+
+def combined(
+    cards: Sequence[ScoreCard], recipe: Recipe, choice: Choice, used: Recipe | None = None
+) -> tuple[list[ScoreCard], Recipe]:
+    """Add the score of a recipe to cards.
+
+    Args:
+        cards: Of all candidates.
+        recipe: What to add; the new score bears its name, whichever recipe took its place.
+        choice: What was computed.
+        used: What takes its place; what `applicable` finds if None.
+
+    Returns:
+        The cards with one score more, and the recipe that gave it.
+    """
+    used = used or applicable(cards, recipe)
     values = combine(used, {name: [choice.directed(card, name) for card in cards] for name in used.members})
     added = []
     for card, value in zip(cards, values, strict=True):

@@ -1,0 +1,306 @@
+"""Scores of several repeats: collected as they come in, made into one card a candidate."""
+
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader
+
+from lightning_zico._typing import Batch
+from lightning_zico.bridge import is_datamodule, read_batches
+from lightning_zico.candidates import Built, Candidate, Candidates, iterate_candidates
+from lightning_zico.engine.batches import all_equal
+from lightning_zico.errors import IdenticalBatchesError, TooFewBatchesError
+from lightning_zico.ranking import Recipe
+from lightning_zico.ranking.racing import race
+from lightning_zico.ranking.uncertainty import standard_error, uncertainties
+from lightning_zico.results import Row, Score, ScoreCard
+from lightning_zico.scoring.choice import Choice, applicable, combined
+from lightning_zico.scoring.work import Job
+
+
+def read_repeats(data: Any, num_batches: int, repeats: int, *, seed: int = 0) -> list[list[Batch]]:
+    """Read the batches of every repeat, all at once: they are few, and a wrong number is an error before any scoring.
+
+    Args:
+        data: As for `bridge.read_batches`. A data module and loaders are read anew for every repeat, under its own
+            seed. An iterable of batches, which knows no seed, is read on: it must give ``repeats`` times
+            ``num_batches`` of them.
+        num_batches: Of each repeat.
+        repeats: How many.
+        seed: Of the first repeat; repeat r has ``seed + r``.
+
+    Returns:
+        The batches by repeat.
+
+    Raises:
+        TooFewBatchesError: If the data gives too few.
+        IdenticalBatchesError: If all repeats have the same batches.
+    """
+    read_anew = is_datamodule(data) or any(isinstance(leaf, DataLoader) for leaf in tree_leaves(data))
+    if read_anew or repeats == 1:
+        by_repeat = [read_batches(data, num_batches, seed=seed + idx) for idx in range(repeats)]
+    else:
+        try:
+            batches = read_batches(data, num_batches * repeats, seed=seed)
+        except TooFewBatchesError as error:
+            raise TooFewBatchesError(
+                f"An iterable of batches cannot be shuffled, so that {repeats} repeats of {num_batches} batches need "
+                f"{num_batches * repeats}. Give as many, or a DataLoader that shuffles. {error}"
+            ) from error
+        by_repeat = [batches[start : start + num_batches] for start in range(0, len(batches), num_batches)]
+    if all_equal(by_repeat):
+        raise IdenticalBatchesError(
+            f"All {repeats} repeats have the same batches: the data is not shuffled, or by a generator of its own, "
+            f"which no seed reaches. Shuffle without one, or give a list of {num_batches * repeats} batches."
+        )
+    return by_repeat
+
+
+class Tally:
+    """Cards by candidate, in the order of the offer, and by repeat.
+
+    Args:
+        choice: What is computed and combined.
+        repeats: How many repeats a candidate may have; with one, cards stay as they are.
+
+    Attributes:
+        num_instances: How many candidates were offered as modules, and keep their weights.
+    """
+
+    def __init__(self, choice: Choice, repeats: int) -> None:
+        self.choice = choice
+        self.repeats = repeats
+        self._cards: dict[str, dict[int, ScoreCard]] = {}
+        self.num_instances = 0
+
+    def jobs(self, candidates: Iterable[Candidate], repeats: Iterable[int]) -> Iterator[Job]:
+        """Make the jobs of one candidate after the other, so that each is needed only once; one that failed is let be.
+
+        Args:
+            candidates: Taken one at a time.
+            repeats: Their numbers.
+        """
+        for candidate in candidates:
+            if candidate.name not in self._cards:
+                self._cards[candidate.name] = {}
+                self.num_instances += isinstance(candidate.build, Built)
+            cards = self._cards[candidate.name]
+            for repeat_idx in repeats:
+                if not any(_cannot_rank(card) for card in cards.values()):
+                    yield Job(candidate, repeat_idx)
+
+    def add(self, job: Job, card: ScoreCard) -> list[ScoreCard]:
+        """Keep a card, in whatever order they come.
+
+        Returns:
+            All cards of the candidate that are there, by repeat.
+        """
+        cards = self._cards[job.candidate.name]
+        cards[job.repeat_idx] = card
+        return _by_repeat(cards)
+
+    def merged(self) -> list[ScoreCard]:
+        """Combine recipes in each repeat, and average.
+
+        A recipe has one number a repeat, as a proxy has: its members' scores of that repeat, combined over all
+        candidates. Its score is the mean of these numbers. Averaging the members first and combining then would give a
+        score without repeats, of which nothing says how sure it is; and the mean of a heavy-tailed member would hang on
+        its largest value, which in ranks is one rank.
+
+        Candidates that left a race are combined as it was when they left: over those who had come as far.
+
+        Returns:
+            One card a candidate, in the order of the offer.
+        """
+        if self.repeats == 1:
+            return self._combined([cards[0] for cards in self._cards.values()], self.used())
+        by_name = {card.name: card for cards in self._levels().values() for card in cards}  # a later level overwrites
+        return [by_name[name] for name in self._cards]
+
+    def uncertainty(self, rank_by: str, *, seed: int = 0) -> dict[str, Row]:
+        """Say how sure each candidate's place is; those that cannot be ranked are left out.
+
+        Args:
+            rank_by: Name of the score that decides.
+            seed: Of the bootstrap.
+
+        Returns:
+            The columns, by candidate. For one that left a race the interval of its rank is that of the moment when it
+            left, among those who had come as far; whether it is the best, or tied, was not asked any more.
+        """
+        said: dict[str, Row] = {}
+        for cards in self._levels().values():
+            numbers = {card.name: directed_repeats(card, rank_by, self.choice) for card in cards}
+            table = {name: values for name, values in numbers.items() if values is not None}
+            said |= {name: {**row, "p_best": None, "tie": None} for name, row in said.items() if name not in table}
+            said |= {
+                name: uncertainty._asdict()
+                for name, uncertainty in zip(table, uncertainties(list(table.values()), seed=seed), strict=True)
+            }
+        return said
+
+    def used(self) -> dict[str, Recipe]:
+        """Find the recipes that take the named ones' places, once for all repeats, from all candidates."""
+        first = [row[0] for row in self._rows().values()]
+        return {recipe.name: applicable(first, recipe) for recipe in self.choice.recipes.values()}
+
+    def _rows(self) -> dict[str, list[ScoreCard]]:
+        """List each candidate's cards by repeat; what failed in one repeat has failed in all."""
+        rows = {name: _by_repeat(cards) for name, cards in self._cards.items()}
+        return rows if self.repeats == 1 else {name: _settled(row) for name, row in rows.items()}
+
+    def _levels(self) -> dict[int, list[ScoreCard]]:
+        """Average over the first 1, 2, ... repeats those who have as many; only numbers with which someone is left."""
+        rows, used = self._rows(), self.used()
+        levels = {}
+        for count in sorted({len(row) for row in rows.values()}):
+            reached = [row for row in rows.values() if len(row) >= count]
+            repeats = [self._combined([row[repeat_idx] for row in reached], used) for repeat_idx in range(count)]
+            levels[count] = [_averaged(cards) for cards in zip(*repeats, strict=True)]
+        return levels
+
+    def _combined(self, cards: list[ScoreCard], used: Mapping[str, Recipe]) -> list[ScoreCard]:
+        for recipe in self.choice.recipes.values():
+            cards, _ = combined(cards, recipe, self.choice, used[recipe.name])
+        return cards
+
+
+def raced(
+    candidates: Candidates,
+    tally: Tally,
+    rank_by: str,
+    score: Callable[[Candidates, Iterable[int]], None],
+    *,
+    seed: int = 0,
+) -> list[Candidate]:
+    """Score every candidate once, then race those that can be ranked.
+
+    Args:
+        candidates: As for `ZeroShotSelector.rank`.
+        tally: Empty; holds all cards afterwards.
+        rank_by: Name of the score that decides.
+        score: Scores candidates in the repeats of these numbers, and adds the cards to the tally.
+        seed: Of the bootstrap behind the rank intervals.
+
+    Returns:
+        All candidates, in the order of the offer.
+
+    Raises:
+        TypeError: If they are an iterator of built modules.
+    """
+    kept: list[Candidate] = []
+    score(_keeping(candidates, kept), range(1))
+
+    def numbers() -> dict[str, list[float] | None]:
+        return {card.name: directed_repeats(card, rank_by, tally.choice) for card in tally.merged()}
+
+    first = numbers()
+    runners = [candidate for candidate in kept if first[candidate.name] is not None]
+    num_scored = 1
+
+    def scored(contenders: list[int], num_repeats: int) -> list[list[float] | None]:
+        nonlocal num_scored
+        names = [runners[idx].name for idx in contenders]
+        score([runners[idx] for idx in contenders], range(num_scored, num_repeats))
+        num_scored = num_repeats
+        by_name = numbers()
+        return [by_name[name] for name in names]
+
+    race(len(runners), tally.repeats, scored, seed=seed)
+    return kept
+
+
+def _keeping(candidates: Candidates, kept: list[Candidate]) -> Iterator[Candidate]:
+    """Keep every candidate, since a race comes back to it."""
+    for candidate in iterate_candidates(candidates):
+        if isinstance(candidates, Iterator) and isinstance(candidate.build, Built):
+            raise TypeError(
+                f"`race=True` comes back to candidates, and would hold all modules of a {type(candidates).__name__} in "
+                f"memory; '{candidate.name}' is one. Offer factories, or a list of the modules."
+            )
+        kept.append(candidate)
+        yield candidate
+
+
+def directed_repeats(card: ScoreCard, name: str, choice: Choice) -> list[float] | None:
+    """List a candidate's scores in all repeats so that higher is better; None where there are none to rank by."""
+    if choice.directed(card, name) is None:
+        return None
+    return [value if choice.higher_is_better(name) else -value for value in card[name].repeats]
+
+
+def _by_repeat(cards: Mapping[int, ScoreCard]) -> list[ScoreCard]:
+    return [cards[repeat_idx] for repeat_idx in sorted(cards)]
+
+
+def _cannot_rank(card: ScoreCard) -> bool:
+    return card.error is not None or card.untrainable is not None
+
+
+def _settled(cards: list[ScoreCard]) -> list[ScoreCard]:
+    """Let what failed in one repeat have failed in all: a mean over the others would not be comparable.
+
+    Args:
+        cards: Of one candidate, by repeat.
+
+    Returns:
+        As many cards; what is not usable has the reason of the first repeat in which it was not.
+    """
+    failed = next((idx for idx, card in enumerate(cards) if _cannot_rank(card)), None)
+    if failed is not None:  # the repeats before it could say nothing more
+        return [_told(cards[failed], failed)]
+    errors: dict[str, str] = {}
+    for idx, card in enumerate(cards):
+        for name, score in card.scores.items():
+            if score.error is not None:
+                errors.setdefault(name, _with_repeat(score.error, idx))
+    return [
+        replace(card, scores=dict(card.scores) | {name: Score(name, None, error) for name, error in errors.items()})
+        for card in cards
+    ]
+
+
+def _told(card: ScoreCard, repeat_idx: int) -> ScoreCard:
+    """Name in a card's reasons the repeat."""
+    return replace(
+        card,
+        scores={
+            name: replace(score, error=score.error and _with_repeat(score.error, repeat_idx))
+            for name, score in card.scores.items()
+        },
+        error=card.error and _with_repeat(card.error, repeat_idx),
+        untrainable=card.untrainable and _with_repeat(card.untrainable, repeat_idx),
+    )
+
+
+def _with_repeat(error: str, repeat_idx: int) -> str:
+    return f"{error} (in repeat {repeat_idx})"
+
+
+def _averaged(cards: Sequence[ScoreCard]) -> ScoreCard:
+    """Make one card of those of all repeats; reasons are the same in all of them."""
+    first = cards[0]
+    scores = {name: _mean([card[name] for card in cards]) for name in first}
+    return replace(first, scores=scores, seconds=sum(card.seconds for card in cards))
+
+
+def _mean(scores: Sequence[Score]) -> Score:
+    """Average one score; details are those of the first repeat."""
+    first = scores[0]
+    seconds = sum(score.seconds for score in scores)
+    values = tuple(score.value for score in scores if score.value is not None)
+    if not values:
+        return replace(first, seconds=seconds)
+    layers = dict.fromkeys(layer for score in scores for layer in score.layers)
+    return replace(
+        first,
+        value=statistics.fmean(values),
+        seconds=seconds,
+        # A layer that gave nothing in a repeat added nothing to the value.
+        layers={layer: statistics.fmean(score.layers.get(layer, 0.0) for score in scores) for layer in layers},
+        std_error=standard_error(values),
+        repeats=values,
+    )
