@@ -7,14 +7,16 @@ from lightning_zico.candidates import Candidate
 from lightning_zico.proxies import Proxy, ZiCo, list_proxies, register_proxy
 from lightning_zico.ranking import list_recipes
 from lightning_zico.results import Leaderboard, Score, ScoreCard
-from lightning_zico.scoring import score
+from lightning_zico.scoring import ProcessExecutor, RayExecutor, score
 from lightning_zico.selector import ZeroShotSelector
 
 __all__ = [
     "Budget",
     "Candidate",
     "Leaderboard",
+    "ProcessExecutor",
     "Proxy",
+    "RayExecutor",
     "Score",
     "ScoreCard",
     "ZeroShotSelector",

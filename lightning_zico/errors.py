@@ -1,6 +1,7 @@
 """What can go wrong, each kind also the built-in exception that a caller would guess."""
 
 import copy
+import sys
 import traceback
 
 
@@ -79,3 +80,11 @@ def again(error: Exception) -> Exception:
     except Exception:
         return error
     return copied if str(copied) == str(error) else error
+
+
+def traceback_of(error: BaseException) -> str:
+    """Put an exception's whole traceback in a text, which keeps nothing alive; that of a kept error is its note."""
+    lines = traceback.format_exception(error)
+    if sys.version_info < (3, 11):
+        lines += getattr(error, "__notes__", ())
+    return "".join(lines)

@@ -40,6 +40,7 @@ class Score:
         details: How the number came about: what differentiated, on which device, in which precision, ...
         std_error: Standard error of the mean, from the deviation between repeats; None for fewer than two.
         repeats: The numbers whose mean the value is, one a repeat; empty where nothing was repeated.
+        traceback: Of the exception behind ``error``; None if there was none, or the reason says all.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Score:
     details: Mapping[str, Any] = field(default_factory=dict)
     std_error: float | None = None
     repeats: tuple[float, ...] = ()
+    traceback: str | None = None
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Score":
@@ -83,9 +85,17 @@ class ScoreCard:
     untrainable: str | None = None
 
     @classmethod
-    def failed(cls, name: str, proxies: Sequence[str], error: str, seconds: float = 0.0) -> "ScoreCard":
+    def failed(
+        cls, name: str, proxies: Sequence[str], error: str, seconds: float = 0.0, traceback: str | None = None
+    ) -> "ScoreCard":
         """Make the card of a candidate of which nothing could be scored."""
-        return cls(name, {proxy: Score(proxy, None, error) for proxy in proxies}, error, seconds)
+        scores = {proxy: Score(proxy, None, error, traceback=traceback) for proxy in proxies}
+        return cls(name, scores, error, seconds)
+
+    @property
+    def traceback(self) -> str | None:
+        """Traceback of the first exception behind an error; None if there was none."""
+        return next((score.traceback for score in self.scores.values() if score.traceback), None)
 
     def __getitem__(self, name: str) -> Score:
         return self.scores[name]
@@ -184,12 +194,15 @@ class Leaderboard:
     def notes(self) -> list[str]:
         """What is to be known of the ranking before it is believed, in sentences.
 
-        What the recipe that ranks combines, and which one took the place of a recipe whose members do not apply;
-        Kendall's tau of the ranking with each trivial baseline on the same candidates, and in words where one of them
-        gives almost the same. Of repeats: whether the first can be told apart, who left a race, and which candidates
-        keep their weights.
+        Whether candidates are missing because ranking broke off; of repeats whether the first can be told apart, who
+        left a race, and which candidates keep their weights; what the recipe that ranks combines, and which one took
+        the place of a recipe whose members do not apply; Kendall's tau of the ranking with each trivial baseline on the
+        same candidates, and in words where one of them gives almost the same.
         """
-        notes = self._notes_on_repeats()
+        notes = []
+        if self.provenance.get("broke_off"):
+            notes.append(f"Ranking broke off; these are the {len(self)} candidates that were done.")
+        notes += self._notes_on_repeats()
         for name, recipe in self.provenance.get("recipes", {}).items():
             members = f"{recipe['aggregate'] or 'the score'} of {', '.join(recipe['members'])}."
             if recipe["used"] != name:

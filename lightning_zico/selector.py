@@ -1,10 +1,10 @@
 """Rank candidates on a few batches, then train the winner."""
 
-import math
 import platform
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
-from dataclasses import asdict, replace
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from contextlib import closing
+from dataclasses import asdict
+from typing import Any, Literal
 
 import lightning
 import torch
@@ -26,16 +26,19 @@ from lightning_zico.engine.gradients import ChunkSize, check_chunk_size
 from lightning_zico.errors import UnknownNameError
 from lightning_zico.proxies import BASELINES
 from lightning_zico.proxies.base import Proxies
-from lightning_zico.ranking import Recipe, kendall, size_controlled
+from lightning_zico.ranking import Recipe
 from lightning_zico.ranking.racing import check_race
 from lightning_zico.report import leaderboard_table
-from lightning_zico.results import Leaderboard, Score, ScoreCard
+from lightning_zico.results import Leaderboard, ScoreCard
 from lightning_zico.scoring.cache import CacheLike, check_cache, opened
 from lightning_zico.scoring.cached import with_cache
 from lightning_zico.scoring.choice import Choice, chosen
+from lightning_zico.scoring.contenders import Contenders
+from lightning_zico.scoring.executors import ProcessExecutor, SerialExecutor
 from lightning_zico.scoring.repeats import Tally, raced, read_repeats
 from lightning_zico.scoring.scorer import check_axis, check_batches, described
-from lightning_zico.scoring.work import SerialExecutor, Work
+from lightning_zico.scoring.standings import agreement_with_baselines, standings_of, with_controlled
+from lightning_zico.scoring.work import Executor, Work
 
 
 class ZeroShotSelector:
@@ -67,6 +70,9 @@ class ZeroShotSelector:
         cache: Path of a file in which scores are kept as they come (``"scores.db"``; see `scoring.cache.SQLiteCache`),
             or a `ScoreCache`. What is in it is not scored again, and the leaderboard is the same, ``seconds`` included;
             `scoring.cached.with_cache` says what a score depends on.
+        executor: Where candidates are scored, which changes no score: None for this process, ``"processes"`` for one
+            worker process a core, or an executor, such as ``ProcessExecutor(num_workers=2)`` or ``RayExecutor()``.
+        timeout_s: For ``"processes"``: a candidate that takes longer is a row that says so.
         enable_progress_bar: Show a progress bar while ranking and the leaderboard at the end, where the terminal is
             interactive.
 
@@ -74,7 +80,7 @@ class ZeroShotSelector:
         leaderboard_: The ranking, best first.
         cards_: The score cards behind it, by candidate name, with layers and details, and the scores of all repeats.
         best_model_: The winner: fresh from its factory under ``seed``, or the very instance that was offered; trained
-            if `fit` trained it; None if every candidate failed.
+            if `fit` trained it; None if every candidate failed, or ranking broke off.
 
     Raises:
         UnknownNameError: If there is neither a proxy nor a recipe of a name, ``rank_by`` is not computed, or
@@ -109,11 +115,14 @@ class ZeroShotSelector:
         race: bool = False,
         seed: int = 0,
         cache: CacheLike | None = None,
+        executor: Executor | Literal["processes"] | None = None,
+        timeout_s: float | None = None,
         enable_progress_bar: bool = True,
     ) -> None:
         check_cache(cache)
         check_axis(axis)
         check_chunk_size(chunk_size)
+        _executor_of(executor, timeout_s)
         self.trainer = trainer
         self.proxies = proxies
         self.rank_by = rank_by
@@ -127,6 +136,8 @@ class ZeroShotSelector:
         self.race = race
         self.seed = seed
         self.cache = cache
+        self.executor = executor
+        self.timeout_s = timeout_s
         self.enable_progress_bar = enable_progress_bar
         if not (budget is None or isinstance(budget, Budget)):
             raise TypeError(f"`budget` is {type(budget).__name__}; needed is a `Budget`, such as `Budget(macs=600e6)`.")
@@ -155,7 +166,8 @@ class ZeroShotSelector:
             datamodule: A LightningDataModule, a DataLoader, or an iterable of batches.
 
         Returns:
-            The leaderboard, also kept as ``leaderboard_``.
+            The leaderboard, also kept as ``leaderboard_``. When ranking breaks off, by Ctrl-C or an error in the
+            iterable, ``leaderboard_`` and ``cards_`` hold the candidates that are done, and the exception goes on.
 
         Raises:
             TooFewBatchesError: If the data gives fewer batches than ``num_batches``.
@@ -168,26 +180,14 @@ class ZeroShotSelector:
         rank_by = choice.ranked_by(self.rank_by)
         works = self._works(choice, datamodule)
         tally = Tally(choice, self.repeats)
-        contenders = (self._raced if self.race else self._scored)(candidates, works, tally, rank_by)
-        cards = tally.merged()
-        if not cards:
+        try:
+            contenders = (self._raced if self.race else self._scored)(candidates, works, tally, rank_by)
+        except BaseException:
+            self.best_model_ = None
+            self._keep(tally, rank_by, works[0], broke_off=True)
+            raise
+        if not self._keep(tally, rank_by, works[0], broke_off=False):
             raise ValueError("`candidates` is empty; needed is at least one.")
-        standings = _standings(cards, rank_by, choice)
-        if self.controlled_by is not None:
-            cards = _with_controlled(cards, standings, rank_by, self.controlled_by)
-        self.cards_ = {card.name: card for card in cards}
-        self.leaderboard_ = Leaderboard.of(
-            cards,
-            rank_by=rank_by,
-            columns=[*choice.columns, *(["controlled"] if self.controlled_by else [])],
-            higher_is_better=choice.higher_is_better(rank_by),
-            uncertainty=tally.uncertainty(rank_by, seed=self.seed) if self.repeats > 1 else None,
-            provenance={
-                **self._provenance(rank_by, tally.used(), choice, works[0].batches),
-                "num_instances": tally.num_instances,
-                "kendall_with": _agreement(cards, standings),
-            },
-        )
         best = self.leaderboard_.best
         self.best_model_ = next((_built_again(c, works[0]) for c in contenders if c.name == best), None)
         if self._interactive():
@@ -269,41 +269,88 @@ class ZeroShotSelector:
 
     def _scored(self, candidates: Candidates, works: list[Work], tally: Tally, rank_by: str) -> list[Candidate]:
         """Score every candidate in every repeat, and keep those that may have won."""
-        contenders: list[_Contender] = []
-        jobs = tally.jobs(self._with_progress(candidates), range(self.repeats))
-        for job, card in SerialExecutor().run(works, jobs):
-            cards = tally.add(job, card)
+        contenders = Contenders(rank_by, tally.choice)
+
+        def keep(candidate: Candidate, cards: list[ScoreCard]) -> None:
             if len(cards) == self.repeats:
-                contenders = _still_contending(contenders, job.candidate, cards, rank_by, tally.choice)
-        return [candidate for candidate, _ in contenders]
+                contenders.add(candidate, tally.place(candidate.name), cards)
+
+        try:
+            self._run(candidates, works, tally, range(self.repeats), keep)
+        except BaseException:
+            tally.cut(self.repeats, least=self.repeats)
+            raise
+        return contenders.candidates
 
     def _raced(self, candidates: Candidates, works: list[Work], tally: Tally, rank_by: str) -> list[Candidate]:
         """Score every candidate once and race them; keep all."""
 
-        def score(candidates: Candidates, repeats: Iterable[int]) -> None:
-            for job, card in SerialExecutor().run(works, tally.jobs(self._with_progress(candidates), repeats)):
-                tally.add(job, card)
+        def score(candidates: Candidates, repeats: Sequence[int]) -> None:
+            self._run(candidates, works, tally, repeats)
 
         return raced(candidates, tally, rank_by, score, seed=self.seed)
 
-    def _with_progress(self, candidates: Candidates) -> Iterator[Candidate]:
-        if not self._interactive():
-            yield from iterate_candidates(candidates)
-            return
-        total = len(candidates) if isinstance(candidates, Sized) else None
+    def _run(
+        self,
+        candidates: Candidates,
+        works: list[Work],
+        tally: Tally,
+        repeats: Sequence[int],
+        done: Callable[[Candidate, list[ScoreCard]], None] = lambda candidate, cards: None,
+    ) -> None:
+        """Score candidates in some repeats, wherever the executor does that, and show how far it is."""
+        total = len(candidates) * len(repeats) if isinstance(candidates, Sized) else None
+        with self._progress() as progress:
+            task = progress.add_task("", total=total)
+
+            def shown() -> Iterator[Candidate]:
+                for candidate in iterate_candidates(candidates):
+                    progress.update(task, description=candidate.name)
+                    yield candidate
+
+            executor = _executor_of(self.executor, self.timeout_s)
+            with closing(executor.run(works, tally.jobs(shown(), repeats))) as finished:
+                for job, card in finished:
+                    done(job.candidate, tally.add(job, card))
+                    progress.advance(task)
+
+    def _keep(self, tally: Tally, rank_by: str, work: Work, *, broke_off: bool) -> bool:
+        """Make the leaderboard of all cards there are.
+
+        Returns:
+            Whether there are any; without, the last leaderboard stays.
+        """
+        cards, choice = tally.merged(), tally.choice
+        if not cards:
+            return False
+        standings = standings_of(cards, rank_by, choice)
+        if self.controlled_by is not None:
+            cards = with_controlled(cards, standings, rank_by, self.controlled_by)
+        self.cards_ = {card.name: card for card in cards}
+        self.leaderboard_ = Leaderboard.of(
+            cards,
+            rank_by=rank_by,
+            columns=[*choice.columns, *(["controlled"] if self.controlled_by else [])],
+            higher_is_better=choice.higher_is_better(rank_by),
+            uncertainty=tally.uncertainty(rank_by, seed=self.seed) if self.repeats > 1 else None,
+            provenance={
+                **self._provenance(rank_by, tally.used(), choice, work.batches),
+                "num_instances": tally.num_instances,
+                "kendall_with": agreement_with_baselines(cards, standings),
+                "broke_off": broke_off,
+            },
+        )
+        return True
+
+    def _progress(self) -> Progress:
         bar = [
             TextColumn("Ranking"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
         ]
-        with Progress(*bar, console=get_console(), transient=True) as progress:
-            task = progress.add_task("", total=total)
-            for candidate in iterate_candidates(candidates):
-                progress.update(task, description=candidate.name)
-                yield candidate
-                progress.advance(task)
+        return Progress(*bar, console=get_console(), transient=True, disable=not self._interactive())
 
     def _interactive(self) -> bool:
         is_first_rank = getattr(rank_zero_only, "rank", 0) in (0, None)
@@ -348,65 +395,24 @@ def _built_again(candidate: Candidate, work: Work) -> nn.Module:
         ) from raised
 
 
-# A candidate, and for each recipe that may come to rank (or the one proxy that does) its members' scores, directed.
-_Contender: TypeAlias = tuple[Candidate, list[list[float]]]
+def _executor_of(executor: Executor | Literal["processes"] | None, timeout_s: float | None) -> Executor:
+    """Turn what the user gives into an executor.
 
-
-def _still_contending(
-    contenders: list[_Contender], candidate: Candidate, cards: list[ScoreCard], rank_by: str, choice: Choice
-) -> list[_Contender]:
-    """Add a candidate to those that may yet come first, and drop those that no longer can.
-
-    A recipe ranks when all scores are there, and it is not known before which fallback will. A candidate cannot come
-    first beside one that is as good by every score that may count, if that one was offered earlier (equal scores keep
-    that order) or is better by a member of each recipe. Of several repeats each counts.
+    Raises:
+        ValueError: If it is another name, or there is a timeout that it cannot keep.
     """
-    scores = [
-        [choice.directed(card, name) for card in cards for name in members] for members in choice.read_by(rank_by)
-    ]
-    standing = [[-math.inf if value is None else value for value in values] for values in scores]
-    cannot_win = all(-math.inf in values for values in standing)
-    if cannot_win or any(_as_good(other, standing) for _, other in contenders):
-        return contenders
-
-    def is_beaten(other: list[list[float]]) -> bool:
-        return _as_good(standing, other) and all(a != b for a, b in zip(standing, other, strict=True))
-
-    return [*(contender for contender in contenders if not is_beaten(contender[1])), (candidate, standing)]
-
-
-def _as_good(a: list[list[float]], b: list[list[float]]) -> bool:
-    return all(x >= y for xs, ys in zip(a, b, strict=True) for x, y in zip(xs, ys, strict=True))
-
-
-def _standings(cards: list[ScoreCard], rank_by: str, choice: Choice) -> list[float | None]:
-    """Number the places from the last up, as the leaderboard ranks: who has more repeats stayed longer in a race."""
-    scores = [choice.directed(card, rank_by) for card in cards]
-    keys = [None if s is None else (len(card[rank_by].repeats), s) for card, s in zip(cards, scores, strict=True)]
-    places = {key: float(place) for place, key in enumerate(sorted({key for key in keys if key is not None}))}
-    return [None if key is None else places[key] for key in keys]
-
-
-def _with_controlled(
-    cards: list[ScoreCard], standings: list[float | None], rank_by: str, baseline: str
-) -> list[ScoreCard]:
-    """Add to cards what is left of the ranking when a baseline's part is taken out."""
-    residuals = size_controlled(standings, [card[baseline].value for card in cards])
-    added = []
-    for card, residual in zip(cards, residuals, strict=True):
-        error = None if residual is not None else card[rank_by].error or card[baseline].error or card.untrainable
-        added.append(replace(card, scores={**card.scores, "controlled": Score("controlled", residual, error)}))
-    return added
-
-
-def _agreement(cards: list[ScoreCard], standings: list[float | None]) -> dict[str, float | None]:
-    """Compare a ranking with that by each trivial baseline, on the candidates that have both."""
-    taus = {}
-    for name in BASELINES:
-        pairs = [(place, card[name].value) for place, card in zip(standings, cards, strict=True)]
-        both = [(place, baseline) for place, baseline in pairs if place is not None and baseline is not None]
-        taus[name] = kendall([place for place, _ in both], [baseline for _, baseline in both])
-    return taus
+    if executor == "processes":
+        return ProcessExecutor(timeout_s=timeout_s)
+    if isinstance(executor, str) or not (executor is None or callable(getattr(executor, "run", None))):
+        raise ValueError(
+            f'`executor` is {executor!r}; needed is None, "processes", or an executor such as `RayExecutor()`.'
+        )
+    if timeout_s is not None:
+        raise ValueError(
+            f"`timeout_s` is {timeout_s!r}, and only a process of its own can be ended. Pass "
+            '`executor="processes"`, or `ProcessExecutor(timeout_s=...)` as the executor.'
+        )
+    return executor or SerialExecutor()
 
 
 class _Batches:

@@ -190,7 +190,7 @@ def test_a_process_that_dies_costs_one_result():
     }
     found = dict(workers.outcomes(tasks, num_workers=2, timeout_s=300))
     assert found["exits"] == workers.Outcome(None, "the process died (exit code 7)")
-    assert found["killed"] == workers.Outcome(None, "the process died (exit code -9)")
+    assert found["killed"] == workers.Outcome(None, "the process died (exit code -9, SIGKILL)")
     assert found["raises"].error.startswith("ValueError: invalid literal")
     assert found["fine"] == workers.Outcome(8, None)
 

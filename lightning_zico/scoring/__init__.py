@@ -1,6 +1,16 @@
-"""From a candidate and its batches to a score card."""
+"""From candidates and batches to score cards, here or elsewhere."""
 
 from lightning_zico.scoring.cache import MemoryCache, ScoreCache, SQLiteCache
+from lightning_zico.scoring.executors import ProcessExecutor, SerialExecutor
+from lightning_zico.scoring.ray_executor import RayExecutor
 from lightning_zico.scoring.scorer import score
 
-__all__ = ["MemoryCache", "SQLiteCache", "ScoreCache", "score"]
+__all__ = [
+    "MemoryCache",
+    "ProcessExecutor",
+    "RayExecutor",
+    "SQLiteCache",
+    "ScoreCache",
+    "SerialExecutor",
+    "score",
+]

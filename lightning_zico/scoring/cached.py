@@ -124,7 +124,7 @@ class CachedWork(Work):
         start = time.perf_counter()
         try:
             model = self.build(candidate)
-        except Exception as raised:
+        except (Exception, SystemExit) as raised:
             return super().score(replace(candidate, build=partial(_raise, raised)))
         built = replace(candidate, build=lambda: model)
         key = fingerprint_or_warning(self.context, uncompiled(model), candidate.blocks)
@@ -162,21 +162,17 @@ class CachedWork(Work):
         return entries
 
     def _card(self, name: str, entries: Mapping[str, Entry]) -> ScoreCard:
-        in_order = [entries[proxy] for proxy in self._names]
+        in_order = [entries[proxy] for proxy in self.names]
         seconds = sum(entry.seconds for entry in in_order)
         for entry in in_order:
             if entry.error is not None:
-                return ScoreCard.failed(name, self._names, entry.error, seconds)
+                return ScoreCard.failed(name, self.names, entry.error, seconds, entry.score.traceback)
         untrainable = next((entry.untrainable for entry in in_order if entry.untrainable is not None), None)
         return ScoreCard(name, {e.score.name: e.score for e in in_order}, None, seconds, untrainable)
 
     @property
-    def _names(self) -> list[str]:
-        return [proxy.name for proxy in self.proxies]
-
-    @property
     def _company(self) -> str:
-        return fingerprint([(name, self.keys.get(name)) for name in sorted(self._names)])
+        return fingerprint([(name, self.keys.get(name)) for name in sorted(self.names)])
 
 
 def with_cache(work: Work, cache: ScoreCache) -> Work:
@@ -224,5 +220,5 @@ def _warn(reason: str) -> None:
     warnings.warn(f"{reason} So the scores that depend on it are computed, and not kept in the cache.", stacklevel=2)
 
 
-def _raise(error: Exception) -> NoReturn:
+def _raise(error: BaseException) -> NoReturn:
     raise error

@@ -74,6 +74,7 @@ class Tally:
         self.choice = choice
         self.repeats = repeats
         self._cards: dict[str, dict[int, ScoreCard]] = {}
+        self._places: dict[str, int] = {}
         self.num_instances = 0
 
     def jobs(self, candidates: Iterable[Candidate], repeats: Iterable[int]) -> Iterator[Job]:
@@ -86,6 +87,7 @@ class Tally:
         for candidate in candidates:
             if candidate.name not in self._cards:
                 self._cards[candidate.name] = {}
+                self._places[candidate.name] = len(self._places)
                 self.num_instances += isinstance(candidate.build, Built)
             cards = self._cards[candidate.name]
             for repeat_idx in repeats:
@@ -101,6 +103,24 @@ class Tally:
         cards = self._cards[job.candidate.name]
         cards[job.repeat_idx] = card
         return _by_repeat(cards)
+
+    def place(self, name: str) -> int:
+        """Tell as how many-th a candidate was offered, from 0."""
+        return self._places[name]
+
+    def cut(self, most: int, *, least: int = 1) -> None:
+        """Forget what an unfinished round gave, so that those that are left can be compared.
+
+        Args:
+            most: Repeats that are kept of a candidate, the first ones.
+            least: Who has fewer of these, and has not failed, is forgotten.
+        """
+        kept = {}
+        for name, cards in self._cards.items():
+            first = {repeat_idx: card for repeat_idx, card in cards.items() if repeat_idx < most}
+            if len(first) >= least or any(_cannot_rank(card) for card in first.values()):
+                kept[name] = first
+        self._cards = kept
 
     def merged(self) -> list[ScoreCard]:
         """Combine recipes in each repeat, and average.
@@ -172,7 +192,7 @@ def raced(
     candidates: Candidates,
     tally: Tally,
     rank_by: str,
-    score: Callable[[Candidates, Iterable[int]], None],
+    score: Callable[[Candidates, Sequence[int]], None],
     *,
     seed: int = 0,
 ) -> list[Candidate]:
@@ -192,19 +212,27 @@ def raced(
         TypeError: If they are an iterator of built modules.
     """
     kept: list[Candidate] = []
-    score(_keeping(candidates, kept), range(1))
+    num_scored = 1  # repeats that every contender has
+    try:
+        score(_keeping(candidates, kept), range(1))
+    except BaseException:
+        tally.cut(num_scored)
+        raise
 
     def numbers() -> dict[str, list[float] | None]:
         return {card.name: directed_repeats(card, rank_by, tally.choice) for card in tally.merged()}
 
     first = numbers()
     runners = [candidate for candidate in kept if first[candidate.name] is not None]
-    num_scored = 1
 
     def scored(contenders: list[int], num_repeats: int) -> list[list[float] | None]:
         nonlocal num_scored
         names = [runners[idx].name for idx in contenders]
-        score([runners[idx] for idx in contenders], range(num_scored, num_repeats))
+        try:
+            score([runners[idx] for idx in contenders], range(num_scored, num_repeats))
+        except BaseException:
+            tally.cut(num_scored)
+            raise
         num_scored = num_repeats
         by_name = numbers()
         return [by_name[name] for name in names]

@@ -16,7 +16,13 @@ from lightning_zico.engine.batches import all_equal, num_samples
 from lightning_zico.engine.gradients import ChunkSize, check_chunk_size
 from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.scope import preserved_rng
-from lightning_zico.errors import IdenticalBatchesError, NonFiniteError, NotApplicableError, TooFewBatchesError
+from lightning_zico.errors import (
+    IdenticalBatchesError,
+    NonFiniteError,
+    NotApplicableError,
+    TooFewBatchesError,
+    traceback_of,
+)
 from lightning_zico.proxies import Measurement, Proxy
 from lightning_zico.proxies.base import Proxies
 from lightning_zico.results import NOT_APPLICABLE, Score, ScoreCard
@@ -160,7 +166,7 @@ def score_checked(
     start = time.perf_counter()
     model = uncompiled(model)
     scores: dict[str, Score] = {}
-    error = untrainable = None
+    error = untrainable = traceback = None
     try:
         with (
             torch.inference_mode(False),  # a proxy's own tensors, made outside of any pass, are leaves of graphs
@@ -184,11 +190,11 @@ def score_checked(
             for proxy in proxies if error is None else ():
                 scores[proxy.name] = measured(proxy, probe)
             untrainable = probe.untrainable
-    except Exception as raised:
-        error = described(raised)
+    except (Exception, SystemExit) as raised:
+        error, traceback = described(raised), traceback_of(raised)
     seconds = time.perf_counter() - start
     if error is not None:
-        return ScoreCard.failed(name, [proxy.name for proxy in proxies], error, seconds)
+        return ScoreCard.failed(name, [proxy.name for proxy in proxies], error, seconds, traceback)
     return ScoreCard(name, scores, None, seconds, untrainable)
 
 
@@ -201,7 +207,9 @@ def measured(proxy: Proxy, probe: Probe) -> Score:
         if not math.isfinite(measurement.value):
             raise NonFiniteError(f"`{proxy.name}` is {measurement.value}, which no ranking can use.")
     except Exception as raised:
-        return Score(proxy.name, None, described(raised), time.perf_counter() - start)
+        # Of what does not apply the reason says all, and many candidates with many texts would fill the memory.
+        traceback = None if isinstance(raised, NotApplicableError) else traceback_of(raised)
+        return Score(proxy.name, None, described(raised), time.perf_counter() - start, traceback=traceback)
     parameter = next(iter(probe.module.parameters()), None)
     where = (
         {}
@@ -218,7 +226,7 @@ def measured(proxy: Proxy, probe: Probe) -> Score:
     )
 
 
-def described(error: Exception) -> str:
+def described(error: BaseException) -> str:
     """Put an exception in one line: its kind and its message."""
     if isinstance(error, NotApplicableError):
         return f"{NOT_APPLICABLE}: {' '.join(str(error).split())}"

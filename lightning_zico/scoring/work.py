@@ -1,10 +1,11 @@
 """What there is to do in a ranking: works, one a repeat, and jobs, one a candidate and repeat."""
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
+import torch
 from torch import nn
 
 from lightning_zico._typing import Axis, Batch, LossFn
@@ -12,6 +13,7 @@ from lightning_zico.budget import Budget
 from lightning_zico.candidates import Candidate
 from lightning_zico.engine.gradients import ChunkSize
 from lightning_zico.engine.scope import preserved_rng
+from lightning_zico.errors import traceback_of
 from lightning_zico.proxies import Proxy
 from lightning_zico.results import ScoreCard
 from lightning_zico.scoring.scorer import described, score_checked
@@ -41,6 +43,11 @@ class Work:
     datamodule: Any = None
     budget: Budget | None = None
 
+    @property
+    def names(self) -> list[str]:
+        """Of the proxies."""
+        return [proxy.name for proxy in self.proxies]
+
     def build(self, candidate: Candidate) -> nn.Module:
         """Build a candidate under the seed.
 
@@ -62,9 +69,9 @@ class Work:
         start = time.perf_counter()
         try:
             model = self.build(candidate)
-        except Exception as raised:
-            names = [proxy.name for proxy in self.proxies]
-            card = ScoreCard.failed(candidate.name, names, f"does not build: {described(raised)}")
+        except (Exception, SystemExit) as raised:
+            error = f"does not build: {described(raised)}"
+            card = ScoreCard.failed(candidate.name, self.names, error, traceback=traceback_of(raised))
         else:
             card = score_checked(
                 candidate.name,
@@ -79,6 +86,8 @@ class Work:
                 blocks=candidate.blocks,
                 budget=self.budget,
             )
+        if card.traceback is not None and torch.cuda.is_initialized():
+            torch.cuda.empty_cache()  # what an out-of-memory leaves in pieces, the next candidate gets whole
         return replace(card, seconds=time.perf_counter() - start)
 
 
@@ -97,7 +106,7 @@ class Job(NamedTuple):
 class Executor(Protocol):
     """Runs jobs, wherever that is; the scores are the same numbers."""
 
-    def run(self, works: Sequence[Work], jobs: Iterable[Job]) -> Iterator[tuple[Job, ScoreCard]]:
+    def run(self, works: Sequence[Work], jobs: Iterable[Job]) -> Generator[tuple[Job, ScoreCard], None, None]:
         """Score each job's candidate by its work.
 
         Args:
@@ -106,15 +115,7 @@ class Executor(Protocol):
                 all alive.
 
         Yields:
-            Each job with its card as it is finished, in any order.
+            Each job with its card as it is finished, in any order. When the generator is closed, what still runs is
+            stopped.
         """
         ...
-
-
-class SerialExecutor:
-    """Runs jobs in this process, one after the other."""
-
-    def run(self, works: Sequence[Work], jobs: Iterable[Job]) -> Iterator[tuple[Job, ScoreCard]]:
-        """Score each job's candidate by its work, in the order in which they come."""
-        for job in jobs:
-            yield job, works[job.repeat_idx].score(job.candidate)

@@ -1,0 +1,43 @@
+"""A ranking beside the trivial ones: how far it is theirs, and what is left of it without them."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from lightning_zico.proxies import BASELINES
+from lightning_zico.ranking import kendall, size_controlled
+from lightning_zico.results import Score, ScoreCard
+from lightning_zico.scoring.choice import Choice
+
+
+def standings_of(cards: Sequence[ScoreCard], rank_by: str, choice: Choice) -> list[float | None]:
+    """Number the places from the last up, as the leaderboard ranks: who has more repeats stayed longer in a race."""
+    scores = [choice.directed(card, rank_by) for card in cards]
+    keys = [None if s is None else (len(card[rank_by].repeats), s) for card, s in zip(cards, scores, strict=True)]
+    places = {key: float(place) for place, key in enumerate(sorted({key for key in keys if key is not None}))}
+    return [None if key is None else places[key] for key in keys]
+
+
+def with_controlled(
+    cards: Sequence[ScoreCard], standings: Sequence[float | None], rank_by: str, baseline: str
+) -> list[ScoreCard]:
+    """Add to cards what is left of the ranking when a baseline's part is taken out."""
+    residuals = size_controlled(standings, [card[baseline].value for card in cards])
+    added = []
+    for card, residual in zip(cards, residuals, strict=True):
+        error = None if residual is not None else card[rank_by].error or card[baseline].error or card.untrainable
+        added.append(replace(card, scores={**card.scores, "controlled": Score("controlled", residual, error)}))
+    return added
+
+
+def agreement_with_baselines(cards: Sequence[ScoreCard], standings: Sequence[float | None]) -> dict[str, float | None]:
+    """Compare a ranking with that by each trivial baseline, on the candidates that have both.
+
+    Returns:
+        Kendall's tau by baseline; None where it is not defined.
+    """
+    taus = {}
+    for name in BASELINES:
+        pairs = [(place, card[name].value) for place, card in zip(standings, cards, strict=True)]
+        both = [(place, baseline) for place, baseline in pairs if place is not None and baseline is not None]
+        taus[name] = kendall([place for place, _ in both], [baseline for _, baseline in both])
+    return taus

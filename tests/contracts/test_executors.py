@@ -1,0 +1,258 @@
+"""Every executor gives the scores of the serial one, keeps few candidates alive, and stops when it is told to."""
+
+import gc
+import sys
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from lightning_zico import Candidate, ProcessExecutor, RayExecutor, ZeroShotSelector, score
+from lightning_zico.candidates import iterate_candidates
+from lightning_zico.scoring.choice import chosen
+from lightning_zico.scoring.executors import SerialExecutor, num_cores
+from lightning_zico.scoring.work import Executor, Job, Work
+from tests.modules import Classifier, Fixed, Numbered, assert_same, make_batches
+
+EXECUTORS: dict[str, Callable[[], Executor]] = {
+    "serial": SerialExecutor,
+    "processes": lambda: ProcessExecutor(num_workers=2),
+    "ray": RayExecutor,
+}
+# Besides what runs at once: what is queued or was done last.
+FEW = 6
+
+
+@pytest.fixture(scope="module", params=EXECUTORS)
+def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
+    if request.param != "ray":
+        yield EXECUTORS[request.param]()
+        return
+    ray = pytest.importorskip("ray")
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("RAY_AUTH_MODE", "disabled")  # it would leave a token in the home folder
+        ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+        yield RayExecutor()
+        ray.shutdown()
+
+
+def work_of(proxies: str = "zico", seed: int = 0) -> Work:
+    return Work(make_batches(seed=seed), chosen(proxies).proxies, seed=seed)
+
+
+def values(cards: Any) -> dict[str, Any]:
+    """All of the scores but the times, by candidate."""
+    return {
+        card.name: {name: (s.value, s.error, dict(s.layers)) for name, s in card.scores.items() if name != "latency"}
+        for card in cards
+    }
+
+
+def test_scores_are_bit_for_bit_those_of_the_serial_executor(executor: Executor) -> None:
+    class Local(Classifier):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return 2 * super().training_step(batch, batch_idx)
+
+    torch.manual_seed(3)
+    candidates = {
+        "class": Classifier,
+        "lambda": lambda: Classifier(8, dropout=0.5),
+        "local": Local,
+        "instance": Classifier(5),
+        "blocks": Candidate("blocks", Classifier, blocks=["network.0", "network.6"]),
+        "broken": lambda: 1 / 0,
+    }
+    works = [work_of("all"), work_of("all", seed=5)]
+    jobs = [Job(candidate, idx) for candidate in iterate_candidates(candidates) for idx in (0, 1)]
+    found, expected = list(executor.run(works, jobs)), list(SerialExecutor().run(works, jobs))
+    assert sorted((job.candidate.name, job.repeat_idx) for job, _ in found) == sorted(
+        (job.candidate.name, job.repeat_idx) for job in jobs
+    )
+    for idx in (0, 1):
+        mine, theirs = (values(card for job, card in done if job.repeat_idx == idx) for done in (found, expected))
+        assert mine == theirs
+    assert all(card["zico"].value for job, card in expected if job.candidate.name != "broken")
+    assert all("ZeroDivisionError" in card.traceback for job, card in found if job.candidate.name == "broken")
+
+
+def test_settings_of_torch_are_those_of_here(executor: Executor) -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        batches = [(images.double(), labels) for images, labels in make_batches()]
+        work = Work(batches, chosen("zico").proxies)
+        ((_, card),) = executor.run([work], map(Job, iterate_candidates([Classifier])))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert card["zico"].details["dtype"] == "float64"
+
+
+def test_a_generator_of_candidates_is_taken_as_they_are_needed(executor: Executor) -> None:
+    alive: list[weakref.ref[nn.Module]] = []
+    most = 0
+
+    def instances() -> Iterator[nn.Module]:
+        nonlocal most
+        for _ in range(30):
+            most = max(most, sum(ref() is not None for ref in alive))
+            module = Classifier()
+            alive.append(weakref.ref(module))
+            yield module
+            del module
+
+    num_done = 0
+    gc.disable()
+    try:
+        for job, _ in executor.run([work_of()], map(Job, iterate_candidates(instances()))):
+            del job
+            num_done += 1
+            assert len(alive) <= num_done + 2 + FEW
+    finally:
+        gc.enable()
+    assert num_done == 30
+    assert most <= 2 + FEW
+
+
+def test_closing_stops_what_runs_and_takes_no_more(executor: Executor) -> None:
+    taken: list[str] = []
+
+    def jobs() -> Iterator[Job]:
+        for candidate in iterate_candidates([Classifier, *[_sleeping] * 20]):
+            taken.append(candidate.name)
+            yield Job(candidate)
+
+    start = time.monotonic()
+    if isinstance(executor, SerialExecutor):
+        with closing(executor.run([work_of()], jobs())) as done:
+            next(done)
+        assert taken == ["Classifier"]
+        return
+    with closing(executor.run([work_of()], jobs())) as done:
+        assert next(done)[0].candidate.name == "Classifier"
+    assert len(taken) <= 3 + FEW
+    assert time.monotonic() - start < 600  # each of them sleeps for an hour
+
+
+def _sleeping() -> nn.Module:
+    time.sleep(3600)
+    return Classifier()
+
+
+def test_what_cannot_be_sent_or_loaded_is_a_row(executor: Executor, tmp_path: Path) -> None:
+    if isinstance(executor, SerialExecutor):
+        pytest.skip("nothing is sent")
+    with open(tmp_path / "open", "w") as file:
+
+        def unpicklable() -> nn.Module:
+            return Classifier(len(file.name))
+
+        candidates = {"unpicklable": unpicklable, "unloadable": _Unloadable(), "fine": Classifier}
+        selector = ZeroShotSelector(proxies="zico", executor=executor)
+        leaderboard = selector.rank(candidates, make_batches())
+    assert leaderboard.best == "fine"
+    assert leaderboard.errors["unpicklable"].startswith("cannot be sent to a worker process: ")
+    assert leaderboard.errors["unloadable"] == "cannot be loaded in a worker process: ValueError: not here"
+    assert "in _unloadable" in selector.cards_["unloadable"].traceback
+    with pytest.raises(TypeError, match="batches, proxies, loss function, data module"):
+        ZeroShotSelector(loss_fn=lambda *_: file, executor=executor).rank([Classifier], make_batches())
+
+
+class _Unloadable:
+    def __reduce__(self) -> Any:
+        return _unloadable, ()
+
+    def __call__(self) -> nn.Module:
+        return Classifier()
+
+
+def _unloadable() -> None:
+    raise ValueError("not here")
+
+
+def test_rows_and_winner_do_not_depend_on_what_finishes_first(executor: Executor) -> None:
+    numbers = {"a": 1.0, "b": 0.0}
+
+    def slow() -> nn.Module:
+        time.sleep(1.0)
+        return Numbered(numbers)
+
+    candidates = {"slow": slow, "fast": lambda: Numbered(numbers), "last": Numbered(numbers)}
+    selector = ZeroShotSelector(
+        proxies=[Fixed("a"), Fixed("b")], loss_fn=nn.functional.cross_entropy, executor=executor
+    )
+    leaderboard = selector.rank(candidates, make_batches())
+    assert [(row["rank"], row["name"]) for row in leaderboard] == [(1, "slow"), (1, "fast"), (1, "last")]
+    assert list(selector.cards_) == ["slow", "fast", "last"]
+    assert selector.best_model_ is not candidates["last"]
+    assert isinstance(selector.best_model_, Numbered)
+
+
+def test_the_best_model_is_the_offered_instance_untouched(executor: Executor) -> None:
+    small, large = Classifier(), Classifier(16)
+    before = {name: tensor.clone() for name, tensor in large.state_dict().items()}
+    selector = ZeroShotSelector(executor=executor)
+    selector.rank([small, large], make_batches())
+    assert selector.best_model_ is large
+    assert_same(before, dict(large.state_dict()))
+
+
+def test_another_number_of_threads_moves_scores_by_rounding_alone() -> None:
+    network = nn.Sequential(
+        *(layer for _ in range(3) for layer in (nn.LazyConv2d(32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU())),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10)),
+    )
+    batches = [(torch.randn(16, 3, 32, 32), torch.randint(10, (16,))) for _ in range(2)]
+    network(batches[0][0])
+    # Not ZiCo: it divides by differences of gradients, so that where two almost agree, rounding moves it by a percent.
+    proxies = ["snip", "naswot", "synflow", "grad_norm"]
+    cards = []
+    for num_threads in (1, 2):
+        torch.set_num_threads(num_threads)
+        cards.append(score(network, batches, proxies, nn.functional.cross_entropy))
+    torch.set_num_threads(1)
+    one, two = cards
+    for name in proxies:
+        assert one[name].value == pytest.approx(two[name].value, rel=1e-5)
+
+
+def test_cores_are_shared_out_and_no_worker_has_more_threads_than_here() -> None:
+    def threads_with(num_workers: int) -> float:
+        work = Work(make_batches(), [_Threads()], loss_fn=nn.functional.cross_entropy)
+        jobs = map(Job, iterate_candidates([Classifier]))
+        ((_, card),) = ProcessExecutor(num_workers).run([work], jobs)
+        assert card["threads"].value is not None, card["threads"].error
+        return card["threads"].value
+
+    torch.set_num_threads(num_cores() + 1)
+    try:
+        assert threads_with(1) == num_cores()
+        assert threads_with(2 * num_cores()) == 1
+    finally:
+        torch.set_num_threads(1)
+    assert threads_with(1) == 1
+
+
+class _Threads(Fixed):
+    def __init__(self) -> None:
+        super().__init__("threads")
+
+    def measure(self, probe: Any) -> float:
+        return torch.get_num_threads()
+
+
+def test_without_ray_its_executor_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'lightning-zico\[ray\]'"):
+        RayExecutor()
+
+
+@pytest.mark.parametrize("wrong", [{"num_cpus": 0}, {"num_gpus": -1}])
+def test_ray_resources_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
+    pytest.importorskip("ray")
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        RayExecutor(**wrong)

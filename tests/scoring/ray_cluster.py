@@ -1,0 +1,58 @@
+"""Scores on a Ray cluster of two nodes, one of which is removed in the middle. A script for test_ray.
+
+Usage:
+    python ray_cluster.py FOLDER    # every candidate notes there on which node it was started
+"""
+
+import json
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.cluster_utils import Cluster
+from torch import nn
+
+from lightning_zico import RayExecutor
+from lightning_zico.candidates import iterate_candidates
+from lightning_zico.scoring.choice import chosen
+from lightning_zico.scoring.executors import SerialExecutor
+from lightning_zico.scoring.work import Job, Work
+from tests.modules import Classifier, make_batches
+
+
+def noted(folder: Path, width: int) -> nn.Module:
+    node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else "here"
+    with open(folder / str(width), "a") as file:
+        file.write(f"{node}\n")
+    if node != "here":
+        time.sleep(2)
+    return Classifier(width)
+
+
+def main() -> None:
+    folder = Path(sys.argv[1])
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    node = cluster.add_node(num_cpus=1)
+    works = [Work(make_batches(), chosen("zico").proxies)]
+    candidates = {str(width): partial(noted, folder, width) for width in range(4, 16)}
+    found: list[tuple[str, Any]] = []
+    removed = None
+    for job, card in RayExecutor(address=cluster.address).run(works, map(Job, iterate_candidates(candidates))):
+        found.append((job.candidate.name, card["zico"].value))
+        busy = [path for path in folder.iterdir() if path.name not in dict(found)]
+        if removed is None and any(node.node_id in path.read_text() for path in busy):
+            removed = node.node_id
+            cluster.remove_node(node, allow_graceful=False)
+    ray.shutdown()
+    cluster.shutdown()
+    started = {path.name: path.read_text().split() for path in folder.iterdir()}
+    expected = SerialExecutor().run(works, map(Job, iterate_candidates(candidates)))
+    scores = {job.candidate.name: card["zico"].value for job, card in expected}
+    print(json.dumps({"found": found, "expected": scores, "removed": removed, "started": started}))
+
+
+if __name__ == "__main__":
+    main()
