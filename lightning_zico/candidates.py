@@ -14,7 +14,7 @@ class Candidate:
     Args:
         name: What the leaderboard calls it; unique within one ranking.
         build: Makes the model, on the CPU, with fresh weights. It is called under the ranking's seed, once to score it
-            and once more if it wins.
+            and once more if it wins; in finals twice more a round.
         blocks: Names of the submodules that are the network's blocks, in the order in which they run, for proxies that
             look at blocks; None to find them.
 

@@ -12,11 +12,12 @@ Row: TypeAlias = dict[str, Any]
 
 # Columns of every leaderboard; those of the proxies stand between the first and the last of them.
 _FIRST_COLUMNS = ("rank", "name", "score")
+FINAL_COLUMNS = ("final", "final_rank", "final_epochs")  # there alone where there were finals
 _LAST_COLUMNS = ("error", "seconds")
 # Behind the first ones, where candidates were scored in several repeats.
 UNCERTAINTY_COLUMNS = ("std_error", "rank_low", "rank_high", "p_best", "tie", "num_repeats")
-FIXED_COLUMNS = frozenset(_FIRST_COLUMNS + UNCERTAINTY_COLUMNS + _LAST_COLUMNS)
-_WHOLE_NUMBERS = ("rank", "rank_low", "rank_high", "tie", "num_repeats")
+FIXED_COLUMNS = frozenset(_FIRST_COLUMNS + FINAL_COLUMNS + UNCERTAINTY_COLUMNS + _LAST_COLUMNS)
+_WHOLE_NUMBERS = ("rank", "final_rank", "final_epochs", "rank_low", "rank_high", "tie", "num_repeats")
 # What no proxy may be called.
 RESERVED_NAMES = FIXED_COLUMNS | {"controlled", "default", "all"}
 
@@ -118,6 +119,23 @@ class ScoreCard:
 
 
 @dataclass(frozen=True)
+class Final:
+    """What training a candidate for a while gave.
+
+    Args:
+        name: Of the candidate.
+        value: The monitored metric; None if training failed.
+        num_epochs: That it was trained for.
+        error: Why there is no value; None if there is one.
+    """
+
+    name: str
+    value: float | None
+    num_epochs: int
+    error: str | None = None
+
+
+@dataclass(frozen=True)
 class Leaderboard:
     """Candidates ranked, best first, failed ones last.
 
@@ -126,7 +144,9 @@ class Leaderboard:
             (what was ranked by), one key for each proxy (its value or None), ``error`` (None or the reason),
             ``seconds``. Where candidates were scored in several repeats also ``std_error`` of the score, ``rank_low``
             and ``rank_high`` (95 % interval of the rank), ``p_best`` (probability of being the best), ``tie`` (number
-            of the group that cannot be told apart from its first) and ``num_repeats``.
+            of the group that cannot be told apart from its first) and ``num_repeats``; all of them are of the ranking
+            by score. After finals also, and None for who was not in them: ``final`` (the monitored metric),
+            ``final_rank`` (among the finalists) and ``final_epochs`` (that the candidate was trained for).
         provenance: All that the numbers depend on, in plain values.
 
     Example:
@@ -168,11 +188,42 @@ class Leaderboard:
             return row.get("num_repeats", 0), row["score"] if higher_is_better else -row["score"]
 
         ranked.sort(key=standing, reverse=True)  # stable, also in reverse
-        for position, row in enumerate(ranked):
-            tied = position > 0 and standing(row) == standing(ranked[position - 1])
-            row["rank"] = ranked[position - 1]["rank"] if tied else position + 1
+        for row, rank in zip(ranked, _ranks([standing(row) for row in ranked]), strict=True):
+            row["rank"] = rank
         failed = [row for row in rows if row["score"] is None]
         return cls((*ranked, *failed), dict(provenance or {}))
+
+    def with_finals(self, finals: Sequence[Final], provenance: Mapping[str, Any]) -> "Leaderboard":
+        """Rank anew after finals: the finalists first, in the order that training gave them, then the others.
+
+        Args:
+            finals: The best first. A finalist that failed is ranked no longer, and its row says why.
+            provenance: How the finals were held: ``monitor``, ``mode``, ``finalists``, ``final_epochs``, ``halving``.
+
+        Example:
+            >>> cards = [ScoreCard(name, {"zico": Score("zico", score)}) for name, score in zip("abc", (3.0, 2.0, 1.0))]
+            >>> leaderboard = Leaderboard.of(cards, rank_by="zico", columns=["zico"])
+            >>> held = {"monitor": "val_loss", "mode": "min", "finalists": 2, "final_epochs": 1, "halving": False}
+            >>> print(leaderboard.with_finals([Final("b", 0.5, 1), Final("a", 0.7, 1)], held))
+            1. b  2  val_loss 0.5
+            2. a  3  val_loss 0.7
+            3. c  1
+            Finals: the first 2 by score were trained for 1 epoch; the lowest val_loss decided.
+        """
+        finished = [final for final in finals if final.error is None]
+        failed = [final for final in finals if final.error is not None]
+        row_of = {row["name"]: row for row in self.rows}
+        others = [row for row in self.rows if row["name"] not in {final.name for final in finals}]
+        ranked = [row for row in others if row["rank"] is not None]
+        rows = []
+        for final, rank in zip(finished, _ranks([(final.num_epochs, final.value) for final in finished]), strict=True):
+            rows.append(_with_final(row_of[final.name], final) | {"rank": rank, "final_rank": rank})
+        for row, rank in zip(ranked, _ranks([row["rank"] for row in ranked]), strict=True):
+            rows.append(_with_final(row, None) | {"rank": len(finished) + rank})
+        for final in failed:
+            rows.append(_with_final(row_of[final.name], final) | {"rank": None, "error": f"finals: {final.error}"})
+        rows += [_with_final(row, None) for row in others if row["rank"] is None]
+        return Leaderboard(tuple(rows), {**self.provenance, "finals": dict(provenance)})
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self.rows)
@@ -188,20 +239,27 @@ class Leaderboard:
             else f"-. {row['name']}  {row['error']}"
             for row in self.rows
         ]
+        for idx, row in enumerate(self.rows):
+            if row.get("final") is not None:
+                lines[idx] += f"  {self.provenance['finals']['monitor']} {row['final']:.6g}"
         return "\n".join([*lines, *self.notes])
 
     @property
     def notes(self) -> list[str]:
         """What is to be known of the ranking before it is believed, in sentences.
 
-        Whether candidates are missing because ranking broke off; of repeats whether the first can be told apart, who
-        left a race, and which candidates keep their weights; what the recipe that ranks combines, and which one took
-        the place of a recipe whose members do not apply; Kendall's tau of the ranking with each trivial baseline on the
-        same candidates, and in words where one of them gives almost the same.
+        Whether candidates are missing because ranking broke off; how finals were held; of repeats whether the first can
+        be told apart, who left a race, and which candidates keep their weights; what the recipe that ranks combines,
+        and which one took the place of a recipe whose members do not apply; Kendall's tau of the ranking with each
+        trivial baseline on the same candidates, and in words where one of them gives almost the same.
         """
         notes = []
         if self.provenance.get("broke_off"):
             notes.append(f"Ranking broke off; these are the {len(self)} candidates that were done.")
+        finals = self.provenance.get("finals")
+        if finals:
+            notes.append(_note_of(finals))
+        ranking = "the ranking by score" if finals else "this ranking"
         notes += self._notes_on_repeats()
         for name, recipe in self.provenance.get("recipes", {}).items():
             members = f"{recipe['aggregate'] or 'the score'} of {', '.join(recipe['members'])}."
@@ -213,17 +271,20 @@ class Leaderboard:
         taus = {name: tau for name, tau in self.provenance.get("kendall_with", {}).items() if tau is not None}
         if taus:
             said = ", ".join(f"{name} {tau:.2f}" for name, tau in taus.items())
-            notes.append(f"Kendall's tau of this ranking with the trivial baselines: {said}.")
+            notes.append(f"Kendall's tau of {ranking} with the trivial baselines: {said}.")
         alike = [f"{name} ({tau:.2f})" for name, tau in taus.items() if tau > _SAME_RANKING]
         if alike:
-            notes.append(f"This ranking is what counting weights gives: almost the same as by {', '.join(alike)}.")
+            notes.append(
+                f"{ranking.capitalize()} is what counting weights gives: almost the same as by {', '.join(alike)}."
+            )
         return notes
 
     def _notes_on_repeats(self) -> list[str]:
         notes = []
         tied = [row["name"] for row in self.rows if row.get("tie") == 1]
         if len(tied) > 1:
-            notes.append(f"The first {len(tied)} are a tie, which these repeats cannot tell apart: {', '.join(tied)}.")
+            first = f"{'By score, the' if 'finals' in self.provenance else 'The'} first {len(tied)} are a tie"
+            notes.append(f"{first}, which these repeats cannot tell apart: {', '.join(tied)}.")
         counts = [row["num_repeats"] for row in self.rows if row.get("num_repeats")]
         if counts and min(counts) < max(counts):
             notes.append(
@@ -319,6 +380,29 @@ def _row_of(card: ScoreCard, rank_by: str, columns: Sequence[str], uncertainty: 
         "error": error,
         "seconds": card.seconds,
     }
+
+
+def _ranks(values: Sequence[Any]) -> list[int]:
+    """Number places from 1, where equal neighbours share one."""
+    ranks: list[int] = []
+    for position, value in enumerate(values):
+        tied = position > 0 and value == values[position - 1]
+        ranks.append(ranks[-1] if tied else position + 1)
+    return ranks
+
+
+def _with_final(row: Row, final: Final | None) -> Row:
+    """Put the columns of the finals behind those of the score."""
+    cells = {"final": final.value, "final_epochs": final.num_epochs} if final else {}
+    return {**dict.fromkeys((*_FIRST_COLUMNS, *FINAL_COLUMNS)), **cells, **row}
+
+
+def _note_of(finals: Mapping[str, Any]) -> str:
+    epochs = finals["final_epochs"]
+    trained = f"the first {finals['finalists']} by score were trained for {epochs} epoch{'s' * (epochs > 1)}"
+    halving = f", the better half for {epochs} more, and so on" if finals["halving"] else ""
+    end = "lowest" if finals["mode"] == "min" else "highest"
+    return f"Finals: {trained}{halving}; the {end} {finals['monitor']} decided."
 
 
 def _written(text: str, path: str | Path | None) -> str:

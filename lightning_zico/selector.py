@@ -1,9 +1,12 @@
 """Rank candidates on a few batches, then train the winner."""
 
 import platform
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import closing
 from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning
@@ -24,6 +27,7 @@ from lightning_zico.candidates import Candidate, Candidates, iterate_candidates
 from lightning_zico.engine.batches import tensors_of
 from lightning_zico.engine.gradients import ChunkSize, check_chunk_size
 from lightning_zico.errors import UnknownNameError
+from lightning_zico.finals import MOST_AT_ONCE, Finalist, Mode, check_finals, check_trainer, hold_finals
 from lightning_zico.proxies import BASELINES
 from lightning_zico.proxies.base import Proxies
 from lightning_zico.ranking import Recipe
@@ -45,7 +49,7 @@ class ZeroShotSelector:
     """Choose among candidates without training them, then train the one that was chosen.
 
     Args:
-        trainer: Trains the winner; `rank` needs none.
+        trainer: Trains the winner, and before it the finalists; `rank` needs none.
         proxies: Names of proxies (see `list_proxies`) and of recipes (see `list_recipes`), `Proxy` objects,
             ``"default"`` for the default recipe, or ``"all"``, which ranks by the default recipe. The baselines
             ``params``, ``macs``, ``num_layers`` and ``sum_log_numel`` are always computed beside them.
@@ -64,15 +68,20 @@ class ZeroShotSelector:
             keeps its weights, so that its repeats differ in the batches alone. An iterable of batches must give
             ``repeats`` times ``num_batches``. Scores are then means, a recipe's score is the mean of its scores in
             each repeat, and the leaderboard says how sure each rank is.
-        race: Give repeats to those who may still win, not to everyone: at most half in all (`ranking.racing.race`).
-            A recipe then combines those who came as far.
-        seed: Of the batches, of the weights that factories draw, and of dropout while scoring.
+        race: Give repeats to those who may still be among the finalists, not to everyone: at most half in all
+            (`ranking.racing.race`). A recipe then combines those who came as far.
+        seed: Of the batches, of the weights that factories draw, of dropout while scoring, and of training in finals.
         cache: Path of a file in which scores are kept as they come (``"scores.db"``; see `scoring.cache.SQLiteCache`),
             or a `ScoreCache`. What is in it is not scored again, and the leaderboard is the same, ``seconds`` included;
             `scoring.cached.with_cache` says what a score depends on.
         executor: Where candidates are scored, which changes no score: None for this process, ``"processes"`` for one
             worker process a core, or an executor, such as ``ProcessExecutor(num_workers=2)`` or ``RayExecutor()``.
         timeout_s: For ``"processes"``: a candidate that takes longer is a row that says so.
+        finalists: How many of the best by score `fit` trains for a while to choose the winner among them; 1 for no
+            finals. Of more than four, the better half goes on from round to round (`finals.hold_finals`).
+        final_epochs: How long a finalist is trained in each round.
+        monitor: Name of the logged metric that decides the finals.
+        mode: Whether the lowest (``"min"``) or the highest value of ``monitor`` wins.
         enable_progress_bar: Show a progress bar while ranking and the leaderboard at the end, where the terminal is
             interactive.
 
@@ -80,7 +89,7 @@ class ZeroShotSelector:
         leaderboard_: The ranking, best first.
         cards_: The score cards behind it, by candidate name, with layers and details, and the scores of all repeats.
         best_model_: The winner: fresh from its factory under ``seed``, or the very instance that was offered; trained
-            if `fit` trained it; None if every candidate failed, or ranking broke off.
+            if `fit` trained it; None if every candidate, or every finalist, failed, or ranking broke off.
 
     Raises:
         UnknownNameError: If there is neither a proxy nor a recipe of a name, ``rank_by`` is not computed, or
@@ -98,6 +107,7 @@ class ZeroShotSelector:
     leaderboard_: Leaderboard
     cards_: dict[str, ScoreCard]
     best_model_: nn.Module | None
+    _finalists: dict[str, Callable[[], nn.Module]]
 
     def __init__(
         self,
@@ -117,11 +127,16 @@ class ZeroShotSelector:
         cache: CacheLike | None = None,
         executor: Executor | Literal["processes"] | None = None,
         timeout_s: float | None = None,
+        finalists: int = 1,
+        final_epochs: int = 1,
+        monitor: str = "val_loss",
+        mode: Mode = "min",
         enable_progress_bar: bool = True,
     ) -> None:
         check_cache(cache)
         check_axis(axis)
         check_chunk_size(chunk_size)
+        check_finals(finalists, final_epochs, mode)
         _executor_of(executor, timeout_s)
         self.trainer = trainer
         self.proxies = proxies
@@ -138,6 +153,10 @@ class ZeroShotSelector:
         self.cache = cache
         self.executor = executor
         self.timeout_s = timeout_s
+        self.finalists = finalists
+        self.final_epochs = final_epochs
+        self.monitor = monitor
+        self.mode: Mode = mode
         self.enable_progress_bar = enable_progress_bar
         if not (budget is None or isinstance(budget, Budget)):
             raise TypeError(f"`budget` is {type(budget).__name__}; needed is a `Budget`, such as `Budget(macs=600e6)`.")
@@ -188,14 +207,20 @@ class ZeroShotSelector:
             raise
         if not self._keep(tally, rank_by, works[0], broke_off=False):
             raise ValueError("`candidates` is empty; needed is at least one.")
-        best = self.leaderboard_.best
-        self.best_model_ = next((_built_again(c, works[0]) for c in contenders if c.name == best), None)
-        if self._interactive():
-            get_console().print(leaderboard_table(self.leaderboard_))
+        by_name = {candidate.name: candidate for candidate in contenders}
+        first = [row["name"] for row in self.leaderboard_.rows[: self.finalists] if row["rank"]]
+        self.best_model_ = _built_again(by_name[first[0]], works[0]) if first else None
+        self._finalists = {name: partial(works[0].build, by_name[name]) for name in first} if self.finalists > 1 else {}
+        self._show()
         return self.leaderboard_
 
     def fit(self, candidates: Candidates, datamodule: Any, val_dataloaders: Any = None) -> "ZeroShotSelector":
-        """Rank the candidates, then train the winner with the trainer.
+        """Rank the candidates, hold finals among the first of them if asked to, then train the winner with the trainer.
+
+        Finals use the trainer itself, stopped after ``final_epochs`` and without its callbacks and loggers, which see
+        what is left of the winner's training alone. Each finalist starts from the selector's seed, on its fresh
+        weights; an instance that was offered is copied. The winner goes on from its checkpoint, and ends as if nothing
+        had come between (`finals.Finalist` says when exactly). ``leaderboard_`` then shows both stages.
 
         Args:
             candidates: As for `rank`.
@@ -206,9 +231,10 @@ class ZeroShotSelector:
             The selector; the trained winner is ``best_model_``.
 
         Raises:
-            ValueError: If there is no trainer.
+            ValueError: If there is no trainer, or it has trained before or ends after ``max_steps``, and finals are
+                asked for.
             TypeError: If the data can be read only once, or the winner is no LightningModule.
-            RuntimeError: If every candidate failed.
+            RuntimeError: If every candidate, or every finalist, failed.
         """
         if self.trainer is None:
             raise ValueError("`fit` trains the winner: pass `ZeroShotSelector(trainer=Trainer(...))`, or call `rank`.")
@@ -217,6 +243,8 @@ class ZeroShotSelector:
                 f"The training data is a {type(datamodule).__name__}, which ranking would use up. Pass a data module, "
                 "a DataLoader or a list of batches, or call `rank`."
             )
+        if self.finalists > 1:
+            check_trainer(self.trainer)
         self.rank(candidates, datamodule)
         if self.best_model_ is None:
             name, reason = next(iter(self.leaderboard_.errors.items()))
@@ -224,19 +252,43 @@ class ZeroShotSelector:
                 f"All {len(self.leaderboard_)} candidates failed, so none can be trained. '{name}' failed with: "
                 f"{reason} See `leaderboard_.errors` for the others."
             )
+        data = _fit_arguments(datamodule, val_dataloaders)
+        if self.finalists > 1:
+            self._fit_best_finalist(self.trainer, data)
+            return self
         if not is_lightning(self.best_model_):
             raise TypeError(
                 f"The winner is {type(self.best_model_).__name__}, and a `Trainer` trains LightningModules. Wrap the "
                 "candidates, or train `best_model_` yourself."
             )
-        if is_datamodule(datamodule):
-            self.trainer.fit(self.best_model_, datamodule=datamodule)  # type: ignore[arg-type]
-        else:
-            loaders = any(isinstance(leaf, DataLoader) for leaf in tree_leaves(datamodule))
-            # Lightning takes a plain list for a collection of loaders.
-            batches = _Batches(datamodule) if isinstance(datamodule, list | tuple) and not loaders else datamodule
-            self.trainer.fit(self.best_model_, batches, val_dataloaders)  # type: ignore[arg-type]
+        self.trainer.fit(self.best_model_, **data)  # type: ignore[arg-type]
         return self
+
+    def _fit_best_finalist(self, trainer: Trainer, data: Mapping[str, Any]) -> None:
+        self.best_model_ = None
+        entrants, self._finalists = self._finalists, {}
+        with tempfile.TemporaryDirectory() as folder:
+            finalists = [
+                Finalist(name, build, Path(folder, f"{idx}.ckpt"), self.seed)
+                for idx, (name, build) in enumerate(entrants.items())
+            ]
+            how: dict[str, Any] = {"final_epochs": self.final_epochs, "monitor": self.monitor, "mode": self.mode}
+            finalists = hold_finals(finalists, trainer, data, **how)
+            how |= {"finalists": len(finalists), "halving": len(finalists) > MOST_AT_ONCE}
+            self.leaderboard_ = self.leaderboard_.with_finals([finalist.final for finalist in finalists], how)
+            self._show()
+            winner = finalists[0]
+            if winner.error is not None:
+                raise RuntimeError(
+                    f"All {len(finalists)} finalists failed. '{winner.name}' failed with: {winner.error} See "
+                    "`leaderboard_.errors` for the others."
+                )
+            self.best_model_ = winner.build()
+            winner.train(trainer, self.best_model_, data)
+
+    def _show(self) -> None:
+        if self._interactive():
+            get_console().print(leaderboard_table(self.leaderboard_))
 
     def _choice(self) -> Choice:
         choice = chosen(self.proxies, with_baselines=True)
@@ -268,8 +320,8 @@ class ZeroShotSelector:
         return [with_cache(work, cache) for work in works]
 
     def _scored(self, candidates: Candidates, works: list[Work], tally: Tally, rank_by: str) -> list[Candidate]:
-        """Score every candidate in every repeat, and keep those that may have won."""
-        contenders = Contenders(rank_by, tally.choice)
+        """Score every candidate in every repeat, and keep those that may be finalists."""
+        contenders = Contenders(rank_by, tally.choice, self.finalists)
 
         def keep(candidate: Candidate, cards: list[ScoreCard]) -> None:
             if len(cards) == self.repeats:
@@ -288,7 +340,7 @@ class ZeroShotSelector:
         def score(candidates: Candidates, repeats: Sequence[int]) -> None:
             self._run(candidates, works, tally, repeats)
 
-        return raced(candidates, tally, rank_by, score, seed=self.seed)
+        return raced(candidates, tally, rank_by, score, top_k=self.finalists, seed=self.seed)
 
     def _run(
         self,
@@ -413,6 +465,16 @@ def _executor_of(executor: Executor | Literal["processes"] | None, timeout_s: fl
             '`executor="processes"`, or `ProcessExecutor(timeout_s=...)` as the executor.'
         )
     return executor or SerialExecutor()
+
+
+def _fit_arguments(datamodule: Any, val_dataloaders: Any) -> dict[str, Any]:
+    """Say where `Trainer.fit` is to put data."""
+    if is_datamodule(datamodule):
+        return {"datamodule": datamodule}
+    loaders = any(isinstance(leaf, DataLoader) for leaf in tree_leaves(datamodule))
+    # Lightning takes a plain list for a collection of loaders.
+    batches = _Batches(datamodule) if isinstance(datamodule, list | tuple) and not loaders else datamodule
+    return {"train_dataloaders": batches, "val_dataloaders": val_dataloaders}
 
 
 class _Batches:

@@ -52,17 +52,29 @@ def preserved_rng(seed: int | None = None) -> Iterator[None]:
     Args:
         seed: Start the body from this seed; None goes on from the present state.
     """
+    put_back_rng = rng_restorer()
+    try:
+        if seed is not None:
+            seed_all(seed)
+        yield
+    finally:
+        put_back_rng()
+
+
+def rng_restorer() -> Callable[[], None]:
+    """Remember the states of Python's, NumPy's and torch's generators, on every device in use.
+
+    Returns:
+        A function that puts them back, as often as it is called.
+    """
     numpy = sys.modules.get("numpy")  # a NumPy that nobody imported has no state to keep
     python_state = random.getstate()
     numpy_state = numpy.random.get_state() if numpy else None
     torch_state = torch.get_rng_state()
     cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else None
     mps_state = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
-    try:
-        if seed is not None:
-            seed_all(seed)
-        yield
-    finally:
+
+    def put_back_rng() -> None:
         random.setstate(python_state)
         if numpy and numpy_state is not None:
             numpy.random.set_state(numpy_state)
@@ -73,6 +85,8 @@ def preserved_rng(seed: int | None = None) -> Iterator[None]:
             torch.cuda.manual_seed_all(torch.initial_seed())
         if mps_state is not None:
             torch.mps.set_rng_state(mps_state)
+
+    return put_back_rng
 
 
 def restorer_of(obj: Any) -> Callable[[], Any] | None:

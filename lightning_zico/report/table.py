@@ -6,7 +6,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from lightning_zico.results import FIXED_COLUMNS, Leaderboard, margin_of
+from lightning_zico.results import FINAL_COLUMNS, FIXED_COLUMNS, Leaderboard, margin_of
 
 
 def leaderboard_table(leaderboard: Leaderboard, title: str | None = None) -> Table:
@@ -29,8 +29,9 @@ def leaderboard_table(leaderboard: Leaderboard, title: str | None = None) -> Tab
     proxies = [column for column in leaderboard.columns if column not in FIXED_COLUMNS]
     table.add_column("rank", justify="right")
     table.add_column("name", overflow="fold")
+    finals = [column for column in leaderboard.columns if column in FINAL_COLUMNS]
     uncertain = _uncertainty(leaderboard)
-    for name in uncertain:
+    for name in (*finals, *uncertain):
         table.add_column(name, justify="right")
     for proxy in proxies:
         table.add_column(proxy, justify="right", style="bold" if proxy == ranked_by else None)
@@ -42,6 +43,7 @@ def leaderboard_table(leaderboard: Leaderboard, title: str | None = None) -> Tab
         cells = [
             str(row["rank"] or "-"),
             row["name"],
+            *("-" if row[final] is None else f"{row[final]:.4g}" for final in finals),
             *(column[position] for column in uncertain.values()),
             *(_number(row[proxy]) + (margin_of(row) if proxy == ranked_by else "") for proxy in proxies),
             f"{row['seconds']:.2f}",

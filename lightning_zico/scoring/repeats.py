@@ -194,6 +194,7 @@ def raced(
     rank_by: str,
     score: Callable[[Candidates, Sequence[int]], None],
     *,
+    top_k: int = 1,
     seed: int = 0,
 ) -> list[Candidate]:
     """Score every candidate once, then race those that can be ranked.
@@ -203,6 +204,7 @@ def raced(
         tally: Empty; holds all cards afterwards.
         rank_by: Name of the score that decides.
         score: Scores candidates in the repeats of these numbers, and adds the cards to the tally.
+        top_k: How many of the first are wanted.
         seed: Of the bootstrap behind the rank intervals.
 
     Returns:
@@ -237,7 +239,7 @@ def raced(
         by_name = numbers()
         return [by_name[name] for name in names]
 
-    race(len(runners), tally.repeats, scored, seed=seed)
+    race(len(runners), tally.repeats, scored, top_k=top_k, seed=seed)
     return kept
 
 

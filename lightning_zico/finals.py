@@ -1,0 +1,257 @@
+"""Finals: train the first few of a ranking for a while, to see which of them is the best to train to the end."""
+
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from lightning.pytorch import LightningModule
+from lightning.pytorch.callbacks import LambdaCallback
+from lightning.pytorch.loggers.logger import DummyLogger
+from torch import nn
+
+from lightning_zico.bridge import is_lightning
+from lightning_zico.engine.scope import preserved_rng, rng_restorer, seed_all
+from lightning_zico.results import Final
+from lightning_zico.scoring.scorer import described
+
+Mode: TypeAlias = Literal["min", "max"]
+
+# More finalists than these are halved from round to round.
+MOST_AT_ONCE = 4
+
+
+class Finalist:
+    """A candidate in the finals: trained for some epochs at a time, and going on from where it paused.
+
+    The trainer trains as if to the end, so that a learning rate's schedule is that of the whole training, and is
+    stopped after the last of the epochs. The checkpoint is Lightning's, and the states of the generators of Python,
+    NumPy and torch are kept beside it. So a finalist that paused ends with the same weights, bit for bit, as one that
+    did not, if the trainer's callbacks change nothing in training, and if all that its data and loaders remember from
+    one epoch to the next is in these generators.
+
+    Args:
+        name: Of the candidate.
+        build: Makes it, always with the same weights.
+        checkpoint: File to keep its training in.
+        seed: Of the generators, before each setting up of data and model and before the first epoch.
+    """
+
+    def __init__(self, name: str, build: Callable[[], nn.Module], checkpoint: Path, seed: int) -> None:
+        self.name = name
+        self.build = build
+        self.seed = seed
+        self.num_rounds = 0
+        self.num_epochs = 0
+        self.value: float | None = None
+        self.error: str | None = None
+        self._checkpoint = checkpoint
+        self._put_back_rng: Callable[[], None] | None = None
+
+    @property
+    def final(self) -> Final:
+        """What training it gave."""
+        return Final(self.name, self.value if self.error is None else None, self.num_epochs, self.error)
+
+    def play(self, trainer: Any, data: Mapping[str, Any], num_epochs: int, monitor: str) -> None:
+        """Train a copy for some more epochs; what goes wrong stands in ``error``.
+
+        Args:
+            trainer: Lent by `_borrowed`.
+            data: Arguments of `Trainer.fit`.
+            num_epochs: How many; fewer where training ends before. Who is trained to the end keeps its value.
+            monitor: Name of the metric to read.
+        """
+        until = self.num_epochs + num_epochs
+
+        def stop(trainer: Any, _: LightningModule) -> None:
+            trainer.should_stop = trainer.should_stop or trainer.current_epoch + 1 >= until
+
+        def pause(trainer: Any, _: LightningModule) -> None:
+            self.num_epochs = trainer.current_epoch
+            self.value = trainer.strategy.broadcast(_monitored(trainer.callback_metrics, monitor))  # one for all ranks
+            self._checkpoint = trainer.strategy.broadcast(self._checkpoint)
+            trainer.save_checkpoint(self._checkpoint)
+            self._put_back_rng = rng_restorer()
+
+        trainer.callbacks = [LambdaCallback(on_train_epoch_end=stop, on_train_end=pause)]
+        try:
+            self.train(trainer, _apart(self.build), data)
+            if self.value is None:
+                raise RuntimeError(
+                    "the trainer trained no epoch. It needs batches to train on, and `max_epochs` above 0."
+                )
+        except Exception as raised:
+            self.error = described(raised)
+        else:
+            self.num_rounds += 1
+
+    def train(self, trainer: Any, model: nn.Module, data: Mapping[str, Any]) -> None:
+        """Train a model until the trainer ends, from where this finalist paused.
+
+        Args:
+            trainer: With whatever callbacks and loggers it is to have.
+            model: As ``build`` makes it; trained itself.
+            data: Arguments of `Trainer.fit`.
+
+        Raises:
+            TypeError: If the model is no LightningModule.
+        """
+        if not is_lightning(model):
+            raise TypeError(f"it is a {type(model).__name__}, and a `Trainer` trains LightningModules.")
+        arguments: dict[str, Any] = dict(data)
+        if self._put_back_rng is not None:
+            arguments["ckpt_path"] = self._checkpoint
+            # Hyperparameters may be any objects, which torch, and so Lightning from 2.6 on, loads only if told to.
+            if "weights_only" in inspect.signature(trainer.fit).parameters:
+                arguments["weights_only"] = False
+        # Setting up draws anew what it drew the first time, such as a split of the data; then training goes on.
+        go_on = LambdaCallback(on_train_epoch_start=self._go_on)
+        trainer.callbacks = [go_on, *trainer.callbacks]
+        trainer.should_stop = False  # in Lightning 2.4, `fit` leaves it as the last training did
+        seed_all(self.seed)
+        try:
+            trainer.fit(model, **arguments)
+        finally:
+            trainer.callbacks = [callback for callback in trainer.callbacks if callback is not go_on]
+
+    def _go_on(self, trainer: Any, _: LightningModule) -> None:
+        if self._put_back_rng is None or trainer.current_epoch != self.num_epochs:
+            return
+        self._put_back_rng()
+        # Else Lightning would keep the iterator that it made, and drew a seed for, while setting up.
+        trainer.fit_loop._resuming_from_checkpoint = False
+
+
+def check_finals(finalists: int, final_epochs: int, mode: str) -> None:
+    """Check the arguments of finals.
+
+    Raises:
+        ValueError: If one is out of range.
+    """
+    for name, number in {"finalists": finalists, "final_epochs": final_epochs}.items():
+        if not isinstance(number, int) or number < 1:
+            raise ValueError(f"`{name}` is {number!r}; needed is a whole number from 1.")
+    if mode not in ("min", "max"):
+        raise ValueError(f"`mode` is {mode!r}; needed is 'min' or 'max': which end of `monitor` is the better one.")
+
+
+def check_trainer(trainer: Any) -> None:
+    """Check that a trainer can train several finalists, and then go on with one of them.
+
+    Raises:
+        ValueError: If it cannot.
+    """
+    if trainer.current_epoch or trainer.global_step:
+        raise ValueError(
+            f"`trainer` has trained {trainer.current_epoch} epochs before, and would count on. Finals need one that "
+            "has not trained: pass a new `Trainer`."
+        )
+    if trainer.max_steps != -1 and not trainer.fast_dev_run:
+        raise ValueError(
+            f"`trainer` ends after `max_steps={trainer.max_steps}`, with which Lightning, going on from a checkpoint, "
+            "counts an epoch in which nothing is trained. Finals need one that ends after `max_epochs`."
+        )
+
+
+def hold_finals(
+    finalists: Sequence[Finalist],
+    trainer: Any,
+    data: Mapping[str, Any],
+    *,
+    final_epochs: int,
+    monitor: str,
+    mode: Mode,
+) -> list[Finalist]:
+    r"""Train finalists for a few epochs, and order them by what came of it.
+
+    Up to four are all trained for ``final_epochs``. Of more, the better half goes on, from where it paused, until one
+    is left (successive halving): of :math:`k` finalists, round :math:`r = 0, 1, \dots` trains
+
+    .. math::
+        k_r = \lceil k / 2^r \rceil \quad \text{while } k_r > 1
+
+    of them for :math:`e` epochs each, which takes :math:`e \sum_r k_r < e\,(2k + \log_2 k)` epochs in all.
+
+    Args:
+        finalists: The best by score first; equal values keep that order.
+        trainer: Is put back as it was: callbacks, loggers, limits and progress.
+        data: Arguments of `Trainer.fit`.
+        final_epochs: Of each round.
+        monitor: Name of the logged metric that decides.
+        mode: Whether lower (``"min"``) or higher is better.
+
+    Returns:
+        The best first: who came further, then who has the better value; failed ones last.
+
+    Source:
+        Jamieson & Talwalkar, *Non-stochastic best arm identification and hyperparameter optimization*, AISTATS 2016,
+        arXiv:1502.07943, figure 3. Theirs divides a total budget evenly among the rounds, so that later rounds are
+        longer; here each is of ``final_epochs``.
+    """
+    sign = 1 if mode == "min" else -1
+
+    def place(finalist: Finalist) -> tuple[bool, int, float]:
+        value = math.inf if finalist.value is None else sign * finalist.value
+        return finalist.error is not None, -finalist.num_rounds, value
+
+    left = list(finalists)
+    with _borrowed(trainer) as rewind, preserved_rng():
+        while left:
+            for finalist in left:
+                rewind()
+                finalist.play(trainer, data, final_epochs, monitor)
+            better = sorted(left, key=place)[: math.ceil(len(left) / 2)]
+            better = [finalist for finalist in better if finalist.error is None]
+            left = better if len(finalists) > MOST_AT_ONCE and len(better) > 1 else []
+    return sorted(finalists, key=place)
+
+
+def _monitored(metrics: Mapping[str, Any], monitor: str) -> float:
+    if monitor not in metrics:
+        raise ValueError(
+            f"`{monitor}` was not logged; logged: {', '.join(metrics) or 'nothing'}. Log it, pass validation data, or "
+            "name another `monitor`."
+        )
+    value = float(metrics[monitor])
+    if not math.isfinite(value):
+        raise ValueError(f"`{monitor}` is {value} after training.")
+    return value
+
+
+def _apart(build: Callable[[], nn.Module]) -> nn.Module:
+    """Build a model that nobody else has: an instance that was offered is only trained if it wins."""
+    model, other = build(), build()
+    return deepcopy(model) if model is other else other
+
+
+@contextmanager
+def _borrowed(trainer: Any) -> Iterator[Callable[[], None]]:
+    """Use a trainer as Lightning's `Tuner` does: without its callbacks and loggers, and put back at the end.
+
+    A trainer cannot be copied, nor made anew from its attributes.
+
+    Yields:
+        A function that takes the trainer back to the start of training.
+    """
+    loop = trainer.fit_loop
+    callbacks, loggers = trainer.callbacks, trainer.loggers
+    limits = loop.max_epochs, loop.min_epochs, loop.epoch_loop.min_steps
+    progress = deepcopy(loop.state_dict())
+
+    def rewind() -> None:
+        loop.load_state_dict(deepcopy(progress))
+        loop.restarting = False
+
+    trainer.loggers = [DummyLogger() for _ in loggers]
+    loop.min_epochs, loop.epoch_loop.min_steps = None, None  # who has to train longer may pause nevertheless
+    try:
+        yield rewind
+    finally:
+        rewind()
+        trainer.callbacks, trainer.loggers = callbacks, loggers
+        loop.max_epochs, loop.min_epochs, loop.epoch_loop.min_steps = limits
+        trainer.should_stop = False

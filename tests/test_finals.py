@@ -1,0 +1,528 @@
+"""Finals choose by training, and the winner's training is the same as if nobody had held them."""
+
+import io
+import random
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytorch_lightning
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from rich.console import Console
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_zico import Leaderboard, Score, ScoreCard, ZeroShotSelector
+from lightning_zico.engine.scope import preserved_rng, seed_all
+from lightning_zico.ranking import get_recipe
+from lightning_zico.report import leaderboard_table
+from lightning_zico.results import Final
+from tests.modules import Classifier, Fixed, Numbered, assert_same, assert_untouched, make_batches, make_network
+
+
+class Data(LightningDataModule):
+    """Random images whose order, split and augmentation may come from the global generators."""
+
+    def __init__(self, shuffle: bool = False) -> None:
+        super().__init__()
+        self.shuffle = shuffle
+        self.splits: list[list[int]] = []
+
+    def setup(self, stage: str) -> None:
+        images = torch.randn(24, 2, 5, 5, generator=torch.Generator().manual_seed(0))
+        data = TensorDataset(images, torch.arange(24) % 3)
+        self.train_data, self.val_data = torch.utils.data.random_split(data, [18, 6])
+        self.splits.append(list(self.val_data.indices))
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        collate = self.augmented if self.shuffle else None
+        return DataLoader(self.train_data, 6, shuffle=self.shuffle, collate_fn=collate)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.val_data, 6)
+
+    @staticmethod
+    def augmented(samples: Any) -> Any:
+        images, labels = torch.utils.data.default_collate(samples)
+        return images + torch.randn_like(images) + float(np.random.rand()) + random.random(), labels
+
+
+class Net(Classifier):
+    """Logs a loss, has a schedule over all of training, and carries the score that `Fixed` gives it."""
+
+    def __init__(self, score: float = 0.0, lr: float = 0.01, dropout: float = 0.0) -> None:
+        super().__init__(dropout=dropout)
+        self.numbers = {"own": score}
+        self.lr = lr
+        self.seen: list[tuple[int, float]] = []
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", nn.functional.cross_entropy(self(batch[0]), batch[1]))
+
+    def on_train_epoch_start(self) -> None:
+        self.seen.append((self.current_epoch, self.optimizers().param_groups[0]["lr"]))
+
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.Adam(self.parameters(), self.lr)
+        total = self.trainer.estimated_stepping_batches
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 10 * self.lr, total_steps=int(total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+class Saying(Net):
+    """Logs what it is told to, one value an epoch."""
+
+    def __init__(self, score: float, *values: float, metric: str = "val_loss") -> None:
+        super().__init__(score)
+        self.values, self.metric = values, metric
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log(self.metric, self.values[min(self.current_epoch, len(self.values) - 1)])
+
+
+class Raising(Net):
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        if self.trainer.max_epochs > 1:  # that of scoring has one epoch
+            raise RuntimeError("cannot be trained")
+        return super().training_step(batch, batch_idx)
+
+
+class Mute(Classifier):
+    numbers = {"own": 0.0}  # noqa: RUF012
+
+
+def trainer_of(max_epochs: int = 4, **kwargs: Any) -> Trainer:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    options = {"accelerator": "cpu", "enable_checkpointing": False, "num_sanity_val_steps": 1, **quiet, **kwargs}
+    return Trainer(max_epochs=max_epochs, **options)
+
+
+def selector_of(trainer: Trainer | None = None, finalists: int = 2, **kwargs: Any) -> ZeroShotSelector:
+    return ZeroShotSelector(trainer or trainer_of(), Fixed("own"), finalists=finalists, seed=5, **kwargs)
+
+
+def trained_without_pause(build: Callable[[], LightningModule], data: Any, **kwargs: Any) -> LightningModule:
+    with preserved_rng(5):
+        model = build()
+    seed_all(5)
+    trainer_of(**kwargs).fit(model, datamodule=data)
+    return model
+
+
+@pytest.mark.parametrize(("shuffle", "dropout"), [(False, 0.0), (True, 0.5)])
+@pytest.mark.parametrize("finalists", [2, 5])
+def test_the_winner_ends_as_if_it_had_been_trained_without_a_pause(
+    shuffle: bool, dropout: float, finalists: int
+) -> None:
+    kwargs = {"accumulate_grad_batches": 2, "gradient_clip_val": 0.5}
+    builds = {f"{idx}": partial(Net, -idx, 10 ** -(1 + idx % 3), dropout) for idx in range(6)}
+    trainer, data = trainer_of(5, **kwargs), Data(shuffle)
+    selector = selector_of(trainer, finalists).fit(builds, data)
+    rows = selector.leaderboard_.rows
+    rounds = {2: [2], 5: [5, 3, 2]}[finalists]
+    assert sorted((row["final_epochs"] or 0 for row in rows), reverse=True) == [
+        sum(idx < size for size in rounds) for idx in range(6)
+    ]
+
+    winner = rows[0]["name"]
+    by_hand = trained_without_pause(builds[winner], Data(shuffle), max_epochs=5, **kwargs)
+    assert_same(by_hand.state_dict(), selector.best_model_.state_dict())
+    assert_same(
+        by_hand.optimizers(use_pl_optimizer=False).state_dict(),
+        selector.best_model_.optimizers(use_pl_optimizer=False).state_dict(),
+    )
+    assert selector.best_model_.seen == by_hand.seen[len(rounds) :]  # epochs and learning rates go on
+    assert (trainer.current_epoch, trainer.global_step) == (5, 10)
+    assert all(split == data.splits[-1] for split in data.splits[1:])  # the first is that of the ranking
+
+
+def test_what_a_finalist_gets_is_what_its_first_epochs_alone_would_have_given() -> None:
+    builds = {"a": partial(Net, 1), "b": partial(Net, 0, 0.1)}
+    rows = {row["name"]: row for row in selector_of(final_epochs=2).fit(builds, Data(True)).leaderboard_}
+
+    class Stop(Callback):
+        def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            trainer.should_stop = trainer.current_epoch == 1
+
+    for name, build in builds.items():
+        model = trained_without_pause(build, Data(True), callbacks=[Stop()])
+        assert rows[name]["final"] == model.trainer.callback_metrics["val_loss"].item()
+        assert rows[name]["final_epochs"] == 2
+
+
+def test_finals_decide_and_the_leaderboard_shows_both_stages() -> None:
+    builds = {
+        "fourth": partial(Saying, 1, 0.1),
+        "first": partial(Saying, 4, 0.3),
+        "third": partial(Saying, 2, 0.2),
+        "second": partial(Saying, 3, 0.2),
+        "broken": lambda: 3,
+    }
+    for mode, order in {"min": ["second", "third", "first"], "max": ["first", "second", "third"]}.items():
+        selector = selector_of(finalists=3, mode=mode).fit(builds, Data())
+        leaderboard = selector.leaderboard_
+        assert [row["name"] for row in leaderboard] == [*order, "fourth", "broken"]
+        ranks = {"min": [1, 1, 3], "max": [1, 2, 2]}[mode]
+        assert [row["rank"] for row in leaderboard] == [*ranks, 4, None]
+        assert [row["final_rank"] for row in leaderboard] == [*ranks, None, None]
+        assert [row["final_epochs"] for row in leaderboard] == [1, 1, 1, None, None]
+        final = {"first": 0.3, "second": 0.2, "third": 0.2}
+        assert [row["final"] for row in leaderboard] == pytest.approx([*(final[name] for name in order), None, None])
+        assert {row["name"]: row["score"] for row in leaderboard.rows[:4]} == {
+            "first": 4, "second": 3, "third": 2, "fourth": 1,
+        }  # fmt: skip
+        assert leaderboard.best == order[0]
+        assert selector.best_model_.numbers["own"] == {"min": 3, "max": 4}[mode]
+        end = {"min": "lowest", "max": "highest"}[mode]
+        assert leaderboard.notes[0] == (
+            f"Finals: the first 3 by score were trained for 1 epoch; the {end} val_loss decided."
+        )
+
+
+@pytest.mark.parametrize("finalists", [4, 5, 8])
+def test_more_than_four_are_halved_until_one_is_left(finalists: int) -> None:
+    trained: list[str] = []
+
+    class Counting(Saying):
+        def on_train_epoch_end(self) -> None:
+            trained.append(self.numbers["own"])
+
+    # The later a candidate was offered, the better it looks after one epoch; after three, the third is the best.
+    builds = {
+        str(idx): partial(Counting, -idx, 1 - idx / 10, 1 - idx / 10, 0.0 if idx == finalists - 2 else 0.5)
+        for idx in range(10)
+    }
+    trainer = trainer_of(3)
+    leaderboard = selector_of(trainer, finalists).fit(builds, Data()).leaderboard_
+    rounds = {4: [4], 5: [5, 3, 2], 8: [8, 4, 2]}[finalists]
+    expected = [-idx for size in rounds for idx in sorted(range(finalists), reverse=True)[:size]]
+    num_left = 3 - len(rounds)
+    assert sorted(trained[: sum(rounds)]) == sorted(expected)
+    assert len(trained) == sum(rounds) + num_left
+    best = finalists - 1 if len(rounds) == 1 else finalists - 2
+    assert leaderboard.best == str(best)
+    epochs = [row["final_epochs"] for row in leaderboard.rows[:finalists]]
+    assert epochs == sorted(epochs, reverse=True)
+    assert sum(epochs) == sum(rounds)
+    assert leaderboard.provenance["finals"]["halving"] == (len(rounds) > 1)
+    assert ("the better half for 1 more" in leaderboard.notes[0]) == (len(rounds) > 1)
+
+
+@pytest.mark.parametrize("finalists", [4, 5])
+def test_whoever_is_trained_to_the_end_keeps_its_value(finalists: int) -> None:
+    builds = {str(idx): partial(Saying, -idx, 1 - idx / 10) for idx in range(5)}
+    trainer = trainer_of(1)
+    selector = selector_of(trainer, finalists, final_epochs=3).fit(builds, Data())
+    assert [row["final_epochs"] for row in selector.leaderboard_.rows[:finalists]] == [1] * finalists
+    assert selector.leaderboard_.best == str(finalists - 1)
+    assert trainer.current_epoch == 1
+    by_hand = trained_without_pause(builds[str(finalists - 1)], Data(), max_epochs=1)
+    assert_same(by_hand.state_dict(), selector.best_model_.state_dict())
+
+
+def test_one_finalist_is_no_finals() -> None:
+    torch.manual_seed(3)
+    selector = selector_of(finalists=1).fit([Net], Data(True))
+    assert "final" not in selector.leaderboard_.rows[0]
+    assert "finals" not in selector.leaderboard_.provenance
+    with preserved_rng(5):
+        model = Net()
+    torch.manual_seed(3)
+    data = Data(True)
+    trainer_of().fit(model, datamodule=data)
+    assert selector.trainer.current_epoch == 4
+    assert selector.best_model_.seen == model.seen
+
+
+def test_instances_that_do_not_win_are_left_bit_identical_and_the_winner_is_trained_itself() -> None:
+    loser, winner = Saying(2, 0.9), Saying(1, 0.1)
+    before = winner.network[0].weight.clone()
+    untrained = loser.state_dict()["network.0.weight"].clone()
+    loser_state = {name: id(parameter) for name, parameter in loser.named_parameters()}
+    selector = selector_of().fit({"loser": loser, "winner": winner}, Data())
+    assert selector.best_model_ is winner
+    assert not torch.equal(winner.network[0].weight, before)
+    assert torch.equal(loser.network[0].weight, untrained)
+    assert {name: id(parameter) for name, parameter in loser.named_parameters()} == loser_state
+    assert (loser._trainer, loser.seen, loser.training) == (None, [], True)
+
+
+def test_finals_leave_the_generators_and_everyone_as_they_were_if_all_fail() -> None:
+    model = Saying(1, float("inf"))
+    with assert_untouched(model), pytest.raises(RuntimeError, match="finalists failed"):
+        selector_of().fit([model, partial(Saying, 0, float("nan"))], Data())
+
+
+def test_a_finalist_that_fails_is_out_with_its_reason() -> None:
+    builds = {
+        "raises": partial(Raising, 9),
+        "nan": partial(Saying, 8, float("nan")),
+        "silent": partial(Saying, 7, 0.0, metric="val_acc"),
+        "good": partial(Saying, 6, 0.5),
+        "reserve": partial(Saying, 5, 0.1),
+    }
+    selector = selector_of(finalists=4).fit(builds, Data())
+    leaderboard = selector.leaderboard_
+    assert [row["name"] for row in leaderboard] == ["good", "reserve", "raises", "nan", "silent"]
+    assert [row["rank"] for row in leaderboard] == [1, 2, None, None, None]
+    assert leaderboard.errors == {
+        "raises": "finals: RuntimeError: cannot be trained",
+        "nan": "finals: ValueError: `val_loss` is nan after training.",
+        "silent": "finals: ValueError: `val_loss` was not logged; logged: val_acc. Log it, pass validation data, or "
+        "name another `monitor`.",
+    }
+    assert [row["score"] for row in leaderboard] == [6, 5, 9, 8, 7]
+    assert selector.best_model_.numbers["own"] == 6
+
+
+def test_a_finalist_that_fails_in_a_later_round_makes_way_for_one_that_does_not() -> None:
+    values = {"a": [0.1, float("nan")], "b": [0.2, float("nan")], "c": [0.3, 0.3], "d": [0.4], "e": [0.5]}
+    builds = {name: partial(Saying, -idx, *own) for idx, (name, own) in enumerate(values.items())}
+    leaderboard = selector_of(finalists=5).fit(builds, Data()).leaderboard_
+    assert [row["name"] for row in leaderboard] == ["c", "d", "e", "a", "b"]
+    assert [row["final_epochs"] for row in leaderboard] == [2, 1, 1, 2, 2]
+
+
+def test_if_all_finalists_fail_the_error_says_what_was_logged_and_the_leaderboard_is_kept() -> None:
+    builds = {"a": partial(Net, 2), "b": partial(Net, 1), "c": partial(Net, 0)}
+    selector = selector_of(monitor="val_acc")
+    with pytest.raises(RuntimeError, match=r"All 2 finalists failed. 'a' failed with.*not logged; logged: val_loss\."):
+        selector.fit(builds, Data())
+    assert selector.best_model_ is None
+    assert set(selector.leaderboard_.errors) == {"a", "b"}
+    assert [row["name"] for row in selector.leaderboard_] == ["c", "a", "b"]
+    with pytest.raises(RuntimeError, match="`val_loss` was not logged; logged: nothing"):
+        selector_of().fit([Mute, Mute], DataLoader(TensorDataset(torch.randn(8, 2, 5, 5), torch.arange(8) % 3), 4))
+
+
+def test_who_was_not_trained_did_not_win() -> None:
+    loader = DataLoader(TensorDataset(torch.randn(8, 2, 5, 5), torch.arange(8) % 3), 4)
+    with pytest.raises(RuntimeError, match=r"All 2 finalists failed.*trained no epoch"):
+        selector_of(trainer_of(limit_train_batches=0)).fit([Mute, Mute], loader)
+
+
+def test_networks_without_a_training_step_are_out() -> None:
+    class Bare(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network, self.numbers = make_network(), {"own": 9.0}
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.network(images)
+
+    selector = selector_of(loss_fn=nn.functional.cross_entropy).fit({"bare": Bare, "net": Net}, Data())
+    assert selector.leaderboard_.best == "net"
+    assert "it is a Bare, and a `Trainer` trains LightningModules" in selector.leaderboard_.errors["bare"]
+
+
+class Watching(Callback):
+    """Notes which epochs of which model it sees."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.seen.append(pl_module)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.seen.append(trainer.current_epoch)
+
+
+def test_callbacks_and_loggers_see_the_winner_alone(tmp_path: Path) -> None:
+    watching, stopping = Watching(), EarlyStopping("val_loss", patience=1)
+    saving = ModelCheckpoint(tmp_path / "saved", monitor="val_loss", save_top_k=-1)
+    logger = CSVLogger(tmp_path, "logs")
+    callbacks = [watching, stopping, saving]
+    kwargs = {"logger": logger, "enable_checkpointing": True, "min_epochs": 2, "log_every_n_steps": 1}
+    trainer = trainer_of(8, callbacks=callbacks, **kwargs)
+    before = list(trainer.callbacks)
+    builds = {"a": partial(Saying, 1, 0.1), "b": partial(Saying, 2, 0.2, 0.15)}
+    selector = selector_of(trainer).fit(builds, Data())
+    assert selector.leaderboard_.best == "a"
+    assert watching.seen == [selector.best_model_, 1, 2]  # the second epoch is no better than the first it sees
+    assert trainer.callbacks == before
+    assert trainer.loggers == [logger]
+    assert (trainer.max_epochs, trainer.min_epochs, trainer.min_steps) == (8, 2, None)
+    assert len(list((tmp_path / "saved").iterdir())) == 2
+    assert {metrics["epoch"] for metrics in logger.experiment.metrics} <= {1, 2}
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_nothing_is_left_on_disk_and_the_trainer_is_put_back(
+    fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(Net):
+        def on_train_start(self) -> None:
+            assert list(tmp_path.rglob("*.ckpt"))  # the first finalist's
+            if fails:
+                raise SystemExit
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    callbacks = [Watching()]
+    trainer = trainer_of(callbacks=callbacks, min_epochs=3, min_steps=2)
+    selector = selector_of(trainer)
+    builds = {"a": partial(Net, 2), "b": partial(Interrupted, 1, 1.0)}
+    if fails:
+        with pytest.raises(SystemExit):
+            selector.fit(builds, Data())
+        assert (trainer.current_epoch, trainer.global_step) == (0, 0)
+        assert callbacks[0].seen == []
+    else:
+        selector.fit(builds, Data())
+        assert trainer.current_epoch == 4
+    assert list(tmp_path.rglob("*")) == []
+    assert trainer.callbacks == callbacks
+    assert (trainer.max_epochs, trainer.min_epochs, trainer.min_steps) == (4, 3, 2)
+
+
+def test_hyperparameters_may_be_any_objects() -> None:
+    class Hyper(Net):
+        def __init__(self, score: float, network: nn.Module) -> None:
+            super().__init__(score)
+            self.save_hyperparameters(ignore=["score"], logger=False)
+
+    builds = {str(idx): lambda idx=idx: Hyper(idx, nn.Linear(1, 1)) for idx in range(5)}
+    with pytest.warns(UserWarning, match="is an instance of `nn.Module`"):
+        selector = selector_of(finalists=5).fit(builds, Data())
+    assert selector.leaderboard_.errors == {}
+    assert selector.trainer.current_epoch == 4
+
+
+def test_loaders_and_lists_of_batches_serve_as_well() -> None:
+    images, labels = torch.randn(12, 2, 5, 5), torch.arange(12) % 3
+    batches = [(images[i : i + 4], labels[i : i + 4]) for i in range(0, 12, 4)]
+    builds = {"a": partial(Saying, 2, 0.2), "b": partial(Saying, 1, 0.1)}
+    loader = DataLoader(TensorDataset(images, labels), 4)
+    for data in (batches, loader):
+        selector = selector_of().fit(builds, data, val_dataloaders=loader)
+        assert selector.leaderboard_.best == "b"
+        assert selector.trainer.global_step == 12
+
+
+def test_a_trainer_of_pytorch_lightning_serves_as_well() -> None:
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = pytorch_lightning.Trainer(accelerator="cpu", max_epochs=2, enable_checkpointing=False, **quiet)
+
+    class Other(pytorch_lightning.LightningModule):
+        def __init__(self, score: float) -> None:
+            super().__init__()
+            self.network, self.numbers = make_network(), {"own": score}
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return nn.functional.cross_entropy(self.network(batch[0]), batch[1])
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            self.log("val_loss", self.numbers["own"])
+
+        def configure_optimizers(self) -> torch.optim.Optimizer:
+            return torch.optim.SGD(self.parameters(), 0.1)
+
+    loader = DataLoader(TensorDataset(torch.randn(8, 2, 5, 5), torch.arange(8) % 3), 4)
+    selector = selector_of(trainer).fit({"a": partial(Other, 2), "b": partial(Other, 1)}, loader, loader)
+    assert selector.leaderboard_.best == "b"
+    assert trainer.current_epoch == 2
+
+
+def test_a_dry_run_goes_through() -> None:
+    selector = selector_of(trainer_of(fast_dev_run=True), finalists=5)
+    selector.fit({str(idx): partial(Net, idx) for idx in range(6)}, Data())
+    assert selector.leaderboard_.errors == {}
+
+
+def test_wrong_calls_are_refused_at_once() -> None:
+    with pytest.raises(ValueError, match="`finalists` is 0; needed is a whole number from 1"):
+        ZeroShotSelector(finalists=0)
+    with pytest.raises(ValueError, match=r"`final_epochs` is 0\.5"):
+        ZeroShotSelector(final_epochs=0.5)
+    with pytest.raises(ValueError, match="`mode` is 'best'; needed is 'min' or 'max'"):
+        ZeroShotSelector(mode="best")
+    with pytest.raises(ValueError, match="max_steps=7"):
+        selector_of(trainer_of(max_steps=7)).fit([Net], Data())
+    selector = selector_of().fit([Net, Net], Data())
+    with pytest.raises(ValueError, match="has trained 4 epochs before"):
+        selector.fit([Net, Net], Data())
+
+
+@given(st.lists(st.tuples(*[st.integers(0, 2)] * 2), min_size=1, max_size=8), st.integers(1, 5), st.data())
+def test_finalists_are_the_first_of_the_ranking_whatever_the_scores(
+    numbers: list[tuple[int, int]], finalists: int, data: st.DataObject
+) -> None:
+    # What a recipe ranks first is not known before the last candidate is there.
+    members = get_recipe("balanced").members
+    columns = [data.draw(st.sampled_from([0, 1])) for _ in members]
+    modules = [
+        Numbered({member: float(pair[column]) for member, column in zip(members, columns, strict=True)})
+        for pair in numbers
+    ]
+    selector = ZeroShotSelector(
+        proxies=["balanced", *map(Fixed, members)],
+        loss_fn=nn.functional.cross_entropy,
+        finalists=finalists,
+        enable_progress_bar=False,
+    )
+    leaderboard = selector.rank({str(idx): module for idx, module in enumerate(modules)}, make_batches())
+    first = [row["name"] for row in leaderboard][:finalists]
+    assert selector.best_model_ is modules[int(first[0])]
+    if finalists > 1:
+        assert list(selector._finalists) == first
+
+
+def board() -> Leaderboard:
+    cards = [ScoreCard(name, {"zico": Score("zico", score)}) for name, score in zip("abcd", (4, 3, 3, 2), strict=True)]
+    cards.append(ScoreCard("e", {"zico": Score("zico", None, "broken")}))
+    leaderboard = Leaderboard.of(cards, rank_by="zico", columns=["zico"])
+    leaderboard = replace(leaderboard, provenance={"rank_by": "zico", "kendall_with": {"params": 1.0}})
+    held = {"monitor": "val_acc", "mode": "max", "finalists": 2, "final_epochs": 3, "halving": False}
+    return leaderboard.with_finals([Final("d", 0.5, 3), Final("a", None, 1, "ValueError: no")], held)
+
+
+def test_a_leaderboard_with_finals_survives_every_form() -> None:
+    leaderboard = board()
+    assert [(row["rank"], row["name"]) for row in leaderboard] == [
+        (1, "d"),
+        (2, "b"),
+        (2, "c"),
+        (None, "a"),
+        (None, "e"),
+    ]
+    columns = ["rank", "name", "score", "final", "final_rank", "final_epochs", "zico", "error", "seconds"]
+    assert leaderboard.columns == columns
+    assert all(list(row) == columns for row in leaderboard)
+    assert Leaderboard.from_dict(leaderboard.to_dict()) == leaderboard
+    assert Leaderboard.from_json(leaderboard.to_json()) == leaderboard
+    assert leaderboard.to_csv().splitlines()[:2] == [",".join(columns), "1,d,2,0.5,1,3,2,,0.0"]
+    frame = leaderboard.to_pandas()
+    assert list(frame.columns) == columns
+    assert frame["final_rank"].tolist()[0] == 1
+    assert frame["final_epochs"].isna().sum() == 3
+    assert str(leaderboard).splitlines() == [
+        "1. d  2  val_acc 0.5",
+        "2. b  3",
+        "2. c  3",
+        "-. a  finals: ValueError: no",
+        "-. e  broken",
+        "Finals: the first 2 by score were trained for 3 epochs; the highest val_acc decided.",
+        "Kendall's tau of the ranking by score with the trivial baselines: params 1.00.",
+        "The ranking by score is what counting weights gives: almost the same as by params (1.00).",
+    ]
+
+
+def test_the_table_shows_both_stages() -> None:
+    console = Console(width=120, record=True, file=io.StringIO())
+    console.print(leaderboard_table(board()))
+    text = console.export_text()
+    header, _, first, *_ = [line for line in text.splitlines() if line.strip()][1:]
+    assert header.split() == ["rank", "name", "final", "final_rank", "final_epochs", "zico", "seconds"]
+    assert first.split() == ["1", "d", "0.5", "1", "3", "2", "0.00"]
+    assert "a: finals: ValueError: no" in text
