@@ -3,10 +3,13 @@
 import logging
 import pickle
 import time
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lightning_zico.results import ScoreCard
+from lightning_zico.scoring.cache import ScoreCache
+from lightning_zico.scoring.cached import CachedWork
 from lightning_zico.scoring.executors import Scoring
 from lightning_zico.scoring.pool import Outcome, Parcel, answer, packed
 from lightning_zico.scoring.scorer import described
@@ -24,7 +27,8 @@ class RayExecutor:
 
     Batches and proxies are put into the object store once; candidates travel as factories, instances with their
     weights. All nodes need this package and what the candidates import. A connection that is open is used and left
-    open.
+    open. A cache stays on this machine, whichever node a task asks it from. A candidate that hangs is not ended: Ray
+    knows no time limit of a task.
 
     Args:
         address: Of the cluster, as `ray.init` takes it; None for an open connection, or else for a cluster on this
@@ -60,7 +64,7 @@ class RayExecutor:
             ray.init(address=self.address, log_to_driver=False, logging_level=logging.WARNING)
         pending: dict[Any, tuple[Job, float]] = {}
         try:
-            scoring = Scoring.by(works, num_threads=max(1, int(self.num_cpus)))
+            scoring = Scoring.by(_with_caches_here(ray, works), num_threads=max(1, int(self.num_cpus)))
             shared = ray.put(packed(scoring))
             resources = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
             answered = ray.remote(**resources, max_retries=_MAX_RETRIES)(_answered)
@@ -98,6 +102,45 @@ class RayExecutor:
                 f"{resources.get('CPU', 0):g} cores and {resources.get('GPU', 0):g} GPUs. Add a node, or ask for less."
             )
         return int(num_running) + _NUM_QUEUED
+
+
+class _Keeper:
+    """A cache, in an actor on the machine where its file is."""
+
+    def __init__(self, cache: ScoreCache) -> None:
+        self._cache = cache
+
+    def read(self, candidate: str) -> dict[str, str]:
+        return self._cache.read(candidate)
+
+    def write(self, candidate: str, entries: Mapping[str, str]) -> None:
+        self._cache.write(candidate, entries)
+
+
+@dataclass(frozen=True)
+class _CacheElsewhere:
+    """A cache that asks the actor that has it, from any node."""
+
+    keeper: Any
+
+    def read(self, candidate: str) -> dict[str, str]:
+        entries: dict[str, str] = _imported_ray().get(self.keeper.read.remote(candidate))
+        return entries
+
+    def write(self, candidate: str, entries: Mapping[str, str]) -> None:
+        _imported_ray().get(self.keeper.write.remote(candidate, dict(entries)))
+
+
+def _with_caches_here(ray: Any, works: Sequence[Work]) -> list[Work]:
+    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+        ray.get_runtime_context().get_node_id(), soft=False
+    )
+    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)(_Keeper)
+    caches: dict[int, _CacheElsewhere] = {}
+    for work in works:
+        if isinstance(work, CachedWork) and id(work.cache) not in caches:
+            caches[id(work.cache)] = _CacheElsewhere(actor.remote(work.cache))
+    return [replace(work, cache=caches[id(work.cache)]) if isinstance(work, CachedWork) else work for work in works]
 
 
 def _answered(scoring: bytes, message: bytes) -> bytes:

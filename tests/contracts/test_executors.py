@@ -162,6 +162,18 @@ def test_what_cannot_be_sent_or_loaded_is_a_row(executor: Executor, tmp_path: Pa
         ZeroShotSelector(loss_fn=lambda *_: file, executor=executor).rank([Classifier], make_batches())
 
 
+def test_a_cache_is_filled_and_asked_wherever_jobs_run(executor: Executor, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    candidates = {"instance": Classifier(5), "class": Classifier, "broken": lambda: 1 / 0}
+    boards = [
+        ZeroShotSelector(proxies="zico", cache=tmp_path / "scores.db", executor=each).rank(candidates, make_batches())
+        for each in (executor, executor, None)
+    ]
+    first, again, serial = ([row for row in board.to_dict()["rows"] if row["rank"]] for board in boards)
+    assert first == again == serial  # seconds included, which no two scorings share
+    assert len(first) == 2
+
+
 class _Unloadable:
     def __reduce__(self) -> Any:
         return _unloadable, ()

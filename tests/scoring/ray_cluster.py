@@ -7,6 +7,7 @@ Usage:
 import json
 import sys
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from torch import nn
 
 from lightning_zico import RayExecutor
 from lightning_zico.candidates import iterate_candidates
+from lightning_zico.scoring.cache import SQLiteCache
+from lightning_zico.scoring.cached import with_cache
 from lightning_zico.scoring.choice import chosen
 from lightning_zico.scoring.executors import SerialExecutor
 from lightning_zico.scoring.work import Job, Work
@@ -32,26 +35,40 @@ def noted(folder: Path, width: int) -> nn.Module:
     return Classifier(width)
 
 
+class Noting(SQLiteCache):
+    """Notes beside its file which node wrote."""
+
+    def write(self, candidate: str, entries: Mapping[str, str]) -> None:
+        super().write(candidate, entries)
+        with open(f"{self.path}-nodes", "a") as file:
+            file.write(f"{ray.get_runtime_context().get_node_id()}\n")
+
+
 def main() -> None:
     folder = Path(sys.argv[1])
+    (folder / "started").mkdir()
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
-    node = cluster.add_node(num_cpus=1)
-    works = [Work(make_batches(), chosen("zico").proxies)]
-    candidates = {str(width): partial(noted, folder, width) for width in range(4, 16)}
+    head, node = cluster.head_node.node_id, cluster.add_node(num_cpus=1)
+    works = [with_cache(Work(make_batches(), chosen("zico").proxies), Noting(folder / "scores.db"))]
+    candidates = {str(width): partial(noted, folder / "started", width) for width in range(4, 16)}
     found: list[tuple[str, Any]] = []
     removed = None
     for job, card in RayExecutor(address=cluster.address).run(works, map(Job, iterate_candidates(candidates))):
         found.append((job.candidate.name, card["zico"].value))
-        busy = [path for path in folder.iterdir() if path.name not in dict(found)]
+        busy = [path for path in (folder / "started").iterdir() if path.name not in dict(found)]
         if removed is None and any(node.node_id in path.read_text() for path in busy):
             removed = node.node_id
             cluster.remove_node(node, allow_graceful=False)
     ray.shutdown()
     cluster.shutdown()
-    started = {path.name: path.read_text().split() for path in folder.iterdir()}
-    expected = SerialExecutor().run(works, map(Job, iterate_candidates(candidates)))
+    started = {path.name: path.read_text().split() for path in (folder / "started").iterdir()}
+    expected = SerialExecutor().run(
+        [Work(works[0].batches, works[0].proxies)], map(Job, iterate_candidates(candidates))
+    )
     scores = {job.candidate.name: card["zico"].value for job, card in expected}
-    print(json.dumps({"found": found, "expected": scores, "removed": removed, "started": started}))
+    said = {"found": found, "expected": scores, "removed": removed, "started": started}
+    said |= {"head": head, "kept_on": (folder / "scores.db-nodes").read_text().split()}
+    print(json.dumps(said))
 
 
 if __name__ == "__main__":
