@@ -457,6 +457,39 @@ def test_one_candidate_without_blocks_makes_all_fall_back_and_the_notes_say_so()
     assert selector.cards_["Quadruple"]["az_trainability"].value is not None
 
 
+class Squared(nn.Module):
+    """Multiplies features, as linear attention does, and normalises them: without that they explode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.norm = nn.Linear(8, 8), nn.BatchNorm1d(8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.linear(x).relu() ** 2)
+
+
+def test_one_candidate_whose_flow_leaves_float64_makes_all_fall_back_to_the_recipe_without_it() -> None:
+    def squaring(num_blocks: int) -> nn.Module:
+        blocks = [Squared() for _ in range(num_blocks)]
+        return nn.Sequential(nn.Flatten(), nn.Linear(50, 8), nn.ReLU(), *blocks, nn.Linear(8, 3))
+
+    candidates = {f"{n} blocks": partial(squaring, n) for n in (12, 2, 3)}
+    selector = ZeroShotSelector(loss_fn=nn.functional.cross_entropy)
+    leaderboard = selector.rank(candidates, make_batches())
+    reason = selector.cards_["12 blocks"]["synflow"].error
+    assert reason.startswith("not applicable: the flow at")
+    assert "leaves float64" in reason
+    assert leaderboard.provenance["recipes"]["balanced+synflow"]["used"] == "balanced"
+    assert "balanced+synflow applies to these candidates; balanced takes its place for all" in leaderboard.notes[0]
+    assert not leaderboard.errors
+    members = get_recipe("balanced").members
+    table = {name: [row[name] for row in leaderboard] for name in members}
+    assert [row["score"] for row in leaderboard] == combine(get_recipe("balanced"), table)
+
+    selector.rank({name: build for name, build in candidates.items() if name != "12 blocks"}, make_batches())
+    assert selector.leaderboard_.provenance["recipes"]["balanced+synflow"]["used"] == "balanced+synflow"
+
+
 def test_tokens_make_a_recipe_that_differentiates_inputs_fall_back() -> None:
     def build() -> nn.Module:
         return nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4), nn.ReLU(), nn.Flatten(), nn.Linear(20, 3))

@@ -1,11 +1,11 @@
 """SynFlow: how much of what flows through the network passes through each weight."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_zico._typing import Batch
 from lightning_zico.engine.batch_norm import BatchNormMode
@@ -13,7 +13,7 @@ from lightning_zico.engine.batches import map_tensors
 from lightning_zico.engine.learned import WeightDifferentiator, chosen_names
 from lightning_zico.engine.observers import check_graph
 from lightning_zico.engine.probe import Probe
-from lightning_zico.errors import NoGradientError, NonFiniteError
+from lightning_zico.errors import NoGradientError, NonFiniteError, NotApplicableError
 from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
 
 
@@ -38,7 +38,9 @@ class SynFlow(Proxy):
 
     with the network :math:`f` run in float64 on one sample of ones (integers, such as tokens, stay), all parameters
     replaced by their magnitudes, and batch normalisation left out. The flow reaches 1e60, hence the logarithm. Norms
-    over a sample (``LayerNorm``) and attention are not linear and are left as they are.
+    over a sample (``LayerNorm``) and attention are not linear and are left as they are. Where attention or a product
+    of features has lost its batch normalisation, and after hundreds of layers, the flow may leave float64. No factor
+    can be taken out of it beforehand, since not all of a network scales alike: the proxy is not applicable then.
 
     Source:
         Tanaka et al., arXiv:2006.05467; as a proxy in Abdelfattah et al., ICLR 2021, arXiv:2101.08134. That code writes
@@ -59,13 +61,28 @@ class SynFlow(Proxy):
             probe.forward(flow, tensors=tensors, batch=_ones(probe.first_batch), mode=BatchNormMode(_left_out))
         finally:
             torch.set_default_dtype(default)
-        total = math.fsum(flow.flows.values())
-        if total == 0:
+        _check_finite(flow.flows, probe.module)
+        largest = max(flow.flows.values())
+        if largest == 0:
             raise NoGradientError("Nothing flows from the input to the output.")
-        if not math.isfinite(total):
-            raise NonFiniteError(f"The flow is {total}: it leaves the range of float64.")
-        layers = {name: value / total for name, value in flow.flows.items()}
-        return Measurement(math.log(total), details={"shares": layers})
+        # The sum over layers may leave float64 although each of them stays there.
+        parts = {name: value / largest for name, value in flow.flows.items()}
+        total = math.fsum(parts.values())
+        shares = {name: part / total for name, part in parts.items()}
+        return Measurement(math.log(largest) + math.log(total), details={"shares": shares})
+
+
+def _check_finite(flows: Mapping[str, float], module: nn.Module) -> None:
+    lost = next((name for name, value in flows.items() if not math.isfinite(value)), None)
+    if lost is None:
+        return
+    # A broken candidate is told apart, since a proxy that does not apply makes all candidates fall back.
+    for name, parameter in module.named_parameters():
+        if not bool(parameter.detach().isfinite().all()):
+            raise NonFiniteError(f"Parameter '{name}' has NaN or infinite entries; needed are finite weights.")
+    raise NotApplicableError(
+        f"the flow at '{lost}' is {flows[lost]}: without batch normalisation it leaves float64, or has no derivative."
+    )
 
 
 def _left_out(arguments: dict[str, Any]) -> Tensor:

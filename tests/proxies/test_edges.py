@@ -1,5 +1,6 @@
 """Networks and batches at the edge of what the formulas were made for."""
 
+import math
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from lightning_zico import score
+from lightning_zico import Score, score
 from tests.modules import Classifier, make_batches
 from tests.proxies.models import Tokens, cnn
 
@@ -176,6 +177,36 @@ def test_synflow_is_the_same_with_activations_in_place_behind_a_norm_that_is_lef
         values.append(score(PreActivation(inplace), batches, ["synflow"], nn.CrossEntropyLoss())["synflow"].value)
     assert values[0] is not None
     assert values[0] == values[1]
+
+
+def chain_of(num_layers: int) -> nn.Sequential:
+    """Make a chain through each of whose layers `16 ** num_layers` flows."""
+    network = nn.Sequential(*(nn.Linear(1, 1, bias=False) for _ in range(num_layers)))
+    for parameter in network.parameters():
+        nn.init.constant_(parameter, 16.0)
+    return network
+
+
+def synflow_of(network: nn.Module) -> Score:
+    return score(network, [(torch.randn(4, 1), torch.randn(4, 1))], ["synflow"], F.mse_loss)["synflow"]
+
+
+def test_synflow_is_exact_up_to_the_end_of_float64_and_says_where_it_leaves_it() -> None:
+    # 255 layers of 2 ** 1020 each: the sum of them is beyond float64, its logarithm is not
+    last = synflow_of(chain_of(255))
+    assert last.value == pytest.approx(math.log(255) + 1020 * math.log(2), rel=1e-14)
+    assert list(last.details["shares"].values()) == pytest.approx([1 / 255] * 255)
+    beyond = synflow_of(chain_of(256))
+    assert beyond.value is None
+    assert (beyond.error or "").startswith("not applicable: the flow at '0.weight' is inf: ")
+
+
+def test_synflow_of_a_broken_weight_is_a_failure_of_the_candidate() -> None:
+    network = chain_of(3)
+    nn.init.constant_(network[1].weight, float("inf"))
+    assert synflow_of(network).error == (
+        "NonFiniteError: Parameter '1.weight' has NaN or infinite entries; needed are finite weights."
+    )
 
 
 class WithClassToken(nn.Module):

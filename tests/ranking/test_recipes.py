@@ -1,10 +1,15 @@
 """Every recipe is sound, says what speaks for it, and has a way out."""
 
+import json
 import pickle
+import re
+from pathlib import Path
+from statistics import fmean
 
 import pytest
 
 from lightning_zico.errors import DuplicateNameError, UnknownNameError
+from lightning_zico.proxies import BASELINES
 from lightning_zico.ranking import (
     BASELINE_TAUS,
     BENCHMARKS,
@@ -17,6 +22,28 @@ from lightning_zico.ranking import (
     log_rank,
     mean_rank,
 )
+
+ROOT = Path(__file__).parent.parent.parent
+# As `benchmarks/fidelity.py` wrote them.
+RESULTS = {
+    benchmark: json.loads((ROOT / "benchmarks" / "results" / f"{stem}.json").read_text(encoding="utf-8"))
+    for benchmark, stem in zip(BENCHMARKS, ("nas-bench-201", "nas-bench-101", "transnas-micro", "timm"), strict=True)
+}
+
+
+def measured(benchmark, score, key="tau"):
+    """Mean over the targets; None if the file has no such score."""
+    rows = [target["scores"].get(score) for target in RESULTS[benchmark]["targets"].values()]
+    return None if None in rows else fmean(row[key] for row in rows)
+
+
+def table_rows(path):
+    """First name and cells of each row of the table whose head names `BENCHMARKS`."""
+    text = (ROOT / path).read_text(encoding="utf-8")
+    (table,) = re.findall(rf"^\| \| {BENCHMARKS[0]} .*\n(?:\|.*\n)+", text, flags=re.MULTILINE)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    assert all(head.startswith(benchmark) for head, benchmark in zip(rows[0][1:5], BENCHMARKS, strict=True))
+    return {re.search("`(.+?)`", row[0]).group(1): row[1:] for row in rows[2:]}
 
 
 def recipe(**changes):
@@ -65,19 +92,41 @@ def test_every_recipe_falls_back_to_the_size_in_the_end(name):
 @pytest.mark.parametrize("name", list_recipes())
 def test_every_recipe_says_what_speaks_for_it(name):
     evidence = get_recipe(name).evidence
-    assert set(evidence.taus) <= set(BENCHMARKS)
-    assert all(-1 <= tau <= 1 for tau in evidence.taus.values())
+    taus = {benchmark: measured(benchmark, name) for benchmark in BENCHMARKS}
+    assert evidence.taus == {benchmark: round(tau, 3) for benchmark, tau in taus.items() if tau is not None}
     assert evidence.remark.endswith(".")
     assert get_recipe(name).source
-    unmeasured = name in ("without_blocks", "size", "az+synflow", "balanced+synflow")
-    assert (not evidence.taus) == unmeasured == ("Not measured." in evidence.remark)
+    assert (not evidence.taus) == (name in ("without_blocks", "size")) == (evidence.remark == "Not measured.")
     assert ("afterwards" in evidence.remark) == (name in ("balanced", "zoo", "block_free"))
 
 
 def test_the_baselines_that_a_recipe_has_to_beat_were_measured_everywhere():
-    assert set(BASELINE_TAUS) == {"params", "macs", "sum_log_numel"}
-    assert all(tuple(taus) == BENCHMARKS for taus in BASELINE_TAUS.values())
-    assert "timm" not in get_recipe("block_free").evidence.taus
+    assert {
+        name: {benchmark: round(measured(benchmark, name), 3) for benchmark in BENCHMARKS} for name in BASELINES
+    } == BASELINE_TAUS
+
+
+@pytest.mark.parametrize("benchmark", BENCHMARKS)
+def test_what_speaks_for_recipes_was_measured_as_it_says(benchmark):
+    (protocol,) = RESULTS[benchmark]["protocols"].values()
+    keys = ("seed", "num_batches", "batch_size", "num_candidates")
+    said = (777, 2, 8, 165) if benchmark == "timm" else (777, 2, 16, 300)
+    assert tuple(protocol[key] for key in keys) == said
+
+
+def test_the_tables_in_the_documentation_say_what_recipes_say():
+    known = {name: get_recipe(name).evidence.taus for name in list_recipes()}
+    known = {name: taus for name, taus in known.items() if taus} | BASELINE_TAUS
+    in_docs = table_rows("docs/proxies.md")
+    assert set(in_docs) == set(known)
+    for name, cells in in_docs.items():
+        share = measured("timm", name, "same_family")
+        assert cells == [*(f"{known[name][benchmark]:.3f}" for benchmark in BENCHMARKS), f"{share:.3f}"], name
+    in_readme = table_rows("README.md")
+    assert get_recipe("default").name in in_readme
+    for name, cells in in_readme.items():
+        # from the file: what was rounded to three places is not to be rounded again
+        assert cells == [f"{measured(benchmark, name):.2f}".lstrip("0") for benchmark in BENCHMARKS], name
 
 
 def test_a_recipe_survives_pickling():
