@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check bench fidelity clean
+.PHONY: demo test check docs bench fidelity clean
 .DELETE_ON_ERROR:
 
 demo: .venv/demo.stamp  ## rank eight models on real images, train the winner, compare with training them all
@@ -11,11 +11,14 @@ demo: .venv/demo.stamp  ## rank eight models on real images, train the winner, c
 test: .venv/dev.stamp  ## the fast suite, doctests included
 	$(BIN)/python -m pytest
 
-check: .venv/dev.stamp  ## lint, types, layers
+check: .venv/dev.stamp docs  ## lint, types, layers, documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: .venv/dev.stamp  ## the documentation, in build/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir build/docs
 
 bench: .venv/demo.stamp  ## time and memory against plain training and the published algorithm, cost of each proxy
 	$(BIN)/python benchmarks/speed.py
