@@ -2,14 +2,21 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check docs bench fidelity clean
+.PHONY: demo test check docs bench fidelity browser clean
 .DELETE_ON_ERROR:
 
 demo: .venv/demo.stamp  ## rank eight models on real images, train the winner, compare with training them all
 	$(BIN)/python examples/02_select_and_train.py
 
-test: .venv/dev.stamp  ## the fast suite, doctests included
+test: .venv/dev.stamp browser  ## the fast suite, doctests included
 	$(BIN)/python -m pytest
+
+# Only root can install it; elsewhere, and without a network, the test of the HTML page is skipped and says why.
+browser:  ## Chromium with its driver, from Debian, for the test of the HTML page
+	@if ! command -v chromedriver >/dev/null && [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		(apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+			chromium chromium-driver) >/dev/null || echo "Chromium could not be installed."; \
+	fi
 
 check: .venv/dev.stamp docs  ## lint, types, layers, documentation
 	$(BIN)/ruff check .

@@ -1,4 +1,8 @@
-"""Results: plain frozen data that outlive the models they speak of. Nothing here knows of torch."""
+"""Results: plain frozen data that outlive the models they speak of. Nothing here knows of torch.
+
+Methods that draw hand over to `report`, which reads results. They import it when they are called, as `to_pandas` does
+with pandas, so that results stay a leaf that loads no drawing; the contract of the layers lists this one exception.
+"""
 
 import csv
 import io
@@ -6,9 +10,10 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 Row: TypeAlias = dict[str, Any]
+FigureKind: TypeAlias = Literal["ranks", "pareto", "agreement", "finals"]
 
 # Columns of every leaderboard; those of the proxies stand between the first and the last of them.
 _FIRST_COLUMNS = ("rank", "name", "score")
@@ -116,6 +121,12 @@ class ScoreCard:
         """Make a card from what `to_dict` gave."""
         scores = {name: Score.from_dict(score) for name, score in data["scores"].items()}
         return cls(data["name"], scores, data["error"], data["seconds"], data["untrainable"])
+
+    def plot(self, proxy: str = "zico", ax: Any = None) -> tuple[Any, Any]:
+        """Draw what each layer added to a score; see `report.plot_layers`."""
+        from lightning_zico.report import plot_layers
+
+        return plot_layers(self, proxy, ax)
 
 
 @dataclass(frozen=True)
@@ -359,6 +370,40 @@ class Leaderboard:
             ) from error
         whole = {column: "Int64" for column in self.columns if column in _WHOLE_NUMBERS}
         return pandas.DataFrame(list(self.rows), columns=self.columns).astype(whole)
+
+    def plot(self, kind: FigureKind = "ranks", ax: Any = None) -> tuple[Any, Any]:
+        """Draw a figure with matplotlib; see `report.plots`.
+
+        Args:
+            kind: ``"ranks"`` with their intervals, ``"pareto"``: score against MACs, ``"agreement"``: Kendall's tau of
+                the proxies and baselines, or ``"finals"``.
+            ax: Axes to draw in; new ones if None.
+
+        Returns:
+            Figure and axes, as torchmetrics' ``plot`` gives them.
+
+        Raises:
+            ValueError: If there is no such figure, or the leaderboard has not what it shows.
+            ModuleNotFoundError: If matplotlib is not installed.
+        """
+        from lightning_zico.report import plot
+
+        return plot(self, kind, ax)
+
+    def to_html(self, path: str | Path, card: ScoreCard | None = None) -> Path:
+        """Write one page for a browser, which needs no network; with a card, also its layers.
+
+        `report.write_html` says more.
+        """
+        from lightning_zico.report import write_html
+
+        return write_html(self, path, card)
+
+    def log(self, logger: Any) -> None:
+        """Log the ranking to a Lightning logger, such as CSV or TensorBoard; see `report.logs.log_leaderboard`."""
+        from lightning_zico.report import log_leaderboard
+
+        log_leaderboard(self, logger)
 
 
 def margin_of(row: Row) -> str:

@@ -39,6 +39,7 @@ from lightning_zico.scoring.cached import with_cache
 from lightning_zico.scoring.choice import Choice, chosen
 from lightning_zico.scoring.contenders import Contenders
 from lightning_zico.scoring.executors import ProcessExecutor, SerialExecutor
+from lightning_zico.scoring.fingerprint import fingerprint_or_none
 from lightning_zico.scoring.repeats import Tally, raced, read_repeats
 from lightning_zico.scoring.scorer import check_axis, check_batches, described
 from lightning_zico.scoring.standings import agreement_with_baselines, standings_of, with_controlled
@@ -423,6 +424,7 @@ class ZeroShotSelector:
             "axis": self.axis,
             "num_batches": self.num_batches,
             "batch_shapes": [list(tensor.shape) for tensor in tensors_of(batches[0])],
+            "batches_hash": fingerprint_or_none(batches),
             "seed": self.seed,
             "repeats": self.repeats,
             "race": self.race,

@@ -18,11 +18,12 @@ def test_the_wheels_only_top_level_name_is_lightning_zico(tmp_path: Path) -> Non
     tops = {name.split("/")[0] for name in names}
     assert tops == {"lightning_zico", f"lightning_zico-{lightning_zico.__version__}.dist-info"}
     assert "lightning_zico/py.typed" in names
+    assert {"lightning_zico/report/page.css", "lightning_zico/report/page.js"} <= set(names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
 def test_the_root_imports_nothing_optional() -> None:
-    optional = ["sklearn", "pandas", "matplotlib", "timm", "torchvision", "transformers", "ray", "optuna"]
+    optional = ["sklearn", "pandas", "matplotlib", "timm", "torchvision", "transformers", "ray", "optuna", "vl_convert"]
     # None in sys.modules makes an import fail, as if the package were not installed; torchmetrics looks for some first.
     code = f"""
 import sys

@@ -2,6 +2,7 @@
 
 import gc
 import io
+import threading
 import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -105,6 +106,18 @@ def test_rows_are_ranked_by_the_score_and_carry_the_baselines() -> None:
     assert isinstance(selector.best_model_, Quadruple)
     assert leaderboard.provenance["rank_by"] == "zico"
     assert leaderboard.provenance["batch_shapes"] == [[6, 2, 5, 5], [6]]
+
+
+def test_provenance_tells_the_batches_by_their_hash() -> None:
+    def hash_of(batches: Any) -> str | None:
+        return ZeroShotSelector(proxies="params").rank([Classifier], batches).provenance["batches_hash"]
+
+    assert hash_of(make_batches()) == hash_of(make_batches())
+    changed = make_batches()
+    changed[1][0][5, 1, 4, 4] += 1e-6
+    assert hash_of(changed) != hash_of(make_batches())
+    unhashable = [(images, labels, threading.Lock()) for images, labels in make_batches()]
+    assert hash_of(unhashable) is None
 
 
 def test_a_row_is_what_score_says_of_the_same_weights_and_batches() -> None:

@@ -1,5 +1,26 @@
-"""Drawings of results; nothing here computes one."""
+"""Drawings of results; nothing here computes one. `Leaderboard.plot` and its like come here."""
 
+from lightning_zico.report.html import leaderboard_page, write_html
+from lightning_zico.report.logs import log_leaderboard
+from lightning_zico.report.plots import (
+    plot,
+    plot_agreement,
+    plot_finals,
+    plot_layers,
+    plot_pareto,
+    plot_ranks,
+)
 from lightning_zico.report.table import leaderboard_table
 
-__all__ = ["leaderboard_table"]
+__all__ = [
+    "leaderboard_page",
+    "leaderboard_table",
+    "log_leaderboard",
+    "plot",
+    "plot_agreement",
+    "plot_finals",
+    "plot_layers",
+    "plot_pareto",
+    "plot_ranks",
+    "write_html",
+]

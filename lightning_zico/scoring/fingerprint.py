@@ -84,6 +84,14 @@ def fingerprint(*parts: Any) -> str:
     return walk.digest
 
 
+def fingerprint_or_none(value: Any) -> str | None:
+    """Hash a value, as `fingerprint` does; None where something in it cannot be hashed."""
+    try:
+        return fingerprint(value)
+    except UnfingerprintableError:
+        return None
+
+
 def surroundings() -> tuple[Any, ...]:
     """List what every number depends on: this package, torch, Lightning and Python, and torch's global precision."""
     return (

@@ -1,0 +1,262 @@
+"""The figures of the HTML page, in Vega-Lite's words: plain dictionaries, with all data in them.
+
+Names of candidates and proxies stand in the data alone, never in an expression or the name of a field.
+"""
+
+from typing import Any, NamedTuple, TypeAlias
+
+from lightning_zico.report.series import (
+    MOST_NAMES,
+    UNDEFINED,
+    agreement,
+    finalists,
+    layers_of,
+    places,
+    ranked_by,
+    scored,
+    trade_off,
+)
+from lightning_zico.results import Leaderboard, ScoreCard
+
+Spec: TypeAlias = dict[str, Any]
+
+# Read on white and on black: each has a contrast of 3 to 1 or more with either background of the page.
+_ACCENT, _OTHER, _FRONT = "#3b82d0", "#858b95", "#d9730d"
+_ROW = 24  # pixels, for a name on an axis
+_PADDING = {"padding": 12}  # pixels, between the outermost dots and the frame
+_APART = {"zero": False, **_PADDING}
+
+# The text's own colour, so that figures follow the page from light to dark.
+_CONFIG: Spec = {
+    "background": None,
+    "font": "system-ui, sans-serif",
+    "view": {"stroke": None},
+    "axis": {
+        "domainColor": "currentColor",
+        "gridColor": "currentColor",
+        "gridOpacity": 0.12,
+        "labelColor": "currentColor",
+        "labelFontSize": 12,
+        "labelLimit": 150,
+        "tickColor": "currentColor",
+        "titleColor": "currentColor",
+        "titleFontSize": 12,
+        "titleFontWeight": "normal",
+    },
+}
+
+
+class Chart(NamedTuple):
+    """A figure of the page.
+
+    Args:
+        title: Above it.
+        text: What is to be seen, for who reads it and for who cannot see it.
+        spec: In Vega-Lite's words.
+        min_width: In pixels, of a figure that takes a row of its own; on a narrower screen it can be scrolled.
+    """
+
+    title: str
+    text: str
+    spec: Spec
+    min_width: int = 0
+
+
+def charts_of(leaderboard: Leaderboard, card: ScoreCard | None) -> list[Chart]:
+    """Make the figures that a leaderboard has the numbers for, and that of the card's layers."""
+    charts = []
+    if scored(leaderboard):
+        charts.append(_ranks(leaderboard))
+        if any(row.get("macs") is not None for row in scored(leaderboard)):
+            charts.append(_pareto(leaderboard))
+    if finalists(leaderboard):
+        charts.append(_finals(leaderboard))
+    if card is not None:
+        charts.append(_layers(card, "zico"))
+    if scored(leaderboard):
+        charts.append(_agreement(leaderboard))
+    return charts
+
+
+def _ranks(leaderboard: Leaderboard) -> Chart:
+    rows = scored(leaderboard)[:MOST_NAMES]
+    values = [
+        {
+            "name": row["name"],
+            "place": place,
+            "score": row["score"],
+            "low": row.get("rank_low"),
+            "high": row.get("rank_high"),
+            "p_best": row.get("p_best"),
+        }
+        for row, place in zip(rows, places(leaderboard), strict=False)
+    ]
+    repeated = any(value["low"] is not None for value in values)
+    tooltip = [_said("name", "candidate"), _said("place", "rank"), _said("score", ranked_by(leaderboard), ".6")]
+    if repeated:
+        tooltip += [_said("low", "from"), _said("high", "to"), _said("p_best", "best", ".0%")]
+    y = {"field": "name", "type": "nominal", "sort": None, "title": None}
+    x = {"type": "quantitative", "title": "rank by score", "scale": _APART, "axis": {"tickMinStep": 1}}
+    layers = [
+        {
+            "mark": {"type": "rule", "strokeWidth": 6, "opacity": 0.45, "color": _ACCENT, "strokeCap": "round"},
+            "encoding": {"x": {"field": "low", **x}, "x2": {"field": "high"}, "y": y, "tooltip": tooltip},
+        },
+        {
+            "mark": {"type": "point", "filled": True, "size": 90, "opacity": 1, "color": _ACCENT},
+            "encoding": {"x": {"field": "place", **x}, "y": y, "tooltip": tooltip},
+        },
+    ]
+    text = "The dot is a candidate's rank by score, " + (
+        "the bar the 95 % interval of its rank over the repeats."
+        if repeated
+        else "which was found in one repeat and so has no interval."
+    )
+    if len(rows) < len(scored(leaderboard)):
+        text += f" Shown are the first {len(rows)} of {len(scored(leaderboard))}."
+    return Chart("Ranks", text, _spec(values, text, len(rows) * _ROW, layers if repeated else layers[1:]))
+
+
+def _pareto(leaderboard: Leaderboard) -> Chart:
+    rows, front = trade_off(leaderboard)
+    values = []
+    for idx, row in enumerate(rows):
+        margin = row.get("std_error")
+        values.append(
+            {
+                "name": row["name"],
+                "macs": row["macs"],
+                "score": row["score"],
+                "low": None if margin is None else row["score"] - margin,
+                "high": None if margin is None else row["score"] + margin,
+                "front": "on the Pareto front" if idx in set(front) else "beaten",
+            }
+        )
+    by = ranked_by(leaderboard)
+    scale = {"type": "log", **_PADDING} if min(row["macs"] for row in rows) > 0 else _APART
+    axis = {"format": "~s", "tickCount": 5, "labelOverlap": "greedy"}
+    x = {"field": "macs", "type": "quantitative", "title": "MACs", "scale": scale, "axis": axis}
+    y = {"field": "score", "type": "quantitative", "title": by, "scale": _APART}
+    colour = {"domain": ["on the Pareto front", "beaten"], "range": [_FRONT, _OTHER]}
+    tooltip = [_said("name", "candidate"), _said("score", by, ".6"), _said("macs", "MACs", ",.0f"), _said("front", " ")]
+    on_front = [{"filter": {"field": "front", "equal": "on the Pareto front"}}]
+    layers: list[Spec] = [
+        {
+            "transform": on_front,
+            "mark": {"type": "line", "interpolate": "step-after", "color": _FRONT, "strokeWidth": 1.5},
+            "encoding": {"x": x, "y": y},
+        },
+        {
+            "mark": {"type": "rule", "color": _OTHER, "strokeWidth": 1.5},
+            "encoding": {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}},
+        },
+        {
+            "mark": {"type": "point", "filled": True, "size": 90, "opacity": 1},
+            "encoding": {
+                "x": x,
+                "y": y,
+                "color": {"field": "front", "type": "nominal", "scale": colour, "legend": None},
+                "tooltip": tooltip,
+            },
+        },
+    ]
+    if all(value["low"] is None for value in values):
+        del layers[1]
+    text = (
+        "Each dot is a candidate. Orange ones are the Pareto front: no other candidate costs no more and scores no "
+        f"less. From the cheapest: {', '.join(rows[idx]['name'] for idx in front[:MOST_NAMES])}."
+    )
+    return Chart("Score against MACs", text, _spec(values, text, 320, layers))
+
+
+def _agreement(leaderboard: Leaderboard) -> Chart:
+    names, taus = agreement(leaderboard)
+    values = [
+        {
+            "a": a,
+            "b": b,
+            "tau": tau,
+            "label": UNDEFINED if tau is None else f"{tau:.2f}",
+            "strength": 0 if tau is None else 0.75 * abs(tau),
+            "sign": "opposite" if tau is not None and tau < 0 else "alike",
+        }
+        for a, row in zip(names, taus, strict=True)
+        for b, tau in zip(names, row, strict=True)
+    ]
+    x = {"field": "b", "type": "nominal", "sort": None, "title": None, "axis": {"labelAngle": -45, "labelLimit": 110}}
+    y = {"field": "a", "type": "nominal", "sort": None, "title": None}
+    colour = {"domain": ["alike", "opposite"], "range": [_ACCENT, _FRONT]}
+    tooltip = [_said("a", "of"), _said("b", "with"), _said("label", "Kendall's tau")]
+    layers: list[Spec] = [
+        {
+            "mark": {"type": "rect"},
+            "encoding": {
+                "x": x,
+                "y": y,
+                "color": {"field": "sign", "type": "nominal", "scale": colour, "legend": None},
+                "fillOpacity": {"field": "strength", "type": "quantitative", "scale": None},
+                "tooltip": tooltip,
+            },
+        },
+        {
+            "mark": {"type": "text", "color": "currentColor", "fontSize": 11},
+            # The text lies above its cell, and would hide it from the pointer.
+            "encoding": {"x": x, "y": y, "text": {"field": "label", "type": "nominal"}, "tooltip": tooltip},
+        },
+    ]
+    text = (
+        "Kendall's tau of every two columns, the trivial baselines among them: 1 (blue) is the same order, -1 (orange) "
+        "the opposite one, a dash where it is not defined."
+    )
+    spec = _spec(values, text, len(names) * _ROW, layers)
+    return Chart("Agreement of the proxies", text, spec, min_width=170 + 32 * len(names))
+
+
+def _finals(leaderboard: Leaderboard) -> Chart:
+    held = leaderboard.provenance["finals"]
+    entries = finalists(leaderboard)
+    values = [
+        {"name": row["name"], "final": row["final"], "place": place, "epochs": row["final_epochs"]}
+        for row, place in entries
+    ]
+    x = {"field": "final", "type": "quantitative", "title": held["monitor"], "scale": _APART}
+    y = {"field": "name", "type": "nominal", "sort": None, "title": None}
+    tooltip = [
+        _said("name", "candidate"),
+        _said("final", held["monitor"], ".6"),
+        _said("epochs", "epochs"),
+        _said("place", "rank by score"),
+    ]
+    mark = {"type": "point", "filled": True, "size": 90, "opacity": 1, "color": _ACCENT}
+    layers: list[Spec] = [{"mark": mark, "encoding": {"x": x, "y": y, "tooltip": tooltip}}]
+    better = "lower" if held["mode"] == "min" else "higher"
+    text = f"What training the finalists gave, the winner first; {better} is better. A finalist without a dot failed."
+    return Chart("Finals", text, _spec(values, text, len(entries) * _ROW, layers))
+
+
+def _layers(card: ScoreCard, proxy: str) -> Chart:
+    values = [{"layer": layer, "added": added} for layer, added in layers_of(card, proxy).items()]
+    x = {"field": "added", "type": "quantitative", "title": f"added to {proxy}"}
+    y = {"field": "layer", "type": "nominal", "sort": None, "title": None}
+    tooltip = [_said("layer", "layer"), _said("added", "added", ".6")]
+    layers: list[Spec] = [{"mark": {"type": "bar", "color": _ACCENT}, "encoding": {"x": x, "y": y, "tooltip": tooltip}}]
+    text = f"What each layer of {card.name} added to its score by {proxy}, the first layer on top."
+    return Chart(f"Layers of {card.name}", text, _spec(values, text, len(values) * _ROW, layers))
+
+
+def _said(field: str, title: str, number_format: str | None = None) -> Spec:
+    """Describe a line of the text that shows on hover."""
+    line = {"field": field, "title": title}
+    return line if number_format is None else {**line, "type": "quantitative", "format": number_format}
+
+
+def _spec(values: list[dict[str, Any]], description: str, height: int, layers: list[Spec]) -> Spec:
+    return {
+        "config": _CONFIG,
+        "description": description,
+        "data": {"values": values},
+        "width": "container",
+        "height": height,
+        "autosize": {"type": "fit-x", "contains": "padding"},
+        "layer": layers,
+    }

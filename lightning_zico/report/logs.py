@@ -1,0 +1,60 @@
+"""The ranking in a Lightning logger, whatever kind it is; nothing of Lightning is imported."""
+
+from typing import Any
+
+from lightning_zico.report.series import proxies_of
+from lightning_zico.results import Leaderboard
+
+
+def log_leaderboard(leaderboard: Leaderboard, logger: Any) -> None:
+    """Log the score and the rank of every candidate, what the numbers depend on, and, as a text, the whole table.
+
+    Metrics are ``ranking/<name>/score`` and ``ranking/<name>/rank``, at step 0; a failed candidate has none. Provenance
+    goes to the hyperparameters, below ``ranking``. A logger that takes texts (TensorBoard) also gets the table.
+
+    Args:
+        leaderboard: To be logged.
+        logger: With Lightning's ``log_metrics``, ``log_hyperparams`` and ``save``.
+    """
+    metrics = {}
+    for row in leaderboard:
+        if row["rank"] is not None:
+            metrics[f"ranking/{row['name']}/score"] = row["score"]
+            metrics[f"ranking/{row['name']}/rank"] = float(row["rank"])
+    if metrics:
+        logger.log_metrics(metrics, step=0)
+    logger.log_hyperparams({"ranking": dict(leaderboard.provenance)})
+    add_text = getattr(logger.experiment, "add_text", None)
+    if add_text is not None:
+        add_text("ranking", markdown(leaderboard), 0)
+    logger.save()
+
+
+def markdown(leaderboard: Leaderboard) -> str:
+    """Write a leaderboard as a table in Markdown, with its notes below.
+
+    Example:
+        >>> row = {"rank": 1, "name": "a|b", "score": 2.5, "zico": 2.5, "error": None, "seconds": 0.1}
+        >>> print(markdown(Leaderboard((row,))))
+        | rank | name | score | zico | error |
+        | --- | --- | --- | --- | --- |
+        | 1 | a&#124;b | 2.5 | 2.5 |  |
+    """
+    columns = ["rank", "name", "score", *proxies_of(leaderboard), "error"]
+    lines = [columns, ["---"] * len(columns), *([_cell(row[column]) for column in columns] for row in leaderboard)]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return "\n\n".join([table, *leaderboard.notes])
+
+
+def _cell(value: Any) -> str:
+    """Write a value so that Markdown takes it for text."""
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    text = " ".join(str(value).split())
+    return "".join(f"&#{ord(char)};" if char in _MARKS else char for char in text)
+
+
+# What starts a tag, ends a cell or marks up a text.
+_MARKS = frozenset("&<>|`*_[]\\~")

@@ -1,0 +1,44 @@
+"use strict";
+// Sorts and filters the table, and draws the figures. Text from the page's data is only ever set as text.
+const table = document.querySelector("#ranking");
+const body = table.tBodies[0];
+const rows = [...body.rows];
+
+function sortBy(column, header) {
+  const up = header.getAttribute("aria-sort") !== "ascending";
+  const key = (row) => row.cells[column].dataset.value;
+  const isNumber = header.dataset.kind === "number";
+  const compare = (a, b) => (isNumber ? Number(a) - Number(b) : a.localeCompare(b, undefined, { numeric: true }));
+  rows.sort((a, b) => {
+    const [x, y] = [key(a), key(b)];
+    if (x === undefined || y === undefined) return (x === undefined) - (y === undefined); // what is missing stays last
+    return up ? compare(x, y) : compare(y, x);
+  });
+  for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
+  header.setAttribute("aria-sort", up ? "ascending" : "descending");
+  body.append(...rows);
+}
+
+[...table.tHead.rows[0].cells].forEach((header, column) => {
+  header.querySelector("button").addEventListener("click", () => sortBy(column, header));
+});
+
+const filter = document.querySelector("#filter");
+const status = document.querySelector("#status");
+filter.addEventListener("input", () => {
+  const wanted = filter.value.trim().toLowerCase();
+  let shown = 0;
+  for (const row of rows) {
+    row.hidden = !row.textContent.toLowerCase().includes(wanted);
+    shown += row.hidden ? 0 : 1;
+  }
+  status.textContent = `${shown} of ${rows.length} candidates`;
+});
+
+// Expressions are interpreted, not compiled, so that the page's security policy can forbid `eval`.
+const options = {
+  mode: "vega-lite", renderer: "svg", actions: false, ast: true, defaultStyle: false,
+  tooltip: { disableDefaultStyle: true },
+};
+const specs = JSON.parse(document.querySelector("#charts").textContent);
+document.querySelectorAll(".chart").forEach((element, idx) => window.vegaEmbed(element, specs[idx], options));

@@ -1,0 +1,131 @@
+"""What the figures show, as plain numbers: both kinds of drawings read it, and nothing here draws."""
+
+from collections.abc import Mapping, Sequence
+
+from scipy import stats
+
+from lightning_zico.results import FIXED_COLUMNS, Leaderboard, Row, ScoreCard
+
+# More candidates than these make no readable axis of names; the table has all.
+MOST_NAMES = 40
+# Stands for a tau that is not defined.
+UNDEFINED = "-"
+
+
+def ranked_by(leaderboard: Leaderboard) -> str:
+    """Name what a leaderboard was ranked by."""
+    return str(leaderboard.provenance.get("rank_by", "score"))
+
+
+def proxies_of(leaderboard: Leaderboard) -> list[str]:
+    """Name the columns that hold a proxy's or a recipe's numbers."""
+    return [column for column in leaderboard.columns if column not in FIXED_COLUMNS]
+
+
+def scored(leaderboard: Leaderboard) -> list[Row]:
+    """List the rows with a score, best first; also of who failed in finals."""
+    return [row for row in leaderboard if row["score"] is not None]
+
+
+def places(leaderboard: Leaderboard) -> list[int]:
+    """Rank the rows with a score by it, as the leaderboard did before any finals: 1 is best, equal ones share a rank.
+
+    Returns:
+        One rank for each of `scored`.
+    """
+    standings = _standings(leaderboard)
+    first = {standing: idx for idx, standing in reversed(list(enumerate(sorted(standings, reverse=True), start=1)))}
+    return [first[standing] for standing in standings]
+
+
+def pareto_front(costs: Sequence[float], gains: Sequence[float]) -> list[int]:
+    """Find what nothing beats: nothing costs no more and gains no less, one of them strictly.
+
+    Args:
+        costs: One a candidate, lower is better.
+        gains: Of the same candidates, higher is better.
+
+    Returns:
+        Their indices, cheapest first.
+
+    Example:
+        >>> pareto_front([1, 2, 3, 3], [5, 4, 6, 7])
+        [0, 3]
+    """
+    front: list[int] = []
+    for idx in sorted(range(len(costs)), key=lambda idx: (costs[idx], -gains[idx])):
+        last = front[-1] if front else None
+        if last is None or gains[idx] > gains[last] or (costs[idx], gains[idx]) == (costs[last], gains[last]):
+            front.append(idx)
+    return front
+
+
+def trade_off(leaderboard: Leaderboard, cost: str = "macs") -> tuple[list[Row], list[int]]:
+    """Find the candidates that have both a score and a cost, and those of them that no other beats in both.
+
+    Returns:
+        Their rows, and which of them are the Pareto front, cheapest first.
+
+    Raises:
+        ValueError: If there is no such column.
+    """
+    if leaderboard.rows and cost not in proxies_of(leaderboard):
+        columns = ", ".join(proxies_of(leaderboard)) or "none"
+        raise ValueError(f"`{cost}` is no column of this leaderboard; needed is one of: {columns}.")
+    rows = [row for row in scored(leaderboard) if row[cost] is not None]
+    sign = _sign(leaderboard)
+    return rows, pareto_front([row[cost] for row in rows], [sign * row["score"] for row in rows])
+
+
+def agreement(leaderboard: Leaderboard) -> tuple[list[str], list[list[float | None]]]:
+    """Compare every two columns by Kendall's tau-b, on the candidates that have both; first of them the ranking itself.
+
+    The ranking (by score, before any finals) counts from the last place up; columns are taken as they are, also where
+    lower is better.
+
+    Returns:
+        The names (``"ranking"``, then proxies with the baselines among them), and a row of taus for each; None where
+        tau is not defined: fewer than two candidates, or all the same.
+    """
+    rows = scored(leaderboard)
+    columns: dict[str, list[float | None]] = {"ranking": [-float(place) for place in places(leaderboard)]}
+    for name in proxies_of(leaderboard):
+        if name != ranked_by(leaderboard):
+            columns[name] = [row[name] for row in rows]
+    return list(columns), [[_tau(a, b) for b in columns.values()] for a in columns.values()]
+
+
+def layers_of(card: ScoreCard, proxy: str) -> Mapping[str, float]:
+    """Tell what each layer of a candidate added to a score.
+
+    Raises:
+        ValueError: If the card has no such score, or the score no parts.
+    """
+    layers = card[proxy].layers if proxy in card.scores else {}
+    if not layers:
+        able = ", ".join(name for name in card if card[name].layers) or "none"
+        raise ValueError(f"`{proxy}` has no parts by layer for '{card.name}'; scores of this card that have: {able}.")
+    return layers
+
+
+def finalists(leaderboard: Leaderboard) -> list[tuple[Row, int]]:
+    """List the rows that were in the finals, best first, failed ones last, each with its rank by score."""
+    pairs = zip(scored(leaderboard), places(leaderboard), strict=True)
+    return [(row, place) for row, place in pairs if row.get("final_epochs") is not None]
+
+
+def _sign(leaderboard: Leaderboard) -> int:
+    return 1 if leaderboard.provenance.get("higher_is_better", True) else -1
+
+
+def _standings(leaderboard: Leaderboard) -> list[tuple[int, float]]:
+    """Who has more repeats stayed longer in a race, and stands before the others."""
+    sign = _sign(leaderboard)
+    return [(row.get("num_repeats") or 0, sign * row["score"]) for row in scored(leaderboard)]
+
+
+def _tau(a: Sequence[float | None], b: Sequence[float | None]) -> float | None:
+    both = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
+    if len({x for x, _ in both}) < 2 or len({y for _, y in both}) < 2:
+        return None
+    return float(stats.kendalltau(*zip(*both, strict=True)).statistic)

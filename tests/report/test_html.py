@@ -1,0 +1,147 @@
+"""The page holds all that the leaderboard does, as text, and asks for nothing from anywhere."""
+
+import base64
+import hashlib
+import html
+import json
+import re
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lightning_zico import Leaderboard, Score, ScoreCard
+from lightning_zico.report import leaderboard_page
+from lightning_zico.report.html import _vega
+from tests.report.boards import EVIL, card, plain, repeated, with_finals
+
+ODD_BOARDS = {
+    "empty": Leaderboard(()),
+    "one": plain(card("only", 1.0, 0.0)),
+    "all failed": plain(card("bad", None, None, error="no")),
+    "no macs": Leaderboard(({"rank": 1, "name": "a", "score": 2.5, "error": None, "seconds": 0.5},)),
+    "repeated": repeated(),
+    "finals": with_finals(),
+}
+
+
+class Reader(HTMLParser):
+    """Collects elements with their attributes, and the texts of those that are asked for."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[tuple[str, str]] = []
+        self._open: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attributes)))
+        if tag not in ("meta", "link", "input"):
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self._open:
+            self.texts.append((self._open[-1], data))
+
+    def close(self) -> None:
+        super().close()
+        assert self._open == []
+
+    def of(self, tag: str) -> list[str]:
+        return [text for name, text in self.texts if name == tag]
+
+
+def specs_of(page: str) -> list[dict[str, Any]]:
+    match = re.search(r'<script type="application/json" id="charts">(.*?)</script>', page, flags=re.DOTALL)
+    assert match
+    return json.loads(match.group(1))
+
+
+@pytest.mark.parametrize("board", ODD_BOARDS.values(), ids=ODD_BOARDS)
+def test_elements_are_closed_and_every_name_reason_and_note_is_text(board: Leaderboard) -> None:
+    reader = Reader(leaderboard_page(board))
+    reader.close()
+    text = "\n".join(text for _, text in reader.texts)
+    for part in (*(row["name"] for row in board), *board.errors.values(), *board.notes, *board.columns):
+        assert part in text
+
+
+def test_what_users_name_opens_no_element() -> None:
+    evil = EVIL[0]
+    board = plain(card(evil, 1.0, 2.0), card(EVIL[1], None, None, error=evil), rank_by=evil, loss_fn=EVIL[1])
+    harmless = plain(card("a", 1.0, 2.0), card("b", None, None, error="c"), rank_by="e", loss_fn="d")
+    reader = Reader(leaderboard_page(board))
+    reader.close()
+    tags = [tag for tag, _ in reader.elements]
+    assert tags == [tag for tag, _ in Reader(leaderboard_page(harmless)).elements]
+    assert "img" not in tags
+    assert specs_of(leaderboard_page(board))[0]["data"]["values"][0]["name"] == evil
+
+
+def test_provenance_is_told() -> None:
+    reader = Reader(leaderboard_page(plain(protocol="two halves")))
+    for key, value in [("seed", "3"), ("batches_hash", "c0ffee"), ("protocol", "two halves")]:
+        assert reader.of("dd")[reader.of("dt").index(key)] == value, key
+    assert "torch 2.14.1" in reader.of("dd")[reader.of("dt").index("versions")]
+    assert json.loads("".join(reader.of("pre"))) == plain(protocol="two halves").provenance
+
+
+def test_the_policy_allows_the_pages_own_scripts_and_nothing_else() -> None:
+    page = leaderboard_page(with_finals())
+    (policy,) = [a["content"] for tag, a in Reader(page).elements if a.get("http-equiv") == "Content-Security-Policy"]
+    assert policy is not None
+    assert policy.startswith("default-src 'none'; ")
+    assert "unsafe-eval" not in policy
+    scripts = re.findall(r'<script type="module">(.*?)</script>', page, flags=re.DOTALL)
+    styles = re.findall(r"<style>(.*?)</style>", page, flags=re.DOTALL)
+    sources = dict(part.split(" ", 1) for part in policy.split("; "))
+    for kind, texts in (("script-src", scripts), ("style-src-elem", styles)):
+        digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in texts]
+        assert sorted(sources[kind].split()) == sorted(f"'sha256-{digest}'" for digest in digests)
+    assert len(scripts) == 2
+
+
+def test_no_element_refers_to_anything_outside() -> None:
+    for tag, attributes in Reader(leaderboard_page(with_finals())).elements:
+        for name in ("src", "href", "action", "srcset", "data", "poster"):
+            assert attributes.get(name) in (None, "data:,"), (tag, attributes)
+
+
+def test_figures_hold_the_numbers() -> None:
+    board = with_finals()
+    ranks, pareto, finals, agreement = (spec["data"]["values"] for spec in specs_of(leaderboard_page(board)))
+    assert [(v["name"], v["place"], v["low"], v["high"]) for v in ranks][:2] == [("good", 2, 1, 3), ("best", 1, 1, 2)]
+    assert {v["name"] for v in pareto if v["front"] != "beaten"} == {"small", "good", "best"}
+    assert [(v["name"], v["final"]) for v in finals] == [("good", 0.25), ("best", 0.5), ("dear", None)]
+    assert len(agreement) == 9
+    assert next(v["tau"] for v in agreement if (v["a"], v["b"]) == ("ranking", "ranking")) == pytest.approx(1)
+
+
+def test_the_layers_of_a_card_are_a_figure() -> None:
+    layers = {"0.weight": 1.5, EVIL[0]: -0.5}
+    shown = ScoreCard("a", {"zico": Score("zico", 1.0, layers=layers), "params": Score("params", 1.0)})
+    (*_, bars, _) = specs_of(leaderboard_page(plain(), shown))
+    assert {value["layer"]: value["added"] for value in bars["data"]["values"]} == layers
+    with pytest.raises(ValueError, match="`zico` has no parts by layer for 'b'"):
+        leaderboard_page(plain(), card("b", 1.0, 1.0))
+
+
+def test_the_page_is_written_and_its_place_given_back(tmp_path: Path) -> None:
+    path = plain().to_html(str(tmp_path / "board.html"))
+    assert path == tmp_path / "board.html"
+    assert path.read_text(encoding="utf-8") == leaderboard_page(plain())
+    assert path.stat().st_size < 1_200_000  # Vega's libraries are 0.9 MB of it
+    assert html.escape("does not build: <b>no</b>") in path.read_text(encoding="utf-8")
+
+
+def test_without_the_library_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vl_convert", None)
+    _vega.cache_clear()
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'lightning-zico\[report\]'"):
+        leaderboard_page(plain())
