@@ -4,7 +4,7 @@ from lightning_zico.__about__ import __version__
 from lightning_zico.budget import Budget
 from lightning_zico.callbacks import ZiCoCallback
 from lightning_zico.candidates import Candidate
-from lightning_zico.proxies import Proxy, ZiCo, list_proxies, register_proxy
+from lightning_zico.proxies import Prior, Proxy, ZiCo, list_proxies, register_proxy
 from lightning_zico.ranking import list_recipes
 from lightning_zico.results import Leaderboard, Score, ScoreCard
 from lightning_zico.scoring import ProcessExecutor, RayExecutor, score
@@ -14,6 +14,7 @@ __all__ = [
     "Budget",
     "Candidate",
     "Leaderboard",
+    "Prior",
     "ProcessExecutor",
     "Proxy",
     "RayExecutor",

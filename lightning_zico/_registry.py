@@ -10,6 +10,8 @@ from lightning_zico.errors import DuplicateNameError, UnknownNameError
 
 T = TypeVar("T")
 
+_MOST_TO_READ = 100
+
 
 class Registry(Generic[T]):
     """Names and what they stand for.
@@ -52,16 +54,18 @@ class Registry(Generic[T]):
 
     def names(self, pattern: str = "*") -> list[str]:
         """List the names that match a shell pattern, numbers in human order (2 before 10)."""
-        return sorted(fnmatch.filter(self._entries, pattern), key=_natural_key)
+        return sorted(fnmatch.filter(self._entries, pattern), key=natural_key)
 
 
 def unknown_name(kind: str, name: str, known: Sequence[str]) -> UnknownNameError:
-    """Make the error that says what is not known and which names are nearest to it."""
+    """Make the error that says what is not known and which names are nearest to it; all names, if they can be read."""
     nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     hint = f" Did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
-    return UnknownNameError(f"There is no {kind} named {name!r}.{hint} Known: {', '.join(known)}.")
+    all_names = ", ".join(known) if len(known) <= _MOST_TO_READ else f"{len(known)} names"
+    return UnknownNameError(f"There is no {kind} named {name!r}.{hint} Known: {all_names}.")
 
 
-def _natural_key(name: str) -> list[tuple[int, int, str]]:
+def natural_key(name: str) -> list[tuple[int, int, str]]:
+    """Give the key that sorts names with numbers in human order."""
     parts = re.split(r"(\d+)", name)
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]

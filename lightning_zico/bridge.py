@@ -276,7 +276,7 @@ def _call_if_there(module: Any, hook: str, *args: Any) -> None:
 def _set_up_optimizers(trainer: Trainer, module: nn.Module, loss_fn: LossFn | None) -> None:
     """Let ``self.optimizers()`` and ``self.lr_schedulers()`` work, as far as the module's do without a real trainer."""
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _without_chatter():
             warnings.simplefilter("ignore")  # a module without optimisers can be scored
             trainer.strategy.setup_optimizers(trainer)
     except Exception as error:
@@ -331,10 +331,7 @@ def _attached_datamodule(datamodule: Any) -> Iterator[None]:
 
 def private_trainer() -> Trainer:
     """Make a trainer that trains nothing, writes nothing and says nothing, in the state of one that is fitting."""
-    chatter = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    level = chatter.level
-    chatter.setLevel(logging.WARNING)
-    try:
+    with _without_chatter():
         trainer = Trainer(
             accelerator="cpu",
             devices=1,
@@ -345,11 +342,21 @@ def private_trainer() -> Trainer:
             enable_progress_bar=False,
             enable_model_summary=False,
         )
-    finally:
-        chatter.setLevel(level)
     trainer.state.fn = TrainerFn.FITTING
     trainer.training = True
     return trainer
+
+
+@contextmanager
+def _without_chatter() -> Iterator[None]:
+    """Keep Lightning from telling what it does."""
+    chatter = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    level = chatter.level
+    chatter.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        chatter.setLevel(level)
 
 
 def _preparer(module: nn.Module, datamodule: Any, trainer: Trainer | None) -> Callable[[Batch, int], Batch]:

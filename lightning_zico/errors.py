@@ -36,6 +36,10 @@ class UnsupportedModuleError(ZiCoError, TypeError):
     """A module whose loss cannot be had from its own ``training_step``."""
 
 
+class UnsupportedInputError(ZiCoError, ValueError):
+    """Inputs of a shape that a model does not take."""
+
+
 class NoGradientError(ZiCoError, RuntimeError):
     """A loss that depends on no scored parameter, or no parameter to score."""
 

@@ -29,6 +29,9 @@ RESERVED_NAMES = FIXED_COLUMNS | {"controlled", "default", "all"}
 # From this tau on a ranking is called the baseline's own.
 _SAME_RANKING = 0.9
 
+# How many of a zoo's candidates are to be trained before one is chosen.
+_NUM_FINALISTS = 5
+
 # How the reason begins where a proxy's formula has no meaning for a candidate.
 NOT_APPLICABLE = "not applicable"
 
@@ -262,7 +265,8 @@ class Leaderboard:
         Whether candidates are missing because ranking broke off; how finals were held; of repeats whether the first can
         be told apart, who left a race, and which candidates keep their weights; what the recipe that ranks combines,
         and which one took the place of a recipe whose members do not apply; Kendall's tau of the ranking with each
-        trivial baseline on the same candidates, and in words where one of them gives almost the same.
+        trivial baseline on the same candidates, and in words where one of them gives almost the same; of a zoo's
+        candidates what decides more than any score.
         """
         notes = []
         if self.provenance.get("broke_off"):
@@ -288,7 +292,7 @@ class Leaderboard:
             notes.append(
                 f"{ranking.capitalize()} is what counting weights gives: almost the same as by {', '.join(alike)}."
             )
-        return notes
+        return notes + self._notes_on_zoos()
 
     def _notes_on_repeats(self) -> list[str]:
         notes = []
@@ -307,6 +311,21 @@ class Leaderboard:
                 f"{self.provenance['num_instances']} of the candidates were offered built and keep their weights: "
                 "their repeats differ in the batches alone."
             )
+        return notes
+
+    def _notes_on_zoos(self) -> list[str]:
+        first = [row["name"] for row in self.rows if row["rank"] and row["rank"] <= _NUM_FINALISTS]
+        if not self.provenance.get("num_of_a_zoo") or len(first) < 2 or "finals" in self.provenance:
+            return []
+        notes = []
+        groups = [[row["name"] for row in self.rows if row["rank"] == rank] for rank in range(1, _NUM_FINALISTS + 1)]
+        if "tie" not in self.rows[0] and (equal := [" = ".join(group) for group in groups if len(group) > 1]):
+            notes.append(f"Equal by what they are ranked by: {', '.join(equal)}.")
+        notes.append(
+            "These are models of a zoo: across families, the recipe of training matters more than any proxy. So do not "
+            f"take the first for the best, and train the first {len(first)} for a while: "
+            f"`ZeroShotSelector(trainer=..., finalists={len(first)})` with these candidates: {', '.join(first)}."
+        )
         return notes
 
     @property

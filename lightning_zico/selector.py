@@ -28,7 +28,7 @@ from lightning_zico.engine.batches import tensors_of
 from lightning_zico.engine.gradients import ChunkSize, check_chunk_size
 from lightning_zico.errors import UnknownNameError
 from lightning_zico.finals import MOST_AT_ONCE, Finalist, Mode, check_finals, check_trainer, hold_finals
-from lightning_zico.proxies import BASELINES
+from lightning_zico.proxies import BASELINES, Prior, prior_of
 from lightning_zico.proxies.base import Proxies
 from lightning_zico.ranking import Recipe
 from lightning_zico.ranking.racing import check_race
@@ -57,6 +57,9 @@ class ZeroShotSelector:
         rank_by: Name of the proxy or recipe to rank by; the first of ``proxies`` if None.
         controlled_by: Name of a baseline: the column ``controlled`` then holds what is left of each candidate's rank
             when what that baseline explains is taken out (`ranking.size_controlled`), higher for better.
+        prior: What is known of candidates by their names, such as published accuracies: values by name, the path of a
+            file of comma-separated values with two columns, or a `Prior`. It is a column, ``prior``, which can be
+            ranked by and be a recipe's member.
         num_batches: Batches that every candidate is scored on, the same for all. Two is the published setting; four and
             more give steadier scores.
         axis: What varies between two gradients: ``"batch"``, the published ZiCo, or ``"sample"``.
@@ -117,6 +120,7 @@ class ZeroShotSelector:
         *,
         rank_by: str | None = None,
         controlled_by: str | None = None,
+        prior: Prior | Mapping[str, float] | str | Path | None = None,
         num_batches: int = 2,
         axis: Axis = "batch",
         chunk_size: ChunkSize = None,
@@ -143,6 +147,7 @@ class ZeroShotSelector:
         self.proxies = proxies
         self.rank_by = rank_by
         self.controlled_by = controlled_by
+        self.prior = None if prior is None else prior_of(prior)
         self.num_batches = num_batches
         self.axis: Axis = axis
         self.chunk_size: ChunkSize = chunk_size
@@ -292,7 +297,8 @@ class ZeroShotSelector:
             get_console().print(leaderboard_table(self.leaderboard_))
 
     def _choice(self) -> Choice:
-        choice = chosen(self.proxies, with_baselines=True)
+        beside = [] if self.prior is None else [self.prior]
+        choice = chosen(self.proxies, beside=beside, with_baselines=True)
         choice.ranked_by(self.rank_by)
         if self.controlled_by not in (None, *BASELINES):
             raise UnknownNameError(
@@ -389,6 +395,7 @@ class ZeroShotSelector:
             provenance={
                 **self._provenance(rank_by, tally.used(), choice, work.batches),
                 "num_instances": tally.num_instances,
+                "num_of_a_zoo": tally.num_of_a_zoo,
                 "kendall_with": agreement_with_baselines(cards, standings),
                 "broke_off": broke_off,
             },

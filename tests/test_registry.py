@@ -2,7 +2,7 @@
 
 import pytest
 
-from lightning_zico._registry import Registry
+from lightning_zico._registry import Registry, unknown_name
 from lightning_zico.errors import DuplicateNameError, UnknownNameError
 
 
@@ -33,3 +33,8 @@ def test_unknown_name_is_answered_with_the_nearest(registry: Registry[int]) -> N
     assert not str(caught.value).startswith(("'", '"'))
     with pytest.raises(UnknownNameError, match=r"named 'zzz'. Known: net1, net2, net10"):
         registry.get("zzz")
+
+
+def test_more_names_than_one_reads_are_counted() -> None:
+    with pytest.raises(UnknownNameError, match=r"Did you mean 'net10'.* Known: 200 names\.$"):
+        raise unknown_name("net", "nett10", [f"net{idx}" for idx in range(200)])

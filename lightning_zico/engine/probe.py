@@ -38,6 +38,7 @@ class Probe:
         seed: Of dropout, of other weights and inputs that are drawn, and of other randomness.
         muted: Silences, on a module that will be put back, what cannot run on the meta device.
         blocks: Names of the submodules that are the network's blocks; None to find them, see `layers.block_names`.
+        name: Of the candidate.
     """
 
     def __init__(
@@ -52,7 +53,9 @@ class Probe:
         seed: int = 0,
         muted: Callable[[nn.Module], None] = lambda _: None,
         blocks: Sequence[str] | None = None,
+        name: str = "",
     ) -> None:
+        self.name = name
         self.module = module
         self.step = step
         self.batches = batches

@@ -1,5 +1,7 @@
 """Products with second derivatives."""
 
+import re
+
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -8,6 +10,10 @@ from lightning_zico._typing import Batch, Params, Step
 from lightning_zico.engine.observers import check_graph
 from lightning_zico.engine.scope import preserved, seed_all
 from lightning_zico.engine.stateless import Stateless, check_depends
+from lightning_zico.errors import NotApplicableError
+
+# What torch says of its own operations, such as `hardsigmoid`.
+_NO_SECOND_DERIVATIVE = re.compile("derivative for .* is not implemented")
 
 
 def hessian_times_gradient(
@@ -27,8 +33,8 @@ def hessian_times_gradient(
 
     Raises:
         NoGradientError: If the loss depends on none of the parameters.
-        NotApplicableError: If there is a checkpoint with ``use_reentrant=True``.
-        RuntimeError: If an operation of the module has no second derivative.
+        NotApplicableError: If there is a checkpoint with ``use_reentrant=True``, or an operation of the module has no
+            second derivative.
     """
     with torch.inference_mode(False), preserved(module), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         stateless = Stateless(module)
@@ -46,7 +52,12 @@ def hessian_times_gradient(
             product = sum(((g.detach() * g).sum() for g in gradients), torch.zeros((), device=loss.device))
             if not product.requires_grad:  # a loss that is linear in the parameters
                 return tuple(torch.zeros_like(leaf, requires_grad=False) for leaf in leaves)
-            return torch.autograd.grad(product, leaves, allow_unused=True, materialize_grads=True)
+            try:
+                return torch.autograd.grad(product, leaves, allow_unused=True, materialize_grads=True)
+            except RuntimeError as error:
+                if not _NO_SECOND_DERIVATIVE.search(str(error)):
+                    raise
+                raise NotApplicableError(f"an operation has no second derivative: {error}") from error
 
         products = stateless.call(tensors, differentiate)
     return (

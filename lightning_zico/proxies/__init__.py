@@ -18,6 +18,7 @@ from lightning_zico.proxies.meco import MeCo
 from lightning_zico.proxies.naswot import NASWOT, LogNeurons
 from lightning_zico.proxies.near import NEAR
 from lightning_zico.proxies.ntk import NTKCond
+from lightning_zico.proxies.prior import Prior, prior_of
 from lightning_zico.proxies.size import BASELINES, Macs, NumLayers, Params, SumLogNumel
 from lightning_zico.proxies.snip import SNIP, Plain
 from lightning_zico.proxies.swap import SWAP
@@ -59,6 +60,7 @@ __all__ = [
     "Params",
     "ParamsLive",
     "Plain",
+    "Prior",
     "Proxy",
     "SumLogNumel",
     "SynFlow",
@@ -66,6 +68,7 @@ __all__ = [
     "ZiCo",
     "ZiCoBC",
     "list_proxies",
+    "prior_of",
     "register_proxy",
     "resolve_proxies",
 ]

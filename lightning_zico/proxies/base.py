@@ -33,6 +33,7 @@ class Proxy(ABC):
         higher_is_better: Direction.
         needs_labels: Whether the loss, and so the labels of the batches, enter the number.
         is_repeatable: Whether the same candidate on the same batches gets the same number.
+        reads_name: Whether the number hangs on what the candidate is called; a cache, which knows no names, keeps none.
         min_gradients: Least number of gradients (of batches, or of samples per sample) that the number is defined for.
         needs: What it reads with ``probe.observed``. Named here, it is taken in the same passes as what the other
             proxies need; left out, it costs a pass of its own.
@@ -42,6 +43,7 @@ class Proxy(ABC):
     higher_is_better: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = True
     is_repeatable: ClassVar[bool] = True
+    reads_name: ClassVar[bool] = False
     min_gradients: ClassVar[int] = 0
     needs: Sequence[Observer] = ()
 

@@ -21,6 +21,7 @@ from lightning_zico.errors import (
     UnfingerprintableError,
     UnknownNameError,
     UnsupportedBatchError,
+    UnsupportedInputError,
     UnsupportedModuleError,
 )
 from lightning_zico.proxies import Proxy
@@ -43,6 +44,7 @@ _LASTING = (
             TooFewBatchesError,
             UnknownNameError,
             UnsupportedBatchError,
+            UnsupportedInputError,
             UnsupportedModuleError,
         )
     ),
@@ -112,7 +114,7 @@ class CachedWork(Work):
     Args:
         cache: Where to look and to keep.
         context: Fingerprint of all that is the same for all candidates, proxies excepted.
-        keys: Fingerprints of the proxies, by name; one that has none is always scored.
+        keys: Fingerprints of the proxies, by name; one that has none, or reads names, is always scored.
     """
 
     cache: ScoreCache = field(kw_only=True)
@@ -197,7 +199,8 @@ def with_cache(work: Work, cache: ScoreCache) -> Work:
     context = fingerprint_or_warning(surroundings(), seen)
     if context is None:
         return work
-    keys = {proxy.name: key for proxy in work.proxies if (key := _key_of(proxy)) is not None}
+    keyed = [proxy for proxy in work.proxies if not proxy.reads_name]
+    keys = {proxy.name: key for proxy in keyed if (key := _key_of(proxy)) is not None}
     return CachedWork(**named, cache=cache, context=context, keys=keys)
 
 

@@ -65,13 +65,14 @@ class Choice:
         return [recipe.members for recipe in _chain(self.recipes[name])] if name in self.recipes else [(name,)]
 
 
-def chosen(proxies: Proxies, *, with_baselines: bool = False) -> Choice:
+def chosen(proxies: Proxies, *, beside: Sequence[Proxy] = (), with_baselines: bool = False) -> Choice:
     """Tell proxies and recipes apart.
 
     Args:
         proxies: Names of proxies and recipes, `Proxy` objects, a mixture, or one of them; ``"default"`` for the default
             recipe, ``"all"`` for that and every proxy. A name that both a proxy and a recipe bear is the proxy's; a
             `Proxy` object with the name of a recipe's member or of a baseline takes its place.
+        beside: Compute these besides, behind them.
         with_baselines: Compute the trivial baselines beside them.
 
     Raises:
@@ -87,6 +88,7 @@ def chosen(proxies: Proxies, *, with_baselines: bool = False) -> Choice:
         named = [proxies]  # type: ignore[list-item]  # what is none of these is refused below
     else:
         named = list(proxies)
+    named = [*named, *beside] if named else named
     known = list_proxies()
     recipe_names = [name for name in ("default", *list_recipes()) if name not in known]
     for name in named:

@@ -19,6 +19,7 @@ from lightning_zico.ranking.uncertainty import standard_error, uncertainties
 from lightning_zico.results import Row, Score, ScoreCard
 from lightning_zico.scoring.choice import Choice, applicable, combined
 from lightning_zico.scoring.work import Job
+from lightning_zico.zoo import ZooModel
 
 
 def read_repeats(data: Any, num_batches: int, repeats: int, *, seed: int = 0) -> list[list[Batch]]:
@@ -68,6 +69,7 @@ class Tally:
 
     Attributes:
         num_instances: How many candidates were offered as modules, and keep their weights.
+        num_of_a_zoo: How many come from a zoo.
     """
 
     def __init__(self, choice: Choice, repeats: int) -> None:
@@ -76,6 +78,7 @@ class Tally:
         self._cards: dict[str, dict[int, ScoreCard]] = {}
         self._places: dict[str, int] = {}
         self.num_instances = 0
+        self.num_of_a_zoo = 0
 
     def jobs(self, candidates: Iterable[Candidate], repeats: Iterable[int]) -> Iterator[Job]:
         """Make the jobs of one candidate after the other, so that each is needed only once; one that failed is let be.
@@ -89,6 +92,7 @@ class Tally:
                 self._cards[candidate.name] = {}
                 self._places[candidate.name] = len(self._places)
                 self.num_instances += isinstance(candidate.build, Built)
+                self.num_of_a_zoo += isinstance(candidate.build, ZooModel)
             cards = self._cards[candidate.name]
             for repeat_idx in repeats:
                 if not any(_cannot_rank(card) for card in cards.values()):

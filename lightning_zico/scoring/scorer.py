@@ -183,6 +183,7 @@ def score_checked(
                 seed=seed,
                 muted=bridge.muted,
                 blocks=blocks,
+                name=name,
             )
             error = budget.excess(probe) if budget else None
             if error is None:

@@ -7,7 +7,7 @@ from torch import nn
 from torch.func import functional_call
 
 from lightning_zico.engine.products import hessian_times_gradient
-from lightning_zico.errors import NoGradientError
+from lightning_zico.errors import NoGradientError, NotApplicableError
 from tests.engine.models import Attention, Checkpointed, Tied, assert_same, batches_of, cnn, identical, mlp, step
 
 # float64, against sums in another order
@@ -113,3 +113,9 @@ def test_dropout_is_drawn_from_the_seed():
     )
     assert torch.equal(first, same)
     assert not torch.equal(first, other)
+
+
+def test_what_has_no_second_derivative_is_not_applicable_and_says_which() -> None:
+    module = nn.Sequential(nn.Linear(3, 3), nn.Hardsigmoid(), nn.Linear(3, 2))
+    with pytest.raises(NotApplicableError, match=r"no second derivative.*hardsigmoid"):
+        hessian_times_gradient(module, lambda m, batch, _: m(batch).square().mean(), torch.randn(4, 3), ["0.weight"])

@@ -1,0 +1,100 @@
+"""prior: a number that is known of the candidate beforehand, such as its published accuracy."""
+
+import csv
+from collections.abc import Mapping
+from pathlib import Path
+
+from lightning_zico.engine.probe import Probe
+from lightning_zico.errors import NotApplicableError
+from lightning_zico.proxies.base import Proxy
+
+
+class Prior(Proxy):
+    """What is known of a candidate by its name, such as the accuracy that others published of the same architecture.
+
+    Across families of models that is often the best hint there is, as it knows the recipes of training, which no proxy
+    sees.
+
+    Args:
+        values: By name. A candidate without a value of its own gets the best of those whose name is its name, a dot and
+            a tag, as timm names its checkpoints: ``resnet50`` that of ``resnet50.a1_in1k``. Without these, "not
+            applicable".
+        higher_is_better: Direction.
+        name: Of the column.
+
+    Raises:
+        ValueError: If there is no value.
+
+    Example:
+        >>> Prior({"resnet50.a1_in1k": 80.2, "resnet50.tv_in1k": 76.1}).of("resnet50")
+        80.2
+    """
+
+    needs_labels = False
+    reads_name = True
+
+    def __init__(self, values: Mapping[str, float], *, higher_is_better: bool = True, name: str = "prior") -> None:
+        if not values:
+            raise ValueError(f"`{name}` has no values; needed is a number for each candidate that is known, by name.")
+        self.values = {key: float(value) for key, value in values.items()}
+        self.higher_is_better = higher_is_better  # type: ignore[misc]  # of each object
+        self.name = name
+        best = max if higher_is_better else min
+        self._of_untagged: dict[str, float] = {}
+        for key, value in self.values.items():
+            untagged = key.split(".")[0]
+            self._of_untagged[untagged] = best(value, self._of_untagged.get(untagged, value))
+
+    @classmethod
+    def from_csv(
+        cls, path: str | Path, column: str | None = None, *, higher_is_better: bool = True, name: str = "prior"
+    ) -> "Prior":
+        """Read the numbers from a file of comma-separated values with a header.
+
+        Args:
+            path: Of the file; its first column has the names, as in timm's ``results-imagenet.csv``.
+            column: That has the numbers; None if there are two columns alone.
+            higher_is_better: Direction.
+            name: Of the column of the leaderboard.
+
+        Raises:
+            ValueError: If the column is not there, or holds something else than numbers.
+        """
+        with Path(path).open(newline="", encoding="utf-8") as file:
+            names, *columns = next(csv.reader(file), [""])
+            rows = list(csv.DictReader(file, [names, *columns]))
+        if column is None and len(columns) == 1:
+            (column,) = columns
+        if column not in columns:
+            said = "no column is named" if column is None else f"there is no {column!r}"
+            raise ValueError(
+                f"'{path}' has the columns {', '.join([names, *columns])}, and {said}. Pass "
+                "`prior=Prior.from_csv(path, column=...)`."
+            )
+        values: dict[str, float] = {}
+        for row in rows:
+            try:
+                value = float(row[column])
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"'{path}' has {row[column]!r} as `{column}` of '{row[names]}', no number.") from error
+            best = max if higher_is_better else min
+            values[row[names]] = best(value, values.get(row[names], value))  # the same at several resolutions
+        return cls(values, higher_is_better=higher_is_better, name=name)
+
+    def of(self, candidate: str) -> float | None:
+        """Give what is known of a candidate; None if nothing is."""
+        return self.values.get(candidate, self._of_untagged.get(candidate))
+
+    def measure(self, probe: Probe) -> float:
+        """Look the candidate up."""
+        value = self.of(probe.name)
+        if value is None:
+            raise NotApplicableError(f"nothing is known beforehand of '{probe.name}'.")
+        return value
+
+
+def prior_of(given: Prior | Mapping[str, float] | str | Path) -> Prior:
+    """Turn what a user gives into a prior: values by name, or the path of a file with two columns."""
+    if isinstance(given, Prior):
+        return given
+    return Prior.from_csv(given) if isinstance(given, str | Path) else Prior(given)

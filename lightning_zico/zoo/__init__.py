@@ -1,0 +1,60 @@
+"""Zoos: models that others have written, as candidates that cost nothing until they are built."""
+
+from typing import Any
+
+from lightning_zico._registry import unknown_name
+from lightning_zico.zoo.base import ZOO_PROXIES, Zoo, ZooModel, params_of
+from lightning_zico.zoo.classifiers import ImageClassifier, SequenceClassifier
+from lightning_zico.zoo.timm_models import from_timm
+from lightning_zico.zoo.torchvision_models import from_torchvision
+from lightning_zico.zoo.transformers_models import from_transformers
+
+__all__ = [
+    "ZOO_PROXIES",
+    "ImageClassifier",
+    "SequenceClassifier",
+    "Zoo",
+    "ZooModel",
+    "from_timm",
+    "from_torchvision",
+    "from_transformers",
+    "from_zoo",
+    "params_of",
+]
+
+_ZOOS = {"timm": from_timm, "torchvision": from_torchvision, "transformers": from_transformers}
+
+
+def from_zoo(*specs: str, num_classes: int, **options: Any) -> Zoo:
+    """List models of one or several zoos as candidates, each zoo by a text.
+
+    Args:
+        specs: ``"zoo:pattern,pattern"``, such as ``"timm:resnet*,mobilenetv3*"`` or ``"transformers:bert-*"``; the zoos
+            are timm, torchvision and transformers.
+        num_classes: To be told apart.
+        options: What else `from_timm`, `from_torchvision` or `from_transformers` take; each is given to all zoos.
+
+    Returns:
+        The candidates, to be iterated, in the order of the specs.
+
+    Raises:
+        UnknownNameError: If there is no such zoo, or no such model in it.
+        ValueError: If there is no spec, or one without a pattern.
+        TypeError: If a zoo does not take an option.
+    """
+    if not specs:
+        raise ValueError("There is no spec; needed is one, such as 'timm:resnet*'.")
+    zoos = []
+    for spec in specs:
+        name, _, patterns = spec.partition(":")
+        if name not in _ZOOS:
+            raise unknown_name("zoo", name, list(_ZOOS))
+        zoos.append(_ZOOS[name](*_split(spec, patterns), num_classes=num_classes, **options))
+    return Zoo(tuple(model for zoo in zoos for model in zoo.models), zoos[0].max_params)
+
+
+def _split(spec: str, patterns: str) -> list[str]:
+    names = [pattern.strip() for pattern in patterns.split(",")]
+    if not all(names):
+        raise ValueError(f"The spec is {spec!r}; needed is a zoo with names or patterns, such as 'timm:resnet*'.")
+    return names

@@ -1,0 +1,109 @@
+"""Candidates from torchvision."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from lightning_zico._registry import natural_key
+from lightning_zico.zoo.base import ImageModel, InputSize, Zoo, check_num_classes, matched, size_of
+
+# Each is built for one size, a ViT for one side: if the other is not the same, it refuses the images.
+_SIZE_ARGUMENTS: Mapping[str, Callable[[int, int], dict[str, Any]]] = {
+    "vit": lambda height, width: {"image_size": height},
+    "maxvit": lambda height, width: {"input_size": (height, width)},
+}
+_OWN_SIZE = 224, 224
+# Their auxiliary heads would be trained by losses of their own, and torchvision warns where it is not told how to draw
+# the weights.
+_WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
+
+
+def from_torchvision(
+    *patterns: str,
+    num_classes: int,
+    in_chans: int = 3,
+    input_size: InputSize = None,
+    resize: bool = False,
+    max_params: float | None = None,
+    exclude: str | Sequence[str] = (),
+    lr: float = 1e-3,
+) -> Zoo:
+    """List models for images of torchvision as candidates; none is built before its turn comes.
+
+    Args:
+        patterns: Names as `torchvision.models.list_models` gives them, or shell patterns of them.
+        num_classes: To be told apart.
+        in_chans: Channels of the images. Where they are not three, the first convolution is replaced.
+        input_size: As for `from_timm`.
+        resize: As for `from_timm`.
+        max_params: Models with more parameters are left out.
+        exclude: Patterns of names to leave out.
+        lr: Highest learning rate.
+
+    Returns:
+        The candidates, to be iterated; with fresh weights, and without auxiliary heads.
+
+    Raises:
+        UnknownNameError: If there is no model of a name; the message has the nearest names.
+        ValueError: If an argument is out of range, or nothing is left.
+        ModuleNotFoundError: If torchvision is not installed.
+    """
+    check_num_classes(num_classes)
+    models = _imported_models()
+    known = sorted(models.list_models(module=models), key=natural_key)
+    names = matched("model of torchvision", patterns, known, exclude)
+    size = size_of(input_size)
+    listed = tuple(TorchvisionModel(name, num_classes, lr, in_chans, size, resize) for name in names)
+    return Zoo(listed, max_params)
+
+
+@dataclass(frozen=True)
+class TorchvisionModel(ImageModel):
+    """How to build one model of torchvision."""
+
+    def own_size(self) -> tuple[int, int] | None:
+        """Tell the size of those that have one."""
+        return _OWN_SIZE if self._family in _SIZE_ARGUMENTS else None
+
+    def build(self, size: tuple[int, int] | None) -> nn.Module:
+        """Build the network."""
+        options: dict[str, Any] = {}
+        if self._family in _SIZE_ARGUMENTS:
+            options = _SIZE_ARGUMENTS[self._family](*size or _OWN_SIZE)
+        elif self.name in _WITH_AUXILIARY_HEADS:
+            options = {"aux_logits": False, "init_weights": True}
+        network = _imported_models().get_model(self.name, weights=None, num_classes=self.num_classes, **options)
+        if self.in_chans != 3:
+            _take_channels(network, self.in_chans)
+        return network
+
+    @property
+    def _family(self) -> str:
+        return self.name.split("_")[0]
+
+
+def _take_channels(network: nn.Module, in_chans: int) -> None:
+    """Replace the first convolution, which takes three channels in every model of torchvision, by one for others."""
+    name, first = next((n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d))
+    other = nn.Conv2d(
+        in_chans,
+        first.out_channels,
+        first.kernel_size,  # type: ignore[arg-type]
+        first.stride,  # type: ignore[arg-type]
+        first.padding,  # type: ignore[arg-type]
+        bias=first.bias is not None,
+    )
+    parent, _, attribute = name.rpartition(".")
+    setattr(network.get_submodule(parent), attribute, other)
+
+
+def _imported_models() -> Any:
+    try:
+        from torchvision import models
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "Models of torchvision need torchvision: `pip install 'lightning-zico[zoo]'`."
+        ) from error
+    return models

@@ -1,0 +1,216 @@
+"""Candidates from transformers, built from a configuration: no weights are loaded."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from lightning_zico.errors import UnsupportedModuleError
+from lightning_zico.zoo.base import (
+    ImageModel,
+    InputSize,
+    Zoo,
+    ZooModel,
+    check_num_classes,
+    matched,
+    size_of,
+)
+from lightning_zico.zoo.classifiers import SequenceClassifier
+
+
+def _encoder(width: int, depth: int, heads: int) -> dict[str, int]:
+    return {
+        "hidden_size": width,
+        "num_hidden_layers": depth,
+        "num_attention_heads": heads,
+        "intermediate_size": 4 * width,
+    }
+
+
+# Name to model type and what differs from its default configuration. BERT's sizes: Turc et al., arXiv:1908.08962; the
+# others: the checkpoints of that name.
+CONFIGS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "albert-base": ("albert", _encoder(768, 12, 12)),
+    "bert-tiny": ("bert", _encoder(128, 2, 2)),
+    "bert-mini": ("bert", _encoder(256, 4, 4)),
+    "bert-small": ("bert", _encoder(512, 4, 8)),
+    "bert-medium": ("bert", _encoder(512, 8, 8)),
+    "bert-base": ("bert", {}),
+    "deberta-v3-xsmall": ("deberta-v2", _encoder(384, 12, 6)),
+    "distilbert-base": ("distilbert", {}),
+    "electra-small": ("electra", {}),
+    "minilm-l6": ("bert", _encoder(384, 6, 12)),
+    "mobilebert": ("mobilebert", {}),
+    "mpnet-base": ("mpnet", {}),
+    "roberta-base": ("roberta", {}),
+    "squeezebert": ("squeezebert", {}),
+    "beit-base": ("beit", {}),
+    "convnext-tiny": ("convnext", {}),
+    "convnextv2-atto": ("convnextv2", {"depths": [2, 2, 6, 2], "hidden_sizes": [40, 80, 160, 320]}),
+    "deit-tiny": ("deit", _encoder(192, 12, 3)),
+    "deit-small": ("deit", _encoder(384, 12, 6)),
+    "dinov2-small": ("dinov2", {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6}),
+    "focalnet-tiny": ("focalnet", {}),
+    "mobilenet-v2": ("mobilenet_v2", {}),
+    "poolformer-s12": ("poolformer", {}),
+    "pvt-v2-b0": ("pvt_v2", {}),
+    "regnet-y-040": ("regnet", {}),
+    "resnet-18": (
+        "resnet",
+        {"hidden_sizes": [64, 128, 256, 512], "depths": [2, 2, 2, 2], "layer_type": "basic"},
+    ),
+    "resnet-50": ("resnet", {}),
+    "swin-tiny": ("swin", {}),
+    "swinv2-tiny": ("swinv2", {}),
+    "vit-tiny": ("vit", _encoder(192, 12, 3)),
+    "vit-small": ("vit", _encoder(384, 12, 6)),
+    "vit-base": ("vit", {}),
+}
+
+
+def from_transformers(
+    *models: Any,
+    num_classes: int,
+    in_chans: int = 3,
+    input_size: InputSize = None,
+    resize: bool = False,
+    vocab_size: int | None = None,
+    pad_token_id: int = 0,
+    max_params: float | None = None,
+    exclude: str | Sequence[str] = (),
+    lr: float = 5e-4,
+) -> Zoo:
+    """List models of transformers for images or text as candidates; none is built before its turn comes.
+
+    Args:
+        models: Names of `CONFIGS` or shell patterns of them (``"bert*"``); model types with their default configuration
+            (``"roberta"``); or configurations, such as ``BertConfig(num_hidden_layers=3)``, which are called after
+            their model type. A model for images becomes an `ImageClassifier`, one for text a `SequenceClassifier`.
+        num_classes: To be told apart.
+        in_chans: Channels of the images.
+        input_size: Of images; as for `from_timm`. Set in every configuration that has an ``image_size``.
+        resize: As for `from_timm`.
+        vocab_size: Of text: how many tokens the tokeniser knows; None for what each configuration says.
+        pad_token_id: Of text: the tokeniser's number for padding.
+        max_params: Models with more parameters are left out.
+        exclude: Patterns of names to leave out.
+        lr: Highest learning rate.
+
+    Returns:
+        The candidates, to be iterated.
+
+    Raises:
+        UnknownNameError: If there is neither a configuration nor a model type of a name; the message has the nearest.
+        UnsupportedModuleError: If a configuration is of a model that classifies neither images nor text.
+        ValueError: If an argument is out of range, or nothing is left.
+        ModuleNotFoundError: If transformers is not installed.
+    """
+    check_num_classes(num_classes)
+    image_types, text_types = _model_types()
+    size = size_of(input_size)
+    configs = {name: (kind, dict(changes)) for name, (kind, changes) in CONFIGS.items()}
+    for kind in (*image_types, *text_types):
+        if kind in models:
+            configs.setdefault(kind, (kind, {}))
+    names = [model for model in models if isinstance(model, str)]
+    wanted = (
+        [(n, *configs[n]) for n in matched("model of transformers", names, list(configs), exclude)] if names else []
+    )
+    wanted += [(config.model_type, *_plain(config)) for config in models if not isinstance(config, str)]
+    if not wanted:
+        raise ValueError("There is no name and no configuration; needed is one, such as 'bert-tiny' or `BertConfig()`.")
+
+    def model_of(name: str, kind: str, changes: dict[str, Any]) -> ZooModel:
+        if kind in image_types:
+            return TransformersImageModel(
+                name, num_classes, lr, in_chans, size, resize, kind, json.dumps(changes, sort_keys=True)
+            )
+        if kind not in text_types:
+            raise UnsupportedModuleError(f"'{kind}' classifies neither images nor text in transformers.")
+        changes |= {"pad_token_id": pad_token_id} | ({} if vocab_size is None else {"vocab_size": vocab_size})
+        return TransformersTextModel(name, num_classes, lr, kind, json.dumps(changes, sort_keys=True))
+
+    return Zoo(tuple(model_of(*each) for each in wanted), max_params)
+
+
+@dataclass(frozen=True)
+class TransformersImageModel(ImageModel):
+    """How to build one model of transformers for images.
+
+    Args:
+        model_type: As transformers calls it.
+        changes: What differs from the type's default configuration, as JSON.
+    """
+
+    model_type: str
+    changes: str
+
+    def own_size(self) -> tuple[int, int] | None:
+        """Look into the configuration."""
+        size = getattr(self._config(), "image_size", None)
+        return size_of(size if size is None or isinstance(size, int) else tuple(size))
+
+    def build(self, size: tuple[int, int] | None) -> nn.Module:
+        """Build the network."""
+        from transformers import AutoModelForImageClassification
+
+        return AutoModelForImageClassification.from_config(self._config(size))
+
+    def _config(self, size: tuple[int, int] | None = None) -> Any:
+        changes = json.loads(self.changes) | {"num_channels": self.in_chans}
+        if size is not None:
+            changes["image_size"] = size[0] if size[0] == size[1] else list(size)
+        return _config(self.model_type, changes, self.num_classes)
+
+
+@dataclass(frozen=True)
+class TransformersTextModel(ZooModel):
+    """How to build one model of transformers for text.
+
+    Args:
+        model_type: As transformers calls it.
+        changes: What differs from the type's default configuration, as JSON.
+    """
+
+    model_type: str
+    changes: str
+
+    def network(self) -> nn.Module:
+        """Build the network."""
+        from transformers import AutoModelForSequenceClassification
+
+        config = _config(self.model_type, json.loads(self.changes), self.num_classes)
+        return AutoModelForSequenceClassification.from_config(config)
+
+    def __call__(self) -> SequenceClassifier:
+        """Build the network and what trains it."""
+        return SequenceClassifier(self.network(), self.num_classes, lr=self.lr)
+
+
+def _config(model_type: str, changes: Mapping[str, Any], num_classes: int) -> Any:
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model(model_type, **changes)
+    config.architectures = config.architectures or []  # some versions iterate over it, None or not (deit, 5.24)
+    config.num_labels = num_classes  # as an argument it would contradict the names of other classes
+    return config
+
+
+def _plain(config: Any) -> tuple[str, dict[str, Any]]:
+    """Turn a configuration into its model type and what differs from that type's default."""
+    changes = json.loads(config.to_json_string())
+    return changes.pop("model_type"), {key: value for key, value in changes.items() if key != "transformers_version"}
+
+
+def _model_types() -> tuple[frozenset[str], frozenset[str]]:
+    """Name the types that classify images, and those that classify text."""
+    try:
+        from transformers.models.auto import modeling_auto
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "Models of transformers need transformers: `pip install 'lightning-zico[transformers]'`."
+        ) from error
+    images = frozenset(modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES)
+    return images, frozenset(modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)
