@@ -45,6 +45,7 @@ _WAY_OUT = "Pass `loss_fn=`, called as `loss_fn(outputs, targets)` on batches `(
 # Of tensors and arrays that are small enough to be an order of samples, so much together is copied.
 _MOST_BYTES_TOGETHER = 2**28
 _EMPTY_CELL = CellType()
+_PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 _HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 # Trainers lead to everything, and threads and processes go on by themselves.
 _NOT_LOOKED_INTO = (type, ModuleType, Trainer, Thread, BaseProcess, IOBase)
@@ -350,13 +351,16 @@ def private_trainer() -> Trainer:
 @contextmanager
 def _without_chatter() -> Iterator[None]:
     """Keep Lightning from telling what it does."""
-    chatter = logging.getLogger("lightning.pytorch.utilities.rank_zero")
-    level = chatter.level
-    chatter.setLevel(logging.WARNING)
+    # Both packages speak through the logger of the one that was imported last.
+    chatter = [logging.getLogger(f"{package}.utilities.rank_zero") for package in _PACKAGES]
+    levels = [logger.level for logger in chatter]
+    for logger in chatter:
+        logger.setLevel(logging.WARNING)
     try:
         yield
     finally:
-        chatter.setLevel(level)
+        for logger, level in zip(chatter, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _preparer(module: nn.Module, datamodule: Any, trainer: Trainer | None) -> Callable[[Batch, int], Batch]:
