@@ -30,7 +30,13 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from lightning_zico import score
+from lightning_zico import Candidate, score
+from lightning_zico.candidates import Built
+from lightning_zico.proxies import resolve_proxies
+from lightning_zico.ranking.correlation import bootstrap_interval, spearman
+from lightning_zico.scoring.placement import Placement
+from lightning_zico.scoring.work import Work
+from lightning_zico.spaces import get_space
 
 Batches: TypeAlias = list[tuple[Tensor, Tensor]]
 Kept: TypeAlias = dict[str, list[np.ndarray[Any, Any]]]
@@ -44,6 +50,15 @@ COLUMNS = (
     *("network", "batch", "B", "plain s", "ours s", "publ. s", "ours / plain", "publ. / plain"),
     *("plain MB", "ours MB", "publ. MB", "score", "rel. diff."),
 )
+
+# The first is what the others are measured against.
+PLACEMENTS = {
+    "float32": Placement(),
+    "float32, channels last": Placement(channels_last=True),
+    "bf16-mixed": Placement(precision="bf16-mixed"),
+    "bf16-mixed, channels last": Placement(precision="bf16-mixed", channels_last=True),
+}
+PRECISION_SEED = 777  # of the networks, as in fidelity.py
 
 _loss_fn = nn.CrossEntropyLoss()
 
@@ -120,10 +135,10 @@ class Timing:
     ratios: list[float]
 
 
-def time_interleaved(functions: Sequence[Callable[[], object]], rounds: int) -> Timing:
-    """Time functions one after the other, in every round in another order."""
+def time_interleaved(functions: Sequence[Callable[[], object]], rounds: int, seed: int = 0) -> Timing:
+    """Time functions one after the other, in every round in another order, which the seed draws."""
     table: list[list[float]] = []
-    shuffled = random.Random(0)
+    shuffled = random.Random(seed)
     for _ in range(rounds):
         row = [0.0] * len(functions)
         for k in shuffled.sample(range(len(functions)), len(functions)):
@@ -221,6 +236,39 @@ def measure_samples(network: str, batch_size: int, chunk_sizes: Sequence[int], r
     return time_interleaved(functions, rounds)
 
 
+def measure_precisions(num_nets: int, batch_size: int, num_batches: int) -> list[list[str]]:
+    """Score networks of NAS-Bench-201 in several precisions and memory formats.
+
+    Returns:
+        For each a row of cells: its name, the median over networks of its time over float32's, Spearman's rho of its
+        ZiCo with float32's with a bootstrap interval, and how many networks have a score in all of them.
+    """
+    batches, (zico,) = random_batches(num_batches, batch_size), resolve_proxies(["zico"])
+    works = [Work(batches, [zico], loss_fn=_loss_fn, placement=placement) for placement in PLACEMENTS.values()]
+    scores: list[list[float]] = []
+    ratios: list[list[float]] = []
+    for idx, candidate in enumerate(get_space("nas_bench_201").candidates(num_nets, seed=PRECISION_SEED)):
+        # Built and laid out before the clock runs, so that nothing is converted while it does.
+        model, laid_out = works[0].build(candidate), works[0].build(candidate).to(memory_format=torch.channels_last)
+        functions = [
+            partial(work.score, Candidate(candidate.name, Built(laid_out if work.placement.channels_last else model)))
+            for work in works
+        ]
+        values = [function()["zico"].value for function in functions]  # which warms up as well
+        if all(value is not None for value in values):
+            scores.append([float(value) for value in values if value is not None])
+            ratios.append(time_interleaved(functions, rounds=1, seed=idx).ratios)
+    by_placement = [list(column) for column in zip(*scores, strict=True)]
+    cells = []
+    for idx, name in enumerate(PLACEMENTS):
+        rho = spearman(by_placement[idx], by_placement[0])
+        interval = bootstrap_interval(spearman, by_placement[idx], by_placement[0])
+        ratio = statistics.median(row[idx] for row in ratios)
+        agreement = "" if rho is None or interval is None else f"{rho:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+        cells.append([name, f"{ratio:.2f}", agreement, str(len(scores))])
+    return cells
+
+
 # --- what is printed -----------------------------------------------------------------------------
 
 
@@ -280,6 +328,14 @@ def parsed_arguments() -> argparse.Namespace:
     parser.add_argument("--num-batches", nargs="+", type=int, default=[2, 8, 32], help="each at least 2")
     parser.add_argument("--repeats", type=int, default=9, help="rounds at the fewest batches; fewer at more")
     parser.add_argument("--chunk-sizes", nargs="*", type=int, default=[4, 16], help="of per-sample scoring")
+    parser.add_argument(
+        "--precision",
+        nargs="?",
+        type=int,
+        const=100,
+        metavar="NETWORKS",
+        help="compare precisions alone, on 100 networks",
+    )
     parser.add_argument("--every", action="store_true", help="more batches at every size, not only the smallest")
     parser.add_argument("--quick", action="store_true", help="one network, two batches: does it run?")
     arguments = parser.parse_args()
@@ -298,6 +354,11 @@ def main() -> None:
         console = Console(width=200)  # a file or a pipe has no width: nothing is cut
     console.print(f"torch {torch.__version__}, CPU, {torch.get_num_threads()} threads", highlight=False)
     smallest, fewest = min(arguments.batch_sizes), min(arguments.num_batches)
+    if arguments.precision:
+        title = f"Precision: ZiCo on networks of NAS-Bench-201, {fewest} batches of {smallest}"
+        columns = ["precision", "time / float32", "Spearman with float32", "networks"]
+        print_table(console, title, columns, measure_precisions(arguments.precision, smallest, fewest))
+        return
     rows = []
     for network, size, num_batches in product(arguments.networks, arguments.batch_sizes, arguments.num_batches):
         if arguments.every or size == smallest or num_batches == fewest:

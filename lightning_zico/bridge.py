@@ -25,6 +25,7 @@ from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.core.hooks import DataHooks
 from lightning.pytorch.loggers.logger import DummyLogger
+from lightning.pytorch.plugins import Precision
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
@@ -72,6 +73,7 @@ def bridged(
     loss_fn: LossFn | None = None,
     datamodule: Any = None,
     trainer: Trainer | None = None,
+    precision: Precision | None = None,
 ) -> Iterator[Bridge]:
     """Make a module ready to be measured, and put it back as it was, also when the body raises.
 
@@ -87,6 +89,7 @@ def bridged(
             targets)``.
         datamodule: Where its transfer hooks are overridden they run, as in Lightning, instead of the module's.
         trainer: The trainer that is training the module; None to attach a private one.
+        precision: In which the step runs; None for the trainer's, or for none with a private one.
 
     Raises:
         UnsupportedModuleError: If there is no loss to be had: no ``training_step`` and no ``loss_fn``, manual
@@ -100,7 +103,7 @@ def bridged(
     with _values_kept(module), preserved(module), _undisturbed(*hooked):
         if lightning:
             _mute_logging(module)
-        with _quiet_trainer(module, datamodule, trainer) if lightning else nullcontext() as quiet:
+        with _quiet_trainer(module, datamodule, trainer, precision) if lightning else nullcontext() as quiet:
             if quiet is not None and trainer is None:
                 _call_if_there(module, "setup", "fit")
                 _call_if_there(module, "configure_model")
@@ -108,8 +111,9 @@ def bridged(
             if not module.training:
                 module.train()
             step = _training_step if loss_fn is None else _step_with(loss_fn)
-            if trainer is not None:
-                step = _in_precision_of(trainer, step)
+            plugin = precision if trainer is None else trainer.precision_plugin
+            if plugin is not None:
+                step = _in_precision(plugin, step)
             yield Bridge(step, _preparer(module, datamodule, trainer), _mute_metrics)
 
 
@@ -227,9 +231,9 @@ def _step_with(loss_fn: LossFn) -> Step:
     return step
 
 
-def _in_precision_of(trainer: Trainer, step: Step) -> Step:
+def _in_precision(precision: Precision, step: Step) -> Step:
     def in_precision(module: nn.Module, batch: Batch, batch_idx: int) -> Tensor:
-        with trainer.precision_plugin.train_step_context():
+        with precision.train_step_context():
             return step(module, batch, batch_idx)
 
     return in_precision
@@ -294,9 +298,11 @@ def _is_overridden(obj: Any, hook: str) -> bool:
 
 
 @contextmanager
-def _quiet_trainer(module: nn.Module, datamodule: Any, trainer: Trainer | None) -> Iterator[Trainer]:
+def _quiet_trainer(
+    module: nn.Module, datamodule: Any, trainer: Trainer | None, precision: Precision | None
+) -> Iterator[Trainer]:
     """Let ``self.trainer`` work without a logger: the trainer at work, or a private one."""
-    quiet = trainer or private_trainer()
+    quiet = trainer or private_trainer(precision)
     # A step may stop its trainer, or change a learning rate.
     changeable = [vars(quiet), *(group for optimizer in quiet.optimizers for group in optimizer.param_groups)]
     changeable += [vars(config.scheduler) for config in quiet.lr_scheduler_configs]
@@ -330,13 +336,19 @@ def _attached_datamodule(datamodule: Any) -> Iterator[None]:
         datamodule.trainer = previous
 
 
-def private_trainer() -> Trainer:
-    """Make a trainer that trains nothing, writes nothing and says nothing, in the state of one that is fitting."""
+def private_trainer(precision: Precision | None = None) -> Trainer:
+    """Make a trainer that trains nothing, writes nothing and says nothing, in the state of one that is fitting.
+
+    Args:
+        precision: Of the trainer; None for Lightning's default.
+    """
+    # Its own environment, whatever cluster this process belongs to.
+    plugins: list[Any] = [LightningEnvironment(), *([] if precision is None else [precision])]
     with _without_chatter():
         trainer = Trainer(
             accelerator="cpu",
             devices=1,
-            plugins=LightningEnvironment(),  # whatever cluster this process belongs to
+            plugins=plugins,
             max_epochs=1,
             logger=False,
             enable_checkpointing=False,
@@ -364,19 +376,20 @@ def _without_chatter() -> Iterator[None]:
 
 
 def _preparer(module: nn.Module, datamodule: Any, trainer: Trainer | None) -> Callable[[Batch, int], Batch]:
-    device = next((p.device for p in module.parameters()), torch.device("cpu"))
-    dtypes = {p.dtype for p in module.parameters() if p.is_floating_point()}
-    own_dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
-
-    def cast(tensor: Tensor) -> Tensor:
-        return tensor.to(own_dtype) if tensor.is_floating_point() else tensor
-
     def hook(name: str) -> Any:
         if _is_overridden(datamodule, name):
             return getattr(datamodule, name)
         return getattr(module if is_lightning(module) else DataHooks(), name)
 
     def prepare(batch: Batch, batch_idx: int) -> Batch:
+        # Asked now, since the module may have been moved and converted meanwhile.
+        device = next((p.device for p in module.parameters()), torch.device("cpu"))
+        dtypes = {p.dtype for p in module.parameters() if p.is_floating_point()}
+        own_dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
+
+        def cast(tensor: Tensor) -> Tensor:
+            return tensor.to(own_dtype) if tensor.is_floating_point() else tensor
+
         if trainer is not None:
             batch = trainer.precision_plugin.convert_input(batch)
         elif own_dtype != torch.float32:

@@ -40,6 +40,7 @@ from lightning_zico.scoring.choice import Choice, chosen
 from lightning_zico.scoring.contenders import Contenders
 from lightning_zico.scoring.executors import ProcessExecutor, SerialExecutor
 from lightning_zico.scoring.fingerprint import fingerprint_or_none
+from lightning_zico.scoring.placement import AcceleratorName, Devices, PrecisionName, check_placement, placement_of
 from lightning_zico.scoring.repeats import Tally, raced, read_repeats
 from lightning_zico.scoring.scorer import check_axis, check_batches, described
 from lightning_zico.scoring.standings import agreement_with_baselines, standings_of, with_controlled
@@ -86,6 +87,19 @@ class ZeroShotSelector:
         final_epochs: How long a finalist is trained in each round.
         monitor: Name of the logged metric that decides the finals.
         mode: Whether the lowest (``"min"``) or the highest value of ``monitor`` wins.
+        accelerator: Where candidates are scored, as a trainer takes it: ``"cpu"``, ``"gpu"``, ``"cuda"``, ``"mps"``,
+            ``"auto"``; None for wherever they are built. What a factory makes is moved; of a module that is offered
+            built, a copy. ``best_model_`` is as it was built.
+        devices: Which of them, as a trainer takes it. One process uses the first; of `ProcessExecutor` every worker its
+            own, in turn. On Ray, where a task sees the GPUs that it was given, it is 1.
+        precision: In which they are scored: ``"32-true"``, ``"64-true"``, ``"bf16-true"``, ``"16-true"``,
+            ``"bf16-mixed"`` or, on a GPU, ``"16-mixed"``; None for that in which they are built. Parameters, buffers
+            and batches are converted, or loss and forward passes are under autocast; gradients are in the precision of
+            the parameters, and what proxies compute from them is not under autocast. SynFlow stays in float64. Nothing
+            scales losses: in float16, gradients below 6e-8 are zero.
+        channels_last: Lay out images and the weights of convolutions in ``torch.channels_last``, which in bfloat16 is
+            often faster. Use it together with ``executor="processes"``: torch 2.14 crashed the interpreter for models
+            such as RepVGG and FastViT in this layout on a CPU.
         enable_progress_bar: Show a progress bar while ranking and the leaderboard at the end, where the terminal is
             interactive.
 
@@ -136,12 +150,17 @@ class ZeroShotSelector:
         final_epochs: int = 1,
         monitor: str = "val_loss",
         mode: Mode = "min",
+        accelerator: AcceleratorName | None = None,
+        devices: Devices = "auto",
+        precision: PrecisionName | None = None,
+        channels_last: bool = False,
         enable_progress_bar: bool = True,
     ) -> None:
         check_cache(cache)
         check_axis(axis)
         check_chunk_size(chunk_size)
         check_finals(finalists, final_epochs, mode)
+        check_placement(accelerator, devices, precision, channels_last)
         _executor_of(executor, timeout_s)
         self.trainer = trainer
         self.proxies = proxies
@@ -163,6 +182,10 @@ class ZeroShotSelector:
         self.final_epochs = final_epochs
         self.monitor = monitor
         self.mode: Mode = mode
+        self.accelerator: AcceleratorName | None = accelerator
+        self.devices: Devices = devices
+        self.precision: PrecisionName | None = precision
+        self.channels_last = channels_last
         self.enable_progress_bar = enable_progress_bar
         if not (budget is None or isinstance(budget, Budget)):
             raise TypeError(f"`budget` is {type(budget).__name__}; needed is a `Budget`, such as `Budget(macs=600e6)`.")
@@ -199,6 +222,7 @@ class ZeroShotSelector:
             IdenticalBatchesError: If all of them are the same, or the same in all repeats.
             ValueError: If there is no candidate.
             TypeError: If a race is offered an iterator of built modules.
+            RuntimeError: If there is no such accelerator; Lightning's own error if there are no such devices.
             CacheError: If ``cache`` is a file that is no cache of scores, or is damaged; it is left as it is.
         """
         choice = self._choice()
@@ -307,6 +331,7 @@ class ZeroShotSelector:
         return choice
 
     def _works(self, choice: Choice, datamodule: Any) -> list[Work]:
+        placement = placement_of(self.accelerator, self.devices, self.precision, self.channels_last)
         works: list[Work] = []
         for repeat_idx, batches in enumerate(read_repeats(datamodule, self.num_batches, self.repeats, seed=self.seed)):
             check_batches(batches, choice.proxies, self.axis)
@@ -319,6 +344,7 @@ class ZeroShotSelector:
                 seed=self.seed + repeat_idx,
                 datamodule=datamodule if is_datamodule(datamodule) else None,
                 budget=self.budget,
+                placement=placement,
             )
             works.append(work)
         if self.cache is None:
@@ -393,7 +419,7 @@ class ZeroShotSelector:
             higher_is_better=choice.higher_is_better(rank_by),
             uncertainty=tally.uncertainty(rank_by, seed=self.seed) if self.repeats > 1 else None,
             provenance={
-                **self._provenance(rank_by, tally.used(), choice, work.batches),
+                **self._provenance(rank_by, tally.used(), choice, work),
                 "num_instances": tally.num_instances,
                 "num_of_a_zoo": tally.num_of_a_zoo,
                 "kendall_with": agreement_with_baselines(cards, standings),
@@ -416,9 +442,7 @@ class ZeroShotSelector:
         is_first_rank = getattr(rank_zero_only, "rank", 0) in (0, None)
         return self.enable_progress_bar and is_first_rank and get_console().is_terminal
 
-    def _provenance(
-        self, rank_by: str, used: Mapping[str, Recipe], choice: Choice, batches: Sequence[Batch]
-    ) -> dict[str, Any]:
+    def _provenance(self, rank_by: str, used: Mapping[str, Recipe], choice: Choice, work: Work) -> dict[str, Any]:
         return {
             "rank_by": rank_by,
             "higher_is_better": choice.higher_is_better(rank_by),
@@ -430,13 +454,17 @@ class ZeroShotSelector:
             "controlled_by": self.controlled_by,
             "axis": self.axis,
             "num_batches": self.num_batches,
-            "batch_shapes": [list(tensor.shape) for tensor in tensors_of(batches[0])],
-            "batches_hash": fingerprint_or_none(batches),
+            "batch_shapes": [list(tensor.shape) for tensor in tensors_of(work.batches[0])],
+            "batches_hash": fingerprint_or_none(work.batches),
             "seed": self.seed,
             "repeats": self.repeats,
             "race": self.race,
             "budget": asdict(self.budget) if self.budget else None,
             "loss_fn": None if self.loss_fn is None else getattr(self.loss_fn, "__name__", type(self.loss_fn).__name__),
+            "accelerator": work.placement.accelerator,
+            "devices": [str(device) for device in work.placement.devices],
+            "precision": self.precision,
+            "channels_last": self.channels_last,
             "versions": {
                 "lightning_zico": __version__,
                 "lightning": lightning.__version__,

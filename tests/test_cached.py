@@ -26,6 +26,7 @@ from lightning_zico.errors import CacheError
 from lightning_zico.proxies import resolve_proxies
 from lightning_zico.scoring import MemoryCache, SQLiteCache
 from lightning_zico.scoring.cached import with_cache
+from lightning_zico.scoring.placement import Placement
 from lightning_zico.scoring.work import Work
 from tests.modules import Classifier, make_batches
 from tests.restart import NUM_CANDIDATES
@@ -138,6 +139,9 @@ DIFFERENT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "loss function": ({"loss_fn": half}, {"loss_fn": half_of_another}),
     "setting of a loss": ({"loss_fn": nn.CrossEntropyLoss()}, {"loss_fn": nn.CrossEntropyLoss(label_smoothing=0.1)}),
     "budget": ({}, {"budget": Budget(params=1)}),
+    "precision": ({}, {"placement": Placement(precision="bf16-mixed")}),
+    "precisions": ({"placement": Placement(precision="64-true")}, {"placement": Placement(precision="bf16-true")}),
+    "memory format": ({}, {"placement": Placement(channels_last=True)}),
     "data module": ({"datamodule": Augmenting(1.0)}, {"datamodule": Augmenting(2.0)}),
 }
 

@@ -360,7 +360,10 @@ class _BatchNormConstants:
             dims = [d for d in range(x.ndim) if d != 1]
             wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
             variance, mean = torch.var_mean(wide, dim=dims, correction=0)  # [C]
-            self.statistics.append((mean.to(x.dtype), variance.to(x.dtype)))
+            # In the dtype of the layer's own tensors, which under autocast is not that of its input.
+            own = (arguments.get(name) for name in ("weight", "running_mean", "input"))
+            dtype = next(tensor.dtype for tensor in own if tensor is not None)
+            self.statistics.append((mean.to(dtype), variance.to(dtype)))
             return F.batch_norm(**arguments)
 
         return BatchNormMode(record)

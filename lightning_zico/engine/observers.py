@@ -149,6 +149,7 @@ class Watch:
         self._output: Any = None
         self.aside = False  # whether what runs at the moment is an observer's own work
         self._device_type = next((parameter.device.type for parameter in module.parameters()), "cpu")
+        self._dtype = torch.get_default_dtype()
         self._listeners: dict[str, list[Observer]] = {}
         self._is_blind = bool(observers) and not any(map(self._listening, _EVENTS))
         self._layout = _NO_LAYOUT if self._is_blind else layout() if layout else Layout.of(module)
@@ -264,9 +265,12 @@ class Watch:
 
     @contextmanager
     def _stepping_aside(self) -> Iterator[None]:
-        """Leave the step's autograd and autocast, in whose half precision sums would be wrong."""
+        """Leave the step's autograd, and its precision: in half of it sums would be wrong."""
         # Asked first, since this happens at every call of a submodule, and contexts cost more than most observers.
         casting = torch.amp.is_autocast_available(self._device_type) and torch.is_autocast_enabled(self._device_type)
+        default = torch.get_default_dtype()
+        if default != self._dtype:
+            torch.set_default_dtype(self._dtype)
         self.aside = True
         try:
             with (
@@ -276,6 +280,8 @@ class Watch:
                 yield
         finally:
             self.aside = False
+            if default != self._dtype:
+                torch.set_default_dtype(default)
 
 
 class _Functions(TorchFunctionMode):

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 import torch
 
 from lightning_zico.bridge import overrides_transfer, uncompiled
-from lightning_zico.candidates import Candidate
+from lightning_zico.candidates import Built, Candidate
 from lightning_zico.errors import (
     IdenticalBatchesError,
     NoGradientError,
@@ -128,7 +128,8 @@ class CachedWork(Work):
             model = self.build(candidate)
         except (Exception, SystemExit) as raised:
             return super().score(replace(candidate, build=partial(_raise, raised)))
-        built = replace(candidate, build=lambda: model)
+        # A factory's model is not made twice; a module that was offered built must be told from it.
+        built = candidate if isinstance(candidate.build, Built) else replace(candidate, build=lambda: model)
         key = fingerprint_or_warning(self.context, uncompiled(model), candidate.blocks)
         if key is None:
             return super().score(built)
@@ -181,9 +182,9 @@ def with_cache(work: Work, cache: ScoreCache) -> Work:
     """Let a work look into a cache before it scores.
 
     In the key of a score stand the model and its blocks, the proxy and its settings, and all of the work: batches,
-    loss function, axis, chunk size, seed, budget, and the data module if it overrides a transfer hook; besides them
-    the versions and the precision in `fingerprint.surroundings`. A proxy that is not repeatable has the machine in its
-    key as well. Names of candidates are not in it.
+    loss function, axis, chunk size, seed, budget, kind of device, precision, and the data module if it overrides a
+    transfer hook; besides them the versions and the global precision in `fingerprint.surroundings`. A proxy that is not
+    repeatable has the machine in its key as well. Names of candidates are not in it.
 
     Args:
         work: What to do.
@@ -194,7 +195,11 @@ def with_cache(work: Work, cache: ScoreCache) -> Work:
         file in the closure of the loss function, it is ``work`` itself, and a warning says so.
     """
     named = {each.name: getattr(work, each.name) for each in fields(work)}
-    seen = {**named, "datamodule": work.datamodule if overrides_transfer(work.datamodule) else None}
+    seen = {
+        **named,
+        "datamodule": work.datamodule if overrides_transfer(work.datamodule) else None,
+        "placement": work.placement.kind,
+    }
     del seen["proxies"]
     context = fingerprint_or_warning(surroundings(), seen)
     if context is None:

@@ -3,13 +3,13 @@
 import os
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from lightning_zico.results import ScoreCard
-from lightning_zico.scoring.pool import Limits, Outcome, outcomes, resident_bytes
+from lightning_zico.scoring.pool import Limits, Outcome, outcomes, resident_bytes, worker_idx
 from lightning_zico.scoring.work import Job, Work
 
 # A process may die through no fault of its candidate, such as when the system is out of memory; twice is no accident.
@@ -104,7 +104,8 @@ class Scoring:
         """Score a job's candidate by its work."""
         for name, value in self.settings.items():
             getattr(torch, f"set_{name}")(value)
-        return self.works[job.repeat_idx].score(job.candidate)
+        work = self.works[job.repeat_idx]
+        return replace(work, placement=work.placement.of_worker(worker_idx())).score(job.candidate)
 
     def card(self, job: Job, outcome: Outcome[ScoreCard]) -> ScoreCard:
         """Take the card that came of a job, or make that of a job that came to nothing."""

@@ -1,5 +1,6 @@
 """A pool of spawned processes: what takes its process down, hangs or eats the memory costs one result."""
 
+import itertools
 import math
 import multiprocessing
 import os
@@ -28,6 +29,8 @@ _CONTEXT = multiprocessing.get_context("spawn")
 # How often the memory of busy processes is looked at: page faults fill about 1 GB/s, so that a limit is passed by some
 # 50 MB at most.
 _MEMORY_POLL_S = 0.05
+
+_worker_idx = 0
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,9 @@ def outcomes(
                     yield task.item, task.unsent
                     continue
                 idle = [worker for worker in idle if worker.process.is_alive()]
-                worker = idle.pop() if idle else _Worker[T, R](setup, limits)
+                taken = [worker.idx for worker in (*idle, *busy)]
+                free = next(idx for idx in itertools.count() if idx not in taken)
+                worker = idle.pop() if idle else _Worker[T, R](setup, limits, free)
                 busy.append(worker)
                 worker.begin(task)
             if not busy:
@@ -175,9 +180,10 @@ class _Worker(Generic[T, R]):
 
     task: Parcel[T]
 
-    def __init__(self, setup: bytes, limits: Limits) -> None:
+    def __init__(self, setup: bytes, limits: Limits, idx: int) -> None:
+        self.idx = idx
         self.pipe, other_end = _CONTEXT.Pipe()
-        self.process = _CONTEXT.Process(target=_serve, args=(other_end,), daemon=True)
+        self.process = _CONTEXT.Process(target=_serve, args=(other_end, idx), daemon=True)
         self.process.start()
         other_end.close()  # so that the pipe ends when the process does
         self.setup, self.limits = setup, limits
@@ -263,6 +269,11 @@ class _Worker(Generic[T, R]):
         return Outcome(None, reason, seconds=self._seconds)
 
 
+def worker_idx() -> int:
+    """Tell how many-th of the workers that are there at a time this process is; 0 if it is none."""
+    return _worker_idx
+
+
 def ending(exitcode: int | None) -> str:
     """Say how a process ended; a negative exit code is a signal's."""
     name = f", {signal.Signals(-exitcode).name}" if exitcode is not None and exitcode < 0 else ""
@@ -282,8 +293,10 @@ def resident_bytes(pid: int | None) -> int:
     return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def _serve(pipe: Connection) -> None:
+def _serve(pipe: Connection, idx: int) -> None:
     """Load the function, then answer every item that comes through the pipe, until the other end is closed."""
+    global _worker_idx
+    _worker_idx = idx
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and ends this process
     with suppress(EOFError, ConnectionError):  # so it goes when the parent is killed
         pipe.send_bytes(pickle.dumps(None))

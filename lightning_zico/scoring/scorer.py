@@ -27,6 +27,7 @@ from lightning_zico.proxies import Measurement, Proxy
 from lightning_zico.proxies.base import Proxies
 from lightning_zico.results import NOT_APPLICABLE, Score, ScoreCard
 from lightning_zico.scoring.choice import chosen
+from lightning_zico.scoring.placement import AS_BUILT, Placement
 
 
 def score(
@@ -100,6 +101,7 @@ def score(
         seed=seed,
         datamodule=datamodule,
         blocks=blocks,
+        placement=AS_BUILT,
     )
 
 
@@ -144,6 +146,7 @@ def score_checked(
     axis: Axis,
     chunk_size: ChunkSize,
     seed: int,
+    placement: Placement,
     datamodule: Any = None,
     blocks: Sequence[str] | None = None,
     budget: Budget | None = None,
@@ -159,6 +162,7 @@ def score_checked(
         axis: See `score`.
         chunk_size: See `score`.
         seed: See `score`.
+        placement: Where the model is put, in which precision; it is written to, if it is not there already.
         datamodule: See `score`.
         blocks: See `score`.
         budget: A candidate above it is not scored.
@@ -171,13 +175,15 @@ def score_checked(
         with (
             torch.inference_mode(False),  # a proxy's own tensors, made outside of any pass, are leaves of graphs
             preserved_rng(seed),
-            bridged(model, loss_fn=loss_fn, datamodule=datamodule) as bridge,
+            placement.entered(),
+            bridged(model, loss_fn=loss_fn, datamodule=datamodule, precision=placement.plugin(model)) as bridge,
         ):
+            placement.place(model)  # behind `configure_model`, as a trainer does
             probe = Probe(
                 model,
                 bridge.step,
                 batches,
-                prepare=bridge.prepare,
+                prepare=placement.prepared(bridge.prepare),
                 axis=axis,
                 chunk_size=chunk_size,
                 seed=seed,
@@ -189,7 +195,7 @@ def score_checked(
             if error is None:
                 probe.observe(need for proxy in proxies for need in proxy.needs)
             for proxy in proxies if error is None else ():
-                scores[proxy.name] = measured(proxy, probe)
+                scores[proxy.name] = measured(proxy, probe, placement.precision)
             untrainable = probe.untrainable
     except (Exception, SystemExit) as raised:
         error, traceback = described(raised), traceback_of(raised)
@@ -199,8 +205,14 @@ def score_checked(
     return ScoreCard(name, scores, None, seconds, untrainable)
 
 
-def measured(proxy: Proxy, probe: Probe) -> Score:
-    """Measure one proxy; an exception or a number that is not finite becomes the score's error."""
+def measured(proxy: Proxy, probe: Probe, precision: str | None) -> Score:
+    """Measure one proxy; an exception or a number that is not finite becomes the score's error.
+
+    Args:
+        proxy: To measure.
+        probe: Its candidate.
+        precision: What the user asked for, for the record.
+    """
     start = time.perf_counter()
     try:
         result = proxy.measure(probe)
@@ -217,6 +229,8 @@ def measured(proxy: Proxy, probe: Probe) -> Score:
         if parameter is None
         else {"device": str(parameter.device), "dtype": str(parameter.dtype).removeprefix("torch.")}
     )
+    if precision is not None:
+        where["precision"] = precision
     return Score(
         proxy.name,
         float(measurement.value),

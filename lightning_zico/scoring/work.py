@@ -9,13 +9,15 @@ import torch
 from torch import nn
 
 from lightning_zico._typing import Axis, Batch, LossFn
+from lightning_zico.bridge import uncompiled
 from lightning_zico.budget import Budget
-from lightning_zico.candidates import Candidate
+from lightning_zico.candidates import Built, Candidate
 from lightning_zico.engine.gradients import ChunkSize
 from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.errors import traceback_of
 from lightning_zico.proxies import Proxy
 from lightning_zico.results import ScoreCard
+from lightning_zico.scoring.placement import AS_BUILT, Placement
 from lightning_zico.scoring.scorer import described, score_checked
 
 
@@ -32,6 +34,7 @@ class Work:
         seed: Of the weights that factories draw, and of dropout.
         datamodule: Whose transfer hooks run, if it overrides them.
         budget: A candidate above it is not scored.
+        placement: Where and in which precision candidates are scored.
     """
 
     batches: Sequence[Batch]
@@ -42,6 +45,7 @@ class Work:
     seed: int = 0
     datamodule: Any = None
     budget: Budget | None = None
+    placement: Placement = AS_BUILT
 
     @property
     def names(self) -> list[str]:
@@ -63,14 +67,20 @@ class Work:
     def score(self, candidate: Candidate) -> ScoreCard:
         """Build a candidate, score it and let it go; whatever it does wrong stands in the card.
 
+        What a factory makes is moved and converted itself, and of a module that was offered built a copy.
+
         Returns:
             The card; its seconds include building.
         """
         start = time.perf_counter()
+        stage = "does not build"
         try:
             model = self.build(candidate)
+            stage = "cannot be copied, which other devices and precisions need; offer a factory"
+            if isinstance(candidate.build, Built):
+                model = self.placement.own(uncompiled(model))
         except (Exception, SystemExit) as raised:
-            error = f"does not build: {described(raised)}"
+            error = f"{stage}: {described(raised)}"
             card = ScoreCard.failed(candidate.name, self.names, error, traceback=traceback_of(raised))
         else:
             card = score_checked(
@@ -85,6 +95,7 @@ class Work:
                 datamodule=self.datamodule,
                 blocks=candidate.blocks,
                 budget=self.budget,
+                placement=self.placement,
             )
         if card.traceback is not None and torch.cuda.is_initialized():
             torch.cuda.empty_cache()  # what an out-of-memory leaves in pieces, the next candidate gets whole

@@ -52,6 +52,10 @@ def out_of_memory(loss: Tensor) -> Tensor:
     raise MemoryError("numpy wanted 9 GiB")
 
 
+def out_of_gpu_memory(loss: Tensor) -> Tensor:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB. GPU 0 has 2.00 GiB free.")
+
+
 # What a step does, and what the row's reason says.
 FAULTS: dict[str, tuple[Any, str]] = {
     "does not build": (lambda: 1 / 0, "does not build: ZeroDivisionError: division by zero"),
@@ -64,6 +68,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "wrong shapes": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(49, 3)), "RuntimeError: mat1 and mat2 shapes"),
     "allocates": (partial(Faulty, allocates), str(2**52)),
     "out of memory": (partial(Faulty, out_of_memory), "MemoryError: numpy wanted 9 GiB"),
+    "out of a GPU's memory": (partial(Faulty, out_of_gpu_memory), "Tried to allocate 20.00 GiB. GPU 0 has 2.00 GiB"),
 }
 
 

@@ -1,0 +1,187 @@
+"""Where and in which precision candidates are scored, as Lightning names accelerators, devices and precisions."""
+
+import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypeAlias, get_args
+
+import torch
+from lightning.pytorch.accelerators import Accelerator, CPUAccelerator, CUDAAccelerator, MPSAccelerator
+from lightning.pytorch.plugins import DoublePrecision, HalfPrecision, MixedPrecision, Precision
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from lightning_zico._typing import Batch
+from lightning_zico.engine.batches import map_tensors
+
+AcceleratorName: TypeAlias = Literal["cpu", "gpu", "cuda", "mps", "auto"]
+Devices: TypeAlias = int | str | list[int]
+PrecisionName: TypeAlias = Literal["32-true", "64-true", "bf16-true", "16-true", "bf16-mixed", "16-mixed"]
+
+# In Lightning's order: the first that is there is "auto".
+_ACCELERATORS: dict[str, type[Accelerator]] = {"mps": MPSAccelerator, "cuda": CUDAAccelerator, "cpu": CPUAccelerator}
+_MEANT_BY = {"auto": ("mps", "cuda", "cpu"), "gpu": ("mps", "cuda")}
+# What parameters and buffers are converted to. Lightning leaves a module as it is under "32-true" and "mixed", and
+# expects it in float32; here that is made sure, since the name stands in the result.
+_DTYPES: dict[PrecisionName, torch.dtype] = {
+    "32-true": torch.float32,
+    "64-true": torch.float64,
+    "bf16-true": torch.bfloat16,
+    "16-true": torch.float16,
+    "bf16-mixed": torch.float32,
+    "16-mixed": torch.float32,
+}
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where and in which precision a candidate is scored; the default leaves it as it is built.
+
+    Args:
+        devices: Those of one accelerator, of which the first is used, see `of_worker`; none for where it is built.
+        precision: As Lightning names it; None for that in which it is built.
+        channels_last: Whether images and the weights of convolutions are laid out with their channels last.
+    """
+
+    devices: tuple[torch.device, ...] = ()
+    precision: PrecisionName | None = None
+    channels_last: bool = False
+
+    @property
+    def accelerator(self) -> str | None:
+        """Kind of the devices; None for where a candidate is built."""
+        return self.devices[0].type if self.devices else None
+
+    @property
+    def kind(self) -> tuple[str | None, str | None, bool]:
+        """What numbers depend on: which of several devices of a kind it is, they do not."""
+        return self.accelerator, self.precision, self.channels_last
+
+    def of_worker(self, worker_idx: int) -> "Placement":
+        """Choose the device of one of several workers: as many as there are devices share none."""
+        return replace(self, devices=(self.devices[worker_idx % len(self.devices)],)) if self.devices else self
+
+    def entered(self) -> AbstractContextManager[object]:
+        """Make the device the one that ``"cuda"`` means, as a trainer does."""
+        return torch.cuda.device(self.devices[0]) if self.accelerator == "cuda" else nullcontext()
+
+    def own(self, module: nn.Module) -> nn.Module:
+        """Give a module that `place` may write to: a copy, if it has anything to do."""
+        return module if self._fits(module) else copy.deepcopy(module)
+
+    def place(self, module: nn.Module) -> None:
+        """Move and convert a module, if it is not so already."""
+        if self._fits(module):
+            return
+        wanted: dict[str, Any] = {}
+        if self.devices:
+            wanted["device"] = self.devices[0]
+        if self.precision is not None:
+            wanted["dtype"] = _DTYPES[self.precision]
+        if self.channels_last:
+            wanted["memory_format"] = torch.channels_last
+        module.to(**wanted)
+
+    def plugin(self, module: nn.Module) -> Precision | None:
+        """Make the plugin in which a trainer would run a placed module; None for that of its weights."""
+        if self.precision is None:
+            return None
+        if self.precision in ("bf16-mixed", "16-mixed"):
+            own = next((parameter.device.type for parameter in module.parameters()), "cpu")
+            return MixedPrecision(self.precision, self.accelerator or own)
+        if self.precision in ("bf16-true", "16-true"):
+            return HalfPrecision(self.precision)
+        return DoublePrecision() if self.precision == "64-true" else Precision()
+
+    def prepared(self, prepare: Callable[[Batch, int], Batch]) -> Callable[[Batch, int], Batch]:
+        """Lay out what prepares batches as the module is laid out."""
+        if not self.channels_last:
+            return prepare
+        return lambda batch, batch_idx: map_tensors(_channels_last, prepare(batch, batch_idx))
+
+    def _fits(self, module: nn.Module) -> bool:
+        return all(self._fits_tensor(tensor) for tensor in (*module.parameters(), *module.buffers()))
+
+    def _fits_tensor(self, tensor: Tensor) -> bool:
+        if self.devices and tensor.device != self.devices[0]:
+            return False
+        if self.precision is not None and tensor.is_floating_point() and tensor.dtype != _DTYPES[self.precision]:
+            return False
+        laid_out = not self.channels_last or is_lazy(tensor) or tensor.ndim != 4
+        return laid_out or tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+AS_BUILT = Placement()
+
+
+def check_placement(accelerator: str | None, devices: Devices, precision: str | None, channels_last: bool) -> None:
+    """Refuse what cannot be, whatever devices there are.
+
+    Raises:
+        ValueError: If a name is none, devices are chosen without an accelerator, or there are none; or if an
+            accelerator cannot compute in the precision.
+    """
+    if accelerator not in (None, *get_args(AcceleratorName)):
+        raise ValueError(f"`accelerator` is {accelerator!r}; needed is None or one of {get_args(AcceleratorName)}.")
+    if precision not in (None, *get_args(PrecisionName)):
+        raise ValueError(f"`precision` is {precision!r}; needed is None or one of {get_args(PrecisionName)}.")
+    if not isinstance(channels_last, bool):
+        raise ValueError(f"`channels_last` is {channels_last!r}; needed is True or False.")
+    if devices in (0, "0", []):
+        raise ValueError(
+            f'`devices` is {devices!r}; needed is "auto", a number of devices, or a list of their indices.'
+        )
+    if accelerator is None and devices != "auto":
+        raise ValueError(
+            f'`devices` is {devices!r}, and of what is not said. Pass `accelerator="gpu"`, or leave it out.'
+        )
+    if precision == "16-mixed" and accelerator in (None, "cpu"):
+        raise ValueError(
+            '`precision` is "16-mixed", which Lightning has on GPUs alone. Pass `accelerator="gpu"`, or take '
+            '"bf16-mixed".'
+        )
+    if precision == "64-true" and accelerator == "mps":
+        raise ValueError('`precision` is "64-true", which `mps` does not have. Take "32-true", or `accelerator="cpu"`.')
+
+
+def placement_of(
+    accelerator: AcceleratorName | None, devices: Devices, precision: PrecisionName | None, channels_last: bool
+) -> Placement:
+    """Find the devices that a user means among those that there are.
+
+    Args:
+        accelerator: As Lightning's trainer takes it; None for wherever a candidate is built.
+        devices: Likewise.
+        precision: Likewise; None for that in which a candidate is built.
+        channels_last: See `Placement`.
+
+    Raises:
+        RuntimeError: If there is no such accelerator.
+        MisconfigurationException: Lightning's, if there are not as many devices, or not these.
+        ValueError: As `check_placement` says.
+
+    Example:
+        >>> placement_of("cpu", "auto", "bf16-mixed", channels_last=False).devices
+        (device(type='cpu'),)
+    """
+    check_placement(accelerator, devices, precision, channels_last)
+    if accelerator is None:
+        return Placement((), precision, channels_last)
+    there = [name for name, kind in _ACCELERATORS.items() if kind.is_available()]
+    found = next((name for name in _MEANT_BY.get(accelerator, (accelerator,)) if name in there), None)
+    if found is None:
+        raise RuntimeError(
+            f"`accelerator` is {accelerator!r}, and torch {torch.__version__} finds none; it has {', '.join(there)}. "
+            "Pass one of these, or None to score candidates where they are built."
+        )
+    check_placement(found, devices, precision, channels_last)
+    kind = _ACCELERATORS[found]
+    meant = kind.get_parallel_devices(kind.parse_devices(kind.auto_device_count() if devices == "auto" else devices))
+    return Placement(tuple(dict.fromkeys(meant)), precision, channels_last)
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    if tensor.ndim != 4 or tensor.layout != torch.strided or tensor.is_nested:
+        return tensor
+    return tensor.contiguous(memory_format=torch.channels_last)
