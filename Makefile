@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check docs bench fidelity browser clean
+.PHONY: demo test check docs bench bench-search fidelity browser clean
 .DELETE_ON_ERROR:
 
 demo: .venv/demo.stamp  ## rank eight models on real images, train the winner, compare with training them all
@@ -35,6 +35,9 @@ fidelity: .venv/demo.stamp  ## proxies against what training found, on three pub
 	$(BIN)/python benchmarks/fidelity.py --benchmark nas-bench-201 --benchmark nas-bench-101 \
 		--benchmark transnas-micro --sample 300 --workers 2 \
 		--proxies default,zico,balanced,az+synflow,az+naswot,az,block_free,zoo
+
+bench-search: .venv/dev.stamp  ## ZiCo's search for ImageNet, made small; goes on where it was
+	$(BIN)/python benchmarks/search.py --part reduced --storage benchmarks/cache/search.db
 
 clean:
 	rm -rf .venv

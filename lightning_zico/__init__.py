@@ -6,13 +6,15 @@ from lightning_zico.callbacks import ZiCoCallback
 from lightning_zico.candidates import Candidate
 from lightning_zico.proxies import Prior, Proxy, ZiCo, list_proxies, register_proxy
 from lightning_zico.ranking import list_recipes
-from lightning_zico.results import Leaderboard, Score, ScoreCard
+from lightning_zico.results import Leaderboard, Score, ScoreCard, SearchResult
 from lightning_zico.scoring import ProcessExecutor, RayExecutor, score
+from lightning_zico.search import Evolution, ZeroShotSearch
 from lightning_zico.selector import ZeroShotSelector
 
 __all__ = [
     "Budget",
     "Candidate",
+    "Evolution",
     "Leaderboard",
     "Prior",
     "ProcessExecutor",
@@ -20,6 +22,8 @@ __all__ = [
     "RayExecutor",
     "Score",
     "ScoreCard",
+    "SearchResult",
+    "ZeroShotSearch",
     "ZeroShotSelector",
     "ZiCo",
     "ZiCoCallback",

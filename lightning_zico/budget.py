@@ -1,8 +1,14 @@
 """Budget: limits on what a candidate may cost."""
 
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
 
+from lightning_zico.engine.latency import forward_latency
+from lightning_zico.engine.memory import step_bytes
 from lightning_zico.engine.probe import Probe
+
+# What is known of an architecture before its network is built; the other limits are measured on the network.
+ARCH_COSTS = ("params", "depth", "macs")
 
 
 @dataclass(frozen=True)
@@ -12,19 +18,25 @@ class Budget:
     Args:
         macs: Most multiply-accumulate operations of a forward pass, per sample (1 MAC = 2 FLOPs).
         params: Most parameters.
-        depth: Most linear and convolutional layers.
+        depth: Most linear and convolutional layers; in a search most layers as the space counts them
+            (`SearchSpace.depth`).
+        latency_s: Most seconds of a forward pass of the first batch, measured (`engine.latency.forward_latency`): it
+            holds for that batch size, this machine and its threads, and another run may decide otherwise.
+        memory_bytes: Most bytes that a training step of the first batch holds (`engine.memory.step_bytes`).
 
     Raises:
         ValueError: If a limit is not positive.
 
     Example:
-        >>> Budget(macs=600e6)
-        Budget(macs=600000000.0, params=None, depth=None)
+        >>> Budget(macs=600e6, depth=14)
+        Budget(macs=600000000.0, params=None, depth=14, latency_s=None, memory_bytes=None)
     """
 
     macs: float | None = None
     params: float | None = None
     depth: float | None = None
+    latency_s: float | None = None
+    memory_bytes: float | None = None
 
     def __post_init__(self) -> None:
         for limit in fields(self):
@@ -37,15 +49,37 @@ class Budget:
 
         What costs little to know is asked first, and what has no limit is not asked.
         """
-        measured = {
-            "params": lambda: probe.params,
-            "depth": lambda: len(probe.layers),
-            "macs": lambda: probe.macs.macs,
-        }
-        for name, measure in measured.items():
+        return self.exceeded_by(
+            {
+                "params": lambda: probe.params,
+                "depth": lambda: len(probe.layers),
+                "macs": lambda: probe.macs.macs,
+                "memory_bytes": lambda: step_bytes(probe),
+                "latency_s": lambda: forward_latency(probe),
+            }
+        )
+
+    def exceeded_by(self, costs: Mapping[str, Callable[[], float]]) -> str | None:
+        """Say by how much costs exceed the first limit that they exceed; None if they keep all that are named.
+
+        Args:
+            costs: By the limit's name, how to find each; asked in this order, and only where there is a limit.
+
+        Example:
+            >>> Budget(params=1000).exceeded_by({"params": lambda: 1500})
+            'over budget: 1,500 params, 1.50 times the limit of 1,000'
+        """
+        for name, find in costs.items():
             limit = getattr(self, name)
             if limit is not None:
-                cost = measure()
+                cost = find()
                 if cost > limit:
-                    return f"over budget: {cost:,} {name}, {cost / limit:.2f} times the limit of {limit:,.0f}"
+                    shown = f"{cost:,}" if isinstance(cost, int) else f"{cost:.4g}"
+                    told = f"{limit:,.0f}" if limit >= 1 else f"{limit:.4g}"
+                    return f"over budget: {shown} {name}, {cost / limit:.2f} times the limit of {told}"
         return None
+
+    def without_arch_costs(self) -> "Budget | None":
+        """Keep the limits that are measured on a network; None if there are none."""
+        rest = replace(self, **dict.fromkeys(ARCH_COSTS))
+        return None if rest == Budget() else rest

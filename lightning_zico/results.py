@@ -364,16 +364,11 @@ class Leaderboard:
         Args:
             source: The JSON text, or the path of a file with it. Text starts with a brace, and a path does not.
         """
-        is_text = isinstance(source, str) and source.lstrip().startswith("{")
-        return cls.from_dict(json.loads(str(source) if is_text else Path(source).read_text(encoding="utf-8")))
+        return cls.from_dict(_read_json(source))
 
     def to_csv(self, path: str | Path | None = None) -> str:
         """Turn into comma-separated values with a header, and write them to a file if a path is given."""
-        text = io.StringIO()
-        writer = csv.DictWriter(text, self.columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(self.rows)
-        return _written(text.getvalue(), path)
+        return _written(_csv(self.columns, self.rows), path)
 
     def to_pandas(self) -> Any:
         """Turn into a `pandas.DataFrame` with the same columns; ranks and other counts are nullable integers.
@@ -425,6 +420,98 @@ class Leaderboard:
         log_leaderboard(self, logger)
 
 
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search found.
+
+    Args:
+        history: One row a trial, in the order in which they began: ``trial`` (from 0), ``rank`` (1 is best, equal
+            scores share a rank, None if failed), ``arch``, ``score`` (what was ranked by), one key for each proxy (its
+            value or None), ``cost_macs``, ``cost_params`` and other costs that the search looked at, ``on_front``
+            (whether no other arch is at least as good in score and in each cost that was to be kept low, and better in
+            one), ``error`` (None or the reason), ``seconds``. No arch stands there twice.
+        provenance: All that the numbers depend on, in plain values, and how the search went.
+
+    Example:
+        >>> rows = [{"trial": 0, "rank": 2, "arch": "a", "score": 1.0, "on_front": True, "error": None, "seconds": 0.1}]
+        >>> rows += [{**rows[0], "trial": 1, "rank": 1, "arch": "b", "score": 2.0}]
+        >>> result = SearchResult(tuple(rows))
+        >>> result.best, [row["arch"] for row in result.front]
+        ('b', ['b', 'a'])
+    """
+
+    history: tuple[Row, ...]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.history)
+
+    def __len__(self) -> int:
+        return len(self.history)
+
+    def __str__(self) -> str:
+        """A line for each of the ten best, and one on how the search went."""
+        lines = [f"{row['rank']}. {row['score']:.6g}  {row['arch']}" for row in self.ranked[:10]]
+        return "\n".join([*lines, *self.notes])
+
+    @property
+    def notes(self) -> list[str]:
+        """What is to be known of the search before its result is believed, in sentences."""
+        failed = len(self) - len(self.ranked)
+        rejected = self.provenance.get("num_rejected", 0)
+        notes = [f"{len(self)} archs scored, {failed} of them without a score; {rejected:,} rejected unscored."]
+        if self.provenance.get("broke_off"):
+            notes.append("The search broke off.")
+        if self.provenance.get("exhausted"):
+            notes.append("It ended early: hardly any arch is left that is within the budget and was not scored.")
+        if self.provenance.get("num_elsewhere"):
+            notes.append(f"{self.provenance['num_elsewhere']} are being scored by other processes.")
+        return notes
+
+    @property
+    def ranked(self) -> tuple[Row, ...]:
+        """The rows that have a rank, best first; equal ones in the order of the trials."""
+        return tuple(sorted((row for row in self.history if row["rank"] is not None), key=lambda row: row["rank"]))
+
+    @property
+    def best(self) -> str | None:
+        """The arch with the best score; None if all failed."""
+        ranked = self.ranked
+        return ranked[0]["arch"] if ranked else None
+
+    @property
+    def front(self) -> tuple[Row, ...]:
+        """The rows that no other dominates, best score first; without costs to keep low, those of the best score."""
+        return tuple(row for row in self.ranked if row["on_front"])
+
+    @property
+    def errors(self) -> dict[str, str]:
+        """Reasons of the archs that failed."""
+        return {row["arch"]: row["error"] for row in self.history if row["rank"] is None}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Turn into ``{"history": [...], "provenance": {...}}``, in the order of the trials."""
+        return {"history": [dict(row) for row in self.history], "provenance": dict(self.provenance)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "SearchResult":
+        """Make a result from what `to_dict` gave."""
+        return cls(tuple(dict(row) for row in data["history"]), dict(data["provenance"]))
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """Turn into JSON, and write it to a file if a path is given."""
+        return _written(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", path)
+
+    @classmethod
+    def from_json(cls, source: str | Path) -> "SearchResult":
+        """Read what `to_json` gave: the JSON text, or the path of a file with it."""
+        return cls.from_dict(_read_json(source))
+
+    def to_csv(self, path: str | Path | None = None) -> str:
+        """Turn into comma-separated values with a header, and write them to a file if a path is given."""
+        return _written(_csv(list(self.history[0]) if self.history else [], self.history), path)
+
+
 def margin_of(row: Row) -> str:
     """Write the standard error of a row's score behind it; nothing where there is none."""
     return "" if row.get("std_error") is None else f" ± {row['std_error']:.2g}"
@@ -467,6 +554,31 @@ def _note_of(finals: Mapping[str, Any]) -> str:
     halving = f", the better half for {epochs} more, and so on" if finals["halving"] else ""
     end = "lowest" if finals["mode"] == "min" else "highest"
     return f"Finals: {trained}{halving}; the {end} {finals['monitor']} decided."
+
+
+def ranks_of(scores: Sequence[float | None], higher_is_better: bool = True) -> list[int | None]:
+    """Give each score its place, 1 for the best; equal ones share one, and what has no score has no place.
+
+    Example:
+        >>> ranks_of([1.0, None, 3.0, 1.0])
+        [2, None, 1, 2]
+    """
+    ordered = sorted((score for score in scores if score is not None), reverse=higher_is_better)
+    places = dict(zip(reversed(ordered), reversed(_ranks(ordered)), strict=True))
+    return [None if score is None else places[score] for score in scores]
+
+
+def _read_json(source: str | Path) -> Any:
+    is_text = isinstance(source, str) and source.lstrip().startswith("{")
+    return json.loads(str(source) if is_text else Path(source).read_text(encoding="utf-8"))
+
+
+def _csv(columns: Sequence[str], rows: Sequence[Row]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def _written(text: str, path: str | Path | None) -> str:

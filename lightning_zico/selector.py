@@ -38,7 +38,7 @@ from lightning_zico.scoring.cache import CacheLike, check_cache, opened
 from lightning_zico.scoring.cached import with_cache
 from lightning_zico.scoring.choice import Choice, chosen
 from lightning_zico.scoring.contenders import Contenders
-from lightning_zico.scoring.executors import ProcessExecutor, SerialExecutor
+from lightning_zico.scoring.executors import executor_of
 from lightning_zico.scoring.fingerprint import fingerprint_or_none
 from lightning_zico.scoring.placement import AcceleratorName, Devices, PrecisionName, check_placement, placement_of
 from lightning_zico.scoring.repeats import Tally, raced, read_repeats
@@ -161,7 +161,7 @@ class ZeroShotSelector:
         check_chunk_size(chunk_size)
         check_finals(finalists, final_epochs, mode)
         check_placement(accelerator, devices, precision, channels_last)
-        _executor_of(executor, timeout_s)
+        executor_of(executor, timeout_s)
         self.trainer = trainer
         self.proxies = proxies
         self.rank_by = rank_by
@@ -393,7 +393,7 @@ class ZeroShotSelector:
                     progress.update(task, description=candidate.name)
                     yield candidate
 
-            executor = _executor_of(self.executor, self.timeout_s)
+            executor = executor_of(self.executor, self.timeout_s)
             with closing(executor.run(works, tally.jobs(shown(), repeats))) as finished:
                 for job, card in finished:
                     done(job.candidate, tally.add(job, card))
@@ -482,26 +482,6 @@ def _built_again(candidate: Candidate, work: Work) -> nn.Module:
             f"'{candidate.name}' won, but does not build a second time: {described(raised)}. A factory must be "
             "repeatable; `leaderboard_` is kept."
         ) from raised
-
-
-def _executor_of(executor: Executor | Literal["processes"] | None, timeout_s: float | None) -> Executor:
-    """Turn what the user gives into an executor.
-
-    Raises:
-        ValueError: If it is another name, or there is a timeout that it cannot keep.
-    """
-    if executor == "processes":
-        return ProcessExecutor(timeout_s=timeout_s)
-    if isinstance(executor, str) or not (executor is None or callable(getattr(executor, "run", None))):
-        raise ValueError(
-            f'`executor` is {executor!r}; needed is None, "processes", or an executor such as `RayExecutor()`.'
-        )
-    if timeout_s is not None:
-        raise ValueError(
-            f"`timeout_s` is {timeout_s!r}, and only a process of its own can be ended. Pass "
-            '`executor="processes"`, or `ProcessExecutor(timeout_s=...)` as the executor.'
-        )
-    return executor or SerialExecutor()
 
 
 def _fit_arguments(datamodule: Any, val_dataloaders: Any) -> dict[str, Any]:

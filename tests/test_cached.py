@@ -262,6 +262,19 @@ def test_a_candidate_over_budget_is_kept_as_that() -> None:
     assert cache._entries
 
 
+def test_what_was_too_slow_on_one_machine_is_timed_on_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = MemoryCache()
+    (slow,) = cards(with_cache(work(budget=Budget(latency_s=1e-9)), cache))
+    assert slow.error.startswith("over budget: ")
+    num_kept = len(cache._entries)
+    assert num_kept
+    cards(with_cache(work(budget=Budget(latency_s=1e-9)), cache))
+    assert len(cache._entries) == num_kept
+    monkeypatch.setattr("platform.node", lambda: "another")
+    cards(with_cache(work(budget=Budget(latency_s=1e-9)), cache))
+    assert len(cache._entries) == num_kept + 1
+
+
 def test_a_candidate_that_does_not_build_is_built_once_a_time_and_never_kept() -> None:
     built = []
 

@@ -3,9 +3,8 @@
 import torch
 
 from lightning_zico.engine.batches import tensors_of
-from lightning_zico.engine.latency import measure_latency
+from lightning_zico.engine.latency import forward_latency
 from lightning_zico.engine.probe import Probe
-from lightning_zico.engine.scope import preserved, preserved_rng
 from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
 
 
@@ -33,17 +32,7 @@ class Latency(Proxy):
 
     def measure(self, probe: Probe) -> Measurement:
         """Run the step on the first batch, again and again."""
-        batch = probe.first_batch
-        with torch.inference_mode(False), preserved(probe.module), preserved_rng(probe.seed), torch.no_grad():
-            probe.module.eval()
-            stateless = probe.stateless
-            tensors = stateless.copied_params() | stateless.copied_buffers()
-            device = next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
-
-            def run() -> None:
-                stateless.call(tensors, lambda: probe.step(probe.module, batch, 0))
-
-            seconds = measure_latency(run, device, num_warmups=self.num_warmups, num_repeats=self.num_repeats)
-        shape = next((list(tensor.shape) for tensor in tensors_of(batch)), [])
+        seconds = forward_latency(probe, num_warmups=self.num_warmups, num_repeats=self.num_repeats)
+        shape = next((list(tensor.shape) for tensor in tensors_of(probe.first_batch)), [])
         details = {"batch_shape": shape, "num_threads": torch.get_num_threads(), "num_repeats": self.num_repeats}
         return Measurement(seconds, details=details)

@@ -184,7 +184,8 @@ def with_cache(work: Work, cache: ScoreCache) -> Work:
     In the key of a score stand the model and its blocks, the proxy and its settings, and all of the work: batches,
     loss function, axis, chunk size, seed, budget, kind of device, precision, and the data module if it overrides a
     transfer hook; besides them the versions and the global precision in `fingerprint.surroundings`. A proxy that is not
-    repeatable has the machine in its key as well. Names of candidates are not in it.
+    repeatable has the machine in its key as well, and under a limit on latency all have it. Names of candidates are
+    not in it.
 
     Args:
         work: What to do.
@@ -201,7 +202,8 @@ def with_cache(work: Work, cache: ScoreCache) -> Work:
         "placement": work.placement.kind,
     }
     del seen["proxies"]
-    context = fingerprint_or_warning(surroundings(), seen)
+    is_timed = work.budget is not None and work.budget.latency_s is not None
+    context = fingerprint_or_warning(surroundings(), seen, _machine() if is_timed else ())
     if context is None:
         return work
     keyed = [proxy for proxy in work.proxies if not proxy.reads_name]
@@ -219,8 +221,12 @@ def fingerprint_or_warning(*parts: Any) -> str | None:
 
 
 def _key_of(proxy: Proxy) -> str | None:
-    machine = () if proxy.is_repeatable else (platform.node(), torch.get_num_threads())
-    return fingerprint_or_warning(proxy.name, proxy, machine)
+    return fingerprint_or_warning(proxy.name, proxy, () if proxy.is_repeatable else _machine())
+
+
+def _machine() -> tuple[str, int]:
+    """Tell what a time depends on."""
+    return platform.node(), torch.get_num_threads()
 
 
 def _warn(reason: str) -> None:

@@ -4,13 +4,13 @@ import os
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from lightning_zico.results import ScoreCard
 from lightning_zico.scoring.pool import Limits, Outcome, outcomes, resident_bytes, worker_idx
-from lightning_zico.scoring.work import Job, Work
+from lightning_zico.scoring.work import Executor, Job, Work
 
 # A process may die through no fault of its candidate, such as when the system is out of memory; twice is no accident.
 _NUM_ATTEMPTS = 2
@@ -113,6 +113,26 @@ class Scoring:
             return outcome.result
         names = self.works[job.repeat_idx].names
         return ScoreCard.failed(job.candidate.name, names, str(outcome.error), outcome.seconds, outcome.traceback)
+
+
+def executor_of(executor: Executor | Literal["processes"] | None, timeout_s: float | None) -> Executor:
+    """Turn what the user gives into an executor.
+
+    Raises:
+        ValueError: If it is another name, or there is a timeout that it cannot keep.
+    """
+    if executor == "processes":
+        return ProcessExecutor(timeout_s=timeout_s)
+    if isinstance(executor, str) or not (executor is None or callable(getattr(executor, "run", None))):
+        raise ValueError(
+            f'`executor` is {executor!r}; needed is None, "processes", or an executor such as `RayExecutor()`.'
+        )
+    if timeout_s is not None:
+        raise ValueError(
+            f"`timeout_s` is {timeout_s!r}, and only a process of its own can be ended. Pass "
+            '`executor="processes"`, or `ProcessExecutor(timeout_s=...)` as the executor.'
+        )
+    return executor or SerialExecutor()
 
 
 def num_cores() -> int:

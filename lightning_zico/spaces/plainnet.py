@@ -267,6 +267,10 @@ class PlainNet(SearchSpace[PlainNetArch]):
         """
         return 2 + sum(block.repeats for block in arch.blocks)
 
+    def depth(self, arch: PlainNetArch) -> int:
+        """Count the layers as the published search limits them, see `num_layers`."""
+        return self.num_layers(arch)
+
     def params(self, arch: PlainNetArch, *, num_classes: int = 10, in_channels: int = 3) -> int:
         """Count the parameters of the built network, exactly."""
         total = 9 * in_channels * arch.stem + 2 * arch.stem  # batch norm: scale and shift

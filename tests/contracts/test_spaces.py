@@ -236,3 +236,11 @@ class TestSpace:
             assert space.suggest(optuna.trial.FixedTrial(trial.params)) == arch
             suggested.append(arch)
         assert len(set(suggested)) > 10
+
+    def test_depth_is_that_of_the_built_network_unless_the_space_counts_otherwise(
+        self, space: SearchSpace[Any], cheapest: list[Any]
+    ) -> None:
+        for arch in cheapest:
+            layers = [m for m in space.build(arch).modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
+            by_repeats = getattr(space, "num_layers", None)
+            assert space.depth(arch) == (by_repeats(arch) if by_repeats else len(layers))

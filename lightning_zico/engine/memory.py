@@ -1,0 +1,43 @@
+"""Memory: how many bytes a training step holds."""
+
+import torch
+from torch import Tensor, UntypedStorage
+
+from lightning_zico.engine.batches import tensors_of
+from lightning_zico.engine.probe import Probe
+from lightning_zico.engine.scope import preserved, seed_all
+
+
+def step_bytes(probe: Probe) -> int:
+    """Count the bytes that a training step of the first batch holds when its backward pass begins.
+
+    These are the parameters, buffers and batch, what autograd has saved for the backward pass, and a gradient for each
+    trainable parameter; each storage once. Optimizer states and what an operator needs for a moment come on top, so
+    that a step takes at least as much. The number is counted, not measured: it is the same on every run.
+
+    Args:
+        probe: Of the candidate; its first batch is run once.
+
+    Returns:
+        Bytes; lower is better.
+    """
+    held: dict[int, UntypedStorage] = {}  # kept alive meanwhile, so that no other storage gets its place
+
+    def hold(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        held[storage._cdata] = storage
+        return tensor
+
+    with torch.inference_mode(False), preserved(probe.module), torch.enable_grad():
+        stateless = probe.stateless
+        params = stateless.copied_params()
+        trainable = {name: params[name].requires_grad_() for name, p in stateless.params.items() if p.requires_grad}
+        tensors = params | stateless.copied_buffers()
+        batch = probe.first_batch
+        for tensor in (*tensors.values(), *tensors_of(batch)):
+            hold(tensor)
+        seed_all(probe.seed)
+        with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
+            stateless.loss(probe.step, tensors, batch, 0)
+    gradients = sum(tensor.numel() * tensor.element_size() for tensor in trainable.values())
+    return gradients + sum(storage.nbytes() for storage in held.values())

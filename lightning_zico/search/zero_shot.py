@@ -1,0 +1,537 @@
+"""Search a space for the archs with the best zero-shot scores within a budget."""
+
+import json
+import platform
+import random
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Any, Literal
+
+import lightning
+import torch
+from torch import nn
+
+from lightning_zico.__about__ import __version__
+from lightning_zico._typing import Axis, Batch, LossFn
+from lightning_zico.bridge import is_datamodule, read_batches
+from lightning_zico.budget import ARCH_COSTS, Budget
+from lightning_zico.candidates import Candidate
+from lightning_zico.engine.batches import tensors_of
+from lightning_zico.engine.gradients import ChunkSize, check_chunk_size
+from lightning_zico.engine.scope import preserved_rng
+from lightning_zico.errors import UnfingerprintableError, UnknownNameError, ZiCoError
+from lightning_zico.proxies.base import Proxies
+from lightning_zico.ranking import front_numbers
+from lightning_zico.results import Row, ScoreCard, SearchResult, ranks_of
+from lightning_zico.scoring.cache import CacheLike, check_cache, opened
+from lightning_zico.scoring.cached import with_cache
+from lightning_zico.scoring.choice import Choice, applicable, chosen
+from lightning_zico.scoring.executors import executor_of
+from lightning_zico.scoring.fingerprint import fingerprint
+from lightning_zico.scoring.scorer import check_axis, check_batches
+from lightning_zico.scoring.work import Executor, Job, Work
+from lightning_zico.search.costs import ArchCosts
+from lightning_zico.search.evolution import Evolution, Member, Population, scores_of
+from lightning_zico.search.trials import Finished, Trials, imported_optuna, quiet_optuna
+from lightning_zico.spaces import SearchSpace, get_space
+
+if TYPE_CHECKING:
+    from optuna.samplers import BaseSampler
+    from optuna.trial import Trial
+
+    from lightning_zico.search.trials import StorageLike
+
+# Costs that may be kept low beside the score, and the proxy that measures the one that is not known of the arch.
+_LATENCY = "latency_s"
+_COSTS = (*ARCH_COSTS, _LATENCY)
+
+# Proposals for one trial that are over the budget or known, one after another, before it is given up: in PlainNet about
+# two seconds of them.
+_MOST_PROPOSALS = 10_000
+# After so many that are known, archs are sought one mutation farther away, and at most so many farther.
+_PATIENCE, _FARTHEST = 20, 8
+
+
+class BudgetError(ZiCoError, ValueError):
+    """A budget within which no arch was found."""
+
+
+class ZeroShotSearch:
+    """Search a space within a budget, by scores of untrained networks.
+
+    Archs over the budget are rejected by their own costs, before anything is built, and no arch is scored twice. Trials
+    are kept by Optuna, so that its dashboard shows them and its storages hold them: a search with ``storage=`` that was
+    killed goes on where it was, and several processes or machines work on one study.
+
+    A recipe that combines ranks, such as the default, gives numbers that depend on the set. While the search runs the
+    set is the population (`evolution.Population` says why), and in the result it is all archs that were scored,
+    combined once: that order is the one and final. Optuna is told the members' scores, which never change, as
+    objectives of their own.
+
+    One process, scoring in itself, with the same seed and data makes the same trials in the same order, also if it was
+    killed and went on, unless a latency is measured or Optuna proposes the archs.
+
+    Args:
+        space: What to search, or the name of a space (see `list_spaces`).
+        budget: Limits. MACs, parameters and depth are known of the arch; latency and memory are measured, and an arch
+            above them is a trial with an error.
+        proxies: As for `ZeroShotSelector`.
+        rank_by: Name of the proxy or recipe that decides; the first of ``proxies`` if None.
+        against: Costs that are to be kept low besides, of ``macs``, ``params``, ``depth`` and ``latency_s``: the
+            population is then ordered as in NSGA-II, and ``result.front`` holds the best trade-offs.
+        num_trials: Archs to score in all, those of earlier runs and of other processes on the same study included.
+        sampler: What proposes archs: ``"evolution"`` or an `Evolution` with settings; ``"random"``, which draws from
+            the space; or a sampler of Optuna, which makes the choices that the space suggests (`SearchSpace.suggest`).
+        storage: Where trials are kept: None for memory; the path of a file, which becomes an SQLite database and serves
+            the processes of one machine; the address of a database server, or a storage of Optuna, such as a
+            ``JournalStorage``, for many machines.
+        name: Of the study; None to derive one from all that scores depend on, so that other settings begin anew.
+        resolution: Height and width of the images for which ``macs`` are counted, which may be larger than those that
+            archs are scored on; None for the same.
+        num_classes: Logits of the networks.
+        wrap: Makes of a network what is scored and can be trained, such as a LightningModule with the network in it.
+            None to score the network itself.
+        num_batches: As for `ZeroShotSelector`, as are the others.
+        axis: See there.
+        chunk_size: See there.
+        loss_fn: See there. Where there is neither this nor ``wrap``, it is the cross-entropy.
+        seed: Of all that is drawn: batches, weights, archs.
+        cache: See there.
+        executor: See there. With several workers, each has an arch of its own, proposed while the others are scored.
+        timeout_s: See there.
+
+    Attributes:
+        result_: What was found, also where the search broke off.
+
+    Raises:
+        UnknownNameError: If there is no space, proxy, recipe or cost of a name.
+        ValueError: If an argument is out of range.
+        ModuleNotFoundError: If Optuna is not installed.
+
+    Example:
+        >>> from lightning_zico.demos import DigitsDataModule
+        >>> search = ZeroShotSearch("nas_bench_201", Budget(macs=2e6), proxies="params", num_trials=4)
+        >>> result = search.run(DigitsDataModule(batch_size=4))
+        >>> len(result), result.best == result.ranked[0]["arch"]
+        (4, True)
+    """
+
+    result_: SearchResult
+
+    def __init__(
+        self,
+        space: SearchSpace[Any] | str,
+        budget: Budget | None = None,
+        proxies: Proxies = "default",
+        *,
+        rank_by: str | None = None,
+        against: Sequence[str] = (),
+        num_trials: int = 1000,
+        sampler: "Evolution | Literal['evolution', 'random'] | BaseSampler" = "evolution",
+        storage: "StorageLike | None" = None,
+        name: str | None = None,
+        resolution: int | None = None,
+        num_classes: int = 10,
+        wrap: Callable[[nn.Module], nn.Module] | None = None,
+        num_batches: int = 2,
+        axis: Axis = "batch",
+        chunk_size: ChunkSize = None,
+        loss_fn: LossFn | None = None,
+        seed: int = 0,
+        cache: CacheLike | None = None,
+        executor: Executor | Literal["processes"] | None = None,
+        timeout_s: float | None = None,
+    ) -> None:
+        imported_optuna()
+        check_axis(axis)
+        check_chunk_size(chunk_size)
+        check_cache(cache)
+        executor_of(executor, timeout_s)
+        self.space: SearchSpace[Any] = get_space(space) if isinstance(space, str) else space
+        self.budget = budget
+        self.proxies = proxies
+        self.rank_by = rank_by
+        self.against = (against,) if isinstance(against, str) else tuple(against)
+        self.num_trials = num_trials
+        self.sampler = sampler
+        self.storage = storage
+        self.name = name
+        self.resolution = resolution
+        self.num_classes = num_classes
+        self.wrap = wrap
+        self.num_batches = num_batches
+        self.axis: Axis = axis
+        self.chunk_size: ChunkSize = chunk_size
+        self.loss_fn = loss_fn
+        self.seed = seed
+        self.cache = cache
+        self.executor = executor
+        self.timeout_s = timeout_s
+        if not isinstance(num_trials, int) or num_trials < 1:
+            raise ValueError(f"`num_trials` is {num_trials!r}; needed is a whole number from 1.")
+        unknown = [cost for cost in self.against if cost not in _COSTS]
+        if unknown:
+            raise UnknownNameError(f"`against` has {unknown[0]!r}; needed are costs: {', '.join(_COSTS)}.")
+        evolution = self._evolution()
+        if evolution is not None and evolution.start is not None:
+            self.space.parse(evolution.start)
+        self._choice().ranked_by(rank_by)
+
+    def run(self, datamodule: Any) -> SearchResult:
+        """Search until there are ``num_trials`` trials.
+
+        Args:
+            datamodule: A LightningDataModule, a DataLoader, or an iterable of batches of images ``[N, C, H, W]`` with
+                labels. All archs are scored on its first ``num_batches`` batches.
+
+        Returns:
+            What was found, also kept as ``result_``. When the search breaks off, by Ctrl-C or an error, ``result_``
+            holds what is done, and the exception goes on.
+
+        Raises:
+            BudgetError: If every proposal is over the budget.
+            SettingsError: If ``name`` is that of a study with other settings.
+            TooFewBatchesError: If the data gives fewer batches than ``num_batches``.
+            IdenticalBatchesError: If all of them are the same.
+        """
+        choice = self._choice()
+        batches = read_batches(datamodule, self.num_batches, seed=self.seed)
+        check_batches(batches, choice.proxies, self.axis)
+        work = Work(
+            batches,
+            choice.proxies,
+            loss_fn=nn.functional.cross_entropy if self.loss_fn is None and self.wrap is None else self.loss_fn,
+            axis=self.axis,
+            chunk_size=self.chunk_size,
+            seed=self.seed,
+            datamodule=datamodule if is_datamodule(datamodule) else None,
+            budget=self.budget.without_arch_costs() if self.budget else None,
+        )
+        settings = self._settings(choice, work)
+        name = self.name or f"{settings['space']}-{fingerprint(json.dumps(settings))[:12]}"
+        with quiet_optuna():
+            trials = Trials(self.storage, name, settings, self._directions(choice), self._optunas_sampler())
+            running = _Running(self, choice, work, trials, settings)
+            try:
+                running.score_all()
+            finally:
+                trials.close()
+                self.result_ = running.result()
+        return self.result_
+
+    def candidates(self, result: SearchResult, k: int) -> list[Candidate]:
+        """Offer the best archs that were found to a `ZeroShotSelector`, for finals and training.
+
+        Args:
+            result: Of this search.
+            k: How many, best first; fewer if there are not as many with a score.
+
+        Returns:
+            Candidates, each under its arch's string, with fresh weights when built.
+        """
+        offer = self._offering(result.provenance["in_channels"])
+        return [offer(self.space.parse(row["arch"])) for row in result.ranked[:k]]
+
+    def _offering(self, in_channels: int) -> Callable[[Any], Candidate]:
+        """Make candidates of archs, each with its blocks, whose names depend on where `wrap` puts the network."""
+        prefix: str | None = ""
+        if self.wrap is not None:
+            with preserved_rng(self.seed):
+                network = self.space.build(self.space.sample(random.Random(0)), self.num_classes, in_channels)
+                modules = self.wrap(network).named_modules()
+            prefix = next((name for name, module in modules if module is network), None)
+
+        def offer(arch: Any) -> Candidate:
+            build = _Building(self.space, arch, self.num_classes, in_channels, self.wrap)
+            names = (f"{prefix}.{name}".removeprefix(".") for name in self.space.blocks(arch))
+            return Candidate(str(arch), build, None if prefix is None else tuple(names))
+
+        return offer
+
+    def _choice(self) -> Choice:
+        given = self.proxies
+        if _LATENCY in self.against:
+            given = [*([given] if isinstance(given, str) or not isinstance(given, Sequence) else given), "latency"]
+        return chosen(given)
+
+    def _evolution(self) -> Evolution | None:
+        """Give the settings of the evolution; None where archs are proposed otherwise.
+
+        Raises:
+            ValueError: If the sampler is none.
+        """
+        if isinstance(self.sampler, Evolution):
+            return self.sampler
+        if self.sampler == "evolution":
+            return Evolution()
+        if self.sampler == "random" or self._optunas_sampler() is not None:
+            return None
+        raise ValueError(
+            f'`sampler` is {self.sampler!r}; needed is "evolution", "random", `Evolution(...)` or a sampler of Optuna.'
+        )
+
+    def _optunas_sampler(self) -> "BaseSampler | None":
+        return self.sampler if isinstance(self.sampler, imported_optuna().samplers.BaseSampler) else None
+
+    def _objectives(self, choice: Choice) -> list[str]:
+        """Name the proxies behind the score: Optuna is told their numbers, which depend on no other arch."""
+        return list(choice.read_by(choice.ranked_by(self.rank_by))[0])
+
+    def _directions(self, choice: Choice) -> list[str]:
+        scores = ["maximize" if choice.higher_is_better(name) else "minimize" for name in self._objectives(choice)]
+        return [*scores, *("minimize" for _ in self.against)]
+
+    def _told_sampler(self) -> dict[str, Any] | str:
+        evolution = self._evolution()
+        if evolution is not None:
+            return asdict(evolution)
+        return "random" if self.sampler == "random" else type(self.sampler).__name__
+
+    def _settings(self, choice: Choice, work: Work) -> dict[str, Any]:
+        """Tell all that scores depend on, and what is proposed."""
+        shape = _image_shape(work.batches)
+        try:
+            seen = fingerprint(self.space, self.wrap, choice.proxies, work.batches, work.loss_fn, self.chunk_size)
+        except UnfingerprintableError:
+            seen = None  # what cannot be looked into is the user's to keep the same
+        return {
+            "space": self.space.name or type(self.space).__name__,
+            "budget": asdict(self.budget) if self.budget else None,
+            "proxies": [proxy.name for proxy in choice.proxies],
+            "rank_by": choice.ranked_by(self.rank_by),
+            "against": list(self.against),
+            "sampler": self._told_sampler(),
+            "axis": self.axis,
+            "num_batches": self.num_batches,
+            "batch_shapes": [list(tensor.shape) for tensor in tensors_of(work.batches[0])],
+            "resolution": self.resolution or shape[1],
+            "num_classes": self.num_classes,
+            "in_channels": shape[0],
+            "seed": self.seed,
+            "content": seen,
+        }
+
+
+class _Running:
+    """One run of a search.
+
+    Args:
+        search: Its arguments.
+        choice: What is computed.
+        work: What scoring needs.
+        trials: Of its study.
+        settings: See `ZeroShotSearch._settings`.
+    """
+
+    def __init__(
+        self, search: ZeroShotSearch, choice: Choice, work: Work, trials: Trials, settings: Mapping[str, Any]
+    ) -> None:
+        self._search, self._choice, self._trials, self._settings = search, choice, trials, settings
+        self._work = work if search.cache is None else with_cache(work, opened(search.cache))
+        self._rank_by = choice.ranked_by(search.rank_by)
+        shape = {key: settings[key] for key in ("resolution", "num_classes", "in_channels")}
+        self._costs = ArchCosts(search.space, search.budget, search.against, **shape)
+        self._evolution = search._evolution()
+        self._is_optunas = search._optunas_sampler() is not None
+        size = self._evolution.population_size if self._evolution else 1
+        self._population = Population(size, choice, self._rank_by)
+        self._offer = search._offering(settings["in_channels"])
+        self._claimed: dict[str, int] = {}
+        self._exhausted = False
+        self._broke_off = True
+        self._seconds = {"seconds": 0.0, "seconds_scoring": 0.0}
+        self._take_in(trials.finished)
+
+    def score_all(self) -> None:
+        """Propose and score until there are enough trials."""
+        start = time.perf_counter()
+        executor = executor_of(self._search.executor, self._search.timeout_s)
+        while True:
+            num_before = len(self._trials.finished)
+            with closing(executor.run([self._work], self._jobs())) as coming:
+                for job, card in coming:
+                    self._seconds["seconds_scoring"] += card.seconds
+                    number = self._claimed.pop(job.candidate.name)
+                    self._trials.finish(number, card, self._values(card))
+                    self._look()
+                    self._seconds["seconds"] = time.perf_counter() - start
+            # Another process may have died meanwhile, and left its trials to be made up for.
+            if len(self._trials.finished) == num_before or self._exhausted:
+                break
+        self._broke_off = False
+
+    def result(self) -> SearchResult:
+        """Rank all archs that were scored, as one set."""
+        self._look()
+        finished = sorted(self._trials.finished, key=lambda trial: trial.number)
+        cards = [trial.card for trial in finished]
+        scores = scores_of(cards, self._choice, self._rank_by)
+        on_front = self._on_front(cards, scores)
+        up = self._choice.higher_is_better(self._rank_by)
+        rows: list[Row] = []
+        for idx, (trial, score, rank) in enumerate(zip(finished, scores, ranks_of(scores), strict=True)):
+            shown = None if score is None else score if up else -score
+            error = trial.card.error or trial.card.untrainable
+            if score is None and error is None:
+                error = next((s.error for s in trial.card.scores.values() if s.error), None)
+            arch = self._search.space.parse(trial.arch)
+            rows.append(
+                {
+                    "trial": idx,
+                    "rank": rank,
+                    "arch": trial.arch,
+                    "score": shown,
+                    **{proxy.name: trial.card.scores[proxy.name].value for proxy in self._choice.proxies},
+                    **{f"cost_{name}": cost for name, cost in self._costs.of(arch).items()},
+                    "on_front": idx in on_front,
+                    "error": error,
+                    "seconds": trial.card.seconds,
+                }
+            )
+        return SearchResult(tuple(rows), self._provenance(finished, cards))
+
+    def _on_front(self, cards: Sequence[ScoreCard], scores: Sequence[float | None]) -> set[int]:
+        """Find which cards no other dominates."""
+        points = {}
+        for idx, (card, score) in enumerate(zip(cards, scores, strict=True)):
+            low = self._kept_low(card)
+            if score is not None and low is not None:
+                points[idx] = (score, *(-cost for cost in low))
+        fronts = zip(points, front_numbers(list(points.values())), strict=True)
+        return {idx for idx, number in fronts if number == 0}
+
+    def _jobs(self) -> Iterator[Job]:
+        """Propose archs, one whenever the executor has room for it: the next proposal knows all that is scored."""
+        while (claimed := self._next()) is not None:
+            trial, arch = claimed
+            self._claimed[str(arch)] = trial.number
+            yield Job(self._offer(arch))
+
+    def _next(self) -> "tuple[Trial, Any] | None":
+        """Claim an arch that is new and within the budget; None if there are enough trials or none is found."""
+        num_proposals = num_rejected = 0
+        reason: str | None = None
+        while num_proposals < _MOST_PROPOSALS:
+            self._look()
+            num_counted = self._trials.num_counted
+            if num_counted >= min(self._search.num_trials, self._search.space.size):
+                self._exhausted = num_counted < self._search.num_trials
+                return None
+            trial = self._trials.ask()
+            for arch in islice(self._proposals(trial), _MOST_PROPOSALS - num_proposals):
+                num_proposals += 1
+                reason = "known" if self._trials.knows(str(arch)) else self._costs.excess(arch)
+                num_rejected += reason not in (None, "known")
+                if reason is None:
+                    if self._trials.claim(trial, str(arch), num_rejected, self._search.num_trials):
+                        return trial, arch
+                    break
+            else:
+                self._trials.discard(trial, reason or "nothing was proposed")
+        self._exhausted = True
+        if num_rejected == num_proposals and not self._trials.num_counted:
+            raise BudgetError(self._hopeless(reason))
+        return None
+
+    def _proposals(self, trial: "Trial") -> Iterator[Any]:
+        """Propose archs for a trial, until one is taken; to Optuna, one is all that a trial has."""
+        space = self._search.space
+        if self._is_optunas:
+            yield space.suggest(trial)
+            return
+        rng = random.Random(f"{self._search.seed}/{self._trials.num_before(trial.number)}")
+        num_known = 0
+        while True:
+            if self._evolution is None:
+                arch = space.sample(rng)
+            else:
+                arch = self._evolution.propose(space, self._population, rng, min(num_known // _PATIENCE, _FARTHEST))
+            num_known += self._trials.knows(str(arch))
+            yield arch
+
+    def _hopeless(self, excess: str | None) -> str:
+        start = self._evolution.start if self._evolution else None
+        begin = ""
+        if start is not None:
+            costs = self._costs.of(self._search.space.parse(start))
+            begin = " The arch to begin with has " + ", ".join(f"{cost:,} {name}" for name, cost in costs.items()) + "."
+        return (
+            f"{_MOST_PROPOSALS:,} proposals in a row were over the budget; the last: {excess}.{begin} Raise the "
+            "budget, or begin with a smaller arch: `Evolution(start=...)`."
+        )
+
+    def _look(self) -> None:
+        self._take_in(self._trials.update())
+
+    def _take_in(self, news: Sequence[Finished]) -> None:
+        if self._evolution is not None:
+            for trial in news:
+                if (low := self._kept_low(trial.card)) is not None:
+                    self._population.add(Member(trial.arch, trial.card, low))
+
+    def _kept_low(self, card: ScoreCard) -> tuple[float, ...] | None:
+        """Find what is to be kept low; None if a latency could not be measured."""
+        if not self._search.against:
+            return ()
+        costs: dict[str, float | None] = {**self._costs.of(self._search.space.parse(card.name))}
+        if _LATENCY in self._search.against:
+            costs[_LATENCY] = card.scores["latency"].value
+        low = tuple(cost for name in self._search.against if (cost := costs[name]) is not None)
+        return low if len(low) == len(self._search.against) else None
+
+    def _values(self, card: ScoreCard) -> list[float | None]:
+        """List what Optuna is told."""
+        values = [card.scores[name].value for name in self._search._objectives(self._choice)]
+        low = self._kept_low(card)
+        return [*values, *([None] if low is None else low)]
+
+    def _provenance(self, finished: Sequence[Finished], cards: Sequence[ScoreCard]) -> dict[str, Any]:
+        recipe = self._choice.recipes.get(self._rank_by)
+        used = applicable(cards, recipe) if recipe else None
+        return {
+            **self._settings,
+            "recipe": {"used": used.name, "members": list(used.members), "aggregate": used.aggregate} if used else None,
+            "study": self._trials.study.study_name,
+            "num_trials": self._search.num_trials,
+            "num_rejected": sum(trial.num_rejected for trial in finished),
+            "num_elsewhere": self._trials.num_elsewhere,
+            "exhausted": self._exhausted,
+            "broke_off": self._broke_off,
+            **self._seconds,
+            "versions": {
+                "lightning_zico": __version__,
+                "lightning": lightning.__version__,
+                "torch": torch.__version__,
+                "optuna": imported_optuna().__version__,
+                "python": platform.python_version(),
+            },
+        }
+
+
+@dataclass(frozen=True)
+class _Building:
+    """The ``build`` of an arch's candidate."""
+
+    space: SearchSpace[Any]
+    arch: Any
+    num_classes: int
+    in_channels: int
+    wrap: Callable[[nn.Module], nn.Module] | None
+
+    def __call__(self) -> nn.Module:
+        network = self.space.build(self.arch, self.num_classes, self.in_channels)
+        return network if self.wrap is None else self.wrap(network)
+
+
+def _image_shape(batches: Sequence[Batch]) -> tuple[int, int]:
+    """Find channels and height of the images."""
+    for tensor in tensors_of(batches[0]):
+        if tensor.ndim == 4:
+            return tensor.shape[1], tensor.shape[2]
+    raise ValueError(
+        f"A batch has tensors of shape {[list(tensor.shape) for tensor in tensors_of(batches[0])]}; needed are images "
+        "`[N, C, H, W]`, since the spaces are of networks for images."
+    )

@@ -1,0 +1,58 @@
+"""Searches with a storage in a file; run as a program, so that it can be killed and run twice at once.
+
+Called as ``python -m tests.search.program FOLDER NUM_TRIALS``. It logs each scoring to ``scored.txt``. The environment
+variable ``DIE_AT`` is the number of the scoring in which it kills itself; ``TOGETHER`` is how many processes are to be
+ready before the first of them begins.
+"""
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightning_zico import Proxy, ZeroShotSearch
+from lightning_zico.search import Evolution
+from tests.search.spaces import Bits, batches
+
+
+class Logged(Proxy):
+    """Writes a line for each arch that it scores; the number is a sum of weights."""
+
+    name = "logged"
+
+    def measure(self, probe: Any) -> float:
+        folder = Path(sys.argv[1])
+        log = folder / "scored.txt"
+        shape = "-".join(str(p.numel()) for p in probe.module.parameters())
+        with log.open("a") as file:
+            file.write(f"{os.getpid()} {shape}\n")
+        if f"{len(log.read_text().splitlines())}" == os.environ.get("DIE_AT"):
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.03)
+        return float(sum(parameter.detach().sum() for parameter in probe.module.parameters()))
+
+
+def main() -> None:
+    folder, num_trials = Path(sys.argv[1]), int(sys.argv[2])
+    torch.set_num_threads(1)
+    (folder / f"ready-{os.getpid()}").touch()
+    while len(list(folder.glob("ready-*"))) < int(os.environ.get("TOGETHER", "1")):
+        time.sleep(0.01)
+    search = ZeroShotSearch(
+        Bits(),
+        proxies=Logged(),
+        num_trials=num_trials,
+        sampler=Evolution(population_size=8, tournament_size=3, num_initial=4),
+        storage=folder / "trials.db",
+        num_classes=3,
+    )
+    print(json.dumps(search.run(batches()).to_dict()))
+
+
+if __name__ == "__main__":
+    main()
