@@ -31,6 +31,7 @@ from lightning_zico.scoring.cached import with_cache
 from lightning_zico.scoring.choice import Choice, applicable, chosen
 from lightning_zico.scoring.executors import executor_of
 from lightning_zico.scoring.fingerprint import fingerprint
+from lightning_zico.scoring.placement import AcceleratorName, Devices, PrecisionName, check_placement, placement_of
 from lightning_zico.scoring.scorer import check_axis, check_batches
 from lightning_zico.scoring.work import Executor, Job, Work
 from lightning_zico.search.costs import ArchCosts
@@ -102,6 +103,9 @@ class ZeroShotSearch:
         cache: See there.
         executor: See there. With several workers, each has an arch of its own, proposed while the others are scored.
         timeout_s: See there.
+        accelerator: See there.
+        devices: See there.
+        precision: See there.
 
     Attributes:
         result_: What was found, also where the search broke off.
@@ -144,12 +148,16 @@ class ZeroShotSearch:
         cache: CacheLike | None = None,
         executor: Executor | Literal["processes"] | None = None,
         timeout_s: float | None = None,
+        accelerator: AcceleratorName | None = None,
+        devices: Devices = "auto",
+        precision: PrecisionName | None = None,
     ) -> None:
         imported_optuna()
         check_axis(axis)
         check_chunk_size(chunk_size)
         check_cache(cache)
         executor_of(executor, timeout_s)
+        check_placement(accelerator, devices, precision, channels_last=False)
         self.space: SearchSpace[Any] = get_space(space) if isinstance(space, str) else space
         self.budget = budget
         self.proxies = proxies
@@ -170,6 +178,9 @@ class ZeroShotSearch:
         self.cache = cache
         self.executor = executor
         self.timeout_s = timeout_s
+        self.accelerator: AcceleratorName | None = accelerator
+        self.devices: Devices = devices
+        self.precision: PrecisionName | None = precision
         if not isinstance(num_trials, int) or num_trials < 1:
             raise ValueError(f"`num_trials` is {num_trials!r}; needed is a whole number from 1.")
         unknown = [cost for cost in self.against if cost not in _COSTS]
@@ -198,6 +209,7 @@ class ZeroShotSearch:
             IdenticalBatchesError: If all of them are the same.
         """
         choice = self._choice()
+        placement = placement_of(self.accelerator, self.devices, self.precision, channels_last=False)
         batches = read_batches(datamodule, self.num_batches, seed=self.seed)
         check_batches(batches, choice.proxies, self.axis)
         work = Work(
@@ -209,6 +221,7 @@ class ZeroShotSearch:
             seed=self.seed,
             datamodule=datamodule if is_datamodule(datamodule) else None,
             budget=self.budget.without_arch_costs() if self.budget else None,
+            placement=placement,
         )
         settings = self._settings(choice, work)
         name = self.name or f"{settings['space']}-{fingerprint(json.dumps(settings))[:12]}"
@@ -309,6 +322,8 @@ class ZeroShotSearch:
             "batch_shapes": [list(tensor.shape) for tensor in tensors_of(work.batches[0])],
             "resolution": self.resolution or shape[1],
             "num_classes": self.num_classes,
+            "accelerator": work.placement.accelerator,
+            "precision": self.precision,
             "in_channels": shape[0],
             "seed": self.seed,
             "content": seen,

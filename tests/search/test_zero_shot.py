@@ -233,6 +233,21 @@ def test_worker_processes_give_the_same_scores_and_nothing_twice() -> None:
     assert all(row["score"] == here[row["arch"]] for row in result)
 
 
+def test_a_search_in_another_precision_is_another_search_with_that_selectors_scores() -> None:
+    plain, low = (searched(proxies="zico", num_trials=4, precision=precision) for precision in (None, "bf16-mixed"))
+    assert [row["arch"] for row in plain.history] != [] and low.provenance["precision"] == "bf16-mixed"
+    archs = {row["arch"]: row["score"] for row in low.history}
+    search = ZeroShotSearch(Bits(), sampler=SMALL, num_classes=3, proxies="zico", num_trials=4, precision="bf16-mixed")
+    board = ZeroShotSelector(proxies="zico", precision="bf16-mixed", loss_fn=nn.functional.cross_entropy).rank(
+        search.candidates(low, 4), batches()
+    )
+    assert {row["name"]: row["score"] for row in board} == archs
+    same = set(archs) & {row["arch"] for row in plain.history}
+    scores = {row["arch"]: row["score"] for row in plain.history}
+    assert same
+    assert all(scores[arch] != archs[arch] for arch in same)
+
+
 def test_a_cache_spares_scoring_and_changes_nothing(tmp_path: Path) -> None:
     first, again = (searched(proxies="zico", cache=tmp_path / "scores.db") for _ in range(2))
     assert first.history == again.history  # seconds too
