@@ -235,7 +235,7 @@ def test_worker_processes_give_the_same_scores_and_nothing_twice() -> None:
 
 def test_a_search_in_another_precision_is_another_search_with_that_selectors_scores() -> None:
     plain, low = (searched(proxies="zico", num_trials=4, precision=precision) for precision in (None, "bf16-mixed"))
-    assert [row["arch"] for row in plain.history] != [] and low.provenance["precision"] == "bf16-mixed"
+    assert low.provenance["precision"] == "bf16-mixed"
     archs = {row["arch"]: row["score"] for row in low.history}
     search = ZeroShotSearch(Bits(), sampler=SMALL, num_classes=3, proxies="zico", num_trials=4, precision="bf16-mixed")
     board = ZeroShotSelector(proxies="zico", precision="bf16-mixed", loss_fn=nn.functional.cross_entropy).rank(
