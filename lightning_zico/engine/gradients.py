@@ -218,8 +218,7 @@ class _Task:
             return
         self.reset()
         with torch.no_grad():
-            for name, parameter in self.stateless.params.items():
-                self.params[name].copy_(parameter)
+            torch._foreach_copy_(list(self.params.values()), list(self.stateless.params.values()))
 
     def differentiate_batch(self, backend: Backend) -> GradientChunk:
         buffers, batch = self.fresh(self.batch)
@@ -335,7 +334,9 @@ def _owned(gradients: Params) -> Params:
     seen: set[int] = set()
     owned: Params = {}
     for name, gradient in gradients.items():
-        expanded = any(stride == 0 and size > 1 for stride, size in zip(gradient.stride(), gradient.shape, strict=True))
+        expanded = not gradient.is_contiguous() and any(
+            stride == 0 and size > 1 for stride, size in zip(gradient.stride(), gradient.shape, strict=True)
+        )
         storage = gradient.untyped_storage().data_ptr()
         owned[name] = gradient.clone() if expanded or storage in seen else gradient
         seen.add(storage)

@@ -31,7 +31,7 @@ class Moments:
         mean: Of the gradient, ``[*]``.
         mean_abs: Of the gradient's magnitude, ``[*]``.
         deviation: Root of the sum of squared deviations, ``[*]``. Of a single gradient it is zero, and this is None or
-            memory to write to.
+            memory in reserve.
 
     Example:
         >>> moments = Moments.of(torch.tensor([[1.0, 2.0], [3.0, 2.0]]))
@@ -61,8 +61,9 @@ class Moments:
         # One after the other: on a CPU a fifteenth of the time that norms over dimension 0 take (torch 2.14). What is
         # kept is memory of its own, so that the stack can go.
         first = gradients[0].clone()
-        moments = cls(1, first, first.abs(), torch.empty_like(first))
-        for gradient in gradients[1:]:
+        moments = cls(1, first, first.abs(), None)
+        moments.add(gradients[1].clone())
+        for gradient in gradients[2:]:
             moments.add(gradient)
         return moments
 
@@ -72,11 +73,12 @@ class Moments:
         Piece by piece, so that on a CPU what one operation leaves is still in the cache for the next.
         """
         gradient = _raised(gradient)
-        if self.deviation is None:
-            self.deviation = torch.empty_like(self.mean)
+        # The first deviation is written where the gradient is: new memory takes longer to get than to compute with.
+        root = gradient if self.count == 1 else self.deviation
+        assert root is not None
         share = 1 / (self.count + 1)
         scale = math.sqrt(self.count * share)
-        for mean, mean_abs, deviation, delta in pieces(self.mean, self.mean_abs, self.deviation, gradient):
+        for mean, mean_abs, deviation, delta in pieces(self.mean, self.mean_abs, root, gradient):
             mean_abs.lerp_(delta.abs(), share)
             mean.add_(delta.sub_(mean), alpha=share)
             delta.mul_(scale)
@@ -84,6 +86,7 @@ class Moments:
                 torch.hypot(delta, deviation, out=deviation)
             else:
                 torch.abs(delta, out=deviation)
+        self.deviation = root
         self.count += 1
 
     def merge(self, other: "Moments") -> None:
@@ -99,8 +102,8 @@ class Moments:
             for part in parts:
                 between = torch.hypot(between, part, out=part)
             self.deviation = between
-        else:  # a single gradient's deviation is memory to write to, or None
-            self.deviation = between.abs_() if self.deviation is None else torch.abs(between, out=self.deviation)
+        else:
+            self.deviation = between.abs_()
         self.count = count
 
     @property

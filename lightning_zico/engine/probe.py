@@ -203,7 +203,8 @@ class Probe:
     @property
     def first_batch(self) -> Batch:
         """A copy of the first batch, on the module's device."""
-        return self._prepared(0)
+        with preserved_rng():
+            return self._prepared(0)
 
     def stream(
         self,
@@ -229,7 +230,7 @@ class Probe:
         return stream_gradients(
             self.module,
             step or self.step,
-            (self._prepared(idx) for idx in chosen),
+            map(self._prepared, chosen),
             consume,
             names=names,
             axis=axis,
@@ -317,8 +318,9 @@ class Probe:
 
     def _prepared(self, batch_idx: int) -> Batch:
         # Cloned, since hooks that move or augment a batch may write to it; seeded, so that they augment it in the same
-        # way each time.
-        with torch.inference_mode(False), preserved_rng(self.seed + batch_idx):
+        # way each time. The generators are put back by the caller.
+        with torch.inference_mode(False):
+            seed_all(self.seed + batch_idx)
             return self._prepare(map_tensors(torch.clone, self.batches[batch_idx]), batch_idx)
 
 

@@ -126,8 +126,10 @@ class _ModuleState:
     """All that `preserved` puts back, for every submodule of one module."""
 
     def __init__(self, module: nn.Module) -> None:
-        self._attributes = [(vars(submodule), dict(vars(submodule))) for submodule in module.modules()]
-        self._parameters = [(p, p.grad, p.requires_grad) for p in module.parameters()]
+        submodules = list(module.modules())
+        self._attributes = [(vars(submodule), dict(vars(submodule))) for submodule in submodules]
+        parameters = {id(p): p for submodule in submodules for p in submodule._parameters.values() if p is not None}
+        self._parameters = [(p, p.grad, p.requires_grad) for p in parameters.values()]
         self._containers: list[tuple[Any, Any]] = []
         self._empty: list[Any] = []  # most containers of a module are hook tables without a hook
         self._tensors: list[tuple[Any, Any, Tensor]] = []  # (container, key, the tensor there)

@@ -1,6 +1,6 @@
 """A module's loss as a function of its parameters: the one place where `torch.func.functional_call` is called."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -60,11 +60,11 @@ class Stateless:
                     f"Parameter '{name}' {state}; needed are weights with values. Run one batch through a lazy module, "
                     "or build the module on a real device."
                 )
-        return {name: parameter.detach().clone() for name, parameter in self.params.items()}
+        return _copied(self.params)
 
     def copied_buffers(self) -> Buffers:
         """Copy the buffers, detached."""
-        return {name: buffer.detach().clone() for name, buffer in self.buffers.items()}
+        return _copied(self.buffers)
 
     def call(self, tensors: Params, function: Callable[[], T]) -> T:
         """Call a function, which runs the module, with tensors in the places of parameters and buffers.
@@ -136,6 +136,11 @@ class Stateless:
         loss = _loss_of(output)
         watch.loss = loss.detach()
         return loss
+
+
+def _copied(tensors: Mapping[str, Tensor]) -> Params:
+    with torch.no_grad():
+        return {name: tensor.clone() for name, tensor in tensors.items()}
 
 
 def _loss_of(loss: Any) -> Tensor:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from lightning_zico.engine.learned import MomentsOverBatches
 from lightning_zico.engine.moments import Moments, pieces
@@ -68,15 +69,11 @@ def zico_layers(moments: Mapping[str, Moments]) -> dict[str, float]:
             f"`zico` compares gradients, so it needs at least two batches (per sample: two samples); got {count}. "
             "Raise `num_batches`."
         )
-    sums = []
-    for m in moments.values():
-        assert m.deviation is not None  # there are two gradients
-        # What does not vary drops out. In float32 the sum over 11 M weights is 4e-10 off, relative; one in float64
-        # would copy all of them first.
-        ratios = ((a / d).masked_fill_(d == 0, 0.0).sum().double() for a, d in pieces(m.mean_abs, m.deviation))
-        sums.append(torch.stack(list(ratios)).sum() * math.sqrt(m.count))
     layers = {}
-    for name, total in zip(moments, torch.stack(sums).tolist(), strict=True):  # one transfer from the device
+    totals = torch.stack([_sum_of_ratios(m) for m in moments.values()]).tolist()  # one transfer from the device
+    for (name, m), total in zip(moments.items(), totals, strict=True):
+        if not math.isfinite(total):
+            total = _sum_of_ratios(m, leave_out=True).item()
         if not math.isfinite(total):
             raise NonFiniteError(f"The gradient of '{name}' has NaN or infinite entries; needed are finite numbers.")
         if total > 0:
@@ -87,6 +84,20 @@ def zico_layers(moments: Mapping[str, Moments]) -> dict[str, float]:
             "the samples) the same, or is the loss linear in the weights?"
         )
     return layers
+
+
+def _sum_of_ratios(moments: Moments, *, leave_out: bool = False) -> Tensor:
+    """Sum a layer's ratios; weights that do not vary make the sum infinite or NaN, or are left out.
+
+    Looking for them takes twice as long as the sum itself, and most layers have none.
+    """
+    assert moments.deviation is not None  # there are two gradients
+    sums = []
+    for mean_abs, deviation in pieces(moments.mean_abs, moments.deviation):
+        ratios = mean_abs / deviation
+        sums.append((ratios.masked_fill_(deviation == 0, 0.0) if leave_out else ratios).sum())
+    # In float32 the sum over 11 M weights is 4e-10 off, relative; one in float64 would copy all of them first.
+    return torch.stack(sums).sum(dtype=torch.float64) * math.sqrt(moments.count)
 
 
 @register_proxy("zico")

@@ -114,6 +114,15 @@ def test_one_gradient_does_not_vary():
     assert torch.equal(moments.mean_abs, torch.tensor([3.0, 2.0]))
 
 
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_stack_can_go_when_its_moments_are_taken(count):
+    stack = torch.randn(count, 5)
+    moments = Moments.of(stack)
+    memory = {t.untyped_storage().data_ptr() for t in (moments.mean, moments.mean_abs, moments.deviation)}
+    assert len(memory) == 3  # each has its own
+    assert stack.untyped_storage().data_ptr() not in memory
+
+
 def test_memory_does_not_grow_with_the_number_of_gradients():
     def stream(num_gradients):
         def run():

@@ -515,3 +515,14 @@ def test_sizes_are_those_of_the_module():
     assert calls == [0]
     assert list(probe.layers) == ["0.weight", "3.weight"]
     assert isinstance(probe.layers["0.weight"], nn.Parameter)
+
+
+def test_a_batch_that_hooks_augment_is_the_same_each_time_and_draws_nothing_from_outside():
+    probe = Probe(
+        mlp(), step, batches_of(4), prepare=lambda batch, _: (batch[0] + torch.randn_like(batch[0]), batch[1])
+    )
+    state = torch.get_rng_state()
+    first, again = probe.first_batch, probe.first_batch
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(first[0], again[0])
+    assert not torch.equal(first[0], probe.batches[0][0])

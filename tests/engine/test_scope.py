@@ -143,6 +143,28 @@ def test_reset_gives_the_body_the_module_as_it_was(module):
     assert spelled(module) == before
 
 
+class HiddenBackbone(nn.Module):
+    """Gives its optimiser the head alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = nn.Linear(3, 3)
+        self.head = nn.Linear(3, 2)
+
+    def parameters(self, recurse=True):
+        return self.head.parameters(recurse)
+
+
+def test_parameters_that_a_module_does_not_list_are_put_back_too():
+    module = HiddenBackbone()
+    module.backbone.weight.grad = torch.ones(3, 3)
+    before = spelled(module)
+    with preserved(module):
+        module.backbone.weight.requires_grad_(False)
+        assert module.backbone.weight.grad is None
+    assert spelled(module) == before
+
+
 def test_steps_on_copies_leave_the_module_bit_identical(module):
     before, states = spelled(module), rng()
     with preserved(module):
