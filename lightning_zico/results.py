@@ -29,6 +29,9 @@ RESERVED_NAMES = FIXED_COLUMNS | {"controlled", "default", "all"}
 # From this tau on a ranking is called the baseline's own.
 _SAME_RANKING = 0.9
 
+# So many names stand in a note; a tie may have thousands of members.
+_MOST_NAMES = 10
+
 # How many of a zoo's candidates are to be trained before one is chosen.
 _NUM_FINALISTS = 5
 
@@ -299,8 +302,11 @@ class Leaderboard:
         tied = [row["name"] for row in self.rows if row.get("tie") == 1]
         if len(tied) > 1:
             first = f"{'By score, the' if 'finals' in self.provenance else 'The'} first {len(tied)} are a tie"
-            notes.append(f"{first}, which these repeats cannot tell apart: {', '.join(tied)}.")
+            more = f" and {len(tied) - _MOST_NAMES} more" if len(tied) > _MOST_NAMES else ""
+            notes.append(f"{first}, which these repeats cannot tell apart: {', '.join(tied[:_MOST_NAMES])}{more}.")
         counts = [row["num_repeats"] for row in self.rows if row.get("num_repeats")]
+        if self.provenance.get("race") and counts and max(counts) == 1:
+            notes.append("Raced: of so few candidates and repeats, half is one each, which says not how sure it is.")
         if counts and min(counts) < max(counts):
             notes.append(
                 f"Raced: the first {counts.count(max(counts))} have {max(counts)} repeats; the others left with fewer, "

@@ -74,7 +74,7 @@ class ZeroShotSelector:
             ``repeats`` times ``num_batches``. Scores are then means, a recipe's score is the mean of its scores in
             each repeat, and the leaderboard says how sure each rank is.
         race: Give repeats to those who may still be among the finalists, not to everyone: at most half in all
-            (`ranking.racing.race`). A recipe then combines those who came as far.
+            (`ranking.racing.race`). In a recipe, who left stands with its last scores.
         seed: Of the batches, of the weights that factories draw, of dropout while scoring, and of training in finals.
         cache: Path of a file in which scores are kept as they come (``"scores.db"``; see `scoring.cache.SQLiteCache`),
             or a `ScoreCache`. What is in it is not scored again, and the leaderboard is the same, ``seconds`` included;
@@ -209,8 +209,8 @@ class ZeroShotSelector:
         Args:
             candidates: A mapping from names, or an iterable, of LightningModules, zero-argument factories and
                 `Candidate` objects. They are taken, built, scored and let go one at a time; a factory that fails is a
-                row with a reason. A race comes back to candidates, so that it keeps the factories, and takes no
-                iterator of built modules.
+                row with a reason. Built modules are held as long as they may still win (`scoring.contenders`). A race
+                comes back to candidates, so that it keeps the factories, and takes no iterator of built modules.
             datamodule: A LightningDataModule, a DataLoader, or an iterable of batches.
 
         Returns:

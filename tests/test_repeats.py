@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_zico import Candidate, Leaderboard, Proxy, Score, ScoreCard, ZeroShotSelector
+from lightning_zico.candidates import iterate_candidates
 from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.errors import IdenticalBatchesError, TooFewBatchesError
 from lightning_zico.ranking import combine, get_recipe
 from lightning_zico.report import leaderboard_table
 from lightning_zico.scoring.choice import chosen
-from lightning_zico.scoring.repeats import Tally, read_repeats
+from lightning_zico.scoring.repeats import Tally, raced, read_repeats
 from lightning_zico.scoring.work import Job
 from tests.modules import Classifier, Fixed, Numbered, assert_same, make_batches, make_network
 from tests.test_selector import Data, Quadruple, broken
@@ -291,6 +292,47 @@ def test_a_race_finds_the_full_runs_winner_on_half_of_the_repeats() -> None:
         assert min(raced[0].proxies.counts) == 1
         assert isinstance(raced[0].best_model_, nn.Linear)
         assert raced[1].provenance["race"] is True
+
+
+def test_a_race_by_a_recipe_has_the_full_runs_winner_in_95_of_100_simulations() -> None:
+    choice, num_candidates, repeats = chosen("default"), 32, 10
+    names = [proxy.name for proxy in choice.proxies]
+    candidates = [Candidate(str(idx), make_network) for idx in range(num_candidates)]
+    agreed = 0
+    for seed in range(100):
+        rng = np.random.default_rng(seed)
+        quality = rng.normal(size=(num_candidates, 1))
+        means = 0.7 * quality + math.sqrt(1 - 0.7**2) * rng.normal(size=(num_candidates, len(names)))
+        table = means[..., None] + 0.1 * rng.normal(size=(num_candidates, len(names), repeats))
+        winners, counts = [], []
+        for is_race in (False, True):
+            tally, count = Tally(choice, repeats), 0
+
+            def score(offered: Any, asked: Any, tally: Tally = tally, table: Any = table) -> None:
+                nonlocal count
+                for job in tally.jobs(iterate_candidates(offered), asked):
+                    values = table[int(job.candidate.name), :, job.repeat_idx].tolist()
+                    scores = {name: Score(name, value) for name, value in zip(names, values, strict=True)}
+                    tally.add(job, ScoreCard(job.candidate.name, scores))
+                    count += 1
+
+            if is_race:
+                raced(candidates, tally, choice.first, score)
+            else:
+                score(candidates, range(repeats))
+            said = tally.uncertainty(choice.first)
+            best = max(tally.merged(), key=lambda card: (len(card[choice.first].repeats), card[choice.first].value))
+            assert len(said) == num_candidates
+            winners.append(best.name)
+            counts.append(count)
+        agreed += winners[0] == winners[1]
+        assert counts[1] <= counts[0] / 2
+    assert agreed >= 95
+
+
+def test_a_race_that_gives_everyone_one_repeat_says_that_nothing_is_known() -> None:
+    _, leaderboard = played([[1.0, 2.0, 3.0], [2.0, 3.0, 4.0]], race=True)
+    assert any("says not how sure it is" in note for note in leaderboard.notes)
 
 
 # In the second the early repeats are the lucky ones, so that who left has the higher mean.

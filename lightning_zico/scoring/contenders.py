@@ -2,27 +2,12 @@
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+
+import numpy as np
 
 from lightning_zico.candidates import Candidate
 from lightning_zico.results import ScoreCard
 from lightning_zico.scoring.choice import Choice
-
-
-class _Contender(NamedTuple):
-    """A candidate that may yet be among the first.
-
-    Args:
-        candidate: To be built again.
-        place: As how many-th it was offered: of equals the earlier is ahead.
-        scores: For each recipe that may come to rank (or the one proxy that does) its members' scores, directed.
-        num_ahead: How many others certainly come before it.
-    """
-
-    candidate: Candidate
-    place: int
-    scores: list[list[float]]
-    num_ahead: int = 0
 
 
 class Contenders:
@@ -32,6 +17,9 @@ class Contenders:
     one that is as good by every score that may count, if that one was offered earlier (equal scores keep that order) or
     is better by a member of each recipe. Whoever comes behind one that was dropped comes behind all that it was dropped
     for, so that these alone need to be counted.
+
+    By one score one is held. By the members of a recipe it may be many, and in several repeats almost all: whoever
+    offers built modules from a generator keeps them in memory then, and whoever offers factories does not.
 
     Args:
         rank_by: Name of the score that decides.
@@ -43,7 +31,10 @@ class Contenders:
         self._members = choice.read_by(rank_by)
         self._choice = choice
         self._num_places = num_places
-        self._contenders: list[_Contender] = []
+        self._candidates: list[Candidate] = []
+        self._scores: np.ndarray | None = None  # [contenders, directed scores of one recipe after the other]
+        self._places = np.empty(0, dtype=np.int64)  # as how many-th each was offered
+        self._num_ahead = np.empty(0, dtype=np.int64)  # how many others certainly come before each
 
     def add(self, candidate: Candidate, place: int, cards: Sequence[ScoreCard]) -> None:
         """Add a candidate, in whatever order they come, and drop who can no longer be among the first.
@@ -55,21 +46,21 @@ class Contenders:
         """
         values = [[self._choice.directed(card, name) for card in cards for name in names] for names in self._members]
         scores = [[-math.inf if value is None else value for value in of_recipe] for of_recipe in values]
-        new = _Contender(candidate, place, scores)
-        num_ahead = sum(_is_ahead(other, new) for other in self._contenders)
+        row = np.array([score for of_recipe in scores for score in of_recipe])
+        others = np.empty((0, len(row))) if self._scores is None else self._scores
+        starts = np.cumsum([0, *map(len, scores)])[:-1]
+        differs = np.logical_or.reduceat(others != row, starts, axis=1).all(axis=1)  # in each recipe
+        num_ahead = np.sum((others >= row).all(axis=1) & (differs | (self._places < place)))
         if num_ahead >= self._num_places or all(-math.inf in of_recipe for of_recipe in scores):
             return
-        counted = [other._replace(num_ahead=other.num_ahead + _is_ahead(new, other)) for other in self._contenders]
-        self._contenders = [other for other in counted if other.num_ahead < self._num_places]
-        self._contenders.append(new._replace(num_ahead=num_ahead))
+        self._num_ahead += (others <= row).all(axis=1) & (differs | (self._places > place))
+        stays = self._num_ahead < self._num_places
+        self._candidates = [held for held, kept in zip(self._candidates, stays, strict=True) if kept] + [candidate]
+        self._scores = np.vstack([others[stays], row])
+        self._places = np.append(self._places[stays], place)
+        self._num_ahead = np.append(self._num_ahead[stays], num_ahead)
 
     @property
     def candidates(self) -> list[Candidate]:
         """Those that may yet be among the first."""
-        return [contender.candidate for contender in self._contenders]
-
-
-def _is_ahead(a: _Contender, b: _Contender) -> bool:
-    pairs = list(zip(a.scores, b.scores, strict=True))
-    as_good = all(x >= y for xs, ys in pairs for x, y in zip(xs, ys, strict=True))
-    return as_good and (a.place < b.place or all(xs != ys for xs, ys in pairs))
+        return list(self._candidates)

@@ -134,15 +134,15 @@ class Tally:
         score without repeats, of which nothing says how sure it is; and the mean of a heavy-tailed member would hang on
         its largest value, which in ranks is one rank.
 
-        Candidates that left a race are combined as it was when they left: over those who had come as far.
+        Who left a race stands in later repeats with the scores of its last one, so that a rank is always that among
+        all candidates: among those still left alone, it would be another number with each who leaves.
 
         Returns:
             One card a candidate, in the order of the offer.
         """
         if self.repeats == 1:
             return self._combined([cards[0] for cards in self._cards.values()], self.used())
-        by_name = {card.name: card for cards in self._levels().values() for card in cards}  # a later level overwrites
-        return [by_name[name] for name in self._cards]
+        return [_averaged(cards) for cards in self._in_repeats().values()]
 
     def uncertainty(self, rank_by: str, *, seed: int = 0) -> dict[str, Row]:
         """Say how sure each candidate's place is; those that cannot be ranked are left out.
@@ -156,8 +156,10 @@ class Tally:
             left, among those who had come as far; whether it is the best, or tied, was not asked any more.
         """
         said: dict[str, Row] = {}
-        for cards in self._levels().values():
-            numbers = {card.name: directed_repeats(card, rank_by, self.choice) for card in cards}
+        in_repeats = self._in_repeats()
+        for count in sorted({len(cards) for cards in in_repeats.values()}):
+            reached = [_averaged(cards[:count]) for cards in in_repeats.values() if len(cards) >= count]
+            numbers = {card.name: directed_repeats(card, rank_by, self.choice) for card in reached}
             table = {name: values for name, values in numbers.items() if values is not None}
             said |= {name: {**row, "p_best": None, "tie": None} for name, row in said.items() if name not in table}
             said |= {
@@ -176,15 +178,16 @@ class Tally:
         rows = {name: _by_repeat(cards) for name, cards in self._cards.items()}
         return rows if self.repeats == 1 else {name: _settled(row) for name, row in rows.items()}
 
-    def _levels(self) -> dict[int, list[ScoreCard]]:
-        """Average over the first 1, 2, ... repeats those who have as many; only numbers with which someone is left."""
+    def _in_repeats(self) -> dict[str, list[ScoreCard]]:
+        """Combine recipes in each repeat, and list each candidate's cards by repeat."""
         rows, used = self._rows(), self.used()
-        levels = {}
-        for count in sorted({len(row) for row in rows.values()}):
-            reached = [row for row in rows.values() if len(row) >= count]
-            repeats = [self._combined([row[repeat_idx] for row in reached], used) for repeat_idx in range(count)]
-            levels[count] = [_averaged(cards) for cards in zip(*repeats, strict=True)]
-        return levels
+        most = max(map(len, rows.values()), default=0)
+        repeats = [
+            self._combined([row[min(repeat_idx, len(row) - 1)] for row in rows.values()], used)
+            for repeat_idx in range(most)
+        ]
+        columns = zip(*repeats, strict=True)  # [R, n] -> [n, R]
+        return {name: list(cards[: len(rows[name])]) for name, cards in zip(rows, columns, strict=True)}
 
     def _combined(self, cards: list[ScoreCard], used: Mapping[str, Recipe]) -> list[ScoreCard]:
         for recipe in self.choice.recipes.values():

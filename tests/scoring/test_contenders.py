@@ -5,8 +5,9 @@ from hypothesis import strategies as st
 
 from lightning_zico.candidates import Candidate
 from lightning_zico.results import NOT_APPLICABLE, Leaderboard, Score, ScoreCard
-from lightning_zico.scoring.choice import chosen, combined
+from lightning_zico.scoring.choice import chosen
 from lightning_zico.scoring.contenders import Contenders
+from lightning_zico.scoring.repeats import Tally
 from tests.modules import Classifier
 
 CHOICE = chosen("default")
@@ -21,20 +22,27 @@ def card_of(idx: int, values: list[int | None], inapplicable: set[str]) -> Score
     return ScoreCard(str(idx), scores)
 
 
-@given(st.data(), st.integers(1, 9), st.integers(1, 4))
+@given(st.data(), st.integers(1, 9), st.integers(1, 4), st.integers(1, 3))
 def test_the_first_of_the_ranking_are_among_the_contenders(
-    data: st.DataObject, num_candidates: int, num_places: int
+    data: st.DataObject, num_candidates: int, num_places: int, repeats: int
 ) -> None:
     # Few different numbers, so that many are equal; broken ones are rare, or nothing would be ranked.
     number = st.sampled_from([0, 1, 2] * 8 + [None])
     inapplicable = data.draw(st.sets(st.sampled_from(["synflow", "az_progressivity", "naswot"])))
-    rows = [[data.draw(number) for _ in NAMES] for _ in range(num_candidates)]
-    cards = [card_of(idx, row, inapplicable) for idx, row in enumerate(rows)]
-    contenders = Contenders(CHOICE.first, CHOICE, num_places)
-    for idx in data.draw(st.permutations(range(num_candidates))):
-        contenders.add(Candidate(str(idx), Classifier), idx, [cards[idx]])
-    ranked, _ = combined(cards, CHOICE.recipes[CHOICE.first], CHOICE)
-    board = Leaderboard.of(ranked, rank_by=CHOICE.first, columns=NAMES)
+    tally, contenders = Tally(CHOICE, repeats), Contenders(CHOICE.first, CHOICE, num_places)
+    jobs = list(tally.jobs([Candidate(str(idx), Classifier) for idx in range(num_candidates)], range(repeats)))
+    for idx in data.draw(st.permutations(range(len(jobs)))):
+        job = jobs[idx]
+        card = card_of(int(job.candidate.name), [data.draw(number) for _ in NAMES], inapplicable)
+        cards = tally.add(job, card)
+        if len(cards) == repeats:
+            contenders.add(job.candidate, tally.place(card.name), cards)
+    board = Leaderboard.of(
+        tally.merged(),
+        rank_by=CHOICE.first,
+        columns=NAMES,
+        uncertainty=tally.uncertainty(CHOICE.first) if repeats > 1 else None,
+    )
     first = [row["name"] for row in board.rows[:num_places] if row["rank"]]
     assert set(first) <= {candidate.name for candidate in contenders.candidates}
 
