@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -12,6 +12,8 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch import nn
+from torch.nn.parameter import is_lazy
+from torch.utils._pytree import tree_leaves
 
 from lightning_zico.bridge import is_lightning
 from lightning_zico.engine.scope import preserved_rng, rng_restorer, seed_all
@@ -23,6 +25,18 @@ Mode: TypeAlias = Literal["min", "max"]
 # More finalists than these are halved from round to round.
 MOST_AT_ONCE = 4
 
+# Lightning's callbacks that change weights, gradients, learning rates or batches, and not only watch or end training.
+# Names, because not every version has them all, and `pytorch_lightning` has its own.
+_CHANGING_TRAINING = {
+    "BaseFinetuning",
+    "BatchSizeFinder",
+    "GradientAccumulationScheduler",
+    "LearningRateFinder",
+    "ModelPruning",
+    "StochasticWeightAveraging",
+    "WeightAveraging",
+}
+
 
 class Finalist:
     """A candidate in the finals: trained for some epochs at a time, and going on from where it paused.
@@ -32,6 +46,9 @@ class Finalist:
     NumPy and torch are kept beside it. So a finalist that paused ends with the same weights, bit for bit, as one that
     did not, if the trainer's callbacks change nothing in training, and if all that its data and loaders remember from
     one epoch to the next is in these generators.
+
+    Every pause is an end of training to Lightning: the module's own hooks from ``setup`` and ``on_fit_start`` to
+    ``on_train_end`` and ``teardown``, and those of the data module, run once for each time that it is trained.
 
     Args:
         name: Of the candidate.
@@ -52,6 +69,11 @@ class Finalist:
         self._put_back_rng: Callable[[], None] | None = None
 
     @property
+    def is_done(self) -> bool:
+        """Whether training gave something: a value, or the reason why there is none."""
+        return self.value is not None or self.error is not None
+
+    @property
     def final(self) -> Final:
         """What training it gave."""
         return Final(self.name, self.value if self.error is None else None, self.num_epochs, self.error)
@@ -64,6 +86,9 @@ class Finalist:
             data: Arguments of `Trainer.fit`.
             num_epochs: How many; fewer where training ends before. Who is trained to the end keeps its value.
             monitor: Name of the metric to read.
+
+        Raises:
+            KeyboardInterrupt: At Ctrl-C, of which Lightning makes a SystemExit.
         """
         until = self.num_epochs + num_epochs
 
@@ -81,9 +106,11 @@ class Finalist:
         try:
             self.train(trainer, _apart(self.build), data)
             if self.value is None:
-                raise RuntimeError(
-                    "the trainer trained no epoch. It needs batches to train on, and `max_epochs` above 0."
-                )
+                raise RuntimeError("the trainer trained no epoch. It needs batches to train on.")
+        except SystemExit as raised:
+            if isinstance(raised.__context__, KeyboardInterrupt):
+                raise raised.__context__ from None
+            raise
         except Exception as raised:
             self.error = described(raised)
         else:
@@ -93,7 +120,7 @@ class Finalist:
         """Train a model until the trainer ends, from where this finalist paused.
 
         Args:
-            trainer: With whatever callbacks and loggers it is to have.
+            trainer: With whatever callbacks and loggers it is to have. Its ``ckpt_path`` is put back.
             model: As ``build`` makes it; trained itself.
             data: Arguments of `Trainer.fit`.
 
@@ -112,10 +139,13 @@ class Finalist:
         go_on = LambdaCallback(on_train_epoch_start=self._go_on)
         trainer.callbacks = [go_on, *trainer.callbacks]
         trainer.should_stop = False  # in Lightning 2.4, `fit` leaves it as the last training did
+        connector = trainer._checkpoint_connector  # the setter of `trainer.ckpt_path` would also have `fit` load it
+        ckpt_path, user_managed = connector._ckpt_path, connector._user_managed
         seed_all(self.seed)
         try:
             trainer.fit(model, **arguments)
         finally:
+            connector._ckpt_path, connector._user_managed = ckpt_path, user_managed
             trainer.callbacks = [callback for callback in trainer.callbacks if callback is not go_on]
 
     def _go_on(self, trainer: Any, _: LightningModule) -> None:
@@ -126,47 +156,91 @@ class Finalist:
         trainer.fit_loop._resuming_from_checkpoint = False
 
 
-def check_finals(finalists: int, final_epochs: int, mode: str) -> None:
+def check_finals(finalists: int, final_epochs: int, monitor: str, mode: str) -> None:
     """Check the arguments of finals.
 
     Raises:
         ValueError: If one is out of range.
+        TypeError: If ``monitor`` is no name.
     """
     for name, number in {"finalists": finalists, "final_epochs": final_epochs}.items():
-        if not isinstance(number, int) or number < 1:
+        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
             raise ValueError(f"`{name}` is {number!r}; needed is a whole number from 1.")
+    if not isinstance(monitor, str):
+        raise TypeError(f"`monitor` is {monitor!r}; needed is the name of a logged metric, such as 'val_loss'.")
     if mode not in ("min", "max"):
         raise ValueError(f"`mode` is {mode!r}; needed is 'min' or 'max': which end of `monitor` is the better one.")
 
 
-def check_trainer(trainer: Any) -> None:
-    """Check that a trainer can train several finalists, and then go on with one of them.
+def check_trainer(trainer: Any, data: Mapping[str, Any], *, finalists: int, final_epochs: int) -> None:
+    """Check that a trainer can train several finalists on some data, and then go on with one of them.
+
+    Args:
+        trainer: As the user made it.
+        data: Arguments of `Trainer.fit`.
+        finalists: At most how many.
+        final_epochs: Of each round.
 
     Raises:
         ValueError: If it cannot.
+        TypeError: If the validation data can be read only once.
     """
     if trainer.current_epoch or trainer.global_step:
         raise ValueError(
             f"`trainer` has trained {trainer.current_epoch} epochs before, and would count on. Finals need one that "
             "has not trained: pass a new `Trainer`."
         )
-    if trainer.max_steps != -1 and not trainer.fast_dev_run:
+    validation = data.get("val_dataloaders")
+    for leaf in tree_leaves(validation):
+        if isinstance(leaf, Iterator):
+            raise TypeError(
+                f"The validation data is a {type(leaf).__name__}, which the first finalist would use up. Pass a "
+                "DataLoader."
+            )
+    changing = [type(callback).__name__ for callback in trainer.callbacks if _changes_training(callback)]
+    if changing:
+        raise ValueError(
+            f"`trainer` has {', '.join(changing)}, which changes training, and finals train without callbacks. Leave "
+            "it out, have the module do what it does, or pass `finalists=1`."
+        )
+    if trainer.fast_dev_run:
+        return
+    if trainer.max_steps != -1:
         raise ValueError(
             f"`trainer` ends after `max_steps={trainer.max_steps}`, with which Lightning, going on from a checkpoint, "
             "counts an epoch in which nothing is trained. Finals need one that ends after `max_epochs`."
         )
+    num_rounds = (finalists - 1).bit_length() if finalists > MOST_AT_ONCE else 1
+    most = num_rounds * final_epochs
+    if trainer.max_epochs not in (None, -1) and most >= trainer.max_epochs:
+        raise ValueError(
+            f"`trainer` ends after `max_epochs={trainer.max_epochs}`, and {finalists} finalists are trained for up to "
+            f"{most} epochs ({num_rounds} x `final_epochs={final_epochs}`), so that nothing would be left for the "
+            "winner's training with callbacks and loggers. Raise `max_epochs`, or lower `final_epochs`."
+        )
+    every = trainer.check_val_every_n_epoch
+    validates = trainer.limit_val_batches != 0 and (validation is not None or data.get("datamodule") is not None)
+    if validates and every is not None and final_epochs % every:
+        raise ValueError(
+            f"`trainer` validates after every {every} epochs (`check_val_every_n_epoch`), and finals look at `monitor` "
+            f"after every {final_epochs}. Pass a `final_epochs` that is a multiple of {every}, or validate after every "
+            "epoch."
+        )
 
 
 def hold_finals(
-    finalists: Sequence[Finalist],
+    finalists: list[Finalist],
     trainer: Any,
     data: Mapping[str, Any],
     *,
     final_epochs: int,
     monitor: str,
     mode: Mode,
-) -> list[Finalist]:
-    r"""Train finalists for a few epochs, and order them by what came of it.
+) -> None:
+    r"""Train finalists for a few epochs, and put them in the order of what came of it.
+
+    The best is then the first: who came further, then who has the better value; failed ones are last. Also when finals
+    break off, by Ctrl-C, those that are done are in order.
 
     Up to four are all trained for ``final_epochs``. Of more, the better half goes on, from where it paused, until one
     is left (successive halving): of :math:`k` finalists, round :math:`r = 0, 1, \dots` trains
@@ -177,15 +251,12 @@ def hold_finals(
     of them for :math:`e` epochs each, which takes :math:`e \sum_r k_r < e\,(2k + \log_2 k)` epochs in all.
 
     Args:
-        finalists: The best by score first; equal values keep that order.
+        finalists: The best by score first; equal values keep that order. The list itself is ordered.
         trainer: Is put back as it was: callbacks, loggers, limits and progress.
         data: Arguments of `Trainer.fit`.
         final_epochs: Of each round.
         monitor: Name of the logged metric that decides.
         mode: Whether lower (``"min"``) or higher is better.
-
-    Returns:
-        The best first: who came further, then who has the better value; failed ones last.
 
     Source:
         Jamieson & Talwalkar, *Non-stochastic best arm identification and hyperparameter optimization*, AISTATS 2016,
@@ -199,15 +270,21 @@ def hold_finals(
         return finalist.error is not None, -finalist.num_rounds, value
 
     left = list(finalists)
-    with _borrowed(trainer) as rewind, preserved_rng():
-        while left:
-            for finalist in left:
-                rewind()
-                finalist.play(trainer, data, final_epochs, monitor)
-            better = sorted(left, key=place)[: math.ceil(len(left) / 2)]
-            better = [finalist for finalist in better if finalist.error is None]
-            left = better if len(finalists) > MOST_AT_ONCE and len(better) > 1 else []
-    return sorted(finalists, key=place)
+    try:
+        with _borrowed(trainer) as rewind, preserved_rng():
+            while left:
+                for finalist in left:
+                    rewind()
+                    finalist.play(trainer, data, final_epochs, monitor)
+                better = sorted(left, key=place)[: math.ceil(len(left) / 2)]
+                better = [finalist for finalist in better if finalist.error is None]
+                left = better if len(finalists) > MOST_AT_ONCE and len(better) > 1 else []
+    finally:
+        finalists.sort(key=place)
+
+
+def _changes_training(callback: Any) -> bool:
+    return not _CHANGING_TRAINING.isdisjoint(base.__name__ for base in type(callback).__mro__)
 
 
 def _monitored(metrics: Mapping[str, Any], monitor: str) -> float:
@@ -223,9 +300,15 @@ def _monitored(metrics: Mapping[str, Any], monitor: str) -> float:
 
 
 def _apart(build: Callable[[], nn.Module]) -> nn.Module:
-    """Build a model that nobody else has: an instance that was offered is only trained if it wins."""
+    """Build a model that nobody else has a part of: an instance or a backbone of the user's only the winner trains."""
     model, other = build(), build()
-    return deepcopy(model) if model is other else other
+    return deepcopy(other) if model is other or _memory(model) & _memory(other) else other
+
+
+def _memory(model: nn.Module) -> set[int]:
+    """Tell where a model's parameters and buffers lie, for as long as it lives; lazy ones lie nowhere yet."""
+    tensors = (*model.parameters(), *model.buffers())
+    return {id(tensor) if is_lazy(tensor) else tensor.untyped_storage()._cdata for tensor in tensors}
 
 
 @contextmanager

@@ -215,7 +215,8 @@ class Leaderboard:
 
         Args:
             finals: The best first. A finalist that failed is ranked no longer, and its row says why.
-            provenance: How the finals were held: ``monitor``, ``mode``, ``finalists``, ``final_epochs``, ``halving``.
+            provenance: How the finals were held: ``monitor``, ``mode``, ``finalists``, ``final_epochs``, ``halving``,
+                and whether they ``broke_off``.
 
         Example:
             >>> cards = [ScoreCard(name, {"zico": Score("zico", score)}) for name, score in zip("abc", (3.0, 2.0, 1.0))]
@@ -555,6 +556,8 @@ def _with_final(row: Row, final: Final | None) -> Row:
 
 
 def _note_of(finals: Mapping[str, Any]) -> str:
+    if finals.get("broke_off"):
+        return f"Finals of the first {finals['finalists']} by score broke off; those trained by then come first."
     epochs = finals["final_epochs"]
     trained = f"the first {finals['finalists']} by score were trained for {epochs} epoch{'s' * (epochs > 1)}"
     halving = f", the better half for {epochs} more, and so on" if finals["halving"] else ""

@@ -113,6 +113,7 @@ class ZeroShotSelector:
         UnknownNameError: If there is neither a proxy nor a recipe of a name, ``rank_by`` is not computed, or
             ``controlled_by`` is no baseline.
         ValueError: If an argument is out of range.
+        TypeError: If ``budget`` is no `Budget`, or ``monitor`` is no name.
 
     Example:
         >>> from lightning_zico.demos import DigitsDataModule, digits_candidates
@@ -159,7 +160,7 @@ class ZeroShotSelector:
         check_cache(cache)
         check_axis(axis)
         check_chunk_size(chunk_size)
-        check_finals(finalists, final_epochs, mode)
+        check_finals(finalists, final_epochs, monitor, mode)
         check_placement(accelerator, devices, precision, channels_last)
         executor_of(executor, timeout_s)
         self.trainer = trainer
@@ -189,7 +190,7 @@ class ZeroShotSelector:
         self.enable_progress_bar = enable_progress_bar
         if not (budget is None or isinstance(budget, Budget)):
             raise TypeError(f"`budget` is {type(budget).__name__}; needed is a `Budget`, such as `Budget(macs=600e6)`.")
-        if not isinstance(repeats, int) or repeats < 1:
+        if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
             raise ValueError(
                 f"`repeats` is {repeats!r}; needed is a whole number from 1, and some 5 to see how far scores vary."
             )
@@ -248,21 +249,25 @@ class ZeroShotSelector:
         """Rank the candidates, hold finals among the first of them if asked to, then train the winner with the trainer.
 
         Finals use the trainer itself, stopped after ``final_epochs`` and without its callbacks and loggers, which see
-        what is left of the winner's training alone. Each finalist starts from the selector's seed, on its fresh
-        weights; an instance that was offered is copied. The winner goes on from its checkpoint, and ends as if nothing
-        had come between (`finals.Finalist` says when exactly). ``leaderboard_`` then shows both stages.
+        what is left of the winner's training alone; Lightning's callbacks that change training, such as
+        GradientAccumulationScheduler, are refused, and own ones must not do so. Each finalist starts from the
+        selector's seed, on its fresh weights; an instance that was offered is copied, and so is what shares parameters
+        with one that the user has. Hooks such as ``on_train_end`` run at every pause. The winner is trained itself, and
+        so are modules that its factory shares with others. It goes on from its checkpoint, and ends as if nothing had
+        come between (`finals.Finalist` says when exactly). ``leaderboard_`` then shows both stages, also if finals
+        break off, by Ctrl-C: it has then the finalists that are done, and the exception goes on.
 
         Args:
             candidates: As for `rank`.
             datamodule: As for `rank`; what the winner is trained on. An iterator that can be read only once is refused.
-            val_dataloaders: For the trainer, where ``datamodule`` is no data module.
+            val_dataloaders: For the trainer, where ``datamodule`` is no data module; for finals no iterator either.
 
         Returns:
             The selector; the trained winner is ``best_model_``.
 
         Raises:
-            ValueError: If there is no trainer, or it has trained before or ends after ``max_steps``, and finals are
-                asked for.
+            ValueError: If there is no trainer. If finals are asked for, and it has trained before, has a callback that
+                changes training, ends after ``max_steps``, or with the finals, or does not validate when they end.
             TypeError: If the data can be read only once, or the winner is no LightningModule.
             RuntimeError: If every candidate, or every finalist, failed.
         """
@@ -273,8 +278,9 @@ class ZeroShotSelector:
                 f"The training data is a {type(datamodule).__name__}, which ranking would use up. Pass a data module, "
                 "a DataLoader or a list of batches, or call `rank`."
             )
+        data = _fit_arguments(datamodule, val_dataloaders)
         if self.finalists > 1:
-            check_trainer(self.trainer)
+            check_trainer(self.trainer, data, finalists=self.finalists, final_epochs=self.final_epochs)
         self.rank(candidates, datamodule)
         if self.best_model_ is None:
             name, reason = next(iter(self.leaderboard_.errors.items()))
@@ -282,7 +288,6 @@ class ZeroShotSelector:
                 f"All {len(self.leaderboard_)} candidates failed, so none can be trained. '{name}' failed with: "
                 f"{reason} See `leaderboard_.errors` for the others."
             )
-        data = _fit_arguments(datamodule, val_dataloaders)
         if self.finalists > 1:
             self._fit_best_finalist(self.trainer, data)
             return self
@@ -303,9 +308,14 @@ class ZeroShotSelector:
                 for idx, (name, build) in enumerate(entrants.items())
             ]
             how: dict[str, Any] = {"final_epochs": self.final_epochs, "monitor": self.monitor, "mode": self.mode}
-            finalists = hold_finals(finalists, trainer, data, **how)
-            how |= {"finalists": len(finalists), "halving": len(finalists) > MOST_AT_ONCE}
-            self.leaderboard_ = self.leaderboard_.with_finals([finalist.final for finalist in finalists], how)
+            held = how | {"finalists": len(finalists), "halving": len(finalists) > MOST_AT_ONCE, "broke_off": True}
+            try:
+                hold_finals(finalists, trainer, data, **how)
+                held["broke_off"] = False
+            finally:
+                finals = [finalist.final for finalist in finalists if finalist.is_done]
+                if finals:
+                    self.leaderboard_ = self.leaderboard_.with_finals(finals, held)
             self._show()
             winner = finalists[0]
             if winner.error is not None:

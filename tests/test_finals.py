@@ -2,8 +2,10 @@
 
 import io
 import random
+import signal
 import tempfile
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,7 +18,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import (
+    BackboneFinetuning,
+    Callback,
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
 from lightning.pytorch.loggers import CSVLogger
 from rich.console import Console
 from torch import Tensor, nn
@@ -202,11 +211,11 @@ def test_more_than_four_are_halved_until_one_is_left(finalists: int) -> None:
         str(idx): partial(Counting, -idx, 1 - idx / 10, 1 - idx / 10, 0.0 if idx == finalists - 2 else 0.5)
         for idx in range(10)
     }
-    trainer = trainer_of(3)
+    trainer = trainer_of(4)
     leaderboard = selector_of(trainer, finalists).fit(builds, Data()).leaderboard_
     rounds = {4: [4], 5: [5, 3, 2], 8: [8, 4, 2]}[finalists]
     expected = [-idx for size in rounds for idx in sorted(range(finalists), reverse=True)[:size]]
-    num_left = 3 - len(rounds)
+    num_left = 4 - len(rounds)
     assert sorted(trained[: sum(rounds)]) == sorted(expected)
     assert len(trained) == sum(rounds) + num_left
     best = finalists - 1 if len(rounds) == 1 else finalists - 2
@@ -221,12 +230,12 @@ def test_more_than_four_are_halved_until_one_is_left(finalists: int) -> None:
 @pytest.mark.parametrize("finalists", [4, 5])
 def test_whoever_is_trained_to_the_end_keeps_its_value(finalists: int) -> None:
     builds = {str(idx): partial(Saying, -idx, 1 - idx / 10) for idx in range(5)}
-    trainer = trainer_of(1)
+    trainer = trainer_of(fast_dev_run=True)
     selector = selector_of(trainer, finalists, final_epochs=3).fit(builds, Data())
     assert [row["final_epochs"] for row in selector.leaderboard_.rows[:finalists]] == [1] * finalists
     assert selector.leaderboard_.best == str(finalists - 1)
     assert trainer.current_epoch == 1
-    by_hand = trained_without_pause(builds[str(finalists - 1)], Data(), max_epochs=1)
+    by_hand = trained_without_pause(builds[str(finalists - 1)], Data(), fast_dev_run=True)
     assert_same(by_hand.state_dict(), selector.best_model_.state_dict())
 
 
@@ -255,6 +264,27 @@ def test_instances_that_do_not_win_are_left_bit_identical_and_the_winner_is_trai
     assert torch.equal(loser.network[0].weight, untrained)
     assert {name: id(parameter) for name, parameter in loser.named_parameters()} == loser_state
     assert (loser._trainer, loser.seen, loser.training) == (None, [], True)
+
+
+def test_factories_that_share_a_backbone_are_trained_apart_and_only_the_winner_trains_it() -> None:
+    class Headed(Net):
+        def __init__(self, score: float, lr: float, backbone: nn.Module) -> None:
+            super().__init__(score, lr)
+            self.network[0] = backbone
+
+    def fitted(shared: bool) -> tuple[ZeroShotSelector, nn.Module]:
+        with preserved_rng(3):
+            backbone = make_network()[0]
+        offered: Any = (lambda: backbone) if shared else (lambda: deepcopy(backbone))
+        builds = {str(lr): lambda lr=lr: Headed(-lr, lr, offered()) for lr in (0.001, 0.01, 0.03)}
+        return selector_of(finalists=3).fit(builds, Data(True)), backbone
+
+    (together, backbone), (apart, untrained) = fitted(shared=True), fitted(shared=False)
+    rows = [{**row, "seconds": None} for row in together.leaderboard_]
+    assert rows == [{**row, "seconds": None} for row in apart.leaderboard_]
+    assert_same(together.best_model_.state_dict(), apart.best_model_.state_dict())
+    assert together.best_model_.network[0] is backbone
+    assert not torch.equal(backbone.weight, untrained.weight)
 
 
 def test_finals_leave_the_generators_and_everyone_as_they_were_if_all_fail() -> None:
@@ -386,6 +416,44 @@ def test_nothing_is_left_on_disk_and_the_trainer_is_put_back(
     assert (trainer.max_epochs, trainer.min_epochs, trainer.min_steps) == (4, 3, 2)
 
 
+@pytest.mark.parametrize("num_done", [0, 1, 3])
+def test_ctrl_c_goes_on_and_the_finalists_that_are_done_are_kept(num_done: int) -> None:
+    trainings: list[int] = []
+
+    class Interrupted(Saying):
+        def on_train_start(self) -> None:
+            trainings.append(self.trainer.current_epoch)
+            if len(trainings) > num_done:
+                signal.raise_signal(signal.SIGINT)
+
+    builds = {str(idx): partial(Interrupted, -idx, 1 - idx / 10) for idx in range(4)}
+    trainer = trainer_of(callbacks=[Watching()])
+    selector = selector_of(trainer, finalists=4)
+    before, handler = list(trainer.callbacks), signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        selector.fit(builds, Data())
+    rows = selector.leaderboard_.rows
+    done = [str(idx) for idx in reversed(range(num_done))]
+    assert [row["name"] for row in rows] == [*done, *(name for name in builds if name not in done)]
+    assert [row["rank"] for row in rows] == [1, 2, 3, 4]
+    finals = [*(1 - int(name) / 10 for name in done), *[None] * (4 - num_done)]
+    assert [row.get("final") for row in rows] == pytest.approx(finals)
+    said = "Finals of the first 4 by score broke off; those trained by then come first."
+    assert (said in selector.leaderboard_.notes) == (num_done > 0)
+    assert selector.best_model_ is None
+    assert (trainer.callbacks, trainer.current_epoch) == (before, 0)
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_the_trainer_does_not_remember_the_checkpoint_of_the_finals() -> None:
+    trainer = trainer_of()
+    model = selector_of(trainer).fit([Net, Net], Data()).best_model_
+    assert trainer.ckpt_path is None
+    trainer.fit_loop.max_epochs = 5
+    trainer.fit(model, datamodule=Data())
+    assert trainer.current_epoch == 5
+
+
 def test_hyperparameters_may_be_any_objects() -> None:
     class Hyper(Net):
         def __init__(self, score: float, network: nn.Module) -> None:
@@ -440,18 +508,65 @@ def test_a_dry_run_goes_through() -> None:
     assert selector.leaderboard_.errors == {}
 
 
-def test_wrong_calls_are_refused_at_once() -> None:
-    with pytest.raises(ValueError, match="`finalists` is 0; needed is a whole number from 1"):
-        ZeroShotSelector(finalists=0)
-    with pytest.raises(ValueError, match=r"`final_epochs` is 0\.5"):
-        ZeroShotSelector(final_epochs=0.5)
-    with pytest.raises(ValueError, match="`mode` is 'best'; needed is 'min' or 'max'"):
-        ZeroShotSelector(mode="best")
-    with pytest.raises(ValueError, match="max_steps=7"):
-        selector_of(trainer_of(max_steps=7)).fit([Net], Data())
+@pytest.mark.parametrize(
+    ("kwargs", "error", "match"),
+    [
+        ({"finalists": 0}, ValueError, "`finalists` is 0; needed is a whole number from 1"),
+        ({"finalists": True}, ValueError, "`finalists` is True"),
+        ({"final_epochs": 0.5}, ValueError, r"`final_epochs` is 0\.5"),
+        ({"final_epochs": True}, ValueError, "`final_epochs` is True"),
+        ({"repeats": True}, ValueError, "`repeats` is True"),
+        ({"monitor": 3}, TypeError, "`monitor` is 3; needed is the name of a logged metric"),
+        ({"mode": "best"}, ValueError, "`mode` is 'best'; needed is 'min' or 'max'"),
+    ],
+)
+def test_arguments_out_of_range_are_refused(kwargs: dict[str, Any], error: type[Exception], match: str) -> None:
+    with pytest.raises(error, match=match):
+        ZeroShotSelector(**kwargs)
+
+
+class Accumulating(GradientAccumulationScheduler):
+    """A child of a callback that changes training."""
+
+
+def refused(match: str, error: type[Exception] = ValueError, finalists: int = 2, **kwargs: Any) -> None:
+    """Check that `fit` refuses before it builds any candidate."""
+    epochs = kwargs.pop("final_epochs", 1)
+    selector = selector_of(trainer_of(**kwargs), finalists, final_epochs=epochs)
+    with pytest.raises(error, match=match):
+        selector.fit([lambda: pytest.fail("built")], Data())
+    assert not hasattr(selector, "leaderboard_")
+
+
+def test_trainers_that_cannot_hold_finals_are_refused_before_the_ranking() -> None:
+    refused("max_steps=7", max_steps=7)
+    for callback in (Accumulating({0: 2}), StochasticWeightAveraging(0.01), BackboneFinetuning()):
+        refused(f"`trainer` has {type(callback).__name__}, which changes training", callbacks=[callback])
+    refused("`max_epochs=4`, and 2 finalists are trained for up to 4 epochs", final_epochs=4)
+    refused("`max_epochs=6`, and 5 finalists are trained for up to 6 epochs", finalists=5, final_epochs=2, max_epochs=6)
+    refused("validates after every 2 epochs", check_val_every_n_epoch=2)
+    refused("validates after every 2 epochs", check_val_every_n_epoch=2, final_epochs=3)
     selector = selector_of().fit([Net, Net], Data())
     with pytest.raises(ValueError, match="has trained 4 epochs before"):
         selector.fit([Net, Net], Data())
+
+
+def test_trainers_whose_finals_can_be_held_are_let_pass() -> None:
+    scheduler = GradientAccumulationScheduler({0: 2})
+    for finalists, kwargs in {
+        1: {"callbacks": [scheduler]},
+        2: {"check_val_every_n_epoch": 2},
+        3: {"fast_dev_run": True, "check_val_every_n_epoch": 5},
+    }.items():
+        selector = selector_of(trainer_of(**kwargs), finalists, final_epochs=2).fit([Net, partial(Net, 1)], Data())
+        assert selector.leaderboard_.errors == {}
+
+
+def test_validation_data_that_can_be_read_once_is_refused() -> None:
+    batches = make_batches()
+    for once in (iter(batches), [iter(batches)]):
+        with pytest.raises(TypeError, match="The validation data is a list_iterator, which the first finalist"):
+            selector_of().fit([lambda: pytest.fail("built")], batches, once)
 
 
 @given(st.lists(st.tuples(*[st.integers(0, 2)] * 2), min_size=1, max_size=8), st.integers(1, 5), st.data())
