@@ -166,6 +166,31 @@ def test_versions_miss(monkeypatch: pytest.MonkeyPatch) -> None:
     assert LOG.names == ["counting"] * 3
 
 
+@pytest.fixture
+def _threads() -> Any:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("_threads")
+def test_threads_and_autocast_are_those_of_the_place_where_it_is_scored(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    cache = SQLiteCache(tmp_path / "scores.db")
+    sent = pickle.dumps(with_cache(work(), cache))
+    torch.set_num_threads(2)
+    cards(pickle.loads(sent), pickle.loads(sent))
+    assert LOG.names == ["counting"]
+    torch.set_num_threads(1)
+    cards(pickle.loads(sent))
+    assert LOG.names == ["counting"] * 2
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cards(pickle.loads(sent))
+    assert LOG.names == ["counting"] * 3
+    cards(with_cache(work(), cache))
+    assert LOG.names == ["counting"] * 3
+
+
 def test_a_data_module_without_hooks_for_batches_is_not_looked_at() -> None:
     cache = MemoryCache()
     other = Plain()
@@ -400,6 +425,11 @@ def empty(path: Path) -> None:
     path.touch()
 
 
+def cut_at_its_end(path: Path) -> None:
+    written(path)
+    os.truncate(path, path.stat().st_size - 100)
+
+
 def folder(path: Path) -> None:
     path.mkdir()
 
@@ -440,7 +470,8 @@ def of_another_version(path: Path) -> None:
         (text, "is no SQLite database"),
         (empty, "is no SQLite database"),
         (folder, "cannot be read"),
-        (cut_short, "is damaged"),
+        (cut_short, "is damaged: it was cut short"),
+        (cut_at_its_end, "is damaged: it was cut short"),
         (cut_in_the_header, "cut short"),
         (torn, "is damaged"),
         (of_another_program, "another program"),
@@ -465,6 +496,24 @@ def test_a_file_that_is_no_whole_cache_is_refused_with_its_reason_and_left_as_it
 def test_a_folder_that_is_not_there_is_no_place_for_a_cache(tmp_path: Path) -> None:
     with pytest.raises(CacheError, match="in a folder that exists"):
         SQLiteCache(tmp_path / "folder" / "scores.db")
+
+
+@pytest.mark.parametrize("wrong", [":memory:", "scores\0.db"])
+def test_what_names_no_file_is_refused(wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CacheError, match=r"is no path of a file.*`MemoryCache\(\)`"):
+        ZeroShotSelector(cache=wrong).rank([Classifier], make_batches())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_write_that_is_refused_is_no_damage_and_the_error_says_what_to_do(tmp_path: Path) -> None:
+    cache = written(tmp_path / "scores.db")
+    with sqlite3.connect(cache.path) as connection:
+        connection.execute("CREATE TRIGGER t BEFORE INSERT ON scores BEGIN SELECT RAISE(FAIL, 'disk is full'); END")
+    connection.close()
+    with pytest.raises(CacheError, match=r"cannot be used: disk is full\. See .* has room; then run again"):
+        cache.write("candidate", {"proxy": "1"})
+    assert SQLiteCache(cache.path).read("candidate 7") != {}
 
 
 def test_a_digit_that_has_changed_is_found(tmp_path: Path) -> None:

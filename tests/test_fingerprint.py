@@ -1,6 +1,8 @@
 """A fingerprint changes with whatever changes a number, and with nothing else."""
 
+import abc
 import copy
+import dataclasses
 import enum
 import functools
 import os
@@ -13,8 +15,9 @@ import types
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, runtime_checkable
 
+import cloudpickle
 import numpy as np
 import pytest
 import torch
@@ -22,12 +25,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lightning.pytorch import Trainer
 from torch import nn
+from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_zico import ZiCo, score
 from lightning_zico.errors import UnfingerprintableError
 from lightning_zico.proxies import list_proxies, resolve_proxies
 from lightning_zico.scoring.fingerprint import fingerprint, surroundings
 from tests.modules import BusyClassifier, Classifier, make_batches, make_network, twice
+
+T = TypeVar("T")
 
 SOURCE = """
     SCALE = 2.0
@@ -116,6 +122,35 @@ def one_bit(module: nn.Module) -> None:
     module.network[0].weight.data.view(torch.int32)[0, 0, 0, 0] ^= 1
 
 
+def test_functions_of_the_users_modules_are_seen_through_a_constant_name() -> None:
+    def net_with(layers: str) -> nn.Module:
+        module = user_module(
+            "class Net(nn.Module):\n    def forward(self, x):\n        return getattr(layers, 'act')(x)\n"
+        )
+        module.layers = user_module(layers, "layers")
+        return module.Net()
+
+    layers = "def act(x):\n    return x.relu()\n\ndef other(x):\n    return x.sin()\n"
+    assert fingerprint(net_with(layers)) == fingerprint(net_with(layers.replace("sin", "cos")))
+    assert fingerprint(net_with(layers)) != fingerprint(net_with(layers.replace("relu", "gelu")))
+
+
+@pytest.mark.parametrize(
+    "member",
+    [
+        "__call__ = functools.partialmethod(lambda self, by, x: x * by, {number})",
+        "__call__ = functools.partial(torch.mul, other={number})",
+        "__scale__ = {number}",
+    ],
+)
+def test_attributes_with_two_underscores_are_seen(member: str) -> None:
+    def net(number: float) -> nn.Module:
+        return user_module(f"import functools\nclass Net(nn.Module):\n    {member.format(number=number)}\n").Net()
+
+    assert fingerprint(net(1.0)) == fingerprint(net(1.0))
+    assert fingerprint(net(1.0)) != fingerprint(net(3.0))
+
+
 CHANGES: dict[str, Callable[[Any], object]] = {
     "one bit of a weight": one_bit,
     "a buffer": lambda m: m.network[1].running_mean.add_(1),
@@ -167,6 +202,29 @@ def test_the_number_of_hooks_that_were_ever_made_is_not_seen() -> None:
     assert fingerprint(hooked()) == fingerprint(hooked())
 
 
+def test_which_of_two_hooks_is_called_with_keywords_is_seen() -> None:
+    def hooked(*with_kwargs: bool) -> nn.Module:
+        module = nn.ReLU()
+        for each in with_kwargs:
+            module.register_forward_hook(lambda *given: len(given), with_kwargs=each)
+        return module
+
+    assert fingerprint(hooked(True, False)) == fingerprint(hooked(True, False))
+    assert fingerprint(hooked(True, False)) != fingerprint(hooked(False, True))
+
+
+def test_an_attribute_of_the_users_with_hooks_in_its_name_is_seen_whole() -> None:
+    module, changed = nn.ReLU(), nn.ReLU()
+    module.my_hooks, changed.my_hooks = {"act": 1}, {"none": 1}
+    assert fingerprint(module) != fingerprint(changed)
+
+
+@pytest.mark.parametrize("make", [lambda: nn.LSTM(2, 2), lambda: MulticlassAccuracy(3)])
+def test_a_module_that_was_sent_to_another_process_has_the_fingerprint_it_had(make: Callable[[], nn.Module]) -> None:
+    module = make()
+    assert fingerprint(cloudpickle.loads(cloudpickle.dumps(module))) == fingerprint(module)
+
+
 def test_the_trainer_of_a_module_is_not_seen() -> None:
     module = Classifier()
     before = fingerprint(module)
@@ -191,6 +249,45 @@ class Slotted:
         self.a = a
 
 
+class Abstract(abc.ABC):
+    @abc.abstractmethod
+    def first(self) -> None: ...
+
+    @abc.abstractmethod
+    def second(self) -> None: ...
+
+
+class Of(Generic[T]):
+    __slots__ = ("a", "b")
+
+
+@runtime_checkable
+class Having(Protocol):
+    first: int
+    second: int
+
+
+@dataclasses.dataclass(order=True)
+class Record:
+    """Has most of what the interpreter and `dataclasses` note of a class."""
+
+    first: int = 1
+    second: list[int] = dataclasses.field(default_factory=list)
+
+    __hash__ = None
+    __repr__ = object.__repr__
+
+
+class Names(set[str]):
+    pass
+
+
+def names(text: str, note: str) -> Names:
+    made = Names(text)
+    made.note = note
+    return made
+
+
 def seeded(seed: int) -> np.random.Generator:
     return np.random.default_rng(seed)
 
@@ -213,6 +310,9 @@ VALUES: dict[str, Callable[[], Any]] = {
     "two other texts": lambda: ["ab", "c"],
     "set": lambda: {"a", "b", "c"},
     "frozen set": lambda: frozenset({"a", "b", "c"}),
+    "set of a kind": lambda: names("abcdefgh", ""),
+    "set of a kind, other": lambda: names("abcdefgi", ""),
+    "set of a kind, with a note": lambda: names("abcdefgh", "note"),
     "dict": lambda: {"a": 1, "b": 2},
     "dict in another order": lambda: {"b": 2, "a": 1},
     "ordered dict": lambda: OrderedDict(a=1, b=2),
@@ -257,6 +357,15 @@ VALUES: dict[str, Callable[[], Any]] = {
     "module": lambda: nn.ReLU(),
     "module, other": lambda: nn.ReLU(inplace=True),
     "class": lambda: Slotted,
+    "class, abstract": lambda: Abstract,
+    "class, generic": lambda: Of,
+    "class, protocol": lambda: Having,
+    "class of records": lambda: Record,
+    "class of numbers": lambda: Colour,
+    "record": lambda: Record(),
+    "method in C": lambda: list.__getitem__,
+    "another in C": lambda: list.__len__,
+    "class method in C": lambda: vars(dict)["fromkeys"],
     "proxy": lambda: ZiCo(),
     "proxy, set otherwise": lambda: ZiCo(std_of="abs"),
 }
@@ -310,6 +419,26 @@ def test_what_has_no_content_is_refused_and_the_error_says_where_it_is(make: Cal
         fingerprint(module)
     if hasattr(value, "close"):
         value.close()
+
+
+def deep() -> Any:
+    module: nn.Module = nn.ReLU()
+    for _ in range(1000):
+        module = nn.Sequential(module)
+    return module
+
+
+def in_itself() -> Any:
+    module = nn.ReLU()
+    module.held = {module}
+    return module
+
+
+@pytest.mark.parametrize("make", [deep, in_itself])
+def test_what_is_nested_too_deeply_is_refused_in_a_few_lines(make: Callable[[], Any]) -> None:
+    with pytest.raises(UnfingerprintableError, match="nested too deeply") as raised:
+        fingerprint(make())
+    assert len(str(raised.value)) < 400
 
 
 def test_surroundings_tell_the_precision() -> None:

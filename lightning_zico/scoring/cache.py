@@ -16,6 +16,7 @@ _FORMAT = 1  # of the table; to be counted up when it changes
 _MAGIC = b"SQLite format 3\0"
 # https://www.sqlite.org/fileformat.html, "The Database Header"
 _HEADER_BYTES, _FORMAT_AT, _APPLICATION_ID_AT = 100, slice(60, 64), slice(68, 72)
+_PAGE_BYTES_AT, _NUM_PAGES_AT = slice(16, 18), slice(28, 32)
 # A write takes milliseconds; who waits longer waits for a process that hangs.
 _BUSY_TIMEOUT_S = 60
 
@@ -80,6 +81,11 @@ class SQLiteCache:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        if os.fspath(path) == ":memory:" or "\0" in os.fspath(path):
+            raise CacheError(
+                f"{os.fspath(path)!r} is no path of a file. Give one, such as 'scores.db'; for a cache in memory, give "
+                "`MemoryCache()`."
+            )
         self.path = Path(path).absolute()
         log = Path(f"{self.path}-wal")
         has_log = log.exists()  # asked first: another process may be making both, the file before its log
@@ -90,7 +96,8 @@ class SQLiteCache:
                     "that file back, or delete this one too."
                 )
             self._make()
-        self._check_header()
+        header = self._checked_header()
+        self._check_size(header, log)
         # A reader cannot move what the log holds into a file that may be damaged.
         with self._opened("ro" if has_log else "rw") as connection:
             found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
@@ -145,7 +152,7 @@ class SQLiteCache:
                 "is on a local disk."
             ) from error
 
-    def _check_header(self) -> None:
+    def _checked_header(self) -> bytes:
         """Refuse what is not ours by its first bytes, which SQLite never sees if they are another's."""
         try:
             with self.path.open("rb") as file:
@@ -159,8 +166,18 @@ class SQLiteCache:
         elif (written := int.from_bytes(header[_FORMAT_AT], "big")) != _FORMAT:
             reason = f"has format {written}, and this version of lightning_zico reads {_FORMAT}"
         else:
-            return
+            return header
         raise CacheError(f"'{self.path}' {reason}. It is left as it is; give another path, or delete it.")
+
+    def _check_size(self, header: bytes, log: Path) -> None:
+        """Refuse a file that lacks its end, which SQLite reads as zeros."""
+        page_bytes = int.from_bytes(header[_PAGE_BYTES_AT], "big")
+        if page_bytes == 1:  # stands for 65536
+            page_bytes = 65536
+        needed = page_bytes * int.from_bytes(header[_NUM_PAGES_AT], "big")
+        # Asked in this order: where there is no log any more, all that the header speaks of has been moved to the file.
+        if not log.exists() and (there := self.path.stat().st_size) < needed:
+            raise CacheError(self._damaged(f"it was cut short, {there} of its {needed} bytes are there"))
 
     def _damaged(self, found: str) -> str:
         reason = " ".join(found.split())
@@ -175,10 +192,15 @@ class SQLiteCache:
             ) as connection:
                 connection.execute("PRAGMA synchronous = NORMAL")  # a loss of power may cost the last writes, no more
                 yield connection
-        except sqlite3.OperationalError as error:
-            raise CacheError(f"'{self.path}' cannot be used: {error}.") from error
-        except sqlite3.DatabaseError as error:
-            raise CacheError(self._damaged(str(error))) from error
+        except sqlite3.Error as error:
+            if (
+                type(error) is sqlite3.DatabaseError
+            ):  # so Python raises SQLITE_CORRUPT and SQLITE_NOTADB, and nothing else
+                raise CacheError(self._damaged(str(error))) from error
+            raise CacheError(
+                f"'{self.path}' cannot be used: {error}. See that the file is there, that you may write to it and its "
+                "folder, and that the disk has room; then run again, and what was kept is not scored anew."
+            ) from error
 
 
 CacheLike: TypeAlias = str | os.PathLike[str] | ScoreCache

@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from typing import Any, NoReturn
 
-import torch
-
 from lightning_zico.bridge import overrides_transfer, uncompiled
 from lightning_zico.candidates import Built, Candidate
 from lightning_zico.errors import (
@@ -113,7 +111,7 @@ class CachedWork(Work):
 
     Args:
         cache: Where to look and to keep.
-        context: Fingerprint of all that is the same for all candidates, proxies excepted.
+        context: Fingerprint of what is the same for all candidates, proxies and `fingerprint.surroundings` excepted.
         keys: Fingerprints of the proxies, by name; one that has none, or reads names, is always scored.
     """
 
@@ -130,7 +128,7 @@ class CachedWork(Work):
             return super().score(replace(candidate, build=partial(_raise, raised)))
         # A factory's model is not made twice; a module that was offered built must be told from it.
         built = candidate if isinstance(candidate.build, Built) else replace(candidate, build=lambda: model)
-        key = fingerprint_or_warning(self.context, uncompiled(model), candidate.blocks)
+        key = fingerprint_or_warning(self.context, surroundings(), uncompiled(model), candidate.blocks)
         if key is None:
             return super().score(built)
         entries = self._known(key)
@@ -183,9 +181,11 @@ def with_cache(work: Work, cache: ScoreCache) -> Work:
 
     In the key of a score stand the model and its blocks, the proxy and its settings, and all of the work: batches,
     loss function, axis, chunk size, seed, budget, kind of device, precision, and the data module if it overrides a
-    transfer hook; besides them the versions and the global precision in `fingerprint.surroundings`. A proxy that is not
-    repeatable has the machine in its key as well, and under a limit on latency all have it. Names of candidates are
-    not in it.
+    transfer hook; besides them, as they are where it is scored, what `fingerprint.surroundings` lists: versions, global
+    precision, the state of autocast, and the number of threads (``torch.get_num_threads()``), which moves ZiCo by up to
+    a percent. So a worker with fewer threads does not find what this process scored with more. A proxy that is not
+    repeatable has the machine in its key as well, and under a limit on latency all have it. Names of candidates are not
+    in it.
 
     Args:
         work: What to do.
@@ -203,7 +203,7 @@ def with_cache(work: Work, cache: ScoreCache) -> Work:
     }
     del seen["proxies"]
     is_timed = work.budget is not None and work.budget.latency_s is not None
-    context = fingerprint_or_warning(surroundings(), seen, _machine() if is_timed else ())
+    context = fingerprint_or_warning(seen, platform.node() if is_timed else None)
     if context is None:
         return work
     keyed = [proxy for proxy in work.proxies if not proxy.reads_name]
@@ -221,12 +221,7 @@ def fingerprint_or_warning(*parts: Any) -> str | None:
 
 
 def _key_of(proxy: Proxy) -> str | None:
-    return fingerprint_or_warning(proxy.name, proxy, () if proxy.is_repeatable else _machine())
-
-
-def _machine() -> tuple[str, int]:
-    """Tell what a time depends on."""
-    return platform.node(), torch.get_num_threads()
+    return fingerprint_or_warning(proxy.name, proxy, None if proxy.is_repeatable else platform.node())
 
 
 def _warn(reason: str) -> None:

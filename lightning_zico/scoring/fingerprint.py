@@ -1,8 +1,9 @@
 """Fingerprints: everything a number depends on, hashed.
 
 What is hashed is what runs, and not a text that describes it: weights bit by bit, attributes, and of functions and
-classes the bytecode. The next run of the same program gives the same fingerprint; a name, a comment or the place in a
-file changes none. Where it is not sure that two things compute the same number, they are different.
+classes the bytecode and the names in it. The next run of the same program gives the same fingerprint; a candidate's
+name, a comment or the place in a file changes none. Where it is not sure that two things compute the same number, they
+are different.
 """
 
 import copyreg
@@ -19,12 +20,16 @@ from pathlib import Path
 from types import (
     BuiltinFunctionType,
     CellType,
+    ClassMethodDescriptorType,
     CodeType,
     FunctionType,
+    GetSetDescriptorType,
     MappingProxyType,
     MemberDescriptorType,
+    MethodDescriptorType,
     MethodType,
     ModuleType,
+    WrapperDescriptorType,
 )
 from typing import Any
 
@@ -38,10 +43,39 @@ from lightning_zico.errors import UnfingerprintableError
 
 _PLAIN = frozenset({bool, int, float, complex, str, type(None), type(...), type(NotImplemented)})
 _EMPTY_CELL = CellType()
-# Of the attributes with two underscores, functions alone: the others are notes of the interpreter, some of them made
-# only when a class is used or in no fixed order.
-_FUNCTIONS_OF_A_CLASS = (FunctionType, classmethod, staticmethod, property)
-_NOTES_OF_A_CLASS = frozenset({"_abc_impl", "__annotate__", "__annotate_func__"})
+# What the interpreter notes of a class: texts and types, some of them written only when a class is used, others in no
+# fixed order.
+_NOTES_OF_A_CLASS = frozenset(
+    {
+        "_abc_impl",
+        "__annotate__",
+        "__annotate_func__",
+        "__annotations__",
+        "__annotations_cache__",
+        "__dict__",
+        "__doc__",
+        "__firstlineno__",
+        "__module__",
+        "__orig_bases__",
+        "__parameters__",
+        "__signature__",
+        "__slotnames__",
+        "__slots__",
+        "__static_attributes__",
+        "__type_params__",
+        "__weakref__",
+    }
+)
+# By number of the hook. Lightning's modules have no others.
+_HOOK_TABLES = tuple(name for name, value in vars(nn.Module()).items() if "_hooks" in name and isinstance(value, dict))
+_DESCRIPTORS_IN_C = (
+    ClassMethodDescriptorType,
+    GetSetDescriptorType,
+    MemberDescriptorType,
+    MethodDescriptorType,
+    WrapperDescriptorType,
+)
+_MAX_PATH_LENGTH = 200  # of an error: two lines of a terminal
 # Their results stand for what they wrap.
 _WRAPPERS = (classmethod, staticmethod, functools.cached_property, functools._lru_cache_wrapper)
 
@@ -55,9 +89,10 @@ def fingerprint(*parts: Any) -> str:
     classes with their functions, attributes and bases. Of what belongs to an installed package or to Python itself,
     name and version stand for the code.
 
-    Not seen are: what a function imports when it runs, or finds by a name that is put together then; what global
-    variables reach through attributes of installed packages, such as ``torch.backends``; environment variables and
-    files; memory that an extension keeps for itself; a module's trainer, and what is reached through it.
+    Not seen are: what a function imports when it runs, or finds by a name that is not written in it; the order in which
+    a module got its attributes, those of parameters, buffers and submodules excepted; what global variables reach
+    through attributes of installed packages, such as ``torch.backends``; environment variables and files; memory that
+    an extension keeps for itself; a module's trainer, and what is reached through it.
 
     Args:
         parts: Whatever the number depends on, in a fixed order.
@@ -78,9 +113,12 @@ def fingerprint(*parts: Any) -> str:
     walk = _Walk()
     try:
         walk.visit(parts)
+    except RecursionError as error:
+        reason = "it is nested too deeply, or holds itself in a set; `sys.setrecursionlimit` lets deeper ones through"
+        raise UnfingerprintableError(f"'{walk.place}' has no fingerprint: {reason}.") from error
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UnfingerprintableError(f"'{'.'.join(walk.path)}' has no fingerprint: {reason}.") from error
+        raise UnfingerprintableError(f"'{walk.place}' has no fingerprint: {reason}.") from error
     return walk.digest
 
 
@@ -93,10 +131,14 @@ def fingerprint_or_none(value: Any) -> str | None:
 
 
 def surroundings() -> tuple[Any, ...]:
-    """List what every number depends on: this package, torch, Lightning and Python, and torch's global precision."""
+    """List what every number depends on where it is computed: in another process or thread it may be different.
+
+    These are the versions of this package, torch, Lightning and Python, torch's global precision, the state of
+    autocast, and the number of threads, since another number of them sums in another order.
+    """
     return (
         (__version__, _own_source(), torch.__version__, lightning.__version__, platform.python_version()),
-        (torch.get_default_dtype(), torch.get_float32_matmul_precision()),
+        (torch.get_default_dtype(), torch.get_float32_matmul_precision(), torch.get_num_threads()),
         [
             (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
             for kind in ("cpu", "cuda")
@@ -127,6 +169,13 @@ class _Walk:
     @property
     def digest(self) -> str:
         return self._hash.hexdigest()
+
+    @property
+    def place(self) -> str:
+        """Where it is, with the middle left out if that is long."""
+        place = ".".join(self.path)
+        half = _MAX_PATH_LENGTH // 2
+        return place if len(place) <= _MAX_PATH_LENGTH else f"{place[:half]} ... {place[-half:]}"
 
     def visit(self, value: Any) -> None:
         """Hash a value and what it is made of."""
@@ -186,6 +235,9 @@ class _Walk:
             self.visit(None if isinstance(value.__self__, ModuleType) else value.__self__)
         elif hasattr(value, "__qualname__") and _is_installed(value):  # functions of extensions, which are no functions
             self._put("installed", _name_of(value))
+        elif isinstance(value, _DESCRIPTORS_IN_C):
+            self._put("descriptor", value.__name__)
+            self.visit(value.__objclass__)
         elif isinstance(value, ModuleType):
             self._put("python module", value.__name__)
         elif isinstance(value, MethodType):
@@ -203,8 +255,8 @@ class _Walk:
             self._dict(value)
         elif type(value) is list:
             self._all("list", value)
-        elif type(value) in (set, frozenset):  # their order is another in every process
-            self._all(type(value).__name__, sorted(fingerprint(part) for part in value))
+        elif isinstance(value, set | frozenset):
+            self._set(value)
         else:
             self._object(value)
 
@@ -214,6 +266,17 @@ class _Walk:
             self.visit(key)
             with self._under(str(key)):
                 self.visit(part)
+
+    def _set(self, value: "set[Any] | frozenset[Any]") -> None:
+        """Hash a set without its order, which is another in every process."""
+        self.visit(type(value))
+        parts = []
+        for part in value:
+            walk = _Walk()
+            walk.visit(part)
+            parts.append(walk.digest)
+        self._all("set", sorted(parts))
+        self.visit((set if isinstance(value, set) else frozenset).__reduce__(value)[2])  # attributes of a subclass
 
     def _tensor(self, tensor: Tensor) -> None:
         self.visit(type(tensor))
@@ -235,11 +298,13 @@ class _Walk:
 
     def _module(self, module: nn.Module) -> None:
         self.visit(type(module))
-        # The keys of hooks count all hooks that this process ever made.
-        self._named(
-            (name, list(value.values()) if "_hooks" in name and isinstance(value, dict) else value)
-            for name, value in vars(module).items()
-        )
+        attributes = dict(sorted(vars(module).items()))  # unpickling may put them in another order
+        # The numbers of hooks count all that this process ever made; several tables speak of one hook.
+        tables = {name: attributes[name] for name in _HOOK_TABLES if name in attributes}
+        numbers = {key: idx for idx, key in enumerate(dict.fromkeys(key for table in tables.values() for key in table))}
+        for name, table in tables.items():
+            attributes[name] = [(numbers[key], hook) for key, hook in table.items()]
+        self._named(attributes.items())
 
     def _object(self, value: Any) -> None:
         """Hash an object as what ``copy.copy`` would make it from."""
@@ -304,6 +369,7 @@ def _names_in(code: CodeType) -> _Names:
     while waiting:
         part = waiting.pop()
         names.all.update(part.co_names)
+        names.all.update(const for const in part.co_consts if isinstance(const, str))  # as in `getattr(module, "name")`
         names.read.update(i.argval for i in get_instructions(part) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME"))
         waiting.extend(const for const in part.co_consts if isinstance(const, CodeType))
     return names
@@ -323,9 +389,9 @@ def _module_of(value: Any) -> str:
 
 def _says_something(name: str, member: Any) -> bool:
     """Tell whether an attribute of a class is the user's; the places of slots are not, since objects fill them."""
-    if name in _NOTES_OF_A_CLASS or isinstance(member, MemberDescriptorType):
+    if name in _NOTES_OF_A_CLASS or name.startswith("__pydantic_"):  # caches, with addresses in them
         return False
-    return not name.startswith("__") or isinstance(member, _FUNCTIONS_OF_A_CLASS)
+    return not isinstance(member, MemberDescriptorType)
 
 
 def _is_installed(value: Any) -> bool:
