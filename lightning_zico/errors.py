@@ -77,13 +77,13 @@ def kept(error: Exception) -> Exception:
 def again(error: Exception) -> Exception:
     """Copy an error that is kept, to be raised: the traceback of the original would keep alive whoever asks for it.
 
-    An error that cannot be copied is given itself.
+    An error that cannot be copied, or says nothing of itself, is given itself.
     """
     try:
         copied = copy.copy(error)
+        return copied if str(copied) == str(error) else error
     except Exception:
         return error
-    return copied if str(copied) == str(error) else error
 
 
 def traceback_of(error: BaseException) -> str:

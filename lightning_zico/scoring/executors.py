@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 
 from lightning_zico.results import ScoreCard
+from lightning_zico.scoring.fingerprint import autocasts
 from lightning_zico.scoring.pool import Limits, Outcome, outcomes, resident_bytes, worker_idx
 from lightning_zico.scoring.work import Executor, Job, Work
 
@@ -39,7 +40,8 @@ class ProcessExecutor:
     Args:
         num_workers: Processes; one a core if None. Each computes with its share of the cores, and never with more
             threads than this process does (``torch.get_num_threads()``).
-        timeout_s: What takes longer, building included, is ended: its row says so.
+        timeout_s: What takes longer, building included, is ended: its row says so. The start of a process is not
+            counted.
         memory_bytes: Likewise a candidate that takes more resident memory than that. It is looked at twenty times a
             second; needs ``/proc``, as Linux has it.
 
@@ -68,6 +70,7 @@ class ProcessExecutor:
         Raises:
             TypeError: If a work cannot be sent.
             RuntimeError: If no process starts, or one cannot load the works.
+            CacheError: If a work's cache fails.
         """
         num_workers = self.num_workers or num_cores()
         scoring = Scoring.by(works, num_threads=max(1, num_cores() // num_workers))
@@ -84,10 +87,12 @@ class Scoring:
     Args:
         works: By ``repeat_idx``.
         settings: Of torch, all of which numbers depend on.
+        autocasts: As `fingerprint.autocasts` lists them; numbers depend on these as well.
     """
 
     works: Sequence[Work]
     settings: Mapping[str, Any]
+    autocasts: Sequence[tuple[str, bool, torch.dtype]]
 
     @classmethod
     def by(cls, works: Sequence[Work], num_threads: int) -> "Scoring":
@@ -98,14 +103,19 @@ class Scoring:
             "float32_matmul_precision": torch.get_float32_matmul_precision(),
             "deterministic_debug_mode": torch.get_deterministic_debug_mode(),
         }
-        return cls(list(works), settings)
+        return cls(list(works), settings, autocasts())
 
     def __call__(self, job: Job) -> ScoreCard:
         """Score a job's candidate by its work."""
         for name, value in self.settings.items():
             getattr(torch, f"set_{name}")(value)
         work = self.works[job.repeat_idx]
-        return replace(work, placement=work.placement.of_worker(worker_idx())).score(job.candidate)
+        with ExitStack() as casting:
+            for kind, is_enabled, dtype in self.autocasts:
+                torch.set_autocast_dtype(kind, dtype)
+                if is_enabled:
+                    casting.enter_context(torch.autocast(kind, dtype))
+            return replace(work, placement=work.placement.of_worker(worker_idx())).score(job.candidate)
 
     def card(self, job: Job, outcome: Outcome[ScoreCard]) -> ScoreCard:
         """Take the card that came of a job, or make that of a job that came to nothing."""
@@ -119,18 +129,19 @@ def executor_of(executor: Executor | Literal["processes"] | None, timeout_s: flo
     """Turn what the user gives into an executor.
 
     Raises:
-        ValueError: If it is another name, or there is a timeout that it cannot keep.
+        ValueError: If it is another name or a class, or there is a timeout that it cannot keep.
     """
     if executor == "processes":
         return ProcessExecutor(timeout_s=timeout_s)
-    if isinstance(executor, str) or not (executor is None or callable(getattr(executor, "run", None))):
+    if isinstance(executor, str | type) or not (executor is None or callable(getattr(executor, "run", None))):
         raise ValueError(
             f'`executor` is {executor!r}; needed is None, "processes", or an executor such as `RayExecutor()`.'
         )
     if timeout_s is not None:
         raise ValueError(
             f"`timeout_s` is {timeout_s!r}, and only a process of its own can be ended. Pass "
-            '`executor="processes"`, or `ProcessExecutor(timeout_s=...)` as the executor.'
+            '`executor="processes"`, or `ProcessExecutor(timeout_s=...)` or `RayExecutor(timeout_s=...)` as the '
+            "executor."
         )
     return executor or SerialExecutor()
 

@@ -139,12 +139,17 @@ def surroundings() -> tuple[Any, ...]:
     return (
         (__version__, _own_source(), torch.__version__, lightning.__version__, platform.python_version()),
         (torch.get_default_dtype(), torch.get_float32_matmul_precision(), torch.get_num_threads()),
-        [
-            (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
-            for kind in ("cpu", "cuda")
-            if torch.amp.is_autocast_available(kind)
-        ],
+        autocasts(),
     )
+
+
+def autocasts() -> list[tuple[str, bool, torch.dtype]]:
+    """List for each kind of device whether autocast is on, and its dtype."""
+    return [
+        (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+        for kind in ("cpu", "cuda")
+        if torch.amp.is_autocast_available(kind)
+    ]
 
 
 @functools.cache

@@ -6,10 +6,11 @@ import multiprocessing
 import os
 import pickle
 import signal
+import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any, Generic, TypeVar
 
 import cloudpickle
 
-from lightning_zico.errors import traceback_of
+from lightning_zico.errors import CacheError, traceback_of
 from lightning_zico.scoring.scorer import described
 
 T = TypeVar("T")
@@ -48,7 +49,7 @@ class Limits:
     """What an item may take before its process is killed.
 
     Args:
-        timeout_s: Seconds; the start of the process does not count.
+        timeout_s: Seconds; the start of the process, and its loading of the function, do not count.
         memory_bytes: Resident memory, on top of what the process held before.
         num_attempts: How often an item is tried whose process dies by itself, each time in a fresh process: the death
             may have been another's doing, such as that of a system out of memory.
@@ -84,6 +85,7 @@ def outcomes(
     Raises:
         TypeError: If ``function`` cannot be sent.
         RuntimeError: If no process starts, or one cannot load ``function``.
+        CacheError: If that is what ``function`` raises: it is no item's fault.
     """
     setup = packed(function)
     tasks, again = map(Parcel, items), deque[Parcel[T]]()
@@ -162,7 +164,7 @@ class Parcel(Generic[T]):
 
 
 def answer(function: Callable[[Any], Any], message: bytes) -> bytes:
-    """Call a function on the item in a message, and make the message of its outcome."""
+    """Call a function on the item in a message, and make the message of its outcome, to be read by `said_in`."""
     try:
         item = pickle.loads(message)
     except Exception as raised:
@@ -171,8 +173,39 @@ def answer(function: Callable[[Any], Any], message: bytes) -> bytes:
     start = time.monotonic()
     try:
         return cloudpickle.dumps(Outcome[Any](function(item), None, seconds=time.monotonic() - start))
+    except CacheError as raised:
+        return pickle.dumps(CacheError(str(raised)))
     except Exception as raised:
         return pickle.dumps(Outcome[Any](None, described(raised), traceback_of(raised), time.monotonic() - start))
+
+
+def unloaded(error: Exception) -> bytes:
+    """Make the message that a function cannot be loaded, to be read by `said_in`."""
+    return pickle.dumps(described(error))
+
+
+def not_loaded(reason: str) -> RuntimeError:
+    """Make the exception for a function that a worker cannot load."""
+    return RuntimeError(
+        "A worker process cannot load what is to be scored with (batches, proxies, loss function, data "
+        f"module): {reason}. Put what it misses where other processes can import it."
+    )
+
+
+def said_in(message: bytes) -> Outcome[Any] | None:
+    """Read what a worker says: an outcome, or None if it waits for what comes next.
+
+    Raises:
+        RuntimeError: If it cannot load the function.
+        CacheError: If the cache failed.
+    """
+    said = pickle.loads(message)
+    if isinstance(said, CacheError):
+        raise said
+    if isinstance(said, str):
+        raise not_loaded(said)
+    outcome: Outcome[Any] | None = said
+    return outcome
 
 
 class _Worker(Generic[T, R]):
@@ -184,14 +217,15 @@ class _Worker(Generic[T, R]):
         self.idx = idx
         self.pipe, other_end = _CONTEXT.Pipe()
         self.process = _CONTEXT.Process(target=_serve, args=(other_end, idx), daemon=True)
-        self.process.start()
+        with _deaf_to_ctrl_c():
+            self.process.start()
         other_end.close()  # so that the pipe ends when the process does
         self.setup, self.limits = setup, limits
-        self.is_ready = self.died = False
+        self.is_listening = self.is_ready = self.died = False
         self.started, self.bytes_before = math.inf, 0
 
     def begin(self, task: Parcel[T]) -> None:
-        """Take a task, and send it as soon as the process listens: before, a long message would block."""
+        """Take a task, and send it as soon as the process is ready: until then, nothing is the task's doing."""
         self.task = task
         task.num_attempts += 1
         if self.is_ready:
@@ -211,20 +245,19 @@ class _Worker(Generic[T, R]):
 
         Raises:
             RuntimeError: If the process cannot load the function.
+            CacheError: If the cache failed.
         """
         try:
             while self.pipe.poll():
-                said = pickle.loads(self.pipe.recv_bytes())
-                if isinstance(said, Outcome):
-                    return said
+                said = said_in(self.pipe.recv_bytes())
                 if said is not None:
-                    raise RuntimeError(
-                        "A worker process cannot load what is to be scored with (batches, proxies, loss function, data "
-                        f"module): {said}. Put what it misses where other processes can import it."
-                    )
-                self.is_ready = True
-                self.pipe.send_bytes(self.setup)
-                self._send()
+                    return said
+                if self.is_listening:
+                    self.is_ready = True
+                    self._send()
+                else:
+                    self.is_listening = True  # before, a long message would block
+                    self.pipe.send_bytes(self.setup)
         except (EOFError, ConnectionError):
             self.process.join()
         if not self.process.is_alive():
@@ -234,6 +267,9 @@ class _Worker(Generic[T, R]):
         return self._over_limit() if self.is_ready else None
 
     def end(self) -> None:
+        if hasattr(os, "killpg") and self.process.pid is not None:
+            with suppress(OSError):  # there is no group before `_serve`, or any more
+                os.killpg(self.process.pid, signal.SIGKILL)
         self.process.kill()
         self.process.join()
         self.pipe.close()
@@ -293,17 +329,37 @@ def resident_bytes(pid: int | None) -> int:
     return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
+@contextmanager
+def _deaf_to_ctrl_c() -> Iterator[None]:
+    """Let what is started ignore Ctrl-C from its first moment: while it imports, it would print a traceback.
+
+    Only the main thread can see to that.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or before is None:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _serve(pipe: Connection, idx: int) -> None:
     """Load the function, then answer every item that comes through the pipe, until the other end is closed."""
     global _worker_idx
     _worker_idx = idx
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and ends this process
+    if hasattr(os, "setsid"):
+        os.setsid()  # so that what a candidate starts ends with this process
     with suppress(EOFError, ConnectionError):  # so it goes when the parent is killed
         pipe.send_bytes(pickle.dumps(None))
         try:
             function = pickle.loads(pipe.recv_bytes())
         except Exception as raised:
-            pipe.send_bytes(pickle.dumps(described(raised)))
+            pipe.send_bytes(unloaded(raised))
             return
+        pipe.send_bytes(pickle.dumps(None))
         while True:
             pipe.send_bytes(answer(function, pipe.recv_bytes()))

@@ -1,17 +1,23 @@
 """Jobs on a Ray cluster."""
 
+import itertools
 import logging
+import os
 import pickle
+import re
+import threading
 import time
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lightning_zico.errors import CacheError
 from lightning_zico.results import ScoreCard
 from lightning_zico.scoring.cache import ScoreCache
 from lightning_zico.scoring.cached import CachedWork
 from lightning_zico.scoring.executors import Scoring
-from lightning_zico.scoring.pool import Outcome, Parcel, answer, packed
+from lightning_zico.scoring.pool import Outcome, Parcel, answer, not_loaded, packed, said_in, unloaded
 from lightning_zico.scoring.scorer import described
 from lightning_zico.scoring.work import Job, Work
 
@@ -27,63 +33,69 @@ class RayExecutor:
 
     Batches and proxies are put into the object store once; candidates travel as factories, instances with their
     weights. All nodes need this package and what the candidates import. A connection that is open is used and left
-    open. A cache stays on this machine, whichever node a task asks it from. A candidate that hangs is not ended: Ray
-    knows no time limit of a task.
+    open. A cache stays on this machine, whichever node a task asks it from.
 
     Args:
         address: Of the cluster, as `ray.init` takes it; None for an open connection, or else for a cluster on this
             machine alone, which ends with the ranking.
         num_cpus: Cores for a candidate, which is also the number of threads that it computes with.
         num_gpus: Likewise GPUs; a fraction shares them.
+        timeout_s: What takes longer, building included, is ended: its row says so. Code that keeps Python's lock all
+            the time cannot be ended.
 
     Raises:
         ModuleNotFoundError: If Ray is not installed.
-        ValueError: If ``num_cpus`` is not positive, or ``num_gpus`` negative.
+        ValueError: If ``num_cpus`` or ``timeout_s`` is not positive, or ``num_gpus`` negative.
     """
 
-    def __init__(self, address: str | None = None, num_cpus: float = 1, num_gpus: float = 0) -> None:
+    def __init__(
+        self, address: str | None = None, num_cpus: float = 1, num_gpus: float = 0, timeout_s: float | None = None
+    ) -> None:
         if not num_cpus > 0 or not num_gpus >= 0:
             raise ValueError(
                 f"`num_cpus` is {num_cpus!r} and `num_gpus` {num_gpus!r}; needed are a positive number of cores and at "
                 "least 0 GPUs for a candidate."
             )
+        if timeout_s is not None and not timeout_s > 0:
+            raise ValueError(f"`timeout_s` is {timeout_s!r}; needed is a positive number, or None.")
         _imported_ray()
         self.address = address
         self.num_cpus = num_cpus
         self.num_gpus = num_gpus
+        self.timeout_s = timeout_s
 
     def run(self, works: Sequence[Work], jobs: Iterable[Job]) -> Generator[tuple[Job, ScoreCard], None, None]:
         """Score each job's candidate by its work, and give each as it is finished.
 
         Raises:
-            RuntimeError: If the cluster has too few cores or GPUs for one candidate.
+            RuntimeError: If the cluster has too few cores or GPUs for one candidate, or a node cannot load the works.
+            CacheError: If a work's cache fails.
         """
         ray = _imported_ray()
         is_own = not ray.is_initialized()
         if is_own:
             ray.init(address=self.address, log_to_driver=False, logging_level=logging.WARNING)
-        pending: dict[Any, tuple[Job, float]] = {}
+        pending: dict[Any, tuple[Job, _TimeLimit | None, float]] = {}
         try:
             scoring = Scoring.by(_with_caches_here(ray, works), num_threads=max(1, int(self.num_cpus)))
             shared = ray.put(packed(scoring))
             resources = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
             answered = ray.remote(**resources, max_retries=_MAX_RETRIES)(_answered)
-            parcels = map(Parcel, jobs)
+            late = None if self.timeout_s is None else _made_here(ray, _Late).remote()
+            parcels, task_idxs = map(Parcel, jobs), itertools.count()
             while True:
                 while len(pending) < self._window(ray) and (parcel := next(parcels, None)):
                     if parcel.unsent is not None:
                         yield parcel.item, scoring.card(parcel.item, parcel.unsent)
-                    else:
-                        pending[answered.remote(shared, parcel.message)] = parcel.item, time.monotonic()
+                        continue
+                    limit = None if self.timeout_s is None else _TimeLimit(self.timeout_s, late, next(task_idxs))
+                    ref = answered.remote(shared, parcel.message, limit)
+                    pending[ref] = parcel.item, limit, time.monotonic()
                 if not pending:
                     return
                 (ref,), _ = ray.wait(list(pending), num_returns=1)
-                job, started = pending.pop(ref)
-                try:
-                    outcome = pickle.loads(ray.get(ref))
-                except ray.exceptions.RayError as raised:
-                    outcome = Outcome(None, described(raised), seconds=time.monotonic() - started)
-                yield job, scoring.card(job, outcome)
+                job, limit, started = pending.pop(ref)
+                yield job, scoring.card(job, _outcome(ray, ref, limit, started))
         finally:
             for ref in pending:
                 ray.cancel(ref, force=True)
@@ -102,6 +114,53 @@ class RayExecutor:
                 f"{resources.get('CPU', 0):g} cores and {resources.get('GPU', 0):g} GPUs. Add a node, or ask for less."
             )
         return int(num_running) + _NUM_QUEUED
+
+
+class _Late:
+    """Remembers which tasks ran out of time, in an actor on the machine of the driver."""
+
+    def __init__(self) -> None:
+        self._task_idxs: set[int] = set()
+
+    def add(self, task_idx: int) -> None:
+        self._task_idxs.add(task_idx)
+
+    def has(self, task_idx: int) -> bool:
+        return task_idx in self._task_idxs
+
+
+@dataclass(frozen=True)
+class _TimeLimit:
+    """Ends the process of a task that takes too long. Ray starts the task again, which then asks whether it did.
+
+    Args:
+        seconds: How long a task may take.
+        late: Actor of a `_Late`.
+        task_idx: Which task this is the limit of.
+    """
+
+    seconds: float
+    late: Any
+    task_idx: int
+
+    def outcome(self) -> Outcome[Any] | None:
+        """What came of the task if it took too long; None if it did not."""
+        if not _imported_ray().get(self.late.has.remote(self.task_idx)):
+            return None
+        return Outcome(None, f"took more than {self.seconds:g} s", seconds=self.seconds)
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        timer = threading.Timer(self.seconds, self._end)
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _end(self) -> None:
+        _imported_ray().get(self.late.add.remote(self.task_idx))
+        os._exit(1)
 
 
 class _Keeper:
@@ -124,18 +183,32 @@ class _CacheElsewhere:
     keeper: Any
 
     def read(self, candidate: str) -> dict[str, str]:
-        entries: dict[str, str] = _imported_ray().get(self.keeper.read.remote(candidate))
+        entries: dict[str, str] = self._said(self.keeper.read.remote(candidate))
         return entries
 
     def write(self, candidate: str, entries: Mapping[str, str]) -> None:
-        _imported_ray().get(self.keeper.write.remote(candidate, dict(entries)))
+        self._said(self.keeper.write.remote(candidate, dict(entries)))
+
+    def _said(self, ref: Any) -> Any:
+        ray = _imported_ray()
+        try:
+            return ray.get(ref)
+        except ray.exceptions.RayTaskError as raised:
+            raise raised.cause from None
+        except ray.exceptions.RayError as raised:
+            raise CacheError(f"The cache on the driver's machine cannot be asked: {_plain(raised)}.") from None
 
 
-def _with_caches_here(ray: Any, works: Sequence[Work]) -> list[Work]:
+def _made_here(ray: Any, kind: type) -> Any:
+    """Turn a class into one of actors on this machine."""
     here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
         ray.get_runtime_context().get_node_id(), soft=False
     )
-    actor = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)(_Keeper)
+    return ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)(kind)
+
+
+def _with_caches_here(ray: Any, works: Sequence[Work]) -> list[Work]:
+    actor = _made_here(ray, _Keeper)
     caches: dict[int, _CacheElsewhere] = {}
     for work in works:
         if isinstance(work, CachedWork) and id(work.cache) not in caches:
@@ -143,8 +216,38 @@ def _with_caches_here(ray: Any, works: Sequence[Work]) -> list[Work]:
     return [replace(work, cache=caches[id(work.cache)]) if isinstance(work, CachedWork) else work for work in works]
 
 
-def _answered(scoring: bytes, message: bytes) -> bytes:
-    return answer(pickle.loads(scoring), message)
+def _answered(scoring: bytes, message: bytes, limit: _TimeLimit | None) -> bytes:
+    if limit is not None and (outcome := limit.outcome()):
+        return pickle.dumps(outcome)
+    try:
+        function = pickle.loads(scoring)
+    except Exception as raised:
+        return unloaded(raised)
+    with limit.kept() if limit else nullcontext():
+        return answer(function, message)
+
+
+def _outcome(ray: Any, ref: Any, limit: _TimeLimit | None, started: float) -> Outcome[Any]:
+    try:
+        outcome = said_in(ray.get(ref))
+        assert outcome is not None  # a task has nothing to wait for
+        return outcome
+    except ray.exceptions.RayTaskError as raised:
+        if isinstance(raised.cause, Exception):  # no candidate's, which `answer` would have caught
+            raise not_loaded(_plain(raised.cause)) from None
+        reason = _plain(raised.cause)
+    except ray.exceptions.WorkerCrashedError:
+        if limit is not None and (late := limit.outcome()):
+            return late
+        reason = f"the process died, in {1 + _MAX_RETRIES} attempts"
+    except ray.exceptions.RayError as raised:
+        reason = _plain(raised)
+    return Outcome(None, reason, seconds=time.monotonic() - started)
+
+
+def _plain(error: BaseException) -> str:
+    """Put an exception in one line without the colours that Ray gives its messages."""
+    return re.sub(r"\x1b\[[0-9;]*m", "", described(error))
 
 
 def _imported_ray() -> Any:

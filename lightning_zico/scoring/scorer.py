@@ -243,6 +243,9 @@ def measured(proxy: Proxy, probe: Probe, precision: str | None) -> Score:
 
 def described(error: BaseException) -> str:
     """Put an exception in one line: its kind and its message."""
-    if isinstance(error, NotApplicableError):
-        return f"{NOT_APPLICABLE}: {' '.join(str(error).split())}"
-    return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
+    try:
+        message = " ".join(str(error).split())
+    except Exception:  # a `__str__` of the user's own that fails
+        message = ""
+    kind = NOT_APPLICABLE if isinstance(error, NotApplicableError) else type(error).__name__
+    return f"{kind}: {message}".rstrip(": ")

@@ -1,11 +1,13 @@
 """Every executor gives the scores of the serial one, keeps few candidates alive, and stops when it is told to."""
 
 import gc
+import os
 import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from torch import nn
 
 from lightning_zico import Candidate, ProcessExecutor, RayExecutor, ZeroShotSelector, score
 from lightning_zico.candidates import iterate_candidates
+from lightning_zico.errors import CacheError
 from lightning_zico.scoring.choice import chosen
 from lightning_zico.scoring.executors import SerialExecutor, num_cores
 from lightning_zico.scoring.work import Executor, Job, Work
@@ -90,6 +93,16 @@ def test_settings_of_torch_are_those_of_here(executor: Executor) -> None:
     finally:
         torch.set_default_dtype(torch.float32)
     assert card["zico"].details["dtype"] == "float64"
+
+
+def test_autocast_is_that_of_here(executor: Executor) -> None:
+    def scored(by: Executor) -> dict[str, Any]:
+        return values(card for _, card in by.run([work_of()], map(Job, iterate_candidates([Classifier]))))
+
+    plain = scored(executor)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert scored(executor) == scored(SerialExecutor()) != plain
+    assert scored(executor) == plain
 
 
 def test_a_generator_of_candidates_is_taken_as_they_are_needed(executor: Executor) -> None:
@@ -172,6 +185,50 @@ def test_a_cache_is_filled_and_asked_wherever_jobs_run(executor: Executor, tmp_p
     first, again, serial = ([row for row in board.to_dict()["rows"] if row["rank"]] for board in boards)
     assert first == again == serial  # seconds included, which no two scorings share
     assert len(first) == 2
+
+
+def test_a_cache_that_fails_in_the_middle_ends_the_ranking(executor: Executor, tmp_path: Path) -> None:
+    path = tmp_path / "scores.db"
+
+    def damaging() -> nn.Module:
+        with path.open("r+b") as file:
+            file.write(bytes(100))
+        return Classifier()
+
+    selector = ZeroShotSelector(proxies="zico", cache=path, executor=executor)
+    with pytest.raises(CacheError, match=r"scores\.db' is damaged"):
+        selector.rank([damaging], make_batches())
+
+
+def test_proxies_that_workers_cannot_load_are_a_wrong_call(executor: Executor) -> None:
+    if isinstance(executor, SerialExecutor):
+        pytest.skip("nothing is loaded")
+
+    class Unloadable:
+        def __reduce__(self) -> Any:
+            return int, ("x",)
+
+    selector = ZeroShotSelector(executor=executor, loss_fn=Unloadable())
+    with pytest.raises(RuntimeError, match=r"cannot load what is to be scored with.*ValueError: invalid literal") as e:
+        selector.rank([Classifier], make_batches())
+    assert str(e.value).isprintable()
+
+
+def test_what_takes_its_process_down_or_hangs_is_a_row_with_ray(executor: Executor, tmp_path: Path) -> None:
+    if not isinstance(executor, RayExecutor):
+        pytest.skip("test_faults has more of this for processes")
+
+    def noted(name: str, then: Callable[[], Any]) -> nn.Module:
+        with open(tmp_path / name, "a") as file:
+            file.write("x")
+        then()
+        return Classifier()
+
+    deeds = {"dies": partial(os._exit, 7), "hangs": partial(time.sleep, 3600), "fine": int}
+    candidates = {name: partial(noted, name, deed) for name, deed in deeds.items()}
+    leaderboard = ZeroShotSelector(executor=RayExecutor(timeout_s=5)).rank(candidates, make_batches())
+    assert leaderboard.errors == {"dies": "the process died, in 3 attempts", "hangs": "took more than 5 s"}
+    assert [(tmp_path / name).stat().st_size for name in ("dies", "hangs")] == [3, 1]
 
 
 class _Unloadable:
@@ -263,7 +320,7 @@ def test_without_ray_its_executor_says_what_to_install(monkeypatch: pytest.Monke
         RayExecutor()
 
 
-@pytest.mark.parametrize("wrong", [{"num_cpus": 0}, {"num_gpus": -1}])
+@pytest.mark.parametrize("wrong", [{"num_cpus": 0}, {"num_gpus": -1}, {"timeout_s": 0}])
 def test_ray_resources_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
     pytest.importorskip("ray")
     with pytest.raises(ValueError, match=next(iter(wrong))):

@@ -18,8 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_zico import Candidate, Leaderboard, ProcessExecutor, ScoreCard, ZeroShotSelector
+from lightning_zico.candidates import iterate_candidates
 from lightning_zico.scoring.pool import resident_bytes
-from tests.modules import Classifier, make_batches, make_network
+from lightning_zico.scoring.work import Job, Work
+from tests.modules import Classifier, Fixed, Numbered, make_batches, make_network
 
 ROOT = Path(__file__).parent.parent.parent
 needs_proc = pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="memory is looked up in /proc")
@@ -48,6 +50,15 @@ def allocates(loss: Tensor) -> Tensor:
     return loss * torch.empty(2**50).sum()  # four petabytes
 
 
+class SpeechlessError(Exception):
+    def __str__(self) -> str:
+        raise ValueError("no words")
+
+
+def raises_speechless(loss: Tensor) -> Tensor:
+    raise SpeechlessError
+
+
 def out_of_memory(loss: Tensor) -> Tensor:
     raise MemoryError("numpy wanted 9 GiB")
 
@@ -61,6 +72,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "does not build": (lambda: 1 / 0, "does not build: ZeroDivisionError: division by zero"),
     "leaves while building": (partial(sys.exit, 3), "does not build: SystemExit: 3"),
     "raises": (partial(Faulty, raises), "RuntimeError: in the middle"),
+    "raises what cannot be told": (partial(Faulty, raises_speechless), "SpeechlessError"),
     "leaves": (partial(Faulty, gives_up), "SystemExit: gives up"),
     "nan": (partial(Faulty, lambda loss: loss * torch.nan), "nan"),
     "inf": (partial(Faulty, lambda loss: loss + torch.inf), "inf"),
@@ -160,14 +172,86 @@ def test_a_script_that_starts_processes_without_a_guard_is_told_so(tmp_path: Pat
     assert 'under `if __name__ == "__main__":`' in done.stderr.splitlines()[-1]
 
 
-def test_proxies_that_workers_cannot_load_are_a_wrong_call() -> None:
-    class Unloadable:
-        def __reduce__(self) -> Any:
-            return int, ("x",)
+class SlowToLoad:
+    """A loss function whose loading takes longer than any candidate may."""
 
-    selector = ZeroShotSelector(executor=ProcessExecutor(1), loss_fn=Unloadable())
-    with pytest.raises(RuntimeError, match=r"cannot load what is to be scored with.*ValueError: invalid literal"):
-        selector.rank([Classifier], make_batches())
+    def __reduce__(self) -> Any:
+        return _loaded_slowly, ()
+
+    def __call__(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(outputs, targets)
+
+
+def _loaded_slowly() -> SlowToLoad:
+    time.sleep(6)
+    return SlowToLoad()
+
+
+@needs_proc
+def test_what_all_candidates_share_is_charged_to_none() -> None:
+    batches = [(torch.randn(20, 1_000_000), torch.zeros(20, dtype=torch.long)) for _ in range(2)]  # 160 MB
+    executor = ProcessExecutor(num_workers=1, timeout_s=5, memory_bytes=120_000_000)
+    work = Work(batches, [Fixed("a")], loss_fn=SlowToLoad())
+    candidates = {"first": lambda: Numbered({"a": 1.0}), "second": lambda: Numbered({"a": 2.0})}
+    done = executor.run([work], map(Job, iterate_candidates(candidates)))
+    assert {job.candidate.name: (card.error, card["a"].value) for job, card in done} == {
+        "first": (None, 1.0),
+        "second": (None, 2.0),
+    }
+
+
+@needs_proc
+def test_what_a_candidate_started_ends_with_its_process(tmp_path: Path) -> None:
+    def starts() -> nn.Module:
+        with subprocess.Popen(["sleep", "3600"]) as child:
+            (tmp_path / "child").write_text(str(child.pid))
+        return Classifier()
+
+    executor = ProcessExecutor(num_workers=1, timeout_s=5)
+    leaderboard = ZeroShotSelector(executor=executor).rank({"starts": starts, "fine": Classifier}, make_batches())
+    assert leaderboard.errors == {"starts": "took more than 5 s"}
+    status = Path("/proc", (tmp_path / "child").read_text(), "status")
+    for _ in range(100):  # a signal takes a moment
+        if not status.exists() or "State:\tZ" in status.read_text():
+            return
+        time.sleep(0.1)
+    pytest.fail("the child is still there")
+
+
+@needs_proc
+def test_ctrl_c_in_a_terminal_while_workers_start_prints_nothing_of_theirs(tmp_path: Path) -> None:
+    script = tmp_path / "interrupted.py"
+    script.write_text(
+        "from lightning_zico import ZeroShotSelector\n"
+        "from tests.modules import Classifier, make_batches\n"
+        "if __name__ == '__main__':\n"
+        "    try:\n"
+        "        ZeroShotSelector(executor='processes', enable_progress_bar=False).rank([Classifier], make_batches())\n"
+        "    except KeyboardInterrupt:\n"
+        "        print('stopped')\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, str(script)],
+        env=_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as run:
+        try:
+            while not (workers := _workers_of(run.pid)):
+                assert run.poll() is None
+                time.sleep(0.01)
+            # Asked of the system, because whether a worker that heard it can still print is a matter of chance.
+            status = Path(f"/proc/{workers[0]}/status").read_text()
+            ignored = int(next(line for line in status.splitlines() if line.startswith("SigIgn:")).split()[1], 16)
+            time.sleep(0.5)  # until the start is over
+            os.killpg(run.pid, signal.SIGINT)  # as a terminal does
+            out, err = run.communicate(timeout=60)
+        finally:
+            run.kill()
+    assert (out, err) == ("stopped\n", "")
+    assert ignored >> (signal.SIGINT - 1) & 1
 
 
 @needs_proc
@@ -261,6 +345,7 @@ def _level() -> int:
     [
         ({"executor": "threads"}, 'needed is None, "processes", or an executor'),
         ({"executor": 5}, "`executor` is 5"),
+        ({"executor": ProcessExecutor}, "`executor` is <class .*ProcessExecutor'>; needed is"),
         ({"timeout_s": 5}, 'Pass `executor="processes"`'),
         ({"timeout_s": 5, "executor": ProcessExecutor(1)}, r"`ProcessExecutor\(timeout_s=...\)`"),
         ({"timeout_s": 0, "executor": "processes"}, "`timeout_s` is 0; needed is a positive number"),
