@@ -15,15 +15,28 @@ def test_the_wheels_only_top_level_name_is_lightning_zico(tmp_path: Path) -> Non
     subprocess.run(command, check=True, capture_output=True)
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         names = wheel.namelist()
+        entry_points = wheel.read(f"lightning_zico-{lightning_zico.__version__}.dist-info/entry_points.txt").decode()
     tops = {name.split("/")[0] for name in names}
     assert tops == {"lightning_zico", f"lightning_zico-{lightning_zico.__version__}.dist-info"}
     assert "lightning_zico/py.typed" in names
     assert {"lightning_zico/report/page.css", "lightning_zico/report/page.js"} <= set(names)
+    assert "lightning-zico = lightning_zico.cli:main" in entry_points
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
 def test_the_root_imports_nothing_optional() -> None:
-    optional = ["sklearn", "pandas", "matplotlib", "timm", "torchvision", "transformers", "ray", "optuna", "vl_convert"]
+    optional = [
+        "jsonargparse",
+        "matplotlib",
+        "optuna",
+        "pandas",
+        "ray",
+        "sklearn",
+        "timm",
+        "torchvision",
+        "transformers",
+    ]
+    optional += ["typeshed_client", "vl_convert"]
     # None in sys.modules makes an import fail, as if the package were not installed; torchmetrics looks for some first.
     code = f"""
 import sys

@@ -1,6 +1,8 @@
 """Zoos: models that others have written, as candidates that cost nothing until they are built."""
 
-from typing import Any
+from typing import Any, cast
+
+from lightning.pytorch import LightningModule
 
 from lightning_zico._registry import unknown_name
 from lightning_zico.zoo.base import ZOO_PROXIES, Zoo, ZooModel, params_of
@@ -20,6 +22,7 @@ __all__ = [
     "from_transformers",
     "from_zoo",
     "params_of",
+    "zoo_model",
 ]
 
 _ZOOS = {"timm": from_timm, "torchvision": from_torchvision, "transformers": from_transformers}
@@ -51,6 +54,28 @@ def from_zoo(*specs: str, num_classes: int, **options: Any) -> Zoo:
             raise unknown_name("zoo", name, list(_ZOOS))
         zoos.append(_ZOOS[name](*_split(spec, patterns), num_classes=num_classes, **options))
     return Zoo(tuple(model for zoo in zoos for model in zoo.models), zoos[0].max_params)
+
+
+def zoo_model(
+    spec: str, num_classes: int, in_chans: int = 3, input_size: int | None = None, resize: bool = False
+) -> LightningModule:
+    """Build one model for images by its text, as a factory by class path: ``--model lightning_zico.zoo.zoo_model``.
+
+    Args:
+        spec: Such as ``"timm:resnet18"``.
+        num_classes: To be told apart.
+        in_chans: Channels of the images.
+        input_size: Side of the images that the network is to take.
+        resize: Resize images of another size.
+
+    Raises:
+        UnknownNameError: If there is no such zoo, or no such model in it.
+        ValueError: If the text means several models.
+    """
+    zoo = from_zoo(spec, num_classes=num_classes, in_chans=in_chans, input_size=input_size, resize=resize)
+    if len(zoo.models) != 1:
+        raise ValueError(f"The spec is {spec!r}, which means {len(zoo.models)} models; needed is one.")
+    return cast(LightningModule, zoo.models[0]())
 
 
 def _split(spec: str, patterns: str) -> list[str]:

@@ -1,0 +1,428 @@
+"""The commands of the command line, as typed functions: `cli` makes options of their parameters, help of their words.
+
+What is asked for goes to standard output, what is said besides to standard error.
+"""
+
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+from torch import Tensor
+
+from lightning_zico.bridge import read_batches
+from lightning_zico.budget import Budget
+from lightning_zico.candidates import Candidate, Candidates
+from lightning_zico.datamodules import TORCHVISION_DATASETS, ImageFolderDataModule, TorchvisionDataModule
+from lightning_zico.demos import DigitsDataModule
+from lightning_zico.finals import Mode
+from lightning_zico.proxies import Proxy, list_proxies, resolve_proxies
+from lightning_zico.ranking import Recipe, get_recipe, list_recipes
+from lightning_zico.report import leaderboard_table, write_html
+from lightning_zico.results import Leaderboard, ScoreCard
+from lightning_zico.scoring import ProcessExecutor, RayExecutor
+from lightning_zico.scoring.work import Executor
+from lightning_zico.selector import ZeroShotSelector
+from lightning_zico.zoo import ZOO_PROXIES, Zoo, from_zoo
+
+# Networks for photographs halve the sides of an image five times; smaller images would be gone before the end.
+_LEAST_SIDE = 32
+_WIDEST = 1000  # characters of a line in a file
+_Axis = Literal["batch", "sample"]
+
+
+def rank(
+    data: LightningDataModule | str,
+    zoo: str | list[str] | None = None,
+    candidates: str | None = None,
+    budget: Budget = Budget(),  # noqa: B008  # frozen
+    proxies: str | list[str] | None = None,
+    rank_by: str | None = None,
+    controlled_by: str | None = None,
+    prior: str | None = None,
+    num_batches: int = 2,
+    axis: _Axis = "batch",
+    seed: int = 0,
+    repeats: int = 1,
+    race: bool = False,
+    cache: str | None = None,
+    executor: Literal["serial", "processes", "ray"] = "serial",
+    num_workers: int | None = None,
+    timeout_s: float | None = None,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    input_size: int | None = None,
+    trainer: Trainer | None = None,
+    finalists: int = 1,
+    final_epochs: int = 1,
+    monitor: str = "val_loss",
+    mode: Mode = "min",
+    output: str = "zico-results",
+) -> None:
+    """Rank candidates on a few batches; with a trainer, also train the winner.
+
+    Prints the table and writes leaderboard.json, leaderboard.csv and leaderboard.html. Ctrl-C keeps what is done.
+
+    Args:
+        data: A folder with one folder of images a class, the class path of a LightningDataModule, or a name: digits,
+            cifar10, cifar100, mnist, fashion_mnist, kmnist, svhn or stl10. Its options follow as --data.batch_size 64.
+        zoo: Models that others have written: timm:resnet18,mobilenetv3* or torchvision:*, several with commas.
+        candidates: Import path of a mapping or an iterable of candidates, or of a function that makes one.
+        budget: Limits on cost.
+        proxies: Names of proxies and recipes, with commas. None: the default recipe; for a zoo, the number of
+            parameters and the default recipe.
+        rank_by: Name of the proxy or recipe to rank by; the first of them if None.
+        controlled_by: Name of a baseline to take out of the ranks, in a column of its own.
+        prior: File of comma-separated values with what is known of candidates by their names.
+        num_batches: Batches that every candidate is scored on.
+        axis: What varies between two gradients.
+        seed: Of batches, weights and training.
+        repeats: How often every candidate is scored, to know how sure its rank is.
+        race: Give repeats to those alone who may still win.
+        cache: File in which scores are kept, so that none is computed twice.
+        executor: Where candidates are scored.
+        num_workers: Processes of the executor "processes"; one a core if None.
+        timeout_s: Seconds after which the executor "processes" ends a candidate.
+        num_classes: That models of a zoo are to tell apart. None: as many as the data has.
+        in_chans: Channels that models of a zoo are to take. None: as many as the images have.
+        input_size: Side of the images that models of a zoo are to take, to which images are resized. None: as they
+            are, and at least 32.
+        trainer: Trains the winner; its options follow as --trainer.max_epochs 10.
+        finalists: How many of the first the trainer trains for a while, to choose the winner among them.
+        final_epochs: Epochs that a finalist is trained for.
+        monitor: Logged metric that decides the finals.
+        mode: Which end of the metric is the better one.
+        output: Folder for what is written; also -o.
+    """
+    if (zoo is None) == (candidates is None):
+        raise ValueError("Needed is `--zoo`, such as --zoo 'timm:resnet*', or `--candidates my_pkg.my_candidates`.")
+    if finalists > 1 and trainer is None:
+        raise ValueError("`--finalists` needs a trainer to train them: add --trainer.max_epochs 10.")
+    datamodule = datamodule_of(data)
+    offered: Candidates = _imported(candidates) if candidates is not None else ()
+    if zoo is not None:
+        fitting = {"num_classes": num_classes, "in_chans": in_chans, "input_size": input_size}
+        options = _fitted(datamodule, fitting, seed)
+        offered = from_zoo(*_specs(zoo), **options, resize=True, max_params=budget.params)
+    selector = ZeroShotSelector(
+        trainer,
+        _names(proxies) or (ZOO_PROXIES if zoo else "default"),
+        rank_by=rank_by,
+        controlled_by=controlled_by,
+        prior=prior,
+        num_batches=num_batches,
+        axis=axis,
+        budget=budget,
+        repeats=repeats,
+        race=race,
+        seed=seed,
+        cache=cache,
+        executor=_executor(executor, num_workers, timeout_s),
+        finalists=finalists,
+        final_epochs=final_epochs,
+        monitor=monitor,
+        mode=mode,
+    )
+    Path(output).mkdir(parents=True, exist_ok=True)
+    try:
+        (selector.rank if trainer is None else selector.fit)(offered, datamodule)
+    except BaseException:
+        _finish(selector, offered, Path(output), is_shown=False)
+        raise
+    _finish(selector, offered, Path(output), is_shown=Console().is_terminal)
+    if selector.best_model_ is None:
+        name, reason = next(iter(selector.leaderboard_.errors.items()))
+        raise RuntimeError(f"All {len(selector.leaderboard_)} candidates failed; '{name}' with: {reason}")
+    if trainer is not None:
+        trainer.save_checkpoint(Path(output, "winner.ckpt"))
+        _say(f"Written: {Path(output, 'winner.ckpt')}, the trained {selector.leaderboard_.best}.")
+
+
+def score(
+    model: Callable[[], LightningModule] | str,
+    data: LightningDataModule | str,
+    proxies: str | list[str] = "zico",
+    num_batches: int = 2,
+    axis: _Axis = "batch",
+    seed: int = 0,
+    layers: bool = False,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
+    input_size: int | None = None,
+) -> None:
+    """Print the score card of one model.
+
+    Args:
+        model: The class path of a LightningModule, whose options follow as --model.width 64; or a model of a zoo, such
+            as timm:resnet18. It may stand first, without --model.
+        data: As for rank.
+        proxies: Names of proxies, with commas; of a recipe, its members. The baselines are always computed.
+        num_batches: Batches that it is scored on.
+        axis: What varies between two gradients.
+        seed: Of batches and weights.
+        layers: Print also what each layer added to a score.
+        num_classes: As for rank.
+        in_chans: As for rank.
+        input_size: As for rank.
+    """
+    datamodule = datamodule_of(data)
+    if isinstance(model, str):
+        if ":" not in model:
+            _imported(model, "model")  # says what is missing
+            raise ValueError(
+                f"`--model` is {model!r}; needed is the class path of a LightningModule, or a model of a zoo, such as "
+                "timm:resnet18."
+            )
+        fitting = {"num_classes": num_classes, "in_chans": in_chans, "input_size": input_size}
+        candidates = list(from_zoo(*_specs(model), **_fitted(datamodule, fitting, seed), resize=True))
+        if len(candidates) != 1:
+            raise ValueError(f"`--model` is {model!r}, which is {len(candidates)} models; needed is one.")
+    else:
+        function = getattr(model, "args", [model])[-1]  # jsonargparse hands over a partial of its own
+        candidates = [Candidate(getattr(function, "__name__", "model"), model)]
+    selector = ZeroShotSelector(
+        None, _names(proxies), num_batches=num_batches, axis=axis, seed=seed, enable_progress_bar=False
+    )
+    selector.rank(candidates, datamodule)
+    card = selector.cards_[candidates[0].name]
+    if card.error is not None:
+        raise RuntimeError(f"'{card.name}' cannot be scored: {card.error}")
+    _print(_card_table(card))
+    for part in card.scores.values() if layers else ():
+        if part.layers:
+            rows = [(name, f"{value:.6g}") for name, value in part.layers.items()]
+            _print(_table(f"{part.name}, layer by layer", {"layer": "left", "added": "right"}, rows))
+
+
+def proxies(pattern: str = "*") -> None:
+    """List the proxies and the recipes, what they are, and what speaks for them.
+
+    Args:
+        pattern: Of the names, such as "az*".
+    """
+    described = [resolve_proxies(name)[0] for name in list_proxies(pattern)]
+    rows = [
+        (
+            name,
+            "higher" if proxy.higher_is_better else "lower",
+            "yes" if proxy.needs_labels else "no",
+            _first_sentence(proxy),
+        )
+        for name, proxy in zip(list_proxies(pattern), described, strict=True)
+    ]
+    columns = {"proxy": "left", "better": "left", "labels": "left", "what it is": "left"}
+    _print(_table("Proxies", columns, rows))
+    recipes = [get_recipe(name) for name in list_recipes(pattern)]
+    cells = [(_marked(recipe), ", ".join(recipe.members), _evidence(recipe)) for recipe in recipes]
+    title = "Recipes, and Kendall's tau with the accuracy after training"
+    _print(_table(title, {"recipe": "left", "members": "left", "evidence": "left"}, cells))
+
+
+def report(leaderboard: str, output: str | None = None) -> None:
+    """Write the page or the table of a leaderboard again, from its JSON; print it if nothing is to be written.
+
+    Args:
+        leaderboard: Path of the JSON, such as zico-results/leaderboard.json.
+        output: Path of what to write, which ends in .html or .csv; also -o.
+    """
+    if output is not None and Path(output).suffix not in (".html", ".csv"):
+        raise ValueError(f"`--output` is {output!r}; needed is a path that ends in .html or .csv.")
+    try:
+        read = Leaderboard.from_json(Path(leaderboard))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"'{leaderboard}' is no leaderboard; needed is a JSON file as `rank` writes it.") from error
+    if output is None:
+        _print(leaderboard_table(read))
+        return
+    if output.endswith(".csv"):
+        read.to_csv(output)
+    else:
+        write_html(read, output)
+    _say(f"Written: {output}")
+
+
+def datamodule_of(data: LightningDataModule | str) -> LightningDataModule:
+    """Make a data module of what the user gives.
+
+    Raises:
+        ValueError: If it is none, and neither a folder nor a known name.
+    """
+    if isinstance(data, LightningDataModule):
+        return data
+    short = short_data(data)
+    if short is not None:
+        kind, options = short
+        return kind(**options)
+    if "." in data and "/" not in data:
+        _imported(data, "data")  # says what is missing
+    raise ValueError(
+        f"`--data` is {data!r}; needed is a folder of images, the class path of a LightningDataModule, or one of "
+        f"digits, {', '.join(TORCHVISION_DATASETS)}."
+    )
+
+
+def short_data(data: str) -> tuple[type[LightningDataModule], dict[str, str]] | None:
+    """Find the data module that a known name or a folder stands for, and its options; None if it is neither.
+
+    Example:
+        >>> short_data("mnist")
+        (<class 'lightning_zico.datamodules.TorchvisionDataModule'>, {'dataset': 'mnist'})
+    """
+    if data == "digits":
+        return DigitsDataModule, {}
+    if data in TORCHVISION_DATASETS:
+        return TorchvisionDataModule, {"dataset": data}
+    return (ImageFolderDataModule, {"root": data}) if Path(data).is_dir() else None
+
+
+def _fitted(datamodule: LightningDataModule, given: Mapping[str, int | None], seed: int) -> dict[str, int]:
+    """Complete what models of a zoo have to know of the data, by its first batch, and say what was found there.
+
+    Raises:
+        ValueError: If the first batch is not images with labels, so that it does not say.
+    """
+    known = {key: value for key, value in given.items() if value is not None}
+    if len(known) == len(given):
+        return known
+    batch = read_batches(datamodule, 1, seed=seed)[0]
+    images, labels = batch if isinstance(batch, list | tuple) and len(batch) == 2 else (None, None)
+    if not isinstance(images, Tensor) or images.ndim != 4 or not isinstance(labels, Tensor):
+        needed = ", ".join(f"--{key}" for key in given if key not in known)
+        raise ValueError(f"A batch of the data is not images [N, C, H, W] with labels, so that needed are {needed}.")
+    told = getattr(datamodule, "num_classes", None)
+    found = {
+        "num_classes": told if isinstance(told, int) else int(labels.max()) + 1,
+        "in_chans": images.shape[1],
+        "input_size": max(*images.shape[2:], _LEAST_SIDE),
+    }
+    by = "the data module says" if isinstance(told, int) else "the first batch has"
+    fitted = {**found, **known}
+    shape = " x ".join(map(str, images.shape[1:]))
+    _say(
+        f"Models are built for {fitted['num_classes']} classes (as {'you said' if 'num_classes' in known else by}) and "
+        f"for {fitted['in_chans']} x {fitted['input_size']} x {fitted['input_size']}; images are {shape}. Others: "
+        "--num_classes, --in_chans, --input_size."
+    )
+    return fitted
+
+
+def _specs(zoo: str | list[str]) -> list[str]:
+    """Take specs of zoos apart: a part with a colon begins a new one.
+
+    Example:
+        >>> _specs("timm:resnet*,lcnet*,torchvision:vgg*")
+        ['timm:resnet*,lcnet*', 'torchvision:vgg*']
+    """
+    specs: list[str] = []
+    for part in (zoo if isinstance(zoo, str) else ",".join(zoo)).split(","):
+        if ":" in part or not specs:
+            specs.append(part)
+        else:
+            specs[-1] += f",{part}"
+    return specs
+
+
+def _names(names: str | list[str] | None) -> Any:
+    """Take names with commas apart; one alone stays one, so that "default" and "all" keep their meaning."""
+    if isinstance(names, str):
+        names = [name.strip() for name in names.split(",")]
+    return names[0] if names is not None and len(names) == 1 else names
+
+
+def _imported(path: str, option: str = "candidates") -> Any:
+    """Import an object by its path, and call it if it is a function.
+
+    Raises:
+        ValueError: If there is no such object.
+    """
+    module, _, name = path.replace(":", ".").rpartition(".")
+    try:
+        found = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f"`--{option}` is {path!r}, which cannot be imported: {error}.") from error
+    return found() if callable(found) and not isinstance(found, Iterable) and option == "candidates" else found
+
+
+def _executor(name: str, num_workers: int | None, timeout_s: float | None) -> Executor | None:
+    if name == "processes":
+        return ProcessExecutor(num_workers, timeout_s)
+    if num_workers is not None or timeout_s is not None:
+        raise ValueError("`--num_workers` and `--timeout_s` need `--executor processes`.")
+    return RayExecutor() if name == "ray" else None
+
+
+def _finish(selector: ZeroShotSelector, offered: Any, folder: Path, *, is_shown: bool) -> None:
+    """Print and write what there is of a ranking."""
+    leaderboard: Leaderboard | None = getattr(selector, "leaderboard_", None)
+    if leaderboard is None:
+        return
+    if not is_shown:  # the selector has shown it on a terminal
+        _print(leaderboard_table(leaderboard))
+    if isinstance(offered, Zoo) and not leaderboard.provenance["broke_off"]:
+        num_left_out = len(offered.names) - len(leaderboard)
+        if num_left_out:
+            _say(f"{num_left_out} models with more than {offered.max_params:,.0f} parameters were left out.")
+    path = folder / "leaderboard"
+    leaderboard.to_json(path.with_suffix(".json"))
+    leaderboard.to_csv(path.with_suffix(".csv"))
+    try:
+        write_html(leaderboard, path.with_suffix(".html"))
+    except ModuleNotFoundError as error:
+        _say(f"Written: {path}.json, .csv. There is no page: {error}")
+    else:
+        _say(f"Written: {path}.json, .csv, .html")
+
+
+def _card_table(card: ScoreCard) -> Table:
+    rows = [
+        (
+            name,
+            "-" if part.value is None else f"{part.value:,.6g}",
+            f"{part.seconds:.2f}",
+            part.error or "",
+        )
+        for name, part in card.scores.items()
+    ]
+    columns = {"proxy": "left", "value": "right", "seconds": "right", "why there is none": "left"}
+    return _table(card.name, columns, rows)
+
+
+def _first_sentence(proxy: Proxy) -> str:
+    text = " ".join((type(proxy).__doc__ or "").split("\n\n")[0].split())
+    return re.sub(r",? ?:math:`[^`]*`", "", text).replace("`", "")
+
+
+def _marked(recipe: Recipe) -> str:
+    return f"{recipe.name} (default)" if recipe == get_recipe("default") else recipe.name
+
+
+def _evidence(recipe: Recipe) -> str:
+    taus = ", ".join(f"{name} {tau:.2f}" for name, tau in recipe.evidence.taus.items())
+    return f"{taus}. {recipe.evidence.remark}" if taus else recipe.evidence.remark
+
+
+def _table(title: str, columns: Mapping[str, Any], rows: Iterable[tuple[str, ...]]) -> Table:
+    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for idx, (name, justify) in enumerate(columns.items()):
+        table.add_column(name, justify=justify, no_wrap=idx == 0)
+    for row in rows:
+        table.add_row(*map(Text, row))
+    return table
+
+
+def _print(table: Table) -> None:
+    """Print a table; into a file or a pipe as wide as it is."""
+    console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, Console(width=_WIDEST).measure(table).maximum)
+    console.print(table)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

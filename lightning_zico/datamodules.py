@@ -1,0 +1,205 @@
+"""Data modules for image folders and for torchvision's datasets, as the command line needs them."""
+
+import os
+import socket
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Dataset, random_split
+
+# Of ImageNet, as every model zoo normalises: https://pytorch.org/vision/stable/models.html.
+_MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_VAL_FRACTION = 0.1  # of images that have no folder of their own for validation
+_PATIENCE_S = 30  # a network that swallows packets would keep a download waiting for ever
+
+
+class _Images(NamedTuple):
+    """A dataset of torchvision: its class, its number of classes, and what asks for which part."""
+
+    class_name: str
+    num_classes: int
+    train: Mapping[str, Any] = {"train": True}
+    val: Mapping[str, Any] = {"train": False}
+
+
+# Those whose images are all of one size.
+TORCHVISION_DATASETS: Mapping[str, _Images] = {
+    "cifar10": _Images("CIFAR10", 10),
+    "cifar100": _Images("CIFAR100", 100),
+    "mnist": _Images("MNIST", 10),
+    "fashion_mnist": _Images("FashionMNIST", 10),
+    "kmnist": _Images("KMNIST", 10),
+    "svhn": _Images("SVHN", 10, {"split": "train"}, {"split": "test"}),
+    "stl10": _Images("STL10", 10, {"split": "train"}, {"split": "test"}),
+}
+
+
+class _ImageDataModule(LightningDataModule):
+    """Loaders of images ``[N, C, H, W]``, shuffled to train."""
+
+    train_data: Dataset[Any]
+    val_data: Dataset[Any]
+
+    def __init__(self, batch_size: int, num_workers: int) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Shuffled; the last, smaller batch is dropped."""
+        return DataLoader(self.train_data, self.batch_size, shuffle=True, drop_last=True, num_workers=self.num_workers)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """In order."""
+        return DataLoader(self.val_data, self.batch_size, num_workers=self.num_workers)
+
+
+class ImageFolderDataModule(_ImageDataModule):
+    """Images in one folder a class, as torchvision's ``ImageFolder`` has them: ``root/cat/1.png``.
+
+    Where ``root`` has a folder ``train``, the classes are looked for in it, and in ``val`` or ``test`` for validation.
+    Otherwise every tenth image, drawn by a fixed seed, is kept for validation. Images are cut to squares, and
+    normalised as ImageNet's.
+
+    Args:
+        root: The folder.
+        batch_size: Images in a batch.
+        image_size: Side of the squares.
+        num_workers: Processes that read images; 0 for none.
+
+    Raises:
+        FileNotFoundError: In ``setup``, if there is no folder with images.
+        ModuleNotFoundError: In ``setup``, if torchvision is not installed.
+    """
+
+    def __init__(self, root: str, batch_size: int = 64, image_size: int = 224, num_workers: int = 0) -> None:
+        super().__init__(batch_size, num_workers)
+        self.root = root
+        self.image_size = image_size
+
+    @property
+    def num_classes(self) -> int:
+        """How many folders there are."""
+        return sum(entry.is_dir() for entry in os.scandir(self._train_root))
+
+    def setup(self, stage: str) -> None:
+        """Find the images."""
+        self.train_data = self._images(self._train_root)
+        found = (Path(self.root, name) for name in ("val", "test"))
+        val_root = next((root for root in found if root.is_dir()), None) if self._is_split else None
+        if val_root is not None:
+            self.val_data = self._images(val_root)
+            return
+        num_val = max(1, round(_VAL_FRACTION * len(self.train_data)))  # type: ignore[arg-type]
+        parts = [len(self.train_data) - num_val, num_val]  # type: ignore[arg-type]
+        self.train_data, self.val_data = random_split(self.train_data, parts, torch.Generator().manual_seed(0))
+
+    @property
+    def _is_split(self) -> bool:
+        return Path(self.root, "train").is_dir()
+
+    @property
+    def _train_root(self) -> Path:
+        return Path(self.root, "train") if self._is_split else Path(self.root)
+
+    def _images(self, root: Path) -> Dataset[Any]:
+        torchvision = _imported_torchvision()
+        transforms = torchvision.transforms
+        steps = [
+            transforms.Resize(self.image_size),
+            transforms.CenterCrop(self.image_size),
+            transforms.ToTensor(),
+            transforms.Normalize(_MEAN, _STD),
+        ]
+        images: Dataset[Any] = torchvision.datasets.ImageFolder(str(root), transforms.Compose(steps))
+        return images
+
+
+class TorchvisionDataModule(_ImageDataModule):
+    """A dataset of torchvision whose images are all of one size, scaled to -1..1; downloaded if it is not there.
+
+    Args:
+        dataset: Its name, such as ``"cifar10"``.
+        root: Folder that holds it, as torchvision lays it out, or into which it is downloaded.
+        batch_size: Images in a batch.
+        num_workers: Processes that read images; 0 for none.
+        download: Whether it may be downloaded.
+
+    Raises:
+        ValueError: If there is no dataset of that name.
+        ConnectionError: In ``prepare_data``, if it is not there and cannot be downloaded.
+        ModuleNotFoundError: In ``prepare_data``, if torchvision is not installed.
+    """
+
+    def __init__(
+        self,
+        dataset: str,
+        root: str = "data",
+        batch_size: int = 64,
+        num_workers: int = 0,
+        download: bool = True,
+    ) -> None:
+        super().__init__(batch_size, num_workers)
+        if dataset not in TORCHVISION_DATASETS:
+            raise ValueError(f"`dataset` is {dataset!r}; needed is one of {', '.join(TORCHVISION_DATASETS)}.")
+        self.dataset = dataset
+        self.root = root
+        self.download = download
+
+    @property
+    def num_classes(self) -> int:
+        """As published."""
+        return TORCHVISION_DATASETS[self.dataset].num_classes
+
+    def prepare_data(self) -> None:
+        """Download what is missing."""
+        for part in ("train", "val"):
+            try:
+                with _patience():
+                    self._images(part, download=self.download)
+            except (OSError, RuntimeError) as error:  # torchvision has RuntimeError for what is missing or damaged
+                tried = "could not be downloaded" if self.download else "is not to be downloaded"
+                raise ConnectionError(
+                    f"'{self.dataset}' is not in '{self.root}' and {tried}: {type(error).__name__}: {error} Give the "
+                    "folder that has it as `root`, or use data that needs no network, such as `digits`."
+                ) from error
+
+    def setup(self, stage: str) -> None:
+        """Open the files."""
+        self.train_data, self.val_data = (self._images(part, download=False) for part in ("train", "val"))
+
+    def _images(self, part: str, *, download: bool) -> Dataset[Any]:
+        torchvision = _imported_torchvision()
+        known = TORCHVISION_DATASETS[self.dataset]
+        steps: list[Callable[[Any], Any]] = [torchvision.transforms.ToTensor(), _centred]
+        build = getattr(torchvision.datasets, known.class_name)
+        images: Dataset[Any] = build(
+            self.root, transform=torchvision.transforms.Compose(steps), download=download, **getattr(known, part)
+        )
+        return images
+
+
+def _centred(image: torch.Tensor) -> torch.Tensor:
+    return 2 * image - 1
+
+
+@contextmanager
+def _patience() -> Iterator[None]:
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_PATIENCE_S)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
+
+
+def _imported_torchvision() -> Any:
+    try:
+        import torchvision
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError("Images need torchvision: `pip install 'lightning-zico[zoo]'`.") from error
+    return torchvision

@@ -1,0 +1,375 @@
+"""The command line: what it prints and writes, its exit codes, and every command of its page in the documentation."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from PIL import Image
+
+from lightning_zico import ZeroShotSelector, list_proxies, list_recipes
+from lightning_zico.cli import main
+from lightning_zico.commands import datamodule_of
+from lightning_zico.datamodules import TORCHVISION_DATASETS, ImageFolderDataModule, TorchvisionDataModule
+from lightning_zico.demos import DigitsDataModule, digits_candidates
+from lightning_zico.zoo import zoo_model
+
+ROOT = Path(__file__).parent.parent
+DIGITS = ["--data", "digits", "--candidates", "lightning_zico.demos.digits_candidates"]
+QUIET = [f"--trainer.{name}=false" for name in ("logger", "enable_checkpointing", "enable_progress_bar")]
+MODULE = """
+from pathlib import Path
+
+from lightning_zico.demos import DigitsClassifier, DigitsDataModule, digits_candidates, mlp
+
+
+class Mlp(DigitsClassifier):
+    def __init__(self, width: int = 16, lr: float = 1e-3):
+        super().__init__(mlp(width), lr)
+
+
+class MyDataModule(DigitsDataModule):
+    pass
+
+
+def my_candidates():
+    return {"narrow": Mlp, "wide": lambda: Mlp(32)}
+
+
+def many():
+    for idx in range(3000):
+        if idx == 3:
+            Path("three are done").touch()
+        yield Mlp
+
+
+def broken():
+    raise RuntimeError("in the user's own code")
+
+
+def failing():
+    return [broken]
+"""
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Work in a folder with a user's package, from which nothing stays imported."""
+    (tmp_path / "my_pkg.py").write_text(MODULE, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "my_pkg", raising=False)
+    return tmp_path
+
+
+@pytest.fixture
+def images(folder: Path) -> Path:
+    """Twelve images of either of two classes, of different sizes."""
+    for label, name in enumerate(("cats", "dogs")):
+        (folder / "images" / name).mkdir(parents=True)
+        for idx in range(12):
+            Image.new("RGB", (40 + idx, 50), (20 * idx, 100 * label, 0)).save(folder / "images" / name / f"{idx}.png")
+    return folder / "images"
+
+
+def rows_of(folder: str = "zico-results") -> list[dict[str, Any]]:
+    return json.loads(Path(folder, "leaderboard.json").read_text(encoding="utf-8"))["rows"]
+
+
+def without_seconds(rows: Any) -> list[dict[str, Any]]:
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+
+
+def test_rank_prints_and_writes_what_the_selector_says(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rank", *DIGITS, "--proxies", "zico,params", "--seed", "1"]) == 0
+    selector = ZeroShotSelector(proxies=["zico", "params"], seed=1)
+    expected = selector.rank(digits_candidates(), DigitsDataModule())
+    assert without_seconds(rows_of()) == without_seconds(expected.rows)
+    printed = capsys.readouterr()
+    assert re.findall(r"^ +\d+ +(\S+)", printed.out, re.MULTILINE) == [row["name"] for row in expected]
+    assert "zico-results/leaderboard.json" in printed.err
+    assert Path("zico-results/leaderboard.csv").read_text(encoding="utf-8").startswith("rank,name,score,zico,params")
+    assert "vit-32x2" in Path("zico-results/leaderboard.html").read_text(encoding="utf-8")
+
+
+def test_a_zoo_is_built_for_the_data_and_what_is_too_large_is_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["rank", "--data", "digits", "--zoo", "timm:lcnet_0*,resnet50", "--budget.params", "4e5"]
+    assert main([*args, "--proxies", "params,zico"]) == 0
+    printed = capsys.readouterr().err
+    assert "10 classes (as the first batch has) and for 1 x 32 x 32; images are 1 x 8 x 8" in printed
+    assert "with more than 400,000 parameters were left out" in printed
+    rows = rows_of()
+    assert "lcnet_035" in [row["name"] for row in rows]
+    assert all(row["params"] <= 4e5 and row["zico"] is not None for row in rows)
+
+
+def test_the_three_kinds_of_data(images: Path) -> None:
+    folder = datamodule_of(str(images))
+    assert isinstance(folder, ImageFolderDataModule)
+    assert folder.num_classes == 2
+    folder.setup("fit")
+    assert (len(folder.train_data), len(folder.val_data)) == (22, 2)
+    assert isinstance(datamodule_of("digits"), DigitsDataModule)
+    assert isinstance(datamodule_of("mnist"), TorchvisionDataModule)
+
+
+def test_options_follow_data_of_every_kind(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    size = ["--data.image_size", "40", "--data.batch_size", "4"]
+    assert main(["rank", "--data", str(images), *size, "--zoo", "timm:lcnet_035", "--proxies", "params"]) == 0
+    assert "2 classes (as the data module says) and for 3 x 40 x 40" in capsys.readouterr().err
+    for data in ("digits", "my_pkg.MyDataModule"):
+        own = ["--candidates", "my_pkg.my_candidates", "--proxies", "params"]
+        assert main(["rank", "--data", data, "--data.batch_size", "9", *own]) == 0
+        written = json.loads(Path("zico-results/leaderboard.json").read_text(encoding="utf-8"))
+        assert written["provenance"]["batch_shapes"][0][0] == 9
+
+
+def test_folders_for_training_and_validation_are_told_apart(images: Path) -> None:
+    (images.parent / "split").mkdir()
+    for part in ("train", "val"):
+        (images.parent / "split" / part).symlink_to(images, target_is_directory=True)
+    data = ImageFolderDataModule(str(images.parent / "split"), image_size=32)
+    data.setup("fit")
+    assert (data.num_classes, len(data.train_data), len(data.val_data)) == (2, 24, 24)
+
+
+def test_what_cannot_be_downloaded_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("urllib.request.urlopen", refuse)
+    for name in TORCHVISION_DATASETS:
+        assert main(["rank", "--data", name, "--zoo", "timm:lcnet_035"]) == 2
+        (line,) = capsys.readouterr().err.splitlines()[-1:]
+        assert f"'{name}' is not in 'data' and could not be downloaded" in line, line
+
+
+def test_a_dataset_that_is_there_needs_no_network(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    def write(path: Path, magic: int, shape: tuple[int, ...]) -> None:
+        header = b"".join(number.to_bytes(4, "big") for number in (magic, *shape))
+        path.write_bytes(header + bytes(torch.Size(shape).numel()))
+
+    raw = folder / "data" / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        write(raw / f"{part}-images-idx3-ubyte", 0x803, (6, 28, 28))
+        write(raw / f"{part}-labels-idx1-ubyte", 0x801, (6,))
+    monkeypatch.setattr("urllib.request.urlopen", lambda *args, **kwargs: pytest.fail("asked the network"))
+    data = TorchvisionDataModule("mnist", batch_size=3)
+    data.prepare_data()
+    data.setup("fit")
+    inputs, labels = next(iter(data.train_dataloader()))
+    assert inputs.shape == (3, 1, 28, 28)
+    assert torch.equal(inputs, -torch.ones_like(inputs))  # black
+    assert labels.tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("rank", "required: rank.data"),
+        ("rank --data digits", "Needed is `--zoo`"),
+        ("rank --data nix --zoo timm:lcnet_035", "`--data` is 'nix'; needed is a folder of images"),
+        ("rank --data nix.Nix --zoo timm:lcnet_035", "`--data` is 'nix.Nix', which cannot be imported"),
+        ("rank --data my_pkg.Nix --data.batch_size 3 --zoo timm:a", "module 'my_pkg' has no attribute 'Nix'"),
+        ("rank --data digits --data.batch_size x --zoo timm:a", "Expected a <class 'int'>. Got value: x"),
+        ("rank --data digits --zoo timm:resnit18", "Did you mean"),
+        ("rank --data digits --zoo timn:resnet18", "no zoo named 'timn'"),
+        ("rank --data digits --candidates my_pkg.nix", "`--candidates` is 'my_pkg.nix', which cannot be imported"),
+        ("rank --data digits --candidates my_pkg.broken", "in the user's own code"),
+        ("rank --data digits --candidates my_pkg.failing", "All 1 candidates failed; 'broken' with: does not build"),
+        ("rank --data digits --candidates my_pkg.my_candidates --proxies zicoo", "Did you mean 'zico'"),
+        ("rank --data digits --candidates my_pkg.my_candidates --finalists 2", "needs a trainer"),
+        ("rank --data digits --candidates my_pkg.my_candidates --num_workers 2", "need `--executor processes`"),
+        ("rank --data digits --zoo timm:lcnet_035 --budget.params=-1", "needed is a positive limit"),
+        ("rank --data digits --nix 3", "unrecognized arguments: --nix 3"),
+        ("rank --config nix.yaml", "File does not exist"),
+        ("score timm:lcnet_0* --data digits", "needed is one"),
+        ("score my_pkg.Nix --data digits", "`--model` is 'my_pkg.Nix'"),
+        ("report my_pkg.py", "'my_pkg.py' is no leaderboard"),
+        ("report nix.json", "nix.json"),
+        ("report my_pkg.py -o page.pdf", "ends in .html or .csv"),
+        ("fit --model nix.Nix", "No module named 'nix'"),
+        ("nix", "invalid choice: 'nix'"),
+    ],
+)
+def test_wrong_use_is_one_line_and_exit_code_2(line: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(shlex.split(line)) == 2
+    errors = [text for text in capsys.readouterr().err.splitlines() if text.startswith("lightning-zico: error: ")]
+    assert len(errors) == 1
+    assert said in errors[0]
+
+
+def test_debug_shows_where() -> None:
+    with pytest.raises(RuntimeError, match="in the user's own code"):
+        main(["rank", "--data", "digits", "--candidates", "my_pkg.broken", "--debug"])
+
+
+def test_print_config_is_read_back_as_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["rank", *DIGITS, "--data.batch_size", "16", "--proxies", "params", "--budget.params", "18e3"]
+    assert main([*given, "--output", "direct", "--print_config"]) == 0
+    printed = capsys.readouterr().out
+    Path("rank.yaml").write_text(printed, encoding="utf-8")
+    assert main(["rank", "--config", "rank.yaml", "--print_config"]) == 0
+    assert capsys.readouterr().out == printed
+    assert main([*given, "--output", "direct"]) == 0
+    assert main(["rank", "--config", "rank.yaml", "--output", "by-config"]) == 0
+    assert without_seconds(rows_of("by-config")) == without_seconds(rows_of("direct"))
+
+
+def test_environment_gives_way_to_the_command_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"DATA": "digits", "CANDIDATES": "my_pkg.my_candidates", "PROXIES": "params"}.items():
+        monkeypatch.setenv(f"LIGHTNING_ZICO_RANK__{name}", value)
+    monkeypatch.setenv("LIGHTNING_ZICO_RANK__BUDGET__PARAMS", "15e2")
+    assert main(["rank"]) == 0
+    assert [row["name"] for row in rows_of() if row["rank"]] == ["narrow"]
+    assert main(["rank", "--budget.params", "15e6"]) == 0
+    assert [row["name"] for row in rows_of() if row["rank"]] == ["wide", "narrow"]
+
+
+def test_a_trainer_trains_the_winner_of_the_finals() -> None:
+    finals = ["--finalists", "2", "--monitor", "val_acc", "--mode", "max"]
+    assert main(["rank", *DIGITS, "--proxies", "params", "--trainer.max_epochs", "2", *QUIET, *finals]) == 0
+    first, second, *others = rows_of()
+    assert first["final"] >= second["final"]
+    assert all(row["final"] is None for row in others)
+    saved = torch.load("zico-results/winner.ckpt", weights_only=True)
+    assert saved["epoch"] == 2
+    assert (
+        sum(weights.numel() for weights in saved["state_dict"].values() if weights.is_floating_point())
+        >= (first["params"])
+    )
+
+
+def test_score_is_what_the_selector_says_of_that_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["score", "my_pkg.Mlp", "--model.width", "32", "--data", "digits", "--layers"]) == 0
+    selector = ZeroShotSelector(proxies="zico")
+    selector.rank({"wide": sys.modules["my_pkg"].my_candidates()["wide"]}, DigitsDataModule())
+    score = selector.cards_["wide"]["zico"]
+    printed = capsys.readouterr().out
+    assert f"{score.value:,.6g}" in printed
+    for name, added in score.layers.items():
+        assert re.search(rf"^{re.escape(name)} +{added:.6g}", printed, re.MULTILINE)
+
+
+def test_score_takes_a_model_of_a_zoo(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["score", "timm:lcnet_035", "--data", "digits", "--proxies", "params"]) == 0
+    params = sum(p.numel() for p in zoo_model("timm:lcnet_035", 10, in_chans=1).parameters())
+    assert f"{params:,.6g}" in capsys.readouterr().out
+
+
+def test_proxies_lists_them_all_with_the_evidence(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["proxies"]) == 0
+    printed = capsys.readouterr().out
+    first = {line.split()[0] for line in printed.splitlines() if line.strip()}
+    assert {*list_proxies(), *list_recipes()} <= first
+    assert re.search(r"^zico +zico +NAS-Bench-201 0.59, ", printed, re.MULTILINE)
+
+
+def test_report_writes_the_same_files_again(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rank", *DIGITS, "--proxies", "params"]) == 0
+    table = capsys.readouterr().out
+    for suffix in ("html", "csv"):
+        assert main(["report", "zico-results/leaderboard.json", "-o", f"again.{suffix}"]) == 0
+        assert Path(f"again.{suffix}").read_bytes() == Path(f"zico-results/leaderboard.{suffix}").read_bytes()
+    capsys.readouterr()
+    assert main(["report", "zico-results/leaderboard.json"]) == 0
+    assert capsys.readouterr().out == table
+
+
+# Lightning calls jsonargparse in ways that later versions of it deprecate.
+@pytest.mark.filterwarnings("ignore:::jsonargparse", "ignore:::lightning.pytorch.cli")
+def test_fit_is_lightnings_with_the_callback_and_the_zoo_by_class_path(capsys: pytest.CaptureFixture[str]) -> None:
+    model = ["--model", "lightning_zico.zoo.zoo_model", "--model.spec", "timm:lcnet_035", "--model.num_classes", "10"]
+    callback = ["--trainer.callbacks", "lightning_zico.ZiCoCallback", "--trainer.callbacks.num_batches", "2"]
+    steps = ["--trainer.max_epochs", "1", "--trainer.limit_train_batches", "2", "--trainer.limit_val_batches", "1"]
+    logger = ["--trainer.logger", "lightning.pytorch.loggers.CSVLogger", "--trainer.logger.save_dir", "logs"]
+    quiet = ["--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+    args = [*model, "--model.in_chans", "1", "--data", "digits", *callback, *steps, *logger, *quiet]
+    assert main(["fit", *args]) == 0, capsys.readouterr().err
+    (metrics,) = Path("logs").rglob("metrics.csv")
+    assert "zico/score" in metrics.read_text(encoding="utf-8")
+    assert main(["fit", "--help"]) == 0
+    assert "--trainer.max_epochs" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["", "rank", "score", "proxies", "report"])
+def test_help_is_complete(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*command.split(), "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert "usage: lightning-zico" in printed
+    options = re.findall(r"ARG: +(-.*?)(?=\n  ARG:|\n\n|\Z)", printed, flags=re.DOTALL)
+    assert len(options) >= 3
+    assert [option for option in options if not re.search(r"  [A-Z][a-z]* ", option)] == []
+
+
+def run(*args: str, **options: Any) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+    command = [sys.executable, "-m", "lightning_zico", *args]
+    return subprocess.Popen(
+        command,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+        **options,
+    )
+
+
+def test_ctrl_c_keeps_what_is_done_and_exits_with_130(folder: Path) -> None:
+    process = run("rank", "--data", "digits", "--candidates", "my_pkg.many", "--proxies", "params", cwd=folder)
+    while not (folder / "three are done").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    printed, errors = process.communicate()
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert "lightning-zico: interrupted" in errors
+    written = json.loads((folder / "zico-results" / "leaderboard.json").read_text(encoding="utf-8"))
+    assert len(written["rows"]) >= 3
+    assert written["provenance"]["broke_off"]
+    assert "Mlp-3" in printed
+
+
+def test_exit_codes_reach_the_shell(folder: Path) -> None:
+    process = run("rank", "--data", "nix", "--zoo", "timm:lcnet_035", cwd=folder)
+    printed, errors = process.communicate()
+    assert (process.returncode, printed) == (2, "")
+    assert len(errors.splitlines()) == 1
+    assert errors.startswith("lightning-zico: error: `--data` is 'nix'")
+
+
+def test_without_jsonargparse_it_says_what_to_install(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "jsonargparse", None)
+    assert main(["proxies"]) == 2
+    assert "pip install 'lightning-zico[cli]'" in capsys.readouterr().err
+
+
+def documented() -> list[list[str]]:
+    page = (ROOT / "docs" / "how_to" / "command_line.md").read_text(encoding="utf-8")
+    blocks = "\n".join(re.findall(r"```bash\n(.*?)```", page, flags=re.DOTALL)).replace("\\\n", " ")
+    lines = [shlex.split(line, comments=True) for line in blocks.splitlines()]
+    return [line[line.index("lightning-zico") + 1 :] for line in lines if "lightning-zico" in line]
+
+
+def test_every_documented_command_parses(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert len(documented()) >= 8
+    Path("rank.yaml").write_text("data: digits\nzoo: timm:lcnet_035\n", encoding="utf-8")
+    for args in documented():
+        args = args[: args.index(">")] if ">" in args else args
+        if not {"--help", "--print_config"} & set(args):
+            args = [*args, "--print_config"]
+        assert main(args) == 0, (args, capsys.readouterr().err)
