@@ -14,6 +14,7 @@ _WRONG_USE, _INTERRUPTED = 2, 130
 _COMMANDS: dict[str, Callable[..., None]] = {
     "rank": commands.rank,
     "score": commands.score,
+    "search": commands.search,
     "proxies": commands.proxies,
     "report": commands.report,
 }

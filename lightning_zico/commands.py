@@ -25,9 +25,10 @@ from lightning_zico.finals import Mode
 from lightning_zico.proxies import Proxy, list_proxies, resolve_proxies
 from lightning_zico.ranking import Recipe, get_recipe, list_recipes
 from lightning_zico.report import leaderboard_table, write_html
-from lightning_zico.results import Leaderboard, ScoreCard
+from lightning_zico.results import Leaderboard, ScoreCard, SearchResult
 from lightning_zico.scoring import ProcessExecutor, RayExecutor
 from lightning_zico.scoring.work import Executor
+from lightning_zico.search import ZeroShotSearch
 from lightning_zico.selector import ZeroShotSelector
 from lightning_zico.zoo import ZOO_PROXIES, Zoo, from_zoo
 
@@ -200,6 +201,86 @@ def score(
             _print(_table(f"{part.name}, layer by layer", {"layer": "left", "added": "right"}, rows))
 
 
+def search(
+    data: LightningDataModule | str,
+    space: str,
+    budget: Budget = Budget(),  # noqa: B008  # frozen
+    proxies: str | list[str] = "default",
+    rank_by: str | None = None,
+    against: str | list[str] | None = None,
+    num_trials: int = 1000,
+    sampler: Literal["evolution", "random"] = "evolution",
+    storage: str | None = None,
+    resolution: int | None = None,
+    num_classes: int | None = None,
+    num_batches: int = 2,
+    axis: _Axis = "batch",
+    seed: int = 0,
+    cache: str | None = None,
+    executor: Literal["serial", "processes", "ray"] = "serial",
+    num_workers: int | None = None,
+    timeout_s: float | None = None,
+    output: str = "zico-results",
+) -> None:
+    """Search a space of architectures within a budget.
+
+    Prints the best and writes search.json and search.csv. Ctrl-C keeps what is done, and with --storage the same
+    command goes on there.
+
+    Args:
+        data: As for rank.
+        space: Name of the space, such as nas_bench_201 or plainnet.
+        budget: Limits on cost; what is over them by its own costs is rejected before anything is built.
+        proxies: Names of proxies and recipes, with commas.
+        rank_by: Name of the proxy or recipe that decides; the first of them if None.
+        against: Costs to keep low besides, of macs, params, depth and latency_s, with commas.
+        num_trials: Architectures to score in all.
+        sampler: What proposes them.
+        storage: File in which trials are kept; several processes may share it.
+        resolution: Side of the images for which MACs are counted. None: of those that architectures are scored on.
+        num_classes: That networks are to tell apart. None: as many as the data has.
+        num_batches: Batches that every architecture is scored on.
+        axis: What varies between two gradients.
+        seed: Of batches, weights and architectures.
+        cache: File in which scores are kept, so that none is computed twice.
+        executor: Where architectures are scored.
+        num_workers: Processes of the executor "processes"; one a core if None.
+        timeout_s: Seconds after which the executor "processes" ends one.
+        output: Folder for what is written; also -o.
+    """
+    datamodule = datamodule_of(data)
+    if num_classes is None:
+        _, num_classes, by = _seen(datamodule, seed, "--num_classes")
+        _say(f"Networks tell {num_classes} classes apart, as {by}. Others: --num_classes.")
+    searching = ZeroShotSearch(
+        space,
+        budget,
+        _names(proxies),
+        rank_by=rank_by,
+        against=_names(against) or (),
+        num_trials=num_trials,
+        sampler=sampler,
+        storage=storage,
+        resolution=resolution,
+        num_classes=num_classes,
+        num_batches=num_batches,
+        axis=axis,
+        seed=seed,
+        cache=cache,
+        executor=_executor(executor, num_workers, timeout_s),
+    )
+    Path(output).mkdir(parents=True, exist_ok=True)
+    try:
+        searching.run(datamodule)
+    finally:
+        result: SearchResult | None = getattr(searching, "result_", None)
+        if result is not None and len(result):
+            print(result)
+            result.to_json(Path(output, "search.json"))
+            result.to_csv(Path(output, "search.csv"))
+            _say(f"Written: {Path(output, 'search')}.json, .csv")
+
+
 def proxies(pattern: str = "*") -> None:
     """List the proxies and the recipes, what they are, and what speaks for them.
 
@@ -290,18 +371,12 @@ def _fitted(datamodule: LightningDataModule, given: Mapping[str, int | None], se
     known = {key: value for key, value in given.items() if value is not None}
     if len(known) == len(given):
         return known
-    batch = read_batches(datamodule, 1, seed=seed)[0]
-    images, labels = batch if isinstance(batch, list | tuple) and len(batch) == 2 else (None, None)
-    if not isinstance(images, Tensor) or images.ndim != 4 or not isinstance(labels, Tensor):
-        needed = ", ".join(f"--{key}" for key in given if key not in known)
-        raise ValueError(f"A batch of the data is not images [N, C, H, W] with labels, so that needed are {needed}.")
-    told = getattr(datamodule, "num_classes", None)
+    images, classes, by = _seen(datamodule, seed, ", ".join(f"--{key}" for key in given if key not in known))
     found = {
-        "num_classes": told if isinstance(told, int) else int(labels.max()) + 1,
+        "num_classes": classes,
         "in_chans": images.shape[1],
         "input_size": max(*images.shape[2:], _LEAST_SIDE),
     }
-    by = "the data module says" if isinstance(told, int) else "the first batch has"
     fitted = {**found, **known}
     shape = " x ".join(map(str, images.shape[1:]))
     _say(
@@ -310,6 +385,22 @@ def _fitted(datamodule: LightningDataModule, given: Mapping[str, int | None], se
         "--num_classes, --in_chans, --input_size."
     )
     return fitted
+
+
+def _seen(datamodule: LightningDataModule, seed: int, needed: str) -> tuple[Tensor, int, str]:
+    """Look at the first batch: its images, how many classes there are, and who says so.
+
+    Raises:
+        ValueError: If it is not images with labels.
+    """
+    batch = read_batches(datamodule, 1, seed=seed)[0]
+    images, labels = batch if isinstance(batch, list | tuple) and len(batch) == 2 else (None, None)
+    if not isinstance(images, Tensor) or images.ndim != 4 or not isinstance(labels, Tensor):
+        raise ValueError(f"A batch of the data is not images [N, C, H, W] with labels, so that needed are {needed}.")
+    told = getattr(datamodule, "num_classes", None)
+    if isinstance(told, int):
+        return images, told, "the data module says"
+    return images, int(labels.max()) + 1, "the first batch has"
 
 
 def _specs(zoo: str | list[str]) -> list[str]:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from lightning_zico import ZeroShotSelector, list_proxies, list_recipes
+from lightning_zico import Budget, SearchResult, ZeroShotSearch, ZeroShotSelector, list_proxies, list_recipes
 from lightning_zico.cli import main
 from lightning_zico.commands import datamodule_of
 from lightning_zico.datamodules import TORCHVISION_DATASETS, ImageFolderDataModule, TorchvisionDataModule
@@ -356,6 +356,25 @@ def test_without_jsonargparse_it_says_what_to_install(
     monkeypatch.setitem(sys.modules, "jsonargparse", None)
     assert main(["proxies"]) == 2
     assert "pip install 'lightning-zico[cli]'" in capsys.readouterr().err
+
+
+def test_search_prints_and_writes_what_the_search_finds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    storage = tmp_path / "trials.db"
+    args = ["search", "--space", "nas_bench_201", "--data", "digits", "--proxies", "params", "--budget.params", "1e6"]
+    args += ["--sampler", "random", "--storage", str(storage), "-o", str(tmp_path / "out")]
+    assert main([*args, "--num_trials", "3"]) == 0
+    out, err = capsys.readouterr()
+    assert "3 archs scored" in out
+    assert "Networks tell 10 classes apart" in err
+    first = SearchResult.from_json(tmp_path / "out" / "search.json")
+    assert main([*args, "--num_trials", "5"]) == 0  # goes on where it was
+    result = SearchResult.from_json(tmp_path / "out" / "search.json")
+    assert [row["arch"] for row in result.history][:3] == [row["arch"] for row in first.history]
+    assert len(result) == 5
+    search = ZeroShotSearch("nas_bench_201", Budget(params=1e6), "params", sampler="random", num_trials=5)
+    assert [row["arch"] for row in search.run(DigitsDataModule()).history] == [row["arch"] for row in result.history]
+    assert main([*args, "--num_trials", "0"]) == 2
+    assert "`num_trials` is 0" in capsys.readouterr().err
 
 
 def documented() -> list[list[str]]:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import lightning
 import torch
+from rich import get_console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import nn
 
 from lightning_zico.__about__ import __version__
@@ -106,6 +108,7 @@ class ZeroShotSearch:
         accelerator: See there.
         devices: See there.
         precision: See there.
+        enable_progress_bar: Show how far the search is, where the terminal is interactive.
 
     Attributes:
         result_: What was found, also where the search broke off.
@@ -151,6 +154,7 @@ class ZeroShotSearch:
         accelerator: AcceleratorName | None = None,
         devices: Devices = "auto",
         precision: PrecisionName | None = None,
+        enable_progress_bar: bool = True,
     ) -> None:
         imported_optuna()
         check_axis(axis)
@@ -181,6 +185,7 @@ class ZeroShotSearch:
         self.accelerator: AcceleratorName | None = accelerator
         self.devices: Devices = devices
         self.precision: PrecisionName | None = precision
+        self.enable_progress_bar = enable_progress_bar
         if not isinstance(num_trials, int) or num_trials < 1:
             raise ValueError(f"`num_trials` is {num_trials!r}; needed is a whole number from 1.")
         unknown = [cost for cost in self.against if cost not in _COSTS]
@@ -364,19 +369,48 @@ class _Running:
         """Propose and score until there are enough trials."""
         start = time.perf_counter()
         executor = executor_of(self._search.executor, self._search.timeout_s)
-        while True:
-            num_before = len(self._trials.finished)
-            with closing(executor.run([self._work], self._jobs())) as coming:
-                for job, card in coming:
-                    self._seconds["seconds_scoring"] += card.seconds
-                    number = self._claimed.pop(job.candidate.name)
-                    self._trials.finish(number, card, self._values(card))
-                    self._look()
-                    self._seconds["seconds"] = time.perf_counter() - start
-            # Another process may have died meanwhile, and left its trials to be made up for.
-            if len(self._trials.finished) == num_before or self._exhausted:
-                break
+        with self._progress() as progress:
+            task = progress.add_task("", total=self._search.num_trials, completed=len(self._trials.finished))
+            while True:
+                num_before = len(self._trials.finished)
+                with closing(executor.run([self._work], self._jobs())) as coming:
+                    for job, card in coming:
+                        self._seconds["seconds_scoring"] += card.seconds
+                        number = self._claimed.pop(job.candidate.name)
+                        self._trials.finish(number, card, self._values(card))
+                        self._look()
+                        self._seconds["seconds"] = time.perf_counter() - start
+                        done = len(self._trials.finished)
+                        progress.update(task, completed=done, description=self._told(progress.disable))
+                # Another process may have died meanwhile, and left its trials to be made up for.
+                if len(self._trials.finished) == num_before or self._exhausted:
+                    break
         self._broke_off = False
+
+    def _progress(self) -> Progress:
+        bar = [
+            TextColumn("Searching"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.description}", markup=False),
+        ]
+        is_shown = self._search.enable_progress_bar and get_console().is_terminal
+        return Progress(*bar, console=get_console(), transient=True, disable=not is_shown)
+
+    def _told(self, is_hidden: bool) -> str:
+        """Say how the search goes; a combined score, which changes with the set, is not told as a best one."""
+        if is_hidden:
+            return ""
+        finished = self._trials.finished
+        said = f"{sum(trial.num_rejected for trial in finished):,} rejected"
+        if self._rank_by not in self._choice.recipes:
+            scores = [self._choice.directed(trial.card, self._rank_by) for trial in finished if not trial.card.error]
+            best = max((score for score in scores if score is not None), default=None)
+            up = self._choice.higher_is_better(self._rank_by)
+            said = f"best {best if up else -best:.6g}, {said}" if best is not None else said
+        return f"{said}, {len(finished) / max(self._seconds['seconds'], 1e-9):.1f} trials/s"
 
     def result(self) -> SearchResult:
         """Rank all archs that were scored, as one set."""
