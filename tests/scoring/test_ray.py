@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parent.parent.parent
 
 
+@pytest.mark.slow  # a minute, most of it until Ray takes the node for dead
 def test_a_node_that_is_removed_in_the_middle_costs_nothing(tmp_path: Path) -> None:
     pytest.importorskip("ray")
     command = [sys.executable, str(Path(__file__).with_name("ray_cluster.py")), str(tmp_path)]
