@@ -24,7 +24,7 @@ from published import SOURCES, published
 from rich.console import Console
 from scores import NUM_TIMED, Cache, Protocol, Running, cache_path, cifar10_batches, fill_scores, fill_seconds, versions
 from speed import print_table
-from tables import LOADERS, Table, default_folder, user_table
+from tables import LOADERS, Table, add_folders, user_table
 
 from lightning_zico import list_proxies
 from lightning_zico.errors import ZiCoError
@@ -35,8 +35,6 @@ from lightning_zico.scoring.choice import Choice, chosen
 from lightning_zico.scoring.scorer import check_batches
 
 Record: TypeAlias = dict[str, Any]
-
-HERE = Path(__file__).parent
 
 
 # --- one benchmark -------------------------------------------------------------------------------
@@ -365,9 +363,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--workers", type=positive, default=1, help="processes, each with one thread")
     made.add_argument("--timeout", type=float, default=600.0, help="most seconds for one candidate")
     made.add_argument("--retry", action="store_true", help="score again what failed before")
-    made.add_argument("--data", type=Path, default=default_folder(), help="folder of the tables and of the images")
-    made.add_argument("--cache", type=Path, default=HERE / "cache", help="folder of the scores")
-    made.add_argument("--results", type=Path, default=HERE / "results", help="folder of the figures")
+    add_folders(made)
     return made
 
 

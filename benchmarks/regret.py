@@ -14,17 +14,16 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
-from fidelity import HERE, Study, keep, positive, sampled, say, study
+from fidelity import Study, keep, positive, sampled, say, study
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import LambdaCallback
 from rich.console import Console
 from scores import Protocol, Running
 from speed import print_table
-from tables import Table, default_folder, nas_bench_201
+from tables import Table, add_folders, nas_bench_201
 from torch.utils.data import Subset, random_split
 from workers import outcomes
 
@@ -285,9 +284,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--pools", type=positive, default=500, help="how many such choices")
     made.add_argument("--workers", type=positive, default=2, help="processes, each with one thread")
     made.add_argument("--quick", action="store_true", help="show in a minute that it runs")
-    made.add_argument("--data", type=Path, default=default_folder(), help="folder of the table and of the images")
-    made.add_argument("--cache", type=Path, default=HERE / "cache", help="folder of the scores")
-    made.add_argument("--results", type=Path, default=HERE / "results", help="folder of the figures")
+    add_folders(made)
     return made
 
 

@@ -20,7 +20,7 @@ import yaml
 from rich.console import Console
 from scores import Protocol, cifar10_batches
 from speed import print_table
-from tables import Table, default_folder, found, nas_bench_201
+from tables import Table, add_folders, found, nas_bench_201
 from torch import Tensor
 from torch.nn.functional import cross_entropy, interpolate
 
@@ -304,8 +304,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--chance-proxy", default="zico", help="that these searches score by")
     made.add_argument("--first-seed", type=int, default=0)
     made.add_argument("--num-seeds", type=int, default=5)
-    made.add_argument("--data", type=Path, default=default_folder(), help="folder of the table and of the images")
-    made.add_argument("--results", type=Path, default=HERE / "results", help="folder of the figures")
+    add_folders(made, cache=False)
     return made
 
 

@@ -17,13 +17,13 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from fidelity import HERE, Record, Study, keep, names_of, number, positive, sampled, say
+from fidelity import Record, Study, keep, names_of, number, positive, sampled, say
 from figures import Values, common, taken
 from proxies import APART
 from rich.console import Console
 from scores import NUM_TIMED, Cache, Protocol, Running, cache_path, cifar10_batches, fill_scores, prepared
 from speed import print_table
-from tables import Row, Table, default_folder, found, nas_bench_201
+from tables import Row, Table, add_folders, found, nas_bench_201
 from workers import outcomes
 
 from lightning_zico import list_proxies
@@ -328,9 +328,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--workers", type=positive, default=1, help="processes, each with one thread")
     made.add_argument("--timeout", type=float, default=600.0, help="most seconds for one arch")
     made.add_argument("--retry", action="store_true", help="score again what failed before")
-    made.add_argument("--data", type=Path, default=default_folder(), help="folder of the table and of the images")
-    made.add_argument("--cache", type=Path, default=HERE / "cache", help="folder of the scores")
-    made.add_argument("--results", type=Path, default=HERE / "results", help="folder of the figures")
+    add_folders(made)
     return made
 
 

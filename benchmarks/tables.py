@@ -1,5 +1,6 @@
 """Tables of what training found: benchmarks of architectures whose accuracies are known, and tables of a user's own."""
 
+import argparse
 import csv
 import gzip
 import math
@@ -71,6 +72,20 @@ class Table:
             if target not in known:
                 raise ValueError(f"{self.benchmark} has no target '{target}'; it has {', '.join(known)}.")
         return replace(self, targets=tuple(targets) or self.targets)
+
+
+def add_folders(parser: argparse.ArgumentParser, *, cache: bool = True) -> None:
+    """Add the options that say where a benchmark reads and writes.
+
+    Args:
+        parser: Of the benchmark.
+        cache: Whether it keeps scores.
+    """
+    here = Path(__file__).parent
+    parser.add_argument("--data", type=Path, default=default_folder(), help="folder of the tables and of the images")
+    if cache:
+        parser.add_argument("--cache", type=Path, default=here / "cache", help="folder of the scores")
+    parser.add_argument("--results", type=Path, default=here / "results", help="folder of the figures")
 
 
 def default_folder() -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 
 from lightning_zico import commands
 from lightning_zico.__about__ import __version__
+from lightning_zico._imports import imported
 
 # Exit codes: as argparse has it, and as shells have it for who was ended by signal 2.
 _WRONG_USE, _INTERRUPTED = 2, 130
@@ -70,12 +71,9 @@ def _parser() -> Any:
     Raises:
         ModuleNotFoundError: If jsonargparse is not installed.
     """
-    try:
-        from jsonargparse import ArgumentParser
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(f"`{_PROG}` needs jsonargparse: `pip install 'lightning-zico[cli]'`.") from error
+    parser_of: Any = imported("jsonargparse", f"`{_PROG}` needs jsonargparse", "cli").ArgumentParser
     settings: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False, "default_env": True}
-    parser = ArgumentParser(
+    parser = parser_of(
         prog=_PROG,
         description="Rank untrained models on a few batches.",
         env_prefix="LIGHTNING_ZICO",
@@ -86,12 +84,12 @@ def _parser() -> Any:
     subcommands = parser.add_subcommands(dest="command")
     for name, function in _COMMANDS.items():
         what = (function.__doc__ or "").split("\n\n", 1)[0]
-        subparser = ArgumentParser(description=what, **settings)
+        subparser = parser_of(description=what, **settings)
         subparser.add_argument("--config", action="config", help="Path of a YAML file with options.")
         subparser.add_function_arguments(function, as_group=False, as_positional=name in ("report", "proxies"))
         subcommands.add_subcommand(name, subparser, help=what)
     # Never parsed here: what stands behind it is for Lightning.
-    subcommands.add_subcommand("fit", ArgumentParser(**settings), help=_FIT_HELP)
+    subcommands.add_subcommand("fit", parser_of(**settings), help=_FIT_HELP)
     return parser
 
 

@@ -11,6 +11,8 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, random_split
 
+from lightning_zico._imports import imported
+
 # Of ImageNet, as every model zoo normalises: https://pytorch.org/vision/stable/models.html.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _VAL_FRACTION = 0.1  # of images that have no folder of their own for validation
@@ -198,8 +200,4 @@ def _patience() -> Iterator[None]:
 
 
 def _imported_torchvision() -> Any:
-    try:
-        import torchvision
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("Images need torchvision: `pip install 'lightning-zico[zoo]'`.") from error
-    return torchvision
+    return imported("torchvision", "Images need torchvision", "zoo")

@@ -10,6 +10,8 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer, see
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset, random_split
 
+from lightning_zico._imports import imported
+
 _NUM_CLASSES = 10
 _NUM_TRAIN = 1437  # four fifths
 _MAX_EPOCHS = 20  # bring all but the smallest candidates near their best
@@ -31,13 +33,8 @@ class DigitsDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Read and split the images, always alike."""
-        try:
-            from sklearn.datasets import load_digits
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                "The digits come with scikit-learn: `pip install 'lightning-zico[demo]'`."
-            ) from error
-        images, labels = load_digits(return_X_y=True)
+        datasets = imported("sklearn.datasets", "The digits come with scikit-learn", "demo")
+        images, labels = datasets.load_digits(return_X_y=True)
         data = TensorDataset(torch.tensor(images).float().view(-1, 1, 8, 8) / 16, torch.tensor(labels).long())
         parts = [_NUM_TRAIN, len(data) - _NUM_TRAIN]
         self.train_data, self.val_data = random_split(data, parts, torch.Generator().manual_seed(0))

@@ -9,8 +9,11 @@ import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
+
+from lightning_zico._imports import imported
 
 Row: TypeAlias = dict[str, Any]
 FigureKind: TypeAlias = Literal["ranks", "pareto", "agreement", "finals"]
@@ -200,10 +203,7 @@ class Leaderboard:
         """
         rows = [_row_of(card, rank_by, columns, uncertainty) for card in cards]
         ranked = [row for row in rows if row["score"] is not None]
-
-        def standing(row: Row) -> tuple[int, float]:
-            return row.get("num_repeats", 0), row["score"] if higher_is_better else -row["score"]
-
+        standing = partial(standing_of, higher_is_better=higher_is_better)
         ranked.sort(key=standing, reverse=True)  # stable, also in reverse
         for row, rank in zip(ranked, _ranks([standing(row) for row in ranked]), strict=True):
             row["rank"] = rank
@@ -383,12 +383,8 @@ class Leaderboard:
         Raises:
             ModuleNotFoundError: If pandas is not installed.
         """
-        try:
-            import pandas
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                "`to_pandas` needs pandas: `pip install 'lightning-zico[pandas]'`. `to_csv` and `to_dict` need nothing."
-            ) from error
+        otherwise = "`to_csv` and `to_dict` need nothing."
+        pandas = imported("pandas", "`to_pandas` needs pandas", "pandas", otherwise=otherwise)
         whole = {column: "Int64" for column in self.columns if column in _WHOLE_NUMBERS}
         return pandas.DataFrame(list(self.rows), columns=self.columns).astype(whole)
 
@@ -519,6 +515,11 @@ class SearchResult:
         return _written(_csv(list(self.history[0]) if self.history else [], self.history), path)
 
 
+def standing_of(row: Row, higher_is_better: bool) -> tuple[int, float]:
+    """Tell by what a row with a score is ranked, higher first: who has more repeats stayed longer in a race."""
+    return row.get("num_repeats") or 0, row["score"] if higher_is_better else -row["score"]
+
+
 def margin_of(row: Row) -> str:
     """Write the standard error of a row's score behind it; nothing where there is none."""
     return "" if row.get("std_error") is None else f" ± {row['std_error']:.2g}"
@@ -565,8 +566,12 @@ def _note_of(finals: Mapping[str, Any]) -> str:
     return f"Finals: {trained}{halving}; the {end} {finals['monitor']} decided."
 
 
-def ranks_of(scores: Sequence[float | None], higher_is_better: bool = True) -> list[int | None]:
+def ranks_of(scores: Sequence[Any], higher_is_better: bool = True) -> list[int | None]:
     """Give each score its place, 1 for the best; equal ones share one, and what has no score has no place.
+
+    Args:
+        scores: Numbers, or what else can be compared with each other; None for no score.
+        higher_is_better: Direction.
 
     Example:
         >>> ranks_of([1.0, None, 3.0, 1.0])

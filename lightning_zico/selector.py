@@ -1,6 +1,5 @@
 """Rank candidates on a few batches, then train the winner."""
 
-import platform
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import closing
@@ -9,17 +8,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import lightning
-import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.utilities import rank_zero_only
 from rich import get_console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
-from lightning_zico.__about__ import __version__
 from lightning_zico._typing import Axis, Batch, LossFn
 from lightning_zico.bridge import is_datamodule, is_lightning
 from lightning_zico.budget import Budget
@@ -41,6 +35,8 @@ from lightning_zico.scoring.contenders import Contenders
 from lightning_zico.scoring.executors import executor_of
 from lightning_zico.scoring.fingerprint import fingerprint_or_none
 from lightning_zico.scoring.placement import AcceleratorName, Devices, PrecisionName, check_placement, placement_of
+from lightning_zico.scoring.progress import is_interactive, progress_bar
+from lightning_zico.scoring.provenance import told, versions
 from lightning_zico.scoring.repeats import Tally, raced, read_repeats
 from lightning_zico.scoring.scorer import check_axis, check_batches, described
 from lightning_zico.scoring.standings import agreement_with_baselines, standings_of, with_controlled
@@ -327,7 +323,7 @@ class ZeroShotSelector:
             winner.train(trainer, self.best_model_, data)
 
     def _show(self) -> None:
-        if self._interactive():
+        if is_interactive(self.enable_progress_bar):
             get_console().print(leaderboard_table(self.leaderboard_))
 
     def _choice(self) -> Choice:
@@ -395,7 +391,7 @@ class ZeroShotSelector:
     ) -> None:
         """Score candidates in some repeats, wherever the executor does that, and show how far it is."""
         total = len(candidates) * len(repeats) if isinstance(candidates, Sized) else None
-        with self._progress() as progress:
+        with progress_bar("Ranking", is_shown=is_interactive(self.enable_progress_bar)) as progress:
             task = progress.add_task("", total=total)
 
             def shown() -> Iterator[Candidate]:
@@ -438,29 +434,12 @@ class ZeroShotSelector:
         )
         return True
 
-    def _progress(self) -> Progress:
-        bar = [
-            TextColumn("Ranking"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.description}", markup=False),
-        ]
-        return Progress(*bar, console=get_console(), transient=True, disable=not self._interactive())
-
-    def _interactive(self) -> bool:
-        is_first_rank = getattr(rank_zero_only, "rank", 0) in (0, None)
-        return self.enable_progress_bar and is_first_rank and get_console().is_terminal
-
     def _provenance(self, rank_by: str, used: Mapping[str, Recipe], choice: Choice, work: Work) -> dict[str, Any]:
         return {
             "rank_by": rank_by,
             "higher_is_better": choice.higher_is_better(rank_by),
             "proxies": [proxy.name for proxy in choice.proxies],
-            "recipes": {
-                name: {"used": recipe.name, "members": list(recipe.members), "aggregate": recipe.aggregate}
-                for name, recipe in used.items()
-            },
+            "recipes": {name: told(recipe) for name, recipe in used.items()},
             "controlled_by": self.controlled_by,
             "axis": self.axis,
             "num_batches": self.num_batches,
@@ -475,12 +454,7 @@ class ZeroShotSelector:
             "devices": [str(device) for device in work.placement.devices],
             "precision": self.precision,
             "channels_last": self.channels_last,
-            "versions": {
-                "lightning_zico": __version__,
-                "lightning": lightning.__version__,
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
+            "versions": versions(),
         }
 
 

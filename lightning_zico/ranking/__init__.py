@@ -2,7 +2,7 @@
 
 from lightning_zico.ranking.aggregate import log_rank, mean_rank, size_controlled
 from lightning_zico.ranking.correlation import Interval, bootstrap_interval, kendall, ndcg, regret_at_k, spearman
-from lightning_zico.ranking.pareto import crowding_distances, front_numbers
+from lightning_zico.ranking.pareto import crowding_distances, first_front, front_numbers
 from lightning_zico.ranking.racing import race
 from lightning_zico.ranking.recipes import (
     BASELINE_TAUS,
@@ -27,6 +27,7 @@ __all__ = [
     "bootstrap_interval",
     "combine",
     "crowding_distances",
+    "first_front",
     "front_numbers",
     "get_recipe",
     "kendall",

@@ -44,6 +44,33 @@ def front_numbers(points: Sequence[Sequence[float]]) -> list[int]:
     return fronts.tolist()
 
 
+def first_front(points: Sequence[Sequence[float]]) -> list[int]:
+    """Find the candidates that no other dominates, as `front_numbers` has them on front 0.
+
+    Whoever is compared is compared with the front alone, so that ten thousands take no matrix of all pairs.
+
+    Args:
+        points: ``[n, M]``, higher is better.
+
+    Returns:
+        Their places, in order.
+
+    Example:
+        >>> first_front([(1.0, 3.0), (2.0, 2.0), (1.0, 2.0)])
+        [0, 1]
+    """
+    if not points:
+        return []
+    table = np.array(points, dtype=np.float64)  # [n, M]
+    order = np.lexsort(-table.T[::-1])  # the best in the first objective first, so that nobody dominates an earlier one
+    front: list[int] = []
+    for place in order.tolist():
+        held = table[front]
+        if not (np.all(held >= table[place], axis=1) & np.any(held > table[place], axis=1)).any():
+            front.append(place)
+    return sorted(front)
+
+
 def crowding_distances(points: Sequence[Sequence[float]]) -> list[float]:
     r"""Measure how far from its neighbours a candidate stands among those of its front.
 

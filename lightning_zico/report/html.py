@@ -14,6 +14,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from lightning_zico._imports import imported
 from lightning_zico.report.charts import Chart, charts_of
 from lightning_zico.report.series import UNDEFINED, agreement, ranked_by
 from lightning_zico.results import Leaderboard, Row, ScoreCard
@@ -271,12 +272,7 @@ def _part(name: str) -> str:
 @cache
 def _vega() -> str:
     """Take Vega, Vega-Lite and Vega-Embed as one script, which vl-convert has with it (0.9 MB; takes two seconds)."""
-    try:
-        from vl_convert import javascript_bundle
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "`to_html` needs vl-convert-python: `pip install 'lightning-zico[report]'`. `to_json` and `to_csv` need "
-            "nothing."
-        ) from error
-    bundle: str = javascript_bundle("window.vegaEmbed = vegaEmbed;")
+    need, otherwise = "`to_html` needs vl-convert-python", "`to_json` and `to_csv` need nothing."
+    vl_convert = imported("vl_convert", need, "report", otherwise=otherwise)
+    bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     return bundle.replace("</script", "<\\/script")

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from lightning_zico._imports import imported
 from lightning_zico.report.series import (
     MOST_NAMES,
     UNDEFINED,
@@ -189,10 +190,7 @@ def plot(leaderboard: Leaderboard, kind: FigureKind = "ranks", ax: Any = None) -
 def _axes(ax: Any, num_names: int = 0, size: tuple[float, float] | None = None) -> tuple[Any, Any]:
     if ax is not None:
         return ax.get_figure(), ax
-    try:
-        from matplotlib import pyplot
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("Figures need matplotlib: `pip install 'lightning-zico[report]'`.") from error
+    pyplot = imported("matplotlib.pyplot", "Figures need matplotlib", "report")
     height = max(3.5, 1.2 + _ROW * num_names)
     return pyplot.subplots(figsize=size or (6.4, height), layout="constrained")
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 from scipy import stats
 
-from lightning_zico.results import FIXED_COLUMNS, Leaderboard, Row, ScoreCard
+from lightning_zico.results import FIXED_COLUMNS, Leaderboard, Row, ScoreCard, ranks_of, standing_of
 
 # More candidates than these make no readable axis of names; the table has all.
 MOST_NAMES = 40
@@ -33,9 +33,9 @@ def places(leaderboard: Leaderboard) -> list[int]:
     Returns:
         One rank for each of `scored`.
     """
-    standings = _standings(leaderboard)
-    first = {standing: idx for idx, standing in reversed(list(enumerate(sorted(standings, reverse=True), start=1)))}
-    return [first[standing] for standing in standings]
+    up = _is_up(leaderboard)
+    ranks = ranks_of([standing_of(row, up) for row in scored(leaderboard)])
+    return [rank for rank in ranks if rank is not None]
 
 
 def pareto_front(costs: Sequence[float], gains: Sequence[float]) -> list[int]:
@@ -73,7 +73,7 @@ def trade_off(leaderboard: Leaderboard, cost: str = "macs") -> tuple[list[Row], 
         columns = ", ".join(proxies_of(leaderboard)) or "none"
         raise ValueError(f"`{cost}` is no column of this leaderboard; needed is one of: {columns}.")
     rows = [row for row in scored(leaderboard) if row[cost] is not None]
-    sign = _sign(leaderboard)
+    sign = 1 if _is_up(leaderboard) else -1
     return rows, pareto_front([row[cost] for row in rows], [sign * row["score"] for row in rows])
 
 
@@ -114,14 +114,8 @@ def finalists(leaderboard: Leaderboard) -> list[tuple[Row, int]]:
     return [(row, place) for row, place in pairs if row.get("final_epochs") is not None]
 
 
-def _sign(leaderboard: Leaderboard) -> int:
-    return 1 if leaderboard.provenance.get("higher_is_better", True) else -1
-
-
-def _standings(leaderboard: Leaderboard) -> list[tuple[int, float]]:
-    """Who has more repeats stayed longer in a race, and stands before the others."""
-    sign = _sign(leaderboard)
-    return [(row.get("num_repeats") or 0, sign * row["score"]) for row in scored(leaderboard)]
+def _is_up(leaderboard: Leaderboard) -> bool:
+    return bool(leaderboard.provenance.get("higher_is_better", True))
 
 
 def _tau(a: Sequence[float | None], b: Sequence[float | None]) -> float | None:

@@ -6,7 +6,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from lightning_zico.results import FINAL_COLUMNS, FIXED_COLUMNS, Leaderboard, margin_of
+from lightning_zico.report.series import proxies_of, ranked_by
+from lightning_zico.results import FINAL_COLUMNS, Leaderboard, margin_of
 
 
 def leaderboard_table(leaderboard: Leaderboard, title: str | None = None) -> Table:
@@ -23,10 +24,10 @@ def leaderboard_table(leaderboard: Leaderboard, title: str | None = None) -> Tab
     Returns:
         A table for `rich.print`.
     """
-    ranked_by = leaderboard.provenance.get("rank_by", "score")
-    title = title or f"Ranked by {ranked_by}"
+    decisive = ranked_by(leaderboard)
+    title = title or f"Ranked by {decisive}"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    proxies = [column for column in leaderboard.columns if column not in FIXED_COLUMNS]
+    proxies = proxies_of(leaderboard)
     table.add_column("rank", justify="right")
     table.add_column("name", overflow="fold")
     finals = [column for column in leaderboard.columns if column in FINAL_COLUMNS]
@@ -34,7 +35,7 @@ def leaderboard_table(leaderboard: Leaderboard, title: str | None = None) -> Tab
     for name in (*finals, *uncertain):
         table.add_column(name, justify="right")
     for proxy in proxies:
-        table.add_column(proxy, justify="right", style="bold" if proxy == ranked_by else None)
+        table.add_column(proxy, justify="right", style="bold" if proxy == decisive else None)
     table.add_column("seconds", justify="right")
     reasons = [Text(f"{name}: {reason}", style="red") for name, reason in leaderboard.errors.items()]
     table.caption = Text("\n").join([*reasons, *map(Text, leaderboard.notes)])
@@ -45,7 +46,7 @@ def leaderboard_table(leaderboard: Leaderboard, title: str | None = None) -> Tab
             row["name"],
             *("-" if row[final] is None else f"{row[final]:.4g}" for final in finals),
             *(column[position] for column in uncertain.values()),
-            *(_number(row[proxy]) + (margin_of(row) if proxy == ranked_by else "") for proxy in proxies),
+            *(_number(row[proxy]) + (margin_of(row) if proxy == decisive else "") for proxy in proxies),
             f"{row['seconds']:.2f}",
         ]
         table.add_row(*(Text(cell) for cell in cells))  # a name is text, not rich's markup

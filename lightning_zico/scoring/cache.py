@@ -4,7 +4,7 @@ import hashlib
 import os
 import sqlite3
 from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Protocol, TypeAlias, runtime_checkable
@@ -18,7 +18,7 @@ _MAGIC = b"SQLite format 3\0"
 _HEADER_BYTES, _FORMAT_AT, _APPLICATION_ID_AT = 100, slice(60, 64), slice(68, 72)
 _PAGE_BYTES_AT, _NUM_PAGES_AT = slice(16, 18), slice(28, 32)
 # A write takes milliseconds; who waits longer waits for a process that hangs.
-_BUSY_TIMEOUT_S = 60
+BUSY_TIMEOUT_S = 60
 
 
 @runtime_checkable
@@ -131,21 +131,18 @@ class SQLiteCache:
             connection.execute("COMMIT")
 
     def _make(self) -> None:
-        """Make the file elsewhere and link it to its place, so that a kill leaves no half of it."""
         try:
-            with TemporaryDirectory(prefix=f"{self.path.name}-", dir=self.path.parent) as folder:
-                fresh = Path(folder, "fresh")
-                with closing(sqlite3.connect(fresh, isolation_level=None)) as connection:
-                    connection.execute("PRAGMA journal_mode = WAL")
-                    connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
-                    connection.execute(f"PRAGMA user_version = {_FORMAT}")
-                    connection.execute(
-                        "CREATE TABLE scores (candidate TEXT, proxy TEXT, entry TEXT NOT NULL, hash TEXT NOT NULL, "
-                        "PRIMARY KEY (candidate, proxy)) WITHOUT ROWID"
-                    )
-                os.link(fresh, self.path)
-        except FileExistsError:
-            pass  # another process was faster
+            with (
+                made_whole(self.path) as fresh,
+                closing(sqlite3.connect(fresh, isolation_level=None)) as connection,
+            ):
+                connection.execute("PRAGMA journal_mode = WAL")
+                connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
+                connection.execute(f"PRAGMA user_version = {_FORMAT}")
+                connection.execute(
+                    "CREATE TABLE scores (candidate TEXT, proxy TEXT, entry TEXT NOT NULL, hash TEXT NOT NULL, "
+                    "PRIMARY KEY (candidate, proxy)) WITHOUT ROWID"
+                )
         except (OSError, sqlite3.Error) as error:
             raise CacheError(
                 f"'{self.path}' cannot be made: {error}. Give a path in a folder that exists, can be written to and "
@@ -188,7 +185,7 @@ class SQLiteCache:
         address = f"{self.path.as_uri()}?mode={mode}"
         try:
             with closing(
-                sqlite3.connect(address, uri=True, timeout=_BUSY_TIMEOUT_S, isolation_level=None)
+                sqlite3.connect(address, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None)
             ) as connection:
                 connection.execute("PRAGMA synchronous = NORMAL")  # a loss of power may cost the last writes, no more
                 yield connection
@@ -201,6 +198,22 @@ class SQLiteCache:
                 f"'{self.path}' cannot be used: {error}. See that the file is there, that you may write to it and its "
                 "folder, and that the disk has room; then run again, and what was kept is not scored anew."
             ) from error
+
+
+@contextmanager
+def made_whole(path: Path) -> Iterator[Path]:
+    """Make a file elsewhere in its folder and link it to its place, so that a kill leaves no half of it.
+
+    Of two processes that begin at once, one is faster, and both find the same file then.
+
+    Yields:
+        The path to make it at.
+    """
+    with TemporaryDirectory(prefix=f"{path.name}-", dir=path.parent) as folder:
+        fresh = Path(folder, "fresh")
+        yield fresh
+        with suppress(FileExistsError):
+            os.link(fresh, path)
 
 
 CacheLike: TypeAlias = str | os.PathLike[str] | ScoreCache

@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, NoReturn
 
 from lightning_zico.bridge import overrides_transfer, uncompiled
@@ -171,7 +171,7 @@ class CachedWork(Work):
         untrainable = next((entry.untrainable for entry in in_order if entry.untrainable is not None), None)
         return ScoreCard(name, {e.score.name: e.score for e in in_order}, None, seconds, untrainable)
 
-    @property
+    @cached_property
     def _company(self) -> str:
         return fingerprint([(name, self.keys.get(name)) for name in sorted(self.names)])
 

@@ -122,10 +122,10 @@ def fingerprint(*parts: Any) -> str:
     return walk.digest
 
 
-def fingerprint_or_none(value: Any) -> str | None:
-    """Hash a value, as `fingerprint` does; None where something in it cannot be hashed."""
+def fingerprint_or_none(*parts: Any) -> str | None:
+    """Hash values, as `fingerprint` does; None where something in them cannot be hashed."""
     try:
-        return fingerprint(value)
+        return fingerprint(*parts)
     except UnfingerprintableError:
         return None
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
+from lightning_zico._imports import imported
 from lightning_zico.errors import CacheError
 from lightning_zico.results import ScoreCard
 from lightning_zico.scoring.cache import ScoreCache
@@ -251,10 +252,4 @@ def _plain(error: BaseException) -> str:
 
 
 def _imported_ray() -> Any:
-    try:
-        import ray
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "`RayExecutor` needs Ray: `pip install 'lightning-zico[ray]'`. `ProcessExecutor` needs nothing."
-        ) from error
-    return ray
+    return imported("ray", "`RayExecutor` needs Ray", "ray", otherwise="`ProcessExecutor` needs nothing.")

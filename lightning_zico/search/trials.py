@@ -6,15 +6,16 @@ import socket
 import sqlite3
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from lightning_zico._imports import imported
 from lightning_zico.errors import ZiCoError
 from lightning_zico.results import Score, ScoreCard
+from lightning_zico.scoring.cache import BUSY_TIMEOUT_S, made_whole
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
@@ -29,8 +30,6 @@ _CLAIM, _CARD, _DISCARDED, _SETTINGS = "claim", "card", "discarded", "settings"
 
 # Who has asked for a trial says within milliseconds which arch it is for; who has not after so long was killed between.
 _MOST_SECONDS_UNCLAIMED = 60
-# A write takes milliseconds; who waits longer waits for a process that hangs.
-_BUSY_TIMEOUT_S = 60
 
 _live_runs: set[str] = set()  # of this process
 
@@ -251,13 +250,7 @@ def imported_optuna() -> Any:
     Raises:
         ModuleNotFoundError: If it is not installed.
     """
-    try:
-        import optuna
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "`ZeroShotSearch` keeps its trials with Optuna: `pip install 'lightning-zico[search]'`."
-        ) from error
-    return optuna
+    return imported("optuna", "`ZeroShotSearch` keeps its trials with Optuna", "search")
 
 
 @contextmanager
@@ -281,23 +274,20 @@ def _storage_of(storage: "StorageLike | None") -> "BaseStorage":
     if not isinstance(storage, str | os.PathLike):
         return storage
     path = Path(storage).absolute()
-    arguments = {"connect_args": {"timeout": _BUSY_TIMEOUT_S}}
+    arguments = {"connect_args": {"timeout": BUSY_TIMEOUT_S}}
     if not path.exists():
         _make_database(path, arguments)
     return optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs=arguments)
 
 
 def _make_database(path: Path, arguments: Mapping[str, Any]) -> None:
-    """Make the file elsewhere and link it to its place: two processes that begin at once would both make its tables."""
-    with TemporaryDirectory(prefix=f"{path.name}-", dir=path.parent) as folder:
-        fresh = Path(folder, "fresh")
+    """Make the file and its tables, which two processes that begin at once would both make in one file."""
+    with made_whole(path) as fresh:
         made = imported_optuna().storages.RDBStorage(f"sqlite:///{fresh}", engine_kwargs=dict(arguments))
         made.engine.dispose()
         with closing(sqlite3.connect(fresh)) as connection:
             # Readers then do not wait for writers. On a network file system, use a database server or a journal.
             connection.execute("PRAGMA journal_mode = WAL")
-        with suppress(FileExistsError):  # another process was faster
-            os.link(fresh, path)
 
 
 def _counts(trial: "FrozenTrial") -> bool:

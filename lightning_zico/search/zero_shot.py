@@ -1,7 +1,6 @@
 """Search a space for the archs with the best zero-shot scores within a budget."""
 
 import json
-import platform
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,13 +9,9 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
 
-import lightning
-import torch
-from rich import get_console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import TimeRemainingColumn
 from torch import nn
 
-from lightning_zico.__about__ import __version__
 from lightning_zico._typing import Axis, Batch, LossFn
 from lightning_zico.bridge import is_datamodule, read_batches
 from lightning_zico.budget import ARCH_COSTS, Budget
@@ -24,16 +19,18 @@ from lightning_zico.candidates import Candidate
 from lightning_zico.engine.batches import tensors_of
 from lightning_zico.engine.gradients import ChunkSize, check_chunk_size
 from lightning_zico.engine.scope import preserved_rng
-from lightning_zico.errors import UnfingerprintableError, UnknownNameError, ZiCoError
+from lightning_zico.errors import UnknownNameError, ZiCoError
 from lightning_zico.proxies.base import Proxies
-from lightning_zico.ranking import front_numbers
+from lightning_zico.ranking import first_front
 from lightning_zico.results import Row, ScoreCard, SearchResult, ranks_of
 from lightning_zico.scoring.cache import CacheLike, check_cache, opened
 from lightning_zico.scoring.cached import with_cache
 from lightning_zico.scoring.choice import Choice, applicable, chosen
 from lightning_zico.scoring.executors import executor_of
-from lightning_zico.scoring.fingerprint import fingerprint
+from lightning_zico.scoring.fingerprint import fingerprint, fingerprint_or_none
 from lightning_zico.scoring.placement import AcceleratorName, Devices, PrecisionName, check_placement, placement_of
+from lightning_zico.scoring.progress import is_interactive, progress_bar
+from lightning_zico.scoring.provenance import told, versions
 from lightning_zico.scoring.scorer import check_axis, check_batches
 from lightning_zico.scoring.work import Executor, Job, Work
 from lightning_zico.search.costs import ArchCosts
@@ -311,10 +308,8 @@ class ZeroShotSearch:
     def _settings(self, choice: Choice, work: Work) -> dict[str, Any]:
         """Tell all that scores depend on, and what is proposed."""
         shape = _image_shape(work.batches)
-        try:
-            seen = fingerprint(self.space, self.wrap, choice.proxies, work.batches, work.loss_fn, self.chunk_size)
-        except UnfingerprintableError:
-            seen = None  # what cannot be looked into is the user's to keep the same
+        # What cannot be looked into is the user's to keep the same.
+        seen = fingerprint_or_none(self.space, self.wrap, choice.proxies, work.batches, work.loss_fn, self.chunk_size)
         return {
             "space": self.space.name or type(self.space).__name__,
             "budget": asdict(self.budget) if self.budget else None,
@@ -362,6 +357,8 @@ class _Running:
         self._claimed: dict[str, int] = {}
         self._exhausted = False
         self._broke_off = True
+        self._best: float | None = None  # by a proxy, so that higher is better
+        self._num_rejected = self._num_scored = 0
         self._seconds = {"seconds": 0.0, "seconds_scoring": 0.0}
         self._take_in(trials.finished)
 
@@ -369,7 +366,8 @@ class _Running:
         """Propose and score until there are enough trials."""
         start = time.perf_counter()
         executor = executor_of(self._search.executor, self._search.timeout_s)
-        with self._progress() as progress:
+        is_shown = is_interactive(self._search.enable_progress_bar)
+        with progress_bar("Searching", TimeRemainingColumn(), is_shown=is_shown) as progress:
             task = progress.add_task("", total=self._search.num_trials, completed=len(self._trials.finished))
             while True:
                 num_before = len(self._trials.finished)
@@ -380,37 +378,20 @@ class _Running:
                         self._trials.finish(number, card, self._values(card))
                         self._look()
                         self._seconds["seconds"] = time.perf_counter() - start
+                        self._num_scored += 1
                         done = len(self._trials.finished)
-                        progress.update(task, completed=done, description=self._told(progress.disable))
+                        progress.update(task, completed=done, description=self._how_it_goes())
                 # Another process may have died meanwhile, and left its trials to be made up for.
                 if len(self._trials.finished) == num_before or self._exhausted:
                     break
         self._broke_off = False
 
-    def _progress(self) -> Progress:
-        bar = [
-            TextColumn("Searching"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.description}", markup=False),
-        ]
-        is_shown = self._search.enable_progress_bar and get_console().is_terminal
-        return Progress(*bar, console=get_console(), transient=True, disable=not is_shown)
-
-    def _told(self, is_hidden: bool) -> str:
+    def _how_it_goes(self) -> str:
         """Say how the search goes; a combined score, which changes with the set, is not told as a best one."""
-        if is_hidden:
-            return ""
-        finished = self._trials.finished
-        said = f"{sum(trial.num_rejected for trial in finished):,} rejected"
-        if self._rank_by not in self._choice.recipes:
-            scores = [self._choice.directed(trial.card, self._rank_by) for trial in finished if not trial.card.error]
-            best = max((score for score in scores if score is not None), default=None)
-            up = self._choice.higher_is_better(self._rank_by)
-            said = f"best {best if up else -best:.6g}, {said}" if best is not None else said
-        return f"{said}, {len(finished) / max(self._seconds['seconds'], 1e-9):.1f} trials/s"
+        up = self._choice.higher_is_better(self._rank_by)
+        best = "" if self._best is None else f"best {self._best if up else -self._best:.6g}, "
+        rate = self._num_scored / max(self._seconds["seconds"], 1e-9)
+        return f"{best}{self._num_rejected:,} rejected, {rate:.1f} trials/s"
 
     def result(self) -> SearchResult:
         """Rank all archs that were scored, as one set."""
@@ -449,8 +430,8 @@ class _Running:
             low = self._kept_low(card)
             if score is not None and low is not None:
                 points[idx] = (score, *(-cost for cost in low))
-        fronts = zip(points, front_numbers(list(points.values())), strict=True)
-        return {idx for idx, number in fronts if number == 0}
+        places = list(points)
+        return {places[position] for position in first_front(list(points.values()))}
 
     def _jobs(self) -> Iterator[Job]:
         """Propose archs, one whenever the executor has room for it: the next proposal knows all that is scored."""
@@ -516,10 +497,13 @@ class _Running:
         self._take_in(self._trials.update())
 
     def _take_in(self, news: Sequence[Finished]) -> None:
-        if self._evolution is not None:
-            for trial in news:
-                if (low := self._kept_low(trial.card)) is not None:
-                    self._population.add(Member(trial.arch, trial.card, low))
+        for trial in news:
+            self._num_rejected += trial.num_rejected
+            score = None if self._rank_by in self._choice.recipes else self._choice.directed(trial.card, self._rank_by)
+            if score is not None:
+                self._best = score if self._best is None else max(self._best, score)
+            if self._evolution is not None and (low := self._kept_low(trial.card)) is not None:
+                self._population.add(Member(trial.arch, trial.card, low))
 
     def _kept_low(self, card: ScoreCard) -> tuple[float, ...] | None:
         """Find what is to be kept low; None if a latency could not be measured."""
@@ -542,21 +526,15 @@ class _Running:
         used = applicable(cards, recipe) if recipe else None
         return {
             **self._settings,
-            "recipe": {"used": used.name, "members": list(used.members), "aggregate": used.aggregate} if used else None,
+            "recipe": told(used) if used else None,
             "study": self._trials.study.study_name,
             "num_trials": self._search.num_trials,
-            "num_rejected": sum(trial.num_rejected for trial in finished),
+            "num_rejected": self._num_rejected,
             "num_elsewhere": self._trials.num_elsewhere,
             "exhausted": self._exhausted,
             "broke_off": self._broke_off,
             **self._seconds,
-            "versions": {
-                "lightning_zico": __version__,
-                "lightning": lightning.__version__,
-                "torch": torch.__version__,
-                "optuna": imported_optuna().__version__,
-                "python": platform.python_version(),
-            },
+            "versions": {**versions(), "optuna": imported_optuna().__version__},
         }
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from lightning_zico._imports import imported
 from lightning_zico.zoo.base import ImageModel, InputSize, Zoo, check_num_classes, matched, size_of
 
 
@@ -84,8 +85,4 @@ class TimmModel(ImageModel):
 
 
 def _imported_timm() -> Any:
-    try:
-        import timm
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("Models of timm need timm: `pip install 'lightning-zico[zoo]'`.") from error
-    return timm
+    return imported("timm", "Models of timm need timm", "zoo")

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from lightning_zico._imports import imported
 from lightning_zico._registry import natural_key
 from lightning_zico.zoo.base import ImageModel, InputSize, Zoo, check_num_classes, matched, size_of
 
@@ -100,10 +101,4 @@ def _take_channels(network: nn.Module, in_chans: int) -> None:
 
 
 def _imported_models() -> Any:
-    try:
-        from torchvision import models
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "Models of torchvision need torchvision: `pip install 'lightning-zico[zoo]'`."
-        ) from error
-    return models
+    return imported("torchvision.models", "Models of torchvision need torchvision", "zoo")

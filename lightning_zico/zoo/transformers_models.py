@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from lightning_zico._imports import imported
 from lightning_zico.errors import UnsupportedModuleError
 from lightning_zico.zoo.base import (
     ImageModel,
@@ -206,11 +207,7 @@ def _plain(config: Any) -> tuple[str, dict[str, Any]]:
 
 def _model_types() -> tuple[frozenset[str], frozenset[str]]:
     """Name the types that classify images, and those that classify text."""
-    try:
-        from transformers.models.auto import modeling_auto
-    except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            "Models of transformers need transformers: `pip install 'lightning-zico[transformers]'`."
-        ) from error
+    module = "transformers.models.auto.modeling_auto"
+    modeling_auto = imported(module, "Models of transformers need transformers", "transformers")
     images = frozenset(modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES)
     return images, frozenset(modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)

@@ -6,7 +6,7 @@ from itertools import product
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_zico.ranking import crowding_distances, front_numbers
+from lightning_zico.ranking import crowding_distances, first_front, front_numbers
 
 POINTS = st.integers(1, 3).flatmap(
     lambda m: st.lists(st.tuples(*[st.integers(0, 4).map(float)] * m), min_size=1, max_size=12)
@@ -25,6 +25,7 @@ def test_a_front_is_what_is_left_when_those_before_it_are_taken_away(points: lis
         expected |= dict.fromkeys(front, number)
         left, number = left - front, number + 1
     assert front_numbers(points) == [expected[i] for i in range(len(points))]
+    assert first_front(points) == [i for i in range(len(points)) if expected[i] == 0]
 
 
 @given(
@@ -50,5 +51,10 @@ def test_a_distance_is_that_of_the_neighbours_in_each_objective(points: list[tup
 
 def test_equal_points_share_a_front_and_nothing_has_none() -> None:
     assert front_numbers(list(product([1.0], [2.0])) * 3) == [0, 0, 0]
-    assert front_numbers([]) == []
+    assert front_numbers([]) == first_front([]) == []
     assert crowding_distances([(1.0, 1.0)] * 3)[1] == 0
+
+
+def test_the_first_front_of_very_many_takes_no_matrix_of_all_pairs() -> None:
+    points = [(float(idx % 1000), float(idx)) for idx in range(100_000)]  # all pairs would be 10 GB
+    assert first_front(points) == [99_999]
