@@ -114,7 +114,7 @@ def _fit(args: list[str]) -> None:
 
 
 def _spelled_out(args: list[str]) -> list[str]:
-    """Write what may be short as jsonargparse has it: ``-o``, flags, data by name or folder, the model of `score`.
+    """Write what may be short as jsonargparse has it: ``-o``, flags, ``--n_jobs``, data by name, the model of `score`.
 
     Data becomes a class path, so that its options may follow, as in ``--data cifar10 --data.batch_size 128``.
     """
@@ -132,6 +132,8 @@ def _spelled_out(args: list[str]) -> list[str]:
             written += [f"--data.{name}={value}" for name, value in options.items()]
         elif arg in _FLAGS and after not in ("true", "false"):
             written.append(f"{arg}=true")
+        elif arg.split("=")[0] == "--n_jobs":
+            written += ["--executor", "processes", arg.replace("--n_jobs", "--num_workers", 1)]
         else:
             written.append("--output" if arg == "-o" else arg)
     return written

@@ -3,6 +3,7 @@
 What is asked for goes to standard output, what is said besides to standard error.
 """
 
+import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
@@ -88,8 +89,8 @@ def rank(
         race: Give repeats to those alone who may still win.
         cache: File in which scores are kept, so that none is computed twice.
         executor: Where candidates are scored.
-        num_workers: Processes of the executor "processes"; one a core if None.
-        timeout_s: Seconds after which the executor "processes" ends a candidate.
+        num_workers: Processes of the executor "processes"; one a core if None. --n_jobs 2 is short for both.
+        timeout_s: Seconds after which the executor "processes" or "ray" ends a candidate.
         num_classes: That models of a zoo are to tell apart. None: as many as the data has.
         in_chans: Channels that models of a zoo are to take. None: as many as the images have.
         input_size: Side of the images that models of a zoo are to take, to which images are resized. None: as they
@@ -224,8 +225,8 @@ def search(
 ) -> None:
     """Search a space of architectures within a budget.
 
-    Prints the best and writes search.json and search.csv. Ctrl-C keeps what is done, and with --storage the same
-    command goes on there.
+    Prints the best and writes search.json, search.csv and search.html. Ctrl-C keeps what is done, and with --storage
+    the same command goes on there.
 
     Args:
         data: As for rank.
@@ -244,8 +245,8 @@ def search(
         seed: Of batches, weights and architectures.
         cache: File in which scores are kept, so that none is computed twice.
         executor: Where architectures are scored.
-        num_workers: Processes of the executor "processes"; one a core if None.
-        timeout_s: Seconds after which the executor "processes" ends one.
+        num_workers: Processes of the executor "processes"; one a core if None. --n_jobs 2 is short for both.
+        timeout_s: Seconds after which the executor "processes" or "ray" ends one.
         output: Folder for what is written; also -o.
     """
     datamodule = datamodule_of(data)
@@ -276,9 +277,7 @@ def search(
         result: SearchResult | None = getattr(searching, "result_", None)
         if result is not None and len(result):
             print(result)
-            result.to_json(Path(output, "search.json"))
-            result.to_csv(Path(output, "search.csv"))
-            _say(f"Written: {Path(output, 'search')}.json, .csv")
+            _write(result, Path(output, "search"))
 
 
 def proxies(pattern: str = "*") -> None:
@@ -305,27 +304,39 @@ def proxies(pattern: str = "*") -> None:
     _print(_table(title, {"recipe": "left", "members": "left", "evidence": "left"}, cells))
 
 
-def report(leaderboard: str, output: str | None = None) -> None:
-    """Write the page or the table of a leaderboard again, from its JSON; print it if nothing is to be written.
+def report(results: str, output: str | None = None) -> None:
+    """Write the page or the table of a ranking or a search again, from its JSON; print it if nothing is to be written.
 
     Args:
-        leaderboard: Path of the JSON, such as zico-results/leaderboard.json.
+        results: Path of the JSON, such as zico-results/leaderboard.json or zico-results/search.json.
         output: Path of what to write, which ends in .html or .csv; also -o.
     """
     if output is not None and Path(output).suffix not in (".html", ".csv"):
         raise ValueError(f"`--output` is {output!r}; needed is a path that ends in .html or .csv.")
-    try:
-        read = Leaderboard.from_json(Path(leaderboard))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"'{leaderboard}' is no leaderboard; needed is a JSON file as `rank` writes it.") from error
+    read = _read(Path(results))
     if output is None:
-        _print(leaderboard_table(read))
+        _print(leaderboard_table(read)) if isinstance(read, Leaderboard) else print(read)
         return
     if output.endswith(".csv"):
         read.to_csv(output)
     else:
         write_html(read, output)
     _say(f"Written: {output}")
+
+
+def _read(path: Path) -> Leaderboard | SearchResult:
+    """Read what `rank` or `search` wrote.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return SearchResult.from_dict(data) if "history" in data else Leaderboard.from_dict(data)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"'{path}' is neither a leaderboard nor a search; needed is a JSON file as `rank` or `search` writes it."
+        ) from error
 
 
 def datamodule_of(data: LightningDataModule | str) -> LightningDataModule:
@@ -443,9 +454,13 @@ def _imported(path: str, option: str = "candidates") -> Any:
 def _executor(name: str, num_workers: int | None, timeout_s: float | None) -> Executor | None:
     if name == "processes":
         return ProcessExecutor(num_workers, timeout_s)
-    if num_workers is not None or timeout_s is not None:
-        raise ValueError("`--num_workers` and `--timeout_s` need `--executor processes`.")
-    return RayExecutor() if name == "ray" else None
+    if num_workers is not None:
+        raise ValueError("`--num_workers` needs `--executor processes`.")
+    if name == "ray":
+        return RayExecutor(timeout_s=timeout_s)
+    if timeout_s is not None:
+        raise ValueError("`--timeout_s` needs `--executor processes` or `--executor ray`.")
+    return None
 
 
 def _finish(selector: ZeroShotSelector, offered: Any, folder: Path, *, is_shown: bool) -> None:
@@ -459,11 +474,15 @@ def _finish(selector: ZeroShotSelector, offered: Any, folder: Path, *, is_shown:
         num_left_out = len(offered.names) - len(leaderboard)
         if num_left_out:
             _say(f"{num_left_out} models with more than {offered.max_params:,.0f} parameters were left out.")
-    path = folder / "leaderboard"
-    leaderboard.to_json(path.with_suffix(".json"))
-    leaderboard.to_csv(path.with_suffix(".csv"))
+    _write(leaderboard, folder / "leaderboard")
+
+
+def _write(results: Leaderboard | SearchResult, path: Path) -> None:
+    """Write results in each form, and say so."""
+    results.to_json(path.with_suffix(".json"))
+    results.to_csv(path.with_suffix(".csv"))
     try:
-        write_html(leaderboard, path.with_suffix(".html"))
+        write_html(results, path.with_suffix(".html"))
     except ModuleNotFoundError as error:
         _say(f"Written: {path}.json, .csv. There is no page: {error}")
     else:

@@ -17,6 +17,7 @@ from lightning_zico._imports import imported
 
 Row: TypeAlias = dict[str, Any]
 FigureKind: TypeAlias = Literal["ranks", "pareto", "agreement", "finals"]
+SearchFigureKind: TypeAlias = Literal["history", "pareto", "agreement"]
 
 # Columns of every leaderboard; those of the proxies stand between the first and the last of them.
 _FIRST_COLUMNS = ("rank", "name", "score")
@@ -280,22 +281,7 @@ class Leaderboard:
             notes.append(_note_of(finals))
         ranking = "the ranking by score" if finals else "this ranking"
         notes += self._notes_on_repeats()
-        for name, recipe in self.provenance.get("recipes", {}).items():
-            members = f"{recipe['aggregate'] or 'the score'} of {', '.join(recipe['members'])}."
-            if recipe["used"] != name:
-                instead = f"{recipe['used']} takes its place for all of them"
-                notes.append(f"Not every member of {name} applies to these candidates; {instead}: {members}")
-            elif name == self.provenance.get("rank_by"):
-                notes.append(f"{name}: {members}")
-        taus = {name: tau for name, tau in self.provenance.get("kendall_with", {}).items() if tau is not None}
-        if taus:
-            said = ", ".join(f"{name} {tau:.2f}" for name, tau in taus.items())
-            notes.append(f"Kendall's tau of {ranking} with the trivial baselines: {said}.")
-        alike = [f"{name} ({tau:.2f})" for name, tau in taus.items() if tau > _SAME_RANKING]
-        if alike:
-            notes.append(
-                f"{ranking.capitalize()} is what counting weights gives: almost the same as by {', '.join(alike)}."
-            )
+        notes += _notes_on_ranking(self.provenance, ranking)
         return notes + self._notes_on_zoos()
 
     def _notes_on_repeats(self) -> list[str]:
@@ -469,7 +455,7 @@ class SearchResult:
             notes.append("It ended early: hardly any arch is left that is within the budget and was not scored.")
         if self.provenance.get("num_elsewhere"):
             notes.append(f"{self.provenance['num_elsewhere']} are being scored by other processes.")
-        return notes
+        return notes + _notes_on_ranking(self.provenance, "this ranking")
 
     @property
     def ranked(self) -> tuple[Row, ...]:
@@ -514,6 +500,38 @@ class SearchResult:
         """Turn into comma-separated values with a header, and write them to a file if a path is given."""
         return _written(_csv(list(self.history[0]) if self.history else [], self.history), path)
 
+    def to_leaderboard(self) -> Leaderboard:
+        """Rank the archs as candidates under their strings, best first, failed ones last; costs stay columns."""
+        kept = [{key: row[key] for key in row if key not in ("trial", "arch", "on_front")} for row in self.history]
+        rows = [row | {"name": trial["arch"]} for row, trial in zip(kept, self.history, strict=True)]
+        ranked = sorted((row for row in rows if row["rank"] is not None), key=lambda row: row["rank"])
+        return Leaderboard((*ranked, *(row for row in rows if row["rank"] is None)), dict(self.provenance))
+
+    def plot(self, kind: SearchFigureKind = "history", ax: Any = None) -> tuple[Any, Any]:
+        """Draw a figure with matplotlib; see `report.plots`.
+
+        Args:
+            kind: ``"history"``: the score of each trial, and the best until then; ``"pareto"``: score against MACs; or
+                ``"agreement"``: Kendall's tau of the proxies and costs.
+            ax: Axes to draw in; new ones if None.
+
+        Returns:
+            Figure and axes.
+
+        Raises:
+            ValueError: If there is no such figure.
+            ModuleNotFoundError: If matplotlib is not installed.
+        """
+        from lightning_zico.report import plot_search
+
+        return plot_search(self, kind, ax)
+
+    def to_html(self, path: str | Path) -> Path:
+        """Write one page for a browser, which needs no network; `report.write_html` says more."""
+        from lightning_zico.report import write_html
+
+        return write_html(self, path)
+
 
 def standing_of(row: Row, higher_is_better: bool) -> tuple[int, float]:
     """Tell by what a row with a score is ranked, higher first: who has more repeats stayed longer in a race."""
@@ -554,6 +572,28 @@ def _with_final(row: Row, final: Final | None) -> Row:
     """Put the columns of the finals behind those of the score."""
     cells = {"final": final.value, "final_epochs": final.num_epochs} if final else {}
     return {**dict.fromkeys((*_FIRST_COLUMNS, *FINAL_COLUMNS)), **cells, **row}
+
+
+def _notes_on_ranking(provenance: Mapping[str, Any], ranking: str) -> list[str]:
+    """Tell what the recipes combine, and how far the ranking is that of a trivial baseline."""
+    notes = []
+    for name, recipe in provenance.get("recipes", {}).items():
+        members = f"{recipe['aggregate'] or 'the score'} of {', '.join(recipe['members'])}."
+        if recipe["used"] != name:
+            instead = f"{recipe['used']} takes its place for all of them"
+            notes.append(f"Not every member of {name} applies to these candidates; {instead}: {members}")
+        elif name == provenance.get("rank_by"):
+            notes.append(f"{name}: {members}")
+    taus = {name: tau for name, tau in provenance.get("kendall_with", {}).items() if tau is not None}
+    if taus:
+        said = ", ".join(f"{name} {tau:.2f}" for name, tau in taus.items())
+        notes.append(f"Kendall's tau of {ranking} with the trivial baselines: {said}.")
+    alike = [f"{name} ({tau:.2f})" for name, tau in taus.items() if tau > _SAME_RANKING]
+    if alike:
+        notes.append(
+            f"{ranking.capitalize()} is what counting weights gives: almost the same as by {', '.join(alike)}."
+        )
+    return notes
 
 
 def _note_of(finals: Mapping[str, Any]) -> str:

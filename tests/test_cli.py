@@ -21,6 +21,7 @@ from lightning_zico.cli import main
 from lightning_zico.commands import datamodule_of
 from lightning_zico.datamodules import TORCHVISION_DATASETS, ImageFolderDataModule, TorchvisionDataModule
 from lightning_zico.demos import DigitsDataModule, digits_candidates
+from lightning_zico.report import search_page
 from lightning_zico.zoo import zoo_model
 
 ROOT = Path(__file__).parent.parent
@@ -189,13 +190,13 @@ def test_a_dataset_that_is_there_needs_no_network(monkeypatch: pytest.MonkeyPatc
         ("rank --data digits --candidates my_pkg.failing", "All 1 candidates failed; 'broken' with: does not build"),
         ("rank --data digits --candidates my_pkg.my_candidates --proxies zicoo", "Did you mean 'zico'"),
         ("rank --data digits --candidates my_pkg.my_candidates --finalists 2", "needs a trainer"),
-        ("rank --data digits --candidates my_pkg.my_candidates --num_workers 2", "need `--executor processes`"),
+        ("rank --data digits --candidates my_pkg.my_candidates --num_workers 2", "needs `--executor processes`"),
         ("rank --data digits --zoo timm:lcnet_035 --budget.params=-1", "needed is a positive limit"),
         ("rank --data digits --nix 3", "unrecognized arguments: --nix 3"),
         ("rank --config nix.yaml", "File does not exist"),
         ("score timm:lcnet_0* --data digits", "needed is one"),
         ("score my_pkg.Nix --data digits", "`--model` is 'my_pkg.Nix'"),
-        ("report my_pkg.py", "'my_pkg.py' is no leaderboard"),
+        ("report my_pkg.py", "'my_pkg.py' is neither a leaderboard nor a search"),
         ("report nix.json", "nix.json"),
         ("report my_pkg.py -o page.pdf", "ends in .html or .csv"),
         ("fit --model nix.Nix", "No module named 'nix'"),
@@ -373,8 +374,22 @@ def test_search_prints_and_writes_what_the_search_finds(tmp_path: Path, capsys: 
     assert len(result) == 5
     search = ZeroShotSearch("nas_bench_201", Budget(params=1e6), "params", sampler="random", num_trials=5)
     assert [row["arch"] for row in search.run(DigitsDataModule()).history] == [row["arch"] for row in result.history]
+    assert "Search of nas_bench_201 by params" in (tmp_path / "out" / "search.html").read_text(encoding="utf-8")
+    capsys.readouterr()
+    assert main(["report", str(tmp_path / "out" / "search.json")]) == 0
+    assert capsys.readouterr().out == f"{result}\n"
+    assert main(["report", str(tmp_path / "out" / "search.json"), "-o", str(tmp_path / "page.html")]) == 0
+    assert (tmp_path / "page.html").read_text(encoding="utf-8") == search_page(result)
+    capsys.readouterr()
     assert main([*args, "--num_trials", "0"]) == 2
     assert "`num_trials` is 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", ["--n_jobs 3", "--n_jobs=3", "--executor processes --num_workers 3"])
+def test_n_jobs_is_short_for_workers(line: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["search", "--space", "plainnet", "--data", "digits", *line.split(), "--print_config"]) == 0
+    printed = capsys.readouterr().out
+    assert "\nexecutor: processes\nnum_workers: 3\n" in printed
 
 
 def documented() -> list[list[str]]:

@@ -1,14 +1,16 @@
 """Drawings of results; nothing here computes one. `Leaderboard.plot` and its like come here."""
 
-from lightning_zico.report.html import leaderboard_page, write_html
+from lightning_zico.report.html import leaderboard_page, search_page, write_html
 from lightning_zico.report.logs import log_leaderboard
 from lightning_zico.report.plots import (
     plot,
     plot_agreement,
     plot_finals,
+    plot_history,
     plot_layers,
     plot_pareto,
     plot_ranks,
+    plot_search,
 )
 from lightning_zico.report.table import leaderboard_table
 
@@ -19,8 +21,11 @@ __all__ = [
     "plot",
     "plot_agreement",
     "plot_finals",
+    "plot_history",
     "plot_layers",
     "plot_pareto",
     "plot_ranks",
+    "plot_search",
+    "search_page",
     "write_html",
 ]

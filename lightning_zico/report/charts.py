@@ -9,14 +9,18 @@ from lightning_zico.report.series import (
     MOST_NAMES,
     UNDEFINED,
     agreement,
+    costs_of,
     finalists,
+    improvements,
     layers_of,
     places,
     ranked_by,
     scored,
+    scored_trials,
+    shown_of,
     trade_off,
 )
-from lightning_zico.results import Leaderboard, ScoreCard
+from lightning_zico.results import Leaderboard, ScoreCard, SearchResult
 
 Spec: TypeAlias = dict[str, Any]
 
@@ -25,6 +29,7 @@ _ACCENT, _OTHER, _FRONT = "#3b82d0", "#858b95", "#d9730d"
 _ROW = 24  # pixels, for a name on an axis
 _PADDING = {"padding": 12}  # pixels, between the outermost dots and the frame
 _APART = {"zero": False, **_PADDING}
+_COSTS = {"macs": "MACs", "cost_macs": "MACs", "latency": "latency in seconds"}
 
 # The text's own colour, so that figures follow the page from light to dark.
 _CONFIG: Spec = {
@@ -68,7 +73,7 @@ def charts_of(leaderboard: Leaderboard, card: ScoreCard | None) -> list[Chart]:
     if scored(leaderboard):
         charts.append(_ranks(leaderboard))
         if any(row.get("macs") is not None for row in scored(leaderboard)):
-            charts.append(_pareto(leaderboard))
+            charts.append(_pareto(leaderboard, "macs"))
     if finalists(leaderboard):
         charts.append(_finals(leaderboard))
     if card is not None:
@@ -76,6 +81,47 @@ def charts_of(leaderboard: Leaderboard, card: ScoreCard | None) -> list[Chart]:
     if scored(leaderboard):
         charts.append(_agreement(leaderboard))
     return charts
+
+
+def charts_of_search(result: SearchResult, leaderboard: Leaderboard) -> list[Chart]:
+    """Make the figures of a search: how it went, the score against costs, and what the scores have in common.
+
+    Args:
+        result: Of the search.
+        leaderboard: That of the result.
+    """
+    if not scored(leaderboard):
+        return []
+    fronts = [_pareto(leaderboard, cost) for cost in costs_of(result)]
+    return [_history(result, leaderboard), *fronts, _agreement(leaderboard)]
+
+
+def _history(result: SearchResult, leaderboard: Leaderboard) -> Chart:
+    trials, best = scored_trials(result), improvements(result)
+    values = [
+        {"trial": row["trial"], "score": row["score"], "name": row["arch"], "best": is_best}
+        for rows, is_best in ((trials, False), (best, True))
+        for row in rows
+    ]
+    # The best lasts until the end.
+    values.append({**values[-1], "trial": len(result) - 1})
+    by = ranked_by(leaderboard)
+    x = {"field": "trial", "type": "quantitative", "title": "trial", "scale": _APART, "axis": {"tickMinStep": 1}}
+    y = {"field": "score", "type": "quantitative", "title": by, "scale": _APART}
+    tooltip = [_said("name", "arch"), _said("score", by, ".6"), _said("trial", "trial")]
+    line = {"type": "line", "interpolate": "step-after", "color": _FRONT, "strokeWidth": 2}
+    layers: list[Spec] = [  # the dots above the line, which would hide them from the pointer
+        {"transform": [{"filter": "datum.best"}], "mark": line, "encoding": {"x": x, "y": y}},
+        {
+            "transform": [{"filter": "!datum.best"}],
+            "mark": {"type": "point", "filled": True, "size": 40, "opacity": 1, "color": _OTHER},
+            "encoding": {"x": x, "y": y, "tooltip": tooltip},
+        },
+    ]
+    text = f"Each dot is an arch that was scored, the line the best until then; in the end it is {result.best}."
+    if len(trials) < len(scored(leaderboard)):
+        text += f" Drawn are {len(trials)} of {len(scored(leaderboard))} dots."
+    return Chart("Search", text, _spec(values, text, 320, layers))
 
 
 def _ranks(leaderboard: Leaderboard) -> Chart:
@@ -117,15 +163,17 @@ def _ranks(leaderboard: Leaderboard) -> Chart:
     return Chart("Ranks", text, _spec(values, text, len(rows) * _ROW, layers if repeated else layers[1:]))
 
 
-def _pareto(leaderboard: Leaderboard) -> Chart:
-    rows, front = trade_off(leaderboard)
+def _pareto(leaderboard: Leaderboard, cost: str) -> Chart:
+    rows, front = trade_off(leaderboard, cost)
+    named = _COSTS.get(cost, cost.removeprefix("cost_"))
     values = []
-    for idx, row in enumerate(rows):
+    for idx in shown_of(rows, front):
+        row = rows[idx]
         margin = row.get("std_error")
         values.append(
             {
                 "name": row["name"],
-                "macs": row["macs"],
+                "cost": row[cost],
                 "score": row["score"],
                 "low": None if margin is None else row["score"] - margin,
                 "high": None if margin is None else row["score"] + margin,
@@ -133,12 +181,18 @@ def _pareto(leaderboard: Leaderboard) -> Chart:
             }
         )
     by = ranked_by(leaderboard)
-    scale = {"type": "log", **_PADDING} if min(row["macs"] for row in rows) > 0 else _APART
+    scale = {"type": "log", **_PADDING} if min(row[cost] for row in rows) > 0 else _APART
     axis = {"format": "~s", "tickCount": 5, "labelOverlap": "greedy"}
-    x = {"field": "macs", "type": "quantitative", "title": "MACs", "scale": scale, "axis": axis}
+    x = {"field": "cost", "type": "quantitative", "title": named, "scale": scale, "axis": axis}
     y = {"field": "score", "type": "quantitative", "title": by, "scale": _APART}
     colour = {"domain": ["on the Pareto front", "beaten"], "range": [_FRONT, _OTHER]}
-    tooltip = [_said("name", "candidate"), _said("score", by, ".6"), _said("macs", "MACs", ",.0f"), _said("front", " ")]
+    cost_format = ".3" if cost == "latency" else ",.0f"
+    tooltip = [
+        _said("name", "candidate"),
+        _said("score", by, ".6"),
+        _said("cost", named, cost_format),
+        _said("front", " "),
+    ]
     on_front = [{"filter": {"field": "front", "equal": "on the Pareto front"}}]
     layers: list[Spec] = [
         {
@@ -166,7 +220,9 @@ def _pareto(leaderboard: Leaderboard) -> Chart:
         "Each dot is a candidate. Orange ones are the Pareto front: no other candidate costs no more and scores no "
         f"less. From the cheapest: {', '.join(rows[idx]['name'] for idx in front[:MOST_NAMES])}."
     )
-    return Chart("Score against MACs", text, _spec(values, text, 320, layers))
+    if len(values) < len(rows):
+        text += f" Drawn are these and the best, {len(values)} of {len(rows)}."
+    return Chart(f"Score against {named}", text, _spec(values, text, 320, layers))
 
 
 def _agreement(leaderboard: Leaderboard) -> Chart:

@@ -1,4 +1,4 @@
-"""A leaderboard as one HTML page that needs nothing else: no network, no other file.
+"""A leaderboard or a search as one HTML page that needs nothing else: no network, no other file.
 
 The figures are drawn in the browser by Vega-Lite, which is written into the page. A security policy in the page allows
 these scripts alone, by their hashes, and no connection, so that whatever a candidate is called stays text.
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning_zico._imports import imported
-from lightning_zico.report.charts import Chart, charts_of
+from lightning_zico.report.charts import Chart, charts_of, charts_of_search
 from lightning_zico.report.series import UNDEFINED, agreement, ranked_by
-from lightning_zico.results import Leaderboard, Row, ScoreCard
+from lightning_zico.results import Leaderboard, Row, ScoreCard, SearchResult
 
 # The columns every reader meets, in words; columns of proxies have the proxies' names.
 _MEANINGS = {
@@ -35,19 +35,24 @@ _MEANINGS = {
     "controlled": "what is left of the rank when the baseline's part is taken out, higher for better",
     "error": "why the candidate failed",
     "seconds": "that scoring the candidate took",
+    "cost_macs": "multiplications and additions of one image, at the resolution of the search",
+    "cost_params": "parameters, known of the arch",
+    "cost_depth": "layers of the longest path, known of the arch",
 }
+# More rows than these make a page of ten megabytes.
+_MOST_ROWS = 10_000
 _TEXTS = ("name", "error")
 _SORTED = ' aria-sort="ascending"'
 
 
-def write_html(leaderboard: Leaderboard, path: str | Path, card: ScoreCard | None = None) -> Path:
-    """Write a leaderboard to a file as one page: table, figures, reasons of failures, and what the numbers depend on.
+def write_html(results: Leaderboard | SearchResult, path: str | Path, card: ScoreCard | None = None) -> Path:
+    """Write results to a file as one page: table, figures, reasons of failures, and what the numbers depend on.
 
     Args:
-        leaderboard: To be shown.
+        results: To be shown.
         path: Of the file; one that is there is written over.
-        card: Of one candidate, such as ``selector.cards_[leaderboard.best]``: what its layers added to ZiCo is then one
-            of the figures.
+        card: Of one candidate of a leaderboard, such as ``selector.cards_[leaderboard.best]``: what its layers added to
+            ZiCo is then one of the figures.
 
     Returns:
         The path.
@@ -57,12 +62,27 @@ def write_html(leaderboard: Leaderboard, path: str | Path, card: ScoreCard | Non
         ModuleNotFoundError: If vl-convert-python is not installed.
     """
     path = Path(path)
-    path.write_text(leaderboard_page(leaderboard, card), encoding="utf-8")
+    text = search_page(results) if isinstance(results, SearchResult) else leaderboard_page(results, card)
+    path.write_text(text, encoding="utf-8")
     return path
 
 
 def leaderboard_page(leaderboard: Leaderboard, card: ScoreCard | None = None) -> str:
     """Write a leaderboard as the text of an HTML page; `write_html` says what is in it and what is raised."""
+    title = f"Ranking by {ranked_by(leaderboard)}"
+    return _page(title, leaderboard.notes, leaderboard, charts_of(leaderboard, card))
+
+
+def search_page(result: SearchResult) -> str:
+    """Write a search as the text of an HTML page; `write_html` says what is in it and what is raised."""
+    leaderboard = result.to_leaderboard()
+    title = f"Search by {ranked_by(leaderboard)}"
+    if "space" in result.provenance:
+        title = f"Search of {result.provenance['space']} by {ranked_by(leaderboard)}"
+    return _page(title, result.notes, leaderboard, charts_of_search(result, leaderboard))
+
+
+def _page(title: str, notes: Iterable[str], leaderboard: Leaderboard, charts: list[Chart]) -> str:
     style, script, vega = _part("page.css"), _part("page.js"), _vega()
     allowed = " ".join(map(_source_of, (script, vega)))
     policy = (
@@ -70,8 +90,6 @@ def leaderboard_page(leaderboard: Leaderboard, card: ScoreCard | None = None) ->
         f"default-src 'none'; script-src {allowed}; style-src-elem {_source_of(style)}; "
         "style-src-attr 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
     )
-    charts = charts_of(leaderboard, card)
-    title = f"Ranking by {ranked_by(leaderboard)}"
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -88,7 +106,7 @@ def leaderboard_page(leaderboard: Leaderboard, card: ScoreCard | None = None) ->
 <p class="lead">{escape(_lead(leaderboard))}</p>
 </header>
 <main>
-{_listed(leaderboard.notes)}
+{_listed(notes)}
 <noscript><p class="hint">Without JavaScript the table is complete, but not sorted, filtered or drawn.</p></noscript>
 <section aria-labelledby="candidates">
 <h2 id="candidates">Candidates</h2>
@@ -130,8 +148,9 @@ def _table(leaderboard: Leaderboard) -> str:
         f'<button type="button">{escape(column)}</button></th>'
         for column in columns
     )
-    body = "\n".join(_row(row, columns) for row in leaderboard)
-    count = len(leaderboard)
+    body = "\n".join(_row(row, columns) for row in leaderboard.rows[:_MOST_ROWS])
+    count = min(len(leaderboard), _MOST_ROWS)
+    cut = "" if count == len(leaderboard) else f" Of {len(leaderboard):,}, the first {count:,} are here."
     meanings = "".join(
         f"<dt>{column}</dt><dd>{escape(_MEANINGS[column])}</dd>" for column in columns if column in _MEANINGS
     )
@@ -140,7 +159,7 @@ def _table(leaderboard: Leaderboard) -> str:
 <span id="status" role="status">{count} of {count} candidates</span></div>
 <div class="scroll" role="region" aria-labelledby="caption" tabindex="0">
 <table id="ranking">
-<caption id="caption">Best first, failed ones last. A column's name sorts by it.</caption>
+<caption id="caption">Best first, failed ones last. A column's name sorts by it.{cut}</caption>
 <thead><tr>{headers}</tr></thead>
 <tbody>
 {body}

@@ -9,13 +9,16 @@ from lightning_zico.report.series import (
     UNDEFINED,
     agreement,
     finalists,
+    improvements,
     layers_of,
     places,
     ranked_by,
     scored,
+    scored_trials,
+    shown_of,
     trade_off,
 )
-from lightning_zico.results import FigureKind, Leaderboard, ScoreCard, margin_of
+from lightning_zico.results import FigureKind, Leaderboard, ScoreCard, SearchFigureKind, SearchResult, margin_of
 
 _ACCENT, _OTHER, _FRONT = "tab:blue", "tab:gray", "tab:orange"
 _ROW = 0.28  # inches, for a name on an axis
@@ -65,11 +68,12 @@ def plot_pareto(leaderboard: Leaderboard, cost: str = "macs", ax: Any = None) ->
     """
     rows, front = trade_off(leaderboard, cost)
     figure, ax = _axes(ax)
-    for row in rows:
+    drawn = [rows[idx] for idx in shown_of(rows, front)]
+    for row in drawn:
         if row.get("std_error") is not None:
             low, high = row["score"] - row["std_error"], row["score"] + row["std_error"]
             ax.plot([row[cost], row[cost]], [low, high], color=_OTHER, alpha=0.5)
-    ax.plot([row[cost] for row in rows], [row["score"] for row in rows], "o", color=_OTHER)
+    ax.plot([row[cost] for row in drawn], [row["score"] for row in drawn], "o", color=_OTHER)
     best = [rows[idx] for idx in front]
     xs, ys = [row[cost] for row in best], [row["score"] for row in best]
     ax.plot(xs, ys, "o-", color=_FRONT, drawstyle="steps-post", label="Pareto front")
@@ -172,6 +176,49 @@ def plot_layers(card: ScoreCard, proxy: str = "zico", ax: Any = None) -> tuple[A
     margin = margin_of({"std_error": score.std_error})
     ax.set_title(f"{card.name}: {proxy} {score.value:.6g}{margin}", parse_math=False)
     return figure, ax
+
+
+def plot_history(result: SearchResult, ax: Any = None) -> tuple[Any, Any]:
+    """Draw the score of each trial of a search, and the best until then.
+
+    Args:
+        result: Of the search; of more than 2,000 trials one of every few.
+        ax: As for `plot_ranks`.
+
+    Returns:
+        Figure and axes.
+
+    Raises:
+        ModuleNotFoundError: If matplotlib is not installed.
+    """
+    figure, ax = _axes(ax)
+    trials, best = scored_trials(result), improvements(result)
+    ax.plot([row["trial"] for row in trials], [row["score"] for row in trials], "o", color=_OTHER, markersize=3)
+    xs, ys = [row["trial"] for row in best], [row["score"] for row in best]
+    if best:  # lasts until the end
+        xs, ys = [*xs, len(result) - 1], [*ys, ys[-1]]
+    ax.plot(xs, ys, color=_FRONT, drawstyle="steps-post", label="best until then")
+    ax.set_xlabel("trial")
+    ax.set_ylabel(ranked_by(result), parse_math=False)
+    ax.set_title("Search")
+    ax.legend()
+    return figure, ax
+
+
+def plot_search(result: SearchResult, kind: SearchFigureKind = "history", ax: Any = None) -> tuple[Any, Any]:
+    """Draw one of the figures of a search, by name.
+
+    Raises:
+        ValueError: If there is no such figure.
+        ModuleNotFoundError: If matplotlib is not installed.
+    """
+    if kind == "history":
+        return plot_history(result, ax)
+    if kind == "pareto":
+        return plot_pareto(result.to_leaderboard(), "cost_macs", ax)
+    if kind == "agreement":
+        return plot_agreement(result.to_leaderboard(), ax)
+    raise ValueError(f"`kind` is {kind!r}; needed is one of: history, pareto, agreement.")
 
 
 def plot(leaderboard: Leaderboard, kind: FigureKind = "ranks", ax: Any = None) -> tuple[Any, Any]:

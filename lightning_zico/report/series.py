@@ -4,17 +4,19 @@ from collections.abc import Mapping, Sequence
 
 from scipy import stats
 
-from lightning_zico.results import FIXED_COLUMNS, Leaderboard, Row, ScoreCard, ranks_of, standing_of
+from lightning_zico.results import FIXED_COLUMNS, Leaderboard, Row, ScoreCard, SearchResult, ranks_of, standing_of
 
 # More candidates than these make no readable axis of names; the table has all.
 MOST_NAMES = 40
+# More dots than these take a browser long, and lie upon each other.
+MOST_DOTS = 2000
 # Stands for a tau that is not defined.
 UNDEFINED = "-"
 
 
-def ranked_by(leaderboard: Leaderboard) -> str:
-    """Name what a leaderboard was ranked by."""
-    return str(leaderboard.provenance.get("rank_by", "score"))
+def ranked_by(results: Leaderboard | SearchResult) -> str:
+    """Name what was ranked by."""
+    return str(results.provenance.get("rank_by", "score"))
 
 
 def proxies_of(leaderboard: Leaderboard) -> list[str]:
@@ -75,6 +77,41 @@ def trade_off(leaderboard: Leaderboard, cost: str = "macs") -> tuple[list[Row], 
     rows = [row for row in scored(leaderboard) if row[cost] is not None]
     sign = 1 if _is_up(leaderboard) else -1
     return rows, pareto_front([row[cost] for row in rows], [sign * row["score"] for row in rows])
+
+
+def shown_of(rows: Sequence[Row], front: Sequence[int]) -> list[int]:
+    """Choose which of the rows of a trade-off to draw, where they are many: the first of them, and all of the front."""
+    return sorted({*range(min(len(rows), MOST_DOTS)), *front})
+
+
+def improvements(result: SearchResult) -> list[Row]:
+    """Find the trials of a search that were better than all before them, in their order.
+
+    Example:
+        >>> rows = [{"trial": idx, "rank": rank} for idx, rank in enumerate([4, None, 2, 3, 1])]
+        >>> [row["trial"] for row in improvements(SearchResult(tuple(rows)))]
+        [0, 2, 4]
+    """
+    found: list[Row] = []
+    for row in result:
+        if row["rank"] is not None and (not found or row["rank"] < found[-1]["rank"]):
+            found.append(row)
+    return found
+
+
+def scored_trials(result: SearchResult) -> list[Row]:
+    """List the trials with a score in their order; of very many, one of every few."""
+    rows = [row for row in result if row["rank"] is not None]
+    return rows[:: -(-len(rows) // MOST_DOTS) or 1]
+
+
+def costs_of(result: SearchResult) -> list[str]:
+    """Name the columns of the costs to draw the score against: MACs, and what the search kept low besides."""
+    against = result.provenance.get("against", [])
+    columns = result.history[0] if result.history else {}
+    named = [f"cost_{cost}" for cost in dict.fromkeys(("macs", *against))]
+    named += ["latency"] if "latency_s" in against else []
+    return [name for name in named if name in columns]
 
 
 def agreement(leaderboard: Leaderboard) -> tuple[list[str], list[list[float | None]]]:

@@ -21,7 +21,7 @@ from lightning_zico.engine.gradients import ChunkSize, check_chunk_size
 from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.errors import UnknownNameError, ZiCoError
 from lightning_zico.proxies.base import Proxies
-from lightning_zico.ranking import first_front
+from lightning_zico.ranking import first_front, kendall
 from lightning_zico.results import Row, ScoreCard, SearchResult, ranks_of
 from lightning_zico.scoring.cache import CacheLike, check_cache, opened
 from lightning_zico.scoring.cached import with_cache
@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 # Costs that may be kept low beside the score, and the proxy that measures the one that is not known of the arch.
 _LATENCY = "latency_s"
 _COSTS = (*ARCH_COSTS, _LATENCY)
+_COST = "cost_"  # begins the names of their columns
 
 # Proposals for one trial that are over the budget or known, one after another, before it is given up: in PlainNet about
 # two seconds of them.
@@ -415,13 +416,14 @@ class _Running:
                     "arch": trial.arch,
                     "score": shown,
                     **{proxy.name: trial.card.scores[proxy.name].value for proxy in self._choice.proxies},
-                    **{f"cost_{name}": cost for name, cost in self._costs.of(arch).items()},
+                    **{f"{_COST}{name}": cost for name, cost in self._costs.of(arch).items()},
                     "on_front": idx in on_front,
                     "error": error,
                     "seconds": trial.card.seconds,
                 }
             )
-        return SearchResult(tuple(rows), self._provenance(finished, cards))
+        agreement = _agreement_with_costs(rows, scores)
+        return SearchResult(tuple(rows), {**self._provenance(cards), "kendall_with": agreement})
 
     def _on_front(self, cards: Sequence[ScoreCard], scores: Sequence[float | None]) -> set[int]:
         """Find which cards no other dominates."""
@@ -521,12 +523,13 @@ class _Running:
         low = self._kept_low(card)
         return [*values, *([None] if low is None else low)]
 
-    def _provenance(self, finished: Sequence[Finished], cards: Sequence[ScoreCard]) -> dict[str, Any]:
+    def _provenance(self, cards: Sequence[ScoreCard]) -> dict[str, Any]:
         recipe = self._choice.recipes.get(self._rank_by)
         used = applicable(cards, recipe) if recipe else None
         return {
             **self._settings,
-            "recipe": told(used) if used else None,
+            "higher_is_better": self._choice.higher_is_better(self._rank_by),
+            "recipes": {self._rank_by: told(used)} if used else {},
             "study": self._trials.study.study_name,
             "num_trials": self._search.num_trials,
             "num_rejected": self._num_rejected,
@@ -551,6 +554,16 @@ class _Building:
     def __call__(self) -> nn.Module:
         network = self.space.build(self.arch, self.num_classes, self.in_channels)
         return network if self.wrap is None else self.wrap(network)
+
+
+def _agreement_with_costs(rows: Sequence[Row], scores: Sequence[float | None]) -> dict[str, float | None]:
+    """Compare the order by score with that by each cost of the archs; Kendall's tau, None where it is not defined."""
+    scored = [(row, score) for row, score in zip(rows, scores, strict=True) if score is not None]
+    costs = [key for key in rows[0] if key.startswith(_COST)] if rows else []
+    return {
+        key.removeprefix(_COST): kendall([score for _, score in scored], [row[key] for row, _ in scored])
+        for key in costs
+    }
 
 
 def _image_shape(batches: Sequence[Batch]) -> tuple[int, int]:

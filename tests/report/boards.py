@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from lightning_zico import Leaderboard, Score, ScoreCard
+from lightning_zico import Leaderboard, Score, ScoreCard, SearchResult
 from lightning_zico.results import Final
 
 # Ends scripts, opens elements, reads as a formula, as markup of a terminal, of Markdown and of a template.
@@ -67,3 +67,28 @@ def with_finals() -> Leaderboard:
     return repeated().with_finals(
         [Final("good", 0.25, 2), Final("best", 0.5, 2), Final("dear", None, 1, "RuntimeError: no")], held
     )
+
+
+def searched(against: tuple[str, ...] = (), num_more: int = 0, first: str = "a") -> SearchResult:
+    """A search of five trials, one of which failed, and of more that were worse and dearer than all before."""
+    told = [(first, 2.0, 3e6), ("b", None, 1e6), ("c", 5.0, 9e6), ("d", 4.0, 3e6), ("e", 7.0, 8e6)]
+    told += [(f"more {idx}", -1.0 - idx, 1e7 + idx) for idx in range(num_more)]
+    ranks = {name: rank for rank, (name, _, _) in enumerate(sorted((t for t in told if t[1]), key=lambda t: -t[1]), 1)}
+    rows = [
+        {
+            "trial": idx,
+            "rank": ranks.get(name),
+            "arch": name,
+            "score": score,
+            "zico": score,
+            "latency": 0.5 / macs,
+            "cost_macs": macs,
+            "cost_params": macs,
+            "on_front": name == "e",
+            "error": None if score else "does not build",
+            "seconds": 0.25,
+        }
+        for idx, (name, score, macs) in enumerate(told)
+    ]
+    provenance = {"rank_by": "zico", "higher_is_better": True, "space": "plainnet", "against": list(against)}
+    return SearchResult(tuple(rows), {**provenance, "num_rejected": 12, "kendall_with": {"macs": 0.95, "depth": None}})

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from lightning_zico import Leaderboard, Score, ScoreCard
+from lightning_zico import Leaderboard, Score, ScoreCard, SearchResult
 from lightning_zico.results import Final
-from tests.report.boards import EVIL, card, plain, with_finals
+from tests.report.boards import EVIL, card, plain, searched, with_finals
 
 selenium = pytest.importorskip("selenium.webdriver", reason="Selenium is not installed: `pip install selenium`")
 from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException  # noqa: E402
@@ -46,11 +46,12 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
 
 class Page:
-    """A leaderboard's page that is open in the browser."""
+    """The page of results that is open in the browser."""
 
-    def __init__(self, driver: Any, board: Leaderboard, path: Path) -> None:
+    def __init__(self, driver: Any, results: Leaderboard | SearchResult, path: Path) -> None:
         self.driver = driver
-        driver.get(board.to_html(path, CARD).as_uri())
+        page = results.to_html(path, CARD) if isinstance(results, Leaderboard) else results.to_html(path)
+        driver.get(page.as_uri())
         self.wait(lambda: len(self.all(".chart svg")) == len(self.all(".chart")))
 
     def all(self, selector: str) -> list[Any]:
@@ -189,6 +190,21 @@ def luminance(colour: list[float]) -> float:
 def contrast(a: list[float], b: list[float]) -> float:
     dark, light = sorted((luminance(a), luminance(b)))
     return (light + 0.05) / (dark + 0.05)
+
+
+def test_a_search_is_sorted_and_drawn_too(chromium: Any, tmp_path: Path) -> None:
+    page = Page(chromium, searched(against=("latency_s",), first=EVIL[1]), tmp_path / "search.html")
+    assert page.names == ["e", "c", "d", EVIL[1], "b"]
+    page.sort("cost_macs")
+    assert page.names == ["b", "d", EVIL[1], "e", "c"]
+    history, macs, latency, _ = page.all(".chart")
+    assert EVIL[1] in page.said_over(history)
+    for chart in (macs, latency):
+        assert "e" in page.said_over(chart)
+    lines = page.all(".chart .mark-line path")
+    assert len(lines) == 3
+    assert all(line.get_attribute("d").count("L") or "V" in line.get_attribute("d") for line in lines)
+    assert page.console() == []
 
 
 def test_what_users_name_is_shown_and_never_run(chromium: Any, tmp_path: Path) -> None:

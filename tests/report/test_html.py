@@ -2,20 +2,21 @@
 
 import base64
 import hashlib
-import html
 import json
 import re
 import sys
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from lightning_zico import Leaderboard, Score, ScoreCard
-from lightning_zico.report import leaderboard_page
+from lightning_zico import Leaderboard, Score, ScoreCard, SearchResult
+from lightning_zico.report import html, leaderboard_page, search_page
 from lightning_zico.report.html import _vega
-from tests.report.boards import EVIL, card, plain, repeated, with_finals
+from lightning_zico.report.series import MOST_DOTS
+from tests.report.boards import EVIL, card, plain, repeated, searched, with_finals
 
 ODD_BOARDS = {
     "empty": Leaderboard(()),
@@ -132,12 +133,48 @@ def test_the_layers_of_a_card_are_a_figure() -> None:
         leaderboard_page(plain(), card("b", 1.0, 1.0))
 
 
+def test_a_search_shows_how_it_went_and_what_it_costs() -> None:
+    result = searched(against=("params", "latency_s"))
+    page = search_page(result)
+    reader = Reader(page)
+    reader.close()
+    assert reader.of("h1") == ["Search of plainnet by zico"]
+    assert [cell for cell in reader.of("th") if cell in "abcde"] == ["e", "c", "d", "a", "b"]
+    assert reader.of("li") == result.notes
+    assert "This ranking is what counting weights gives: almost the same as by macs (0.95)." in result.notes
+    history, macs, params, latency, agreement = (spec["data"]["values"] for spec in specs_of(page))
+    assert [(v["trial"], v["score"]) for v in history if not v["best"]] == [(0, 2.0), (2, 5.0), (3, 4.0), (4, 7.0)]
+    assert [(v["trial"], v["name"]) for v in history if v["best"]] == [(0, "a"), (2, "c"), (4, "e"), (4, "e")]
+    assert {v["name"] for v in macs if v["front"] != "beaten"} == {"d", "e"}
+    assert [v["cost"] for v in params] == [v["cost"] for v in macs]
+    assert {v["name"] for v in latency if v["front"] != "beaten"} == {"c", "e"}
+    assert {v["a"] for v in agreement} == {"ranking", "latency", "cost_macs", "cost_params"}
+
+
+@pytest.mark.parametrize("result", [SearchResult(()), SearchResult(searched().history[1:2])])
+def test_a_search_that_found_nothing_makes_a_page_too(result: SearchResult) -> None:
+    assert specs_of(search_page(result)) == []
+
+
+def test_of_a_long_search_the_page_shows_a_part_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(html, "_MOST_ROWS", 3)
+    page = search_page(searched(num_more=3 * MOST_DOTS))
+    history, macs, _ = specs_of(page)
+    assert len([v for v in history["data"]["values"] if not v["best"]]) <= MOST_DOTS
+    assert "of 6004 dots" in history["description"]
+    assert len(macs["data"]["values"]) == MOST_DOTS
+    assert {v["name"] for v in macs["data"]["values"]} >= set("acde")
+    assert f"Drawn are these and the best, {MOST_DOTS} of 6004." in macs["description"]
+    assert "Of 6,005, the first 3 are here." in page
+    assert "more 0" not in Reader(page).of("th")
+
+
 def test_the_page_is_written_and_its_place_given_back(tmp_path: Path) -> None:
     path = plain().to_html(str(tmp_path / "board.html"))
     assert path == tmp_path / "board.html"
     assert path.read_text(encoding="utf-8") == leaderboard_page(plain())
     assert path.stat().st_size < 1_200_000  # Vega's libraries are 0.9 MB of it
-    assert html.escape("does not build: <b>no</b>") in path.read_text(encoding="utf-8")
+    assert escape("does not build: <b>no</b>") in path.read_text(encoding="utf-8")
 
 
 def test_without_the_library_it_is_said_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

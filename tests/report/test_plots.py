@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from matplotlib import pyplot
 
-from lightning_zico import Leaderboard, Score, ScoreCard, score
+from lightning_zico import Leaderboard, Score, ScoreCard, SearchResult, score
 from lightning_zico.report import plot_pareto
 from lightning_zico.report.series import agreement
 from tests.modules import Classifier, make_batches
-from tests.report.boards import EVIL, card, plain, repeated, with_finals
+from tests.report.boards import EVIL, card, plain, repeated, searched, with_finals
 
 matplotlib.use("Agg")
 
@@ -85,6 +85,22 @@ def test_finals_stand_winner_first_with_their_rank_by_score() -> None:
     assert ax.get_xlabel() == "val_loss (lower is better)"
     with pytest.raises(ValueError, match="has no finals"):
         plain().plot("finals")
+
+
+def test_a_search_has_its_history_with_the_best_until_then_its_front_and_its_taus() -> None:
+    _, ax = searched().plot()
+    assert lines_of(ax, "o") == [[(0, 2.0), (2, 5.0), (3, 4.0), (4, 7.0)]]
+    assert lines_of(ax, "None") == [[(0, 2.0), (2, 5.0), (4, 7.0), (4, 7.0)]]
+    _, ax = searched().plot("pareto")
+    assert lines_of(ax, "o")[1] == [(3e6, 4.0), (8e6, 7.0)]
+    _, ax = searched().plot("agreement")
+    assert names_on(ax.yaxis) == ["ranking", "latency", "cost_macs", "cost_params"]
+    for found in (searched(first=EVIL[2]), SearchResult(())):
+        for kind in ("history", "pareto", "agreement"):
+            figure, _ = found.plot(kind)
+            figure.canvas.draw()
+    with pytest.raises(ValueError, match="`kind` is 'ranks'; needed is one of: history, pareto, agreement"):
+        searched().plot("ranks")  # type: ignore[arg-type]
 
 
 def test_layers_are_the_parts_of_the_score() -> None:
