@@ -1,10 +1,11 @@
 """The command line: options from the signatures of `commands`, errors in one line."""
 
+import argparse
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from lightning_zico import commands
 from lightning_zico.__about__ import __version__
@@ -81,16 +82,62 @@ def _parser() -> Any:
         **settings,
     )
     parser.add_argument("--debug", action="store_true", help="Show the traceback of an error; anywhere in the line.")
+    subparsers: dict[str, Any] = {}
+    parser.add_argument(
+        "--print_completion",
+        action=_PrintCompletion,
+        choices=("bash", "zsh", "tcsh"),
+        subparsers=subparsers,
+        help="Print a script for a shell that completes commands and options.",
+    )
     subcommands = parser.add_subcommands(dest="command")
     for name, function in _COMMANDS.items():
         what = (function.__doc__ or "").split("\n\n", 1)[0]
         subparser = parser_of(description=what, **settings)
         subparser.add_argument("--config", action="config", help="Path of a YAML file with options.")
         subparser.add_function_arguments(function, as_group=False, as_positional=name in ("report", "proxies"))
+        subparsers[name] = subparser
         subcommands.add_subcommand(name, subparser, help=what)
     # Never parsed here: what stands behind it is for Lightning.
     subcommands.add_subcommand("fit", parser_of(**settings), help=_FIT_HELP)
     return parser
+
+
+class _PrintCompletion(argparse.Action):
+    """Prints what completes lines of a shell, and ends.
+
+    It is made of a parser of argparse with the same options: what there is for jsonargparse takes minutes, for all
+    the classes that data or a trainer may be of.
+
+    Args:
+        subparsers: By command.
+        words: For `argparse.Action`.
+    """
+
+    def __init__(self, *, subparsers: Mapping[str, Any], **words: Any) -> None:
+        super().__init__(**words)
+        self._subparsers = subparsers
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        """Print, and end.
+
+        Raises:
+            ModuleNotFoundError: If shtab is not installed.
+        """
+        shtab: Any = imported("shtab", "`--print_completion` needs shtab", "cli")
+        plain = argparse.ArgumentParser(prog=_PROG)
+        commands_of_it = plain.add_subparsers()
+        for name, subparser in self._subparsers.items():
+            hints = get_type_hints(_COMMANDS[name])
+            added = commands_of_it.add_parser(name, add_help=False, help=name)  # shtab leaves out those without help
+            for action in subparser._actions:
+                hint = hints.get(action.dest)
+                choices = get_args(hint) if get_origin(hint) is Literal else None
+                if action.option_strings:
+                    added.add_argument(*action.option_strings, choices=choices)
+        commands_of_it.add_parser("fit", help="fit")
+        print(shtab.complete(plain, shell=values))
+        parser.exit()
 
 
 def _fit(args: list[str]) -> None:

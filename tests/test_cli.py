@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -390,6 +391,29 @@ def test_n_jobs_is_short_for_workers(line: str, capsys: pytest.CaptureFixture[st
     assert main(["search", "--space", "plainnet", "--data", "digits", *line.split(), "--print_config"]) == 0
     printed = capsys.readouterr().out
     assert "\nexecutor: processes\nnum_workers: 3\n" in printed
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        (["ra"], {"rank"}),
+        (["rank", "--mon"], {"--monitor"}),
+        (["search", "--budget.m"], {"--budget.macs", "--budget.memory_bytes"}),
+        (["rank", "--executor", ""], {"serial", "processes", "ray"}),
+    ],
+)
+def test_bash_completes(line: list[str], offered: set[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--print_completion", "bash"]) == 0
+    words = shlex.join(["lightning-zico", *line])
+    script = f"""{capsys.readouterr().out}
+        COMP_WORDS=({words}); COMP_CWORD={len(line)}
+        call=$(complete -p lightning-zico); call=${{call##*-F }}
+        ${{call%% *}} lightning-zico
+        echo "${{COMPREPLY[@]}}"
+    """
+    ran = subprocess.run(["bash"], input=script, capture_output=True, text=True, timeout=60, check=True)
+    assert set(ran.stdout.split()) == offered
 
 
 def documented() -> list[list[str]]:

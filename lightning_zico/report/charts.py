@@ -26,6 +26,7 @@ Spec: TypeAlias = dict[str, Any]
 
 # Read on white and on black: each has a contrast of 3 to 1 or more with either background of the page.
 _ACCENT, _OTHER, _FRONT = "#3b82d0", "#858b95", "#d9730d"
+_LONGEST = 400  # characters of names in a caption
 _ROW = 24  # pixels, for a name on an axis
 _PADDING = {"padding": 12}  # pixels, between the outermost dots and the frame
 _APART = {"zero": False, **_PADDING}
@@ -106,7 +107,8 @@ def _history(result: SearchResult, leaderboard: Leaderboard) -> Chart:
     # The best lasts until the end.
     values.append({**values[-1], "trial": len(result) - 1})
     by = ranked_by(leaderboard)
-    x = {"field": "trial", "type": "quantitative", "title": "trial", "scale": _APART, "axis": {"tickMinStep": 1}}
+    scale = {**_APART, "nice": False}  # no trials before the first
+    x = {"field": "trial", "type": "quantitative", "title": "trial", "scale": scale, "axis": {"tickMinStep": 1}}
     y = {"field": "score", "type": "quantitative", "title": by, "scale": _APART}
     tooltip = [_said("name", "arch"), _said("score", by, ".6"), _said("trial", "trial")]
     line = {"type": "line", "interpolate": "step-after", "color": _FRONT, "strokeWidth": 2}
@@ -118,7 +120,7 @@ def _history(result: SearchResult, leaderboard: Leaderboard) -> Chart:
             "encoding": {"x": x, "y": y, "tooltip": tooltip},
         },
     ]
-    text = f"Each dot is an arch that was scored, the line the best until then; in the end it is {result.best}."
+    text = "Each dot is an arch that was scored, the line the best until then."
     if len(trials) < len(scored(leaderboard)):
         text += f" Drawn are {len(trials)} of {len(scored(leaderboard))} dots."
     return Chart("Search", text, _spec(values, text, 320, layers))
@@ -181,7 +183,7 @@ def _pareto(leaderboard: Leaderboard, cost: str) -> Chart:
             }
         )
     by = ranked_by(leaderboard)
-    scale = {"type": "log", **_PADDING} if min(row[cost] for row in rows) > 0 else _APART
+    scale = {"type": "log", "nice": False, **_PADDING} if min(row[cost] for row in rows) > 0 else _APART
     axis = {"format": "~s", "tickCount": 5, "labelOverlap": "greedy"}
     x = {"field": "cost", "type": "quantitative", "title": named, "scale": scale, "axis": axis}
     y = {"field": "score", "type": "quantitative", "title": by, "scale": _APART}
@@ -218,10 +220,12 @@ def _pareto(leaderboard: Leaderboard, cost: str) -> Chart:
         del layers[1]
     text = (
         "Each dot is a candidate. Orange ones are the Pareto front: no other candidate costs no more and scores no "
-        f"less. From the cheapest: {', '.join(rows[idx]['name'] for idx in front[:MOST_NAMES])}."
+        f"less. It has {len(front)} of {len(rows)}"
     )
+    names = ", ".join(rows[idx]["name"] for idx in front[:MOST_NAMES])
+    text += f", from the cheapest: {names}." if len(names) <= _LONGEST else "."
     if len(values) < len(rows):
-        text += f" Drawn are these and the best, {len(values)} of {len(rows)}."
+        text += f" Drawn are these and the best, {len(values)} in all."
     return Chart(f"Score against {named}", text, _spec(values, text, 320, layers))
 
 

@@ -39,6 +39,7 @@ _MEANINGS = {
     "cost_params": "parameters, known of the arch",
     "cost_depth": "layers of the longest path, known of the arch",
 }
+_LONG_NAME = 40  # characters; archs have hundreds
 # More rows than these make a page of ten megabytes.
 _MOST_ROWS = 10_000
 _TEXTS = ("name", "error")
@@ -150,6 +151,7 @@ def _table(leaderboard: Leaderboard) -> str:
     )
     body = "\n".join(_row(row, columns) for row in leaderboard.rows[:_MOST_ROWS])
     count = min(len(leaderboard), _MOST_ROWS)
+    long = ' class="long"' if any(len(row["name"]) > _LONG_NAME for row in leaderboard) else ""
     cut = "" if count == len(leaderboard) else f" Of {len(leaderboard):,}, the first {count:,} are here."
     meanings = "".join(
         f"<dt>{column}</dt><dd>{escape(_MEANINGS[column])}</dd>" for column in columns if column in _MEANINGS
@@ -158,7 +160,7 @@ def _table(leaderboard: Leaderboard) -> str:
 <input id="filter" type="search" autocomplete="off" spellcheck="false">
 <span id="status" role="status">{count} of {count} candidates</span></div>
 <div class="scroll" role="region" aria-labelledby="caption" tabindex="0">
-<table id="ranking">
+<table id="ranking"{long}>
 <caption id="caption">Best first, failed ones last. A column's name sorts by it.{cut}</caption>
 <thead><tr>{headers}</tr></thead>
 <tbody>
@@ -193,7 +195,7 @@ def _shown(value: Any) -> str:
         return ""
     if isinstance(value, float):
         return f"{value:,.0f}" if value == int(value) and abs(value) < 1e15 else f"{value:,.5g}"
-    return str(value)
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _figures(charts: list[Chart], leaderboard: Leaderboard) -> str:
@@ -267,7 +269,7 @@ def _in_words(value: Any) -> str:
         return ", ".join(f"{key} {_in_words(part)}" for key, part in value.items())
     if isinstance(value, list | tuple):
         parts = [f"[{_in_words(part)}]" if isinstance(part, list | tuple) else _in_words(part) for part in value]
-        return ", ".join(parts)
+        return ", ".join(parts) or "none"
     if value is None or isinstance(value, bool):
         return {None: "none", True: "yes", False: "no"}[value]
     return f"{value:.6g}" if isinstance(value, float) else str(value)
