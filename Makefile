@@ -8,8 +8,8 @@ BIN := .venv/bin
 demo: .venv/demo.stamp  ## rank eight models on real images, train the winner, compare with training them all
 	$(BIN)/python examples/02_select_and_train.py
 
-test: .venv/dev.stamp browser  ## the fast suite, doctests included
-	$(BIN)/python -m pytest
+test: .venv/dev.stamp browser  ## the fast suite, doctests included; two workers, since tests start processes of their own
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # Only root can install it; elsewhere, and without a network, the test of the HTML page is skipped and says why.
 browser:  ## Chromium with its driver, from Debian, for the test of the HTML page

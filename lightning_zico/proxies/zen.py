@@ -55,7 +55,10 @@ class _LastMap(Observer):
             return
         # A third of the time that `var` over these dimensions takes on a CPU; without an epsilon it is the same.
         _, _, inverse_std = torch.native_batch_norm(inputs, None, None, None, None, True, 0.0, 0.0)
-        self._variances.append(inverse_std.double().pow_(-2).mean())
+        variances = inverse_std.double().pow_(-2)
+        if not bool(inverse_std.all()):  # 0 is said of a channel that does not vary, and of one beyond float32
+            variances = inputs.double().var(dim=[0, *range(2, inputs.ndim)], correction=0)
+        self._variances.append(variances.mean())
 
     def ended(self) -> None:
         """Sum the logarithms of the scales."""
@@ -64,7 +67,8 @@ class _LastMap(Observer):
             raise NotApplicableError("the network has no feature map and no layer.")
         self.features = found.double().flatten(1)
         self.num_batch_norms = len(self._variances)
-        self.log_scales = math.fsum(torch.stack(self._variances).log().div(2).tolist()) if self._variances else 0.0
+        variances = torch.stack(self._variances).tolist() if self._variances else []
+        self.log_scales = math.fsum(math.log(variance) / 2 for variance in variances if variance != 0)
 
 
 @register_proxy("zen")
@@ -77,7 +81,7 @@ class Zen(Proxy):
 
     with 16 inputs (or as many as the batch has), noise and the weights of layers from N(0, 1), norms at their initial
     state, and :math:`f` the last feature map with several positions (before global pooling), or without one what goes
-    into the last layer.
+    into the last layer. Norms through which nothing flows take nothing away and are left out.
 
     Source:
         Lin et al., *Zen-NAS*, ICCV 2021, arXiv:2102.01063. The published code removes residual links, which is left to
@@ -103,8 +107,10 @@ class Zen(Proxy):
         probe.forward(here, tensors=weights, batch=inputs)
         probe.forward(there, tensors=weights, batch=moved)
         change = float((here.features - there.features).abs().sum(dim=1).mean())
-        if not (0 < change < math.inf):
-            raise NonFiniteError(f"The last feature map moves by {change}; needed is a positive, finite number.")
+        if not math.isfinite(change + here.log_scales):
+            raise NotApplicableError("with Gaussian weights the features leave float32, as they do without norms.")
+        if change == 0:
+            raise NonFiniteError("The last feature map does not move: nothing flows from the input to it.")
         return Measurement(
             math.log(change) + here.log_scales,
             details={"log_scales": here.log_scales, "num_batch_norms": here.num_batch_norms},

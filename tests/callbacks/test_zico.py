@@ -70,7 +70,7 @@ def keys_and_values(path: Path) -> dict[str, float]:
         ({"parameters": ["*.bias"]}, ZiCo(parameters=["*.bias"])),
         ({"seed": 5}, ZiCo()),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
 def test_score_is_that_of_the_same_weights_on_the_same_batches(arguments: dict[str, Any], proxy: ZiCo) -> None:
     module, callback = Remembering(), ZiCoCallback(every_n_epochs=1, **arguments)

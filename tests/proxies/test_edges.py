@@ -155,6 +155,49 @@ def test_zen_counts_the_scales_alone_that_a_batch_normalisation_takes_away() -> 
     assert found.details["num_batch_norms"] == 1
 
 
+class Branches(nn.Module):
+    """Two branches with a norm each, the second of which sees zeros, or numbers beyond float32."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(2, 4, 3)
+        self.live, self.other = nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+        self.head = nn.Linear(4, 3)
+        self.factor = factor
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.head((self.other(self.factor * x) + self.live(x)).mean((2, 3)))
+
+
+def test_zen_of_a_network_with_a_dead_branch_is_that_of_the_rest() -> None:
+    dead, alone = Branches(0.0), Branches(0.0)
+    alone.other = nn.Identity()
+    found, expected = (
+        score(net, make_batches(), proxies="zen", loss_fn=F.cross_entropy)["zen"] for net in (dead, alone)
+    )
+    assert found.value == pytest.approx(expected.value, rel=1e-6)
+    assert found.details["num_batch_norms"] == 2
+    assert expected.details["num_batch_norms"] == 1
+
+
+def test_zen_takes_scales_whose_square_is_beyond_float32_and_no_features_that_are() -> None:
+    one, far, beyond = (
+        score(Branches(factor), make_batches(), proxies="zen", loss_fn=F.cross_entropy)["zen"]
+        for factor in (1.0, 1e25, 1e39)
+    )
+    assert far.value == pytest.approx(one.value + math.log(1e25), abs=1e-2)
+    assert str(beyond.error).startswith("not applicable: with Gaussian weights the features leave float32")
+
+
+def test_zen_of_a_network_through_which_nothing_flows_is_no_number() -> None:
+    network = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Threshold(math.inf, 0.0), nn.BatchNorm2d(4), nn.ReLU())
+    network.extend([nn.Flatten(), nn.LazyLinear(3)])
+    network(make_batches()[0][0])
+    found = score(network, make_batches(), proxies="zen", loss_fn=F.cross_entropy)["zen"]
+    assert "does not move" in str(found.error)
+
+
 class PreActivation(nn.Module):
     """A norm and an activation in place before the convolution, beside a shortcut."""
 

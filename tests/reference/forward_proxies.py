@@ -36,7 +36,8 @@ def zen(model: nn.Module, x0: Tensor, noise: Tensor) -> float:
     score = np.log(np.mean([difference[sample].sum() for sample in range(len(x0))]))
     for call in calls(model, x0, lambda _name, module: isinstance(module, BATCH_NORMS)):
         channels = [call.input[:, c] for c in range(call.input.shape[1])]
-        score += np.log(np.sqrt(np.mean([np.var(channel) for channel in channels])))
+        variance = np.mean([np.var(channel) for channel in channels])
+        score += np.log(np.sqrt(variance)) if variance else 0.0
     return float(score)
 
 
