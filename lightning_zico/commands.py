@@ -28,8 +28,9 @@ from lightning_zico.ranking import Recipe, get_recipe, list_recipes
 from lightning_zico.report import leaderboard_table, write_html
 from lightning_zico.results import Leaderboard, ScoreCard, SearchResult
 from lightning_zico.scoring import ProcessExecutor, RayExecutor
+from lightning_zico.scoring.placement import AcceleratorName, Devices, PrecisionName
 from lightning_zico.scoring.work import Executor
-from lightning_zico.search import ZeroShotSearch
+from lightning_zico.search import Evolution, ZeroShotSearch
 from lightning_zico.selector import ZeroShotSelector
 from lightning_zico.zoo import ZOO_PROXIES, Zoo, from_zoo
 
@@ -57,6 +58,9 @@ def rank(
     executor: Literal["serial", "processes", "ray"] = "serial",
     num_workers: int | None = None,
     timeout_s: float | None = None,
+    accelerator: AcceleratorName | None = None,
+    devices: Devices = "auto",
+    precision: PrecisionName | None = None,
     num_classes: int | None = None,
     in_chans: int | None = None,
     input_size: int | None = None,
@@ -91,6 +95,9 @@ def rank(
         executor: Where candidates are scored.
         num_workers: Processes of the executor "processes"; one a core if None. --n_jobs 2 is short for both.
         timeout_s: Seconds after which the executor "processes" or "ray" ends a candidate.
+        accelerator: What candidates are scored on, as a trainer takes it; None for where they are built, the CPU.
+        devices: As a trainer takes them.
+        precision: In which they are scored, as a trainer takes it. None: as they are built.
         num_classes: That models of a zoo are to tell apart. None: as many as the data has.
         in_chans: Channels that models of a zoo are to take. None: as many as the images have.
         input_size: Side of the images that models of a zoo are to take, to which images are resized. None: as they
@@ -126,6 +133,9 @@ def rank(
         seed=seed,
         cache=cache,
         executor=_executor(executor, num_workers, timeout_s),
+        accelerator=accelerator,
+        devices=devices,
+        precision=precision,
         finalists=finalists,
         final_epochs=final_epochs,
         monitor=monitor,
@@ -210,8 +220,9 @@ def search(
     rank_by: str | None = None,
     against: str | list[str] | None = None,
     num_trials: int = 1000,
-    sampler: Literal["evolution", "random"] = "evolution",
+    sampler: Evolution | Literal["evolution", "random"] = "evolution",
     storage: str | None = None,
+    name: str | None = None,
     resolution: int | None = None,
     num_classes: int | None = None,
     num_batches: int = 2,
@@ -221,6 +232,9 @@ def search(
     executor: Literal["serial", "processes", "ray"] = "serial",
     num_workers: int | None = None,
     timeout_s: float | None = None,
+    accelerator: AcceleratorName | None = None,
+    devices: Devices = "auto",
+    precision: PrecisionName | None = None,
     output: str = "zico-results",
 ) -> None:
     """Search a space of architectures within a budget.
@@ -236,8 +250,9 @@ def search(
         rank_by: Name of the proxy or recipe that decides; the first of them if None.
         against: Costs to keep low besides, of macs, params, depth and latency_s, with commas.
         num_trials: Architectures to score in all.
-        sampler: What proposes them.
-        storage: File in which trials are kept; several processes may share it.
+        sampler: What proposes them; evolution has settings, such as --sampler.population_size 512.
+        storage: File in which trials are kept, or address of a database; several processes may share it.
+        name: Of the study in the storage. None: one that tells by its settings.
         resolution: Side of the images for which MACs are counted. None: of those that architectures are scored on.
         num_classes: That networks are to tell apart. None: as many as the data has.
         num_batches: Batches that every architecture is scored on.
@@ -247,6 +262,9 @@ def search(
         executor: Where architectures are scored.
         num_workers: Processes of the executor "processes"; one a core if None. --n_jobs 2 is short for both.
         timeout_s: Seconds after which the executor "processes" or "ray" ends one.
+        accelerator: As for rank.
+        devices: As for rank.
+        precision: As for rank.
         output: Folder for what is written; also -o.
     """
     datamodule = datamodule_of(data)
@@ -262,6 +280,7 @@ def search(
         num_trials=num_trials,
         sampler=sampler,
         storage=storage,
+        name=name,
         resolution=resolution,
         num_classes=num_classes,
         num_batches=num_batches,
@@ -269,15 +288,21 @@ def search(
         seed=seed,
         cache=cache,
         executor=_executor(executor, num_workers, timeout_s),
+        accelerator=accelerator,
+        devices=devices,
+        precision=precision,
     )
     Path(output).mkdir(parents=True, exist_ok=True)
+    result: SearchResult | None = None
     try:
         searching.run(datamodule)
     finally:
-        result: SearchResult | None = getattr(searching, "result_", None)
+        result = getattr(searching, "result_", None)
         if result is not None and len(result):
             print(result)
             _write(result, Path(output, "search"))
+    if result is not None and result.best is None:
+        raise RuntimeError(f"No arch has a score. {result.notes[-1]}")
 
 
 def proxies(pattern: str = "*") -> None:

@@ -7,6 +7,7 @@ with pandas, so that results stay a leaf that loads no drawing; the contract of 
 import csv
 import io
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -419,7 +420,8 @@ class SearchResult:
             value or None), ``cost_macs``, ``cost_params`` and other costs that the search looked at, ``on_front``
             (whether no other arch is at least as good in score and in each cost that was to be kept low, and better in
             one), ``error`` (None or the reason), ``seconds``. No arch stands there twice.
-        provenance: All that the numbers depend on, in plain values, and how the search went.
+        provenance: All that the numbers depend on, in plain values, and how the search went; ``seconds`` of the last
+            run, and ``seconds_searching``, those of them in which it proposed and kept trials.
 
     Example:
         >>> rows = [{"trial": 0, "rank": 2, "arch": "a", "score": 1.0, "on_front": True, "error": None, "seconds": 0.1}]
@@ -452,9 +454,12 @@ class SearchResult:
         if self.provenance.get("broke_off"):
             notes.append("The search broke off.")
         if self.provenance.get("exhausted"):
-            notes.append("It ended early: hardly any arch is left that is within the budget and was not scored.")
+            notes.append("It ended early: too many proposals in a row were over the budget or had been scored.")
         if self.provenance.get("num_elsewhere"):
-            notes.append(f"{self.provenance['num_elsewhere']} are being scored by other processes.")
+            notes.append(f"Being scored by other processes: {self.provenance['num_elsewhere']}.")
+        reasons = Counter(self.errors.values()).most_common(1)
+        if reasons:
+            notes.append(f"Why there was no score, {reasons[0][1]} of {failed} times: {reasons[0][0]}")
         return notes + _notes_on_ranking(self.provenance, "this ranking")
 
     @property
@@ -484,7 +489,14 @@ class SearchResult:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "SearchResult":
-        """Make a result from what `to_dict` gave."""
+        """Make a result from what `to_dict` gave.
+
+        Raises:
+            KeyError: If a row is not one of a search.
+        """
+        for row in data["history"]:
+            if missing := {"trial", "rank", "arch", "score", "error"} - set(row):
+                raise KeyError(f"A row of the history has no {', '.join(sorted(missing))}.")
         return cls(tuple(dict(row) for row in data["history"]), dict(data["provenance"]))
 
     def to_json(self, path: str | Path | None = None) -> str:
@@ -511,8 +523,8 @@ class SearchResult:
         """Draw a figure with matplotlib; see `report.plots`.
 
         Args:
-            kind: ``"history"``: the score of each trial, and the best until then; ``"pareto"``: score against MACs; or
-                ``"agreement"``: Kendall's tau of the proxies and costs.
+            kind: ``"history"``: the score of each trial, and the best until then; ``"pareto"``: score against the first
+                cost that was kept low, or against MACs; or ``"agreement"``: Kendall's tau of the proxies and costs.
             ax: Axes to draw in; new ones if None.
 
         Returns:

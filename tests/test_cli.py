@@ -199,6 +199,7 @@ def test_a_dataset_that_is_there_needs_no_network(monkeypatch: pytest.MonkeyPatc
         ("score my_pkg.Nix --data digits", "`--model` is 'my_pkg.Nix'"),
         ("report my_pkg.py", "'my_pkg.py' is neither a leaderboard nor a search"),
         ("report nix.json", "nix.json"),
+        ("search --space nas_bench_201 --data digits --resolution 0", "`resolution` is 0"),
         ("report my_pkg.py -o page.pdf", "ends in .html or .csv"),
         ("fit --model nix.Nix", "No module named 'nix'"),
         ("nix", "invalid choice: 'nix'"),
@@ -220,6 +221,7 @@ def test_print_config_is_read_back_as_the_same(capsys: pytest.CaptureFixture[str
     given = ["rank", *DIGITS, "--data.batch_size", "16", "--proxies", "params", "--budget.params", "18e3"]
     assert main([*given, "--output", "direct", "--print_config"]) == 0
     printed = capsys.readouterr().out
+    Path("examples").symlink_to(ROOT / "examples")
     Path("rank.yaml").write_text(printed, encoding="utf-8")
     assert main(["rank", "--config", "rank.yaml", "--print_config"]) == 0
     assert capsys.readouterr().out == printed
@@ -386,6 +388,25 @@ def test_search_prints_and_writes_what_the_search_finds(tmp_path: Path, capsys: 
     assert "`num_trials` is 0" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "examples" / "configs").glob("search_*.yaml")), ids=lambda path: path.stem
+)
+def test_a_published_search_is_run_by_its_file(path: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = "--data.batch_size 2 --data.image_size 32 --data.num_workers 0 --num_trials 2 --num_classes 2"
+    storage = ["--storage", str(images / "trials.db"), "--accelerator", "cpu"]
+    assert main(["search", "--config", str(path), "--data.root", str(images), *small.split(), *storage]) == 0
+    result = SearchResult.from_json(Path("zico-results", "search.json"))
+    assert result.provenance["sampler"]["population_size"] == 512
+    assert result.provenance["accelerator"] == "cpu"
+    assert len(result) == 2
+
+
+def test_a_search_in_which_nothing_has_a_score_ends_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+    args = "search --space nas_bench_201 --data digits --num_classes 2 --num_trials 2 --proxies zico"
+    assert main(args.split()) == 2
+    assert "No arch has a score. Why there was no score, 2 of 2 times: IndexError" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("line", ["--n_jobs 3", "--n_jobs=3", "--executor processes --num_workers 3"])
 def test_n_jobs_is_short_for_workers(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["search", "--space", "plainnet", "--data", "digits", *line.split(), "--print_config"]) == 0
@@ -425,6 +446,7 @@ def documented() -> list[list[str]]:
 
 def test_every_documented_command_parses(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(documented()) >= 8
+    Path("examples").symlink_to(ROOT / "examples")
     Path("rank.yaml").write_text("data: digits\nzoo: timm:lcnet_035\n", encoding="utf-8")
     for args in documented():
         args = args[: args.index(">")] if ">" in args else args

@@ -51,8 +51,7 @@ def test_the_reduced_search_goes_on_where_it_was_and_is_kept(tmp_path: Path, cap
 
 
 def test_the_published_networks_are_within_the_budgets_that_they_were_found_for() -> None:
-    search, shape = benchmark.configured(benchmark.CONFIG, storage=None)
-    assert shape == {"batch_size": 128, "resolution": 224}
+    search = benchmark.configured(benchmark.CONFIG, storage=None)
     for millions, text in benchmark.PUBLISHED.items():
         arch = search.space.parse(text)
         assert search.space.macs(arch, 224, num_classes=1000) <= millions * 1e6

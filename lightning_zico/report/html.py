@@ -40,8 +40,8 @@ _MEANINGS = {
     "cost_depth": "layers of the longest path, known of the arch",
 }
 _LONG_NAME = 40  # characters; archs have hundreds
-# More rows than these make a page of ten megabytes.
-_MOST_ROWS = 10_000
+# More rows, or reasons of failures, than these make a page of many megabytes.
+_MOST_ROWS = 5_000
 _TEXTS = ("name", "error")
 _SORTED = ' aria-sort="ascending"'
 
@@ -246,7 +246,10 @@ def _errors(leaderboard: Leaderboard) -> str:
     failed = leaderboard.errors
     if not failed:
         return ""
-    items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(reason)}</dd>" for name, reason in failed.items())
+    shown = list(failed.items())[:_MOST_ROWS]
+    items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(reason)}</dd>" for name, reason in shown)
+    if len(shown) < len(failed):
+        items += f"<dt>And</dt><dd>{len(failed) - len(shown):,} more.</dd>"
     return f"""<section aria-labelledby="errors">
 <h2 id="errors">Failed candidates</h2>
 <dl>{items}</dl>

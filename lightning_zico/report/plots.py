@@ -8,6 +8,7 @@ from lightning_zico.report.series import (
     MOST_NAMES,
     UNDEFINED,
     agreement,
+    costs_of,
     finalists,
     improvements,
     layers_of,
@@ -215,7 +216,7 @@ def plot_search(result: SearchResult, kind: SearchFigureKind = "history", ax: An
     if kind == "history":
         return plot_history(result, ax)
     if kind == "pareto":
-        return plot_pareto(result.to_leaderboard(), "cost_macs", ax)
+        return plot_pareto(result.to_leaderboard(), next(iter(costs_of(result)), "cost_macs"), ax)
     if kind == "agreement":
         return plot_agreement(result.to_leaderboard(), ax)
     raise ValueError(f"`kind` is {kind!r}; needed is one of: history, pareto, agreement.")

@@ -106,12 +106,11 @@ def scored_trials(result: SearchResult) -> list[Row]:
 
 
 def costs_of(result: SearchResult) -> list[str]:
-    """Name the columns of the costs to draw the score against: MACs, and what the search kept low besides."""
-    against = result.provenance.get("against", [])
+    """Name the columns of the costs to draw the score against: what the search kept low besides, and MACs."""
     columns = result.history[0] if result.history else {}
-    named = [f"cost_{cost}" for cost in dict.fromkeys(("macs", *against))]
-    named += ["latency"] if "latency_s" in against else []
-    return [name for name in named if name in columns]
+    named = dict.fromkeys([*result.provenance.get("against", []), "macs"])
+    found = ["latency" if cost == "latency_s" else f"cost_{cost}" for cost in named]
+    return [name for name in found if name in columns]
 
 
 def agreement(leaderboard: Leaderboard) -> tuple[list[str], list[list[float | None]]]:

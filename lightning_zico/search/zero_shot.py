@@ -3,8 +3,9 @@
 import json
 import random
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Literal
@@ -56,8 +57,16 @@ _MOST_PROPOSALS = 10_000
 _PATIENCE, _FARTHEST = 20, 8
 
 
+# So many archs that fail in one and the same way, the first of a search, are not the archs' fault.
+_MOST_FAILURES = 20
+
+
 class BudgetError(ZiCoError, ValueError):
     """A budget within which no arch was found."""
+
+
+class SearchError(ZiCoError, RuntimeError):
+    """A search in which every arch fails, such as one whose loss does not fit the data."""
 
 
 class ZeroShotSearch:
@@ -114,6 +123,7 @@ class ZeroShotSearch:
     Raises:
         UnknownNameError: If there is no space, proxy, recipe or cost of a name.
         ValueError: If an argument is out of range.
+        TypeError: If ``budget`` is no `Budget`, or ``seed`` no whole number.
         ModuleNotFoundError: If Optuna is not installed.
 
     Example:
@@ -184,8 +194,16 @@ class ZeroShotSearch:
         self.devices: Devices = devices
         self.precision: PrecisionName | None = precision
         self.enable_progress_bar = enable_progress_bar
-        if not isinstance(num_trials, int) or num_trials < 1:
-            raise ValueError(f"`num_trials` is {num_trials!r}; needed is a whole number from 1.")
+        numbers = {"num_trials": num_trials, "num_classes": num_classes, "num_batches": num_batches}
+        if resolution is not None:
+            numbers["resolution"] = resolution
+        for argument, number in numbers.items():
+            if not isinstance(number, int) or number < 1:
+                raise ValueError(f"`{argument}` is {number!r}; needed is a whole number from 1.")
+        if not isinstance(seed, int):
+            raise TypeError(f"`seed` is {seed!r}; needed is a whole number.")
+        if budget is not None and not isinstance(budget, Budget):
+            raise TypeError(f"`budget` is {budget!r}; needed is a `Budget`, such as `Budget(macs=450e6)`, or None.")
         unknown = [cost for cost in self.against if cost not in _COSTS]
         if unknown:
             raise UnknownNameError(f"`against` has {unknown[0]!r}; needed are costs: {', '.join(_COSTS)}.")
@@ -207,6 +225,7 @@ class ZeroShotSearch:
 
         Raises:
             BudgetError: If every proposal is over the budget.
+            SearchError: If the first 20 archs have all failed in one and the same way.
             SettingsError: If ``name`` is that of a study with other settings.
             TooFewBatchesError: If the data gives fewer batches than ``num_batches``.
             IdenticalBatchesError: If all of them are the same.
@@ -234,8 +253,10 @@ class ZeroShotSearch:
             try:
                 running.score_all()
             finally:
-                trials.close()
-                self.result_ = running.result()
+                try:
+                    self.result_ = running.result()
+                finally:
+                    trials.close()
         return self.result_
 
     def candidates(self, result: SearchResult, k: int) -> list[Candidate]:
@@ -309,8 +330,21 @@ class ZeroShotSearch:
     def _settings(self, choice: Choice, work: Work) -> dict[str, Any]:
         """Tell all that scores depend on, and what is proposed."""
         shape = _image_shape(work.batches)
-        # What cannot be looked into is the user's to keep the same.
-        seen = fingerprint_or_none(self.space, self.wrap, choice.proxies, work.batches, work.loss_fn, self.chunk_size)
+        parts: dict[str, Any] = {
+            "space": self.space,
+            "wrap": self.wrap,
+            "proxies": choice.proxies,
+            "batches": work.batches,
+        }
+        parts |= {"loss_fn": work.loss_fn, "chunk_size": self.chunk_size}
+        content = {name: fingerprint_or_none(part) for name, part in parts.items()}
+        unseen = [name for name, seen in content.items() if seen is None]
+        if unseen and self.storage is not None:
+            warnings.warn(
+                f"`{unseen[0]}` holds what cannot be compared, such as a lock, so that a search with another one is "
+                "not told from this. Give each a `name` of its own.",
+                stacklevel=3,
+            )
         return {
             "space": self.space.name or type(self.space).__name__,
             "budget": asdict(self.budget) if self.budget else None,
@@ -327,7 +361,7 @@ class ZeroShotSearch:
             "precision": self.precision,
             "in_channels": shape[0],
             "seed": self.seed,
-            "content": seen,
+            "content": content,
         }
 
 
@@ -360,7 +394,7 @@ class _Running:
         self._broke_off = True
         self._best: float | None = None  # by a proxy, so that higher is better
         self._num_rejected = self._num_scored = 0
-        self._seconds = {"seconds": 0.0, "seconds_scoring": 0.0}
+        self._seconds = {"seconds": 0.0, "seconds_searching": 0.0}
         self._take_in(trials.finished)
 
     def score_all(self) -> None:
@@ -374,18 +408,39 @@ class _Running:
                 num_before = len(self._trials.finished)
                 with closing(executor.run([self._work], self._jobs())) as coming:
                     for job, card in coming:
-                        self._seconds["seconds_scoring"] += card.seconds
-                        number = self._claimed.pop(job.candidate.name)
-                        self._trials.finish(number, card, self._values(card))
-                        self._look()
+                        with self._counted():
+                            number = self._claimed.pop(job.candidate.name)
+                            self._trials.finish(number, card, self._values(card))
+                            self._look()
                         self._seconds["seconds"] = time.perf_counter() - start
                         self._num_scored += 1
                         done = len(self._trials.finished)
                         progress.update(task, completed=done, description=self._how_it_goes())
+                        self._check_hope(card)
                 # Another process may have died meanwhile, and left its trials to be made up for.
                 if len(self._trials.finished) == num_before or self._exhausted:
                     break
         self._broke_off = False
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Count the time of the body as what searching takes beside scoring."""
+        start = time.perf_counter()
+        yield
+        self._seconds["seconds_searching"] += time.perf_counter() - start
+
+    def _check_hope(self, last: ScoreCard) -> None:
+        """Stop where nothing but failures is to be expected.
+
+        Raises:
+            SearchError: If the first archs have all failed in one and the same way.
+        """
+        finished = self._trials.finished
+        if len(finished) != _MOST_FAILURES or scores_of([last], self._choice, self._rank_by) != [None]:
+            return
+        reason = last.error or _first_error(last)
+        if all((trial.card.error or _first_error(trial.card)) == reason for trial in finished):
+            raise SearchError(f"The first {len(finished)} archs all failed in one way: {reason}")
 
     def _how_it_goes(self) -> str:
         """Say how the search goes; a combined score, which changes with the set, is not told as a best one."""
@@ -407,7 +462,7 @@ class _Running:
             shown = None if score is None else score if up else -score
             error = trial.card.error or trial.card.untrainable
             if score is None and error is None:
-                error = next((s.error for s in trial.card.scores.values() if s.error), None)
+                error = _first_error(trial.card)
             arch = self._search.space.parse(trial.arch)
             rows.append(
                 {
@@ -437,7 +492,11 @@ class _Running:
 
     def _jobs(self) -> Iterator[Job]:
         """Propose archs, one whenever the executor has room for it: the next proposal knows all that is scored."""
-        while (claimed := self._next()) is not None:
+        while True:
+            with self._counted():
+                claimed = self._next()
+            if claimed is None:
+                return
             trial, arch = claimed
             self._claimed[str(arch)] = trial.number
             yield Job(self._offer(arch))
@@ -556,6 +615,10 @@ class _Building:
         return network if self.wrap is None else self.wrap(network)
 
 
+def _first_error(card: ScoreCard) -> str | None:
+    return next((score.error for score in card.scores.values() if score.error), None)
+
+
 def _agreement_with_costs(rows: Sequence[Row], scores: Sequence[float | None]) -> dict[str, float | None]:
     """Compare the order by score with that by each cost of the archs; Kendall's tau, None where it is not defined."""
     scored = [(row, score) for row, score in zip(rows, scores, strict=True) if score is not None]
@@ -567,11 +630,11 @@ def _agreement_with_costs(rows: Sequence[Row], scores: Sequence[float | None]) -
 
 
 def _image_shape(batches: Sequence[Batch]) -> tuple[int, int]:
-    """Find channels and height of the images."""
+    """Find channels and height of the images, which are as wide."""
     for tensor in tensors_of(batches[0]):
-        if tensor.ndim == 4:
+        if tensor.ndim == 4 and tensor.shape[2] == tensor.shape[3]:
             return tensor.shape[1], tensor.shape[2]
     raise ValueError(
-        f"A batch has tensors of shape {[list(tensor.shape) for tensor in tensors_of(batches[0])]}; needed are images "
-        "`[N, C, H, W]`, since the spaces are of networks for images."
+        f"A batch has tensors of shape {[list(tensor.shape) for tensor in tensors_of(batches[0])]}; needed are square "
+        "images `[N, C, H, H]`, since the spaces are of networks for images."
     )

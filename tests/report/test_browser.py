@@ -197,7 +197,7 @@ def test_a_search_is_sorted_and_drawn_too(chromium: Any, tmp_path: Path) -> None
     assert page.names == ["e", "c", "d", EVIL[1], "b"]
     page.sort("cost_macs")
     assert page.names == ["b", "d", EVIL[1], "e", "c"]
-    history, macs, latency, _ = page.all(".chart")
+    history, latency, macs, _ = page.all(".chart")
     assert EVIL[1] in page.said_over(history)
     for chart in (macs, latency):
         assert "e" in page.said_over(chart)

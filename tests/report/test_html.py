@@ -142,7 +142,7 @@ def test_a_search_shows_how_it_went_and_what_it_costs() -> None:
     assert [cell for cell in reader.of("th") if cell in "abcde"] == ["e", "c", "d", "a", "b"]
     assert reader.of("li") == result.notes
     assert "This ranking is what counting weights gives: almost the same as by macs (0.95)." in result.notes
-    history, macs, params, latency, agreement = (spec["data"]["values"] for spec in specs_of(page))
+    history, params, latency, macs, agreement = (spec["data"]["values"] for spec in specs_of(page))
     assert [(v["trial"], v["score"]) for v in history if not v["best"]] == [(0, 2.0), (2, 5.0), (3, 4.0), (4, 7.0)]
     assert [(v["trial"], v["name"]) for v in history if v["best"]] == [(0, "a"), (2, "c"), (4, "e"), (4, "e")]
     assert {v["name"] for v in macs if v["front"] != "beaten"} == {"d", "e"}

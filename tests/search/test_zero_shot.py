@@ -2,6 +2,7 @@
 
 import statistics
 import sys
+import threading
 from collections.abc import Generator, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from lightning_zico.errors import UnknownNameError
 from lightning_zico.scoring.work import Job, Work
 from lightning_zico.search import zero_shot
 from lightning_zico.search.trials import SettingsError
-from lightning_zico.search.zero_shot import BudgetError
+from lightning_zico.search.zero_shot import BudgetError, SearchError
 from lightning_zico.spaces import NASBench201, PlainNet
 from lightning_zico.spaces.plainnet import START
 from tests.modules import Classifier
@@ -349,8 +350,52 @@ def test_a_wrong_call_is_an_error_at_construction(kwargs: Any, error: type[Excep
 
 
 def test_batches_without_images_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"needed are images"):
+    with pytest.raises(ValueError, match=r"needed are square images"):
         ZeroShotSearch(Bits(), proxies="params").run([(t.flatten(1), y) for t, y in batches()])
+
+
+def test_numbers_that_mean_nothing_are_refused_at_once() -> None:
+    for argument in ("num_trials", "num_classes", "num_batches", "resolution"):
+        with pytest.raises(ValueError, match=f"`{argument}` is 0; needed is a whole number from 1"):
+            ZeroShotSearch(Bits(), **{argument: 0})
+    with pytest.raises(TypeError, match=r"`budget` is {'macs': 3}; needed is a `Budget`"):
+        ZeroShotSearch(Bits(), {"macs": 3})  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="`seed` is 'x'; needed is a whole number"):
+        ZeroShotSearch(Bits(), seed="x")  # type: ignore[arg-type]
+
+
+def test_a_search_in_which_everything_fails_in_one_way_stops_and_says_why() -> None:
+    search = ZeroShotSearch(Bits(), proxies="params", executor=Told(params=lambda _: None), num_classes=3)
+    with pytest.raises(SearchError, match="The first 20 archs all failed in one way: it does not like it"):
+        search.run(batches())
+    assert len(search.result_) == 20
+    assert search.result_.notes[-1] == "Why there was no score, 20 of 20 times: it does not like it"
+
+
+def test_a_search_goes_on_where_some_archs_fail() -> None:
+    executor = Told(params=lambda arch: 1.0 if arch.startswith("1") else None)
+    assert len(searched(executor=executor, sampler="random", num_trials=40)) == 40
+
+
+def test_what_the_search_takes_beside_scoring_is_told() -> None:
+    told = searched().provenance
+    assert 0 < told["seconds_searching"] < told["seconds"]
+
+
+def test_other_batches_are_another_search_also_where_a_part_cannot_be_compared(tmp_path: Path) -> None:
+    lock = threading.Lock()
+
+    def wrap(network: nn.Module) -> nn.Module:
+        with lock:
+            return network
+
+    search = ZeroShotSearch(
+        Bits(), wrap=wrap, loss_fn=nn.functional.cross_entropy, storage=tmp_path / "t.db", num_trials=3, num_classes=3
+    )
+    for data in (batches(), [(3 * x + 1, y) for x, y in batches()]):
+        with pytest.warns(UserWarning, match="`wrap` holds what cannot be compared"):
+            search.run(data)
+    assert len(optuna.get_all_study_names(f"sqlite:///{tmp_path / 't.db'}")) == 2
 
 
 def test_optunas_verbosity_stays_and_its_absence_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -364,7 +409,13 @@ def test_optunas_verbosity_stays_and_its_absence_is_told(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_the_published_searches_are_as_published(path: Path) -> None:
-    own = yaml.safe_load(path.read_text())["search"]
+    own = yaml.safe_load(path.read_text())
+    assert own.pop("data")["init_args"] | {"root": ""} == {
+        "root": "",
+        "batch_size": 128,
+        "image_size": 224,
+        "num_workers": 8,
+    }
     millions = int(path.stem.removesuffix("m").rsplit("_", 1)[1])
     budget, evolution = Budget(**own.pop("budget")), Evolution(**own.pop("sampler"))
     assert (budget.macs, budget.depth) == (millions * 1e6, 16 if millions == 1000 else 14)
