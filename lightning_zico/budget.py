@@ -1,9 +1,10 @@
 """Budget: limits on what a candidate may cost."""
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 
-from lightning_zico.engine.latency import forward_latency
+from lightning_zico.engine.latency import forward_latency, latency_conditions
 from lightning_zico.engine.memory import step_bytes
 from lightning_zico.engine.probe import Probe
 
@@ -21,15 +22,16 @@ class Budget:
         depth: Most linear and convolutional layers; in a search most layers as the space counts them
             (`SearchSpace.depth`).
         latency_s: Most seconds of a forward pass of the first batch, measured (`engine.latency.forward_latency`): it
-            holds for that batch size, this machine and its threads, and another run may decide otherwise.
+            holds for that batch size, this machine and the threads of the process, and another run may decide
+            otherwise. The reason of a candidate above it tells batch size and threads.
         memory_bytes: Most bytes that a training step of the first batch holds (`engine.memory.step_bytes`).
 
     Raises:
-        ValueError: If a limit is not positive.
+        ValueError: If a limit is not positive or not finite.
 
     Example:
         >>> Budget(macs=600e6, depth=14)
-        Budget(macs=600000000.0, params=None, depth=14, latency_s=None, memory_bytes=None)
+        Budget(macs=600000000.0, params=None, depth=14.0, latency_s=None, memory_bytes=None)
     """
 
     macs: float | None = None
@@ -41,23 +43,37 @@ class Budget:
     def __post_init__(self) -> None:
         for limit in fields(self):
             value = getattr(self, limit.name)
-            if value is not None and not (isinstance(value, int | float) and value > 0):
-                raise ValueError(f"`Budget({limit.name}={value!r})`: needed is a positive limit, or None for no limit.")
+            if value is None:
+                continue
+            # As an upper end, the largest float refuses NaN, infinity and the whole numbers that are no floats.
+            if not (isinstance(value, int | float) and 0 < value <= sys.float_info.max):
+                raise ValueError(
+                    f"`Budget({limit.name}={value!r})`: needed is a limit that is positive and finite, or None for no "
+                    "limit."
+                )
+            # 300 and 300.0 are one limit, and so must be one fingerprint and one study.
+            object.__setattr__(self, limit.name, float(value))
 
     def excess(self, probe: Probe) -> str | None:
         """Say by how much a candidate exceeds the first limit that it exceeds; None if it keeps them all.
 
         What costs little to know is asked first, and what has no limit is not asked.
         """
-        return self.exceeded_by(
+        excess = self.exceeded_by(
             {
                 "params": lambda: probe.params,
                 "depth": lambda: len(probe.layers),
                 "macs": lambda: probe.macs.macs,
                 "memory_bytes": lambda: step_bytes(probe),
-                "latency_s": lambda: forward_latency(probe),
             }
         )
+        if excess is not None:
+            return excess
+        excess = self.exceeded_by({"latency_s": lambda: forward_latency(probe)})
+        if excess is None:
+            return None
+        conditions = ", ".join(f"{name} {number}" for name, number in latency_conditions(probe).items())
+        return f"{excess}, measured with {conditions}"
 
     def exceeded_by(self, costs: Mapping[str, Callable[[], float]]) -> str | None:
         """Say by how much costs exceed the first limit that they exceed; None if they keep all that are named.

@@ -192,7 +192,7 @@ def test_a_dataset_that_is_there_needs_no_network(monkeypatch: pytest.MonkeyPatc
         ("rank --data digits --candidates my_pkg.my_candidates --proxies zicoo", "Did you mean 'zico'"),
         ("rank --data digits --candidates my_pkg.my_candidates --finalists 2", "needs a trainer"),
         ("rank --data digits --candidates my_pkg.my_candidates --num_workers 2", "needs `--executor processes`"),
-        ("rank --data digits --zoo timm:lcnet_035 --budget.params=-1", "needed is a positive limit"),
+        ("rank --data digits --zoo timm:lcnet_035 --budget.params=-1", "needed is a limit that is positive"),
         ("rank --data digits --nix 3", "unrecognized arguments: --nix 3"),
         ("rank --config nix.yaml", "File does not exist"),
         ("score timm:lcnet_0* --data digits", "needed is one"),

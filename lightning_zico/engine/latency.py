@@ -2,25 +2,30 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import torch
 
+from lightning_zico.engine.batches import tensors_of
 from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.scope import preserved, preserved_rng
 
 
-def forward_latency(probe: Probe, *, num_warmups: int = 2, num_repeats: int = 7) -> float:
+def forward_latency(
+    probe: Probe, *, num_warmups: int = 2, num_repeats: int = 7, num_threads: int | None = None
+) -> float:
     """Time a forward pass of a candidate's first batch, in eval mode and without gradients.
 
     Args:
-        probe: Of the candidate. It is timed on its device, with the threads that this process has
-            (``torch.get_num_threads()``).
+        probe: Of the candidate. It is timed on its device.
         num_warmups: Passes that do not count.
         num_repeats: Passes that do.
+        num_threads: Of this process while the clock runs. None for those that it has (``torch.get_num_threads()``),
+            which are the same for all candidates that one executor scores, and fewer in each of several workers.
 
     Returns:
-        Median, in seconds for the whole batch.
+        Median, in seconds for the whole batch; `latency_conditions` tells the circumstances.
     """
     batch = probe.first_batch
     with torch.inference_mode(False), preserved(probe.module), preserved_rng(probe.seed), torch.no_grad():
@@ -32,7 +37,22 @@ def forward_latency(probe: Probe, *, num_warmups: int = 2, num_repeats: int = 7)
         def run() -> None:
             stateless.call(tensors, lambda: probe.step(probe.module, batch, 0))
 
-        return measure_latency(run, device, num_warmups=num_warmups, num_repeats=num_repeats)
+        with _threads(num_threads):
+            return measure_latency(run, device, num_warmups=num_warmups, num_repeats=num_repeats)
+
+
+def latency_conditions(probe: Probe, num_threads: int | None = None) -> dict[str, int]:
+    """Tell what a latency holds for, besides the machine.
+
+    Args:
+        probe: As for `forward_latency`.
+        num_threads: As for `forward_latency`.
+
+    Returns:
+        ``batch_size``, the samples that one pass takes, and ``num_threads``.
+    """
+    sizes = [len(tensor) for tensor in tensors_of(probe.first_batch) if tensor.ndim]
+    return {"batch_size": sizes[0] if sizes else 1, "num_threads": num_threads or torch.get_num_threads()}
 
 
 def measure_latency(run: Callable[[], object], device: torch.device, *, num_warmups: int, num_repeats: int) -> float:
@@ -56,6 +76,20 @@ def measure_latency(run: Callable[[], object], device: torch.device, *, num_warm
         if repeat >= num_warmups:
             times.append(time.perf_counter() - start)
     return statistics.median(times)
+
+
+@contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    """Compute with so many threads, and put their number back; with None all stays as it is."""
+    before = torch.get_num_threads()
+    # Not even the same number is set without need: it switches off for good that MKL chooses fewer for small matrices.
+    if number is not None and number != before:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != before:
+            torch.set_num_threads(before)
 
 
 def _wait_for(device: torch.device) -> None:

@@ -29,17 +29,21 @@ def front_numbers(points: Sequence[Sequence[float]]) -> list[int]:
         [0, 0, 1]
 
     Source:
-        Deb et al., *NSGA-II*, IEEE TEC 2002, "fast non-dominated sort"; here all pairs are compared at once.
+        Deb et al., *NSGA-II*, IEEE TEC 2002, "fast non-dominated sort"; here all pairs are compared at once, and each
+        front takes its part out of the numbers of those who dominate.
     """
     if not points:
         return []
     table = np.array(points, dtype=np.float64)  # [n, M]
-    as_good: NDArray[np.bool_] = np.all(table[:, None] >= table[None], axis=2)  # [n, n]
+    as_good: NDArray[np.bool_] = np.logical_and.reduce([column[:, None] >= column for column in table.T])  # [n, n]
     dominates = as_good & ~as_good.T
     fronts = np.full(len(table), -1)
+    num_dominating = dominates.sum(axis=0)
     number = 0
     while (left := fronts < 0).any():
-        fronts[left & ~dominates[left].any(axis=0)] = number
+        front = left & (num_dominating == 0)
+        fronts[front] = number
+        num_dominating -= dominates[front].sum(axis=0)
         number += 1
     return fronts.tolist()
 

@@ -1,6 +1,6 @@
 """What is computed, and what is ranked by: proxies and recipes as the user names them, told apart."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 
 from lightning_zico._registry import unknown_name
@@ -124,13 +124,19 @@ def applicable(cards: Sequence[ScoreCard], recipe: Recipe) -> Recipe:
     Returns:
         The recipe to combine; the last fallback if none applies.
     """
-    inapplicable = {
-        name
-        for card in cards
-        if card.error is None and card.untrainable is None
-        for name, score in card.scores.items()
-        if score.error is not None and score.error.startswith(NOT_APPLICABLE)
-    }
+    return without(frozenset().union(*map(inapplicable_to, cards)), recipe)
+
+
+def inapplicable_to(card: ScoreCard) -> frozenset[str]:
+    """Name the proxies whose formula has no meaning for a candidate; none where it fails otherwise."""
+    if card.error is not None or card.untrainable is not None:
+        return frozenset()
+    errors = {name: score.error for name, score in card.scores.items() if score.error is not None}
+    return frozenset(name for name, error in errors.items() if error.startswith(NOT_APPLICABLE))
+
+
+def without(inapplicable: Set[str], recipe: Recipe) -> Recipe:
+    """Find the first of a recipe and its fallbacks that does without some proxies; the last fallback if none does."""
     return next((link for link in _chain(recipe) if not inapplicable & set(link.members)), _chain(recipe)[-1])
 
 

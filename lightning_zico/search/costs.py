@@ -41,7 +41,7 @@ class ArchCosts:
             "macs": partial(space.macs, resolution=resolution, **shape),
         }
         limited = [name for name in ARCH_COSTS if getattr(self._budget, name) is not None]
-        # The depth may have to be counted on a network without weights, so that it is left out where nobody asks.
+        # Beside the two sizes, the depth has a column only where somebody asks for it.
         self.names = tuple(name for name in ARCH_COSTS if name != "depth" or name in (*limited, *named))
         self._cost = lru_cache(_NUM_REMEMBERED)(lambda name, arch: self._find[name](arch))
 

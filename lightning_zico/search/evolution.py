@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from lightning_zico.ranking import crowding_distances, front_numbers
+from lightning_zico.ranking import combine, crowding_distances, front_numbers
 from lightning_zico.results import ScoreCard
-from lightning_zico.scoring.choice import Choice, combined
+from lightning_zico.scoring.choice import Choice, combined, inapplicable_to, without
 from lightning_zico.spaces import SearchSpace
 
 
@@ -24,11 +24,13 @@ class Evolution:
             any other, as in the published search of ZiCo and ZenNAS.
         num_mutations: How often a parent is mutated; two in the published search. Where the mutants near a parent have
             all been scored, it is mutated more often.
-        num_initial: As long as the population is smaller, an arch is drawn from the space, or ``start`` is mutated.
+        num_initial: As long as the population is smaller, an arch is drawn from the space, or ``start`` is mutated. A
+            population that has room for fewer evolves as soon as it is full.
         start: Arch to begin with, as its string; None for none.
 
     Raises:
         ValueError: If a number is not positive.
+        TypeError: If ``start`` is no string.
 
     Source:
         Tournament: Real et al., *Regularized Evolution for Image Classifier Architecture Search*, AAAI 2019,
@@ -47,6 +49,8 @@ class Evolution:
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
                 raise ValueError(f"`Evolution({name}={value!r})`: needed is a whole number from 1.")
+        if self.start is not None and not isinstance(self.start, str):
+            raise TypeError(f"`Evolution(start={self.start!r})`: needed is the arch's string, `str(arch)`, or None.")
 
     def propose(self, space: SearchSpace[Any], population: "Population", rng: random.Random, num_more: int = 0) -> Any:
         """Propose an arch, which may be known or over the budget.
@@ -57,7 +61,7 @@ class Evolution:
             rng: Decides.
             num_more: Mutations beyond those that are usual.
         """
-        if len(population) >= self.num_initial:
+        if len(population) >= min(self.num_initial, self.population_size):
             arch, num_mutations = space.parse(population.parent(self.tournament_size, rng)), self.num_mutations
         elif self.start is not None:
             arch, num_mutations = space.parse(self.start), 1
@@ -100,9 +104,15 @@ class Population:
     def __init__(self, size: int, choice: Choice, rank_by: str) -> None:
         self._size = size
         self._choice = choice
+        self._recipe = choice.recipes.get(rank_by)
         self._rank_by = rank_by
         self._members: list[Member] = []
-        self._standings: list[tuple[float, float]] = []  # of each member, higher is better
+        # What the members' cards say, kept apart: a newcomer looks at all members, and there are 10^5 newcomers.
+        names = {name for link in choice.read_by(rank_by) for name in link}
+        self._columns: dict[str, list[float | None]] = {name: [] for name in names}  # higher is better
+        self._low: list[tuple[float, ...]] = []  # costs, higher is better
+        self._inapplicable: list[frozenset[str]] = []
+        self._standings = _Standings([])
 
     def __len__(self) -> int:
         return len(self._members)
@@ -110,27 +120,48 @@ class Population:
     def add(self, member: Member) -> None:
         """Let an arch join, and the worst leave if there are too many: of equals the one that joined first.
 
-        An arch that failed does not join.
+        An arch that failed does not join, and where the newcomer makes a fallback take the recipe's place, whoever
+        lacks a score of its members leaves.
         """
-        if self._choice_fails(member.card):
+        if self._fails(member.card):
             return
-        members = [*self._members, member]
-        scores = scores_of([each.card for each in members], self._choice, self._rank_by)
-        kept = [(each, score) for each, score in zip(members, scores, strict=True) if score is not None]
-        standings = _standings([(score, *(-cost for cost in each.costs)) for each, score in kept])
-        self._members = [each for each, _ in kept]
-        if len(kept) > self._size:
-            worst = min(range(len(kept)), key=standings.__getitem__)
-            del self._members[worst], standings[worst]
-        self._standings = standings
+        self._members.append(member)
+        for name, column in self._columns.items():
+            column.append(self._choice.directed(member.card, name))
+        self._low.append(tuple(-cost for cost in member.costs))
+        self._inapplicable.append(inapplicable_to(member.card))
+        scores = self._scores()
+        for idx in [idx for idx, score in enumerate(scores) if score is None][::-1]:
+            self._remove(idx)
+        kept = [score for score in scores if score is not None]
+        self._standings = _Standings([(score, *low) for score, low in zip(kept, self._low, strict=True)])
+        if len(self) > self._size:
+            self._remove(self._standings.remove_worst())
 
     def parent(self, tournament_size: int, rng: random.Random) -> str:
         """Draw members, and give the arch of the best of them."""
         drawn = [rng.randrange(len(self)) for _ in range(tournament_size)]
-        return self._members[max(drawn, key=self._standings.__getitem__)].arch
+        return self._members[max(drawn, key=self._standings.of)].arch
 
-    def _choice_fails(self, card: ScoreCard) -> bool:
-        return scores_of([card], self._choice, self._rank_by) == [None]
+    @property
+    def best(self) -> str | None:
+        """The arch that stands best; None if nobody has joined."""
+        return self._members[max(range(len(self)), key=self._standings.of)].arch if self._members else None
+
+    def _fails(self, card: ScoreCard) -> bool:
+        used = without(inapplicable_to(card), self._recipe).members if self._recipe else (self._rank_by,)
+        return card.error is not None or any(self._choice.directed(card, name) is None for name in used)
+
+    def _scores(self) -> list[float | None]:
+        """Score the members as one set, as `scores_of` does."""
+        if self._recipe is None:
+            return list(self._columns[self._rank_by])
+        return combine(without(frozenset().union(*self._inapplicable), self._recipe), self._columns)
+
+    def _remove(self, idx: int) -> None:
+        del self._members[idx], self._inapplicable[idx], self._low[idx]
+        for column in self._columns.values():
+            del column[idx]
 
 
 def scores_of(cards: Sequence[ScoreCard], choice: Choice, rank_by: str) -> list[float | None]:
@@ -140,14 +171,40 @@ def scores_of(cards: Sequence[ScoreCard], choice: Choice, rank_by: str) -> list[
     return [None if card.error is not None else choice.directed(card, rank_by) for card in cards]
 
 
-def _standings(points: Sequence[tuple[float, ...]]) -> list[tuple[float, float]]:
-    """Order points: by the front, then by the distance from others on it; by the value itself where it is one."""
-    if not points or len(points[0]) == 1:
-        return [(point[0], 0.0) for point in points]
-    fronts = front_numbers(points)
-    standings = [(0.0, 0.0)] * len(points)
-    for number in set(fronts):
-        idxs = [idx for idx, front in enumerate(fronts) if front == number]
-        for idx, distance in zip(idxs, crowding_distances([points[idx] for idx in idxs]), strict=True):
-            standings[idx] = (-float(number), distance)
-    return standings
+class _Standings:
+    """How points stand among each other: by the front, then by the distance from others on it.
+
+    Where there is one objective they stand by its value. Distances are measured on the fronts that somebody asks for.
+
+    Args:
+        points: ``[n, M]``, higher is better.
+    """
+
+    def __init__(self, points: Sequence[tuple[float, ...]]) -> None:
+        self._points = list(points)
+        self._has_fronts = bool(points) and len(points[0]) > 1
+        self._fronts = front_numbers(points) if self._has_fronts else [0] * len(points)
+        self._distances = [0.0 if self._has_fronts else point[0] for point in points]
+        self._measured: set[int] = set()  # fronts with distances
+
+    def of(self, idx: int) -> tuple[int, float]:
+        """Tell where a point stands; higher is better."""
+        front = self._fronts[idx]
+        if self._has_fronts and front not in self._measured:
+            self._measured.add(front)
+            idxs = [other for other, number in enumerate(self._fronts) if number == front]
+            for other, distance in zip(idxs, crowding_distances([self._points[i] for i in idxs]), strict=True):
+                self._distances[other] = distance
+        return -front, self._distances[idx]
+
+    def remove_worst(self) -> int:
+        """Let the worst point go, of equals the first; all others stay where they stand.
+
+        Returns:
+            Its index.
+        """
+        last = max(self._fronts)
+        worst = min((idx for idx, front in enumerate(self._fronts) if front == last), key=self.of)
+        # The distances on its front are measured by now, with it among the neighbours.
+        del self._points[worst], self._fronts[worst], self._distances[worst]
+        return worst

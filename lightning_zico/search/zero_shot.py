@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 # Costs that may be kept low beside the score, and the proxy that measures the one that is not known of the arch.
 _LATENCY = "latency_s"
 _COSTS = (*ARCH_COSTS, _LATENCY)
+_LONGEST_NAME = 40  # characters of an arch beside the progress bar
 _COST = "cost_"  # begins the names of their columns
 
 # Proposals for one trial that are over the budget or known, one after another, before it is given up: in PlainNet about
@@ -443,9 +444,11 @@ class _Running:
             raise SearchError(f"The first {len(finished)} archs all failed in one way: {reason}")
 
     def _how_it_goes(self) -> str:
-        """Say how the search goes; a combined score, which changes with the set, is not told as a best one."""
+        """Say how the search goes; of a combined score, which changes with the set, who has the best one now."""
         up = self._choice.higher_is_better(self._rank_by)
         best = "" if self._best is None else f"best {self._best if up else -self._best:.6g}, "
+        if self._rank_by in self._choice.recipes and (leader := self._population.best) is not None:
+            best = f"best {leader if len(leader) <= _LONGEST_NAME else leader[: _LONGEST_NAME - 1] + '…'}, "
         rate = self._num_scored / max(self._seconds["seconds"], 1e-9)
         return f"{best}{self._num_rejected:,} rejected, {rate:.1f} trials/s"
 

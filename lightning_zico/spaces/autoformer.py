@@ -219,6 +219,10 @@ class AutoFormer(SearchSpace[AutoFormerArch]):
         )
         return AutoFormerArch(self.scale, width, layers)
 
+    def depth(self, arch: AutoFormerArch) -> int:
+        """Count the convolution of the patches, four linear layers in each layer, and the one of the classes."""
+        return 2 + 4 * len(arch.layers)
+
     def params(self, arch: AutoFormerArch, *, num_classes: int = 10, in_channels: int = 3) -> int:
         """Count the parameters of the built network, exactly."""
         width = arch.width

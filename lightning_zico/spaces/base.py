@@ -6,12 +6,10 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
 
-import torch
 from torch import nn
 
 from lightning_zico._registry import Registry
 from lightning_zico.candidates import Candidate
-from lightning_zico.engine.layers import weight_names
 from lightning_zico.errors import ZiCoError
 
 Arch = TypeVar("Arch", bound=Hashable)
@@ -120,13 +118,12 @@ class SearchSpace(ABC, Generic[Arch]):
             ValueError: If the network cannot take images of this resolution.
         """
 
+    @abstractmethod
     def depth(self, arch: Arch) -> int:
         """Count the layers, as a budget's ``depth`` limits them: the linear and convolutional ones.
 
         Where the papers of a space count others, the space does as they do, and says so.
         """
-        with torch.device("meta"):
-            return len(weight_names(self.build(arch)))
 
     @abstractmethod
     def build(self, arch: Arch, num_classes: int = 10, in_channels: int = 3) -> nn.Module:

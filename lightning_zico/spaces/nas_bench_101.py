@@ -221,6 +221,10 @@ class NASBench101(SearchSpace[NASBench101Arch]):
             if len(ops) <= _MAX_OPS and _is_cell(inputs):
                 yield NASBench101Arch(ops, inputs)
 
+    def depth(self, arch: NASBench101Arch) -> int:
+        """Count the convolutions and the linear layer."""
+        return len(_convs(arch, in_channels=3)) + 1
+
     def params(self, arch: NASBench101Arch, *, num_classes: int = 10, in_channels: int = 3) -> int:
         """Count the parameters of the built network, exactly."""
         return sum(conv.params() for conv in _convs(arch, in_channels)) + (_WIDTHS[-1] + 1) * num_classes

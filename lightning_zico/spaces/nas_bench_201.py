@@ -130,6 +130,10 @@ class NASBench201(SearchSpace[NASBench201Arch]):
                 if op != kept:
                     yield NASBench201Arch((*arch.ops[:edge], op, *arch.ops[edge + 1 :]))
 
+    def depth(self, arch: NASBench201Arch) -> int:
+        """Count the convolutions and the linear layer."""
+        return len(_convs(arch, in_channels=3)) + 1
+
     def params(self, arch: NASBench201Arch, *, num_classes: int = 10, in_channels: int = 3) -> int:
         r"""Count the parameters of the built network, exactly.
 

@@ -127,6 +127,10 @@ class NATSBenchSize(SearchSpace[NATSBenchSizeArch]):
                 if width != kept:
                     yield NATSBenchSizeArch((*arch.widths[:layer], width, *arch.widths[layer + 1 :]))
 
+    def depth(self, arch: NATSBenchSizeArch) -> int:
+        """Count the convolutions and the linear layer."""
+        return len(_convs(arch, in_channels=3)) + 1
+
     def params(self, arch: NATSBenchSizeArch, *, num_classes: int = 10, in_channels: int = 3) -> int:
         """Count the parameters of the built network, exactly."""
         return nats_params(_convs(arch, in_channels), arch.widths[-1], num_classes)

@@ -142,6 +142,10 @@ class TransNAS(SearchSpace[Arch]):
     def _block_convs(self, arch: Arch, place: Place) -> list[Conv]:
         """List the convolutions of a block."""
 
+    def depth(self, arch: Arch) -> int:
+        """Count the convolutions and the linear layer."""
+        return len(self._convs(arch, in_channels=3)) + 1
+
     def params(self, arch: Arch, *, num_classes: int = 10, in_channels: int = 3) -> int:
         """Count the parameters of the built network, exactly."""
         width = self._places(arch)[-1].outputs
@@ -292,8 +296,11 @@ class TransNASMicro(TransNAS[TransNASMicroArch]):
         convs = []
         for op, (start, _) in zip(arch.ops, EDGES, strict=True):
             inputs = place.outputs if start else place.inputs
-            if op in KERNELS or (op == "skip_connect" and inputs != place.outputs):
-                convs.append(Conv(KERNELS.get(op, 1), inputs, place.outputs, place.halvings))
+            if op in KERNELS:
+                convs.append(Conv(KERNELS[op], inputs, place.outputs, place.halvings))
+            elif op == "skip_connect" and inputs != place.outputs:
+                half = place.outputs // 2  # see `FactorizedReduction`
+                convs += [Conv(1, inputs, outputs, place.halvings) for outputs in (half, place.outputs - half)]
         return convs
 
 

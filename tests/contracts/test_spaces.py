@@ -238,9 +238,23 @@ class TestSpace:
         assert len(set(suggested)) > 10
 
     def test_depth_is_that_of_the_built_network_unless_the_space_counts_otherwise(
-        self, space: SearchSpace[Any], cheapest: list[Any]
+        self, space: SearchSpace[Any], archs: list[Any]
     ) -> None:
-        for arch in cheapest:
-            layers = [m for m in space.build(arch).modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
-            by_repeats = getattr(space, "num_layers", None)
+        """Counted where no weights are made, since there the largest networks are built too."""
+        by_repeats = getattr(space, "num_layers", None)
+        for arch in archs[:15]:
+            with torch.device("meta"):
+                layers = [m for m in space.build(arch).modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)]
             assert space.depth(arch) == (by_repeats(arch) if by_repeats else len(layers))
+
+    def test_costs_and_depth_build_nothing(
+        self, space: SearchSpace[Any], archs: list[Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def forbidden(*_: Any) -> None:
+            raise AssertionError("a module was built")
+
+        monkeypatch.setattr(torch.nn.Module, "__init__", forbidden)
+        for arch in archs:
+            assert space.depth(arch) >= 2
+            assert space.params(arch) > 0
+            assert space.macs(arch, RESOLUTIONS[-1]) > 0

@@ -2,9 +2,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
 
+from lightning_zico import score
 from lightning_zico.engine import latency
-from lightning_zico.engine.latency import measure_latency
+from lightning_zico.engine.latency import forward_latency, measure_latency
+from lightning_zico.engine.probe import Probe
+from lightning_zico.proxies import Latency
 
 CPU = torch.device("cpu")
 
@@ -35,6 +39,62 @@ def test_an_error_of_the_function_is_its_own():
 
     with pytest.raises(KeyError, match="own words"):
         measure_latency(broken, CPU, num_warmups=1, num_repeats=1)
+
+
+class Noting(nn.Linear):
+    """Notes with how many threads it runs, and may give it up."""
+
+    def __init__(self, is_broken=False):
+        super().__init__(3, 2)
+        self.is_broken = is_broken
+
+    def forward(self, x):
+        SEEN.append(torch.get_num_threads())
+        if self.is_broken:
+            raise KeyError("the network's own words")
+        return super().forward(x)
+
+
+SEEN = []
+
+
+@pytest.fixture
+def _threads():
+    before = torch.get_num_threads()
+    SEEN.clear()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("process", [1, 2])
+@pytest.mark.parametrize("num_threads", [None, 1, 2])
+def test_threads_are_fixed_while_the_clock_runs_and_told_and_put_back(process, num_threads):
+    torch.set_num_threads(process)
+    loss = nn.functional.cross_entropy
+    batches = [(torch.randn(size, 3), torch.zeros(size, dtype=torch.long)) for size in (5, 7)]
+    details = score(Noting(), batches, [Latency(num_repeats=3, num_threads=num_threads)], loss_fn=loss)[
+        "latency"
+    ].details
+    used = num_threads or process
+    assert SEEN[-5:] == [used] * 5  # two of them to warm up
+    assert (details["num_threads"], details["batch_size"], details["batch_shape"]) == (used, 5, [5, 3])
+    assert torch.get_num_threads() == process
+
+
+@pytest.mark.usefixtures("_threads")
+def test_threads_are_put_back_when_the_network_fails():
+    torch.set_num_threads(1)
+    probe = Probe(Noting(is_broken=True), lambda module, batch, _: module(batch).sum(), [torch.randn(5, 3)])
+    with pytest.raises(KeyError, match="own words"):
+        forward_latency(probe, num_threads=2)
+    assert SEEN == [2]
+    assert torch.get_num_threads() == 1
+
+
+def test_no_threads_are_none():
+    with pytest.raises(ValueError, match="`num_threads` is 0; needed is at least 1"):
+        Latency(num_threads=0)
 
 
 @pytest.mark.cuda

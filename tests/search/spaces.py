@@ -39,6 +39,9 @@ class Bits(SearchSpace[str]):
     def widths(self, arch: str) -> list[int]:
         return [idx for idx, bit in enumerate(arch, 1) if bit == "1"]
 
+    def depth(self, arch: str) -> int:
+        return len(self.widths(arch)) + 1
+
     def params(self, arch: str, *, num_classes: int = 10, in_channels: int = 3) -> int:
         sizes = [25 * in_channels, *self.widths(arch), num_classes]
         return sum(a * b + b for a, b in itertools.pairwise(sizes))
