@@ -4,7 +4,7 @@ import json
 import platform
 import time
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property, partial
 from typing import Any, NoReturn
@@ -95,7 +95,7 @@ class Entry:
     @property
     def is_lasting(self) -> bool:
         """Whether scoring once more would find the same."""
-        return all(error is None or error.startswith(_LASTING) for error in (self.score.error, self.error))
+        return is_lasting([self.score.error, self.error])
 
 
 @dataclass(frozen=True)
@@ -174,6 +174,16 @@ class CachedWork(Work):
     @cached_property
     def _company(self) -> str:
         return fingerprint([(name, self.keys.get(name)) for name in sorted(self.names)])
+
+
+def is_lasting(errors: Iterable[str | None]) -> bool:
+    """Tell whether all errors, where there are any, are such that scoring once more would find the same.
+
+    Example:
+        >>> is_lasting([None, "NonFiniteError: ..."]), is_lasting(["took more than 2 s"])
+        (True, False)
+    """
+    return all(error is None or error.startswith(_LASTING) for error in errors)
 
 
 def with_cache(work: Work, cache: ScoreCache) -> Work:

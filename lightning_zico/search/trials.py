@@ -2,20 +2,19 @@
 
 import json
 import os
-import socket
 import sqlite3
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from lightning_zico._imports import imported
 from lightning_zico.errors import ZiCoError
 from lightning_zico.results import Score, ScoreCard
 from lightning_zico.scoring.cache import BUSY_TIMEOUT_S, made_whole
+from lightning_zico.scoring.cached import is_lasting
+from lightning_zico.search.owners import Owner, begin_run, end_run
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
@@ -25,17 +24,18 @@ if TYPE_CHECKING:
 
     StorageLike: TypeAlias = str | os.PathLike[str] | BaseStorage
 
+A = TypeVar("A")
+
 # Names of what is kept with a trial, or with the study.
 _CLAIM, _CARD, _DISCARDED, _SETTINGS = "claim", "card", "discarded", "settings"
-
-# Who has asked for a trial says within milliseconds which arch it is for; who has not after so long was killed between.
-_MOST_SECONDS_UNCLAIMED = 60
-
-_live_runs: set[str] = set()  # of this process
 
 
 class SettingsError(ZiCoError, ValueError):
     """A study that was begun with other settings, so that its scores are not comparable."""
+
+
+class StorageError(ZiCoError, OSError):
+    """A file or a database that cannot hold trials: it is not there, cannot be written, or is something else."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,14 @@ class Finished:
 class Trials:
     """The trials of one study, as this process sees them; `update` looks for news.
 
-    A trial is of one arch, and counts once it is claimed: the arch is written to the storage before it is scored, so
-    that no other process scores it too, and a process that dies leaves word of what it was at. Its claims are taken
-    back by whoever sees, on the same machine, that it is gone. What lies abandoned on another machine stays claimed:
-    that arch alone is lost.
+    A trial is of one arch, and counts once it is claimed: the arch and its owner are written to the storage before it
+    is scored, so that no other process scores it too, and a process that dies leaves word of what it was at. Its claims
+    are taken back by whoever sees, on the same machine, that it is gone (`owners.Owner.lives`). What lies abandoned on
+    another machine, or in another container, stays claimed: that arch alone is lost. Trials that others began, or
+    ended, by other means, as in a dashboard, do not count.
+
+    Failures that may pass, such as a timeout, count in the run that met them. Whoever begins later does not count them,
+    so that their archs may be claimed again, unless it sees that that run goes on.
 
     Args:
         storage: None for memory; the path of a file, which becomes an SQLite database; the address of a database
@@ -70,9 +74,6 @@ class Trials:
         settings: All that scores depend on, in plain values. A study is gone on with only under the same.
         directions: Of the numbers that Optuna is told of a trial, ``"minimize"`` or ``"maximize"``.
         sampler: Of Optuna; None where archs are not proposed by Optuna.
-
-    Attributes:
-        finished: Trials that are done, in the order in which they became known.
 
     Raises:
         SettingsError: If the study was begun with other settings.
@@ -99,33 +100,35 @@ class Trials:
             load_if_exists=True,
         )
         self._check_settings(json.loads(json.dumps(settings)))
-        self._run = uuid.uuid4().hex
-        self._mine: set[int] = set()
+        self._mine: dict[int, str | None] = {}  # trials of this process that are not done, and their archs
         self._done: set[int] = set()  # of those that are not settled
         self._num_settled = 0  # all trials before this number have ended, and are not looked at again
         self._settled: set[str] = set()  # their archs
-        self._open: dict[int, str | None] = {}  # trials that count and come after those, and their archs
-        self.finished: list[Finished] = []
-        _live_runs.add(self._run)
+        self._open: dict[int, str] = {}  # trials that count and come after those, and their archs
+        self._finished: dict[str, Finished] = {}
+        self._let_go = {trial.number for trial in self._unsettled() if _may_pass(trial)}
+        self._owner = begin_run()
         self.update()
 
     @property
+    def finished(self) -> list[Finished]:
+        """Trials that are done, one an arch."""
+        return list(self._finished.values())
+
+    @property
     def num_counted(self) -> int:
-        """Trials that are done, claimed, or about to be."""
+        """Trials that are done or claimed."""
         return len(self._settled) + len(self._open)
 
     @property
     def num_elsewhere(self) -> int:
         """Trials that other processes are at."""
-        return self.num_counted - len(self.finished) - len(self._mine)
+        return len(self._open.keys() - self._mine.keys() - self._done)
 
     def knows(self, arch: str) -> bool:
         """Tell whether an arch is done or claimed."""
-        return arch in self._settled or arch in self._open.values()
-
-    def num_before(self, number: int) -> int:
-        """Count the trials that count and come before one that has not ended."""
-        return len(self._settled) + sum(other < number for other in self._open)
+        # Of its own, one that someone else ended is still being scored.
+        return arch in self._settled or arch in self._open.values() or arch in self._mine.values()
 
     def update(self) -> list[Finished]:
         """Look at the storage, and take back the claims of processes that are gone.
@@ -137,60 +140,86 @@ class Trials:
         self._open = {}
         for trial in self._unsettled():
             ended = trial.state.is_finished()
-            if not ended and trial.number not in self._mine and _is_abandoned(trial):
-                self._end(trial.number, "its process is gone")
+            if not ended and trial.number not in self._mine and _lives(trial) is False:
+                self.discard(trial.number, "its process is gone")
                 continue
-            if ended and _counts(trial) and trial.number not in self._done:
+            if ended and self._counts(trial) and trial.number not in self._done:
                 self._done.add(trial.number)
                 news.append(_finished_of(trial))
             if ended and trial.number == self._num_settled:
                 self._num_settled += 1
                 self._done.discard(trial.number)
-                if _counts(trial):
+                if self._counts(trial):
                     self._settled.add(trial.user_attrs[_CLAIM]["arch"])
-            elif _counts(trial):
-                self._open[trial.number] = trial.user_attrs.get(_CLAIM, {}).get("arch")
-        self.finished += news
+            elif self._counts(trial):
+                self._open[trial.number] = trial.user_attrs[_CLAIM]["arch"]
+        # Where another process has claimed an arch again that failed here, its word is the last.
+        self._finished |= {each.arch: each for each in news}
         return news
 
-    def ask(self) -> "Trial":
-        """Begin a trial; it is not another's."""
-        trial = self.study.ask()
-        self._mine.add(trial.number)
-        return trial
+    def ask(self, suggest: "Callable[[Trial], A]") -> tuple[int, A] | None:
+        """Begin a trial, and let Optuna's sampler propose an arch for it.
 
-    def claim(self, trial: "Trial", arch: str, num_rejected: int, most: int) -> bool:
+        Args:
+            suggest: Makes the choices, see `SearchSpace.suggest`.
+
+        Returns:
+            Number of the trial and its arch; None if someone else ended it meanwhile.
+        """
+        trial = self.study.ask()
+        self._mine[trial.number] = None
+        try:
+            trial.set_user_attr(_CLAIM, self._claim_of(None))
+            return trial.number, suggest(trial)
+        except self._ended_elsewhere:
+            del self._mine[trial.number]
+            return None
+
+    def claim(self, arch: str, num_rejected: int, most: int, number: int | None = None) -> int | None:
         """Write down which arch a trial is for, unless another trial is for it, or there are enough trials.
 
         Args:
-            trial: From `ask`.
             arch: Its string.
             num_rejected: See `Finished`.
             most: Trials that there may be.
+            number: From `ask`. None to begin the trial: it is then in the storage with its claim or not at all, so that
+                no kill leaves half of it.
 
         Returns:
-            Whether this process is to score it. If not, the trial is discarded.
+            Number of the trial that this process is to score. None if it is not to; the trial is then discarded.
         """
-        owner = {"host": socket.gethostname(), "pid": os.getpid(), "run": self._run}
-        trial.set_user_attr(_CLAIM, {"arch": arch, "owner": owner, "num_rejected": num_rejected})
-        others = [other for other in self._unsettled() if other.number != trial.number and _counts(other)]
-        archs = [other.user_attrs[_CLAIM]["arch"] for other in others if _CLAIM in other.user_attrs]
-        # Two that claim one arch at the same time both see the other, and both let go of it.
-        if arch in self._settled or arch in archs:
-            self.discard(trial, "another trial is for the same arch")
-        elif len(self._settled) + sum(other.number < trial.number for other in others) >= most:
-            self.discard(trial, "there are enough trials")
+        claim = self._claim_of(arch, num_rejected)
+        was_asked = number is not None
+        if number is None:
+            number = self._begin(claim)
         else:
-            return True
-        return False
+            try:
+                self._storage.set_trial_user_attr(self._id(number), _CLAIM, claim)
+            except self._ended_elsewhere:
+                del self._mine[number]
+                return None
+        self._mine[number] = arch
+        # Of two that were begun with their claims, the later sees the earlier. Of two that were asked for and are
+        # claimed at the same time, both see the other, and both give way.
+        others = [
+            other
+            for other in self._unsettled()
+            if self._counts(other) and (other.number != number if was_asked else other.number < number)
+        ]
+        if arch in self._settled or any(arch == other.user_attrs[_CLAIM]["arch"] for other in others):
+            self.discard(number, "another trial is for the same arch")
+        elif len(self._settled) + len(others) >= most:
+            self.discard(number, "there are enough trials")
+        else:
+            return number
+        return None
 
-    def discard(self, trial: "Trial", reason: str) -> None:
+    def discard(self, number: int, reason: str) -> None:
         """End a trial that does not count."""
-        self._end(trial.number, reason)
-        self._mine.discard(trial.number)
+        self._end(number, _DISCARDED, reason, self._optuna.trial.TrialState.PRUNED)
 
     def finish(self, number: int, card: ScoreCard, values: Sequence[float | None]) -> None:
-        """End a trial with what came of it.
+        """End a trial with what came of it, unless someone else ended it meanwhile, so that it does not count.
 
         Args:
             number: Of a trial that was claimed.
@@ -199,19 +228,23 @@ class Trials:
         """
         kept = {"error": card.error, "untrainable": card.untrainable, "seconds": card.seconds}
         scores = {name: [score.value, score.error] for name, score in card.scores.items()}
-        self._storage.set_trial_user_attr(self._id(number), _CARD, {"scores": scores, **kept})
         given = [value for value in values if value is not None]
         complete = len(given) == len(values) and card.error is None and card.untrainable is None
         states = self._optuna.trial.TrialState
-        self.study.tell(number, given if complete else None, states.COMPLETE if complete else states.FAIL)
-        self._mine.discard(number)
+        state = states.COMPLETE if complete else states.FAIL
+        self._end(number, _CARD, {"scores": scores, **kept}, state, given if complete else None)
 
     def close(self) -> None:
         """Take back this process's own claims that came to nothing."""
         for number in sorted(self._mine):
-            self._end(number, "the search broke off")
-        self._mine.clear()
-        _live_runs.discard(self._run)
+            self.discard(number, "the search broke off")
+        end_run(self._owner)
+
+    def _counts(self, trial: "FrozenTrial") -> bool:
+        kept = trial.user_attrs
+        if _DISCARDED in kept or trial.number in self._let_go or kept.get(_CLAIM, {}).get("arch") is None:
+            return False
+        return _CARD in kept or not trial.state.is_finished()
 
     def _unsettled(self) -> "list[FrozenTrial]":
         return self.study.get_trials(deepcopy=False)[self._num_settled :]
@@ -223,12 +256,25 @@ class Trials:
     def _id(self, number: int) -> int:
         return self._storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
 
-    def _end(self, number: int, reason: str) -> None:
-        try:
-            self._storage.set_trial_user_attr(self._id(number), _DISCARDED, reason)
-        except self._optuna.exceptions.UpdateFinishedTrialError:
-            return  # another process ended it a moment ago
-        self.study.tell(number, state=self._optuna.trial.TrialState.PRUNED, skip_if_finished=True)
+    @property
+    def _ended_elsewhere(self) -> type[Exception]:
+        error: type[Exception] = self._optuna.exceptions.UpdateFinishedTrialError
+        return error
+
+    def _claim_of(self, arch: str | None, num_rejected: int = 0) -> dict[str, Any]:
+        return {"arch": arch, "owner": self._owner.to_dict(), "num_rejected": num_rejected}
+
+    def _begin(self, claim: Mapping[str, Any]) -> int:
+        state = self._optuna.trial.TrialState.RUNNING
+        begun = self._optuna.trial.create_trial(state=state, user_attrs={_CLAIM: claim})
+        trial_id = self._storage.create_new_trial(self.study._study_id, template_trial=begun)
+        return self._storage.get_trial_number_from_id(trial_id)
+
+    def _end(self, number: int, key: str, told: Any, state: Any, values: Sequence[float] | None = None) -> None:
+        with suppress(self._ended_elsewhere):
+            self._storage.set_trial_user_attr(self._id(number), key, told)
+            self.study.tell(number, values, state, skip_if_finished=True)
+        self._mine.pop(number, None)
 
     def _check_settings(self, settings: dict[str, Any]) -> None:
         begun = self.study.user_attrs.get(_SETTINGS)
@@ -269,15 +315,24 @@ def _storage_of(storage: "StorageLike | None") -> "BaseStorage":
     optuna = imported_optuna()
     if storage is None:
         return optuna.storages.InMemoryStorage()
-    if isinstance(storage, str) and "://" in storage:
-        return optuna.storages.RDBStorage(storage)
-    if not isinstance(storage, str | os.PathLike):
+    if not isinstance(storage, str | os.PathLike | optuna.storages.BaseStorage):
+        raise TypeError(f"`storage` is {storage!r}; needed is None, a path, an address or a storage of Optuna.")
+    if isinstance(storage, optuna.storages.BaseStorage):
         return storage
-    path = Path(storage).absolute()
-    arguments = {"connect_args": {"timeout": BUSY_TIMEOUT_S}}
-    if not path.exists():
-        _make_database(path, arguments)
-    return optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs=arguments)
+    try:
+        if isinstance(storage, str) and "://" in storage:
+            return optuna.storages.RDBStorage(storage)
+        path = Path(storage).absolute()
+        arguments = {"connect_args": {"timeout": BUSY_TIMEOUT_S}}
+        if not path.exists():
+            _make_database(path, arguments)
+        return optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs=arguments)
+    except Exception as error:  # of the database, its driver or the system
+        reason = str(error).splitlines()[0]
+        raise StorageError(
+            f"`storage` is {str(storage)!r}, which cannot be opened: {reason}. Needed is the path of a file in a folder "
+            "that is there, new or written by a search, or the address of a database."
+        ) from error
 
 
 def _make_database(path: Path, arguments: Mapping[str, Any]) -> None:
@@ -290,34 +345,18 @@ def _make_database(path: Path, arguments: Mapping[str, Any]) -> None:
             connection.execute("PRAGMA journal_mode = WAL")
 
 
-def _counts(trial: "FrozenTrial") -> bool:
-    """Tell whether a trial is one of the search: neither discarded, nor ended by someone else, as in a dashboard."""
-    return _DISCARDED not in trial.user_attrs and (_CARD in trial.user_attrs or not trial.state.is_finished())
-
-
-def _is_abandoned(trial: "FrozenTrial") -> bool:
+def _lives(trial: "FrozenTrial") -> bool | None:
+    """Tell whether the run that began a trial goes on; None if it cannot be seen from here, or is no search."""
     claim = trial.user_attrs.get(_CLAIM)
-    if claim is None:
-        begun = trial.datetime_start
-        return begun is not None and (datetime.now() - begun).total_seconds() > _MOST_SECONDS_UNCLAIMED
-    owner = claim["owner"]
-    if owner["host"] != socket.gethostname():
-        return False
-    if owner["pid"] == os.getpid():  # it may be that of a process before this one
-        return owner["run"] not in _live_runs
-    return not _is_alive(owner["pid"])
+    return None if claim is None else Owner.from_dict(claim["owner"]).lives()
 
 
-def _is_alive(pid: int) -> bool:
-    if os.name != "posix":  # elsewhere, signal 0 would end the process
-        return True
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+def _may_pass(trial: "FrozenTrial") -> bool:
+    """Tell whether a trial failed for a reason that may be gone, in a run that is not seen to go on."""
+    if not trial.state.is_finished() or _CARD not in trial.user_attrs:
         return False
-    except PermissionError:
-        pass  # another user's
-    return True
+    card = _finished_of(trial).card
+    return not is_lasting([card.error, *(score.error for score in card.scores.values())]) and not _lives(trial)
 
 
 def _finished_of(trial: "FrozenTrial") -> Finished:

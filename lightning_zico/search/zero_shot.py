@@ -41,7 +41,6 @@ from lightning_zico.spaces import SearchSpace, get_space
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
-    from optuna.trial import Trial
 
     from lightning_zico.search.trials import StorageLike
 
@@ -83,7 +82,8 @@ class ZeroShotSearch:
     objectives of their own.
 
     One process, scoring in itself, with the same seed and data makes the same trials in the same order, also if it was
-    killed and went on, unless a latency is measured or Optuna proposes the archs.
+    killed and went on, unless a latency is measured, Optuna proposes the archs, or something failed for a reason that
+    may pass.
 
     Args:
         space: What to search, or the name of a space (see `list_spaces`).
@@ -98,7 +98,9 @@ class ZeroShotSearch:
             the space; or a sampler of Optuna, which makes the choices that the space suggests (`SearchSpace.suggest`).
         storage: Where trials are kept: None for memory; the path of a file, which becomes an SQLite database and serves
             the processes of one machine; the address of a database server, or a storage of Optuna, such as a
-            ``JournalStorage``, for many machines.
+            ``JournalStorage``, for many machines. Failures that may pass, such as a timeout or a full memory, count as
+            trials in the run that met them; a search that is begun anew on the storage lets them go, so that their
+            archs may be tried again and the number is made up.
         name: Of the study; None to derive one from all that scores depend on, so that other settings begin anew.
         resolution: Height and width of the images for which ``macs`` are counted, which may be larger than those that
             archs are scored on; None for the same.
@@ -228,6 +230,7 @@ class ZeroShotSearch:
             BudgetError: If every proposal is over the budget.
             SearchError: If the first 20 archs have all failed in one and the same way.
             SettingsError: If ``name`` is that of a study with other settings.
+            StorageError: If ``storage`` cannot be opened.
             TooFewBatchesError: If the data gives fewer batches than ``num_batches``.
             IdenticalBatchesError: If all of them are the same.
         """
@@ -406,7 +409,7 @@ class _Running:
         with progress_bar("Searching", TimeRemainingColumn(), is_shown=is_shown) as progress:
             task = progress.add_task("", total=self._search.num_trials, completed=len(self._trials.finished))
             while True:
-                num_before = len(self._trials.finished)
+                num_before = self._num_scored
                 with closing(executor.run([self._work], self._jobs())) as coming:
                     for job, card in coming:
                         with self._counted():
@@ -418,8 +421,8 @@ class _Running:
                         done = len(self._trials.finished)
                         progress.update(task, completed=done, description=self._how_it_goes())
                         self._check_hope(card)
-                # Another process may have died meanwhile, and left its trials to be made up for.
-                if len(self._trials.finished) == num_before or self._exhausted:
+                # A process may have died meanwhile, or a trial been ended by hand, which is to be made up for.
+                if self._num_scored == num_before or self._exhausted:
                     break
         self._broke_off = False
 
@@ -500,11 +503,11 @@ class _Running:
                 claimed = self._next()
             if claimed is None:
                 return
-            trial, arch = claimed
-            self._claimed[str(arch)] = trial.number
+            number, arch = claimed
+            self._claimed[str(arch)] = number
             yield Job(self._offer(arch))
 
-    def _next(self) -> "tuple[Trial, Any] | None":
+    def _next(self) -> tuple[int, Any] | None:
         """Claim an arch that is new and within the budget; None if there are enough trials or none is found."""
         num_proposals = num_rejected = 0
         reason: str | None = None
@@ -514,29 +517,33 @@ class _Running:
             if num_counted >= min(self._search.num_trials, self._search.space.size):
                 self._exhausted = num_counted < self._search.num_trials
                 return None
-            trial = self._trials.ask()
-            for arch in islice(self._proposals(trial), _MOST_PROPOSALS - num_proposals):
+            for number, arch in islice(self._proposals(), _MOST_PROPOSALS - num_proposals):
                 num_proposals += 1
                 reason = "known" if self._trials.knows(str(arch)) else self._costs.excess(arch)
                 num_rejected += reason not in (None, "known")
                 if reason is None:
-                    if self._trials.claim(trial, str(arch), num_rejected, self._search.num_trials):
-                        return trial, arch
+                    claimed = self._trials.claim(str(arch), num_rejected, self._search.num_trials, number)
+                    if claimed is not None:
+                        return claimed, arch
                     break
-            else:
-                self._trials.discard(trial, reason or "nothing was proposed")
+                if number is not None:
+                    self._trials.discard(number, reason)
         self._exhausted = True
+        self._num_rejected += num_rejected
         if num_rejected == num_proposals and not self._trials.num_counted:
             raise BudgetError(self._hopeless(reason))
         return None
 
-    def _proposals(self, trial: "Trial") -> Iterator[Any]:
-        """Propose archs for a trial, until one is taken; to Optuna, one is all that a trial has."""
+    def _proposals(self) -> Iterator[tuple[int | None, Any]]:
+        """Propose archs, until one is taken; to Optuna, one is all that a trial has, and that is begun before."""
         space = self._search.space
         if self._is_optunas:
-            yield space.suggest(trial)
+            asked = self._trials.ask(space.suggest)
+            if asked is not None:
+                yield asked
             return
-        rng = random.Random(f"{self._search.seed}/{self._trials.num_before(trial.number)}")
+        # Trials that were asked for and came to nothing do not count, so that a kill moves no draw.
+        rng = random.Random(f"{self._search.seed}/{self._trials.num_counted}")
         num_known = 0
         while True:
             if self._evolution is None:
@@ -544,7 +551,7 @@ class _Running:
             else:
                 arch = self._evolution.propose(space, self._population, rng, min(num_known // _PATIENCE, _FARTHEST))
             num_known += self._trials.knows(str(arch))
-            yield arch
+            yield None, arch
 
     def _hopeless(self, excess: str | None) -> str:
         start = self._evolution.start if self._evolution else None

@@ -1,18 +1,22 @@
 """Searches with a storage in a file; run as a program, so that it can be killed and run twice at once.
 
 Called as ``python -m tests.search.program FOLDER NUM_TRIALS``. It logs each scoring to ``scored.txt``. The environment
-variable ``DIE_AT`` is the number of the scoring in which it kills itself; ``TOGETHER`` is how many processes are to be
-ready before the first of them begins.
+variable ``DIE_AT`` is the number of the scoring in which it kills itself, ``DIE_PROPOSING`` that of the proposal;
+``TOGETHER`` is how many processes are to be ready before the first of them begins; with ``OPTUNA`` a sampler of Optuna
+proposes.
 """
 
+import itertools
 import json
 import os
+import random
 import signal
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import optuna
 import torch
 
 from lightning_zico import Proxy, ZeroShotSearch
@@ -37,6 +41,26 @@ class Logged(Proxy):
         return float(sum(parameter.detach().sum() for parameter in probe.module.parameters()))
 
 
+_num_proposals = itertools.count(1)
+
+
+class Fatal(Bits):
+    """Kills who proposes an arch, where it is asked to."""
+
+    def mutate(self, arch: str, rng: random.Random) -> str:
+        self._die_perhaps()
+        return super().mutate(arch, rng)
+
+    def suggest(self, trial: Any) -> str:
+        arch = super().suggest(trial)
+        self._die_perhaps()
+        return arch
+
+    def _die_perhaps(self) -> None:
+        if f"{next(_num_proposals)}" == os.environ.get("DIE_PROPOSING"):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
 def main() -> None:
     folder, num_trials = Path(sys.argv[1]), int(sys.argv[2])
     torch.set_num_threads(1)
@@ -44,10 +68,12 @@ def main() -> None:
     while len(list(folder.glob("ready-*"))) < int(os.environ.get("TOGETHER", "1")):
         time.sleep(0.01)
     search = ZeroShotSearch(
-        Bits(),
+        Fatal(),
         proxies=Logged(),
         num_trials=num_trials,
-        sampler=Evolution(population_size=8, tournament_size=3, num_initial=4),
+        sampler=optuna.samplers.RandomSampler(seed=0)
+        if "OPTUNA" in os.environ
+        else Evolution(population_size=8, tournament_size=3, num_initial=4),
         storage=folder / "trials.db",
         num_classes=3,
     )

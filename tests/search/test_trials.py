@@ -13,7 +13,9 @@ import pytest
 from optuna.storages.journal import JournalFileBackend
 
 from lightning_zico.results import Score, ScoreCard
-from lightning_zico.search.trials import Trials
+from lightning_zico.search import owners
+from lightning_zico.search.trials import StorageError, Trials, quiet_optuna
+from tests.search.spaces import Bits
 from tests.search.test_zero_shot import SMALL, Told, searched, without_seconds
 
 ROOT = Path(__file__).parents[2]
@@ -38,16 +40,35 @@ def scored_in(folder: Path) -> list[list[str]]:
     return [line.split() for line in (folder / "scored.txt").read_text().splitlines()]
 
 
-def test_after_a_kill_a_search_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
-    killed = started(tmp_path / "killed", DIE_AT="15")
-    undisturbed = started(tmp_path / "undisturbed")
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return history_of(started(tmp_path_factory.mktemp("undisturbed")))
+
+
+# While an arch is scored, which is then scored again, and no other; and while one is proposed.
+@pytest.mark.parametrize(("when", "num_again"), [("DIE_AT", 1), ("DIE_PROPOSING", 0)])
+def test_after_a_kill_a_search_goes_on_as_if_nothing_had_been(
+    when: str, num_again: int, undisturbed: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    killed = started(tmp_path, **{when: "15"})
     killed.communicate(timeout=300)
     assert killed.returncode == -signal.SIGKILL
-    history = history_of(started(tmp_path / "killed"))
-    assert history == history_of(undisturbed)
+    assert 4 < len(scored_in(tmp_path)) < NUM_TRIALS
+    history = history_of(started(tmp_path))
+    assert history == undisturbed
     assert len({row["arch"] for row in history}) == NUM_TRIALS
-    # The one in flight is scored again, and no other.
-    assert len(scored_in(tmp_path / "killed")) == NUM_TRIALS + 1
+    assert len(scored_in(tmp_path)) == NUM_TRIALS + num_again
+
+
+def test_a_kill_while_optuna_proposes_costs_no_trial(tmp_path: Path) -> None:
+    killed = started(tmp_path, DIE_PROPOSING="15", OPTUNA="1")
+    killed.communicate(timeout=300)
+    assert killed.returncode == -signal.SIGKILL
+    assert 4 < len(scored_in(tmp_path)) < NUM_TRIALS
+    assert len({row["arch"] for row in history_of(started(tmp_path, OPTUNA="1"))}) == NUM_TRIALS
+    assert len(scored_in(tmp_path)) == NUM_TRIALS
+    study = optuna.load_study(study_name=None, storage=f"sqlite:///{tmp_path / 'trials.db'}")
+    assert all(trial.state.is_finished() for trial in study.trials)
 
 
 def test_two_processes_share_a_search_and_score_nothing_twice(tmp_path: Path) -> None:
@@ -88,51 +109,179 @@ def test_optuna_is_told_what_does_not_change(tmp_path: Path) -> None:
         assert trial.values == [row["macs"], row["naswot"], row["cost_params"]]
 
 
-def card(arch: str) -> ScoreCard:
-    return ScoreCard(arch, {"params": Score("params", 1.0)})
+def card(arch: str, error: str | None = None) -> ScoreCard:
+    return ScoreCard(arch, {"params": Score("params", 1.0 if error is None else None, error)})
 
 
-def test_of_two_that_claim_an_arch_at_once_not_both_get_it(tmp_path: Path) -> None:
-    one, other = (Trials(tmp_path / "trials.db", "study", {}, ["maximize"]) for _ in range(2))
-    mine, theirs = one.ask(), other.ask()
-    assert one.claim(mine, "a", 0, most=5)
-    assert not other.claim(theirs, "a", 0, most=5)
-    theirs = other.ask()
-    assert other.claim(theirs, "b", 0, most=5)
-    one.finish(mine.number, card("a"), [1.0])
-    other.finish(theirs.number, card("b"), [1.0])
+def trials_in(folder: Path) -> Trials:
+    return Trials(folder / "trials.db", "study", {}, ["maximize"])
+
+
+def claimed(trials: Trials, arch: str, number: int | None = None) -> int:
+    number = trials.claim(arch, 0, most=5, number=number)
+    assert number is not None
+    return number
+
+
+def asked(trials: Trials) -> int:
+    number, _ = trials.ask(lambda trial: trial.suggest_int("bit", 0, 1)) or (None, None)
+    assert number is not None
+    return number
+
+
+def test_of_two_that_claim_an_arch_not_both_get_it(tmp_path: Path) -> None:
+    one, other = trials_in(tmp_path), trials_in(tmp_path)
+    mine = claimed(one, "a")
+    assert other.claim("a", 0, most=5) is None
+    theirs = claimed(other, "b")
+    one.finish(mine, card("a"), [1.0])
+    other.finish(theirs, card("b"), [1.0])
     for trials in (one, other):
         trials.update()
         assert [trial.arch for trial in trials.finished] == ["a", "b"]
-        assert not trials.claim(trials.ask(), "a", 0, most=5)
+        assert trials.claim("a", 0, most=5) is None
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_of_two_that_asked_and_claim_an_arch_not_both_get_it(first: int, tmp_path: Path) -> None:
+    both = [trials_in(tmp_path), trials_in(tmp_path)]
+    numbers = [asked(trials) for trials in both]
+    claimed(both[first], "a", numbers[first])
+    assert both[1 - first].claim("a", 0, most=5, number=numbers[1 - first]) is None
 
 
 def test_there_are_never_more_trials_than_wanted(tmp_path: Path) -> None:
-    one, other = (Trials(tmp_path / "trials.db", "study", {}, ["maximize"]) for _ in range(2))
-    mine, theirs = one.ask(), other.ask()
-    assert not other.claim(theirs, "a", 0, most=1)
-    assert one.claim(mine, "b", 0, most=1)
-    other.update()
-    assert other.num_counted == 1
+    one, other = trials_in(tmp_path), trials_in(tmp_path)
+    numbers = [asked(one), asked(other)]
+    assert other.num_counted == 0
+    assert other.claim("a", 0, most=1, number=numbers[1]) == numbers[1]
+    assert one.claim("b", 0, most=1, number=numbers[0]) is None
+    assert one.claim("b", 0, most=1) is None
+    one.update()
+    assert one.num_counted == 1
 
 
-def test_a_claim_is_let_go_when_its_process_is_gone_and_kept_while_it_lives(tmp_path: Path) -> None:
-    one = Trials(tmp_path / "trials.db", "study", {}, ["maximize"])
-    assert one.claim(one.ask(), "a", 0, most=5)
-    other = Trials(tmp_path / "trials.db", "study", {}, ["maximize"])
+def test_a_claim_is_let_go_when_its_run_ends(tmp_path: Path) -> None:
+    one = trials_in(tmp_path)
+    claimed(one, "a")
+    other = trials_in(tmp_path)
     assert other.knows("a")
+    assert other.num_elsewhere == 1
     one.close()
     other.update()
     assert not other.knows("a")
     assert other.num_counted == 0
 
 
+def end_by_hand(folder: Path, number: int = -1) -> None:
+    """End a trial, the last one if not said, as a dashboard does."""
+    with quiet_optuna():
+        study = optuna.load_study(study_name=None, storage=f"sqlite:///{folder / 'trials.db'}")
+        study.tell(study.trials[number].number, state=optuna.trial.TrialState.FAIL)
+
+
 def test_a_trial_that_someone_else_ended_does_not_count(tmp_path: Path) -> None:
-    trials = Trials(tmp_path / "trials.db", "study", {}, ["maximize"])
+    trials = trials_in(tmp_path)
     trials.study.tell(trials.study.ask(), 3.0)
+    trials.study.ask()
+    trials.study.enqueue_trial({})
+    numbers = [asked(trials), asked(trials), claimed(trials, "b"), claimed(trials, "c")]
+    for number in numbers[:3]:
+        end_by_hand(tmp_path, number)
+    assert trials.claim("a", 0, most=5, number=numbers[0]) is None
+    trials.discard(numbers[1], "known")
     trials.update()
-    assert trials.num_counted == 0
+    assert trials.knows("b")  # as long as it is being scored
+    trials.finish(numbers[2], card("b"), [1.0])
+    trials.update()
+    assert not trials.knows("b")
     assert trials.finished == []
+    assert (trials.num_counted, trials.num_elsewhere) == (1, 0)
+
+
+class Disturbed(Told):
+    """Lets someone end the trial that it is at, for some of the archs that it is given."""
+
+    def __init__(self, folder: Path, at: set[int]) -> None:
+        super().__init__(params=lambda arch: float(arch.count("1")))
+        self.folder, self.at = folder, at
+
+    def run(self, works: Any, jobs: Any) -> Any:
+        for result in super().run(works, jobs):
+            if len(self.asked) in self.at:
+                end_by_hand(self.folder)
+            yield result
+
+
+@pytest.mark.parametrize("sampler", [SMALL, optuna.samplers.RandomSampler(seed=0)])
+def test_a_search_makes_up_for_trials_that_someone_ended(sampler: Any, tmp_path: Path) -> None:
+    executor = Disturbed(tmp_path, at={3, 20, 22})
+    result = searched(storage=tmp_path / "trials.db", executor=executor, sampler=sampler)
+    assert len({row["arch"] for row in result}) == len(result) == 20
+    assert len(executor.asked) == 23
+
+
+class Interrupted(Bits):
+    """Someone ends the trial for which an arch is suggested, once."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.num_asked = folder, 0
+
+    def suggest(self, trial: Any) -> str:
+        self.num_asked += 1
+        if self.num_asked == 3:
+            end_by_hand(self.folder)
+        return super().suggest(trial)
+
+
+def test_a_trial_that_someone_ended_while_optuna_proposes_is_made_up_for(tmp_path: Path) -> None:
+    sampler = optuna.samplers.RandomSampler(seed=0)
+    assert len(searched(Interrupted(tmp_path), storage=tmp_path / "trials.db", sampler=sampler)) == 20
+
+
+@pytest.mark.parametrize(("error", "num_again"), [("took more than 1 s", 1), ("NonFiniteError: it is nan", 0)])
+def test_a_search_begun_anew_tries_again_what_failed_for_a_reason_that_may_pass(
+    error: str, num_again: int, tmp_path: Path
+) -> None:
+    class Failing(Told):
+        """Fails once."""
+
+        def run(self, works: Any, jobs: Any) -> Any:
+            for job, done in super().run(works, jobs):
+                fails = len(self.asked) == 5
+                yield job, ScoreCard.failed(done.name, ["params"], error, 1.0) if fails else done
+
+    rule = {"params": lambda arch: float(arch.count("1"))}
+    arguments = {"storage": tmp_path / "trials.db", "num_trials": 64}  # all of the space
+    first, again = Failing(**rule), Told(**rule)
+    assert set(searched(executor=first, **arguments).errors) == {first.asked[4]}
+    assert len(first.asked) == 64
+    result = searched(executor=again, **arguments)
+    assert again.asked == [first.asked[4]] * num_again
+    assert (len(result), len(result.errors)) == (64, 1 - num_again)
+
+
+def test_a_failure_counts_as_long_as_the_run_that_met_it_goes_on(tmp_path: Path) -> None:
+    one = trials_in(tmp_path)
+    one.finish(claimed(one, "a"), card("a", "took more than 1 s"), [None])
+    assert trials_in(tmp_path).knows("a")
+    one.close()
+    one.update()
+    assert one.knows("a")
+    assert not trials_in(tmp_path).knows("a")
+
+
+def test_where_two_runs_score_an_arch_the_last_word_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = trials_in(tmp_path)
+    one.finish(claimed(one, "a"), card("a", "took more than 1 s"), [None])
+    one.update()
+    with monkeypatch.context() as patch:
+        patch.setattr(owners, "_place", lambda: owners.Place("another machine", None, None, None))
+        other = trials_in(tmp_path)
+        other.finish(claimed(other, "a"), card("a"), [1.0])
+    one.update()
+    assert [trial.card.error or trial.card["params"].error for trial in one.finished] == [None]
+    assert one.num_counted == 1
 
 
 def test_a_database_of_something_else_is_left_alone(tmp_path: Path) -> None:
@@ -147,3 +296,13 @@ def test_two_searches_in_one_storage_do_not_meet(tmp_path: Path) -> None:
     kwargs = {"storage": tmp_path / "trials.db", "sampler": SMALL, "num_trials": 6}
     first, second = (searched(seed=seed, **kwargs) for seed in (0, 1))
     assert len(first) == len(second) == 6
+
+
+def test_what_cannot_hold_trials_is_refused_with_the_reason(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no database\n" * 100, encoding="utf-8")
+    for storage in (tmp_path / "none" / "t.db", tmp_path, tmp_path / "notes.txt", "postgres://nobody@127.0.0.1:9/x"):
+        with pytest.raises(StorageError, match=r"cannot be opened: .* Needed is the path of a file in a folder"):
+            Trials(storage, "study", {}, ["maximize"])
+    assert (tmp_path / "notes.txt").read_text(encoding="utf-8").startswith("no database")
+    with pytest.raises(TypeError, match=r"`storage` is 5; needed is None, a path"):
+        Trials(5, "study", {}, ["maximize"])  # type: ignore[arg-type]

@@ -1,0 +1,132 @@
+"""Processes that own a trial, told apart across machines, containers, restarts and pids that were given anew."""
+
+import os
+import socket
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+# The PID namespace of a machine itself, outside any container: PROC_PID_INIT_INO of Linux, include/linux/proc_ns.h.
+_OUTSIDE_CONTAINERS = "pid:[4026531836]"
+
+_live_runs: set[str] = set()  # of this process
+
+
+class Place(NamedTuple):
+    """Within which pids can be compared; None for what the system does not tell.
+
+    Args:
+        host: Name, which several containers and machines may have.
+        machine: Id of the installed system.
+        boot: Id of the time since it was started.
+        pids: Namespace of the pids, which a container has of its own.
+    """
+
+    host: str
+    machine: str | None
+    boot: str | None
+    pids: str | None
+
+
+class Owner(NamedTuple):
+    """A run of a process, as it is written to a storage.
+
+    Args:
+        place: See `Place`.
+        pid: Of the process.
+        begun: When the process started, in clock ticks since the boot; None for what the system does not tell.
+        run: Tells runs in one process apart.
+    """
+
+    place: Place
+    pid: int
+    begun: int | None
+    run: str
+
+    def lives(self) -> bool | None:
+        """Tell whether the run goes on; None for one elsewhere, which cannot be seen from here."""
+        here = _place()
+        if self.place != here:
+            return False if _is_before_reboot(self.place, here) else None
+        if (self.pid, self.begun) == (os.getpid(), _begun()):
+            return self.run in _live_runs
+        return _is_running(self.pid, self.begun)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Turn into plain values."""
+        return {**self._asdict(), "place": self.place._asdict()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "Owner":
+        """Make an owner from what `to_dict` gave."""
+        return cls(**{**data, "place": Place(**data["place"])})
+
+
+def begin_run() -> Owner:
+    """Begin a run of this process, which lives until `end_run`."""
+    owner = Owner(_place(), os.getpid(), _begun(), uuid.uuid4().hex)
+    _live_runs.add(owner.run)
+    return owner
+
+
+def end_run(owner: Owner) -> None:
+    """End a run of this process."""
+    _live_runs.discard(owner.run)
+
+
+def _place() -> Place:
+    machine, boot = _text("/etc/machine-id"), _text("/proc/sys/kernel/random/boot_id")
+    return Place(socket.gethostname(), machine, boot, _link("/proc/self/ns/pid"))
+
+
+def _is_before_reboot(place: Place, here: Place) -> bool:
+    """Tell whether this machine was restarted since; not of containers, which may all have the same name and files."""
+    same = place.machine is not None and place._replace(boot=None) == here._replace(boot=None)
+    return same and here.pids == _OUTSIDE_CONTAINERS
+
+
+def _is_running(pid: int, begun: int | None) -> bool:
+    if os.name != "posix":  # elsewhere, signal 0 would end the process
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # another user's
+    stat = _stat(str(pid))
+    return stat is None or (stat.state not in ("Z", "X") and begun in (None, stat.begun))
+
+
+class _Stat(NamedTuple):
+    state: str
+    begun: int
+
+
+def _begun() -> int | None:
+    stat = _stat("self")
+    return None if stat is None else stat.begun
+
+
+def _stat(process: str) -> _Stat | None:
+    text = _text(f"/proc/{process}/stat")
+    # A container may see the files of the machine, whose pids are others.
+    if text is None or (process != "self" and _link("/proc/self") != str(os.getpid())):
+        return None
+    fields = text.rpartition(")")[2].split()  # before it stands the command, which may hold blanks and brackets
+    return _Stat(fields[0], int(fields[19]))  # fields 3 and 22 of proc_pid_stat(5)
+
+
+def _text(path: str) -> str | None:
+    try:
+        return Path(path).read_text().strip() or None
+    except OSError:
+        return None
+
+
+def _link(path: str) -> str | None:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return None
