@@ -8,7 +8,7 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence, Set
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -36,6 +36,9 @@ _SAME_RANKING = 0.9
 
 # So many names stand in a note; a tie may have thousands of members.
 _MOST_NAMES = 10
+
+# So many notes say why numbers are missing; every column may have reasons of its own.
+_MOST_MISSING = 3
 
 # How many of a zoo's candidates are to be trained before one is chosen.
 _NUM_FINALISTS = 5
@@ -169,7 +172,8 @@ class Leaderboard:
             of the group that cannot be told apart from its first) and ``num_repeats``; all of them are of the ranking
             by score. After finals also, and None for who was not in them: ``final`` (the monitored metric),
             ``final_rank`` (among the finalists) and ``final_epochs`` (that the candidate was trained for).
-        provenance: All that the numbers depend on, in plain values.
+        provenance: All that the numbers depend on, in plain values. Where a candidate has a score, but other numbers
+            are missing, also ``missing``, which `missing` reads.
 
     Example:
         >>> cards = [ScoreCard("a", {"zico": Score("zico", 1.0)}), ScoreCard("b", {"zico": Score("zico", 2.0)})]
@@ -201,7 +205,7 @@ class Leaderboard:
             higher_is_better: Direction of that score.
             uncertainty: Of each candidate that can be ranked, what its repeats say (`UNCERTAINTY_COLUMNS`); None where
                 nothing was repeated. Candidates with fewer repeats than others left a race, and are ranked behind them.
-            provenance: Kept as it is.
+            provenance: Kept as it is; ``missing`` is added where numbers are.
         """
         rows = [_row_of(card, rank_by, columns, uncertainty) for card in cards]
         ranked = [row for row in rows if row["score"] is not None]
@@ -210,7 +214,8 @@ class Leaderboard:
         for row, rank in zip(ranked, _ranks([standing(row) for row in ranked]), strict=True):
             row["rank"] = rank
         failed = [row for row in rows if row["score"] is None]
-        return cls((*ranked, *failed), dict(provenance or {}))
+        missing = _missing({row["name"] for row in ranked}, cards, columns)
+        return cls((*ranked, *failed), {**(provenance or {}), **({"missing": missing} if missing else {})})
 
     def with_finals(self, finals: Sequence[Final], provenance: Mapping[str, Any]) -> "Leaderboard":
         """Rank anew after finals: the finalists first, in the order that training gave them, then the others.
@@ -271,8 +276,8 @@ class Leaderboard:
         Whether candidates are missing because ranking broke off; how finals were held; of repeats whether the first can
         be told apart, who left a race, and which candidates keep their weights; what the recipe that ranks combines,
         and which one took the place of a recipe whose members do not apply; Kendall's tau of the ranking with each
-        trivial baseline on the same candidates, and in words where one of them gives almost the same; of a zoo's
-        candidates what decides more than any score.
+        trivial baseline on the same candidates, and in words where one of them gives almost the same; why numbers are
+        missing; of a zoo's candidates what decides more than any score.
         """
         notes = []
         if self.provenance.get("broke_off"):
@@ -283,7 +288,7 @@ class Leaderboard:
         ranking = "the ranking by score" if finals else "this ranking"
         notes += self._notes_on_repeats()
         notes += _notes_on_ranking(self.provenance, ranking)
-        return notes + self._notes_on_zoos()
+        return notes + self._notes_on_missing() + self._notes_on_zoos()
 
     def _notes_on_repeats(self) -> list[str]:
         notes = []
@@ -305,6 +310,28 @@ class Leaderboard:
                 f"{self.provenance['num_instances']} of the candidates were offered built and keep their weights: "
                 "their repeats differ in the batches alone."
             )
+        return notes
+
+    def _notes_on_missing(self) -> list[str]:
+        num_scored = sum(row["score"] is not None for row in self.rows)
+        # These are why a recipe was replaced, of which there is a note.
+        dropped = {name for recipe in self.provenance.get("recipes", {}).values() for name in recipe.get("dropped", ())}
+        alike: dict[tuple[tuple[str, int], ...], list[str]] = {}
+        for proxy, reasons in self.missing.items():
+            often = Counter({reason: len(names) for reason, names in reasons.items()}).most_common()
+            if not (proxy in dropped and all(reason.startswith(NOT_APPLICABLE) for reason in reasons)):
+                alike.setdefault(tuple(often), []).append(proxy)
+        ordered = sorted(alike.items(), key=lambda item: -sum(count for _, count in item[0]))
+        notes = []
+        for counts, proxies in ordered[:_MOST_MISSING]:
+            missing, (reason, count) = sum(count for _, count in counts), counts[0]
+            more = f" and {len(proxies) - _MOST_NAMES} more" if len(proxies) > _MOST_NAMES else ""
+            have = f"{', '.join(proxies[:_MOST_NAMES])}{more} {'has' if len(proxies) == 1 else 'have'}"
+            among = f" (the most frequent of {len(counts)} reasons, {count} times)" if len(counts) > 1 else ""
+            notes.append(f"{have} no number for {missing} of {num_scored} scored candidates{among}: {reason}")
+        if rest := sum(len(proxies) for _, proxies in ordered[_MOST_MISSING:]):
+            columns = "1 more column" if rest == 1 else f"{rest} more columns"
+            notes.append(f"Numbers are missing in {columns}; `Leaderboard.missing` says why.")
         return notes
 
     def _notes_on_zoos(self) -> list[str]:
@@ -333,6 +360,25 @@ class Leaderboard:
         return {row["name"]: row["error"] for row in self.rows if row["rank"] is None}
 
     @property
+    def missing(self) -> dict[str, dict[str, list[str]]]:
+        """Reasons why candidates that have a score have no number in other columns; `errors` has those of the failed.
+
+        Returns:
+            By column and by reason, the names of the candidates.
+
+        Example:
+            >>> scores = {"params": Score("params", 3.0), "zico": Score("zico", None, "IndexError: no")}
+            >>> leaderboard = Leaderboard.of([ScoreCard("a", scores)], rank_by="params", columns=list(scores))
+            >>> leaderboard.missing
+            {'zico': {'IndexError: no': ['a']}}
+        """
+        told: dict[str, dict[str, list[str]]] = {}
+        for group in self.provenance.get("missing", ()):
+            for proxy in group["proxies"]:
+                told.setdefault(proxy, {})[group["reason"]] = list(group["names"])
+        return told
+
+    @property
     def columns(self) -> list[str]:
         """Names of the columns, in the order of `to_pandas` and `to_csv`."""
         keys = [key for key in self.rows[0] if key not in _FIRST_COLUMNS + _LAST_COLUMNS] if self.rows else []
@@ -344,7 +390,12 @@ class Leaderboard:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Leaderboard":
-        """Make a leaderboard from what `to_dict` gave."""
+        """Make a leaderboard from what `to_dict` gave.
+
+        Raises:
+            KeyError: If a row is not one of a leaderboard.
+        """
+        _check_rows(data["rows"], {"rank", "name", "score", "error"}, "the leaderboard")
         return cls(tuple(dict(row) for row in data["rows"]), dict(data["provenance"]))
 
     def to_json(self, path: str | Path | None = None) -> str:
@@ -494,9 +545,7 @@ class SearchResult:
         Raises:
             KeyError: If a row is not one of a search.
         """
-        for row in data["history"]:
-            if missing := {"trial", "rank", "arch", "score", "error"} - set(row):
-                raise KeyError(f"A row of the history has no {', '.join(sorted(missing))}.")
+        _check_rows(data["history"], {"trial", "rank", "arch", "score", "error"}, "the history")
         return cls(tuple(dict(row) for row in data["history"]), dict(data["provenance"]))
 
     def to_json(self, path: str | Path | None = None) -> str:
@@ -571,6 +620,30 @@ def _row_of(card: ScoreCard, rank_by: str, columns: Sequence[str], uncertainty: 
     }
 
 
+def _missing(scored: Container[str], cards: Sequence[ScoreCard], columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Collect why numbers are missing.
+
+    One cause often takes many proxies from the same candidates: each reason and each list of names is then there once,
+    which stays small also for thousands of candidates.
+
+    Args:
+        scored: Names of the candidates that have a score; of the others, the row says why.
+        cards: Of all candidates.
+        columns: Names of the scores.
+    """
+    names: dict[tuple[str, str], list[str]] = {}
+    for card in cards:
+        for column in columns if card.name in scored else ():
+            if column in card.scores and (reason := card.scores[column].error):
+                names.setdefault((column, reason), []).append(card.name)
+    proxies: dict[tuple[str, tuple[str, ...]], list[str]] = {}
+    for (column, reason), missing in names.items():
+        proxies.setdefault((reason, tuple(missing)), []).append(column)
+    return [
+        {"reason": reason, "proxies": alike, "names": list(missing)} for (reason, missing), alike in proxies.items()
+    ]
+
+
 def _ranks(values: Sequence[Any]) -> list[int]:
     """Number places from 1, where equal neighbours share one."""
     ranks: list[int] = []
@@ -639,6 +712,12 @@ def _read_json(source: str | Path) -> Any:
     return json.loads(str(source) if is_text else Path(source).read_text(encoding="utf-8"))
 
 
+def _check_rows(rows: Sequence[Row], needed: Set[str], whose: str) -> None:
+    for row in rows:
+        if missing := needed - set(row):
+            raise KeyError(f"A row of {whose} has no {', '.join(sorted(missing))}.")
+
+
 def _csv(columns: Sequence[str], rows: Sequence[Row]) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -649,5 +728,6 @@ def _csv(columns: Sequence[str], rows: Sequence[Row]) -> str:
 
 def _written(text: str, path: str | Path | None) -> str:
     if path is not None:
-        Path(path).write_text(text, encoding="utf-8")
+        # A name read from a file system may hold what UTF-8 cannot write.
+        Path(path).write_text(text, encoding="utf-8", errors="backslashreplace")
     return text

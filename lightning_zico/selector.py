@@ -439,7 +439,7 @@ class ZeroShotSelector:
             "rank_by": rank_by,
             "higher_is_better": choice.higher_is_better(rank_by),
             "proxies": [proxy.name for proxy in choice.proxies],
-            "recipes": {name: told(recipe) for name, recipe in used.items()},
+            "recipes": {name: told(recipe, choice.recipes[name]) for name, recipe in used.items()},
             "controlled_by": self.controlled_by,
             "axis": self.axis,
             "num_batches": self.num_batches,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_zico import Leaderboard, Score, ScoreCard
+from lightning_zico import Leaderboard, Score, ScoreCard, SearchResult
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 ERRORS = st.one_of(st.none(), st.text(min_size=1))
@@ -123,3 +123,104 @@ def test_notes_survive_json_and_leave_the_other_forms_alone() -> None:
     assert again.to_csv() == leaderboard.to_csv()
     assert len(leaderboard.to_csv().splitlines()) == 4
     assert set(leaderboard.to_dict()) == {"rows", "provenance"}
+
+
+def missing(*errors: tuple[str | None, str | None], **provenance: Any) -> Leaderboard:
+    """A ranking by params of candidates c0, c1, ... whose `zico` and `snip` fail for these reasons."""
+    cards = []
+    for idx, (zico, snip) in enumerate(errors):
+        scores = {"params": Score("params", 9.0 - idx)}
+        scores["zico"] = Score("zico", None if zico else 1.0, zico)
+        scores["snip"] = Score("snip", None if snip else 1.0, snip)
+        cards.append(ScoreCard(f"c{idx}", scores))
+    cards.append(ScoreCard.failed("broken", ["params", "zico", "snip"], "does not build"))
+    columns = ["params", "zico", "snip"]
+    return Leaderboard.of(cards, rank_by="params", columns=columns, provenance={"rank_by": "params", **provenance})
+
+
+REASON = st.one_of(st.none(), st.sampled_from(["E: no", "not applicable: no", "F"]))
+
+
+@given(st.lists(st.tuples(REASON, REASON), max_size=6))
+def test_every_missing_number_of_a_ranked_candidate_has_its_reason_and_no_other(errors: list[Any]) -> None:
+    leaderboard = missing(*errors)
+    told = {
+        (proxy, name): reason
+        for proxy, reasons in leaderboard.missing.items()
+        for reason, names in reasons.items()
+        for name in names
+    }
+    wanted = {("zico", f"c{idx}"): zico for idx, (zico, _) in enumerate(errors) if zico}
+    wanted |= {("snip", f"c{idx}"): snip for idx, (_, snip) in enumerate(errors) if snip}
+    assert told == wanted
+    assert set(told) == {(p, row["name"]) for row in leaderboard if row["rank"] for p in row if row[p] is None} - {
+        ("error", row["name"]) for row in leaderboard
+    }
+    again = Leaderboard.from_json(leaderboard.to_json())
+    assert again.missing == leaderboard.missing
+    assert ("missing" in leaderboard.provenance) == bool(told)
+
+
+def test_one_cause_that_takes_many_proxies_is_written_once_and_told_in_one_note() -> None:
+    leaderboard = missing(("E: no", "E: no"), (None, None), ("E: no", "E: no"))
+    assert leaderboard.provenance["missing"] == [
+        {"reason": "E: no", "proxies": ["zico", "snip"], "names": ["c0", "c2"]}
+    ]
+    assert leaderboard.notes == ["zico, snip have no number for 2 of 3 scored candidates: E: no"]
+    assert leaderboard.notes[0] in str(leaderboard)
+
+
+def test_of_several_reasons_the_most_frequent_is_told_and_how_many_there_are() -> None:
+    leaderboard = missing(("E: no", None), ("F", None), ("F", "F"))
+    assert leaderboard.notes == [
+        "zico has no number for 3 of 3 scored candidates (the most frequent of 2 reasons, 2 times): F",
+        "snip has no number for 1 of 3 scored candidates: F",
+    ]
+
+
+def test_notes_on_missing_numbers_stay_few() -> None:
+    proxies = [f"p{idx:02}" for idx in range(25)]
+    scores = {name: Score(name, None, "same" if idx < 20 else name) for idx, name in enumerate(proxies)}
+    board = Leaderboard.of(
+        [ScoreCard("a", {"params": Score("params", 1.0), **scores})], rank_by="params", columns=["params", *proxies]
+    )
+    first, *_, last = board.notes
+    assert first == f"{', '.join(proxies[:10])} and 10 more have no number for 1 of 1 scored candidates: same"
+    assert last == "Numbers are missing in 3 more columns; `Leaderboard.missing` says why."
+    assert len(board.notes) == 4
+
+
+def test_what_the_note_on_a_replaced_recipe_says_is_not_said_again() -> None:
+    recipe = {"used": "size", "members": ["params"], "aggregate": None, "dropped": ["snip"]}
+    errors = [("not applicable: a", "not applicable: b"), (None, None)]
+    assert missing(*errors, recipes={"mine": recipe}).notes == [
+        "Not every member of mine applies to these candidates; size takes its place for all of them: the score of "
+        "params.",
+        "zico has no number for 1 of 2 scored candidates: not applicable: a",
+    ]
+    assert missing((None, "E: no"), recipes={"mine": recipe}).notes[-1].endswith(": E: no")
+    assert "snip" in missing(*errors, recipes={"mine": recipe}).missing
+
+
+def test_json_of_before_reasons_were_kept_still_reads() -> None:
+    data = missing(("E: no", None)).to_dict()
+    del data["provenance"]["missing"]
+    old = Leaderboard.from_dict(data)
+    assert old.missing == {}
+    assert old.notes == []
+
+
+def test_rows_that_are_none_are_refused_with_what_they_lack() -> None:
+    rows = [{"rank": 1, "name": "a"}]
+    with pytest.raises(KeyError, match=r"A row of the leaderboard has no error, score\."):
+        Leaderboard.from_dict({"rows": rows, "provenance": {}})
+    with pytest.raises(KeyError, match=r"A row of the history has no arch, error, score, trial\."):
+        SearchResult.from_dict({"history": [{"rank": 1}], "provenance": {}})
+
+
+def test_a_name_that_utf8_cannot_write_loses_no_file(tmp_path: Path) -> None:
+    leaderboard = make(card("caf\udce9", 1.0), card("b", 2.0))
+    leaderboard.to_csv(tmp_path / "board.csv")
+    assert "caf\\udce9" in (tmp_path / "board.csv").read_text(encoding="utf-8")
+    leaderboard.to_json(tmp_path / "board.json")
+    assert Leaderboard.from_json(tmp_path / "board.json") == leaderboard

@@ -21,7 +21,7 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_zico import Budget, Candidate, Proxy, ZeroShotSelector, score
+from lightning_zico import Budget, Candidate, Leaderboard, Proxy, ZeroShotSelector, score
 from lightning_zico.bridge import read_batches
 from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.errors import IdenticalBatchesError, TooFewBatchesError, UnknownNameError, UnsupportedBatchError
@@ -658,3 +658,37 @@ def test_blocks_of_a_candidate_are_those_that_are_looked_at() -> None:
     assert list(selector.cards_["named"]["az_expressivity"].details["blocks"]) == ["network.0", "network.2"]
     card = score(Repeating(), make_batches(), proxies="az", blocks=["network.1", "network.2"])
     assert list(card["az_expressivity"].details["blocks"]) == ["network.1", "network.2"]
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_the_leaderboard_knows_why_a_number_is_missing(repeats: int) -> None:
+    class TooFewClasses(Classifier):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = nn.Sequential(nn.Flatten(), nn.Linear(50, 1))
+
+    selector = ZeroShotSelector(proxies=["params", "zico"], repeats=repeats)
+    leaderboard = selector.rank({"fine": Classifier, "few": TooFewClasses}, Data())
+    assert not leaderboard.errors
+    reason = selector.cards_["few"]["zico"].error
+    assert "out of bounds" in reason
+    assert leaderboard.missing == {"zico": {reason: ["few"]}}
+    assert f"zico has no number for 1 of 2 scored candidates: {reason}" in leaderboard.notes
+    assert Leaderboard.from_json(leaderboard.to_json()) == leaderboard
+
+
+def test_members_that_a_fallback_dropped_are_told_once() -> None:
+    class Flat(Classifier):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = nn.Sequential(nn.Flatten(), nn.Linear(50, 8), nn.ReLU(), nn.Linear(8, 3))
+
+    selector = ZeroShotSelector()
+    leaderboard = selector.rank([Candidate("without", Flat, blocks=["network.1"]), Quadruple], Data())
+    recipe = get_recipe("balanced+synflow")
+    used = get_recipe("without_blocks")
+    dropped = leaderboard.provenance["recipes"]["balanced+synflow"]["dropped"]
+    assert set(dropped) == set(recipe.members) - set(used.members)
+    assert set(leaderboard.missing) <= set(dropped)
+    assert leaderboard.missing["az_trainability"]
+    assert not any("no number" in note for note in leaderboard.notes)

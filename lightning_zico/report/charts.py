@@ -12,6 +12,7 @@ from lightning_zico.report.series import (
     costs_of,
     finalists,
     improvements,
+    is_up,
     layers_of,
     places,
     ranked_by,
@@ -220,7 +221,7 @@ def _pareto(leaderboard: Leaderboard, cost: str) -> Chart:
         del layers[1]
     text = (
         "Each dot is a candidate. Orange ones are the Pareto front: no other candidate costs no more and scores no "
-        f"less. It has {len(front)} of {len(rows)}"
+        f"{'less' if is_up(leaderboard) else 'more'}. It has {len(front)} of {len(rows)}"
     )
     names = ", ".join(rows[idx]["name"] for idx in front[:MOST_NAMES])
     text += f", from the cheapest: {names}." if len(names) <= _LONGEST else "."

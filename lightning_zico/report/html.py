@@ -16,7 +16,7 @@ from typing import Any
 
 from lightning_zico._imports import imported
 from lightning_zico.report.charts import Chart, charts_of, charts_of_search
-from lightning_zico.report.series import UNDEFINED, agreement, ranked_by
+from lightning_zico.report.series import MOST_NAMES, UNDEFINED, agreement, ranked_by
 from lightning_zico.results import Leaderboard, Row, ScoreCard, SearchResult
 
 # The columns every reader meets, in words; columns of proxies have the proxies' names.
@@ -42,6 +42,8 @@ _MEANINGS = {
 _LONG_NAME = 40  # characters; archs have hundreds
 # More rows, or reasons of failures, than these make a page of many megabytes.
 _MOST_ROWS = 5_000
+# More reasons than these why numbers are missing, and more names to each than `MOST_NAMES`, nobody reads.
+_MOST_REASONS = 100
 _TEXTS = ("name", "error")
 _SORTED = ' aria-sort="ascending"'
 
@@ -64,7 +66,8 @@ def write_html(results: Leaderboard | SearchResult, path: str | Path, card: Scor
     """
     path = Path(path)
     text = search_page(results) if isinstance(results, SearchResult) else leaderboard_page(results, card)
-    path.write_text(text, encoding="utf-8")
+    # A name read from a file system may hold what UTF-8 cannot write.
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
     return path
 
 
@@ -115,6 +118,7 @@ def _page(title: str, notes: Iterable[str], leaderboard: Leaderboard, charts: li
 </section>
 {_figures(charts, leaderboard)}
 {_errors(leaderboard)}
+{_missing(leaderboard)}
 <section aria-labelledby="provenance">
 <h2 id="provenance">What the numbers depend on</h2>
 {_provenance(leaderboard.provenance)}
@@ -256,7 +260,27 @@ def _errors(leaderboard: Leaderboard) -> str:
 </section>"""
 
 
+def _missing(leaderboard: Leaderboard) -> str:
+    """Tell why candidates that have a score have no number in other columns."""
+    groups = leaderboard.provenance.get("missing", ())
+    if not groups:
+        return ""
+    items = ""
+    for group in groups[:_MOST_REASONS]:
+        names = ", ".join(group["names"][:MOST_NAMES])
+        if len(group["names"]) > MOST_NAMES:
+            names += f" and {len(group['names']) - MOST_NAMES:,} more"
+        items += f"<dt>{escape(', '.join(group['proxies']))}</dt><dd>{escape(group['reason'])} ({escape(names)})</dd>"
+    if len(groups) > _MOST_REASONS:
+        items += f"<dt>And</dt><dd>{len(groups) - _MOST_REASONS:,} more reasons.</dd>"
+    return f"""<section aria-labelledby="missing">
+<h2 id="missing">Missing numbers</h2>
+<dl>{items}</dl>
+</section>"""
+
+
 def _provenance(provenance: Mapping[str, Any]) -> str:
+    provenance = {key: value for key, value in provenance.items() if key != "missing"}  # has a section of its own
     if not provenance:
         return '<p class="hint">Nothing was written down with this leaderboard.</p>'
     items = "".join(

@@ -23,7 +23,9 @@ def log_leaderboard(leaderboard: Leaderboard, logger: Any) -> None:
             metrics[f"ranking/{row['name']}/rank"] = float(row["rank"])
     if metrics:
         logger.log_metrics(metrics, step=0)
-    logger.log_hyperparams({"ranking": dict(leaderboard.provenance)})
+    # Lists of names are no hyperparameters; the notes say why numbers are missing.
+    provenance = {key: value for key, value in leaderboard.provenance.items() if key != "missing"}
+    logger.log_hyperparams({"ranking": provenance})
     add_text = getattr(logger.experiment, "add_text", None)
     if add_text is not None:
         add_text("ranking", markdown(leaderboard), 0)
@@ -43,7 +45,7 @@ def markdown(leaderboard: Leaderboard) -> str:
     columns = ["rank", "name", "score", *proxies_of(leaderboard), "error"]
     lines = [columns, ["---"] * len(columns), *([_cell(row[column]) for column in columns] for row in leaderboard)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return "\n\n".join([table, *leaderboard.notes])
+    return "\n\n".join([table, *map(_cell, leaderboard.notes)])
 
 
 def _cell(value: Any) -> str:

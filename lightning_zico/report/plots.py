@@ -11,6 +11,7 @@ from lightning_zico.report.series import (
     costs_of,
     finalists,
     improvements,
+    is_up,
     layers_of,
     places,
     ranked_by,
@@ -85,7 +86,7 @@ def plot_pareto(leaderboard: Leaderboard, cost: str = "macs", ax: Any = None) ->
         ax.set_xscale("log")
     ax.margins(x=0.15, y=0.1)  # for the names
     ax.set_xlabel(cost, parse_math=False)
-    ax.set_ylabel(ranked_by(leaderboard), parse_math=False)
+    ax.set_ylabel(ranked_by(leaderboard) + ("" if is_up(leaderboard) else " (lower is better)"), parse_math=False)
     ax.set_title(f"Score against {cost}", parse_math=False)
     ax.legend()
     return figure, ax

@@ -35,7 +35,7 @@ def places(leaderboard: Leaderboard) -> list[int]:
     Returns:
         One rank for each of `scored`.
     """
-    up = _is_up(leaderboard)
+    up = is_up(leaderboard)
     ranks = ranks_of([standing_of(row, up) for row in scored(leaderboard)])
     return [rank for rank in ranks if rank is not None]
 
@@ -75,7 +75,7 @@ def trade_off(leaderboard: Leaderboard, cost: str = "macs") -> tuple[list[Row], 
         columns = ", ".join(proxies_of(leaderboard)) or "none"
         raise ValueError(f"`{cost}` is no column of this leaderboard; needed is one of: {columns}.")
     rows = [row for row in scored(leaderboard) if row[cost] is not None]
-    sign = 1 if _is_up(leaderboard) else -1
+    sign = 1 if is_up(leaderboard) else -1
     return rows, pareto_front([row[cost] for row in rows], [sign * row["score"] for row in rows])
 
 
@@ -150,7 +150,8 @@ def finalists(leaderboard: Leaderboard) -> list[tuple[Row, int]]:
     return [(row, place) for row, place in pairs if row.get("final_epochs") is not None]
 
 
-def _is_up(leaderboard: Leaderboard) -> bool:
+def is_up(leaderboard: Leaderboard) -> bool:
+    """Tell whether a higher score is better."""
     return bool(leaderboard.provenance.get("higher_is_better", True))
 
 

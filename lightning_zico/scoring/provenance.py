@@ -20,6 +20,12 @@ def versions() -> dict[str, str]:
     }
 
 
-def told(recipe: Recipe) -> dict[str, Any]:
-    """Tell what a recipe that was used combines, and how."""
-    return {"used": recipe.name, "members": list(recipe.members), "aggregate": recipe.aggregate}
+def told(used: Recipe, named: Recipe) -> dict[str, Any]:
+    """Tell what a recipe that was used combines, and how.
+
+    Args:
+        used: What was combined.
+        named: What the user asked for; those of its members that were not combined are ``dropped``.
+    """
+    dropped = [name for name in named.members if name not in used.members]
+    return {"used": used.name, "members": list(used.members), "aggregate": used.aggregate, "dropped": dropped}

@@ -330,8 +330,8 @@ def _storage_of(storage: "StorageLike | None") -> "BaseStorage":
     except Exception as error:  # of the database, its driver or the system
         reason = str(error).splitlines()[0]
         raise StorageError(
-            f"`storage` is {str(storage)!r}, which cannot be opened: {reason}. Needed is the path of a file in a folder "
-            "that is there, new or written by a search, or the address of a database."
+            f"`storage` is {str(storage)!r}, which cannot be opened: {reason}. Needed is the path of a file in a "
+            "folder that is there, new or written by a search, or the address of a database."
         ) from error
 
 

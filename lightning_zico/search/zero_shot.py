@@ -598,7 +598,7 @@ class _Running:
         return {
             **self._settings,
             "higher_is_better": self._choice.higher_is_better(self._rank_by),
-            "recipes": {self._rank_by: told(used)} if used else {},
+            "recipes": {self._rank_by: told(used, recipe)} if used and recipe else {},
             "study": self._trials.study.study_name,
             "num_trials": self._search.num_trials,
             "num_rejected": self._num_rejected,

@@ -110,6 +110,22 @@ def test_columns_sort_by_keyboard_both_ways_and_what_is_missing_stays_last(page:
     assert page.names == ["bad", "best", "dear", "good", "no macs", "small"]
 
 
+def test_sorting_moves_each_row_once_and_leaves_the_focus_and_the_order_of_equals(
+    chromium: Any, tmp_path: Path
+) -> None:
+    board = plain(*(card(f"n{idx}", -float(idx), float(idx % 3)) for idx in range(300)))
+    page = Page(chromium, board, tmp_path / "long.html")
+    page.sort("macs")
+    by_macs = sorted((row["name"] for row in board), key=lambda name: int(name[1:]) % 3)
+    assert page.names == by_macs
+    focused = page.driver.switch_to.active_element
+    assert focused == page.header("macs").find_element(By.TAG_NAME, "button")
+    page.sort("name")
+    assert page.names == [f"n{idx}" for idx in range(300)]
+    assert len(page.all("#ranking tbody")) == 1
+    assert page.console() == []
+
+
 def test_the_filter_keeps_the_rows_with_its_text_and_says_how_many(page: Page) -> None:
     box = page.one("#filter")
     box.send_keys("DOES NOT build")

@@ -182,3 +182,33 @@ def test_without_the_library_it_is_said_what_to_install(monkeypatch: pytest.Monk
     _vega.cache_clear()
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'lightning-zico\[report\]'"):
         leaderboard_page(plain())
+
+
+def test_why_numbers_are_missing_is_a_section() -> None:
+    def lacking(name: str, reason: str | None, value: float = 1.0) -> ScoreCard:
+        scores = {"zico": Score("zico", value), "macs": Score("macs", 1.0)}
+        return ScoreCard(name, {**scores, "params": Score("params", None if reason else 2.0, reason)})
+
+    board = plain(lacking("a", EVIL[0]), lacking("b", EVIL[0]), lacking("c", None))
+    reader = Reader(leaderboard_page(board))
+    reader.close()
+    assert f"{EVIL[0]} (a, b)" in reader.of("dd")
+    assert "Missing numbers" in reader.of("h2")
+    assert "missing" not in json.loads("".join(reader.of("pre")))
+    assert "Missing numbers" not in Reader(leaderboard_page(plain(lacking("c", None)))).of("h2")
+    many = plain(*(lacking(f"n{idx}", f"reason {idx % 150}") for idx in range(150 * 41)))
+    items = Reader(leaderboard_page(many)).of("dd")
+    assert len([item for item in items if item.startswith("reason ")]) == 100
+    assert "50 more reasons." in items
+    assert any(item.endswith(" and 1 more)") for item in items)
+
+
+@pytest.mark.parametrize(("higher_is_better", "word"), [(True, "less"), (False, "more")])
+def test_the_front_is_told_in_the_direction_of_the_score(higher_is_better: bool, word: str) -> None:
+    _, pareto, *_ = specs_of(leaderboard_page(plain(higher_is_better=higher_is_better)))
+    assert f"costs no more and scores no {word}." in pareto["description"]
+
+
+def test_a_name_that_utf8_cannot_write_loses_no_page(tmp_path: Path) -> None:
+    page = plain(card("caf\udce9", 1.0, 2.0)).to_html(tmp_path / "board.html").read_text(encoding="utf-8")
+    assert "caf\\udce9" in Reader(page).of("th")

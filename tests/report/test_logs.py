@@ -1,6 +1,7 @@
 """Loggers get the ranking, whatever they are called."""
 
 import csv
+import html
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 import yaml
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from lightning_zico import Leaderboard
+from lightning_zico import Leaderboard, Score, ScoreCard
 from tests.report.boards import EVIL, card, plain
 
 
@@ -69,6 +70,17 @@ def test_the_text_has_every_row_the_reasons_and_the_notes_and_no_markup_of_names
     assert "<" not in text
     assert lines[5].endswith("| n&#124;o |")
     assert text.endswith(board.notes[-1])
+
+
+def test_reasons_of_missing_numbers_are_text_and_no_hyperparameters() -> None:
+    logger = Recorder()
+    scores = {"zico": Score("zico", 1.0), "macs": Score("macs", 1.0), "params": Score("params", None, EVIL[0])}
+    board = plain(ScoreCard("a", scores))
+    board.log(logger)
+    assert logger.calls[1] == ("hyperparams", {"ranking": plain(card("a", 1.0, 1.0)).provenance})
+    text = logger.calls[2][2]
+    assert text.endswith(html.escape(board.notes[-1]).replace("&lt;", "&#60;").replace("&gt;", "&#62;"))
+    assert "<" not in text
 
 
 def test_where_all_failed_there_are_no_metrics() -> None:

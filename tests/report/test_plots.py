@@ -64,6 +64,9 @@ def test_pareto_has_every_candidate_with_a_cost_and_the_front_apart() -> None:
     assert sorted(lines_of(ax, "None"))[0] == [(1e3, 0.5), (1e3, 1.5)]
     _, ax = plot_pareto(plain(), cost="params")
     assert len(lines_of(ax, "o")[0]) == 5
+    assert ax.get_ylabel() == "zico"
+    _, ax = plot_pareto(plain(higher_is_better=False))
+    assert ax.get_ylabel() == "zico (lower is better)"
 
 
 def test_agreement_is_the_matrix_of_taus() -> None:

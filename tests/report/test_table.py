@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import pytest
 from rich.console import Console
 
 from lightning_zico import Leaderboard
@@ -18,8 +19,8 @@ def make(**provenance: Any) -> Leaderboard:
     return Leaderboard(tuple(rows), provenance)
 
 
-def drawn(leaderboard: Leaderboard, **kwargs: Any) -> list[str]:
-    console = Console(width=160)
+def drawn(leaderboard: Leaderboard, width: int = 160, **kwargs: Any) -> list[str]:
+    console = Console(width=width)
     with console.capture() as capture:
         console.print(leaderboard_table(leaderboard, **kwargs))
     return [line.rstrip() for line in capture.get().splitlines()]
@@ -30,7 +31,7 @@ def test_rows_stand_best_first_with_their_numbers() -> None:
     assert lines[0] == ["Ranked", "by", "zico"]
     assert ["rank", "name", "zico", "params", "seconds"] in lines
     first = lines.index(["1", "[b]bold", "2.50", "1,234,567", "0.12"])
-    assert lines[first + 1] == ["-", "bad", "-", "-", "0.00"]
+    assert lines[first + 1] == ["-", "bad", "-", "-", "0"]
 
 
 def test_reasons_and_notes_stand_below() -> None:
@@ -47,3 +48,82 @@ def test_the_title_is_the_users() -> None:
 
 def test_an_empty_leaderboard_is_an_empty_table() -> None:
     assert leaderboard_table(Leaderboard(())).row_count == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.00123, "0.00123"),
+        (-0.04567, "-0.0457"),
+        (0.123, "0.12"),
+        (0.0, "0"),
+        (3e-9, "3e-09"),
+        (12345.678, "12,345.68"),
+        (1e30, "1e+30"),
+        (-2.5e17, "-2.5e+17"),
+    ],
+)
+def test_small_and_large_numbers_keep_their_digits(value: float, text: str) -> None:
+    row = {"rank": 1, "name": "a", "score": value, "zico": value, "error": None, "seconds": value}
+    assert ["1", "a", text, text] in [line.split() for line in drawn(Leaderboard((row,), {"rank_by": "zico"}))]
+
+
+NAMES = ["mobilenetv3_large_100.ra_in1k", "b"]
+
+
+def wide(names: list[str] = NAMES, num_proxies: int = 12, rank_by: str = "p07") -> Leaderboard:
+    rows = []
+    for rank, name in enumerate(names, 1):
+        numbers = {f"p{idx:02}": 612345.0 + idx for idx in range(num_proxies)}
+        rows.append({"rank": rank, "name": name, "score": numbers["p07"], **numbers, "error": None, "seconds": 0.5})
+    return Leaderboard(tuple(rows), {"rank_by": rank_by})
+
+
+@pytest.mark.parametrize("width", range(50, 200, 7))
+def test_a_narrow_terminal_shows_fewer_columns_and_cuts_none(width: int) -> None:
+    board = wide()
+    lines = drawn(board, width)
+    assert max(map(len, lines)) <= width
+    headers = next(line.split() for line in lines if "name" in line)
+    shown = [f"p{idx:02}" for idx in range(12) if f"p{idx:02}" in headers]
+    assert "p07" in shown
+    assert headers == ["rank", "name", *shown, *(["seconds"] if "seconds" in headers else [])]
+    members = [name for name in shown if name != "p07"]
+    assert members == [f"p{idx:02}" for idx in range(12) if idx != 7][: len(members)]  # from the right they go
+    for rank, row in enumerate(board, 1):
+        cells = [str(rank), row["name"], *(f"{row[name]:,.0f}" for name in shown)]
+        assert any(line.split()[: len(cells)] == cells for line in lines)
+    left_out = 12 + 3 - len(headers)
+    text = " ".join(" ".join(lines).split())
+    assert (f"{left_out} column" in text) == ("left out; `to_csv` and `to_html` have all." in text) == (left_out > 0)
+
+
+def test_as_many_columns_are_shown_as_fit() -> None:
+    board = wide()
+    full = Console(width=500).measure(leaderboard_table(board)).maximum
+    assert "left out" not in " ".join(drawn(board, full))
+    one_less = " ".join(" ".join(drawn(board, full - 1)).split())
+    assert "1 column that does not fit is left out" in one_less
+    assert "seconds" not in one_less
+    assert "p11" in one_less
+
+
+def test_names_that_fit_in_no_case_are_folded_into_half_of_the_width() -> None:
+    name = "".join(f"{idx:03}" for idx in range(60))
+    lines = drawn(wide([name]), 80)
+    pieces = [part for line in lines for part in line.split() if part.isdigit() and len(part) >= 20]
+    assert "".join(pieces) == name
+    assert min(map(len, pieces[:-1])) >= 40
+    assert "612,352" in " ".join(lines)
+
+
+def test_what_decided_in_finals_is_never_left_out() -> None:
+    rows = [{"rank": 1, "name": "a", "score": 1.0, "final": 0.25, "final_rank": 1, "final_epochs": 2}]
+    rows[0] |= {**wide(["a"]).rows[0], "rank": 1}
+    text = " ".join(drawn(Leaderboard(tuple(rows), {"rank_by": "p07", "finals": HELD}), 40))
+    assert "final" in text.split()
+    assert "0.25" in text
+    assert "612,352" in text
+
+
+HELD = {"monitor": "val_loss", "mode": "min", "finalists": 1, "final_epochs": 2, "halving": False}
