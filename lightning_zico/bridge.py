@@ -10,7 +10,7 @@ import itertools
 import logging
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from io import IOBase
@@ -166,13 +166,8 @@ def read_batches(data: Any, num_batches: int, *, seed: int = 0) -> list[Batch]:
         UnsupportedBatchError: If ``data`` is none of these.
     """
     if is_datamodule(data):
-        with _attached_datamodule(data), preserved_rng(seed):
-            data.prepare_data()
-            data.setup("fit")
-            try:
-                return _first(data.train_dataloader(), num_batches)
-            finally:
-                data.teardown("fit")
+        with training_loader(data, seed=seed) as loader:
+            return _first(loader, num_batches)
     if not isinstance(data, Iterable):
         raise UnsupportedBatchError(
             f"The training data is {type(data).__name__}; needed is a LightningDataModule, a DataLoader, or an "
@@ -180,6 +175,23 @@ def read_batches(data: Any, num_batches: int, *, seed: int = 0) -> list[Batch]:
         )
     with preserved_rng(seed):
         return _first(data, num_batches)
+
+
+@contextmanager
+def training_loader(datamodule: Any, *, seed: int = 0) -> Iterator[Any]:
+    """Set a data module up while the body runs, and give its loader for training.
+
+    Args:
+        datamodule: Its hooks run as for `read_batches`.
+        seed: Of the body; all generators are put back.
+    """
+    with _attached_datamodule(datamodule), preserved_rng(seed):
+        datamodule.prepare_data()
+        datamodule.setup("fit")
+        try:
+            yield datamodule.train_dataloader()
+        finally:
+            datamodule.teardown("fit")
 
 
 def read_training_batches(trainer: Trainer, num_batches: int, *, seed: int = 0) -> list[Batch]:
@@ -421,11 +433,22 @@ def _first(data: Any, num_batches: int, *, readable_once: bool = True) -> list[B
         else:
             batches = list(itertools.islice(iterables, num_batches))
     if len(batches) < num_batches:
+        way_out = _way_out(data, num_batches)
         raise TooFewBatchesError(
-            f"The training data gave {len(batches)} batches; {num_batches} were asked for. Lower `num_batches` or the "
-            "batch size."
+            f"The training data gave {len(batches)} batches; {num_batches} were asked for. {way_out}"
         )
     return batches
+
+
+def _way_out(data: Any, num_batches: int) -> str:
+    """Say how more batches can be had, by numbers where there is one loader that knows how many samples it has."""
+    sampler = data.sampler if isinstance(data, DataLoader) and data.batch_size is not None else None
+    if not isinstance(sampler, Sized) or len(sampler) < num_batches:
+        return "Lower `num_batches` or the batch size."
+    return (
+        f"They come from {len(sampler)} samples in batches of {data.batch_size}: lower `batch_size` to at most "
+        f"{len(sampler) // num_batches}, or `num_batches`."
+    )
 
 
 def _without_iterator(loader: DataLoader[Any]) -> DataLoader[Any]:

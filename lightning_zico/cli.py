@@ -1,10 +1,17 @@
 """The command line: options from the signatures of `commands`, errors in one line."""
 
 import argparse
+import io
+import json
 import os
 import re
+import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from lightning_zico import commands
@@ -13,7 +20,7 @@ from lightning_zico._imports import imported
 
 # Exit codes: as argparse has it, and as shells have it for who was ended by signal 2.
 _WRONG_USE, _INTERRUPTED = 2, 130
-_COMMANDS: dict[str, Callable[..., None]] = {
+_COMMANDS: dict[str, Callable[..., str | None]] = {
     "rank": commands.rank,
     "score": commands.score,
     "search": commands.search,
@@ -22,7 +29,9 @@ _COMMANDS: dict[str, Callable[..., None]] = {
 }
 _FIT_HELP = "Train a model with Lightning's own command line; ZiCoCallback and models of a zoo come by class path."
 _PROG = "lightning-zico"
-_FLAGS = ("--layers", "--race")  # booleans, to which jsonargparse wants a value
+_ENV_PREFIX = "LIGHTNING_ZICO"
+_NO_ZOO_SPEC = f"Not of type {commands.ZooSpec.__name__}"  # of the many reasons, not the one
+_FLAGS = ("--layers", "--race", "--prior_lower_is_better")  # booleans, to which jsonargparse wants a value
 
 
 def main(args: Sequence[str] | None = None) -> int:
@@ -32,20 +41,35 @@ def main(args: Sequence[str] | None = None) -> int:
         args: What stands behind the name of the program; of this process if None.
 
     Returns:
-        0 if it did what it was asked, 2 on wrong use, with one line on standard error, 130 after Ctrl-C.
+        0 if it did what it was asked, 2 on wrong use, with one line on standard error, 130 after Ctrl-C, 141 if nobody
+        reads what it prints any longer.
     """
     given = list(sys.argv[1:] if args is None else args)
-    is_debugging = "--debug" in given
-    given = [arg for arg in given if arg != "--debug"]
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # class paths of the user's own modules; `python -m` has it there already
+    with _any_text(), warnings.catch_warnings():
+        # Of Lightning's own calls, which no user can mend.
+        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
+        code = _code_of(given)
+        try:
+            sys.stdout.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it ends
+            return commands.NO_READER
+        return code
+
+
+def _code_of(given: list[str]) -> int:
+    """Run a command, and say how it ended."""
+    is_debugging = "--debug" in given
     try:
-        _run(given)
-    except KeyboardInterrupt:
-        print(f"{_PROG}: interrupted", file=sys.stderr)
-        return _INTERRUPTED
-    except SystemExit as ended:
-        return ended.code if isinstance(ended.code, int) else 0
+        _run([arg for arg in given if arg != "--debug"])
+    except (KeyboardInterrupt, SystemExit) as ended:
+        if commands.is_interrupted(ended):
+            print(f"{_PROG}: interrupted", file=sys.stderr)
+            return _INTERRUPTED
+        code = getattr(ended, "code", None)
+        return code if isinstance(code, int) else 0
     except Exception as error:
         if is_debugging:
             raise
@@ -54,16 +78,46 @@ def main(args: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(args: list[str]) -> None:
-    args = _spelled_out(args)
-    if args[:1] == ["fit"]:
-        _fit(args)
+@contextmanager
+def _any_text() -> Iterator[None]:
+    """Have standard output show with backslashes what its encoding has not, such as the name of a candidate."""
+    stream = sys.stdout
+    if not isinstance(stream, io.TextIOWrapper):
+        yield
         return
-    parser = _parser()
-    config = parser.parse_args(args)
+    before = stream.errors
+    stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        stream.reconfigure(errors=before)
+
+
+def _run(given: list[str]) -> None:
+    args = _spelled_out(given)
+    with _environment(args[0] if args else ""):
+        if args[:1] == ["fit"]:
+            _fit(args)
+            return
+        parser = _parser()
+        config = parser.parse_args(args)
     arguments = parser.instantiate(config)[config.command].as_dict()
     arguments.pop("config")
-    _COMMANDS[config.command](**arguments)
+    finals = _COMMANDS[config.command](**arguments)
+    if finals is not None:
+        print(f"Finals among the first: {_line_of_finals(given, finals)}", file=sys.stderr)
+
+
+def _line_of_finals(given: list[str], zoo: str) -> str:
+    """Write the line of a shell that does what was done, but holds finals among these models and trains the winner."""
+    others = [
+        arg
+        for before, arg in pairwise(["", *given])
+        if before != "--zoo" and arg != "--zoo" and not arg.startswith("--zoo=")
+    ]
+    num_finalists = len(zoo.split(","))
+    finals = ["--zoo", zoo, "--finalists", str(num_finalists), "--trainer.max_epochs", "10"]
+    return shlex.join([_PROG, *others, *finals])
 
 
 def _parser() -> Any:
@@ -73,11 +127,14 @@ def _parser() -> Any:
         ModuleNotFoundError: If jsonargparse is not installed.
     """
     parser_of: Any = imported("jsonargparse", f"`{_PROG}` needs jsonargparse", "cli").ArgumentParser
+    imported("jsonargparse.typing", "", "cli").register_type(
+        commands.ZooSpec, serializer=lambda model: str(commands.ZooSpec(model)), fail_already_registered=False
+    )
     settings: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False, "default_env": True}
     parser = parser_of(
         prog=_PROG,
         description="Rank untrained models on a few batches.",
-        env_prefix="LIGHTNING_ZICO",
+        env_prefix=_ENV_PREFIX,
         version=__version__,
         **settings,
     )
@@ -150,7 +207,7 @@ def _fit(args: list[str]) -> None:
     settings: dict[str, Any] = {
         "prog": _PROG,
         "default_env": True,
-        "env_prefix": "LIGHTNING_ZICO",
+        "env_prefix": _ENV_PREFIX,
         "exit_on_error": False,
     }
     before, sys.argv = sys.argv, [_PROG, *args]  # given as its argument, it would warn of them
@@ -169,27 +226,81 @@ def _spelled_out(args: list[str]) -> list[str]:
         args = ["score", "--model", *args[1:]]
     written: list[str] = []
     for before, arg, after in zip(["", *args], args, [*args[1:], ""], strict=False):
-        is_data = before == "--data" or arg.startswith("--data=")
-        short = commands.short_data(arg.removeprefix("--data=")) if is_data else None
-        if short is not None:
-            kind, options = short
-            if before != "--data":
-                written.append("--data")
-            written.append(f"{kind.__module__}.{kind.__qualname__}")
-            written += [f"--data.{name}={value}" for name, value in options.items()]
-        elif arg in _FLAGS and after not in ("true", "false"):
+        option, equals, value = arg.partition("=")
+        if before in _SHORT:
+            written.append(_SHORT[before](arg))
+        elif option in _SHORT and equals:
+            written.append(f"{option}={_SHORT[option](value)}")
+        elif before in _FLAGS and arg.lower() in ("true", "false"):
+            written[-1] = f"{before}={arg.lower()}"
+        elif arg in _FLAGS:
             written.append(f"{arg}=true")
-        elif arg.split("=")[0] == "--n_jobs":
+        elif option == "--n_jobs":
             written += ["--executor", "processes", arg.replace("--n_jobs", "--num_workers", 1)]
+        elif arg == "--data.help" and (not after or after.startswith("-")):
+            written.append(_help_on_data(args))
         else:
             written.append("--output" if arg == "-o" else arg)
     return written
 
 
+def _spelled_out_data(data: str) -> str:
+    """Write a name of data or a folder as its class path and options, so that more options may follow."""
+    short = commands.short_data(data)
+    return data if short is None else json.dumps(_as_config(*short))
+
+
+def _as_config(kind: type, options: Mapping[str, str]) -> dict[str, Any]:
+    return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": dict(options)}
+
+
+def _spelled_out_config(config: str) -> str:
+    """Write the path of a file whose data is short as the text of the file, with the data spelled out."""
+    if not Path(config).is_file():
+        return config  # the parser says what is wrong with it
+    yaml: Any = imported("yaml", f"`{_PROG}` needs PyYAML", "cli")
+    try:
+        read = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
+    except (ValueError, yaml.YAMLError):
+        return config
+    data = read.get("data") if isinstance(read, dict) else None
+    short = commands.short_data(data) if isinstance(data, str) else None
+    return config if short is None else str(yaml.safe_dump({**read, "data": _as_config(*short)}, sort_keys=False))
+
+
+_SHORT = {"--data": _spelled_out_data, "--config": _spelled_out_config, "-c": _spelled_out_config}
+
+
+@contextmanager
+def _environment(command: str) -> Iterator[None]:
+    """Have the variables for data and for a file spelled out as on the command line."""
+    prefix = f"{_ENV_PREFIX}_{command.upper()}__"
+    before = {name: os.environ[name] for name in (f"{prefix}DATA", f"{prefix}CONFIG") if name in os.environ}
+    for name, value in before.items():
+        os.environ[name] = _SHORT[f"--{name.removeprefix(prefix).lower()}"](value)
+    try:
+        yield
+    finally:
+        os.environ.update(before)
+
+
+def _help_on_data(args: list[str]) -> str:
+    """Ask for the options of the data that is given, where any is."""
+    behind = [value for option, value in pairwise(args) if option == "--data"]
+    behind += [arg.removeprefix("--data=") for arg in args if arg.startswith("--data=")]
+    if not behind:
+        return "--data.help"
+    short = commands.short_data(behind[0])
+    return f"--data.help={behind[0] if short is None else _as_config(*short)['class_path']}"
+
+
 def _in_one_line(error: Exception) -> str:
     """Say in a line what is wrong; of what a value is not, keep the first reason, which is about the class path."""
     text = str(error)
-    reasons = re.search(r"Errors:\n\s+- (.*?)(\n\s+- |\n\s+Given value|$)", text, flags=re.DOTALL)
+    if unknown := re.search(r'Parser key "data".*Expected a dot import path string: ([^\n]+)', text, flags=re.DOTALL):
+        text = commands.no_data(unknown[1])
+    reasons = re.search(rf"Errors:\n(?:\s+- {_NO_ZOO_SPEC}.*?)?\s+- (.*?)(\n\s+- |\n\s+Given value|$)", text, re.DOTALL)
     if reasons:
-        text = f"{text.splitlines()[0]} {reasons[1]}"
+        what = text.splitlines()[0]
+        text = reasons[1] if what.startswith("Does not validate") else f"{what} {reasons[1]}"
     return " ".join(text.split()) or type(error).__name__

@@ -6,38 +6,63 @@ What is asked for goes to standard output, what is said besides to standard erro
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import Subset
 
-from lightning_zico.bridge import read_batches
+from lightning_zico.bridge import training_loader
 from lightning_zico.budget import Budget
-from lightning_zico.candidates import Candidate, Candidates
+from lightning_zico.candidates import Candidate, Candidates, iterate_candidates
 from lightning_zico.datamodules import TORCHVISION_DATASETS, ImageFolderDataModule, TorchvisionDataModule
 from lightning_zico.demos import DigitsDataModule
 from lightning_zico.finals import Mode
-from lightning_zico.proxies import Proxy, list_proxies, resolve_proxies
+from lightning_zico.proxies import Prior, Proxy, list_proxies, resolve_proxies
 from lightning_zico.ranking import Recipe, get_recipe, list_recipes
 from lightning_zico.report import leaderboard_table, write_html
 from lightning_zico.results import Leaderboard, ScoreCard, SearchResult
 from lightning_zico.scoring import ProcessExecutor, RayExecutor
 from lightning_zico.scoring.placement import AcceleratorName, Devices, PrecisionName
+from lightning_zico.scoring.repeats import read_repeats
 from lightning_zico.scoring.work import Executor
 from lightning_zico.search import Evolution, ZeroShotSearch
 from lightning_zico.selector import ZeroShotSelector
-from lightning_zico.zoo import ZOO_PROXIES, Zoo, from_zoo
+from lightning_zico.zoo import ZOO_PROXIES, Zoo, ZooModel, from_zoo
 
 # Networks for photographs halve the sides of an image five times; smaller images would be gone before the end.
 _LEAST_SIDE = 32
 _WIDEST = 1000  # characters of a line in a file
+# What a shell calls the end of who wrote to a reader that had gone: 128 and the number of SIGPIPE.
+NO_READER = 141
 _Axis = Literal["batch", "sample"]
+
+
+class ZooSpec(str):
+    """A model of a zoo, by its text: with a colon, which no class path has.
+
+    Raises:
+        ValueError: If there is no colon.
+
+    Example:
+        >>> ZooSpec("timm:resnet18")
+        'timm:resnet18'
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, text: str) -> "ZooSpec":
+        """Check and make one."""
+        if not isinstance(text, str) or ":" not in text:
+            raise ValueError(f"{text!r} is no model of a zoo; needed is one such as timm:resnet18.")
+        return super().__new__(cls, text)
 
 
 def rank(
@@ -49,6 +74,8 @@ def rank(
     rank_by: str | None = None,
     controlled_by: str | None = None,
     prior: str | None = None,
+    prior_column: str | None = None,
+    prior_lower_is_better: bool = False,
     num_batches: int = 2,
     axis: _Axis = "batch",
     seed: int = 0,
@@ -70,7 +97,7 @@ def rank(
     monitor: str = "val_loss",
     mode: Mode = "min",
     output: str = "zico-results",
-) -> None:
+) -> str | None:
     """Rank candidates on a few batches; with a trainer, also train the winner.
 
     Prints the table and writes leaderboard.json, leaderboard.csv and leaderboard.html. Ctrl-C keeps what is done.
@@ -85,7 +112,9 @@ def rank(
             parameters and the default recipe.
         rank_by: Name of the proxy or recipe to rank by; the first of them if None.
         controlled_by: Name of a baseline to take out of the ranks, in a column of its own.
-        prior: File of comma-separated values with what is known of candidates by their names.
+        prior: File of comma-separated values with what is known of candidates, by their names in its first column.
+        prior_column: Which of its columns has the numbers; None if there is one alone.
+        prior_lower_is_better: Of these numbers, the lower are the better ones.
         num_batches: Batches that every candidate is scored on.
         axis: What varies between two gradients.
         seed: Of batches, weights and training.
@@ -108,23 +137,28 @@ def rank(
         monitor: Logged metric that decides the finals.
         mode: Which end of the metric is the better one.
         output: Folder for what is written; also -o.
+
+    Returns:
+        What `--zoo` has to be for finals among the first, where they should be held and were not.
     """
     if (zoo is None) == (candidates is None):
         raise ValueError("Needed is `--zoo`, such as --zoo 'timm:resnet*', or `--candidates my_pkg.my_candidates`.")
+    if prior is None and (prior_column is not None or prior_lower_is_better):
+        raise ValueError("`--prior_column` and `--prior_lower_is_better` need the file itself: add --prior known.csv.")
     if finalists > 1 and trainer is None:
         raise ValueError("`--finalists` needs a trainer to train them: add --trainer.max_epochs 10.")
     datamodule = datamodule_of(data)
-    offered: Candidates = _imported(candidates) if candidates is not None else ()
+    offered: Candidates = _offered(candidates) if candidates is not None else ()
     if zoo is not None:
         fitting = {"num_classes": num_classes, "in_chans": in_chans, "input_size": input_size}
-        options = _fitted(datamodule, fitting, seed)
+        options = _fitted(datamodule, fitting, num_batches, repeats, seed=seed)
         offered = from_zoo(*_specs(zoo), **options, resize=True, max_params=budget.params)
     selector = ZeroShotSelector(
         trainer,
         _names(proxies) or (ZOO_PROXIES if zoo else "default"),
         rank_by=rank_by,
         controlled_by=controlled_by,
-        prior=prior,
+        prior=prior and Prior.from_csv(prior, prior_column, higher_is_better=not prior_lower_is_better),
         num_batches=num_batches,
         axis=axis,
         budget=budget,
@@ -144,20 +178,33 @@ def rank(
     Path(output).mkdir(parents=True, exist_ok=True)
     try:
         (selector.rank if trainer is None else selector.fit)(offered, datamodule)
-    except BaseException:
-        _finish(selector, offered, Path(output), is_shown=False)
+    except BaseException as ended:
+        _write_ranking(selector, offered, Path(output))
+        # Other processes of a strategy, with which saving is in step, are gone by then.
+        is_alone = trainer is not None and trainer.world_size == 1
+        if (
+            trainer is not None
+            and is_alone
+            and is_interrupted(ended)
+            and trainer.global_step
+            and selector.best_model_ is not None
+        ):
+            _write_winner(trainer, selector.leaderboard_, Path(output))
+        _print_ranking(selector)
         raise
-    _finish(selector, offered, Path(output), is_shown=Console().is_terminal)
+    _write_ranking(selector, offered, Path(output))
+    if trainer is not None and selector.best_model_ is not None:
+        _write_winner(trainer, selector.leaderboard_, Path(output))
+    if not Console().is_terminal:  # where the selector has shown it
+        _print_ranking(selector)
     if selector.best_model_ is None:
         name, reason = next(iter(selector.leaderboard_.errors.items()))
         raise RuntimeError(f"All {len(selector.leaderboard_)} candidates failed; '{name}' with: {reason}")
-    if trainer is not None:
-        trainer.save_checkpoint(Path(output, "winner.ckpt"))
-        _say(f"Written: {Path(output, 'winner.ckpt')}, the trained {selector.leaderboard_.best}.")
+    return _spec_of(selector.leaderboard_.first_of_a_zoo, offered) if zoo is not None and trainer is None else None
 
 
 def score(
-    model: Callable[[], LightningModule] | str,
+    model: ZooSpec | Callable[[], LightningModule] | str,
     data: LightningDataModule | str,
     proxies: str | list[str] = "zico",
     num_batches: int = 2,
@@ -192,7 +239,8 @@ def score(
                 "timm:resnet18."
             )
         fitting = {"num_classes": num_classes, "in_chans": in_chans, "input_size": input_size}
-        candidates = list(from_zoo(*_specs(model), **_fitted(datamodule, fitting, seed), resize=True))
+        options = _fitted(datamodule, fitting, num_batches, seed=seed)
+        candidates = list(from_zoo(*_specs(model), **options, resize=True))
         if len(candidates) != 1:
             raise ValueError(f"`--model` is {model!r}, which is {len(candidates)} models; needed is one.")
     else:
@@ -269,7 +317,7 @@ def search(
     """
     datamodule = datamodule_of(data)
     if num_classes is None:
-        _, num_classes, by = _seen(datamodule, seed, "--num_classes")
+        _, num_classes, by = _seen(datamodule, "--num_classes", num_batches, seed=seed)
         _say(f"Networks tell {num_classes} classes apart, as {by}. Others: --num_classes.")
     searching = ZeroShotSearch(
         space,
@@ -299,8 +347,8 @@ def search(
     finally:
         result = getattr(searching, "result_", None)
         if result is not None and len(result):
-            print(result)
             _write(result, Path(output, "search"))
+            _print(result)
     if result is not None and result.best is None:
         raise RuntimeError(f"No arch has a score. {result.notes[-1]}")
 
@@ -340,7 +388,7 @@ def report(results: str, output: str | None = None) -> None:
         raise ValueError(f"`--output` is {output!r}; needed is a path that ends in .html or .csv.")
     read = _read(Path(results))
     if output is None:
-        _print(leaderboard_table(read)) if isinstance(read, Leaderboard) else print(read)
+        _print(leaderboard_table(read) if isinstance(read, Leaderboard) else read)
         return
     if output.endswith(".csv"):
         read.to_csv(output)
@@ -378,8 +426,13 @@ def datamodule_of(data: LightningDataModule | str) -> LightningDataModule:
         return kind(**options)
     if "." in data and "/" not in data:
         _imported(data, "data")  # says what is missing
-    raise ValueError(
-        f"`--data` is {data!r}; needed is a folder of images, the class path of a LightningDataModule, or one of "
+    raise ValueError(no_data(data))
+
+
+def no_data(given: str) -> str:
+    """Say what `--data` takes to who gave something else."""
+    return (
+        f"`--data` is {given!r}; needed is a folder of images, the class path of a LightningDataModule, or one of "
         f"digits, {', '.join(TORCHVISION_DATASETS)}."
     )
 
@@ -398,16 +451,19 @@ def short_data(data: str) -> tuple[type[LightningDataModule], dict[str, str]] | 
     return (ImageFolderDataModule, {"root": data}) if Path(data).is_dir() else None
 
 
-def _fitted(datamodule: LightningDataModule, given: Mapping[str, int | None], seed: int) -> dict[str, int]:
-    """Complete what models of a zoo have to know of the data, by its first batch, and say what was found there.
+def _fitted(
+    datamodule: LightningDataModule, given: Mapping[str, int | None], num_batches: int, repeats: int = 1, *, seed: int
+) -> dict[str, int]:
+    """Complete what models of a zoo have to know of the data, by what `_seen` sees, and say what was found there.
 
     Raises:
-        ValueError: If the first batch is not images with labels, so that it does not say.
+        ValueError: If batches are not images with labels, so that they do not say.
     """
     known = {key: value for key, value in given.items() if value is not None}
     if len(known) == len(given):
         return known
-    images, classes, by = _seen(datamodule, seed, ", ".join(f"--{key}" for key in given if key not in known))
+    needed = ", ".join(f"--{key}" for key in given if key not in known)
+    images, classes, by = _seen(datamodule, needed, num_batches, repeats, seed=seed)
     found = {
         "num_classes": classes,
         "in_chans": images.shape[1],
@@ -423,31 +479,68 @@ def _fitted(datamodule: LightningDataModule, given: Mapping[str, int | None], se
     return fitted
 
 
-def _seen(datamodule: LightningDataModule, seed: int, needed: str) -> tuple[Tensor, int, str]:
-    """Look at the first batch: its images, how many classes there are, and who says so.
+def _seen(
+    datamodule: LightningDataModule, needed: str, num_batches: int, repeats: int = 1, *, seed: int
+) -> tuple[Tensor, int, str]:
+    """Look at the batches to score on: the first one's images, how many classes there are, and who says so.
+
+    The data module is asked for ``num_classes``, then its training dataset for ``classes``; where neither says, the
+    highest label counts.
 
     Raises:
-        ValueError: If it is not images with labels.
+        ValueError: If a batch is not images with labels.
     """
-    batch = read_batches(datamodule, 1, seed=seed)[0]
+    told = getattr(datamodule, "num_classes", None)
+    # At least one, since the selector is yet to refuse what is less.
+    num_batches, repeats = (1, 1) if isinstance(told, int) else (max(1, num_batches), max(1, repeats))
+    batches = [batch for own in read_repeats(datamodule, num_batches, repeats, seed=seed) for batch in own]
+    pairs = [_images_and_labels(batch, needed) for batch in batches]
+    images = pairs[0][0]
+    if isinstance(told, int):
+        return images, told, "the data module says"
+    with training_loader(datamodule, seed=seed) as loader:
+        listed = _classes_of(getattr(loader, "dataset", None))
+    if listed is not None:
+        return images, listed, "the training dataset says"
+    return images, max(int(labels.max()) for _, labels in pairs) + 1, "the batches have"
+
+
+def _images_and_labels(batch: Any, needed: str) -> tuple[Tensor, Tensor]:
+    """Take a batch apart.
+
+    Raises:
+        ValueError: If it is not images with labels that are whole numbers.
+    """
     images, labels = batch if isinstance(batch, list | tuple) and len(batch) == 2 else (None, None)
     if not isinstance(images, Tensor) or images.ndim != 4 or not isinstance(labels, Tensor):
         raise ValueError(f"A batch of the data is not images [N, C, H, W] with labels, so that needed are {needed}.")
-    told = getattr(datamodule, "num_classes", None)
-    if isinstance(told, int):
-        return images, told, "the data module says"
-    return images, int(labels.max()) + 1, "the first batch has"
+    if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        shape = f"{str(labels.dtype).removeprefix('torch.')} of shape {list(labels.shape)}"
+        raise ValueError(
+            f"The labels of a batch are {shape}; needed is one whole number an image, [N], which is its class. Give "
+            "labels as such, or candidates of your own with `--candidates`."
+        )
+    return images, labels
+
+
+def _classes_of(dataset: Any) -> int | None:
+    """Count the classes that a dataset lists, as torchvision's do; of a subset, those of the whole."""
+    while isinstance(dataset, Subset):
+        dataset = dataset.dataset
+    listed = getattr(dataset, "classes", None) or getattr(dataset, "class_to_idx", None)
+    return len(listed) if isinstance(listed, Sized) else None
 
 
 def _specs(zoo: str | list[str]) -> list[str]:
     """Take specs of zoos apart: a part with a colon begins a new one.
 
     Example:
-        >>> _specs("timm:resnet*,lcnet*,torchvision:vgg*")
+        >>> _specs("timm:resnet*,lcnet*, torchvision:vgg*")
         ['timm:resnet*,lcnet*', 'torchvision:vgg*']
     """
     specs: list[str] = []
     for part in (zoo if isinstance(zoo, str) else ",".join(zoo)).split(","):
+        part = part.strip()
         if ":" in part or not specs:
             specs.append(part)
         else:
@@ -455,11 +548,37 @@ def _specs(zoo: str | list[str]) -> list[str]:
     return specs
 
 
+def _spec_of(names: Sequence[str], offered: Candidates) -> str | None:
+    """Write candidates of zoos as one spec; None if there are none."""
+    models = {candidate.name: candidate.build for candidate in iterate_candidates(offered)}
+    by_zoo: dict[str, list[str]] = {}
+    for name in names:
+        model = cast(ZooModel, models[name])
+        by_zoo.setdefault(model.zoo, []).append(model.name)
+    return ",".join(f"{zoo}:{','.join(members)}" for zoo, members in by_zoo.items()) or None
+
+
 def _names(names: str | list[str] | None) -> Any:
     """Take names with commas apart; one alone stays one, so that "default" and "all" keep their meaning."""
     if isinstance(names, str):
         names = [name.strip() for name in names.split(",")]
     return names[0] if names is not None and len(names) == 1 else names
+
+
+def _offered(path: str) -> Candidates:
+    """Import candidates.
+
+    Raises:
+        ValueError: If there is no such object, or it is one model.
+    """
+    found = _imported(path)
+    if isinstance(found, nn.Module) or (isinstance(found, type) and issubclass(found, nn.Module)):
+        raise ValueError(
+            f"`--candidates` is {path!r}, which is one model; needed is the import path of a mapping or an iterable of "
+            f"models or factories, or of a function that makes one. A model alone: `lightning-zico score {path}`."
+        )
+    is_function = callable(found) and not isinstance(found, Iterable)
+    return cast(Candidates, found() if is_function else found)
 
 
 def _imported(path: str, option: str = "candidates") -> Any:
@@ -470,10 +589,9 @@ def _imported(path: str, option: str = "candidates") -> Any:
     """
     module, _, name = path.replace(":", ".").rpartition(".")
     try:
-        found = getattr(import_module(module), name)
+        return getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f"`--{option}` is {path!r}, which cannot be imported: {error}.") from error
-    return found() if callable(found) and not isinstance(found, Iterable) and option == "candidates" else found
 
 
 def _executor(name: str, num_workers: int | None, timeout_s: float | None) -> Executor | None:
@@ -488,18 +606,36 @@ def _executor(name: str, num_workers: int | None, timeout_s: float | None) -> Ex
     return None
 
 
-def _finish(selector: ZeroShotSelector, offered: Any, folder: Path, *, is_shown: bool) -> None:
-    """Print and write what there is of a ranking."""
+def is_interrupted(ended: BaseException) -> bool:
+    """Tell whether Ctrl-C was the reason; a trainer makes a SystemExit of it."""
+    return isinstance(ended, KeyboardInterrupt) or (
+        isinstance(ended, SystemExit) and isinstance(ended.__context__, KeyboardInterrupt)
+    )
+
+
+def _write_ranking(selector: ZeroShotSelector, offered: Any, folder: Path) -> None:
+    """Write what there is of a ranking."""
     leaderboard: Leaderboard | None = getattr(selector, "leaderboard_", None)
     if leaderboard is None:
         return
-    if not is_shown:  # the selector has shown it on a terminal
-        _print(leaderboard_table(leaderboard))
     if isinstance(offered, Zoo) and not leaderboard.provenance["broke_off"]:
         num_left_out = len(offered.names) - len(leaderboard)
         if num_left_out:
             _say(f"{num_left_out} models with more than {offered.max_params:,.0f} parameters were left out.")
     _write(leaderboard, folder / "leaderboard")
+
+
+def _print_ranking(selector: ZeroShotSelector) -> None:
+    """Print what there is of a ranking."""
+    leaderboard: Leaderboard | None = getattr(selector, "leaderboard_", None)
+    if leaderboard is not None:
+        _print(leaderboard_table(leaderboard))
+
+
+def _write_winner(trainer: Trainer, leaderboard: Leaderboard, folder: Path) -> None:
+    """Save the winner as far as it was trained, and say so."""
+    trainer.save_checkpoint(folder / "winner.ckpt")
+    _say(f"Written: {folder / 'winner.ckpt'}, {leaderboard.best} after {trainer.current_epoch} epochs.")
 
 
 def _write(results: Leaderboard | SearchResult, path: Path) -> None:
@@ -551,12 +687,22 @@ def _table(title: str, columns: Mapping[str, Any], rows: Iterable[tuple[str, ...
     return table
 
 
-def _print(table: Table) -> None:
-    """Print a table; into a file or a pipe as wide as it is."""
+def _print(shown: Table | SearchResult) -> None:
+    """Print a table, into a file or a pipe as wide as it is, or a search.
+
+    Raises:
+        SystemExit: If who read it has gone.
+    """
     console = Console()
-    if not console.is_terminal:
-        console.width = max(console.width, Console(width=_WIDEST).measure(table).maximum)
-    console.print(table)
+    try:
+        if isinstance(shown, SearchResult):
+            console.out(shown, highlight=False)
+            return
+        if not console.is_terminal:
+            console.width = max(console.width, Console(width=_WIDEST).measure(shown).maximum)
+        console.print(shown)
+    except (BrokenPipeError, SystemExit):  # rich makes a SystemExit of it, from 13.8 on
+        raise SystemExit(NO_READER) from None
 
 
 def _say(text: str) -> None:

@@ -7,8 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, random_split
 
 from lightning_zico._imports import imported
@@ -63,9 +65,10 @@ class _ImageDataModule(LightningDataModule):
 class ImageFolderDataModule(_ImageDataModule):
     """Images in one folder a class, as torchvision's ``ImageFolder`` has them: ``root/cat/1.png``.
 
-    Where ``root`` has a folder ``train``, the classes are looked for in it, and in ``val`` or ``test`` for validation.
-    Otherwise every tenth image, drawn by a fixed seed, is kept for validation. Images are cut to squares, and
-    normalised as ImageNet's.
+    Where ``root`` has a folder ``train`` with folders in it, these are the classes, and those in ``val`` or ``test``
+    are for validation; not all of them need be there. Otherwise every tenth image, drawn by a fixed seed, is kept for
+    validation. Images are cut to squares, and normalised as ImageNet's. Grey values of 16 bits and those in 0..1 are
+    scaled to 8 bits.
 
     Args:
         root: The folder.
@@ -75,6 +78,8 @@ class ImageFolderDataModule(_ImageDataModule):
 
     Raises:
         FileNotFoundError: In ``setup``, if there is no folder with images.
+        ValueError: In ``setup``, if there is a class for validation alone; in loaders, if grey values have no scale.
+        OSError: In loaders, if an image cannot be read.
         ModuleNotFoundError: In ``setup``, if torchvision is not installed.
     """
 
@@ -95,6 +100,7 @@ class ImageFolderDataModule(_ImageDataModule):
         val_root = next((root for root in found if root.is_dir()), None) if self._is_split else None
         if val_root is not None:
             self.val_data = self._images(val_root)
+            self._number_as_in_train(self.val_data)
             return
         num_val = max(1, round(_VAL_FRACTION * len(self.train_data)))  # type: ignore[arg-type]
         parts = [len(self.train_data) - num_val, num_val]  # type: ignore[arg-type]
@@ -102,7 +108,8 @@ class ImageFolderDataModule(_ImageDataModule):
 
     @property
     def _is_split(self) -> bool:
-        return Path(self.root, "train").is_dir()
+        train = Path(self.root, "train")  # or a class of that name, which has images in it
+        return train.is_dir() and any(entry.is_dir() for entry in train.iterdir())
 
     @property
     def _train_root(self) -> Path:
@@ -117,8 +124,19 @@ class ImageFolderDataModule(_ImageDataModule):
             transforms.ToTensor(),
             transforms.Normalize(_MEAN, _STD),
         ]
-        images: Dataset[Any] = torchvision.datasets.ImageFolder(str(root), transforms.Compose(steps))
+        images: Dataset[Any] = torchvision.datasets.ImageFolder(str(root), transforms.Compose(steps), loader=read_image)
         return images
+
+    def _number_as_in_train(self, val_data: Any) -> None:
+        """Give the classes for validation their numbers in training: a folder numbers those that are in it."""
+        numbers: dict[str, int] = self.train_data.class_to_idx  # type: ignore[attr-defined]
+        unknown = [name for name in val_data.classes if name not in numbers]
+        if unknown:
+            raise ValueError(
+                f"'{val_data.root}' has the class '{unknown[0]}', which '{self._train_root}' has not. Give it images "
+                "there, or remove it."
+            )
+        val_data.target_transform = [numbers[name] for name in val_data.classes].__getitem__
 
 
 class TorchvisionDataModule(_ImageDataModule):
@@ -183,6 +201,33 @@ class TorchvisionDataModule(_ImageDataModule):
             self.root, transform=torchvision.transforms.Compose(steps), download=download, **getattr(known, part)
         )
         return images
+
+
+def read_image(path: str) -> Any:
+    """Read an image in three colours of 8 bits each, which PIL alone would clip where they have more.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it has grey values that are neither of 16 bits nor in 0..1.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            image.load()
+            deep = image.mode == "F" or image.mode.startswith("I")
+            return (Image.fromarray(_in_8_bits(np.asarray(image), path)) if deep else image).convert("RGB")
+    except (OSError, SyntaxError) as error:  # PIL has SyntaxError for a damaged PNG
+        raise OSError(f"'{path}' cannot be read as an image: {error}. Mend or remove it.") from error
+
+
+def _in_8_bits(values: NDArray[Any], path: str) -> NDArray[np.uint8]:
+    most, unit = (1.0, "in 0..1") if values.dtype.kind == "f" else (65535.0, "of 16 bits")
+    if not (values.min() >= 0 and values.max() <= most):
+        raise ValueError(
+            f"'{path}' has grey values from {values.min()} to {values.max()}; needed are such {unit}. Scale them."
+        )
+    return np.round(values / most * 255).astype(np.uint8)
 
 
 def _centred(image: torch.Tensor) -> torch.Tensor:

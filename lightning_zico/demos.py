@@ -27,6 +27,8 @@ class DigitsDataModule(LightningDataModule):
         ModuleNotFoundError: In ``setup``, if scikit-learn is not installed.
     """
 
+    num_classes = _NUM_CLASSES
+
     def __init__(self, batch_size: int = 64) -> None:
         super().__init__()
         self.batch_size = batch_size

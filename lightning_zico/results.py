@@ -89,8 +89,8 @@ class ScoreCard:
         error: Why nothing could be scored (the candidate does not build, has no usable loss, is over budget); else
             None.
         seconds: Time it took in all, in seconds.
-        untrainable: Why the candidate cannot be ranked although it was scored: its loss is not finite, or none of its
-            parameters is trainable; else None.
+        untrainable: Why the candidate cannot be ranked although it was scored: its training step fails, its loss is
+            not finite, or none of its parameters is trainable; else None.
 
     Example:
         >>> card = ScoreCard("mlp", {"zico": Score("zico", 12.5)})
@@ -335,8 +335,8 @@ class Leaderboard:
         return notes
 
     def _notes_on_zoos(self) -> list[str]:
-        first = [row["name"] for row in self.rows if row["rank"] and row["rank"] <= _NUM_FINALISTS]
-        if not self.provenance.get("num_of_a_zoo") or len(first) < 2 or "finals" in self.provenance:
+        first = self.first_of_a_zoo
+        if not first:
             return []
         notes = []
         groups = [[row["name"] for row in self.rows if row["rank"] == rank] for rank in range(1, _NUM_FINALISTS + 1)]
@@ -348,6 +348,13 @@ class Leaderboard:
             f"`ZeroShotSelector(trainer=..., finalists={len(first)})` with these candidates: {', '.join(first)}."
         )
         return notes
+
+    @property
+    def first_of_a_zoo(self) -> list[str]:
+        """Names of the candidates to hold finals among, where there are some of a zoo and no finals were held."""
+        first = [row["name"] for row in self.rows if row["rank"] and row["rank"] <= _NUM_FINALISTS]
+        is_open = self.provenance.get("num_of_a_zoo") and "finals" not in self.provenance
+        return first if is_open and len(first) > 1 else []
 
     @property
     def best(self) -> str | None:

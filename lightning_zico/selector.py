@@ -1,10 +1,11 @@
 """Rank candidates on a few batches, then train the winner."""
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from functools import partial
+from operator import length_hint
 from pathlib import Path
 from typing import Any, Literal
 
@@ -390,7 +391,7 @@ class ZeroShotSelector:
         done: Callable[[Candidate, list[ScoreCard]], None] = lambda candidate, cards: None,
     ) -> None:
         """Score candidates in some repeats, wherever the executor does that, and show how far it is."""
-        total = len(candidates) * len(repeats) if isinstance(candidates, Sized) else None
+        total = length_hint(candidates) * len(repeats) or None
         with progress_bar("Ranking", is_shown=is_interactive(self.enable_progress_bar)) as progress:
             task = progress.add_task("", total=total)
 

@@ -28,6 +28,7 @@ from lightning_zico.zoo import zoo_model
 ROOT = Path(__file__).parent.parent
 DIGITS = ["--data", "digits", "--candidates", "lightning_zico.demos.digits_candidates"]
 QUIET = [f"--trainer.{name}=false" for name in ("logger", "enable_checkpointing", "enable_progress_bar")]
+KNOWN = "model,top1,count\nlcnet_035,60.5,1\nlcnet_050,63.1,2\n"
 MODULE = """
 from pathlib import Path
 
@@ -52,6 +53,20 @@ def many():
         if idx == 3:
             Path("three are done").touch()
         yield Mlp
+
+
+class Endless(Mlp):
+    def on_train_epoch_start(self):
+        if self.current_epoch == 2:
+            Path("two epochs").touch()
+
+
+def endless():
+    return {"endless": Endless}
+
+
+def named():
+    return {"\\N{ROCKET}": Mlp, "\\udcff": lambda: Mlp(32)}
 
 
 def broken():
@@ -107,7 +122,7 @@ def test_a_zoo_is_built_for_the_data_and_what_is_too_large_is_left_out(capsys: p
     args = ["rank", "--data", "digits", "--zoo", "timm:lcnet_0*,resnet50", "--budget.params", "4e5"]
     assert main([*args, "--proxies", "params,zico"]) == 0
     printed = capsys.readouterr().err
-    assert "10 classes (as the first batch has) and for 1 x 32 x 32; images are 1 x 8 x 8" in printed
+    assert "10 classes (as the data module says) and for 1 x 32 x 32; images are 1 x 8 x 8" in printed
     assert "with more than 400,000 parameters were left out" in printed
     rows = rows_of()
     assert "lcnet_035" in [row["name"] for row in rows]
@@ -181,12 +196,15 @@ def test_a_dataset_that_is_there_needs_no_network(monkeypatch: pytest.MonkeyPatc
         ("rank", "required: rank.data"),
         ("rank --data digits", "Needed is `--zoo`"),
         ("rank --data nix --zoo timm:lcnet_035", "`--data` is 'nix'; needed is a folder of images"),
+        ("rank --data nix --data.batch_size 3 --zoo timm:lcnet_035", "`--data` is 'nix'; needed is a folder of images"),
+        ("fit --model my_pkg.Mlp --data nix", "`--data` is 'nix'; needed is a folder of images"),
         ("rank --data nix.Nix --zoo timm:lcnet_035", "`--data` is 'nix.Nix', which cannot be imported"),
         ("rank --data my_pkg.Nix --data.batch_size 3 --zoo timm:a", "module 'my_pkg' has no attribute 'Nix'"),
         ("rank --data digits --data.batch_size x --zoo timm:a", "Expected a <class 'int'>. Got value: x"),
         ("rank --data digits --zoo timm:resnit18", "Did you mean"),
         ("rank --data digits --zoo timn:resnet18", "no zoo named 'timn'"),
         ("rank --data digits --candidates my_pkg.nix", "`--candidates` is 'my_pkg.nix', which cannot be imported"),
+        ("rank --data digits --candidates my_pkg.Mlp", "is one model; needed is the import path of a mapping"),
         ("rank --data digits --candidates my_pkg.broken", "in the user's own code"),
         ("rank --data digits --candidates my_pkg.failing", "All 1 candidates failed; 'broken' with: does not build"),
         ("rank --data digits --candidates my_pkg.my_candidates --proxies zicoo", "Did you mean 'zico'"),
@@ -199,13 +217,25 @@ def test_a_dataset_that_is_there_needs_no_network(monkeypatch: pytest.MonkeyPatc
         ("score my_pkg.Nix --data digits", "`--model` is 'my_pkg.Nix'"),
         ("report my_pkg.py", "'my_pkg.py' is neither a leaderboard nor a search"),
         ("report nix.json", "nix.json"),
+        ("report rows.json", "'rows.json' is neither a leaderboard nor a search"),
+        ("report history.json", "'history.json' is neither a leaderboard nor a search"),
+        ("rank --data digits --zoo timm:lcnet_035 --prior known.csv", "on the command line `--prior_column`"),
+        ("rank --data digits --zoo timm:lcnet_035 --prior_column top1", "need the file itself"),
+        (
+            "fit --model lightning_zico.zoo.zoo_model --model.spec timn:a --model.num_classes 2 --data digits",
+            "error: There is no zoo named 'timn'",
+        ),
         ("search --space nas_bench_201 --data digits --resolution 0", "`resolution` is 0"),
         ("report my_pkg.py -o page.pdf", "ends in .html or .csv"),
         ("fit --model nix.Nix", "No module named 'nix'"),
         ("nix", "invalid choice: 'nix'"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:::jsonargparse", "ignore:::lightning.pytorch.cli")  # as in the test of `fit`
 def test_wrong_use_is_one_line_and_exit_code_2(line: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("rows.json").write_text('{"rows": [{"a": 1}], "provenance": {}}', encoding="utf-8")
+    Path("history.json").write_text('{"history": [{"a": 1}], "provenance": {}}', encoding="utf-8")
+    Path("known.csv").write_text(KNOWN, encoding="utf-8")
     assert main(shlex.split(line)) == 2
     errors = [text for text in capsys.readouterr().err.splitlines() if text.startswith("lightning-zico: error: ")]
     assert len(errors) == 1
@@ -252,6 +282,78 @@ def test_a_trainer_trains_the_winner_of_the_finals() -> None:
         sum(weights.numel() for weights in saved["state_dict"].values() if weights.is_floating_point())
         >= (first["params"])
     )
+
+
+@pytest.mark.parametrize(
+    ("option", "first"),
+    [(["--prior_column", "top1"], "lcnet_050"), (["--prior_column=count", "--prior_lower_is_better"], "lcnet_035")],
+)
+def test_a_column_of_a_file_is_the_prior(option: list[str], first: str) -> None:
+    Path("known.csv").write_text(KNOWN, encoding="utf-8")
+    args = ["rank", "--data", "digits", "--zoo", "timm:lcnet_035, lcnet_050", "--proxies", "params"]
+    assert main([*args, "--prior", "known.csv", "--rank_by", "prior", *option]) == 0
+    assert next(row["name"] for row in rows_of()) == first
+
+
+def test_a_line_for_the_shell_holds_finals_among_the_first(capsys: pytest.CaptureFixture[str]) -> None:
+    args = ["rank", "--data=digits", "--zoo", "timm:lcnet_0*", "--proxies", "params", "--budget.params", "7e5"]
+    assert main(args) == 0
+    (line,) = re.findall(r"^Finals among the first: lightning-zico (.*)$", capsys.readouterr().err, re.MULTILINE)
+    short = ["--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1", *QUIET]
+    assert main([*shlex.split(line), "--trainer.max_epochs", "2", *short]) == 0
+    rows = rows_of()
+    assert {row["name"] for row in rows} == {"lcnet_035", "lcnet_050"}
+    assert all(row["final"] is not None for row in rows)
+    assert "Finals among the first" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("flag", [["--race"], ["--race", "true"], ["--race", "True"], ["--race=True"]])
+def test_a_flag_may_have_a_value(flag: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["rank", *DIGITS, *flag, "--print_config"]) == 0
+    assert "\nrace: true\n" in capsys.readouterr().out
+    assert main(["rank", *DIGITS, "--race", "False", "--print_config"]) == 0
+    assert "\nrace: false\n" in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore:::jsonargparse", "ignore:::lightning.pytorch.cli")  # as in the test of `fit`
+@pytest.mark.parametrize("data", ["digits", "images"])
+@pytest.mark.parametrize("command", ["rank", "fit"])
+@pytest.mark.parametrize("source", ["line", "file", "variable", "variable of a file"])
+def test_options_follow_short_data_wherever_it_stands(
+    data: str,
+    command: str,
+    source: str,
+    images: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    Path("data.yaml").write_text(f"data: {data}  # short\n", encoding="utf-8")
+    prefix = f"LIGHTNING_ZICO_{command.upper()}__"
+    if source.startswith("variable"):
+        name, value = ("CONFIG", "data.yaml") if "file" in source else ("DATA", data)
+        monkeypatch.setenv(f"{prefix}{name}", value)
+    given = {"line": ["--data", data], "file": ["--config", "data.yaml"]}.get(source, [])
+    own = ["--model", "my_pkg.Mlp"] if command == "fit" else ["--candidates", "my_pkg.my_candidates"]
+    before = dict(os.environ)
+    assert main([command, *given, "--data.batch_size", "9", *own, "--print_config"]) == 0, capsys.readouterr().err
+    assert os.environ == before
+    kind = "demos.DigitsDataModule" if data == "digits" else "datamodules.ImageFolderDataModule"
+    printed = capsys.readouterr().out
+    assert f"data:\n  class_path: lightning_zico.{kind}\n" in printed
+    assert "    batch_size: 9\n" in printed
+    assert ("    root: images\n" in printed) == (data == "images")
+
+
+@pytest.mark.parametrize(
+    ("data", "options"),
+    [("images", {"root", "image_size", "batch_size", "num_workers"}), ("my_pkg.MyDataModule", {"batch_size"})],
+)
+def test_help_on_data_lists_its_options(
+    data: str, options: set[str], images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for given in (["--data", data], [f"--data={data}"]):
+        assert main(["rank", *given, "--data.help"]) == 0
+        assert set(re.findall(r"^  --data\.(\w+)", capsys.readouterr().out, re.MULTILINE)) == options
 
 
 def test_score_is_what_the_selector_says_of_that_model(capsys: pytest.CaptureFixture[str]) -> None:
@@ -316,17 +418,17 @@ def test_help_is_complete(command: str, capsys: pytest.CaptureFixture[str]) -> N
     assert [option for option in options if not re.search(r"  [A-Z][a-z]* ", option)] == []
 
 
-def run(*args: str, **options: Any) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
+def run(*args: str, cwd: Path, stdout: int = subprocess.PIPE, encoding: str = "utf-8") -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONIOENCODING": encoding, "PYTHONUNBUFFERED": ""}
     command = [sys.executable, "-m", "lightning_zico", *args]
     return subprocess.Popen(
         command,
         env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
+        encoding="utf-8",
+        cwd=cwd,
+        stdout=stdout,
         stderr=subprocess.PIPE,
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
-        **options,
     )
 
 
@@ -344,6 +446,69 @@ def test_ctrl_c_keeps_what_is_done_and_exits_with_130(folder: Path) -> None:
     assert len(written["rows"]) >= 3
     assert written["provenance"]["broke_off"]
     assert "Mlp-3" in printed
+
+
+def interrupted_after_two_epochs(folder: Path, *args: str) -> tuple[int, str, str]:
+    """Run a command that trains `Endless`, send SIGINT in the third epoch, and give its exit code and what it said."""
+    endless = ["--trainer.max_epochs", "1000000", "--trainer.accelerator", "cpu", *QUIET]
+    process = run(*args, *endless, cwd=folder)
+    while not (folder / "two epochs").exists():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    printed, errors = process.communicate()
+    return process.returncode, printed, errors
+
+
+def test_ctrl_c_while_the_winner_trains_keeps_it_as_far_as_it_is_trained(folder: Path) -> None:
+    own = ["--data", "digits", "--candidates", "my_pkg.endless", "--proxies", "params"]
+    code, printed, errors = interrupted_after_two_epochs(folder, "rank", *own)
+    assert code == 130
+    assert "Traceback" not in errors
+    assert errors.endswith("lightning-zico: interrupted\n")
+    assert "endless" in printed
+    assert [row["rank"] for row in rows_of(str(folder / "zico-results"))] == [1]
+    saved = torch.load(folder / "zico-results" / "winner.ckpt", weights_only=True)
+    assert saved["epoch"] >= 2
+    assert saved["optimizer_states"]
+
+
+def test_ctrl_c_ends_fit_with_130(folder: Path) -> None:
+    code, _, errors = interrupted_after_two_epochs(folder, "fit", "--model", "my_pkg.Endless", "--data", "digits")
+    assert code == 130
+    assert "Traceback" not in errors
+    assert errors.endswith("lightning-zico: interrupted\n")
+
+
+def test_results_are_written_whoever_reads_and_whatever_a_name_holds(folder: Path) -> None:
+    args = ["rank", "--data", "digits", "--candidates", "my_pkg.named", "--proxies", "params"]
+    read, write = os.pipe()
+    os.close(read)  # nobody reads
+    processes = {"closed": run(*args, "-o", "closed", cwd=folder, stdout=write)}
+    os.close(write)
+    for encoding in ("ascii", "utf-8"):
+        processes[encoding] = run(*args, "-o", encoding, cwd=folder, encoding=encoding)
+    ended = {name: (*process.communicate(), process.returncode) for name, process in processes.items()}
+    assert {name: code for name, (_, _, code) in ended.items()} == {"closed": 141, "ascii": 0, "utf-8": 0}
+    assert all("rror" not in errors for _, errors, _ in ended.values())
+    assert "\\U0001f680" in ended["ascii"][0]
+    assert "\N{ROCKET}" in ended["utf-8"][0]
+    assert "\\udcff" in ended["utf-8"][0]
+    for name in ended:
+        assert [row["name"] for row in rows_of(str(folder / name))] == ["\udcff", "\N{ROCKET}"]
+        for suffix in ("csv", "html"):
+            text = (folder / name / f"leaderboard.{suffix}").read_text(encoding="utf-8")
+            assert "\N{ROCKET}" in text
+            assert "\\udcff" in text
+
+
+def test_what_is_printed_into_a_closed_pipe_ends_quietly(folder: Path) -> None:
+    for args in (["--version"], ["proxies"]):
+        read, write = os.pipe()
+        os.close(read)
+        process = run(*args, cwd=folder, stdout=write)
+        os.close(write)
+        assert (process.communicate()[1], process.returncode) == ("", 141)
 
 
 def test_exit_codes_reach_the_shell(folder: Path) -> None:
@@ -404,7 +569,10 @@ def test_a_published_search_is_run_by_its_file(path: Path, images: Path, capsys:
 def test_a_search_in_which_nothing_has_a_score_ends_with_2(capsys: pytest.CaptureFixture[str]) -> None:
     args = "search --space nas_bench_201 --data digits --num_classes 2 --num_trials 2 --proxies zico"
     assert main(args.split()) == 2
-    assert "No arch has a score. Why there was no score, 2 of 2 times: IndexError" in capsys.readouterr().err
+    assert (
+        "No arch has a score. Why there was no score, 2 of 2 times: untrainable: its training step fails: IndexError"
+        in capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("line", ["--n_jobs 3", "--n_jobs=3", "--executor processes --num_workers 3"])
@@ -444,12 +612,20 @@ def documented() -> list[list[str]]:
     return [line[line.index("lightning-zico") + 1 :] for line in lines if "lightning-zico" in line]
 
 
-def test_every_documented_command_parses(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_documented_command_parses_and_is_read_back(images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(documented()) >= 8
     Path("examples").symlink_to(ROOT / "examples")
     Path("rank.yaml").write_text("data: digits\nzoo: timm:lcnet_035\n", encoding="utf-8")
+    Path("results-imagenet.csv").write_text(KNOWN, encoding="utf-8")
     for args in documented():
         args = args[: args.index(">")] if ">" in args else args
-        if not {"--help", "--print_config"} & set(args):
+        if not {"--help", "--data.help", "--print_config", "--print_completion"} & set(args):
             args = [*args, "--print_config"]
         assert main(args) == 0, (args, capsys.readouterr().err)
+        printed, errors = capsys.readouterr()
+        assert "Unable to serialize" not in printed + errors
+        if "--print_config" not in args:
+            continue
+        Path("printed.yaml").write_text(printed, encoding="utf-8")
+        assert main([args[0], "--config", "printed.yaml", "--print_config"]) == 0, (args, capsys.readouterr().err)
+        assert capsys.readouterr().out == printed

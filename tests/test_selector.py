@@ -158,7 +158,7 @@ def test_failures_are_rows_with_reasons_ranked_last() -> None:
     errors = leaderboard.errors
     assert errors["broken"] == "does not build: RuntimeError: cannot be built"
     assert "nan" in errors["nan"]
-    assert errors["raises"] == "KeyError: 'no such\\nkey'"
+    assert errors["raises"] == "untrainable: its training step fails: KeyError: 'no such\\nkey'"
     assert "none of its parameters is trainable" in errors["frozen"]
     assert errors["large"].startswith("over budget: ")
     assert "3.00" not in errors["large"]
@@ -662,17 +662,16 @@ def test_blocks_of_a_candidate_are_those_that_are_looked_at() -> None:
 
 @pytest.mark.parametrize("repeats", [1, 2])
 def test_the_leaderboard_knows_why_a_number_is_missing(repeats: int) -> None:
-    class TooFewClasses(Classifier):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = nn.Sequential(nn.Flatten(), nn.Linear(50, 1))
+    class Still(Classifier):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return super().training_step(batch, batch_idx) * 0
 
     selector = ZeroShotSelector(proxies=["params", "zico"], repeats=repeats)
-    leaderboard = selector.rank({"fine": Classifier, "few": TooFewClasses}, Data())
+    leaderboard = selector.rank({"fine": Classifier, "still": Still}, Data())
     assert not leaderboard.errors
-    reason = selector.cards_["few"]["zico"].error
-    assert "out of bounds" in reason
-    assert leaderboard.missing == {"zico": {reason: ["few"]}}
+    reason = selector.cards_["still"]["zico"].error
+    assert "is zero" in reason
+    assert leaderboard.missing["zico"] == {reason: ["still"]}
     assert f"zico has no number for 1 of 2 scored candidates: {reason}" in leaderboard.notes
     assert Leaderboard.from_json(leaderboard.to_json()) == leaderboard
 

@@ -18,7 +18,7 @@ from lightning_zico.engine.observers import GradientFacts, Observer, Watch
 from lightning_zico.engine.scope import preserved, preserved_rng, seed_all
 from lightning_zico.engine.size import MacCount, count_macs, count_params
 from lightning_zico.engine.stateless import Stateless
-from lightning_zico.errors import again, kept
+from lightning_zico.errors import UnsupportedModuleError, again, kept
 
 T = TypeVar("T")
 O = TypeVar("O", bound=Observer)  # noqa: E741
@@ -66,6 +66,7 @@ class Probe:
         self.muted = muted
         self._blocks = blocks
         self._first_loss: Tensor | None = None
+        self._broke_off = False  # whether a pass did
         self._observed: dict[Observer, Observer | Exception] = {}
         self._computed: dict[Callable[[Probe], object], object] = {}
 
@@ -104,6 +105,22 @@ class Probe:
             return "untrainable: none of its parameters is trainable. Unfreeze some."
         if self._first_loss is not None and not bool(self._first_loss.isfinite()):
             return f"untrainable: its loss on the first batch is {self._first_loss.item()}; needed is a finite number."
+        return None
+
+    @property
+    def step_error(self) -> Exception | None:
+        """What the step raises as a trainer would run it; None if it raises nothing, or no pass has broken off.
+
+        A pass also breaks off for reasons of its own, such as an input that requires a gradient. So the step is then
+        run plainly. That it gives no loss to differentiate does not say that the module's own training fails.
+        """
+        try:
+            if self._broke_off:
+                self.once(_plain_steps)
+        except UnsupportedModuleError:
+            return None
+        except Exception as error:
+            return error
         return None
 
     @property
@@ -257,6 +274,7 @@ class Probe:
                 self._watched_forward(watch, {}, self.first_batch)
         except Exception as error:
             kept(error)
+            self._broke_off = True
             for observer in observers:
                 if observer.needs_gradients or not watch.finished:
                     watch.errors.setdefault(observer, error)
@@ -316,6 +334,18 @@ class Probe:
         for observer in learners:
             watch.tell(observer, observer.finished, facts)
 
+    def _run_plainly(self) -> None:
+        """Run the step on every batch, with gradients that nobody takes."""
+        with torch.inference_mode(False), torch.enable_grad(), preserved(self.module) as put_back:
+            for batch_idx in range(len(self.batches)):
+                batch = self._prepared(batch_idx)
+                params = self.stateless.copied_params()
+                for name, tensor in params.items():
+                    tensor.requires_grad_(self.stateless.params[name].requires_grad)
+                seed_all(self.seed + batch_idx)
+                self.stateless.loss(self.step, params | self.stateless.copied_buffers(), batch, batch_idx)
+                put_back()
+
     def _prepared(self, batch_idx: int) -> Batch:
         # Cloned, since hooks that move or augment a batch may write to it; seeded, so that they augment it in the same
         # way each time. The generators are put back by the caller.
@@ -339,6 +369,10 @@ def _layout(probe: Probe) -> Layout:
 
 def _stateless(probe: Probe) -> Stateless:
     return Stateless(probe.module)
+
+
+def _plain_steps(probe: Probe) -> None:
+    probe._run_plainly()
 
 
 def _macs(probe: Probe) -> MacCount:

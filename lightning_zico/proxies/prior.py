@@ -1,6 +1,7 @@
 """prior: a number that is known of the candidate beforehand, such as its published accuracy."""
 
 import csv
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -17,13 +18,14 @@ class Prior(Proxy):
 
     Args:
         values: By name. A candidate without a value of its own gets the best of those whose name is its name, a dot and
-            a tag, as timm names its checkpoints: ``resnet50`` that of ``resnet50.a1_in1k``. Without these, "not
-            applicable".
+            a tag, as timm names its checkpoints: ``resnet50`` that of ``resnet50.a1_in1k``. Where neither is known
+            of ``timm:resnet50``, as candidates of several zoos are called, it gets what is known of ``resnet50``.
+            Without these, "not applicable".
         higher_is_better: Direction.
         name: Of the column.
 
     Raises:
-        ValueError: If there is no value.
+        ValueError: If there is no value, or one is not finite.
 
     Example:
         >>> Prior({"resnet50.a1_in1k": 80.2, "resnet50.tv_in1k": 76.1}).of("resnet50")
@@ -37,6 +39,11 @@ class Prior(Proxy):
         if not values:
             raise ValueError(f"`{name}` has no values; needed is a number for each candidate that is known, by name.")
         self.values = {key: float(value) for key, value in values.items()}
+        for key, number in self.values.items():
+            if not math.isfinite(number):
+                raise ValueError(
+                    f"`{name}` of '{key}' is {number}; needed is a finite number. Leave out what is not known."
+                )
         self.higher_is_better = higher_is_better  # type: ignore[misc]  # of each object
         self.name = name
         best = max if higher_is_better else min
@@ -58,32 +65,38 @@ class Prior(Proxy):
             name: Of the column of the leaderboard.
 
         Raises:
-            ValueError: If the column is not there, or holds something else than numbers.
+            ValueError: If the column is not there, or holds something else than finite numbers.
         """
         with Path(path).open(newline="", encoding="utf-8") as file:
-            names, *columns = next(csv.reader(file), [""])
-            rows = list(csv.DictReader(file, [names, *columns]))
+            reader = csv.reader(file)
+            names, *columns = next(reader, [""])
+            rows = [(reader.line_num, dict(zip([names, *columns], row, strict=False))) for row in reader if row]
         if column is None and len(columns) == 1:
             (column,) = columns
         if column not in columns:
             said = "no column is named" if column is None else f"there is no {column!r}"
             raise ValueError(
-                f"'{path}' has the columns {', '.join([names, *columns])}, and {said}. Pass "
-                "`prior=Prior.from_csv(path, column=...)`."
+                f"'{path}' has the columns {', '.join([names, *columns])}, and {said}. Name one: "
+                "`Prior.from_csv(path, column=...)`, or on the command line `--prior_column`."
             )
         values: dict[str, float] = {}
-        for row in rows:
-            try:
-                value = float(row[column])
-            except (TypeError, ValueError) as error:
-                raise ValueError(f"'{path}' has {row[column]!r} as `{column}` of '{row[names]}', no number.") from error
+        for line, row in rows:
+            text = row.get(column, "")
+            if not _is_finite(text):
+                raise ValueError(
+                    f"'{path}' has in line {line} {text!r} as `{column}` of '{row[names]}', no finite number. Leave "
+                    "the line out if it is not known."
+                )
+            value = float(text)
             best = max if higher_is_better else min
             values[row[names]] = best(value, values.get(row[names], value))  # the same at several resolutions
         return cls(values, higher_is_better=higher_is_better, name=name)
 
     def of(self, candidate: str) -> float | None:
         """Give what is known of a candidate; None if nothing is."""
-        return self.values.get(candidate, self._of_untagged.get(candidate))
+        without_zoo = candidate.partition(":")[2]
+        known = [of.get(name) for name in (candidate, without_zoo) for of in (self.values, self._of_untagged)]
+        return next((value for value in known if value is not None), None)
 
     def measure(self, probe: Probe) -> float:
         """Look the candidate up."""
@@ -91,6 +104,13 @@ class Prior(Proxy):
         if value is None:
             raise NotApplicableError(f"nothing is known beforehand of '{probe.name}'.")
         return value
+
+
+def _is_finite(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def prior_of(given: Prior | Mapping[str, float] | str | Path) -> Prior:

@@ -26,6 +26,7 @@ from lightning_zico.proxies import Proxy
 from lightning_zico.results import NOT_APPLICABLE, Score, ScoreCard
 from lightning_zico.scoring.cache import ScoreCache
 from lightning_zico.scoring.fingerprint import fingerprint, surroundings
+from lightning_zico.scoring.scorer import STEP_FAILS
 from lightning_zico.scoring.work import Work
 
 # Reasons that hold as long as nothing in the fingerprint changes. Memory, time, a disk or a network that failed may be
@@ -33,6 +34,7 @@ from lightning_zico.scoring.work import Work
 _LASTING = (
     NOT_APPLICABLE,
     "over budget",
+    "untrainable",
     *(
         kind.__name__
         for kind in (
@@ -95,7 +97,8 @@ class Entry:
     @property
     def is_lasting(self) -> bool:
         """Whether scoring once more would find the same."""
-        return is_lasting([self.score.error, self.error])
+        failure = None if self.untrainable is None else self.untrainable.removeprefix(STEP_FAILS)
+        return is_lasting([self.score.error, self.error, failure])
 
 
 @dataclass(frozen=True)

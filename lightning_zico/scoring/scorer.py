@@ -29,6 +29,9 @@ from lightning_zico.results import NOT_APPLICABLE, Score, ScoreCard
 from lightning_zico.scoring.choice import chosen
 from lightning_zico.scoring.placement import AS_BUILT, Placement
 
+# How a card's `untrainable` begins where the step raised something; what it raised follows.
+STEP_FAILS = "untrainable: its training step fails: "
+
 
 def score(
     model: nn.Module,
@@ -197,6 +200,8 @@ def score_checked(
             for proxy in proxies if error is None else ():
                 scores[proxy.name] = measured(proxy, probe, placement.precision)
             untrainable = probe.untrainable
+            if untrainable is None and probe.step_error is not None:
+                untrainable = STEP_FAILS + described(probe.step_error)
     except (Exception, SystemExit) as raised:
         error, traceback = described(raised), traceback_of(raised)
     seconds = time.perf_counter() - start

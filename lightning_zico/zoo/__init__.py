@@ -38,7 +38,8 @@ def from_zoo(*specs: str, num_classes: int, **options: Any) -> Zoo:
         options: What else `from_timm`, `from_torchvision` or `from_transformers` take; each is given to all zoos.
 
     Returns:
-        The candidates, to be iterated, in the order of the specs.
+        The candidates, to be iterated, in the order of the specs. Those of several zoos are called ``timm:resnet18``
+        and ``torchvision:resnet18``, those of one ``resnet18``.
 
     Raises:
         UnknownNameError: If there is no such zoo, or no such model in it.

@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, TypeAlias
 
 import torch
 from torch import nn
@@ -38,8 +38,12 @@ class ZooModel(ABC):
         name: In its zoo.
         num_classes: To be told apart.
         lr: Highest learning rate.
+
+    Attributes:
+        zoo: Name of the zoo.
     """
 
+    zoo: ClassVar[str]
     name: str
     num_classes: int
     lr: float
@@ -122,6 +126,8 @@ class ImageModel(ZooModel):
 class Zoo:
     """Candidates of a zoo, none of them built: to be iterated, any number of times, and ranked.
 
+    Those of several zoos bear the names of their zoos as well, ``timm:resnet18`` and ``torchvision:resnet18``.
+
     Args:
         models: In their order.
         max_params: Larger ones are left out while iterating; their sizes are found by `params_of`. None for no limit,
@@ -142,13 +148,18 @@ class Zoo:
     @property
     def names(self) -> list[str]:
         """Of all models, those above ``max_params`` included."""
-        return [model.name for model in self.models]
+        several = len({model.zoo for model in self.models}) > 1
+        return [f"{model.zoo}:{model.name}" if several else model.name for model in self.models]
 
     def __iter__(self) -> Iterator[Candidate]:
         """Give one candidate after the other; one whose size cannot be found is given too, and will say why."""
-        for model in self.models:
+        for name, model in zip(self.names, self.models, strict=True):
             if self.max_params is None or _keeps(model, self.max_params):
-                yield Candidate(model.name, model)
+                yield Candidate(name, model)
+
+    def __length_hint__(self) -> int:
+        """Tell how many candidates there are, if that is known without a look at their sizes."""
+        return len(self.models) if self.max_params is None else NotImplemented
 
 
 @cache  # not in a file: a count takes some tenths of a second, and other versions of a zoo have other models

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -65,6 +65,7 @@ class TimmModel(ImageModel):
         pretrained: Load timm's weights.
     """
 
+    zoo: ClassVar[str] = "timm"
     pretrained: bool = False
 
     def own_size(self) -> tuple[int, int] | None:

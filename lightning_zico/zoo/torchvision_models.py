@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -63,6 +63,8 @@ def from_torchvision(
 @dataclass(frozen=True)
 class TorchvisionModel(ImageModel):
     """How to build one model of torchvision."""
+
+    zoo: ClassVar[str] = "torchvision"
 
     def own_size(self) -> tuple[int, int] | None:
         """Tell the size of those that have one."""

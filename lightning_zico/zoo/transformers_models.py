@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import nn
 
@@ -145,6 +145,7 @@ class TransformersImageModel(ImageModel):
         changes: What differs from the type's default configuration, as JSON.
     """
 
+    zoo: ClassVar[str] = "transformers"
     model_type: str
     changes: str
 
@@ -175,6 +176,7 @@ class TransformersTextModel(ZooModel):
         changes: What differs from the type's default configuration, as JSON.
     """
 
+    zoo: ClassVar[str] = "transformers"
     model_type: str
     changes: str
 

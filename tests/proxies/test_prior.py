@@ -58,6 +58,15 @@ def test_tags_of_checkpoints_belong_to_their_architecture() -> None:
     assert Prior(values).of("ne") is None
 
 
+def test_candidates_of_several_zoos_are_known_with_and_without_the_name_of_the_zoo() -> None:
+    prior = Prior({"resnet18": 1.0, "timm:resnet18": 0.0, "timm:vgg.a": 2.0, "vgg.b": 3.0})
+    assert [prior.of(name) for name in ("timm:resnet18", "torchvision:resnet18", "resnet18")] == [0.0, 1.0, 1.0]
+    assert [prior.of(name) for name in ("timm:vgg", "torchvision:vgg", "vgg")] == [2.0, 3.0, 3.0]
+    assert prior.of("timm:vit") is None
+    with pytest.raises(ValueError, match="`prior` of 'resnet18' is nan; needed is a finite number"):
+        Prior({"resnet18": float("nan")})
+
+
 def test_a_file_is_joined_by_its_first_column(tmp_path: Path) -> None:
     path = tmp_path / "results.csv"
     path.write_text("model,img_size,top1\nsmall.a,224,70.5\nsmall.a,288,71.5\nwide,224,60\n", encoding="utf-8")
@@ -71,9 +80,10 @@ def test_a_file_is_joined_by_its_first_column(tmp_path: Path) -> None:
     path.write_text("name,accuracy\nsmall,70.5\nwide,60\n", encoding="utf-8")
     selector = ZeroShotSelector(proxies="params", prior=str(path), rank_by="prior")
     assert selector.rank(CANDIDATES, make_batches()).best == "small"
-    path.write_text("name,accuracy\nsmall,high\n", encoding="utf-8")
-    with pytest.raises(ValueError, match="'high' as `accuracy` of 'small', no number"):
-        Prior.from_csv(path)
+    for text in ("high", "nan", "-inf", ""):
+        path.write_text(f"name,accuracy\nwide,3\n\nsmall,{text}\n", encoding="utf-8")
+        with pytest.raises(ValueError, match=f"in line 4 '{text}' as `accuracy` of 'small', no finite number"):
+            Prior.from_csv(path)
     for text in ("name,accuracy\n", ""):
         path.write_text(text, encoding="utf-8")
         with pytest.raises(ValueError, match=r"no values|no column"):

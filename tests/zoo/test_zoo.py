@@ -2,6 +2,7 @@
 
 import pickle
 import sys
+from operator import length_hint
 from typing import Any
 
 import pytest
@@ -128,6 +129,22 @@ def test_patterns_excludes_and_order() -> None:
     assert names == ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
 
 
+def test_how_many_there_are_is_told_where_no_size_has_to_be_found() -> None:
+    names = ("squeezenet1_1", "vgg11")
+    assert length_hint(from_torchvision(*names, num_classes=2), -1) == 2
+    assert length_hint(from_torchvision(*names, num_classes=2, max_params=1e9), -1) == -1
+
+
+def test_a_model_that_cannot_run_on_the_data_is_last_with_the_reason() -> None:
+    zoo = from_zoo("transformers:bert-tiny", "timm:lcnet_035", num_classes=NUM_CLASSES)
+    leaderboard = ZeroShotSelector(proxies=ZOO_PROXIES).rank(zoo, image_batches(32))
+    assert [(row["name"], row["rank"]) for row in leaderboard] == [
+        ("timm:lcnet_035", 1),
+        ("transformers:bert-tiny", None),
+    ]
+    assert leaderboard.errors["transformers:bert-tiny"].startswith("untrainable: its training step fails: ")
+
+
 def test_wrong_arguments_are_refused_at_once() -> None:
     for given in (1, 2.5, "10"):
         with pytest.raises(ValueError, match="num_classes"):
@@ -150,7 +167,9 @@ def test_a_missing_package_says_how_to_install_it(name: str, monkeypatch: pytest
 
 def test_a_text_names_models_of_several_zoos() -> None:
     zoo = from_zoo("timm:resnet18,mobilenetv3_small_0*", "torchvision:vgg11", num_classes=4, input_size=(64, 32))
-    assert zoo.names == ["resnet18", "mobilenetv3_small_050", "mobilenetv3_small_075", "vgg11"]
+    timms = ["timm:resnet18", "timm:mobilenetv3_small_050", "timm:mobilenetv3_small_075"]
+    assert zoo.names == [candidate.name for candidate in zoo] == [*timms, "torchvision:vgg11"]
+    assert from_zoo("timm:resnet18", "timm:vgg11", num_classes=4).names == ["resnet18", "vgg11"]
     assert {(model.num_classes, model.input_size) for model in zoo.models} == {(4, (64, 32))}  # type: ignore[attr-defined]
     with pytest.raises(UnknownNameError, match="Did you mean 'timm'"):
         from_zoo("tim:resnet18", num_classes=4)
