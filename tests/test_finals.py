@@ -639,5 +639,5 @@ def test_the_table_shows_both_stages() -> None:
     text = console.export_text()
     header, _, first, *_ = [line for line in text.splitlines() if line.strip()][1:]
     assert header.split() == ["rank", "name", "final", "final_rank", "final_epochs", "zico", "seconds"]
-    assert first.split() == ["1", "d", "0.5", "1", "3", "2", "0.00"]
+    assert first.split() == ["1", "d", "0.5", "1", "3", "2", "0"]
     assert "a: finals: ValueError: no" in text

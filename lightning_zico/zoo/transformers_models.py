@@ -31,7 +31,7 @@ def _encoder(width: int, depth: int, heads: int) -> dict[str, int]:
 
 
 # Name to model type and what differs from its default configuration. BERT's sizes: Turc et al., arXiv:1908.08962; the
-# others: the checkpoints of that name.
+# others: the sizes of the checkpoints of that name.
 CONFIGS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "albert-base": ("albert", _encoder(768, 12, 12)),
     "bert-tiny": ("bert", _encoder(128, 2, 2)),
