@@ -181,14 +181,8 @@ def rank(
     except BaseException as ended:
         _write_ranking(selector, offered, Path(output))
         # Other processes of a strategy, with which saving is in step, are gone by then.
-        is_alone = trainer is not None and trainer.world_size == 1
-        if (
-            trainer is not None
-            and is_alone
-            and is_interrupted(ended)
-            and trainer.global_step
-            and selector.best_model_ is not None
-        ):
+        is_kept = trainer is not None and trainer.world_size == 1 and trainer.global_step and is_interrupted(ended)
+        if trainer is not None and is_kept and selector.best_model_ is not None:
             _write_winner(trainer, selector.leaderboard_, Path(output))
         _print_ranking(selector)
         raise
@@ -582,7 +576,7 @@ def _offered(path: str) -> Candidates:
 
 
 def _imported(path: str, option: str = "candidates") -> Any:
-    """Import an object by its path, and call it if it is a function.
+    """Import an object by its path.
 
     Raises:
         ValueError: If there is no such object.

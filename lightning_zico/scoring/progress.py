@@ -21,6 +21,10 @@ def progress_bar(what: str, *more: ProgressColumn, is_shown: bool) -> Progress:
     # What a candidate is called is text, not rich's markup.
     last = TextColumn("{task.description}", markup=False)
     columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), *more, last)
-    # What is left is told from the last hours, since a candidate may take minutes.
-    settings = {"transient": True, "speed_estimate_period": 7200.0}
-    return Progress(*columns, console=get_console(), disable=not is_shown, **settings)  # type: ignore[arg-type]
+    return Progress(
+        *columns,
+        console=get_console(),
+        transient=True,
+        disable=not is_shown,
+        speed_estimate_period=7200,  # the last hours tell what is left, since a candidate may take minutes
+    )

@@ -200,8 +200,8 @@ def score_checked(
             for proxy in proxies if error is None else ():
                 scores[proxy.name] = measured(proxy, probe, placement.precision)
             untrainable = probe.untrainable
-            if untrainable is None and probe.step_error is not None:
-                untrainable = STEP_FAILS + described(probe.step_error)
+            if untrainable is None and (failure := probe.step_error) is not None:
+                untrainable = STEP_FAILS + described(failure)
     except (Exception, SystemExit) as raised:
         error, traceback = described(raised), traceback_of(raised)
     seconds = time.perf_counter() - start

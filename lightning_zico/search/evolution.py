@@ -146,7 +146,7 @@ class Population:
     @property
     def best(self) -> str | None:
         """The arch that stands best; None if nobody has joined."""
-        return self._members[max(range(len(self)), key=self._standings.of)].arch if self._members else None
+        return self._members[self._standings.best()].arch if self._members else None
 
     def _fails(self, card: ScoreCard) -> bool:
         used = without(inapplicable_to(card), self._recipe).members if self._recipe else (self._rank_by,)
@@ -196,6 +196,10 @@ class _Standings:
             for other, distance in zip(idxs, crowding_distances([self._points[i] for i in idxs]), strict=True):
                 self._distances[other] = distance
         return -front, self._distances[idx]
+
+    def best(self) -> int:
+        """Find the best point, of equals the first, by the distances on the first front alone."""
+        return max((idx for idx, front in enumerate(self._fronts) if front == 0), key=self.of)
 
     def remove_worst(self) -> int:
         """Let the worst point go, of equals the first; all others stay where they stand.

@@ -116,6 +116,11 @@ class Trials:
         return list(self._finished.values())
 
     @property
+    def num_finished(self) -> int:
+        """How many are done; a look at it costs the same however long the search is."""
+        return len(self._finished)
+
+    @property
     def num_counted(self) -> int:
         """Trials that are done or claimed."""
         return len(self._settled) + len(self._open)

@@ -339,8 +339,9 @@ class ZeroShotSearch:
             "wrap": self.wrap,
             "proxies": choice.proxies,
             "batches": work.batches,
+            "loss_fn": work.loss_fn,
+            "chunk_size": self.chunk_size,
         }
-        parts |= {"loss_fn": work.loss_fn, "chunk_size": self.chunk_size}
         content = {name: fingerprint_or_none(part) for name, part in parts.items()}
         unseen = [name for name, seen in content.items() if seen is None]
         if unseen and self.storage is not None:
@@ -407,7 +408,7 @@ class _Running:
         executor = executor_of(self._search.executor, self._search.timeout_s)
         is_shown = is_interactive(self._search.enable_progress_bar)
         with progress_bar("Searching", TimeRemainingColumn(), is_shown=is_shown) as progress:
-            task = progress.add_task("", total=self._search.num_trials, completed=len(self._trials.finished))
+            task = progress.add_task("", total=self._search.num_trials, completed=self._trials.num_finished)
             while True:
                 num_before = self._num_scored
                 with closing(executor.run([self._work], self._jobs())) as coming:
@@ -418,8 +419,9 @@ class _Running:
                             self._look()
                         self._seconds["seconds"] = time.perf_counter() - start
                         self._num_scored += 1
-                        done = len(self._trials.finished)
-                        progress.update(task, completed=done, description=self._how_it_goes())
+                        if is_shown:
+                            done = self._trials.num_finished
+                            progress.update(task, completed=done, description=self._how_it_goes())
                         self._check_hope(card)
                 # A process may have died meanwhile, or a trial been ended by hand, which is to be made up for.
                 if self._num_scored == num_before or self._exhausted:
@@ -439,12 +441,11 @@ class _Running:
         Raises:
             SearchError: If the first archs have all failed in one and the same way.
         """
-        finished = self._trials.finished
-        if len(finished) != _MOST_FAILURES or scores_of([last], self._choice, self._rank_by) != [None]:
+        if self._trials.num_finished != _MOST_FAILURES or scores_of([last], self._choice, self._rank_by) != [None]:
             return
         reason = last.error or _first_error(last)
-        if all((trial.card.error or _first_error(trial.card)) == reason for trial in finished):
-            raise SearchError(f"The first {len(finished)} archs all failed in one way: {reason}")
+        if all((trial.card.error or _first_error(trial.card)) == reason for trial in self._trials.finished):
+            raise SearchError(f"The first {_MOST_FAILURES} archs all failed in one way: {reason}")
 
     def _how_it_goes(self) -> str:
         """Say how the search goes; of a combined score, which changes with the set, who has the best one now."""

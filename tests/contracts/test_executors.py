@@ -158,7 +158,7 @@ def _sleeping() -> nn.Module:
 
 def test_what_cannot_be_sent_or_loaded_is_a_row(executor: Executor, tmp_path: Path) -> None:
     if isinstance(executor, SerialExecutor):
-        pytest.skip("nothing is sent")
+        pytest.skip("the serial executor scores in this process, so that nothing is sent to another")
     with open(tmp_path / "open", "w") as file:
 
         def unpicklable() -> nn.Module:
@@ -202,7 +202,7 @@ def test_a_cache_that_fails_in_the_middle_ends_the_ranking(executor: Executor, t
 
 def test_proxies_that_workers_cannot_load_are_a_wrong_call(executor: Executor) -> None:
     if isinstance(executor, SerialExecutor):
-        pytest.skip("nothing is loaded")
+        pytest.skip("the serial executor scores in this process, which has the proxies loaded")
 
     class Unloadable:
         def __reduce__(self) -> Any:
@@ -216,7 +216,7 @@ def test_proxies_that_workers_cannot_load_are_a_wrong_call(executor: Executor) -
 
 def test_what_takes_its_process_down_or_hangs_is_a_row_with_ray(executor: Executor, tmp_path: Path) -> None:
     if not isinstance(executor, RayExecutor):
-        pytest.skip("test_faults has more of this for processes")
+        pytest.skip("of Ray alone; tests/scoring/test_faults.py has more of this for worker processes")
 
     def noted(name: str, then: Callable[[], Any]) -> nn.Module:
         with open(tmp_path / name, "a") as file:
