@@ -8,6 +8,8 @@ import torch.nn.functional as F  # noqa: N812  (the name everybody knows it by)
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+_SIGNATURE = inspect.signature(F.batch_norm)
+
 
 class BatchNormMode(TorchFunctionMode):
     """Hands every call of ``F.batch_norm`` to a function, which gets its arguments by name."""
@@ -21,5 +23,5 @@ class BatchNormMode(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if func is F.batch_norm:
-            return self._handle(inspect.signature(F.batch_norm).bind(*args, **kwargs).arguments)
+            return self._handle(_SIGNATURE.bind(*args, **kwargs).arguments)
         return func(*args, **kwargs)

@@ -1,24 +1,31 @@
 """Sizes of a module: parameters, multiply-accumulate operations."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import nn
 from torch.nn.parameter import is_lazy
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, flop_registry
+from torch.utils.flop_counter import flop_registry
 
 from lightning_zico._typing import Batch, Step
-from lightning_zico.engine.batch_norm import BatchNormMode
 from lightning_zico.engine.batches import map_tensors, tensors_of
+from lightning_zico.engine.observers import ACTIVATIONS
 from lightning_zico.engine.scope import preserved, seed_all
 from lightning_zico.engine.stateless import Stateless
 
 # torch counts floating-point operations, two for each multiply-accumulate operation.
 FLOPS_PER_MAC = 2
+
+# Attention as a CPU does it, of which torch's counter knows nothing (torch 2.14): it multiplies as the GPU's does.
+_ALIKE = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: torch.ops.aten._scaled_dot_product_flash_attention,
+}
 
 # Operators of torch that multiply and accumulate and for which its counter has no formula (torch 2.14). Those that do
 # neither (activations, norms, copies) are left out by the definition of a MAC.
@@ -28,6 +35,8 @@ _UNCOUNTED = frozenset(
         "_thnn_fused_lstm_cell",
         "_thnn_fused_gru_cell",
         "_native_multi_head_attention",
+        "_scaled_dot_product_fused_attention_overrideable",
+        "_scaled_dot_product_attention_math_for_mps",
         "_fft_r2c",
         "_fft_c2c",
         "_fft_c2r",
@@ -76,7 +85,7 @@ def count_macs(
         The count. Matrix products count wherever they stand (attention too), biases and norms nowhere.
 
     Source:
-        `torch.utils.flop_counter`, whose numbers are halved.
+        The formulas of `torch.utils.flop_counter`, whose numbers are halved.
     """
     sizes = [tensor.shape for tensor in tensors_of(batch) if tensor.ndim]
     samples = sizes[0][0] if sizes else 1
@@ -89,14 +98,14 @@ def count_macs(
         tensors = {name: placed(tensor) for name, tensor in (stateless.params | stateless.buffers).items()}
         here = device or next(iter(tensors.values()), torch.empty(0)).device
         seed_all(0)
-        # Batch normalisation adds no MACs, and on the meta device it takes most of the time.
-        skipping = BatchNormMode(lambda arguments: arguments["input"]) if device else nullcontext()
-        with torch.no_grad(), skipping, FlopCounterMode(display=False) as counter, _uncounted_operators() as uncounted:
+        counter = _Counter()
+        skipping = _Skipping() if device else nullcontext()
+        with torch.no_grad(), skipping, counter:
             stateless.loss(step, tensors, map_tensors(placed, batch), 0)
-        macs = round(counter.get_total_flops() / FLOPS_PER_MAC / samples)
-        return MacCount(macs, here.type, tuple(sorted(uncounted)))
+        macs = round(counter.flops / FLOPS_PER_MAC / samples)
+        return MacCount(macs, here.type, tuple(sorted(counter.uncounted)))
 
-    with preserved(module) as reset:
+    with torch.inference_mode(False), preserved(module) as reset:
         muted(module)
         try:
             return count(torch.device("meta"))
@@ -107,19 +116,38 @@ def count_macs(
             return count(None)
 
 
-@contextmanager
-def _uncounted_operators() -> Iterator[set[str]]:
-    found: set[str] = set()
+class _Counter(TorchDispatchMode):
+    """Counts floating-point operations by torch's formulas.
 
-    class Watch(TorchDispatchMode):
-        def __torch_dispatch__(
-            self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-        ) -> Any:
-            packet = func._overloadpacket
-            foreign = func.namespace not in ("aten", "prim", "prims", "profiler")
-            if packet not in flop_registry and (foreign or packet.__name__ in _UNCOUNTED):
-                found.add(f"{func.namespace}.{packet.__name__}")
-            return func(*args, **(kwargs or {}))
+    Not `FlopCounterMode`, which also tells modules apart, and takes longer for that than a forward pass on the meta
+    device; what it decomposes has been, where no autograd is.
+    """
 
-    with Watch():
-        yield found
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+        self.uncounted: set[str] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        packet = _ALIKE.get(func._overloadpacket, func._overloadpacket)
+        if packet in flop_registry:
+            self.flops += flop_registry[packet](*args, **kwargs, out_val=out)
+        elif packet.__name__ in _UNCOUNTED or func.namespace not in ("aten", "prim", "prims", "profiler"):
+            self.uncounted.add(f"{func.namespace}.{packet.__name__}")
+        return out
+
+
+class _Skipping(TorchFunctionMode):
+    """Passes by what adds no MACs, keeps shapes, and takes most of the time on the meta device: norms, activations."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.batch_norm or func in ACTIVATIONS:
+            return args[0] if args else kwargs["input"]
+        return func(*args, **kwargs)

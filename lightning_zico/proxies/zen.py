@@ -26,19 +26,12 @@ _NUM_INPUTS = 16
 
 @dataclass(unsafe_hash=True)
 class _LastMap(Observer):
-    """Keeps the last feature map, and the scales that batch normalisation takes away.
-
-    Args:
-        scales: Whether to take the scales.
-    """
-
-    scales: bool = True
+    """Keeps the last feature map."""
 
     def start(self, module: nn.Module) -> None:
         """Begin with nothing."""
         self.last_map: Tensor | None = None
         self.last_input: Tensor | None = None
-        self._variances: list[Tensor] = []
 
     def module_call(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """Keep a map of several positions, and what goes into a layer."""
@@ -49,10 +42,25 @@ class _LastMap(Observer):
         if id(module) in self.layers and inputs:
             self.last_input = inputs[0]
 
+    def ended(self) -> None:
+        """Take the features."""
+        found = self.last_input if self.last_map is None else self.last_map
+        if found is None:
+            raise NotApplicableError("the network has no feature map and no layer.")
+        self.features = found.double().flatten(1)
+
+
+@dataclass(unsafe_hash=True)
+class _LastMapAndScales(_LastMap):
+    """Also keeps the scales that batch normalisation takes away."""
+
+    def start(self, module: nn.Module) -> None:
+        """Begin with nothing."""
+        super().start(module)
+        self._variances: list[Tensor] = []
+
     def batch_norm(self, inputs: Tensor) -> None:
         """Take the variance over the batch, its mean over channels."""
-        if not self.scales:
-            return
         # A third of the time that `var` over these dimensions takes on a CPU; without an epsilon it is the same.
         _, _, inverse_std = torch.native_batch_norm(inputs, None, None, None, None, True, 0.0, 0.0)
         variances = inverse_std.double().pow_(-2)
@@ -62,10 +70,7 @@ class _LastMap(Observer):
 
     def ended(self) -> None:
         """Sum the logarithms of the scales."""
-        found = self.last_input if self.last_map is None else self.last_map
-        if found is None:
-            raise NotApplicableError("the network has no feature map and no layer.")
-        self.features = found.double().flatten(1)
+        super().ended()
         self.num_batch_norms = len(self._variances)
         variances = torch.stack(self._variances).tolist() if self._variances else []
         self.log_scales = math.fsum(math.log(variance) / 2 for variance in variances if variance != 0)
@@ -103,7 +108,7 @@ class Zen(Proxy):
         moved = map_tensors(
             lambda t: t + _PERTURBATION * drawn_like(t, generator) if t.is_floating_point() else t, inputs
         )
-        here, there = _LastMap(), _LastMap(scales=False)
+        here, there = _LastMapAndScales(), _LastMap()
         probe.forward(here, tensors=weights, batch=inputs)
         probe.forward(there, tensors=weights, batch=moved)
         change = float((here.features - there.features).abs().sum(dim=1).mean())

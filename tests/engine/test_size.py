@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_zico.engine.size import count_macs, count_params
 from tests.engine.models import Tied, cnn
@@ -51,6 +52,49 @@ def test_parameters_count_once_frozen_ones_too():
 @pytest.mark.parametrize("training", [True, False])
 def test_macs_are_those_of_the_closed_form(module, shape, macs, training):
     assert macs_of(module.train(training), *shape) == macs
+
+
+class Mixed(nn.Module):
+    """Convolutions, activations as modules, functions and methods, in place too, norms and attention."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 3, stride=2)
+        self.norm = nn.BatchNorm2d(8)
+        self.act = nn.PReLU(8)
+        self.depthwise = nn.Conv2d(8, 8, 3, groups=8)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.head = nn.Bilinear(8, 8, 4)
+
+    def forward(self, x):
+        x = F.relu(self.act(self.norm(self.stem(x))), inplace=True)
+        tokens = F.gelu(self.depthwise(x)).flatten(2).mT
+        tokens = tokens + self.attention(tokens, tokens, tokens, need_weights=False)[0]
+        masked = F.scaled_dot_product_attention(tokens, tokens, tokens, is_causal=True).sigmoid_()
+        return self.head(masked, tokens.tanh()) @ torch.ones(4, 2, device=x.device)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_macs_are_half_of_what_torchs_own_counter_says(training):
+    module, x = Mixed().train(training), torch.randn(3, 3, 12, 12)
+    count = count_macs(module, mean_step, x)
+    assert count.device == "meta"
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        copy.deepcopy(module).to("meta")(x.to("meta"))
+    assert count.macs == counter.get_total_flops() / 2 / len(x)
+    with torch.inference_mode():
+        assert count_macs(module, mean_step, x) == count
+
+
+def test_macs_are_the_same_wherever_they_are_counted():
+    def peeking(module, batch, batch_idx):
+        loss = mean_step(module, batch, batch_idx)
+        return loss * (2 if loss.item() > 0 else 1)
+
+    module, x = Mixed(), torch.randn(3, 3, 12, 12)
+    counts = [count_macs(module, step, x) for step in (mean_step, peeking)]
+    assert [count.device for count in counts] == ["meta", "cpu"]
+    assert counts[0].macs == counts[1].macs
 
 
 def test_macs_are_per_sample():
