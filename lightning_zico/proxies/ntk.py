@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_zico.engine.learned import WeightDifferentiator, chosen_names
 from lightning_zico.engine.observers import check_graph
 from lightning_zico.engine.probe import Probe
-from lightning_zico.errors import NonFiniteError
+from lightning_zico.errors import NotApplicableError
 from lightning_zico.proxies.base import Proxy, register_proxy
 
 # A smallest eigenvalue that is this part of the largest is rounding of float32 gradients.
@@ -33,7 +33,8 @@ def ntk_cond_score(kernel: Tensor) -> float:
         No unit, higher is better, at most -1.
 
     Raises:
-        NonFiniteError: If the kernel is singular: the samples' gradients depend on one another.
+        NotApplicableError: If the kernel is singular, and its condition number infinite: the samples' gradients depend
+            on one another.
 
     Example:
         >>> ntk_cond_score(torch.diag(torch.tensor([1.0, 4.0])))
@@ -45,9 +46,10 @@ def ntk_cond_score(kernel: Tensor) -> float:
     eigenvalues = torch.linalg.eigvalsh(kernel.double())
     least, most = float(eigenvalues[0]), float(eigenvalues[-1])
     if not least > _SMALLEST * most:
-        raise NonFiniteError(
-            f"The tangent kernel is singular: its eigenvalues go from {least:.3g} to {most:.3g}. Are there duplicates "
-            "in the first batch, or more samples than the network can tell apart?"
+        raise NotApplicableError(
+            f"the tangent kernel is singular, its eigenvalues go from {least:.3g} to {most:.3g}: the first batch has "
+            "duplicates, or more samples than the network can tell apart, or a norm at the end keeps the sum of all "
+            "outputs constant."
         )
     return -most / least
 

@@ -104,6 +104,18 @@ def test_one_number_a_sample_is_an_output_too() -> None:
         assert card[name].value == expected[name].value is not None
 
 
+def test_a_singular_tangent_kernel_has_no_condition_number() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(50, 8), nn.ReLU(), nn.Linear(8, 4))
+    batches = make_batches()
+    assert score(network, batches, proxies="ntk_cond", loss_fn=F.cross_entropy)["ntk_cond"].value is not None
+    normed = nn.Sequential(*network, nn.BatchNorm1d(4))  # the sum of a batch's outputs is then constant
+    twice = [tuple(torch.cat([tensor, tensor]) for tensor in batch) for batch in batches]
+    for model, data in ((normed, batches), (network, twice)):
+        error = score(model, data, proxies="ntk_cond", loss_fn=F.cross_entropy)["ntk_cond"].error
+        assert error is not None
+        assert error.startswith("not applicable: the tangent kernel is singular")
+
+
 @pytest.mark.parametrize("name", ["naswot", "log_neurons", "swap", "near"])
 def test_activations_are_seen_where_a_step_calls_no_submodule(name: str) -> None:
     assert score(Functional(), make_batches(num_samples=3), proxies=name)[name].value is not None
