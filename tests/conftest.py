@@ -1,4 +1,4 @@
-"""What every test starts from: one thread, one seed."""
+"""What every test starts from: one thread, one seed; and workers that start at once, for those that want them."""
 
 import random
 
@@ -7,6 +7,8 @@ import pytest
 import torch
 from hypothesis import settings
 
+from tests.processes import FORKED
+
 # Machines under test are shared, so that time per example says nothing.
 settings.register_profile("shared", deadline=None, max_examples=40)
 settings.load_profile("shared")
@@ -14,6 +16,11 @@ settings.load_profile("shared")
 
 def pytest_configure() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def _forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lightning_zico.scoring.pool._CONTEXT", FORKED)
 
 
 @pytest.fixture(autouse=True)

@@ -1,13 +1,12 @@
-"""Ranks twelve candidates into a cache; run as a program, so that it can be killed.
+"""Ranks twelve candidates into a cache; run in a process of its own, so that it can be killed.
 
-Called as ``python -m tests.restart FOLDER [CACHE]``. The environment variables ``DIE_BUILDING`` and ``DIE_SCORING``
-hold the width of the candidate at which it kills itself.
+What it finds it leaves in the folder, in a file named by its process. The environment variables ``DIE_BUILDING`` and
+``DIE_SCORING`` hold the width of the candidate at which it kills itself.
 """
 
 import json
 import os
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -48,15 +47,11 @@ def build(width: int) -> nn.Module:
     return Classifier(width)
 
 
-def main(folder: str, cache: str | None) -> None:
+def main(folder: str, cache: str | None = None) -> None:
     torch.set_num_threads(1)
     candidates = [
         Candidate(f"width {width}", lambda width=width: build(width)) for width in range(1, NUM_CANDIDATES + 1)
     ]
     selector = ZeroShotSelector(proxies=["zico", Logged(folder)], rank_by="logged", cache=cache)
     leaderboard = selector.rank(candidates, make_batches())
-    print(json.dumps(leaderboard.to_dict()))
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2] if len(sys.argv) > 2 else None)
+    Path(folder, f"{os.getpid()}.json").write_text(json.dumps(leaderboard.to_dict()))

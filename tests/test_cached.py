@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ from lightning_zico.scoring.cached import with_cache
 from lightning_zico.scoring.placement import Placement
 from lightning_zico.scoring.work import Work
 from tests.modules import Classifier, make_batches
-from tests.restart import NUM_CANDIDATES
+from tests.processes import run_in_a_new_interpreter, started
+from tests.restart import NUM_CANDIDATES, main
 from tests.test_fingerprint import user_module
 
 ROOT = Path(__file__).parent.parent
@@ -591,18 +593,18 @@ def test_nothing_of_the_cache_unpickles() -> None:
 # Programs that are killed.
 
 
-def restart(folder: Path, *, cached: bool = True, **environment: str) -> "subprocess.Popen[str]":
-    command = [sys.executable, "-W", "ignore", "-m", "tests.restart", str(folder)]
-    command += [str(folder / "scores.db")] if cached else []
-    return subprocess.Popen(
-        command, cwd=ROOT, env={**os.environ, **environment}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+def restart(folder: Path, *, cached: bool = True, **environment: str) -> ForkServerProcess:
+    return started(main, str(folder), *([str(folder / "scores.db")] if cached else []), **environment)
 
 
-def finished(program: "subprocess.Popen[str]") -> dict[str, Any]:
-    out, said = program.communicate()
-    assert program.returncode == 0, said
-    return json.loads(out.splitlines()[-1])
+def finished(program: ForkServerProcess, folder: Path) -> dict[str, Any]:
+    program.join()
+    assert program.exitcode == 0
+    return left_by(program.pid, folder)
+
+
+def left_by(pid: int | None, folder: Path) -> dict[str, Any]:
+    return json.loads((folder / f"{pid}.json").read_text())
 
 
 def without_seconds(leaderboard: dict[str, Any]) -> dict[str, Any]:
@@ -628,34 +630,34 @@ def test_a_killed_ranking_goes_on_where_it_was_and_ends_as_if_nothing_had_happen
     uninterrupted = restart(plain, cached=False)
     for moment, last in ({"DIE_BUILDING": "4"}, 3), ({"DIE_SCORING": "7"}, 6):
         program = restart(killed, **moment)
-        program.communicate()
-        assert program.returncode == -signal.SIGKILL
+        program.join()
+        assert program.exitcode == -signal.SIGKILL
         assert scored(killed) == list(range(1, last + 1))
         assert rows(killed) == last
     program = restart(killed)
     while len(scored(killed)) < 9:  # at whatever moment after that
-        assert program.poll() is None
+        assert program.is_alive()
         time.sleep(0.001)
     program.kill()
-    program.communicate()
+    program.join()
     in_flight = len(scored(killed)) - rows(killed)
     assert in_flight in (0, 1)
-    leaderboard = finished(restart(killed))
+    leaderboard = finished(restart(killed), killed)
     assert len(scored(killed)) == NUM_CANDIDATES + in_flight
     assert set(scored(killed)) == set(range(1, NUM_CANDIDATES + 1))
-    once_more = finished(restart(killed))
+    once_more = left_by(run_in_a_new_interpreter(main, str(killed), str(killed / "scores.db")), killed)
     assert len(scored(killed)) == NUM_CANDIDATES + in_flight
     assert once_more == leaderboard
-    expected = without_seconds(finished(uninterrupted))
+    expected = without_seconds(finished(uninterrupted, plain))
     assert without_seconds(leaderboard) == expected
     assert all(row["rank"] for row in expected["rows"])
 
 
 def test_two_rankings_into_one_file_at_once_give_the_same(tmp_path: Path) -> None:
     first, second = restart(tmp_path), restart(tmp_path)
-    boards = [finished(first), finished(second)]
+    boards = [finished(first, tmp_path), finished(second, tmp_path)]
     assert without_seconds(boards[0]) == without_seconds(boards[1])
     assert rows(tmp_path) == NUM_CANDIDATES
     asked = len(scored(tmp_path))
-    assert without_seconds(finished(restart(tmp_path))) == without_seconds(boards[0])
+    assert without_seconds(finished(restart(tmp_path), tmp_path)) == without_seconds(boards[0])
     assert len(scored(tmp_path)) == asked

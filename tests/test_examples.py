@@ -20,7 +20,7 @@ PROMISES = {
     "06_own_proxy.py": ["1. ", "Kendall's tau of this ranking with the trivial baselines"],
     "07_ray.py": ["1. ", "On Ray: the same 8 scores" if find_spec("ray") else "pip install 'lightning-zico[ray]'"],
 }
-ARGUMENTS = {"05_evolve.py": ["12"]}  # trials; 100 without
+ARGUMENTS = {"04_compare_proxies.py": ["5"], "05_evolve.py": ["12"]}  # candidates, of 8; trials, of 100
 
 
 def test_every_example_is_tested() -> None:

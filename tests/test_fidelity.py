@@ -181,6 +181,7 @@ def test_published_figures_are_of_what_there_is():
 # --- processes and cache -------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("_forked_workers")
 def test_a_process_that_dies_costs_one_result():
     tasks = {
         "exits": partial(os._exit, 7),
@@ -195,6 +196,7 @@ def test_a_process_that_dies_costs_one_result():
     assert found["fine"] == workers.Outcome(8, None)
 
 
+@pytest.mark.usefixtures("_forked_workers")
 def test_what_takes_too_long_is_ended():
     found = dict(workers.outcomes({"sleeps": partial(time.sleep, 3600)}, num_workers=1, timeout_s=0.5))
     assert found == {"sleeps": workers.Outcome(None, "took more than 0.5 s")}
@@ -208,6 +210,7 @@ def images(tmp_path):
     return path
 
 
+@pytest.mark.usefixtures("_forked_workers")
 def test_a_candidate_that_takes_its_process_down_is_a_row_and_the_rest_is_scored(tmp_path, images):
     rows = (
         tables.Row("deadly", partial(os._exit, 9), {"acc": 1.0}),

@@ -1,8 +1,7 @@
 """What every cache keeps to."""
 
 import json
-import subprocess
-import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from hypothesis import strategies as st
 from lightning_zico import Score
 from lightning_zico.scoring import MemoryCache, ScoreCache, SQLiteCache
 from lightning_zico.scoring.cached import Entry
+from tests.processes import started
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)
 finite = st.floats(allow_nan=False, allow_infinity=False)
@@ -69,29 +69,22 @@ def test_entries_come_back_as_they_were(make: Callable[[], ScoreCache], kept: di
         assert repr(found) == repr({proxy: by_proxy[proxy] for proxy in found})  # minus zero is equal to zero
 
 
-WRITER = """
-import sys, time
-from pathlib import Path
-from lightning_zico.scoring import SQLiteCache
-path, number = sys.argv[1:]
-Path(f"{path}.{number}").touch()
-while not all(Path(f"{path}.{other}").exists() for other in "12"):
-    time.sleep(0.01)
-cache = SQLiteCache(path)  # both make the file
-for idx in range(150):
-    cache.write(f"{number} {idx}", {"proxy": "x" * 5000})
-    cache.write("both", {f"{number} {idx}": number})
-    assert f"{number} {idx}" in cache.read("both")
-"""
+def write(path: str, number: str) -> None:
+    Path(f"{path}.{number}").touch()
+    while not all(Path(f"{path}.{other}").exists() for other in "12"):
+        time.sleep(0.01)
+    cache = SQLiteCache(path)  # both make the file
+    for idx in range(150):
+        cache.write(f"{number} {idx}", {"proxy": "x" * 5000})
+        cache.write("both", {f"{number} {idx}": number})
+        assert f"{number} {idx}" in cache.read("both")
 
 
 def test_two_processes_write_one_file_at_once_and_every_row_is_there(tmp_path: Path) -> None:
     path = tmp_path / "scores.db"
-    commands = [[sys.executable, "-W", "ignore", "-c", WRITER, str(path), number] for number in "12"]
-    writers = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True) for command in commands]
-    for writer in writers:
-        _, said = writer.communicate()
-        assert writer.returncode == 0, said
+    for writer in [started(write, str(path), number) for number in "12"]:
+        writer.join()
+        assert writer.exitcode == 0
     cache = SQLiteCache(path)
     names = [f"{number} {idx}" for number in "12" for idx in range(150)]
     assert all(cache.read(name) == {"proxy": "x" * 5000} for name in names)

@@ -31,6 +31,8 @@ EXECUTORS: dict[str, Callable[[], Executor]] = {
 # Besides what runs at once: what is queued or was done last.
 FEW = 6
 
+pytestmark = pytest.mark.usefixtures("_forked_workers")
+
 
 @pytest.fixture(scope="module", params=EXECUTORS)
 def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
@@ -131,31 +133,6 @@ def test_a_generator_of_candidates_is_taken_as_they_are_needed(executor: Executo
     assert most <= 2 + FEW
 
 
-def test_closing_stops_what_runs_and_takes_no_more(executor: Executor) -> None:
-    taken: list[str] = []
-
-    def jobs() -> Iterator[Job]:
-        for candidate in iterate_candidates([Classifier, *[_sleeping] * 20]):
-            taken.append(candidate.name)
-            yield Job(candidate)
-
-    start = time.monotonic()
-    if isinstance(executor, SerialExecutor):
-        with closing(executor.run([work_of()], jobs())) as done:
-            next(done)
-        assert taken == ["Classifier"]
-        return
-    with closing(executor.run([work_of()], jobs())) as done:
-        assert next(done)[0].candidate.name == "Classifier"
-    assert len(taken) <= 3 + FEW
-    assert time.monotonic() - start < 600  # each of them sleeps for an hour
-
-
-def _sleeping() -> nn.Module:
-    time.sleep(3600)
-    return Classifier()
-
-
 def test_what_cannot_be_sent_or_loaded_is_a_row(executor: Executor, tmp_path: Path) -> None:
     if isinstance(executor, SerialExecutor):
         pytest.skip("the serial executor scores in this process, so that nothing is sent to another")
@@ -176,15 +153,18 @@ def test_what_cannot_be_sent_or_loaded_is_a_row(executor: Executor, tmp_path: Pa
 
 
 def test_a_cache_is_filled_and_asked_wherever_jobs_run(executor: Executor, tmp_path: Path) -> None:
+    def rows(by: Executor | None, *names: str) -> dict[str, Any]:
+        selector = ZeroShotSelector(proxies="zico", cache=tmp_path / "scores.db", executor=by)
+        leaderboard = selector.rank({name: candidates[name] for name in names}, make_batches())
+        return {row["name"]: row | {"rank": None} for row in leaderboard if row["rank"]}
+
     torch.manual_seed(3)
     candidates = {"instance": Classifier(5), "class": Classifier, "broken": lambda: 1 / 0}
-    boards = [
-        ZeroShotSelector(proxies="zico", cache=tmp_path / "scores.db", executor=each).rank(candidates, make_batches())
-        for each in (executor, executor, None)
-    ]
-    first, again, serial = ([row for row in board.to_dict()["rows"] if row["rank"]] for board in boards)
-    assert first == again == serial  # seconds included, which no two scorings share
-    assert len(first) == 2
+    before, there, after = rows(None, "instance"), rows(executor, *candidates), rows(None, *candidates)
+    assert there["instance"] == before["instance"]  # seconds included, which no two scorings share
+    assert there == after
+    assert list(there) == list(after)
+    assert len(there) == 2
 
 
 def test_a_cache_that_fails_in_the_middle_ends_the_ranking(executor: Executor, tmp_path: Path) -> None:
@@ -212,23 +192,6 @@ def test_proxies_that_workers_cannot_load_are_a_wrong_call(executor: Executor) -
     with pytest.raises(RuntimeError, match=r"cannot load what is to be scored with.*ValueError: invalid literal") as e:
         selector.rank([Classifier], make_batches())
     assert str(e.value).isprintable()
-
-
-def test_what_takes_its_process_down_or_hangs_is_a_row_with_ray(executor: Executor, tmp_path: Path) -> None:
-    if not isinstance(executor, RayExecutor):
-        pytest.skip("of Ray alone; tests/scoring/test_faults.py has more of this for worker processes")
-
-    def noted(name: str, then: Callable[[], Any]) -> nn.Module:
-        with open(tmp_path / name, "a") as file:
-            file.write("x")
-        then()
-        return Classifier()
-
-    deeds = {"dies": partial(os._exit, 7), "hangs": partial(time.sleep, 3600), "fine": int}
-    candidates = {name: partial(noted, name, deed) for name, deed in deeds.items()}
-    leaderboard = ZeroShotSelector(executor=RayExecutor(timeout_s=5)).rank(candidates, make_batches())
-    assert leaderboard.errors == {"dies": "the process died, in 3 attempts", "hangs": "took more than 5 s"}
-    assert [(tmp_path / name).stat().st_size for name in ("dies", "hangs")] == [3, 1]
 
 
 class _Unloadable:
@@ -268,6 +231,48 @@ def test_the_best_model_is_the_offered_instance_untouched(executor: Executor) ->
     selector.rank([small, large], make_batches())
     assert selector.best_model_ is large
     assert_same(before, dict(large.state_dict()))
+
+
+def test_what_takes_its_process_down_or_hangs_is_a_row_with_ray(executor: Executor, tmp_path: Path) -> None:
+    if not isinstance(executor, RayExecutor):
+        pytest.skip("of Ray alone; tests/scoring/test_faults.py has more of this for worker processes")
+
+    def noted(name: str, then: Callable[[], Any]) -> nn.Module:
+        with open(tmp_path / name, "a") as file:
+            file.write("x")
+        then()
+        return Classifier()
+
+    deeds = {"dies": partial(os._exit, 7), "hangs": partial(time.sleep, 3600), "fine": int}
+    candidates = {name: partial(noted, name, deed) for name, deed in deeds.items()}
+    leaderboard = ZeroShotSelector(executor=RayExecutor(timeout_s=5)).rank(candidates, make_batches())
+    assert leaderboard.errors == {"dies": "the process died, in 3 attempts", "hangs": "took more than 5 s"}
+    assert [(tmp_path / name).stat().st_size for name in ("dies", "hangs")] == [3, 1]
+
+
+def test_closing_stops_what_runs_and_takes_no_more(executor: Executor) -> None:
+    taken: list[str] = []
+
+    def jobs() -> Iterator[Job]:
+        for candidate in iterate_candidates([Classifier, *[_sleeping] * 20]):
+            taken.append(candidate.name)
+            yield Job(candidate)
+
+    start = time.monotonic()
+    if isinstance(executor, SerialExecutor):
+        with closing(executor.run([work_of()], jobs())) as done:
+            next(done)
+        assert taken == ["Classifier"]
+        return
+    with closing(executor.run([work_of()], jobs())) as done:
+        assert next(done)[0].candidate.name == "Classifier"
+    assert len(taken) <= 3 + FEW
+    assert time.monotonic() - start < 600  # each of them sleeps for an hour
+
+
+def _sleeping() -> nn.Module:
+    time.sleep(3600)
+    return Classifier()
 
 
 def test_another_number_of_threads_moves_scores_by_rounding_alone() -> None:

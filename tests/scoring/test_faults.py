@@ -124,6 +124,7 @@ def noted(log: Path, then: Callable[[], Any], *, only_first: bool = False) -> nn
 
 
 @needs_proc
+@pytest.mark.usefixtures("_forked_workers")
 def test_what_takes_its_process_down_hangs_or_fills_the_memory_is_a_row(tmp_path: Path) -> None:
     held: list[Tensor] = []
     deeds: dict[str, tuple[Callable[[], Any], int, str]] = {
@@ -188,6 +189,7 @@ def _loaded_slowly() -> SlowToLoad:
 
 
 @needs_proc
+@pytest.mark.usefixtures("_forked_workers")
 def test_what_all_candidates_share_is_charged_to_none() -> None:
     batches = [(torch.randn(20, 1_000_000), torch.zeros(20, dtype=torch.long)) for _ in range(2)]  # 160 MB
     executor = ProcessExecutor(num_workers=1, timeout_s=5, memory_bytes=120_000_000)
@@ -201,6 +203,7 @@ def test_what_all_candidates_share_is_charged_to_none() -> None:
 
 
 @needs_proc
+@pytest.mark.usefixtures("_forked_workers")
 def test_what_a_candidate_started_ends_with_its_process(tmp_path: Path) -> None:
     def starts() -> nn.Module:
         with subprocess.Popen(["sleep", "3600"]) as child:

@@ -343,6 +343,7 @@ def _numbered(item: int) -> int:
     return worker_idx()
 
 
+@pytest.mark.usefixtures("_forked_workers")
 @pytest.mark.parametrize("share_process", [True, False])
 def test_a_worker_has_a_number_of_its_own_and_one_that_takes_its_place_the_same(share_process: bool) -> None:
     coming = outcomes(_numbered, range(6), 2, Limits(), share_process=share_process)

@@ -1,6 +1,6 @@
-"""Searches with a storage in a file; run as a program, so that it can be killed and run twice at once.
+"""Searches with a storage in a file; run in a process of its own, so that it can be killed and run twice at once.
 
-Called as ``python -m tests.search.program FOLDER NUM_TRIALS``. It logs each scoring to ``scored.txt``. The environment
+It logs each scoring to ``scored.txt``, and leaves what it finds in a file named by its process. The environment
 variable ``DIE_AT`` is the number of the scoring in which it kills itself, ``DIE_PROPOSING`` that of the proposal;
 ``TOGETHER`` is how many processes are to be ready before the first of them begins; with ``OPTUNA`` a sampler of Optuna
 proposes.
@@ -11,7 +11,6 @@ import json
 import os
 import random
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -23,15 +22,19 @@ from lightning_zico import Proxy, ZeroShotSearch
 from lightning_zico.search import Evolution
 from tests.search.spaces import Bits, batches
 
+NUM_TRIALS = 30
+
 
 class Logged(Proxy):
     """Writes a line for each arch that it scores; the number is a sum of weights."""
 
     name = "logged"
 
+    def __init__(self, folder: str) -> None:
+        self.folder = folder
+
     def measure(self, probe: Any) -> float:
-        folder = Path(sys.argv[1])
-        log = folder / "scored.txt"
+        log = Path(self.folder, "scored.txt")
         shape = "-".join(str(p.numel()) for p in probe.module.parameters())
         with log.open("a") as file:
             file.write(f"{os.getpid()} {shape}\n")
@@ -61,24 +64,20 @@ class Fatal(Bits):
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main() -> None:
-    folder, num_trials = Path(sys.argv[1]), int(sys.argv[2])
+def main(where: str) -> None:
+    folder = Path(where)
     torch.set_num_threads(1)
     (folder / f"ready-{os.getpid()}").touch()
     while len(list(folder.glob("ready-*"))) < int(os.environ.get("TOGETHER", "1")):
         time.sleep(0.01)
     search = ZeroShotSearch(
         Fatal(),
-        proxies=Logged(),
-        num_trials=num_trials,
+        proxies=Logged(where),
+        num_trials=NUM_TRIALS,
         sampler=optuna.samplers.RandomSampler(seed=0)
         if "OPTUNA" in os.environ
         else Evolution(population_size=8, tournament_size=3, num_initial=4),
         storage=folder / "trials.db",
         num_classes=3,
     )
-    print(json.dumps(search.run(batches()).to_dict()))
-
-
-if __name__ == "__main__":
-    main()
+    (folder / f"{os.getpid()}.json").write_text(json.dumps(search.run(batches()).to_dict()))

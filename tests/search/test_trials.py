@@ -1,10 +1,8 @@
 """A storage outlives the processes that write to it, and several may work on it at once."""
 
 import json
-import os
 import signal
-import subprocess
-import sys
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +13,28 @@ from optuna.storages.journal import JournalFileBackend
 from lightning_zico.results import Score, ScoreCard
 from lightning_zico.search import owners
 from lightning_zico.search.trials import StorageError, Trials, quiet_optuna
+from tests.processes import run_in_a_new_interpreter, started
+from tests.search.program import NUM_TRIALS, main
 from tests.search.spaces import Bits
 from tests.search.test_zero_shot import SMALL, Told, searched, without_seconds
 
-ROOT = Path(__file__).parents[2]
-NUM_TRIALS = 30
+
+def search_in(folder: Path, **environment: str) -> ForkServerProcess:
+    return started(main, str(folder), **environment)
 
 
-def started(folder: Path, **environment: str) -> "subprocess.Popen[str]":
-    folder.mkdir(exist_ok=True)
-    command = [sys.executable, "-W", "ignore", "-m", "tests.search.program", str(folder), str(NUM_TRIALS)]
-    own = os.environ | {"OMP_NUM_THREADS": "1"} | environment
-    return subprocess.Popen(command, cwd=ROOT, env=own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def exitcode_of(process: ForkServerProcess) -> int | None:
+    process.join(timeout=300)
+    return process.exitcode
 
 
-def history_of(process: "subprocess.Popen[str]") -> list[dict[str, Any]]:
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    rows = json.loads(output)["history"]
+def history_of(process: ForkServerProcess, folder: Path) -> list[dict[str, Any]]:
+    assert exitcode_of(process) == 0
+    return history_left_by(process.pid, folder)
+
+
+def history_left_by(pid: int | None, folder: Path) -> list[dict[str, Any]]:
+    rows = json.loads((folder / f"{pid}.json").read_text())["history"]
     return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
 
 
@@ -42,7 +44,8 @@ def scored_in(folder: Path) -> list[list[str]]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return history_of(started(tmp_path_factory.mktemp("undisturbed")))
+    folder = tmp_path_factory.mktemp("undisturbed")
+    return history_left_by(run_in_a_new_interpreter(main, str(folder)), folder)
 
 
 # While an arch is scored, which is then scored again, and no other; and while one is proposed.
@@ -50,30 +53,27 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]
 def test_after_a_kill_a_search_goes_on_as_if_nothing_had_been(
     when: str, num_again: int, undisturbed: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    killed = started(tmp_path, **{when: "15"})
-    killed.communicate(timeout=300)
-    assert killed.returncode == -signal.SIGKILL
+    assert exitcode_of(search_in(tmp_path, **{when: "15"})) == -signal.SIGKILL
     assert 4 < len(scored_in(tmp_path)) < NUM_TRIALS
-    history = history_of(started(tmp_path))
+    history = history_of(search_in(tmp_path), tmp_path)
     assert history == undisturbed
     assert len({row["arch"] for row in history}) == NUM_TRIALS
     assert len(scored_in(tmp_path)) == NUM_TRIALS + num_again
 
 
 def test_a_kill_while_optuna_proposes_costs_no_trial(tmp_path: Path) -> None:
-    killed = started(tmp_path, DIE_PROPOSING="15", OPTUNA="1")
-    killed.communicate(timeout=300)
-    assert killed.returncode == -signal.SIGKILL
+    assert exitcode_of(search_in(tmp_path, DIE_PROPOSING="15", OPTUNA="1")) == -signal.SIGKILL
     assert 4 < len(scored_in(tmp_path)) < NUM_TRIALS
-    assert len({row["arch"] for row in history_of(started(tmp_path, OPTUNA="1"))}) == NUM_TRIALS
+    history = history_left_by(run_in_a_new_interpreter(main, str(tmp_path), OPTUNA="1"), tmp_path)
+    assert len({row["arch"] for row in history}) == NUM_TRIALS
     assert len(scored_in(tmp_path)) == NUM_TRIALS
     study = optuna.load_study(study_name=None, storage=f"sqlite:///{tmp_path / 'trials.db'}")
     assert all(trial.state.is_finished() for trial in study.trials)
 
 
 def test_two_processes_share_a_search_and_score_nothing_twice(tmp_path: Path) -> None:
-    first, second = (started(tmp_path, TOGETHER="2") for _ in range(2))
-    histories = [history_of(first), history_of(second)]
+    both = [search_in(tmp_path, TOGETHER="2") for _ in range(2)]
+    histories = [history_of(process, tmp_path) for process in both]
     scored = scored_in(tmp_path)
     assert len(scored) == NUM_TRIALS
     assert len({pid for pid, _ in scored}) == 2

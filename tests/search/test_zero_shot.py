@@ -227,6 +227,7 @@ def test_a_sampler_of_optuna_proposes(sampler: Any) -> None:
     assert result.provenance["num_rejected"] > 0
 
 
+@pytest.mark.usefixtures("_forked_workers")
 def test_worker_processes_give_the_same_scores_and_nothing_twice() -> None:
     here = {row["arch"]: row["score"] for row in searched(proxies="zico", num_trials=64)}
     result = searched(proxies="zico", num_trials=10, executor=ProcessExecutor(num_workers=2))

@@ -1,0 +1,39 @@
+"""Processes that start at once: forked off one that has imported what they need, which takes each of them five seconds.
+
+That one is an interpreter of its own. It computes nothing, so that torch has no thread and no lock in it, and it has
+none of the settings of the process under test. All that are forked off it order sets alike, as new interpreters do not:
+where that could tell, a test starts an interpreter.
+"""
+
+import multiprocessing
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+FORKED = multiprocessing.get_context("forkserver")
+FORKED.set_forkserver_preload(["lightning_zico", "tests.restart", "tests.search.program"])
+
+
+def started(function: Callable[..., None], *args: str, **environment: str) -> ForkServerProcess:
+    """Start a process that calls a function."""
+    process = FORKED.Process(target=_call, args=(function, args, environment))
+    process.start()
+    return process
+
+
+def _call(function: Callable[..., None], args: tuple[str, ...], environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    function(*args)
+
+
+def run_in_a_new_interpreter(function: Callable[..., None], *args: str, **environment: str) -> int:
+    """Call a function of a module in an interpreter that is started for it, wait for its end, and give its pid."""
+    code = f"from {function.__module__} import {function.__name__}; {function.__name__}(*{args!r})"
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    with subprocess.Popen(command, cwd=ROOT, env=os.environ | environment) as process:
+        assert process.wait(timeout=300) == 0
+    return process.pid
