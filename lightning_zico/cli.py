@@ -10,6 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -153,11 +154,22 @@ def _parser() -> Any:
         subparser = parser_of(description=what, **settings)
         subparser.add_argument("--config", action="config", help="Path of a YAML file with options.")
         subparser.add_function_arguments(function, as_group=False, as_positional=name in ("report", "proxies"))
+        subparser.dump = partial(_dumped, subparser.dump)
         subparsers[name] = subparser
         subcommands.add_subcommand(name, subparser, help=what)
     # Never parsed here: what stands behind it is for Lightning.
     subcommands.add_subcommand("fit", parser_of(**settings), help=_FIT_HELP)
     return parser
+
+
+def _dumped(dump: Callable[..., str], options: Any, **settings: Any) -> str:
+    """Write options as YAML, for `--print_config`, unless the command would refuse their data or their model."""
+    data, model = options.get("data"), options.get("model")
+    if isinstance(data, str):
+        commands.datamodule_of(data)
+    if isinstance(model, str):
+        commands.check_model(model)
+    return dump(options, **settings)
 
 
 class _PrintCompletion(argparse.Action):

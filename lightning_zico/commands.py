@@ -36,6 +36,7 @@ from lightning_zico.scoring.work import Executor
 from lightning_zico.search import Evolution, ZeroShotSearch
 from lightning_zico.selector import ZeroShotSelector
 from lightning_zico.zoo import ZOO_PROXIES, Zoo, ZooModel, from_zoo
+from lightning_zico.zoo.base import ImageModel
 
 # Networks for photographs halve the sides of an image five times; smaller images would be gone before the end.
 _LEAST_SIDE = 32
@@ -91,6 +92,7 @@ def rank(
     num_classes: int | None = None,
     in_chans: int | None = None,
     input_size: int | None = None,
+    vocab_size: int | None = None,
     trainer: Trainer | None = None,
     finalists: int = 1,
     final_epochs: int = 1,
@@ -131,6 +133,8 @@ def rank(
         in_chans: Channels that models of a zoo are to take. None: as many as the images have.
         input_size: Side of the images that models of a zoo are to take, to which images are resized. None: as they
             are, and at least 32.
+        vocab_size: How many tokens models of a zoo for text are to know. None: as many as the data module says with
+            an attribute of that name, or else as each model has it.
         trainer: Trains the winner; its options follow as --trainer.max_epochs 10.
         finalists: How many of the first the trainer trains for a while, to choose the winner among them.
         final_epochs: Epochs that a finalist is trained for.
@@ -150,8 +154,9 @@ def rank(
     datamodule = datamodule_of(data)
     offered: Candidates = _offered(candidates) if candidates is not None else ()
     if zoo is not None:
-        fitting = {"num_classes": num_classes, "in_chans": in_chans, "input_size": input_size}
-        options = _fitted(datamodule, fitting, num_batches, repeats, seed=seed)
+        images = {"in_chans": in_chans, "input_size": input_size}
+        given = {"num_classes": num_classes, **images, "vocab_size": vocab_size}
+        options = _fitted(datamodule, _specs(zoo), given, num_batches, repeats, seed=seed)
         offered = from_zoo(*_specs(zoo), **options, resize=True, max_params=budget.params)
     selector = ZeroShotSelector(
         trainer,
@@ -208,6 +213,7 @@ def score(
     num_classes: int | None = None,
     in_chans: int | None = None,
     input_size: int | None = None,
+    vocab_size: int | None = None,
 ) -> None:
     """Print the score card of one model.
 
@@ -223,17 +229,14 @@ def score(
         num_classes: As for rank.
         in_chans: As for rank.
         input_size: As for rank.
+        vocab_size: As for rank.
     """
     datamodule = datamodule_of(data)
     if isinstance(model, str):
-        if ":" not in model:
-            _imported(model, "model")  # says what is missing
-            raise ValueError(
-                f"`--model` is {model!r}; needed is the class path of a LightningModule, or a model of a zoo, such as "
-                "timm:resnet18."
-            )
-        fitting = {"num_classes": num_classes, "in_chans": in_chans, "input_size": input_size}
-        options = _fitted(datamodule, fitting, num_batches, seed=seed)
+        check_model(model)
+        images = {"in_chans": in_chans, "input_size": input_size}
+        given = {"num_classes": num_classes, **images, "vocab_size": vocab_size}
+        options = _fitted(datamodule, _specs(model), given, num_batches, seed=seed)
         candidates = list(from_zoo(*_specs(model), **options, resize=True))
         if len(candidates) != 1:
             raise ValueError(f"`--model` is {model!r}, which is {len(candidates)} models; needed is one.")
@@ -423,6 +426,20 @@ def datamodule_of(data: LightningDataModule | str) -> LightningDataModule:
     raise ValueError(no_data(data))
 
 
+def check_model(model: str) -> None:
+    """Refuse a text that is no model of a zoo; a class path that can be imported is a text no longer.
+
+    Raises:
+        ValueError: If it has no colon.
+    """
+    if ":" not in model:
+        _imported(model, "model")  # says what is missing
+        raise ValueError(
+            f"`--model` is {model!r}; needed is the class path of a LightningModule, or a model of a zoo, such as "
+            "timm:resnet18."
+        )
+
+
 def no_data(given: str) -> str:
     """Say what `--data` takes to who gave something else."""
     return (
@@ -446,18 +463,35 @@ def short_data(data: str) -> tuple[type[LightningDataModule], dict[str, str]] | 
 
 
 def _fitted(
-    datamodule: LightningDataModule, given: Mapping[str, int | None], num_batches: int, repeats: int = 1, *, seed: int
+    datamodule: LightningDataModule,
+    specs: Sequence[str],
+    given: Mapping[str, int | None],
+    num_batches: int,
+    repeats: int = 1,
+    *,
+    seed: int,
 ) -> dict[str, int]:
     """Complete what models of a zoo have to know of the data, by what `_seen` sees, and say what was found there.
 
     Raises:
-        ValueError: If batches are not images with labels, so that they do not say.
+        ValueError: If a vocabulary is given, and models are for images; or if batches are not what the models are for,
+            so that they do not say.
     """
     known = {key: value for key, value in given.items() if value is not None}
-    if len(known) == len(given):
+    models = from_zoo(*specs, num_classes=2).models  # of which kind they are; none is built
+    for_images = next((model for model in models if isinstance(model, ImageModel)), None)
+    if for_images is None:
+        return _fitted_to_texts(datamodule, known, num_batches, repeats, seed=seed)
+    if "vocab_size" in known:
+        raise ValueError(
+            f"`--vocab_size` is {known['vocab_size']}, which models for text take; "
+            f"'{for_images.zoo}:{for_images.name}' is for images. Leave it out, or name models for text alone, such as "
+            "transformers:bert-*."
+        )
+    needed = [key for key in given if key not in known and key != "vocab_size"]
+    if not needed:
         return known
-    needed = ", ".join(f"--{key}" for key in given if key not in known)
-    images, classes, by = _seen(datamodule, needed, num_batches, repeats, seed=seed)
+    images, classes, by = _seen(datamodule, ", ".join(f"--{key}" for key in needed), num_batches, repeats, seed=seed)
     found = {
         "num_classes": classes,
         "in_chans": images.shape[1],
@@ -473,30 +507,30 @@ def _fitted(
     return fitted
 
 
-def _seen(
-    datamodule: LightningDataModule, needed: str, num_batches: int, repeats: int = 1, *, seed: int
-) -> tuple[Tensor, int, str]:
-    """Look at the batches to score on: the first one's images, how many classes there are, and who says so.
-
-    The data module is asked for ``num_classes``, then its training dataset for ``classes``; where neither says, the
-    highest label counts.
+def _fitted_to_texts(
+    datamodule: LightningDataModule, known: Mapping[str, int], num_batches: int, repeats: int, *, seed: int
+) -> dict[str, int]:
+    """Complete what models for text have to know.
 
     Raises:
-        ValueError: If a batch is not images with labels.
+        ValueError: If a batch is not texts with labels.
     """
-    told = getattr(datamodule, "num_classes", None)
-    # At least one, since the selector is yet to refuse what is less.
-    num_batches, repeats = (1, 1) if isinstance(told, int) else (max(1, num_batches), max(1, repeats))
-    batches = [batch for own in read_repeats(datamodule, num_batches, repeats, seed=seed) for batch in own]
-    pairs = [_images_and_labels(batch, needed) for batch in batches]
-    images = pairs[0][0]
-    if isinstance(told, int):
-        return images, told, "the data module says"
-    with training_loader(datamodule, seed=seed) as loader:
-        listed = _classes_of(getattr(loader, "dataset", None))
-    if listed is not None:
-        return images, listed, "the training dataset says"
-    return images, max(int(labels.max()) for _, labels in pairs) + 1, "the batches have"
+    needed = [key for key in ("num_classes", "vocab_size") if key not in known]
+    if not needed:
+        return dict(known)
+    options = ", ".join(f"--{key}" for key in needed)
+    _, classes, by = _seen(datamodule, options, num_batches, repeats, seed=seed, take=_texts_and_labels)
+    told = getattr(datamodule, "vocab_size", None)  # set up by now
+    found = {"num_classes": classes} | ({"vocab_size": told} if isinstance(told, int) else {})
+    fitted = {**found, **known}
+    by = "you said" if "num_classes" in known else by
+    knows = "you said" if "vocab_size" in known else "the data module says"
+    tokens = f"{fitted['vocab_size']:,} tokens (as {knows})" if "vocab_size" in fitted else "their own vocabularies"
+    _say(
+        f"Models are built for {fitted['num_classes']} classes (as {by}) and for {tokens}. Others: --num_classes, "
+        "--vocab_size."
+    )
+    return fitted
 
 
 def _images_and_labels(batch: Any, needed: str) -> tuple[Tensor, Tensor]:
@@ -508,13 +542,78 @@ def _images_and_labels(batch: Any, needed: str) -> tuple[Tensor, Tensor]:
     images, labels = batch if isinstance(batch, list | tuple) and len(batch) == 2 else (None, None)
     if not isinstance(images, Tensor) or images.ndim != 4 or not isinstance(labels, Tensor):
         raise ValueError(f"A batch of the data is not images [N, C, H, W] with labels, so that needed are {needed}.")
+    return images, _whole(labels, "an image")
+
+
+def _texts_and_labels(batch: Any, needed: str) -> tuple[Any, Tensor]:
+    """Take a batch apart as `SequenceClassifier` does.
+
+    Raises:
+        ValueError: If it has no labels that are whole numbers.
+    """
+    is_pair = isinstance(batch, list | tuple) and len(batch) == 2
+    labels = batch.get("labels") if isinstance(batch, Mapping) else batch[1] if is_pair else None
+    if not isinstance(labels, Tensor):
+        raise ValueError(
+            f"A batch of the data is neither a mapping with `labels` nor a pair of tokens [N, T] and labels, so that "
+            f"needed is {needed}."
+        )
+    return batch, _whole(labels, "a text")
+
+
+def _whole(labels: Tensor, each: str) -> Tensor:
+    """Give labels back.
+
+    Raises:
+        ValueError: If they are not whole numbers ``[N]``.
+    """
     if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         shape = f"{str(labels.dtype).removeprefix('torch.')} of shape {list(labels.shape)}"
         raise ValueError(
-            f"The labels of a batch are {shape}; needed is one whole number an image, [N], which is its class. Give "
+            f"The labels of a batch are {shape}; needed is one whole number {each}, [N], which is its class. Give "
             "labels as such, or candidates of your own with `--candidates`."
         )
-    return images, labels
+    return labels
+
+
+def _seen(
+    datamodule: LightningDataModule,
+    needed: str,
+    num_batches: int,
+    repeats: int = 1,
+    *,
+    seed: int,
+    take: Callable[[Any, str], tuple[Any, Tensor]] = _images_and_labels,
+) -> tuple[Any, int, str]:
+    """Look at the batches to score on: the first one's inputs, how many classes there are, and who says so.
+
+    The data module is asked for ``num_classes``, then its training dataset for ``classes``; where neither says, the
+    highest label counts.
+
+    Args:
+        datamodule: That gives the batches.
+        needed: Options that would say what batches do not, for the error message.
+        num_batches: In a repeat.
+        repeats: Of the ranking.
+        seed: Of the batches.
+        take: Takes a batch apart.
+
+    Raises:
+        ValueError: If a batch is not what it is taken for.
+    """
+    told = getattr(datamodule, "num_classes", None)
+    # At least one, since the selector is yet to refuse what is less.
+    num_batches, repeats = (1, 1) if isinstance(told, int) else (max(1, num_batches), max(1, repeats))
+    batches = [batch for own in read_repeats(datamodule, num_batches, repeats, seed=seed) for batch in own]
+    pairs = [take(batch, needed) for batch in batches]
+    inputs = pairs[0][0]
+    if isinstance(told, int):
+        return inputs, told, "the data module says"
+    with training_loader(datamodule, seed=seed) as loader:
+        listed = _classes_of(getattr(loader, "dataset", None))
+    if listed is not None:
+        return inputs, listed, "the training dataset says"
+    return inputs, max(int(labels.max()) for _, labels in pairs) + 1, "the batches have"
 
 
 def _classes_of(dataset: Any) -> int | None:

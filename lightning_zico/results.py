@@ -27,9 +27,10 @@ _LAST_COLUMNS = ("error", "seconds")
 # Behind the first ones, where candidates were scored in several repeats.
 UNCERTAINTY_COLUMNS = ("std_error", "rank_low", "rank_high", "p_best", "tie", "num_repeats")
 FIXED_COLUMNS = frozenset(_FIRST_COLUMNS + FINAL_COLUMNS + UNCERTAINTY_COLUMNS + _LAST_COLUMNS)
+_MISSING_COLUMN = "missing"  # the last one of a file of comma-separated values
 _WHOLE_NUMBERS = ("rank", "final_rank", "final_epochs", "rank_low", "rank_high", "tie", "num_repeats")
 # What no proxy may be called.
-RESERVED_NAMES = FIXED_COLUMNS | {"controlled", "default", "all"}
+RESERVED_NAMES = FIXED_COLUMNS | {_MISSING_COLUMN, "controlled", "default", "all"}
 
 # From this tau on a ranking is called the baseline's own.
 _SAME_RANKING = 0.9
@@ -387,7 +388,7 @@ class Leaderboard:
 
     @property
     def columns(self) -> list[str]:
-        """Names of the columns, in the order of `to_pandas` and `to_csv`."""
+        """Names of the columns, in the order of `to_pandas`, and of `to_csv`, which has one more."""
         keys = [key for key in self.rows[0] if key not in _FIRST_COLUMNS + _LAST_COLUMNS] if self.rows else []
         return [*_FIRST_COLUMNS, *keys, *_LAST_COLUMNS]
 
@@ -419,8 +420,18 @@ class Leaderboard:
         return cls.from_dict(_read_json(source))
 
     def to_csv(self, path: str | Path | None = None) -> str:
-        """Turn into comma-separated values with a header, and write them to a file if a path is given."""
-        return _written(_csv(self.columns, self.rows), path)
+        """Turn into comma-separated values with a header, and write them to a file if a path is given.
+
+        The last column, ``missing``, says why other numbers of a ranked candidate are: ``zico: reason; snip: reason``.
+        """
+        reasons: dict[str, list[str]] = {}
+        told = self.missing
+        for column in self.columns:
+            for reason, names in told.get(column, {}).items():
+                for name in names:
+                    reasons.setdefault(name, []).append(f"{column}: {reason}")
+        rows = [{**row, _MISSING_COLUMN: "; ".join(reasons.get(row["name"], ()))} for row in self.rows]
+        return _written(_csv([*self.columns, _MISSING_COLUMN], rows), path)
 
     def to_pandas(self) -> Any:
         """Turn into a `pandas.DataFrame` with the same columns; ranks and other counts are nullable integers.

@@ -616,7 +616,7 @@ def test_a_leaderboard_with_finals_survives_every_form() -> None:
     assert all(list(row) == columns for row in leaderboard)
     assert Leaderboard.from_dict(leaderboard.to_dict()) == leaderboard
     assert Leaderboard.from_json(leaderboard.to_json()) == leaderboard
-    assert leaderboard.to_csv().splitlines()[:2] == [",".join(columns), "1,d,2,0.5,1,3,2,,0.0"]
+    assert leaderboard.to_csv().splitlines()[:2] == [",".join([*columns, "missing"]), "1,d,2,0.5,1,3,2,,0.0,"]
     frame = leaderboard.to_pandas()
     assert list(frame.columns) == columns
     assert frame["final_rank"].tolist()[0] == 1

@@ -51,3 +51,17 @@ print(lightning_zico.list_proxies())
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "zico" in done.stdout
+
+
+def test_the_root_brings_no_package_that_lightning_does_not_but_what_it_needs() -> None:
+    code = """
+import sys
+import lightning.pytorch, torchmetrics
+before = {name.split(".")[0] for name in sys.modules}
+import lightning_zico
+print(*{name.split(".")[0] for name in sys.modules} - before - sys.stdlib_module_names)
+"""
+    command = [sys.executable, "-W", "ignore", "-c", code]
+    brought = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    # Lightning brings rich and torchmetrics scipy, as far as today's versions go.
+    assert {"lightning_zico"} <= set(brought) <= {"lightning_zico", "cloudpickle", "rich", "scipy"}

@@ -1,5 +1,7 @@
 """Results are plain data that survive being written and read."""
 
+import csv
+import io
 import json
 import sys
 from pathlib import Path
@@ -50,7 +52,7 @@ def test_leaderboard_is_written_to_files(tmp_path: Path) -> None:
     assert Leaderboard.from_json(str(tmp_path / "board.json")) == leaderboard
     leaderboard.to_csv(tmp_path / "board.csv")
     header, first = (tmp_path / "board.csv").read_text().splitlines()[:2]
-    assert header == "rank,name,score,zico,params,error,seconds"
+    assert header == "rank,name,score,zico,params,error,seconds,missing"
     assert first == '1,"b,'
     assert leaderboard.to_csv().count("failed") == 1
 
@@ -159,6 +161,17 @@ def test_every_missing_number_of_a_ranked_candidate_has_its_reason_and_no_other(
     again = Leaderboard.from_json(leaderboard.to_json())
     assert again.missing == leaderboard.missing
     assert ("missing" in leaderboard.provenance) == bool(told)
+
+
+@given(st.lists(st.tuples(REASON, REASON), max_size=6))
+def test_csv_says_in_its_last_column_why_numbers_of_a_candidate_are_missing(errors: list[Any]) -> None:
+    reader = csv.DictReader(io.StringIO(missing(*errors).to_csv()))
+    told = {row["name"]: row["missing"] for row in reader}
+    assert list(reader.fieldnames or ())[-1] == "missing"
+    wanted = {"broken": ""}  # whose error says it
+    for idx, (zico, snip) in enumerate(errors):
+        wanted[f"c{idx}"] = "; ".join([f"zico: {zico}"] * bool(zico) + [f"snip: {snip}"] * bool(snip))
+    assert told == wanted
 
 
 def test_one_cause_that_takes_many_proxies_is_written_once_and_told_in_one_note() -> None:

@@ -38,7 +38,7 @@ class ArchCosts:
         self._find: dict[str, Callable[[Any], int]] = {
             "params": partial(space.params, **shape),
             "depth": space.depth,
-            "macs": partial(space.macs, resolution=resolution, **shape),
+            "macs": partial(_macs, space, resolution=resolution, **shape),
         }
         limited = [name for name in ARCH_COSTS if getattr(self._budget, name) is not None]
         # Beside the two sizes, the depth has a column only where somebody asks for it.
@@ -52,3 +52,18 @@ class ArchCosts:
     def excess(self, arch: Hashable) -> str | None:
         """Say by how much an arch exceeds the budget; None if it is within."""
         return self._budget.exceeded_by({name: partial(self._cost, name, arch) for name in self.names})
+
+
+def _macs(space: SearchSpace[Any], arch: Any, *, resolution: int, **shape: int) -> int:
+    """Count MACs.
+
+    Raises:
+        ValueError: If networks of the space cannot take images of this resolution.
+    """
+    try:
+        return space.macs(arch, resolution, **shape)
+    except ValueError as error:
+        raise ValueError(
+            f"{error} MACs are counted for it, and it is the side of the images unless you say another: pass "
+            "`resolution` (--resolution on the command line), or resize the images."
+        ) from error

@@ -233,6 +233,7 @@ class ZeroShotSearch:
             StorageError: If ``storage`` cannot be opened.
             TooFewBatchesError: If the data gives fewer batches than ``num_batches``.
             IdenticalBatchesError: If all of them are the same.
+            ValueError: If networks of the space do not take images of this resolution; nothing is scored then.
         """
         choice = self._choice()
         placement = placement_of(self.accelerator, self.devices, self.precision, channels_last=False)
@@ -253,14 +254,14 @@ class ZeroShotSearch:
         name = self.name or f"{settings['space']}-{fingerprint(json.dumps(settings))[:12]}"
         with quiet_optuna():
             trials = Trials(self.storage, name, settings, self._directions(choice), self._optunas_sampler())
-            running = _Running(self, choice, work, trials, settings)
             try:
-                running.score_all()
-            finally:
+                running = _Running(self, choice, work, trials, settings)
                 try:
-                    self.result_ = running.result()
+                    running.score_all()
                 finally:
-                    trials.close()
+                    self.result_ = running.result()
+            finally:
+                trials.close()
         return self.result_
 
     def candidates(self, result: SearchResult, k: int) -> list[Candidate]:
@@ -389,6 +390,7 @@ class _Running:
         self._rank_by = choice.ranked_by(search.rank_by)
         shape = {key: settings[key] for key in ("resolution", "num_classes", "in_channels")}
         self._costs = ArchCosts(search.space, search.budget, search.against, **shape)
+        self._costs.of(search.space.sample(random.Random(0)))  # refuses a resolution before anything is scored
         self._evolution = search._evolution()
         self._is_optunas = search._optunas_sampler() is not None
         size = self._evolution.population_size if self._evolution else 1

@@ -58,9 +58,14 @@ def from_zoo(*specs: str, num_classes: int, **options: Any) -> Zoo:
 
 
 def zoo_model(
-    spec: str, num_classes: int, in_chans: int = 3, input_size: int | None = None, resize: bool = False
+    spec: str,
+    num_classes: int,
+    in_chans: int = 3,
+    input_size: int | None = None,
+    resize: bool = False,
+    vocab_size: int | None = None,
 ) -> LightningModule:
-    """Build one model for images by its text, as a factory by class path: ``--model lightning_zico.zoo.zoo_model``.
+    """Build one model by its text, as a factory by class path: ``--model lightning_zico.zoo.zoo_model``.
 
     Args:
         spec: Such as ``"timm:resnet18"``.
@@ -68,12 +73,15 @@ def zoo_model(
         in_chans: Channels of the images.
         input_size: Side of the images that the network is to take.
         resize: Resize images of another size.
+        vocab_size: Of text: how many tokens the tokeniser knows; None for as many as the model has.
 
     Raises:
         UnknownNameError: If there is no such zoo, or no such model in it.
         ValueError: If the text means several models.
+        TypeError: If there is a vocabulary, and the zoo has no models for text.
     """
-    zoo = from_zoo(spec, num_classes=num_classes, in_chans=in_chans, input_size=input_size, resize=resize)
+    text = {} if vocab_size is None else {"vocab_size": vocab_size}
+    zoo = from_zoo(spec, num_classes=num_classes, in_chans=in_chans, input_size=input_size, resize=resize, **text)
     if len(zoo.models) != 1:
         raise ValueError(f"The spec is {spec!r}, which means {len(zoo.models)} models; needed is one.")
     return cast(LightningModule, zoo.models[0]())

@@ -109,6 +109,10 @@ def from_transformers(
         ModuleNotFoundError: If transformers is not installed.
     """
     check_num_classes(num_classes)
+    if vocab_size is not None and vocab_size < 1:
+        raise ValueError(
+            f"`vocab_size` is {vocab_size}; needed is a whole number from 1, or None for each model's own."
+        )
     image_types, text_types = _model_types()
     size = size_of(input_size)
     configs = {name: (kind, dict(changes)) for name, (kind, changes) in CONFIGS.items()}

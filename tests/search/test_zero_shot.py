@@ -355,6 +355,17 @@ def test_batches_without_images_are_refused() -> None:
         ZeroShotSearch(Bits(), proxies="params").run([(t.flatten(1), y) for t, y in batches()])
 
 
+@pytest.mark.parametrize("budget", [None, Budget(params=1e6), Budget(macs=1e9)])
+def test_a_resolution_that_networks_cannot_take_is_refused_before_anything_is_scored(budget: Budget | None) -> None:
+    executor = Told(params=lambda _: 1.0)
+    with pytest.raises(
+        ValueError, match=r"`resolution` is 5; needed is at least 32: .*pass `resolution` \(--resolution"
+    ):
+        searched("plainnet", budget=budget, executor=executor)
+    assert executor.asked == []
+    assert len(searched("plainnet", budget=budget, executor=executor, resolution=32, num_trials=2)) == 2
+
+
 def test_numbers_that_mean_nothing_are_refused_at_once() -> None:
     for argument in ("num_trials", "num_classes", "num_batches", "resolution"):
         with pytest.raises(ValueError, match=f"`{argument}` is 0; needed is a whole number from 1"):
