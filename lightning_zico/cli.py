@@ -163,7 +163,7 @@ def _parser() -> Any:
 
 
 def _dumped(dump: Callable[..., str], options: Any, **settings: Any) -> str:
-    """Write options as YAML, for `--print_config`, unless the command would refuse their data or their model."""
+    """Write options as YAML, for `--print_config`, unless there is no such data or no such class path of a model."""
     data, model = options.get("data"), options.get("model")
     if isinstance(data, str):
         commands.datamodule_of(data)

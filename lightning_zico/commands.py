@@ -8,6 +8,7 @@ import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from importlib import import_module
+from operator import index
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -481,6 +482,12 @@ def _fitted(
     models = from_zoo(*specs, num_classes=2).models  # of which kind they are; none is built
     for_images = next((model for model in models if isinstance(model, ImageModel)), None)
     if for_images is None:
+        of_images = [key for key in ("in_chans", "input_size") if key in known]
+        if of_images:
+            raise ValueError(
+                f"`--{of_images[0]}` is {known[of_images[0]]}, which models for images take; '{models[0].zoo}:"
+                f"{models[0].name}' is for text. Leave it out."
+            )
         return _fitted_to_texts(datamodule, known, num_batches, repeats, seed=seed)
     if "vocab_size" in known:
         raise ValueError(
@@ -491,7 +498,9 @@ def _fitted(
     needed = [key for key in given if key not in known and key != "vocab_size"]
     if not needed:
         return known
-    images, classes, by = _seen(datamodule, ", ".join(f"--{key}" for key in needed), num_batches, repeats, seed=seed)
+    options = ", ".join(f"--{key}" for key in needed)
+    hint = f"{options}; or if they are texts, models for text alone: '{for_images.zoo}:{for_images.name}' is for images"
+    images, classes, by = _seen(datamodule, hint, num_batches, repeats, seed=seed)
     found = {
         "num_classes": classes,
         "in_chans": images.shape[1],
@@ -520,9 +529,9 @@ def _fitted_to_texts(
         return dict(known)
     options = ", ".join(f"--{key}" for key in needed)
     _, classes, by = _seen(datamodule, options, num_batches, repeats, seed=seed, take=_texts_and_labels)
-    told = getattr(datamodule, "vocab_size", None)  # set up by now
-    found = {"num_classes": classes} | ({"vocab_size": told} if isinstance(told, int) else {})
-    fitted = {**found, **known}
+    fitted = {"num_classes": classes, **known}
+    if "vocab_size" not in known and (told := getattr(datamodule, "vocab_size", None)) is not None:  # set up by now
+        fitted["vocab_size"] = _vocabulary(told)
     by = "you said" if "num_classes" in known else by
     knows = "you said" if "vocab_size" in known else "the data module says"
     tokens = f"{fitted['vocab_size']:,} tokens (as {knows})" if "vocab_size" in fitted else "their own vocabularies"
@@ -531,6 +540,21 @@ def _fitted_to_texts(
         "--vocab_size."
     )
     return fitted
+
+
+def _vocabulary(told: Any) -> int:
+    """Take a data module's word for how many tokens there are.
+
+    Raises:
+        ValueError: If it is no whole number from 1.
+    """
+    size = index(told) if hasattr(told, "__index__") and not isinstance(told, bool) else 0
+    if size < 1:
+        raise ValueError(
+            f"`vocab_size` of the data module is {told!r}; needed is a whole number from 1. Mend it, or pass "
+            "--vocab_size."
+        )
+    return size
 
 
 def _images_and_labels(batch: Any, needed: str) -> tuple[Tensor, Tensor]:
@@ -553,10 +577,12 @@ def _texts_and_labels(batch: Any, needed: str) -> tuple[Any, Tensor]:
     """
     is_pair = isinstance(batch, list | tuple) and len(batch) == 2
     labels = batch.get("labels") if isinstance(batch, Mapping) else batch[1] if is_pair else None
-    if not isinstance(labels, Tensor):
+    tokens = batch[0] if is_pair else None
+    is_text = not is_pair or (isinstance(tokens, Tensor) and tokens.ndim == 2 and not tokens.is_floating_point())
+    if not isinstance(labels, Tensor) or not is_text:
         raise ValueError(
-            f"A batch of the data is neither a mapping with `labels` nor a pair of tokens [N, T] and labels, so that "
-            f"needed is {needed}."
+            "A batch of the data is neither a mapping with `labels` nor a pair of tokens [N, T] and labels, so that "
+            f"needed is {needed}; or if they are images, models for images."
         )
     return batch, _whole(labels, "a text")
 
@@ -613,7 +639,10 @@ def _seen(
         listed = _classes_of(getattr(loader, "dataset", None))
     if listed is not None:
         return inputs, listed, "the training dataset says"
-    return inputs, max(int(labels.max()) for _, labels in pairs) + 1, "the batches have"
+    highest = max(int(labels.max()) for _, labels in pairs)
+    if highest < 0:
+        raise ValueError(f"The highest label of the batches is {highest}; needed are classes from 0, or --num_classes.")
+    return inputs, highest + 1, "the batches have"
 
 
 def _classes_of(dataset: Any) -> int | None:

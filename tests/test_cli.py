@@ -61,6 +61,15 @@ class TextsThatSay(Texts):
         self.vocab_size = 40_000
 
 
+class TextsThatCount(Texts):
+    vocab_size = True
+
+
+class Unknown(LightningDataModule):
+    def train_dataloader(self):
+        return DataLoader([{"input_ids": torch.arange(5), "labels": -100}] * 4, 2)
+
+
 class Unlabelled(LightningDataModule):
     def train_dataloader(self):
         return DataLoader([{"input_ids": torch.arange(5)}] * 4, 2)
@@ -282,6 +291,19 @@ def test_a_dataset_that_is_there_needs_no_network(monkeypatch: pytest.MonkeyPatc
         ("score transformers:bert-tiny --data my_pkg.TextsThatSay --vocab_size 0", "`vocab_size` is 0"),
         ("score transformers:bert-tiny --data my_pkg.Unlabelled", "neither a mapping with `labels` nor a pair"),
         ("score timm:lcnet_035 --data my_pkg.TextsThatSay", "is not images [N, C, H, W] with labels, so that needed"),
+        ("rank --zoo transformers:bert-tiny,vit-tiny --data my_pkg.Texts", "'transformers:vit-tiny' is for images"),
+        ("score transformers:bert-tiny --data digits", "if they are images, models for images"),
+        ("score transformers:bert-tiny --data my_pkg.Texts --in_chans 4", "`--in_chans` is 4, which models for images"),
+        (
+            "score transformers:bert-tiny --data my_pkg.TextsThatCount",
+            "`vocab_size` of the data module is True; needed",
+        ),
+        ("score transformers:bert-tiny --data my_pkg.Unknown", "The highest label of the batches is -100; needed are"),
+        (
+            "fit --model lightning_zico.zoo.zoo_model --model.spec timm:lcnet_035 --model.num_classes 2 "
+            "--model.vocab_size 9 --data digits",
+            "`vocab_size` is 9, which models of timm do not take",
+        ),
         ("report my_pkg.py", "'my_pkg.py' is neither a leaderboard nor a search"),
         ("report nix.json", "nix.json"),
         ("report rows.json", "'rows.json' is neither a leaderboard nor a search"),

@@ -302,16 +302,18 @@ class _Functions(TorchFunctionMode):
             return func(*args, **kwargs)
         if func in ACTIVATIONS:
             before = args[0] if args else kwargs["input"]
-            in_place = (
-                kwargs.get("inplace", False) or any(arg is True for arg in args[1:]) or func.__name__.endswith("_")
-            )
-            kept = before.detach().clone() if in_place else before
+            kept = before.detach().clone() if is_in_place(func, args, kwargs) else before
             after = func(*args, **kwargs)
             self._watch.report("activation", kept, after)
             return after
         if func is F.batch_norm and (args[5] if len(args) > 5 else kwargs.get("training", False)):
             self._watch.report("batch_norm", args[0] if args else kwargs["input"])
         return func(*args, **kwargs)
+
+
+def is_in_place(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    """Tell whether a call of an activation function overwrites what it is given."""
+    return kwargs.get("inplace", False) or any(arg is True for arg in args[1:]) or function.__name__.endswith("_")
 
 
 def floating_tensor_in(output: Any) -> Tensor | None:

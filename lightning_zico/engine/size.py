@@ -15,7 +15,7 @@ from torch.utils.flop_counter import flop_registry
 
 from lightning_zico._typing import Batch, Step
 from lightning_zico.engine.batches import map_tensors, tensors_of
-from lightning_zico.engine.observers import ACTIVATIONS
+from lightning_zico.engine.observers import ACTIVATIONS, is_in_place
 from lightning_zico.engine.scope import preserved, seed_all
 from lightning_zico.engine.stateless import Stateless
 
@@ -105,22 +105,27 @@ def count_macs(
         macs = round(counter.flops / FLOPS_PER_MAC / samples)
         return MacCount(macs, here.type, tuple(sorted(counter.uncounted)))
 
-    with torch.inference_mode(False), preserved(module) as reset:
-        muted(module)
-        try:
-            return count(torch.device("meta"))
-        except (
-            Exception
-        ):  # a step that looks at values, makes tensors on the CPU, or is itself broken: the next line tells
-            reset()
-            return count(None)
+    # The fused kernels of attention and of a transformer's layer in eval mode have no formula.
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with torch.inference_mode(False), preserved(module) as reset:
+            muted(module)
+            try:
+                return count(torch.device("meta"))
+            except Exception:
+                # A step that looks at values, makes tensors on the CPU, or is itself broken: the next line tells.
+                reset()
+                return count(None)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 class _Counter(TorchDispatchMode):
     """Counts floating-point operations by torch's formulas.
 
     Not `FlopCounterMode`, which also tells modules apart, and takes longer for that than a forward pass on the meta
-    device; what it decomposes has been, where no autograd is.
+    device.
     """
 
     def __init__(self) -> None:
@@ -132,6 +137,12 @@ class _Counter(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        # Elsewhere what is made of other operators, such as `linear`, has been taken apart before it comes here.
+        if torch.is_inference_mode_enabled():
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
         out = func(*args, **kwargs)
         packet = _ALIKE.get(func._overloadpacket, func._overloadpacket)
         if packet in flop_registry:
@@ -142,12 +153,17 @@ class _Counter(TorchDispatchMode):
 
 
 class _Skipping(TorchFunctionMode):
-    """Passes by what adds no MACs, keeps shapes, and takes most of the time on the meta device: norms, activations."""
+    """Passes by what adds no MACs, keeps shapes, and takes most of the time on the meta device: norms, activations.
+
+    What they would put out is another tensor than they are given, whose shape may then be changed in place.
+    """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         if func is F.batch_norm or func in ACTIVATIONS:
-            return args[0] if args else kwargs["input"]
+            given = args[0] if args else kwargs["input"]
+            in_place = func is not F.batch_norm and is_in_place(func, args, kwargs)
+            return given if in_place else torch.empty(given.shape, dtype=given.dtype, device=given.device)
         return func(*args, **kwargs)

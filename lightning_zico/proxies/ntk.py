@@ -13,7 +13,7 @@ from torch import Tensor
 from lightning_zico.engine.learned import WeightDifferentiator, chosen_names
 from lightning_zico.engine.observers import check_graph
 from lightning_zico.engine.probe import Probe
-from lightning_zico.errors import NotApplicableError
+from lightning_zico.errors import NonFiniteError, NotApplicableError
 from lightning_zico.proxies.base import Proxy, register_proxy
 
 # A smallest eigenvalue that is this part of the largest is rounding of float32 gradients.
@@ -33,6 +33,7 @@ def ntk_cond_score(kernel: Tensor) -> float:
         No unit, higher is better, at most -1.
 
     Raises:
+        NonFiniteError: If the kernel has NaN or infinite entries.
         NotApplicableError: If the kernel is singular, and its condition number infinite: the samples' gradients depend
             on one another.
 
@@ -43,13 +44,15 @@ def ntk_cond_score(kernel: Tensor) -> float:
     Source:
         Chen et al., *TE-NAS*, ICLR 2021, arXiv:2102.11535, which ranks by this and by the number of linear regions.
     """
+    if not bool(kernel.isfinite().all()):
+        raise NonFiniteError("The tangent kernel is not finite: the gradients of outputs leave the range of floats.")
     eigenvalues = torch.linalg.eigvalsh(kernel.double())
     least, most = float(eigenvalues[0]), float(eigenvalues[-1])
     if not least > _SMALLEST * most:
         raise NotApplicableError(
-            f"the tangent kernel is singular, its eigenvalues go from {least:.3g} to {most:.3g}: the first batch has "
-            "duplicates, or more samples than the network can tell apart, or a norm at the end keeps the sum of all "
-            "outputs constant."
+            f"the tangent kernel is singular, its eigenvalues go from {least:.3g} to {most:.3g}. Either a norm at the "
+            "end keeps the sum of all outputs constant, or the first batch has duplicates or more samples than the "
+            "network can tell apart; give fewer and different ones."
         )
     return -most / least
 

@@ -251,17 +251,20 @@ class ZeroShotSearch:
             placement=placement,
         )
         settings = self._settings(choice, work)
+        shape = {key: settings[key] for key in ("resolution", "num_classes", "in_channels")}
+        costs = ArchCosts(self.space, self.budget, self.against, **shape)
+        costs.of(self.space.sample(random.Random(0)))  # refuses a resolution before there is a study
         name = self.name or f"{settings['space']}-{fingerprint(json.dumps(settings))[:12]}"
         with quiet_optuna():
             trials = Trials(self.storage, name, settings, self._directions(choice), self._optunas_sampler())
+            running = _Running(self, choice, work, trials, settings, costs)
             try:
-                running = _Running(self, choice, work, trials, settings)
-                try:
-                    running.score_all()
-                finally:
-                    self.result_ = running.result()
+                running.score_all()
             finally:
-                trials.close()
+                try:
+                    self.result_ = running.result()
+                finally:
+                    trials.close()
         return self.result_
 
     def candidates(self, result: SearchResult, k: int) -> list[Candidate]:
@@ -380,17 +383,22 @@ class _Running:
         work: What scoring needs.
         trials: Of its study.
         settings: See `ZeroShotSearch._settings`.
+        costs: Of archs.
     """
 
     def __init__(
-        self, search: ZeroShotSearch, choice: Choice, work: Work, trials: Trials, settings: Mapping[str, Any]
+        self,
+        search: ZeroShotSearch,
+        choice: Choice,
+        work: Work,
+        trials: Trials,
+        settings: Mapping[str, Any],
+        costs: ArchCosts,
     ) -> None:
         self._search, self._choice, self._trials, self._settings = search, choice, trials, settings
+        self._costs = costs
         self._work = work if search.cache is None else with_cache(work, opened(search.cache))
         self._rank_by = choice.ranked_by(search.rank_by)
-        shape = {key: settings[key] for key in ("resolution", "num_classes", "in_channels")}
-        self._costs = ArchCosts(search.space, search.budget, search.against, **shape)
-        self._costs.of(search.space.sample(random.Random(0)))  # refuses a resolution before anything is scored
         self._evolution = search._evolution()
         self._is_optunas = search._optunas_sampler() is not None
         size = self._evolution.population_size if self._evolution else 1

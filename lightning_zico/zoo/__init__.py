@@ -1,5 +1,6 @@
 """Zoos: models that others have written, as candidates that cost nothing until they are built."""
 
+from inspect import signature
 from typing import Any, cast
 
 from lightning.pytorch import LightningModule
@@ -53,6 +54,13 @@ def from_zoo(*specs: str, num_classes: int, **options: Any) -> Zoo:
         name, _, patterns = spec.partition(":")
         if name not in _ZOOS:
             raise unknown_name("zoo", name, list(_ZOOS))
+        known = signature(_ZOOS[name]).parameters
+        foreign = next((option for option in options if option not in known), None)
+        if foreign is not None:
+            raise TypeError(
+                f"`{foreign}` is {options[foreign]!r}, which models of {name} do not take; needed are options of every "
+                "zoo that is named. Leave it out, or name zoos alone that take it."
+            )
         zoos.append(_ZOOS[name](*_split(spec, patterns), num_classes=num_classes, **options))
     return Zoo(tuple(model for zoo in zoos for model in zoo.models), zoos[0].max_params)
 

@@ -18,6 +18,7 @@ from torch import nn
 from lightning_zico import Candidate, ProcessExecutor, RayExecutor, ZeroShotSelector, score
 from lightning_zico.candidates import iterate_candidates
 from lightning_zico.errors import CacheError
+from lightning_zico.scoring import pool
 from lightning_zico.scoring.choice import chosen
 from lightning_zico.scoring.executors import SerialExecutor, num_cores
 from lightning_zico.scoring.work import Executor, Job, Work
@@ -28,6 +29,7 @@ EXECUTORS: dict[str, Callable[[], Executor]] = {
     "processes": lambda: ProcessExecutor(num_workers=2),
     "ray": RayExecutor,
 }
+SPAWNED = pool._CONTEXT  # as shipped; most tests here have workers that start at once instead
 # Besides what runs at once: what is queued or was done last.
 FEW = 6
 
@@ -59,7 +61,11 @@ def values(cards: Any) -> dict[str, Any]:
     }
 
 
-def test_scores_are_bit_for_bit_those_of_the_serial_executor(executor: Executor) -> None:
+def test_scores_are_bit_for_bit_those_of_the_serial_executor(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightning_zico.scoring.pool._CONTEXT", SPAWNED)
+
     class Local(Classifier):
         def training_step(self, batch: Any, batch_idx: int) -> Any:
             return 2 * super().training_step(batch, batch_idx)

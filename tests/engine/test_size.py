@@ -15,6 +15,11 @@ def mean_step(module, batch, batch_idx):
     return (out[0] if isinstance(out, tuple) else out).mean()
 
 
+def inference_step(module, batch, batch_idx):
+    with torch.inference_mode():
+        return mean_step(module, batch, batch_idx)
+
+
 def macs_of(module, *shape, step=mean_step):
     count = count_macs(module, step, torch.randn(*shape))
     assert count.device == "meta"
@@ -84,17 +89,35 @@ def test_macs_are_half_of_what_torchs_own_counter_says(training):
     assert count.macs == counter.get_total_flops() / 2 / len(x)
     with torch.inference_mode():
         assert count_macs(module, mean_step, x) == count
+    assert count_macs(module, inference_step, x) == count
 
 
-def test_macs_are_the_same_wherever_they_are_counted():
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    ("module", "shape"), [(Mixed(), (3, 12, 12)), (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), (5, 8))]
+)
+def test_macs_are_the_same_wherever_they_are_counted(module, shape, training):
     def peeking(module, batch, batch_idx):
         loss = mean_step(module, batch, batch_idx)
         return loss * (2 if loss.item() > 0 else 1)
 
-    module, x = Mixed(), torch.randn(3, 3, 12, 12)
-    counts = [count_macs(module, step, x) for step in (mean_step, peeking)]
+    x = torch.randn(3, *shape)
+    counts = [count_macs(module.train(training), step, x) for step in (mean_step, peeking)]
     assert [count.device for count in counts] == ["meta", "cpu"]
     assert counts[0].macs == counts[1].macs
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_activations_put_out_tensors_of_their_own():
+    class Shaping(nn.Module):
+        def forward(self, x):
+            a, _ = F.gelu(x).chunk(2, dim=-1)
+            wide = F.relu(a).view(len(x), -1) @ torch.ones(6, 2, device=x.device)
+            F.relu(x).unsqueeze_(1)
+            return wide, x @ torch.ones(4, 5, device=x.device)
+
+    count = count_macs(Shaping(), lambda m, b, i: sum(out.sum() for out in m(b)), torch.randn(2, 3, 4))
+    assert (count.macs, count.device) == (6 * 2 + 3 * 4 * 5, "meta")
 
 
 def test_macs_are_per_sample():

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_zico import Score, score
+from lightning_zico.errors import NonFiniteError
+from lightning_zico.proxies.ntk import ntk_cond_score
 from tests.modules import Classifier, make_batches
 from tests.proxies.models import Tokens, cnn
 
@@ -114,6 +116,9 @@ def test_a_singular_tangent_kernel_has_no_condition_number() -> None:
         error = score(model, data, proxies="ntk_cond", loss_fn=F.cross_entropy)["ntk_cond"].error
         assert error is not None
         assert error.startswith("not applicable: the tangent kernel is singular")
+    for entry in (math.inf, math.nan):
+        with pytest.raises(NonFiniteError, match="not finite"):
+            ntk_cond_score(torch.full((9, 9), entry))
 
 
 @pytest.mark.parametrize("name", ["naswot", "log_neurons", "swap", "near"])

@@ -356,14 +356,17 @@ def test_batches_without_images_are_refused() -> None:
 
 
 @pytest.mark.parametrize("budget", [None, Budget(params=1e6), Budget(macs=1e9)])
-def test_a_resolution_that_networks_cannot_take_is_refused_before_anything_is_scored(budget: Budget | None) -> None:
+def test_a_resolution_that_networks_cannot_take_is_refused_before_anything_is_scored(
+    budget: Budget | None, tmp_path: Path
+) -> None:
     executor = Told(params=lambda _: 1.0)
+    study = {"budget": budget, "executor": executor, "storage": tmp_path / "trials.db", "name": "mine"}
     with pytest.raises(
         ValueError, match=r"`resolution` is 5; needed is at least 32: .*pass `resolution` \(--resolution"
     ):
-        searched("plainnet", budget=budget, executor=executor)
+        searched("plainnet", **study)
     assert executor.asked == []
-    assert len(searched("plainnet", budget=budget, executor=executor, resolution=32, num_trials=2)) == 2
+    assert len(searched("plainnet", **study, resolution=32, num_trials=2)) == 2  # the name is still to be had
 
 
 def test_numbers_that_mean_nothing_are_refused_at_once() -> None:
