@@ -33,7 +33,8 @@ def least_eigenvalue(feature_map: Tensor) -> Tensor:
     """
     if feature_map.shape[-2] >= feature_map.shape[-1]:  # centred, they lie in P - 1 dimensions
         return torch.zeros(feature_map.shape[:-2], dtype=torch.float64, device=feature_map.device)
-    centred = feature_map.double() - feature_map.double().mean(dim=-1, keepdim=True)
+    exact = feature_map.double()
+    centred = exact - exact.mean(dim=-1, keepdim=True)
     constant = feature_map.amax(dim=-1) == feature_map.amin(dim=-1)  # [..., C]; centred may be rounding only
     normed = nn.functional.normalize(centred, dim=-1, eps=1e-300).masked_fill_(constant.unsqueeze(-1), 0.0)
     return torch.linalg.eigvalsh(normed @ normed.mT)[..., 0].clamp(min=0)  # [C, P] @ [P, C] -> [C, C]
