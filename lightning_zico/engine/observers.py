@@ -19,6 +19,7 @@ from torch.overrides import TorchFunctionMode
 from lightning_zico._typing import Axis, Batch, Params
 from lightning_zico.engine.batches import map_tensors, tensors_of
 from lightning_zico.engine.layers import Layout
+from lightning_zico.engine.scope import unfused
 from lightning_zico.errors import NotApplicableError, kept
 
 # Functions that are applied to every number of a layer's output. Gates (sigmoid) are among them.
@@ -183,14 +184,10 @@ class Watch:
         functions = self._listening("activation") or self._listening("batch_norm")
         # For all modules at once: a hook on each of hundreds takes longer than to run a small network.
         handles = [register_module_forward_pre_hook(self._enter), register_module_forward_hook(self._leave)]
-        # The fused kernel of a transformer's layer in eval mode has no activation that could be seen.
-        fused = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)
         try:
-            with _Functions(self) if functions else nullcontext():
+            with unfused(), _Functions(self) if functions else nullcontext():
                 yield
         finally:
-            torch.backends.mha.set_fastpath_enabled(fused)
             for handle in handles:
                 handle.remove()
 

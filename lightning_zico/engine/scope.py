@@ -89,6 +89,17 @@ def rng_restorer() -> Callable[[], None]:
     return put_back_rng
 
 
+@contextmanager
+def unfused() -> Iterator[None]:
+    """Let attention and a transformer's layer in eval mode run step by step: nobody sees into their fused kernels."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
 def restorer_of(obj: Any) -> Callable[[], Any] | None:
     """Remember the state of a generator of torch, NumPy or Python; None for any other object.
 

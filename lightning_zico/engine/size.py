@@ -16,7 +16,7 @@ from torch.utils.flop_counter import flop_registry
 from lightning_zico._typing import Batch, Step
 from lightning_zico.engine.batches import map_tensors, tensors_of
 from lightning_zico.engine.observers import ACTIVATIONS, is_in_place
-from lightning_zico.engine.scope import preserved, seed_all
+from lightning_zico.engine.scope import preserved, seed_all, unfused
 from lightning_zico.engine.stateless import Stateless
 
 # torch counts floating-point operations, two for each multiply-accumulate operation.
@@ -105,20 +105,14 @@ def count_macs(
         macs = round(counter.flops / FLOPS_PER_MAC / samples)
         return MacCount(macs, here.type, tuple(sorted(counter.uncounted)))
 
-    # The fused kernels of attention and of a transformer's layer in eval mode have no formula.
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with torch.inference_mode(False), preserved(module) as reset:
-            muted(module)
-            try:
-                return count(torch.device("meta"))
-            except Exception:
-                # A step that looks at values, makes tensors on the CPU, or is itself broken: the next line tells.
-                reset()
-                return count(None)
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
+    with torch.inference_mode(False), unfused(), preserved(module) as reset:
+        muted(module)
+        try:
+            return count(torch.device("meta"))
+        except Exception:
+            # A step that looks at values, makes tensors on the CPU, or is itself broken: the next line tells.
+            reset()
+            return count(None)
 
 
 class _Counter(TorchDispatchMode):
