@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.nn.modules.module import register_module_forward_hook
 from torch.overrides import TorchFunctionMode
 
 from lightning_zico._typing import Axis, Batch, Params
@@ -130,8 +130,8 @@ _NO_LAYOUT = Layout({}, {}, frozenset())
 class Watch:
     """Reports one forward pass to observers; one that fails is told of nothing more, and the others go on.
 
-    The network's output is the output of the last call, made by the step itself, of a submodule that holds trainable
-    weights of linear or convolutional layers. It is the module's own if the step calls the module.
+    The network's output is what came of the last call to end of a submodule that holds trainable weights of linear or
+    convolutional layers. It is the module's own if the step calls the module.
 
     Args:
         module: Put back by the caller.
@@ -150,11 +150,11 @@ class Watch:
         self._output: Any = None
         self.aside = False  # whether what runs at the moment is an observer's own work
         self._device_type = next((parameter.device.type for parameter in module.parameters()), "cpu")
+        self._may_cast = torch.amp.is_autocast_available(self._device_type)
         self._dtype = torch.get_default_dtype()
         self._listeners: dict[str, list[Observer]] = {}
         self._is_blind = bool(observers) and not any(map(self._listening, _EVENTS))
         self._layout = _NO_LAYOUT if self._is_blind else layout() if layout else Layout.of(module)
-        self._stack: list[int] = []
         self.needs_graph = any(observer.needs_graph for observer in observers)
         for observer in observers:
             observer.layers = self._layout.layers  # type: ignore[misc]
@@ -180,16 +180,14 @@ class Watch:
         if self._is_blind:
             yield
             return
-        self._stack.clear()  # of calls that an exception has ended
         functions = self._listening("activation") or self._listening("batch_norm")
         # For all modules at once: a hook on each of hundreds takes longer than to run a small network.
-        handles = [register_module_forward_pre_hook(self._enter), register_module_forward_hook(self._leave)]
+        handle = register_module_forward_hook(self._called)
         try:
             with unfused(), _Functions(self) if functions else nullcontext():
                 yield
         finally:
-            for handle in handles:
-                handle.remove()
+            handle.remove()
 
     def finish(self) -> None:
         """Report the end of the forward pass, and let go of what it left."""
@@ -222,18 +220,13 @@ class Watch:
         with torch.set_grad_enabled(observer.needs_graph):
             observer.forwarded(output, self.inputs)
 
-    def _enter(self, module: nn.Module, _args: Any) -> None:
-        if id(module) in self._layout.names:
-            self._stack.append(id(module))
-
-    def _leave(self, module: nn.Module, args: Any, output: Any) -> None:
-        if id(module) not in self._layout.names:
+    def _called(self, module: nn.Module, args: Any, output: Any) -> None:
+        name = self._layout.names.get(id(module))
+        if name is None:
             return
-        while self._stack.pop() != id(module):  # calls that an exception, caught by the model, has ended
-            pass
-        if not self._stack and id(module) in self._layout.holding:
+        if id(module) in self._layout.holding:
             self._output = output
-        self.report("module_call", self._layout.names[id(module)], module, args, output)
+        self.report("module_call", name, module, args, output)
 
     def _listening(self, event: str) -> list[Observer]:
         if event not in self._listeners:
@@ -244,10 +237,27 @@ class Watch:
     def report(self, event: str, *args: Any) -> None:
         """Tell the observers that listen to it of an event."""
         listening = self._listening(event)
-        if listening:
-            with self._stepping_aside():
+        if not listening:
+            return
+        # Leaves the step's autograd, and its precision: in half of it sums would be wrong. By hand and asked first,
+        # since this happens at every call of a submodule, and contexts cost more than most observers.
+        grad, default = torch.is_grad_enabled(), torch.get_default_dtype()
+        casting = self._may_cast and torch.is_autocast_enabled(self._device_type)
+        self.aside = True
+        try:
+            if grad:
+                torch.set_grad_enabled(False)
+            if default != self._dtype:
+                torch.set_default_dtype(self._dtype)
+            with torch.autocast(self._device_type, enabled=False) if casting else nullcontext():
                 for observer in listening:
                     self.tell(observer, getattr(observer, event), *args)
+        finally:
+            if default != self._dtype:
+                torch.set_default_dtype(default)
+            if grad:
+                torch.set_grad_enabled(True)
+            self.aside = False
 
     def tell(self, observer: Observer, method: Callable[..., None], *args: Any) -> None:
         """Call a method of an observer; if it fails, the observer is told of nothing more."""
@@ -259,26 +269,6 @@ class Watch:
             self.errors[observer] = kept(error)
             self.observers = [other for other in self.observers if other is not observer]
             self._listeners.clear()
-
-    @contextmanager
-    def _stepping_aside(self) -> Iterator[None]:
-        """Leave the step's autograd, and its precision: in half of it sums would be wrong."""
-        # Asked first, since this happens at every call of a submodule, and contexts cost more than most observers.
-        casting = torch.amp.is_autocast_available(self._device_type) and torch.is_autocast_enabled(self._device_type)
-        default = torch.get_default_dtype()
-        if default != self._dtype:
-            torch.set_default_dtype(self._dtype)
-        self.aside = True
-        try:
-            with (
-                torch.no_grad() if torch.is_grad_enabled() else nullcontext(),
-                torch.autocast(self._device_type, enabled=False) if casting else nullcontext(),
-            ):
-                yield
-        finally:
-            self.aside = False
-            if default != self._dtype:
-                torch.set_default_dtype(default)
 
 
 class _Functions(TorchFunctionMode):
@@ -318,6 +308,13 @@ def floating_tensor_in(output: Any) -> Tensor | None:
     logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     tensors = tensors_of(output if logits is None else logits)
     return next((tensor for tensor in tensors if tensor.is_floating_point() and tensor.ndim), None)
+
+
+def signs(before: Tensor) -> Tensor:
+    """Tell what is positive, by one and zero, ``[N, ...]`` -> ``[N, U]``, float32."""
+    ones = torch.empty(before.shape, dtype=torch.float32, device=before.device)
+    # At once: on a CPU, to compare and then to convert takes seven times as long (torch 2.14).
+    return torch.gt(before, 0, out=ones).flatten(1)
 
 
 def has_reentrant_checkpoint(tensor: Tensor) -> bool:

@@ -300,11 +300,12 @@ class Probe:
 
     def _stream(self, watch: Watch, learners: dict[Observer, list[str]], axis: Axis) -> None:
         names = list(dict.fromkeys(name for wanted in learners.values() for name in wanted))
+        keeping = [o for o in learners if type(o).gradients is not Observer.gradients]
         seen = 0
 
         def consume(chunk: GradientChunk) -> None:
             nonlocal seen
-            taking = [o for o in learners if o not in watch.errors and (o.all_batches or not seen)]
+            taking = [o for o in keeping if o not in watch.errors and (o.all_batches or not seen)]
             left_to_do = []
             for observer in taking:
                 own = {name: chunk.gradients[name] for name in learners[observer]}

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -26,6 +26,9 @@ FLOPS_PER_MAC = 2
 _ALIKE = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: torch.ops.aten._scaled_dot_product_flash_attention,
 }
+
+# What `a + b` is, and how else it is written.
+_SUMS = frozenset({Tensor.add, torch.add})
 
 # Operators of torch that multiply and accumulate and for which its counter has no formula (torch 2.14). Those that do
 # neither (activations, norms, copies) are left out by the definition of a MAC.
@@ -91,7 +94,7 @@ def count_macs(
     samples = sizes[0][0] if sizes else 1
 
     def count(device: torch.device | None) -> MacCount:
-        def placed(tensor: torch.Tensor) -> torch.Tensor:
+        def placed(tensor: Tensor) -> Tensor:
             return tensor.detach().to(device) if device else tensor.detach().clone()
 
         stateless = Stateless(module)
@@ -147,7 +150,9 @@ class _Counter(TorchDispatchMode):
 
 
 class _Skipping(TorchFunctionMode):
-    """Passes by what adds no MACs, keeps shapes, and takes most of the time on the meta device: norms, activations.
+    """Passes by what adds no MACs, keeps shapes, and takes most of the time on the meta device.
+
+    These are norms, activations and sums of two tensors of one shape.
 
     What they would put out is another tensor than they are given, whose shape may then be changed in place.
     """
@@ -159,5 +164,13 @@ class _Skipping(TorchFunctionMode):
         if func is F.batch_norm or func in ACTIVATIONS:
             given = args[0] if args else kwargs["input"]
             in_place = func is not F.batch_norm and is_in_place(func, args, kwargs)
-            return given if in_place else torch.empty(given.shape, dtype=given.dtype, device=given.device)
+            return given if in_place else _like(given)
+        if func in _SUMS and len(args) > 1:
+            given, other = args[:2]
+            if isinstance(other, Tensor) and (given.shape, given.dtype) == (other.shape, other.dtype):
+                return _like(given)
         return func(*args, **kwargs)
+
+
+def _like(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)

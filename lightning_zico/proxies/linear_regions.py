@@ -20,8 +20,8 @@ from lightning_zico.errors import NotApplicableError
 from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
 
 # As published.
-_NUM_INPUTS = 1000
-_RESOLUTION = 3
+NUM_INPUTS = 1000
+RESOLUTION = 3
 
 
 @dataclass(unsafe_hash=True)
@@ -86,13 +86,13 @@ class LinearRegions(Proxy):
 
 def _shrunk(batch: Batch) -> Batch:
     """Repeat samples until there are a thousand, and make images small; what is in them will be drawn."""
-    rows = torch.arange(_NUM_INPUTS) % num_samples(batch)
+    rows = torch.arange(NUM_INPUTS) % num_samples(batch)
     if not any(tensor.is_floating_point() and tensor.ndim == 4 for tensor in tensors_of(batch)):
         raise NotApplicableError("the input holds no image.")
 
     def shrink(tensor: Tensor) -> Tensor:
         if tensor.is_floating_point() and tensor.ndim == 4:
-            tensor = tensor[:, :, :_RESOLUTION, :_RESOLUTION]
+            tensor = tensor[:, :, :RESOLUTION, :RESOLUTION]
         return tensor[rows.to(tensor.device)]
 
     return map_tensors(shrink, batch)

@@ -33,11 +33,14 @@ def least_eigenvalue(feature_map: Tensor) -> Tensor:
     """
     if feature_map.shape[-2] >= feature_map.shape[-1]:  # centred, they lie in P - 1 dimensions
         return torch.zeros(feature_map.shape[:-2], dtype=torch.float64, device=feature_map.device)
-    exact = feature_map.double()
-    centred = exact - exact.mean(dim=-1, keepdim=True)
-    constant = feature_map.amax(dim=-1) == feature_map.amin(dim=-1)  # [..., C]; centred may be rounding only
-    normed = nn.functional.normalize(centred, dim=-1, eps=1e-300).masked_fill_(constant.unsqueeze(-1), 0.0)
-    return torch.linalg.eigvalsh(normed @ normed.mT)[..., 0].clamp(min=0)  # [C, P] @ [P, C] -> [C, C]
+    centred = feature_map.to(torch.float64, copy=True)
+    centred -= centred.mean(dim=-1, keepdim=True)
+    products = centred @ centred.mT  # [C, P] @ [P, C] -> [C, C]
+    squares = products.diagonal(dim1=-2, dim2=-1)  # [..., C]
+    # Of a channel that is constant, what is centred may be rounding.
+    constant = (feature_map.amax(dim=-1) == feature_map.amin(dim=-1)) | (squares == 0)
+    scales = squares.rsqrt().masked_fill(constant, 0.0)
+    return torch.linalg.eigvalsh(products * scales.unsqueeze(-1) * scales.unsqueeze(-2))[..., 0].clamp(min=0)
 
 
 @dataclass(unsafe_hash=True)
@@ -54,6 +57,7 @@ class FeatureMaps(Observer):
         """Begin with nothing."""
         self._maps: dict[tuple[int, ...], list[Tensor]] = {}
         self._factors: dict[tuple[int, ...], list[float]] = {}
+        self._num_maps = 0
         self._leaves = {id(part) for part in module.modules() if not any(part.children())}
 
     def module_call(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
@@ -65,23 +69,27 @@ class FeatureMaps(Observer):
         channels, positions = feature_map.shape
         if channels < 2 or positions < 2:
             return
-        factor = 1.0
-        if self.num_channels is not None:
-            kept = min(self.num_channels, channels)
-            feature_map, factor = feature_map[drawn_indices(channels, kept, feature_map.device)], channels / kept
+        self._num_maps += 1
+        kept = channels if self.num_channels is None else min(self.num_channels, channels)
+        if kept >= positions:  # the eigenvalue is zero, see `least_eigenvalue`
+            return
+        if kept < channels:
+            feature_map = feature_map[drawn_indices(channels, kept, feature_map.device)]
+        else:
+            feature_map = feature_map.clone()
         # maps of one shape are taken together at the end: a small matrix costs more to call for than to decompose
-        self._maps.setdefault(tuple(feature_map.shape), []).append(feature_map.detach().clone())
-        self._factors.setdefault(tuple(feature_map.shape), []).append(factor)
+        self._maps.setdefault(tuple(feature_map.shape), []).append(feature_map)
+        self._factors.setdefault(tuple(feature_map.shape), []).append(channels / kept)
 
     def ended(self) -> None:
         """Sum up the eigenvalues."""
-        if not self._maps:
+        if not self._num_maps:
             raise NotApplicableError("no submodule puts out a feature map of two positions and two channels.")
         sums = []
         for shape, maps in self._maps.items():
             factors = torch.tensor(self._factors[shape], dtype=torch.float64, device=maps[0].device)
             sums.append((least_eigenvalue(torch.stack(maps)) * factors).sum())
-        self.total = math.fsum(torch.stack(sums).tolist())
+        self.total = math.fsum(torch.stack(sums).tolist()) if sums else 0.0
         self._maps = {}
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lightning_zico.engine.observers import Observer
+from lightning_zico.engine.observers import Observer, signs
 from lightning_zico.engine.probe import Probe
 from lightning_zico.errors import NonFiniteError, NotApplicableError
 from lightning_zico.proxies.base import Proxy, register_proxy
@@ -58,28 +58,28 @@ class Agreements(Observer):
     def start(self, module: nn.Module) -> None:
         """Begin at zero."""
         self.num_units = 0  # of one sample
-        self._matrix: Tensor | None = None
+        self._both: Tensor | None = None  # [N, N], units that are on for both samples
 
     def activation(self, before: Tensor, after: Tensor) -> None:
         """Compare the samples' codes."""
         if before.ndim == 0:
             return
-        codes = (before > 0).flatten(1).float()  # [N, U]
-        both = (codes @ codes.T).double()  # [N, U] @ [U, N] -> [N, N], units that are on for both
-        if self._matrix is None:
-            self._matrix = torch.zeros_like(both)
-        if self._matrix.shape != both.shape:
+        codes = signs(before)  # [N, U]
+        both = (codes @ codes.T).double()  # [N, U] @ [U, N] -> [N, N]
+        if self._both is None:
+            self._both = torch.zeros_like(both)
+        if self._both.shape != both.shape:
             raise NotApplicableError("activation functions see different numbers of samples.")
-        on = both.diagonal()
-        self._matrix += 2 * both + codes.shape[1] - on.unsqueeze(0) - on.unsqueeze(1)  # on for both or for none
+        self._both += both
         self.num_units += codes.shape[1]
 
     @property
     def matrix(self) -> Tensor:
         """The counts, ``[N, N]``."""
-        if self._matrix is None:
+        if self._both is None:
             raise NotApplicableError("the network has no activation function.")
-        return self._matrix
+        on = self._both.diagonal()
+        return 2 * self._both + self.num_units - on.unsqueeze(0) - on.unsqueeze(1)  # on for both or for none
 
     def ended(self) -> None:
         """Refuse a network without activation functions."""

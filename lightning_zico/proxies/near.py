@@ -52,10 +52,15 @@ def as_matrix(units: Tensor) -> Tensor:
     Returns:
         ``[R, C]``. Where there are more rows than columns, as many as columns are drawn, alike every time.
     """
-    matrix = units if units.ndim == 2 else (units if units.ndim == 3 else units.movedim(1, -1)).flatten(0, -2)
-    if len(matrix) > matrix.shape[1]:
-        matrix = matrix[drawn_indices(len(matrix), matrix.shape[1], matrix.device)]
-    return matrix
+    if units.ndim == 2:
+        units = units.unsqueeze(1)
+    elif units.ndim > 3:
+        units = units.flatten(2).transpose(1, 2)
+    samples, positions, channels = units.shape  # nothing is copied yet
+    if samples * positions <= channels:
+        return units.flatten(0, 1)
+    drawn = drawn_indices(samples * positions, channels, units.device)
+    return units[drawn // positions, drawn % positions]
 
 
 @dataclass(unsafe_hash=True)

@@ -7,11 +7,12 @@ Index conventions:
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
-from lightning_zico.engine.observers import Observer
+from lightning_zico.engine.observers import Observer, signs
 from lightning_zico.engine.probe import Probe
 from lightning_zico.errors import NotApplicableError
 from lightning_zico.proxies.base import Proxy, register_proxy
@@ -40,21 +41,24 @@ def patterns_of(before: Tensor) -> Tensor:
         >>> patterns_of(torch.tensor([[1.0, -1.0], [1.0, 1.0]])).tolist()
         [3, 2]
     """
-    codes = (before > 0).flatten(1).float()  # [N, U]
-    parts = _weights(len(codes), codes.device) @ codes  # [3, N] @ [N, U] -> [3, U], whole numbers
-    shifts = torch.arange(3, device=codes.device).unsqueeze(1) * _PART_BITS
-    return (parts.long() << shifts).sum(dim=0)
+    codes = signs(before)  # [N, U]
+    first, *others = (_weights(len(codes), codes.device) @ codes).long()  # [K, N] @ [N, U] -> K x [U], whole numbers
+    for idx, part in enumerate(others, 1):
+        first += part << idx * _PART_BITS
+    return first
 
 
+@lru_cache(maxsize=64)
 def _weights(num_samples: int, device: torch.device) -> Tensor:
-    """Say what a sample adds to the three parts of its pattern, ``[3, N]``."""
+    """Say what a sample adds to the parts of its pattern, ``[K, N]``, with at most three parts."""
     if num_samples <= 3 * _PART_BITS:
-        samples = torch.arange(num_samples, device=device)
-        parts = torch.arange(3, device=device).unsqueeze(1)
-        return torch.where(samples // _PART_BITS == parts, 2.0 ** (samples % _PART_BITS), 0.0)
-    largest = 2 ** (_EXACT_BITS - math.ceil(math.log2(num_samples)))
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(largest, (3, num_samples), generator=generator).float().to(device)
+        samples = torch.arange(num_samples, device="cpu")
+        parts = torch.arange(max(math.ceil(num_samples / _PART_BITS), 1), device="cpu").unsqueeze(1)
+        weights = (1 << samples % _PART_BITS) * (samples // _PART_BITS == parts)
+    else:
+        largest = 2 ** (_EXACT_BITS - math.ceil(math.log2(num_samples)))
+        weights = torch.randint(largest, (3, num_samples), generator=torch.Generator().manual_seed(0), device="cpu")
+    return weights.float().to(device, copy=True)
 
 
 @dataclass(unsafe_hash=True)
@@ -75,7 +79,7 @@ class SignPatterns(Observer):
         if len(before) <= _TABLE_SAMPLES:
             if self._table is None:
                 self._table = torch.zeros(2 ** len(before), dtype=torch.bool, device=before.device)
-            self._table[patterns] = True
+            self._table.index_fill_(0, patterns, True)
             return
         self._seen.append(patterns)
         self._num_kept += len(patterns)

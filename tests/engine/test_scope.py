@@ -1,5 +1,6 @@
 import copy
 import random
+import threading
 from collections import deque
 
 import numpy as np
@@ -8,7 +9,8 @@ import torch
 from torch import nn
 from torchmetrics import MeanMetric
 
-from lightning_zico.engine.scope import preserved, preserved_rng, seed_all
+from lightning_zico.engine import scope
+from lightning_zico.engine.scope import preserved, preserved_rng, seed_all, unfused
 from lightning_zico.engine.stateless import Stateless
 
 
@@ -202,6 +204,7 @@ def test_a_gpu_that_is_first_used_later_starts_from_the_seed_that_torch_had(monk
     torch.manual_seed(5)
     seeds = []
     monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    monkeypatch.setattr(scope, "_has_accelerator", lambda: True)
     with preserved_rng(seed=3):
         seed_all(4)
     with preserved_rng():
@@ -224,3 +227,28 @@ def test_a_seed_fixes_all_generators(seed):
         assert draws() == first
     with preserved_rng(seed + 1):
         assert all(a != b for a, b in zip(draws(), first, strict=True))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_the_last_of_several_threads_turns_fused_kernels_on_again(fused):
+    entered, left = threading.Event(), threading.Event()
+    seen = []
+
+    def other():
+        with unfused():
+            entered.set()
+            left.wait(60)
+            seen.append(torch.backends.mha.get_fastpath_enabled())
+
+    torch.backends.mha.set_fastpath_enabled(fused)
+    try:
+        thread = threading.Thread(target=other)
+        with unfused():
+            thread.start()
+            assert entered.wait(60)
+        left.set()
+        thread.join()
+        assert seen == [False]
+        assert torch.backends.mha.get_fastpath_enabled() == fused
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
