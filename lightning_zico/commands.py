@@ -152,11 +152,13 @@ def rank(
         raise ValueError("`--prior_column` and `--prior_lower_is_better` need the file itself: add --prior known.csv.")
     if finalists > 1 and trainer is None:
         raise ValueError("`--finalists` needs a trainer to train them: add --trainer.max_epochs 10.")
+    images = {"in_chans": in_chans, "input_size": input_size}
+    given = {"num_classes": num_classes, **images, "vocab_size": vocab_size}
+    if zoo is None:
+        _refuse(given)
     datamodule = datamodule_of(data)
     offered: Candidates = _offered(candidates) if candidates is not None else ()
     if zoo is not None:
-        images = {"in_chans": in_chans, "input_size": input_size}
-        given = {"num_classes": num_classes, **images, "vocab_size": vocab_size}
         options = _fitted(datamodule, _specs(zoo), given, num_batches, repeats, seed=seed)
         offered = from_zoo(*_specs(zoo), **options, resize=True, max_params=budget.params)
     selector = ZeroShotSelector(
@@ -232,11 +234,13 @@ def score(
         input_size: As for rank.
         vocab_size: As for rank.
     """
+    images = {"in_chans": in_chans, "input_size": input_size}
+    given = {"num_classes": num_classes, **images, "vocab_size": vocab_size}
+    if not isinstance(model, str):
+        _refuse(given)
     datamodule = datamodule_of(data)
     if isinstance(model, str):
         check_model(model)
-        images = {"in_chans": in_chans, "input_size": input_size}
-        given = {"num_classes": num_classes, **images, "vocab_size": vocab_size}
         options = _fitted(datamodule, _specs(model), given, num_batches, seed=seed)
         candidates = list(from_zoo(*_specs(model), **options, resize=True))
         if len(candidates) != 1:
@@ -461,6 +465,19 @@ def short_data(data: str) -> tuple[type[LightningDataModule], dict[str, str]] | 
     if data in TORCHVISION_DATASETS:
         return TorchvisionDataModule, {"dataset": data}
     return (ImageFolderDataModule, {"root": data}) if Path(data).is_dir() else None
+
+
+def _refuse(given: Mapping[str, int | None]) -> None:
+    """Refuse what models of a zoo have to know, where there are none.
+
+    Raises:
+        ValueError: If any of it is given.
+    """
+    option = next((key for key, value in given.items() if value is not None), None)
+    if option is not None:
+        raise ValueError(
+            f"`--{option}` is {given[option]}, which models of a zoo take; here your code builds them. Leave it out."
+        )
 
 
 def _fitted(

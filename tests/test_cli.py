@@ -281,6 +281,11 @@ def test_a_dataset_that_is_there_needs_no_network(monkeypatch: pytest.MonkeyPatc
         ("rank --data digits --candidates my_pkg.my_candidates --proxies zicoo", "Did you mean 'zico'"),
         ("rank --data digits --candidates my_pkg.my_candidates --finalists 2", "needs a trainer"),
         ("rank --data digits --candidates my_pkg.my_candidates --num_workers 2", "needs `--executor processes`"),
+        (
+            "rank --data digits --candidates my_pkg.my_candidates --vocab_size 9",
+            "`--vocab_size` is 9, which models of a",
+        ),
+        ("score my_pkg.Mlp --data digits --num_classes 9", "`--num_classes` is 9, which models of a zoo take; here"),
         ("rank --data digits --zoo timm:lcnet_035 --budget.params=-1", "needed is a limit that is positive"),
         ("rank --data digits --nix 3", "unrecognized arguments: --nix 3"),
         ("rank --config nix.yaml", "File does not exist"),
