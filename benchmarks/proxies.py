@@ -148,12 +148,17 @@ def main() -> None:
     for size in arguments.batch_sizes:
         batches = random_batches(arguments.num_batches, size)
         costs = measure(model, batches, arguments.repeats)
-        for what, measured, limit in (
-            (f"{len(together)} proxies together over `{SHARED_PASS}` alone", costs.shared_over_pass, LIMIT),
-            (f"all {len(names)} over the sum of each alone", costs.all_over_parts, 1.0),
+        for what, measured, limit, least_batch in (
+            (
+                f"{len(together)} proxies together over `{SHARED_PASS}` alone",
+                costs.shared_over_pass,
+                LIMIT,
+                LEAST_BATCH,
+            ),
+            (f"all {len(names)} over the sum of each alone", costs.all_over_parts, 1.0, 1),
         ):
-            if size < LEAST_BATCH and limit == LIMIT:
-                verdict = f"the limit is for batches of {LEAST_BATCH} and more"
+            if size < least_batch:
+                verdict = f"the limit is for batches of {least_batch} and more"
             else:
                 verdict = f"at most {limit}: {'holds' if measured <= limit else 'DOES NOT HOLD'}"
             verdicts.append(f"batch {size}: {what}: {measured:.2f}; {verdict}")

@@ -222,7 +222,7 @@ class Watch:
 
     def _called(self, module: nn.Module, args: Any, output: Any) -> None:
         name = self._layout.names.get(id(module))
-        if name is None:
+        if name is None or _runs_again():
             return
         if id(module) in self._layout.holding:
             self._output = output
@@ -237,7 +237,7 @@ class Watch:
     def report(self, event: str, *args: Any) -> None:
         """Tell the observers that listen to it of an event."""
         listening = self._listening(event)
-        if not listening:
+        if not listening or _runs_again():
             return
         # Leaves the step's autograd, and its precision: in half of it sums would be wrong. By hand and asked first,
         # since this happens at every call of a submodule, and contexts cost more than most observers.
@@ -298,6 +298,14 @@ class _Functions(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def _runs_again() -> bool:
+    """Tell whether autograd is running: what is called then is a checkpoint's, and has been seen.
+
+    In a step that itself differentiates. torch's checkpoints ask in the same way.
+    """
+    return torch._C._current_graph_task_id() != -1
+
+
 def is_in_place(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     """Tell whether a call of an activation function overwrites what it is given."""
     return kwargs.get("inplace", False) or any(arg is True for arg in args[1:]) or function.__name__.endswith("_")
@@ -312,9 +320,15 @@ def floating_tensor_in(output: Any) -> Tensor | None:
 
 def signs(before: Tensor) -> Tensor:
     """Tell what is positive, by one and zero, ``[N, ...]`` -> ``[N, U]``, float32."""
-    ones = torch.empty(before.shape, dtype=torch.float32, device=before.device)
-    # At once: on a CPU, to compare and then to convert takes seven times as long (torch 2.14).
-    return torch.gt(before, 0, out=ones).flatten(1)
+    if not before.is_contiguous():
+        return per_sample(before > 0).float()
+    # At once: on a CPU, to compare and then to convert takes several times as long (torch 2.14).
+    return per_sample(torch.gt(before, 0, out=torch.empty_like(before, dtype=torch.float32)))
+
+
+def per_sample(values: Tensor) -> Tensor:
+    """Give each sample a row, ``[N, ...]`` -> ``[N, U]``."""
+    return values.flatten(1) if values.ndim > 1 else values.unsqueeze(1)
 
 
 def has_reentrant_checkpoint(tensor: Tensor) -> bool:

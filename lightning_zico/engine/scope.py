@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache, partial
+from functools import partial
 from types import FunctionType, MethodType
 from typing import Any
 
@@ -83,8 +83,7 @@ def rng_restorer() -> Callable[[], None]:
         torch.set_rng_state(torch_state)
         if cuda_states is not None:
             torch.cuda.set_rng_state_all(cuda_states)
-        elif _has_accelerator():
-            # A GPU that was not in use starts, whenever that is, from the seed that torch had, not from the body's.
+        else:  # a GPU that was not in use starts, whenever that is, from the seed that torch had, not from the body's
             torch.cuda.manual_seed_all(torch.initial_seed())
         if mps_state is not None:
             torch.mps.set_rng_state(mps_state)
@@ -146,16 +145,7 @@ def seed_all(seed: int) -> None:
     numpy = sys.modules.get("numpy")
     if numpy:
         numpy.random.seed(seed % 2**32)  # NumPy's legacy generator takes 32 bits
-    if _has_accelerator():
-        torch.manual_seed(seed)
-    else:  # the same without a note of the whole call stack for a GPU that is not there, which takes 300 times as long
-        torch.default_generator.manual_seed(seed)
-
-
-@cache
-def _has_accelerator() -> bool:
-    """Tell whether there is any device but the CPU, as far as torch can say: that of torch 2.5 cannot."""
-    return not hasattr(torch, "accelerator") or torch.accelerator.is_available()
+    torch.manual_seed(seed)
 
 
 # A tensor or array that is larger (2 million indices as int64) holds samples, and is not looked after.

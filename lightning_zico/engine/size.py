@@ -150,11 +150,11 @@ class _Counter(TorchDispatchMode):
 
 
 class _Skipping(TorchFunctionMode):
-    """Passes by what adds no MACs, keeps shapes, and takes most of the time on the meta device.
+    """Passes by what takes most of the time on the meta device, keeps shapes and adds no MACs.
 
-    These are norms, activations and sums of two tensors of one shape.
-
-    What they would put out is another tensor than they are given, whose shape may then be changed in place.
+    Norms, activations and sums are told of nothing but the shape of what they put out, a tensor of their own, since it
+    may be changed in place. What is not on the meta device, such as a number that the model computes, is left alone,
+    and so is a sum that may be differentiated: a pass backward goes through it to what has MACs.
     """
 
     def __torch_function__(
@@ -164,13 +164,14 @@ class _Skipping(TorchFunctionMode):
         if func is F.batch_norm or func in ACTIVATIONS:
             given = args[0] if args else kwargs["input"]
             in_place = func is not F.batch_norm and is_in_place(func, args, kwargs)
-            return given if in_place else _like(given)
-        if func in _SUMS and len(args) > 1:
-            given, other = args[:2]
-            if isinstance(other, Tensor) and (given.shape, given.dtype) == (other.shape, other.dtype):
-                return _like(given)
+            if given.is_meta and not torch.is_grad_enabled():
+                return given if in_place else torch.empty_like(given)
+        elif func in _SUMS and len(args) == 2 and not kwargs and not torch.is_grad_enabled():
+            a, b = args
+            if _is_on_meta(a) and _is_on_meta(b) and (a.shape, a.dtype) == (b.shape, b.dtype):
+                return torch.empty_like(a)
         return func(*args, **kwargs)
 
 
-def _like(tensor: Tensor) -> Tensor:
-    return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+def _is_on_meta(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_meta

@@ -50,7 +50,7 @@ def drawn_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
 @lru_cache(maxsize=1024)
 def drawn_indices(total: int, kept: int, device: torch.device) -> Tensor:
     """Draw ``kept`` different indices below ``total``, ``[kept]``, int64; the same ones every time."""
-    return torch.randperm(total, generator=torch.Generator().manual_seed(0))[:kept].to(device, copy=True)
+    return torch.randperm(total, generator=torch.Generator().manual_seed(0), device="cpu")[:kept].to(device, copy=True)
 
 
 def _drawn(module: nn.Module, generator: torch.Generator, std_of: Callable[[Tensor], float]) -> Params:

@@ -124,7 +124,7 @@ class _Blocks(Observer):
             signs = torch.randint(2, later.shape, generator=generator, dtype=torch.int8).mul_(2).sub_(1).to(later)
             if not (later.requires_grad and earlier.requires_grad):
                 continue
-            (back,) = torch.autograd.grad(later, [earlier], signs, allow_unused=True)
+            (back,) = torch.autograd.grad(later, [earlier], signs, retain_graph=True, allow_unused=True)
             if back is None or (back.shape == signs.shape and torch.equal(back, signs)):
                 continue  # not one after the other, or an identity
             aligned = _aligned(back, before, signs, block)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_zico._typing import Batch
 from lightning_zico.engine.batches import map_tensors, num_samples, tensors_of
-from lightning_zico.engine.observers import Observer
+from lightning_zico.engine.observers import Observer, per_sample
 from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.weights import gaussian_batch
 from lightning_zico.errors import NotApplicableError
@@ -36,7 +36,7 @@ class _Codes(Observer):
         """Take in the samples' codes."""
         if before.ndim == 0:
             return
-        codes = np.packbits((before > 0).flatten(1).cpu().numpy(), axis=1)
+        codes = np.packbits(per_sample(before > 0).cpu().numpy(), axis=1)
         if self._codes and len(self._codes[0]) != len(codes):
             raise NotApplicableError("activation functions see different numbers of samples.")
         self._codes.append(codes)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lightning_zico.engine.observers import Observer
 from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.weights import drawn_indices
-from lightning_zico.errors import NotApplicableError
+from lightning_zico.errors import NonFiniteError, NotApplicableError
 from lightning_zico.proxies.base import Proxy, register_proxy
 
 
@@ -27,6 +27,9 @@ def least_eigenvalue(feature_map: Tensor) -> Tensor:
         constant channel correlates with nothing, itself included. With as many channels as positions, or more, it is
         0 exactly, and not the rounding error of it, by which candidates would be ranked.
 
+    Raises:
+        NonFiniteError: If a number is not finite, or too large to be squared in float64.
+
     Example:
         >>> round(float(least_eigenvalue(torch.tensor([[1.0, -1.0, 0.0], [0.5, 0.5, -1.0]]))), 6)
         1.0
@@ -36,6 +39,8 @@ def least_eigenvalue(feature_map: Tensor) -> Tensor:
     centred = feature_map.to(torch.float64, copy=True)
     centred -= centred.mean(dim=-1, keepdim=True)
     products = centred @ centred.mT  # [C, P] @ [P, C] -> [C, C]
+    if not bool(products.isfinite().all()):
+        raise NonFiniteError("A feature map holds numbers that are not finite, or whose squares leave float64.")
     squares = products.diagonal(dim1=-2, dim2=-1)  # [..., C]
     # Of a channel that is constant, what is centred may be rounding.
     constant = (feature_map.amax(dim=-1) == feature_map.amin(dim=-1)) | (squares == 0)

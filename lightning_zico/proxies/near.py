@@ -56,7 +56,7 @@ def as_matrix(units: Tensor) -> Tensor:
         units = units.unsqueeze(1)
     elif units.ndim > 3:
         units = units.flatten(2).transpose(1, 2)
-    samples, positions, channels = units.shape  # nothing is copied yet
+    samples, positions, channels = units.shape
     if samples * positions <= channels:
         return units.flatten(0, 1)
     drawn = drawn_indices(samples * positions, channels, units.device)

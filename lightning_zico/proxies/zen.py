@@ -20,7 +20,7 @@ from lightning_zico.errors import NonFiniteError, NotApplicableError
 from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
 
 _PERTURBATION = 0.01  # of the published code
-# Published are 16, which rank networks alike: what matters is the draw of weights (tests/published/test_zen_inputs.py).
+# Published are 16, which rank the networks of five spaces alike (tests/published/test_zen_inputs.py).
 NUM_INPUTS = 8
 
 

@@ -623,6 +623,23 @@ def test_what_a_checkpoint_runs_again_is_not_seen_again(use_reentrant, kind):
     assert len(seen.activations) == len(seen.norms) == 1
 
 
+@pytest.mark.parametrize("kind", [Everything, WithGraph, WithGradients])
+def test_what_a_checkpoint_runs_again_for_a_step_that_differentiates_is_not_seen_again(kind):
+    def penalised(module, batch, batch_idx):
+        x = batch[0].detach().requires_grad_()
+        with torch.enable_grad():
+            output = module(x)
+            (slope,) = torch.autograd.grad(output.sum(), x, create_graph=True)
+        return F.cross_entropy(output, batch[1]) + slope.square().mean()
+
+    (batch,) = batches_of(4, num_batches=1)
+    seen = watched(Checkpointed(False, norm=True), batch, penalised, kind=kind)
+    assert [name for name, *_ in seen.calls] == ["first", "norm", "second", "head", ""]
+    assert len(seen.activations) == len(seen.norms) == 1
+    ((output, _),) = seen.outputs
+    assert output.shape == (6, 3)
+
+
 def test_a_checkpoint_around_the_whole_network_hides_nothing():
     def checkpointed(module, batch, batch_idx):
         return F.cross_entropy(checkpoint(module, batch[0], use_reentrant=False), batch[1])

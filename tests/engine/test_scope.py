@@ -9,7 +9,6 @@ import torch
 from torch import nn
 from torchmetrics import MeanMetric
 
-from lightning_zico.engine import scope
 from lightning_zico.engine.scope import preserved, preserved_rng, seed_all, unfused
 from lightning_zico.engine.stateless import Stateless
 
@@ -204,7 +203,6 @@ def test_a_gpu_that_is_first_used_later_starts_from_the_seed_that_torch_had(monk
     torch.manual_seed(5)
     seeds = []
     monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
-    monkeypatch.setattr(scope, "_has_accelerator", lambda: True)
     with preserved_rng(seed=3):
         seed_all(4)
     with preserved_rng():

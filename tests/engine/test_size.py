@@ -120,6 +120,60 @@ def test_activations_put_out_tensors_of_their_own():
     assert (count.macs, count.device) == (6 * 2 + 3 * 4 * 5, "meta")
 
 
+class Summing(nn.Module):
+    """Adds in a way of its own to what goes into a layer."""
+
+    def __init__(self, add):
+        super().__init__()
+        self.add = add
+        self.layer = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.layer(self.add(x))
+
+
+def repeated(x):
+    for _ in range(torch.tensor(1) + torch.tensor(2)):  # numbers on the CPU, wherever the network is
+        x = torch.cat([x, x], dim=1)
+    return x
+
+
+def written(x):
+    out = torch.empty(0, device=x.device)
+    torch.add(x, x, out=out)
+    return out
+
+
+def with_slope(x):
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        energy = (torch.relu(x @ torch.ones(4, 4, device=x.device)) + torch.relu(x)).sum()
+        (slope,) = torch.autograd.grad(energy, x)
+    return slope
+
+
+@pytest.mark.parametrize(
+    "add",
+    [
+        lambda x: x + x,
+        lambda x: torch.add(x, x, alpha=2),
+        lambda x: torch.add(1.0, x),
+        lambda x: x + x[0],
+        lambda x: (x + x).unsqueeze_(0),
+        lambda x: (x.mT + x.mT).mT.view(-1, 4),
+        written,
+        repeated,
+        with_slope,
+    ],
+)
+def test_sums_add_no_macs_and_change_none(add):
+    x = torch.randn(3, 2, 4)
+    with FlopCounterMode(display=False) as counter:
+        Summing(add)(x)
+    count = count_macs(Summing(add), mean_step, x)
+    assert (count.macs, count.device) == (counter.get_total_flops() / 2 / 3, "meta")
+
+
 def test_macs_are_per_sample():
     assert len({macs_of(cnn(), num_samples, 2, 5, 5) for num_samples in (1, 2, 7)}) == 1
 

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_zico import Score, score
+from lightning_zico.engine.weights import drawn_indices
 from lightning_zico.errors import NonFiniteError
+from lightning_zico.proxies.meco import least_eigenvalue
 from lightning_zico.proxies.ntk import ntk_cond_score
 from tests.modules import Classifier, make_batches
 from tests.proxies.models import Tokens, cnn
@@ -293,3 +295,83 @@ def test_az_leaves_out_a_block_whose_positions_cannot_be_lined_up() -> None:
     card = score(WithClassToken(), batches, names, nn.CrossEntropyLoss(), blocks=blocks)
     assert list(card["az_expressivity"].details["blocks"]) == blocks
     assert list(card["az_trainability"].details["blocks"]) == blocks[2:]
+
+
+class Joined(nn.Module):
+    """Writes the sum of two branches, and an activation, over the output of a block."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__()
+        self.in_place = in_place
+        channels = [2, 8, 8, 8, 8]
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(before, 8, 3, padding=1), nn.BatchNorm2d(8)) for before in channels
+        )
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.blocks[0](x))
+        x = F.relu(self.blocks[1](x))
+        one, other = self.blocks[2](x), self.blocks[3](x)
+        if self.in_place:
+            one += other
+            F.relu_(one)
+        else:
+            one = F.relu(one + other)
+        return self.head(self.blocks[4](one).mean(dim=(2, 3)))
+
+
+def test_az_differentiates_through_what_is_written_over_a_block() -> None:
+    torch.manual_seed(0)
+    networks = [Joined(in_place) for in_place in (True, False)]
+    networks[1].load_state_dict(networks[0].state_dict())
+    batches = [(torch.randn(8, 2, 5, 5), torch.randint(3, (8,)))]
+    blocks = [f"blocks.{idx}" for idx in (0, 1, 2, 4)]
+    cards = [score(network, batches, "az", nn.CrossEntropyLoss(), blocks=blocks) for network in networks]
+    assert cards[0]["az_expressivity"].value == cards[1]["az_expressivity"].value is not None
+    found = score(
+        networks[0], batches, "az_trainability", nn.CrossEntropyLoss(), blocks=[*blocks[:3], "blocks.3", blocks[3]]
+    )
+    assert found["az_trainability"].error is None
+
+
+@pytest.mark.parametrize("name", ["naswot", "swap", "log_neurons", "linear_regions"])
+def test_one_number_a_sample_is_activated_too(name: str) -> None:
+    class Gated(nn.Module):
+        def __init__(self, squeezed: bool) -> None:
+            super().__init__()
+            self.squeezed = squeezed
+            self.first, self.last = nn.Linear(50, 8), nn.Linear(8, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits = self.last(F.relu(self.first(x.flatten(1))))
+            return torch.sigmoid(logits.squeeze(1)) if self.squeezed else torch.sigmoid(logits).squeeze(1)
+
+    torch.manual_seed(0)
+    networks = [Gated(squeezed) for squeezed in (True, False)]
+    networks[1].load_state_dict(networks[0].state_dict())
+    batches = [(images, torch.rand(len(images))) for images, _ in make_batches(num_samples=3)]
+    squeezed, column = (score(network, batches, name, F.mse_loss)[name] for network in networks)
+    assert squeezed.value == column.value is not None
+
+
+@pytest.mark.parametrize("name", ["naswot", "swap", "near", "meco_opt"])
+def test_a_default_type_and_device_of_the_user_change_nothing(name: str) -> None:
+    network, batches = cnn(), make_batches(num_samples=70)
+    expected = score(network, batches, name, F.cross_entropy)[name].value
+    drawn_indices.cache_clear()
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            assert score(network, batches, name, F.cross_entropy)[name].value == expected is not None
+    finally:
+        torch.set_default_dtype(default)
+
+
+def test_meco_of_maps_that_are_not_finite_says_so() -> None:
+    for entry in (math.inf, math.nan):
+        feature_map = torch.randn(3, 9)
+        feature_map[1] = entry
+        with pytest.raises(NonFiniteError, match="not finite"):
+            least_eigenvalue(feature_map)

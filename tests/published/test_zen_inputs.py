@@ -1,4 +1,4 @@
-"""Zen on fewer inputs than published ranks networks as on as many as published: what matters is the draw of weights."""
+"""Zen on fewer inputs than published ranks networks as on as many as published."""
 
 import random
 
@@ -14,6 +14,7 @@ from lightning_zico.spaces import get_space
 pytestmark = pytest.mark.slow
 
 NUM_NETWORKS, PUBLISHED = 40, 16
+LEAST_RHO = 0.998  # ten pairs of neighbours among forty networks change places
 
 
 @pytest.mark.parametrize(
@@ -25,20 +26,16 @@ def test_networks_are_ranked_by_few_inputs_as_by_as_many_as_published(monkeypatc
     archs = [space.sample(rng) for _ in range(NUM_NETWORKS)]
     batch = torch.randn(PUBLISHED, 3, 32, 32), torch.randint(10, (PUBLISHED,))
 
-    def scored(arch, seed):
-        torch.manual_seed(seed)
-        return score(space.build(arch), [batch], "zen", nn.CrossEntropyLoss(), seed=seed)["zen"].value
+    def scored(arch):
+        return score(space.build(arch), [batch], "zen", nn.CrossEntropyLoss())["zen"].value
 
-    few, other_weights = ([scored(arch, seed) for arch in archs] for seed in (0, 1))
+    few = [scored(arch) for arch in archs]
     monkeypatch.setattr(zen, "NUM_INPUTS", PUBLISHED)
-    many = [scored(arch, 0) for arch in archs]
+    many = [scored(arch) for arch in archs]
     kept = [idx for idx, value in enumerate(few) if value is not None]  # nothing flows through some
     assert [idx for idx, value in enumerate(many) if value is not None] == kept
     assert len(kept) > 0.9 * NUM_NETWORKS
 
-    def rho(ones, others):
-        return spearmanr([ones[idx] for idx in kept], [others[idx] for idx in kept]).statistic
-
-    same, anew = rho(few, many), rho(few, other_weights)
-    print(f"{space_name}: Spearman, 8 and 16 inputs, {same:.4f}; two draws of weights, {anew:.4f}")
-    assert same >= 0.998
+    rho = spearmanr([few[idx] for idx in kept], [many[idx] for idx in kept]).statistic
+    print(f"{space_name}: Spearman {rho:.4f}, needed {LEAST_RHO}")
+    assert rho >= LEAST_RHO
