@@ -395,8 +395,9 @@ def _preparer(module: nn.Module, datamodule: Any, trainer: Trainer | None) -> Ca
 
     def prepare(batch: Batch, batch_idx: int) -> Batch:
         # Asked now, since the module may have been moved and converted meanwhile.
-        device = next((p.device for p in module.parameters()), torch.device("cpu"))
-        dtypes = {p.dtype for p in module.parameters() if p.is_floating_point()}
+        parameters = list(module.parameters())
+        device = parameters[0].device if parameters else torch.device("cpu")
+        dtypes = {p.dtype for p in parameters if p.is_floating_point()}
         own_dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
 
         def cast(tensor: Tensor) -> Tensor:
