@@ -1,5 +1,6 @@
 """A pool of spawned processes: what takes its process down, hangs or eats the memory costs one result."""
 
+import gc
 import itertools
 import math
 import multiprocessing
@@ -360,6 +361,9 @@ def _serve(pipe: Connection, idx: int) -> None:
         except Exception as raised:
             pipe.send_bytes(unloaded(raised))
             return
+        # What is imported by now stays. To look through it, as a full collection does once in some twenty scores, takes
+        # longer than the score of a small network.
+        gc.freeze()
         pipe.send_bytes(pickle.dumps(None))
         while True:
             pipe.send_bytes(answer(function, pipe.recv_bytes()))

@@ -1,7 +1,9 @@
 """Candidates are scored where and in the precision that was asked for, and what the user offered stays as it is."""
 
 import copy
+import gc
 import os
+import sys
 from functools import partial
 from typing import Any
 
@@ -351,6 +353,18 @@ def test_a_worker_has_a_number_of_its_own_and_one_that_takes_its_place_the_same(
     assert (found[0], found[1]) == (None, 1)
     assert {found[item] for item in range(2, 6)} <= {0, 1}
     assert worker_idx() == 0
+
+
+def _num_frozen(item: int) -> int:
+    return gc.get_freeze_count()
+
+
+@pytest.mark.usefixtures("_forked_workers")
+def test_a_worker_does_not_look_through_what_is_imported_for_garbage() -> None:
+    ((_, outcome),) = outcomes(_num_frozen, [0], 1, Limits())
+    assert outcome.result is not None
+    assert outcome.result > len(sys.modules)  # a module is an object
+    assert gc.get_freeze_count() == 0
 
 
 def test_worker_processes_score_in_the_precision_that_was_asked_for() -> None:
