@@ -25,7 +25,7 @@ APART = {"gradsign", "knas", "ntk_cond", "vkdnw", "grasp", "latency"}
 SHARED_PASS = "zico"
 LIMIT = 2.5  # all others together, over the most expensive shared pass alone
 # The limit is for batches of at least so many: the fewest that ZiCo's paper finds enough. With smaller ones the passes
-# that cannot be shared, on numbers of inputs of their own, take nearly all of it.
+# that cannot be shared, on numbers of inputs of their own, take most of it.
 LEAST_BATCH = 64
 ARCH = "|nor_conv_3x3~0|+|nor_conv_1x1~0|skip_connect~1|+|avg_pool_3x3~0|nor_conv_3x3~1|nor_conv_3x3~2|"
 

@@ -152,12 +152,12 @@ def rank(
         raise ValueError("`--prior_column` and `--prior_lower_is_better` need the file itself: add --prior known.csv.")
     if finalists > 1 and trainer is None:
         raise ValueError("`--finalists` needs a trainer to train them: add --trainer.max_epochs 10.")
-    images = {"in_chans": in_chans, "input_size": input_size}
-    given = {"num_classes": num_classes, **images, "vocab_size": vocab_size}
-    if zoo is None:
-        _refuse(given)
+    given = {"num_classes": num_classes, "in_chans": in_chans, "input_size": input_size, "vocab_size": vocab_size}
     datamodule = datamodule_of(data)
-    offered: Candidates = _offered(candidates) if candidates is not None else ()
+    offered: Candidates = ()
+    if candidates is not None:
+        _refuse(given)
+        offered = _offered(candidates)
     if zoo is not None:
         options = _fitted(datamodule, _specs(zoo), given, num_batches, repeats, seed=seed)
         offered = from_zoo(*_specs(zoo), **options, resize=True, max_params=budget.params)
@@ -234,10 +234,7 @@ def score(
         input_size: As for rank.
         vocab_size: As for rank.
     """
-    images = {"in_chans": in_chans, "input_size": input_size}
-    given = {"num_classes": num_classes, **images, "vocab_size": vocab_size}
-    if not isinstance(model, str):
-        _refuse(given)
+    given = {"num_classes": num_classes, "in_chans": in_chans, "input_size": input_size, "vocab_size": vocab_size}
     datamodule = datamodule_of(data)
     if isinstance(model, str):
         check_model(model)
@@ -246,6 +243,7 @@ def score(
         if len(candidates) != 1:
             raise ValueError(f"`--model` is {model!r}, which is {len(candidates)} models; needed is one.")
     else:
+        _refuse(given)
         function = getattr(model, "args", [model])[-1]  # jsonargparse hands over a partial of its own
         candidates = [Candidate(getattr(function, "__name__", "model"), model)]
     selector = ZeroShotSelector(

@@ -122,6 +122,11 @@ class Observer:
         """See how the gradients came about, when all of them were handed over."""
 
 
+def listens(observer: Observer, event: str) -> bool:
+    """Tell whether an observer has a method of its own for an event."""
+    return getattr(type(observer), event) is not getattr(Observer, event)
+
+
 # What an observer can see of a forward pass.
 _EVENTS = ("activation", "batch_norm", "module_call", "forwarded")
 _NO_LAYOUT = Layout({}, {}, frozenset())
@@ -194,7 +199,7 @@ class Watch:
         self.finished = True
         in_turn = sorted(self.observers, key=lambda observer: not observer.needs_graph)
         for observer in in_turn:
-            if type(observer).forwarded is not Observer.forwarded:
+            if listens(observer, "forwarded"):
                 self.tell(observer, self._forwarded, observer)
         with torch.no_grad():
             for observer in in_turn:
@@ -222,7 +227,9 @@ class Watch:
 
     def _called(self, module: nn.Module, args: Any, output: Any) -> None:
         name = self._layout.names.get(id(module))
-        if name is None or _runs_again():
+        # While autograd runs, in a step that itself differentiates, a checkpoint calls again what has been seen. Modes
+        # do not see that; torch's checkpoints ask in the same way.
+        if name is None or torch._C._current_graph_task_id() != -1:
             return
         if id(module) in self._layout.holding:
             self._output = output
@@ -230,14 +237,13 @@ class Watch:
 
     def _listening(self, event: str) -> list[Observer]:
         if event not in self._listeners:
-            ignoring = getattr(Observer, event)
-            self._listeners[event] = [o for o in self.observers if getattr(type(o), event) is not ignoring]
+            self._listeners[event] = [observer for observer in self.observers if listens(observer, event)]
         return self._listeners[event]
 
     def report(self, event: str, *args: Any) -> None:
         """Tell the observers that listen to it of an event."""
         listening = self._listening(event)
-        if not listening or _runs_again():
+        if not listening:
             return
         # Leaves the step's autograd, and its precision: in half of it sums would be wrong. By hand and asked first,
         # since this happens at every call of a submodule, and contexts cost more than most observers.
@@ -296,14 +302,6 @@ class _Functions(TorchFunctionMode):
         if func is F.batch_norm and (args[5] if len(args) > 5 else kwargs.get("training", False)):
             self._watch.report("batch_norm", args[0] if args else kwargs["input"])
         return func(*args, **kwargs)
-
-
-def _runs_again() -> bool:
-    """Tell whether autograd is running: what is called then is a checkpoint's, and has been seen.
-
-    In a step that itself differentiates. torch's checkpoints ask in the same way.
-    """
-    return torch._C._current_graph_task_id() != -1
 
 
 def is_in_place(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:

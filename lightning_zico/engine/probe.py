@@ -14,7 +14,7 @@ from lightning_zico.engine.batches import map_tensors
 from lightning_zico.engine.gradients import ChunkSize, GradientChunk, is_out_of_memory, stream_gradients
 from lightning_zico.engine.layers import Layout, block_names, weight_names
 from lightning_zico.engine.learned import FirstGradients, GradientMoments, MomentsOverBatches
-from lightning_zico.engine.observers import GradientFacts, Observer, Watch
+from lightning_zico.engine.observers import GradientFacts, Observer, Watch, listens
 from lightning_zico.engine.scope import preserved, preserved_rng, seed_all
 from lightning_zico.engine.size import MacCount, count_macs, count_params
 from lightning_zico.engine.stateless import Stateless
@@ -300,7 +300,7 @@ class Probe:
 
     def _stream(self, watch: Watch, learners: dict[Observer, list[str]], axis: Axis) -> None:
         names = list(dict.fromkeys(name for wanted in learners.values() for name in wanted))
-        keeping = [o for o in learners if type(o).gradients is not Observer.gradients]
+        keeping = [o for o in learners if listens(o, "gradients")]
         seen = 0
 
         def consume(chunk: GradientChunk) -> None:

@@ -152,26 +152,24 @@ class _Counter(TorchDispatchMode):
 class _Skipping(TorchFunctionMode):
     """Passes by what takes most of the time on the meta device, keeps shapes and adds no MACs.
 
-    Norms, activations and sums are told of nothing but the shape of what they put out, a tensor of their own, since it
-    may be changed in place. What is not on the meta device, such as a number that the model computes, is left alone,
-    and so is a sum that may be differentiated: a pass backward goes through it to what has MACs.
+    Of norms, activations and sums only the shape of what they put out is made, a tensor of their own, since it may be
+    changed in place. What is not on the meta device, such as a number that the model computes, is left alone, and so is
+    what may be differentiated: a pass backward goes through it to what has MACs.
     """
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if torch.is_grad_enabled():
+            return func(*args, **kwargs)
         if func is F.batch_norm or func in ACTIVATIONS:
             given = args[0] if args else kwargs["input"]
-            in_place = func is not F.batch_norm and is_in_place(func, args, kwargs)
-            if given.is_meta and not torch.is_grad_enabled():
+            if given.is_meta:
+                in_place = func is not F.batch_norm and is_in_place(func, args, kwargs)
                 return given if in_place else torch.empty_like(given)
-        elif func in _SUMS and len(args) == 2 and not kwargs and not torch.is_grad_enabled():
+        if func in _SUMS and len(args) == 2 and not kwargs and all(isinstance(arg, Tensor) for arg in args):
             a, b = args
-            if _is_on_meta(a) and _is_on_meta(b) and (a.shape, a.dtype) == (b.shape, b.dtype):
+            if a.is_meta and b.is_meta and (a.shape, a.dtype) == (b.shape, b.dtype):
                 return torch.empty_like(a)
         return func(*args, **kwargs)
-
-
-def _is_on_meta(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_meta

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from lightning_zico import Score, score
 from lightning_zico.engine.weights import drawn_indices
 from lightning_zico.errors import NonFiniteError
+from lightning_zico.proxies import swap
 from lightning_zico.proxies.meco import least_eigenvalue
 from lightning_zico.proxies.ntk import ntk_cond_score
 from tests.modules import Classifier, make_batches
@@ -359,7 +360,8 @@ def test_one_number_a_sample_is_activated_too(name: str) -> None:
 def test_a_default_type_and_device_of_the_user_change_nothing(name: str) -> None:
     network, batches = cnn(), make_batches(num_samples=70)
     expected = score(network, batches, name, F.cross_entropy)[name].value
-    drawn_indices.cache_clear()
+    for cached in (drawn_indices, swap._weights):
+        cached.cache_clear()
     default = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:
