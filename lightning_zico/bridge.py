@@ -42,7 +42,10 @@ from lightning_zico.errors import TooFewBatchesError, UnsupportedBatchError, Uns
 
 # A generator that stands behind this many elements of one list is not looked for: such lists hold samples.
 _MOST_ELEMENTS = 1000
-_WAY_OUT = "Pass `loss_fn=`, called as `loss_fn(outputs, targets)` on batches `(inputs, targets)`."
+_WAY_OUT = (
+    "Pass `loss_fn=`, called as `loss_fn(outputs, targets)` on batches `(inputs, targets)`, or `step=`, called as "
+    "`step(module, batch, batch_idx)`, which returns the loss."
+)
 # Of tensors and arrays that are small enough to be an order of samples, so much together is copied.
 _MOST_BYTES_TOGETHER = 2**28
 _EMPTY_CELL = CellType()
@@ -71,6 +74,7 @@ def bridged(
     module: nn.Module,
     *,
     loss_fn: LossFn | None = None,
+    step: Step | None = None,
     datamodule: Any = None,
     trainer: Trainer | None = None,
     precision: Precision | None = None,
@@ -84,19 +88,22 @@ def bridged(
     them.
 
     Args:
-        module: A LightningModule (of ``lightning`` or ``pytorch_lightning``) or, with ``loss_fn``, any module.
+        module: A LightningModule (of ``lightning`` or ``pytorch_lightning``) or, with ``loss_fn`` or ``step``, any
+            module.
         loss_fn: ``(outputs, targets) -> mean loss``, used instead of ``training_step`` on batches ``(inputs,
             targets)``.
+        step: ``(module, batch, batch_idx) -> mean loss``, used instead of ``training_step`` on any batches.
         datamodule: Where its transfer hooks are overridden they run, as in Lightning, instead of the module's.
         trainer: The trainer that is training the module; None to attach a private one.
         precision: In which the step runs; None for the trainer's, or for none with a private one.
 
     Raises:
-        UnsupportedModuleError: If there is no loss to be had: no ``training_step`` and no ``loss_fn``, manual
-            optimisation, several optimisers.
+        UnsupportedModuleError: If there is neither ``loss_fn`` nor ``step``, and the module's own training gives no
+            single loss: no ``training_step``, manual optimisation, several optimisers.
     """
     lightning = is_lightning(module)
-    if loss_fn is None:
+    has_own_loss = loss_fn is None and step is None
+    if has_own_loss:
         check_training_step(module)
     # The hooks of a data module may count or draw, too.
     hooked = [datamodule] if overrides_transfer(datamodule) else []
@@ -107,14 +114,16 @@ def bridged(
             if quiet is not None and trainer is None:
                 _call_if_there(module, "setup", "fit")
                 _call_if_there(module, "configure_model")
-                _set_up_optimizers(quiet, module, loss_fn)
+                _set_up_optimizers(quiet, module, has_own_loss)
             if not module.training:
                 module.train()
-            step = _training_step if loss_fn is None else _step_with(loss_fn)
+            run = _training_step if step is None else _returning_loss(step)
+            if loss_fn is not None:
+                run = _step_with(loss_fn)
             plugin = precision if trainer is None else trainer.precision_plugin
             if plugin is not None:
-                step = _in_precision(plugin, step)
-            yield Bridge(step, _preparer(module, datamodule, trainer), _mute_metrics)
+                run = _in_precision(plugin, run)
+            yield Bridge(run, _preparer(module, datamodule, trainer), _mute_metrics)
 
 
 def is_lightning(module: nn.Module) -> bool:
@@ -131,7 +140,7 @@ def check_training_step(module: nn.Module) -> None:
     """Refuse a module whose own ``training_step`` gives no loss to differentiate, before anything runs.
 
     Raises:
-        UnsupportedModuleError: With the way out, which is always ``loss_fn=``.
+        UnsupportedModuleError: With the ways out, which are always ``loss_fn=`` and ``step=``.
     """
     name = type(module).__name__
     if not is_lightning(module):
@@ -232,11 +241,26 @@ def _training_step(module: nn.Module, batch: Batch, batch_idx: int) -> Tensor:
     return loss
 
 
+def _returning_loss(step: Step) -> Step:
+    def returning_loss(module: nn.Module, batch: Batch, batch_idx: int) -> Tensor:
+        output: Any = step(module, batch, batch_idx)
+        loss = output.get("loss") if isinstance(output, Mapping) else output
+        if loss is None:
+            raise UnsupportedModuleError(
+                f"`step=` returned {'a dictionary without a loss' if output is not None else 'None'}: expected the "
+                "mean loss of the batch as a tensor, or a dictionary with the key 'loss'."
+            )
+        return loss
+
+    return returning_loss
+
+
 def _step_with(loss_fn: LossFn) -> Step:
     def step(module: nn.Module, batch: Batch, batch_idx: int) -> Tensor:
         if not (isinstance(batch, tuple | list) and len(batch) == 2):
             raise UnsupportedBatchError(
-                f"A batch is {type(batch).__name__}; with `loss_fn=`, needed is a pair `(inputs, targets)`."
+                f"A batch is {type(batch).__name__}; with `loss_fn=`, needed is a pair `(inputs, targets)`. For other "
+                "batches pass `step=`, called as `step(module, batch, batch_idx)`."
             )
         return loss_fn(module(batch[0]), batch[1])
 
@@ -290,7 +314,7 @@ def _call_if_there(module: Any, hook: str, *args: Any) -> None:
         getattr(module, hook)(*args)
 
 
-def _set_up_optimizers(trainer: Trainer, module: nn.Module, loss_fn: LossFn | None) -> None:
+def _set_up_optimizers(trainer: Trainer, module: nn.Module, has_own_loss: bool) -> None:
     """Let ``self.optimizers()`` and ``self.lr_schedulers()`` work, as far as the module's do without a real trainer."""
     try:
         with warnings.catch_warnings(), _without_chatter():
@@ -298,7 +322,7 @@ def _set_up_optimizers(trainer: Trainer, module: nn.Module, loss_fn: LossFn | No
             trainer.strategy.setup_optimizers(trainer)
     except Exception as error:
         # Whether the module can be trained is not asked here, only whether it has one loss.
-        if loss_fn is None and "multiple optimizers" in str(error):
+        if has_own_loss and "multiple optimizers" in str(error):
             raise UnsupportedModuleError(
                 f"{type(module).__name__} configures several optimisers, so there is no one loss. {_WAY_OUT}"
             ) from None

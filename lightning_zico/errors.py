@@ -16,6 +16,10 @@ class UnknownNameError(ZiCoError, KeyError):
     """A name that no registry entry bears."""
 
 
+class InvalidArgumentError(ZiCoError, ValueError, TypeError):
+    """An argument of the wrong kind or out of range; both built-in errors, as scikit-learn's is."""
+
+
 class DuplicateNameError(ZiCoError, ValueError):
     """A name that is taken."""
 

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 from lightning_zico.bridge import is_lightning
 from lightning_zico.engine.scope import preserved_rng, rng_restorer, seed_all
 from lightning_zico.results import Final
+from lightning_zico.scoring.arguments import whole_number
 from lightning_zico.scoring.scorer import described
 
 Mode: TypeAlias = Literal["min", "max"]
@@ -160,12 +161,12 @@ def check_finals(finalists: int, final_epochs: int, monitor: str, mode: str) -> 
     """Check the arguments of finals.
 
     Raises:
-        ValueError: If one is out of range.
+        InvalidArgumentError: If a count is no whole number of at least 1.
+        ValueError: If ``mode`` is neither ``"min"`` nor ``"max"``.
         TypeError: If ``monitor`` is no name.
     """
     for name, number in {"finalists": finalists, "final_epochs": final_epochs}.items():
-        if isinstance(number, bool) or not isinstance(number, int) or number < 1:
-            raise ValueError(f"`{name}` is {number!r}; needed is a whole number from 1.")
+        whole_number(name, number, 1)
     if not isinstance(monitor, str):
         raise TypeError(f"`monitor` is {monitor!r}; needed is the name of a logged metric, such as 'val_loss'.")
     if mode not in ("min", "max"):

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
-from lightning_zico._typing import Axis, Batch, LossFn
+from lightning_zico._typing import Axis, Batch, LossFn, Step
 from lightning_zico.bridge import is_datamodule, is_lightning
 from lightning_zico.budget import Budget
 from lightning_zico.candidates import Candidate, Candidates, iterate_candidates
@@ -29,6 +29,15 @@ from lightning_zico.ranking import Recipe
 from lightning_zico.ranking.racing import check_race
 from lightning_zico.report import leaderboard_table
 from lightning_zico.results import Leaderboard, ScoreCard
+from lightning_zico.scoring.arguments import (
+    check_budget,
+    check_is_trainer,
+    check_loss,
+    data_is_datamodule,
+    missing_attribute,
+    name_of,
+    whole_number,
+)
 from lightning_zico.scoring.cache import CacheLike, check_cache, opened
 from lightning_zico.scoring.cached import with_cache
 from lightning_zico.scoring.choice import Choice, chosen
@@ -64,6 +73,9 @@ class ZeroShotSelector:
         chunk_size: Per sample: how many samples to differentiate at once; None for all of a batch, ``"auto"`` for as
             many as fit the memory.
         loss_fn: ``(outputs, targets) -> mean loss`` for batches ``(inputs, targets)``, instead of ``training_step``.
+        step: ``(module, batch, batch_idx) -> mean loss`` for any batches, instead of ``training_step``: for manual
+            optimisation, several optimisers and GANs (see `score`). It decides what is scored, not how the winner is
+            trained.
         budget: Candidates above it are dropped before they are scored, and say so in the leaderboard.
         repeats: How often every candidate is scored. Repeat r has the seed ``seed + r``: factories draw other weights,
             data modules and loaders give other batches, the same for all candidates. A module that is offered built
@@ -110,7 +122,7 @@ class ZeroShotSelector:
         UnknownNameError: If there is neither a proxy nor a recipe of a name, ``rank_by`` is not computed, or
             ``controlled_by`` is no baseline.
         ValueError: If an argument is out of range.
-        TypeError: If ``budget`` is no `Budget`, or ``monitor`` is no name.
+        TypeError: If an argument is of the wrong kind, such as ``num_batches=2.0`` or ``loss_fn="mse"``.
 
     Example:
         >>> from lightning_zico.demos import DigitsDataModule, digits_candidates
@@ -137,6 +149,7 @@ class ZeroShotSelector:
         axis: Axis = "batch",
         chunk_size: ChunkSize = None,
         loss_fn: LossFn | None = None,
+        step: Step | None = None,
         budget: Budget | None = None,
         repeats: int = 1,
         race: bool = False,
@@ -154,9 +167,12 @@ class ZeroShotSelector:
         channels_last: bool = False,
         enable_progress_bar: bool = True,
     ) -> None:
+        check_is_trainer(trainer)
         check_cache(cache)
         check_axis(axis)
         check_chunk_size(chunk_size)
+        check_loss(loss_fn, step)
+        check_budget(budget)
         check_finals(finalists, final_epochs, monitor, mode)
         check_placement(accelerator, devices, precision, channels_last)
         executor_of(executor, timeout_s)
@@ -165,14 +181,14 @@ class ZeroShotSelector:
         self.rank_by = rank_by
         self.controlled_by = controlled_by
         self.prior = None if prior is None else prior_of(prior)
-        self.num_batches = num_batches
         self.axis: Axis = axis
         self.chunk_size: ChunkSize = chunk_size
         self.loss_fn = loss_fn
+        self.step = step
         self.budget = budget
-        self.repeats = repeats
+        self.repeats = whole_number("repeats", repeats, 1, "Some 5 show how far scores vary.")
         self.race = race
-        self.seed = seed
+        self.seed = whole_number("seed", seed)
         self.cache = cache
         self.executor = executor
         self.timeout_s = timeout_s
@@ -185,22 +201,17 @@ class ZeroShotSelector:
         self.precision: PrecisionName | None = precision
         self.channels_last = channels_last
         self.enable_progress_bar = enable_progress_bar
-        if not (budget is None or isinstance(budget, Budget)):
-            raise TypeError(f"`budget` is {type(budget).__name__}; needed is a `Budget`, such as `Budget(macs=600e6)`.")
-        if isinstance(repeats, bool) or not isinstance(repeats, int) or repeats < 1:
-            raise ValueError(
-                f"`repeats` is {repeats!r}; needed is a whole number from 1, and some 5 to see how far scores vary."
-            )
         if race:
             check_race(repeats)
         choice = self._choice()
         needy = max(choice.proxies, key=lambda proxy: proxy.min_gradients)
         least = max(needy.min_gradients if axis == "batch" else 1, 1)
-        if not isinstance(num_batches, int) or num_batches < least:
-            raise ValueError(
-                f"`num_batches` is {num_batches}; `{needy.name}` needs at least {least}. Raise `num_batches`."
-            )
+        self.num_batches = whole_number("num_batches", num_batches, least, f"`{needy.name}` needs at least {least}.")
 
+    def __getattr__(self, name: str) -> Any:
+        raise missing_attribute(self, name, ("leaderboard_", "cards_", "best_model_"), "`rank` and `fit`")
+
+    @data_is_datamodule
     def rank(self, candidates: Candidates, datamodule: Any) -> Leaderboard:
         """Score every candidate on the same batches and rank them.
 
@@ -242,6 +253,7 @@ class ZeroShotSelector:
         self._show()
         return self.leaderboard_
 
+    @data_is_datamodule
     def fit(self, candidates: Candidates, datamodule: Any, val_dataloaders: Any = None) -> "ZeroShotSelector":
         """Rank the candidates, hold finals among the first of them if asked to, then train the winner with the trainer.
 
@@ -346,6 +358,7 @@ class ZeroShotSelector:
                 batches,
                 choice.proxies,
                 loss_fn=self.loss_fn,
+                step=self.step,
                 axis=self.axis,
                 chunk_size=self.chunk_size,
                 seed=self.seed + repeat_idx,
@@ -450,7 +463,8 @@ class ZeroShotSelector:
             "repeats": self.repeats,
             "race": self.race,
             "budget": asdict(self.budget) if self.budget else None,
-            "loss_fn": None if self.loss_fn is None else getattr(self.loss_fn, "__name__", type(self.loss_fn).__name__),
+            "loss_fn": name_of(self.loss_fn),
+            "step": name_of(self.step),
             "accelerator": work.placement.accelerator,
             "devices": [str(device) for device in work.placement.devices],
             "precision": self.precision,

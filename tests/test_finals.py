@@ -511,11 +511,11 @@ def test_a_dry_run_goes_through() -> None:
 @pytest.mark.parametrize(
     ("kwargs", "error", "match"),
     [
-        ({"finalists": 0}, ValueError, "`finalists` is 0; needed is a whole number from 1"),
-        ({"finalists": True}, ValueError, "`finalists` is True"),
-        ({"final_epochs": 0.5}, ValueError, r"`final_epochs` is 0\.5"),
-        ({"final_epochs": True}, ValueError, "`final_epochs` is True"),
-        ({"repeats": True}, ValueError, "`repeats` is True"),
+        ({"finalists": 0}, ValueError, "Invalid finalists=0: expected a whole number of at least 1"),
+        ({"finalists": True}, ValueError, "Invalid finalists=True"),
+        ({"final_epochs": 0.5}, ValueError, r"Invalid final_epochs=0\.5"),
+        ({"final_epochs": True}, ValueError, "Invalid final_epochs=True"),
+        ({"repeats": True}, ValueError, "Invalid repeats=True: expected a whole number of at least 1"),
         ({"monitor": 3}, TypeError, "`monitor` is 3; needed is the name of a logged metric"),
         ({"mode": "best"}, ValueError, "`mode` is 'best'; needed is 'min' or 'max'"),
     ],

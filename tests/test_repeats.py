@@ -390,7 +390,7 @@ def test_a_race_takes_a_generator_of_factories_and_none_of_modules() -> None:
 
 def test_wrong_arguments_are_refused_at_once() -> None:
     for wrong in (0, -1, 2.5, "3"):
-        with pytest.raises(ValueError, match=r"`repeats` is .*; needed is a whole number from 1"):
+        with pytest.raises(ValueError, match=r"Invalid repeats=.*: expected a whole number of at least 1"):
             ZeroShotSelector(repeats=wrong)
     for few in (1, 2):
         with pytest.raises(ValueError, match=f"`repeats` is {few}; `race=True` needs at least 3"):

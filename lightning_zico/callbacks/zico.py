@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleD
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from lightning_zico._typing import Axis, LossFn
+from lightning_zico._typing import Axis, LossFn, Step
 from lightning_zico.bridge import bridged, check_training_step, read_training_batches
 from lightning_zico.engine.gradients import ChunkSize, check_chunk_size
 from lightning_zico.engine.moments import Moments
@@ -22,6 +22,7 @@ from lightning_zico.errors import UnsupportedModuleError, ZiCoError
 from lightning_zico.metrics import ZiCoMetric
 from lightning_zico.proxies import ZiCo
 from lightning_zico.proxies.zico import zico_layers
+from lightning_zico.scoring.arguments import check_loss, whole_number
 from lightning_zico.scoring.scorer import check_axis, check_batches, described
 
 
@@ -45,6 +46,8 @@ class ZiCoCallback(Callback):
         parameters: Shell patterns of the parameters to score; None for the weights of linear and convolutional layers.
         log_layers: Log what each layer adds, too, as ``zico/layers/<parameter>``.
         loss_fn: ``(outputs, targets) -> mean loss`` for batches ``(inputs, targets)``, instead of ``training_step``.
+        step: ``(module, batch, batch_idx) -> mean loss`` for any batches, instead of ``training_step``: for manual
+            optimisation, several optimisers and GANs (see `score`).
         seed: Of shuffling, augmentation and dropout while scoring.
 
     Attributes:
@@ -52,7 +55,8 @@ class ZiCoCallback(Callback):
             ``error``. It is saved in checkpoints.
 
     Raises:
-        ValueError: If an argument is out of range.
+        ValueError: If an argument is out of range, or both ``loss_fn`` and ``step`` are given.
+        TypeError: If an argument is of the wrong kind, such as ``num_batches="2"``.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -70,16 +74,16 @@ class ZiCoCallback(Callback):
         parameters: Sequence[str] | None = None,
         log_layers: bool = False,
         loss_fn: LossFn | nn.Module | None = None,
+        step: Step | None = None,
         seed: int = 0,
     ) -> None:
         check_axis(axis)
         check_chunk_size(chunk_size)
+        check_loss(loss_fn, step)
         least = ZiCo.min_gradients if axis == "batch" else 1
-        if num_batches < least:
-            raise ValueError(f"`num_batches` is {num_batches}; `zico` needs at least {least}. Raise `num_batches`.")
-        if every_n_epochs is not None and every_n_epochs < 1:
-            raise ValueError(f"`every_n_epochs` is {every_n_epochs}; needed is a positive number, or None for once.")
-        self.num_batches = num_batches
+        if every_n_epochs is not None:
+            every_n_epochs = whole_number("every_n_epochs", every_n_epochs, 1, "None scores once.")
+        self.num_batches = whole_number("num_batches", num_batches, least, f"`zico` needs at least {least}.")
         self.every_n_epochs = every_n_epochs
         self.axis: Axis = axis
         self.chunk_size: ChunkSize = chunk_size
@@ -87,7 +91,8 @@ class ZiCoCallback(Callback):
         self.parameters = parameters
         self.log_layers = log_layers
         self.loss_fn = loss_fn
-        self.seed = seed
+        self.step = step
+        self.seed = whole_number("seed", seed)
         self.history: list[dict[str, Any]] = []
         self._proxy = ZiCo(std_of, parameters)
 
@@ -110,7 +115,7 @@ class ZiCoCallback(Callback):
                 f"`ZiCoCallback` was given to a {type(trainer).__module__.partition('.')[0]} trainer; needed is "
                 "`lightning.pytorch.Trainer`. Or score the model beforehand with `lightning_zico.score`."
             )
-        if self.loss_fn is None:
+        if self.loss_fn is None and self.step is None:
             check_training_step(pl_module)
         strategy = trainer.strategy
         if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy) or isinstance(strategy, DeepSpeedStrategy):
@@ -199,7 +204,7 @@ class ZiCoCallback(Callback):
         datamodule = getattr(trainer, "datamodule", None)
         with (
             preserved_rng(self.seed),
-            bridged(pl_module, loss_fn=self.loss_fn, datamodule=datamodule, trainer=trainer) as bridge,
+            bridged(pl_module, loss_fn=self.loss_fn, step=self.step, datamodule=datamodule, trainer=trainer) as bridge,
         ):
             probe = Probe(
                 pl_module,

@@ -192,7 +192,7 @@ class _Walk:
             self._all("tuple", value)
         elif isinstance(value, CodeType):
             self._code(value)
-        elif _is_trainer(value):
+        elif is_trainer(value):
             self.visit(None)  # scoring puts a private one in its place
         elif id(value) in self._met:
             self._put("again", str(self._met[id(value)]))
@@ -432,7 +432,8 @@ def _version(package: str) -> str:
     return str(version)
 
 
-def _is_trainer(value: Any) -> bool:
+def is_trainer(value: Any) -> bool:
+    """Whether something is a Trainer of ``lightning`` or ``pytorch_lightning``."""
     return any(
         base.__name__ == "Trainer" and base.__module__.partition(".")[0] in ("lightning", "pytorch_lightning")
         for base in value.__class__.__mro__  # asked for `__class__`, weak proxies name that of their object

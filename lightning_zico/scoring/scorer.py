@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_zico._typing import Axis, Batch, LossFn
+from lightning_zico._typing import Axis, Batch, LossFn, Step
 from lightning_zico.bridge import bridged, is_datamodule, uncompiled
 from lightning_zico.budget import Budget
 from lightning_zico.engine.batches import all_equal, num_samples
@@ -26,6 +26,7 @@ from lightning_zico.errors import (
 from lightning_zico.proxies import Measurement, Proxy
 from lightning_zico.proxies.base import Proxies
 from lightning_zico.results import NOT_APPLICABLE, Score, ScoreCard
+from lightning_zico.scoring.arguments import check_loss, whole_number
 from lightning_zico.scoring.choice import chosen
 from lightning_zico.scoring.placement import AS_BUILT, Placement
 
@@ -39,6 +40,7 @@ def score(
     proxies: Proxies = ("zico",),
     loss_fn: LossFn | None = None,
     *,
+    step: Step | None = None,
     axis: Axis = "batch",
     chunk_size: ChunkSize = None,
     seed: int = 0,
@@ -48,12 +50,15 @@ def score(
     """Score one model on some batches, and leave it bit-identical.
 
     Args:
-        model: A LightningModule, whose ``training_step`` gives the loss, or with ``loss_fn`` any module. It is scored
-            on the device it is on.
+        model: A LightningModule, whose ``training_step`` gives the loss, or with ``loss_fn`` or ``step`` any module. It
+            is scored on the device it is on.
         batches: What a loader yields, any nest of tensors; at least two for proxies that compare gradients.
         proxies: Names (see `list_proxies`), `Proxy` objects, ``"default"`` or another recipe for its members, or
             ``"all"``.
         loss_fn: ``(outputs, targets) -> mean loss`` for batches ``(inputs, targets)``, instead of ``training_step``.
+        step: ``(module, batch, batch_idx) -> mean loss`` for any batches, instead of ``training_step``: for manual
+            optimisation, several optimisers, GANs, and plain modules with several inputs. It runs where
+            ``training_step`` would: ``module.trainer`` works and ``module.log`` is silent.
         axis: What varies between two gradients: ``"batch"``, the published ZiCo, or ``"sample"``. They are different
             numbers. Per sample, dimension 0 of every tensor is cut; what a batch holds besides is passed on whole.
         chunk_size: Per sample: how many samples to differentiate at once; None for all of a batch, ``"auto"`` for as
@@ -70,7 +75,9 @@ def score(
         UnknownNameError: If there is neither a proxy nor a recipe of a name.
         TooFewBatchesError: If a proxy needs more gradients than the batches give.
         IdenticalBatchesError: If all batches are the same, so that gradients cannot vary.
-        TypeError: If ``model`` is no module, or ``batches`` a loader.
+        TypeError: If ``model`` is no module, ``batches`` a loader or a single batch, or an argument is not what it
+            should be.
+        ValueError: If both ``loss_fn`` and ``step`` are given.
 
     Example:
         >>> import torch
@@ -92,6 +99,8 @@ def score(
     resolved = chosen(proxies).proxies
     check_axis(axis)
     check_chunk_size(chunk_size)
+    check_loss(loss_fn, step)
+    seed = whole_number("seed", seed)
     check_batches(batches, resolved, axis)
     return score_checked(
         type(model).__name__,
@@ -99,6 +108,7 @@ def score(
         batches,
         resolved,
         loss_fn=loss_fn,
+        step=step,
         axis=axis,
         chunk_size=chunk_size,
         seed=seed,
@@ -146,6 +156,7 @@ def score_checked(
     proxies: Sequence[Proxy],
     *,
     loss_fn: LossFn | None,
+    step: Step | None,
     axis: Axis,
     chunk_size: ChunkSize,
     seed: int,
@@ -162,6 +173,7 @@ def score_checked(
         batches: Checked by `check_batches`.
         proxies: In the order in which they are computed.
         loss_fn: See `score`.
+        step: See `score`.
         axis: See `score`.
         chunk_size: See `score`.
         seed: See `score`.
@@ -179,7 +191,9 @@ def score_checked(
             torch.inference_mode(False),  # a proxy's own tensors, made outside of any pass, are leaves of graphs
             preserved_rng(seed),
             placement.entered(),
-            bridged(model, loss_fn=loss_fn, datamodule=datamodule, precision=placement.plugin(model)) as bridge,
+            bridged(
+                model, loss_fn=loss_fn, step=step, datamodule=datamodule, precision=placement.plugin(model)
+            ) as bridge,
         ):
             placement.place(model)  # behind `configure_model`, as a trainer does
             probe = Probe(

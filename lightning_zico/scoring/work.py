@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import nn
 
-from lightning_zico._typing import Axis, Batch, LossFn
+from lightning_zico._typing import Axis, Batch, LossFn, Step
 from lightning_zico.bridge import uncompiled
 from lightning_zico.budget import Budget
 from lightning_zico.candidates import Built, Candidate
@@ -35,6 +35,7 @@ class Work:
         datamodule: Whose transfer hooks run, if it overrides them.
         budget: A candidate above it is not scored.
         placement: Where and in which precision candidates are scored.
+        step: See `scorer.score`.
     """
 
     batches: Sequence[Batch]
@@ -46,6 +47,7 @@ class Work:
     datamodule: Any = None
     budget: Budget | None = None
     placement: Placement = AS_BUILT
+    step: Step | None = None
 
     @property
     def names(self) -> list[str]:
@@ -89,6 +91,7 @@ class Work:
                 self.batches,
                 self.proxies,
                 loss_fn=self.loss_fn,
+                step=self.step,
                 axis=self.axis,
                 chunk_size=self.chunk_size,
                 seed=self.seed,

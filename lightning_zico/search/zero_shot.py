@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.progress import TimeRemainingColumn
 from torch import nn
 
-from lightning_zico._typing import Axis, Batch, LossFn
+from lightning_zico._typing import Axis, Batch, LossFn, Step
 from lightning_zico.bridge import is_datamodule, read_batches
 from lightning_zico.budget import ARCH_COSTS, Budget
 from lightning_zico.candidates import Candidate
@@ -24,6 +24,13 @@ from lightning_zico.errors import UnknownNameError, ZiCoError
 from lightning_zico.proxies.base import Proxies
 from lightning_zico.ranking import first_front, kendall
 from lightning_zico.results import Row, ScoreCard, SearchResult, ranks_of
+from lightning_zico.scoring.arguments import (
+    check_budget,
+    check_loss,
+    data_is_datamodule,
+    missing_attribute,
+    whole_number,
+)
 from lightning_zico.scoring.cache import CacheLike, check_cache, opened
 from lightning_zico.scoring.cached import with_cache
 from lightning_zico.scoring.choice import Choice, applicable, chosen
@@ -110,7 +117,8 @@ class ZeroShotSearch:
         num_batches: As for `ZeroShotSelector`, as are the others.
         axis: See there.
         chunk_size: See there.
-        loss_fn: See there. Where there is neither this nor ``wrap``, it is the cross-entropy.
+        loss_fn: See there. Where there is none of this, ``step`` and ``wrap``, it is the cross-entropy.
+        step: See there.
         seed: Of all that is drawn: batches, weights, archs.
         cache: See there.
         executor: See there. With several workers, each has an arch of its own, proposed while the others are scored.
@@ -125,8 +133,7 @@ class ZeroShotSearch:
 
     Raises:
         UnknownNameError: If there is no space, proxy, recipe or cost of a name.
-        ValueError: If an argument is out of range.
-        TypeError: If ``budget`` is no `Budget`, or ``seed`` no whole number.
+        InvalidArgumentError: If an argument is of the wrong kind or out of range.
         ModuleNotFoundError: If Optuna is not installed.
 
     Example:
@@ -158,6 +165,7 @@ class ZeroShotSearch:
         axis: Axis = "batch",
         chunk_size: ChunkSize = None,
         loss_fn: LossFn | None = None,
+        step: Step | None = None,
         seed: int = 0,
         cache: CacheLike | None = None,
         executor: Executor | Literal["processes"] | None = None,
@@ -170,6 +178,8 @@ class ZeroShotSearch:
         imported_optuna()
         check_axis(axis)
         check_chunk_size(chunk_size)
+        check_loss(loss_fn, step)
+        check_budget(budget)
         check_cache(cache)
         executor_of(executor, timeout_s)
         check_placement(accelerator, devices, precision, channels_last=False)
@@ -178,18 +188,19 @@ class ZeroShotSearch:
         self.proxies = proxies
         self.rank_by = rank_by
         self.against = (against,) if isinstance(against, str) else tuple(against)
-        self.num_trials = num_trials
+        self.num_trials = whole_number("num_trials", num_trials, 1)
         self.sampler = sampler
         self.storage = storage
         self.name = name
-        self.resolution = resolution
-        self.num_classes = num_classes
+        self.resolution = None if resolution is None else whole_number("resolution", resolution, 1)
+        self.num_classes = whole_number("num_classes", num_classes, 1)
         self.wrap = wrap
-        self.num_batches = num_batches
+        self.num_batches = whole_number("num_batches", num_batches, 1)
         self.axis: Axis = axis
         self.chunk_size: ChunkSize = chunk_size
         self.loss_fn = loss_fn
-        self.seed = seed
+        self.step = step
+        self.seed = whole_number("seed", seed)
         self.cache = cache
         self.executor = executor
         self.timeout_s = timeout_s
@@ -197,16 +208,6 @@ class ZeroShotSearch:
         self.devices: Devices = devices
         self.precision: PrecisionName | None = precision
         self.enable_progress_bar = enable_progress_bar
-        numbers = {"num_trials": num_trials, "num_classes": num_classes, "num_batches": num_batches}
-        if resolution is not None:
-            numbers["resolution"] = resolution
-        for argument, number in numbers.items():
-            if not isinstance(number, int) or number < 1:
-                raise ValueError(f"`{argument}` is {number!r}; needed is a whole number from 1.")
-        if not isinstance(seed, int):
-            raise TypeError(f"`seed` is {seed!r}; needed is a whole number.")
-        if budget is not None and not isinstance(budget, Budget):
-            raise TypeError(f"`budget` is {budget!r}; needed is a `Budget`, such as `Budget(macs=450e6)`, or None.")
         unknown = [cost for cost in self.against if cost not in _COSTS]
         if unknown:
             raise UnknownNameError(f"`against` has {unknown[0]!r}; needed are costs: {', '.join(_COSTS)}.")
@@ -215,6 +216,10 @@ class ZeroShotSearch:
             self.space.parse(evolution.start)
         self._choice().ranked_by(rank_by)
 
+    def __getattr__(self, name: str) -> Any:
+        raise missing_attribute(self, name, ("result_",), "`run`")
+
+    @data_is_datamodule
     def run(self, datamodule: Any) -> SearchResult:
         """Search until there are ``num_trials`` trials.
 
@@ -242,7 +247,8 @@ class ZeroShotSearch:
         work = Work(
             batches,
             choice.proxies,
-            loss_fn=nn.functional.cross_entropy if self.loss_fn is None and self.wrap is None else self.loss_fn,
+            loss_fn=nn.functional.cross_entropy if self._needs_loss else self.loss_fn,
+            step=self.step,
             axis=self.axis,
             chunk_size=self.chunk_size,
             seed=self.seed,
@@ -296,6 +302,10 @@ class ZeroShotSearch:
 
         return offer
 
+    @property
+    def _needs_loss(self) -> bool:
+        return self.loss_fn is None and self.step is None and self.wrap is None
+
     def _choice(self) -> Choice:
         given = self.proxies
         if _LATENCY in self.against:
@@ -345,6 +355,7 @@ class ZeroShotSearch:
             "batches": work.batches,
             "loss_fn": work.loss_fn,
             "chunk_size": self.chunk_size,
+            **({} if work.step is None else {"step": work.step}),
         }
         content = {name: fingerprint_or_none(part) for name, part in parts.items()}
         unseen = [name for name, seen in content.items() if seen is None]

@@ -43,7 +43,9 @@ def assert_training_does_not_notice(
     fails: bool = False,
     **kwargs: Any,
 ) -> list[dict[str, Any]]:
-    of_callback = {key: kwargs.pop(key) for key in ("axis", "loss_fn", "num_batches", "parameters") if key in kwargs}
+    of_callback = {
+        key: kwargs.pop(key) for key in ("axis", "loss_fn", "step", "num_batches", "parameters") if key in kwargs
+    }
     callback = ZiCoCallback(every_n_epochs=1, **of_callback)
     without = photographed([], build_module, build_data, **kwargs)
     if fails:
@@ -223,6 +225,7 @@ class Manual(Classifier):
 
 def test_manual_optimisation_goes_on() -> None:
     assert_training_does_not_notice(Manual, loss_fn=nn.CrossEntropyLoss())
+    assert_training_does_not_notice(Manual, step=Classifier.training_step)
 
 
 class Augmenting(Classifier):

@@ -371,11 +371,11 @@ def test_a_resolution_that_networks_cannot_take_is_refused_before_anything_is_sc
 
 def test_numbers_that_mean_nothing_are_refused_at_once() -> None:
     for argument in ("num_trials", "num_classes", "num_batches", "resolution"):
-        with pytest.raises(ValueError, match=f"`{argument}` is 0; needed is a whole number from 1"):
+        with pytest.raises(ValueError, match=f"Invalid {argument}=0: expected a whole number of at least 1"):
             ZeroShotSearch(Bits(), **{argument: 0})
-    with pytest.raises(TypeError, match=r"`budget` is {'macs': 3}; needed is a `Budget`"):
+    with pytest.raises(TypeError, match=r"Invalid budget={'macs': 3}: expected a `Budget`"):
         ZeroShotSearch(Bits(), {"macs": 3})  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="`seed` is 'x'; needed is a whole number"):
+    with pytest.raises(TypeError, match="Invalid seed='x': expected a whole number"):
         ZeroShotSearch(Bits(), seed="x")  # type: ignore[arg-type]
 
 

@@ -1,0 +1,153 @@
+"""Checks of the arguments that `score`, the selector, the search and the callback share."""
+
+import functools
+import inspect
+import operator
+from collections.abc import Callable, Collection
+from typing import Any, ParamSpec, TypeVar
+
+from torch import nn
+
+from lightning_zico.budget import Budget
+from lightning_zico.errors import InvalidArgumentError
+from lightning_zico.scoring.fingerprint import is_trainer
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+# What other functions call the data: `Trainer.fit`, scikit-learn, `score`.
+_OTHER_NAMES_OF_DATA = ("train_dataloaders", "train_dataloader", "dataloaders", "dataloader", "data", "batches", "X")
+
+
+def check_loss(loss_fn: Any, step: Any) -> None:
+    """Check that at most one of ``loss_fn`` and ``step`` is given, and that it takes what it is called with.
+
+    Raises:
+        InvalidArgumentError: If both are given, or one is no function of the right number of arguments.
+    """
+    if loss_fn is not None and step is not None:
+        raise InvalidArgumentError(
+            "Pass either `loss_fn=` or `step=`, not both: `step=` returns the loss itself, and `loss_fn=` would not be "
+            "called."
+        )
+    _check_callable("loss_fn", loss_fn, "(outputs, targets)", "`loss_fn=nn.CrossEntropyLoss()`", 2)
+    _check_callable("step", step, "(module, batch, batch_idx)", "`step=lambda module, batch, batch_idx: ...`", 3)
+
+
+def whole_number(name: str, value: Any, least: int | None = None, why: str = "") -> int:
+    """Return an argument that must be a whole number, as an int.
+
+    Args:
+        name: Of the argument.
+        value: As given.
+        least: The smallest that is allowed; None for any.
+        why: What needs that many, for the error message; it begins with a verb's subject, such as "`zico` needs".
+
+    Raises:
+        InvalidArgumentError: If it is no whole number, or too small.
+
+    Example:
+        >>> whole_number("num_batches", 2, least=1)
+        2
+    """
+    expected = "a whole number" if least is None else f"a whole number of at least {least}"
+    reason = f" {why}" if why else ""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise InvalidArgumentError(
+            f"Invalid {name}={value!r}: expected {expected}, such as {max(least or 0, 2)}.{reason}"
+        )
+    number = operator.index(value)
+    if least is not None and number < least:
+        raise InvalidArgumentError(f"Invalid {name}={value!r}: expected {expected}.{reason}")
+    return number
+
+
+def check_is_trainer(trainer: Any) -> None:
+    """Check that a trainer is a Trainer of Lightning, made already, or None.
+
+    Raises:
+        InvalidArgumentError: If it is something else.
+    """
+    if trainer is None or is_trainer(trainer):
+        return
+    if isinstance(trainer, dict):
+        options = ", ".join(f"{name}={value!r}" for name, value in trainer.items())
+        raise InvalidArgumentError(f"Invalid trainer={trainer!r}: expected a Trainer. Pass `Trainer({options})`.")
+    hint = "Pass an instance, such as `Trainer(max_epochs=10)`." if isinstance(trainer, type) else ""
+    raise InvalidArgumentError(f"Invalid trainer={trainer!r}: expected a Trainer or None. {hint}".rstrip())
+
+
+def name_of(function: Any) -> str | None:
+    """Name a function or an object that is called, for the record; None for None."""
+    return None if function is None else getattr(function, "__name__", type(function).__name__)
+
+
+def check_budget(budget: Any) -> None:
+    """Check that a budget is a `Budget` or None.
+
+    Raises:
+        InvalidArgumentError: If it is something else.
+    """
+    if budget is not None and not isinstance(budget, Budget):
+        raise InvalidArgumentError(
+            f"Invalid budget={budget!r}: expected a `Budget`, such as `Budget(macs=600e6)`, or None."
+        )
+
+
+def data_is_datamodule(method: Callable[P, T]) -> Callable[P, T]:
+    """Explain the keyword ``datamodule`` to callers of a method that pass its data by another name.
+
+    Raises:
+        TypeError: When the method is called with such a name.
+    """
+
+    @functools.wraps(method)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+        wrong = next((name for name in _OTHER_NAMES_OF_DATA if name in kwargs), None)
+        if wrong is not None:
+            raise TypeError(
+                f"`{method.__name__}` has no argument `{wrong}`: pass the data as `datamodule=`, whether it is a "
+                "LightningDataModule, a DataLoader or a list of batches."
+            )
+        return method(*args, **kwargs)
+
+    return checked
+
+
+def missing_attribute(owner: Any, name: str, learned: Collection[str], methods: str) -> AttributeError:
+    """Return the error of an attribute that is not there, which says so if it comes from a call that was not made.
+
+    Args:
+        owner: Whose attribute it is.
+        name: Of the attribute.
+        learned: Names of the attributes that a call sets.
+        methods: The calls that set them.
+    """
+    kind = type(owner).__name__
+    text = f"'{kind}' object has no attribute '{name}'"
+    if name in learned:
+        text += f" yet: it is set by {methods}. Call that first"
+    return AttributeError(f"{text}.", name=name, obj=owner)
+
+
+def _check_callable(name: str, given: Any, signature: str, example: str, count: int) -> None:
+    if given is None:
+        return
+    expected = f"expected a function that is called as `{name}{signature}`, such as {example}"
+    if isinstance(given, type) and issubclass(given, nn.Module):
+        raise InvalidArgumentError(
+            f"Invalid {name}={given.__name__}: it is a class. Pass an instance, `{given.__name__}()`."
+        )
+    if not callable(given):
+        raise InvalidArgumentError(f"Invalid {name}={given!r}: {expected}.")
+    try:
+        parameters = inspect.signature(given.forward if isinstance(given, nn.Module) else given)
+    except (TypeError, ValueError):  # functions written in C have no signature
+        return
+    try:
+        parameters.bind(*[None] * count)
+    except TypeError as error:
+        shown = getattr(given, "__name__", type(given).__name__)
+        raise InvalidArgumentError(
+            f"Invalid {name}: `{shown}{parameters}` cannot be called with the {count} arguments {signature}: {error}."
+        ) from None
