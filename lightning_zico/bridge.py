@@ -37,6 +37,7 @@ from torchmetrics import Metric
 
 from lightning_zico._typing import Batch, LossFn, Step
 from lightning_zico.engine.batches import map_tensors
+from lightning_zico.engine.contents import contents
 from lightning_zico.engine.scope import MOST_BYTES, preserved, preserved_rng, put_back, refill, restorer_of
 from lightning_zico.errors import TooFewBatchesError, UnsupportedBatchError, UnsupportedModuleError
 
@@ -49,6 +50,7 @@ _WAY_OUT = (
 # Of tensors and arrays that are small enough to be an order of samples, so much together is copied.
 _MOST_BYTES_TOGETHER = 2**28
 _EMPTY_CELL = CellType()
+_MOST_IN_VAIN = 2  # times that a loader is read again without giving a batch that it had not given before
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 _HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 # Trainers lead to everything, and threads and processes go on by themselves.
@@ -67,6 +69,26 @@ class Bridge(NamedTuple):
     step: Step
     prepare: Callable[[Batch, int], Batch]
     muted: Callable[[nn.Module], None]
+
+
+class Reread(list[Batch]):
+    """Batches of a loader that has fewer of them than were asked for, and was read several times.
+
+    Args:
+        batches: As many as were asked for.
+        num_in_a_pass: How many the loader has.
+        num_passes: How often it was read.
+        are_copies: Whether all of them are one batch with the same samples, so that gradients vary only by what the
+            training step draws itself: windows, noise, dropout. Else no two hold the same samples.
+    """
+
+    def __init__(
+        self, batches: Iterable[Batch], *, num_in_a_pass: int = 1, num_passes: int = 1, are_copies: bool = False
+    ) -> None:
+        super().__init__(batches)
+        self.num_in_a_pass = num_in_a_pass
+        self.num_passes = num_passes
+        self.are_copies = are_copies
 
 
 @contextmanager
@@ -168,7 +190,9 @@ def read_batches(data: Any, num_batches: int, *, seed: int = 0) -> list[Batch]:
         seed: Of shuffling and augmentation; generators that a loader brings along go on from their own state.
 
     Returns:
-        Exactly ``num_batches`` batches.
+        Exactly ``num_batches`` batches. A loader that has fewer is read again from its start, where that gives other
+        batches, as a shuffling loader does; a loader of one batch with always the same samples gives it as often as
+        asked for. Both are a `Reread`.
 
     Raises:
         TooFewBatchesError: If there are fewer.
@@ -446,34 +470,75 @@ def _contiguous(tensor: Tensor) -> Tensor:
 
 
 def _first(data: Any, num_batches: int, *, readable_once: bool = True) -> list[Batch]:
+    """Read batches; from the start again where there are too few and another reading gives others."""
     iterables = data.iterables if isinstance(data, CombinedLoader) else data
     mode = data._mode if isinstance(data, CombinedLoader) else "max_size_cycle"  # Lightning's own for training
     leaves = [leaf for leaf in tree_leaves(iterables) if not isinstance(leaf, Tensor)]
+    has_loaders = any(isinstance(leaf, DataLoader) for leaf in leaves)
+    one_pass = partial(_one_pass, iterables, mode if has_loaders else None)
+    is_once = any(isinstance(leaf, Iterator) for leaf in leaves)
+    is_readable_again = not is_once and (has_loaders or not isinstance(data, list | tuple))
     with _undisturbed(*leaves, readable_once=readable_once):
-        if any(isinstance(leaf, DataLoader) for leaf in tree_leaves(iterables)):
-            # Copies, since a loader with persistent workers keeps them, and with them where their randomness stands.
-            combined = CombinedLoader(tree_map_only(DataLoader, _without_iterator, iterables), mode)
-            batches = [batch for batch, _, _ in itertools.islice(combined, num_batches)]
-            combined.reset()
-        else:
-            batches = list(itertools.islice(iterables, num_batches))
-    if len(batches) < num_batches:
-        way_out = _way_out(data, num_batches)
-        raise TooFewBatchesError(
-            f"The training data gave {len(batches)} batches; {num_batches} were asked for. {way_out}"
-        )
+        batches = one_pass(num_batches)
+        if not 0 < len(batches) < num_batches or not is_readable_again:
+            return _enough(batches, data, num_batches)
+        num_in_a_pass, num_passes = len(batches), 1
+        known = {contents(batch) for batch in batches}
+        num_in_vain = 0
+        while len(batches) < num_batches and num_in_vain < _MOST_IN_VAIN:
+            num_passes, num_in_vain = num_passes + 1, num_in_vain + 1
+            for batch in one_pass(num_in_a_pass):
+                content = contents(batch)
+                if content not in known and len(batches) < num_batches:
+                    known.add(content)
+                    batches.append(batch)
+                    num_in_vain = 0
+    if num_in_a_pass == len(batches) == 1:
+        return Reread(batches * num_batches, num_in_a_pass=1, num_passes=num_passes, are_copies=True)
+    batches = _enough(batches, data, num_batches, "; reading it again gave no others")
+    return Reread(batches, num_in_a_pass=num_in_a_pass, num_passes=num_passes)
+
+
+def _one_pass(iterables: Any, mode: Any, num_batches: int) -> list[Batch]:
+    if mode is None:
+        return list(itertools.islice(iterables, num_batches))
+    # Copies, since a loader with persistent workers keeps them, and with them where their randomness stands.
+    combined = CombinedLoader(tree_map_only(DataLoader, _without_iterator, iterables), mode)
+    batches = [batch for batch, _, _ in itertools.islice(combined, num_batches)]
+    combined.reset()
     return batches
 
 
-def _way_out(data: Any, num_batches: int) -> str:
+def _enough(batches: list[Batch], data: Any, num_batches: int, again: str = "") -> list[Batch]:
+    """Return the batches if there are enough of them.
+
+    Raises:
+        TooFewBatchesError: If not, with what the user can do.
+    """
+    if len(batches) >= num_batches:
+        return batches
+    gave = "1 batch" if len(batches) == 1 else f"{len(batches)} batches"
+    raise TooFewBatchesError(
+        f"The training data gave {gave}; {num_batches} were asked for{again}. "
+        f"{_way_out(data, len(batches), num_batches)}"
+    )
+
+
+def _way_out(data: Any, num_read: int, num_batches: int) -> str:
     """Say how more batches can be had, by numbers where there is one loader that knows how many samples it has."""
     sampler = data.sampler if isinstance(data, DataLoader) and data.batch_size is not None else None
-    if not isinstance(sampler, Sized) or len(sampler) < num_batches:
-        return "Lower `num_batches` or the batch size."
-    return (
-        f"They come from {len(sampler)} samples in batches of {data.batch_size}: lower `batch_size` to at most "
-        f"{len(sampler) // num_batches}, or `num_batches`."
-    )
+    if isinstance(sampler, Sized) and len(sampler) >= num_batches:
+        return (
+            f"They come from {len(sampler)} samples in batches of {data.batch_size}: lower `batch_size` to at most "
+            f"{len(sampler) // num_batches}" + (f", or `num_batches` to {num_read}." if num_read else ".")
+        )
+    if isinstance(data, DataLoader) and num_read:
+        return f"Lower `num_batches` to {num_read}, or shuffle the data."
+    if isinstance(data, DataLoader):
+        return "Check that its dataset has samples, and that `drop_last` does not drop them all."
+    if isinstance(data, Iterator):
+        return f"A {type(data).__name__} can be read only once: pass more batches, or a DataLoader that shuffles."
+    return f"Pass {num_batches} batches" + (f", or lower `num_batches` to {num_read}." if num_read else ".")
 
 
 def _without_iterator(loader: DataLoader[Any]) -> DataLoader[Any]:

@@ -287,6 +287,7 @@ class Leaderboard:
         if finals:
             notes.append(_note_of(finals))
         ranking = "the ranking by score" if finals else "this ranking"
+        notes += _if_there(note_on_reading(self.provenance.get("reading")))
         notes += self._notes_on_repeats()
         notes += _notes_on_ranking(self.provenance, ranking)
         return notes + self._notes_on_missing() + self._notes_on_zoos()
@@ -526,6 +527,7 @@ class SearchResult:
             notes.append("It ended early: too many proposals in a row were over the budget or had been scored.")
         if self.provenance.get("num_elsewhere"):
             notes.append(f"Being scored by other processes: {self.provenance['num_elsewhere']}.")
+        notes += _if_there(note_on_reading(self.provenance.get("reading")))
         reasons = Counter(self.errors.values()).most_common(1)
         if reasons:
             notes.append(f"Why there was no score, {reasons[0][1]} of {failed} times: {reasons[0][0]}")
@@ -671,10 +673,28 @@ def _ranks(values: Sequence[Any]) -> list[int]:
     return ranks
 
 
+def _if_there(note: str | None) -> list[str]:
+    return [] if note is None else [note]
+
+
 def _with_final(row: Row, final: Final | None) -> Row:
     """Put the columns of the finals behind those of the score."""
     cells = {"final": final.value, "final_epochs": final.num_epochs} if final else {}
     return {**dict.fromkeys((*_FIRST_COLUMNS, *FINAL_COLUMNS)), **cells, **row}
+
+
+def note_on_reading(reading: Mapping[str, Any] | None) -> str | None:
+    """Say how the batches were read, where the training data had fewer than asked for; None where it had enough."""
+    if reading is None:
+        return None
+    num = reading["num_in_a_pass"]
+    had = f"The training data has {num} batch{'es' if num > 1 else ''}, and {reading['num_batches']} were asked for"
+    if not reading["are_copies"]:
+        return f"{had}: it was read {reading['num_passes']} times, which gave others each time."
+    return (
+        f"{had}. Whenever it is read, it holds the same samples, so that one batch stands for all: gradients vary only "
+        "by what the training step draws itself, such as noise, windows or dropout."
+    )
 
 
 def _notes_on_ranking(provenance: Mapping[str, Any], ranking: str) -> list[str]:

@@ -21,7 +21,7 @@ from lightning_zico.budget import Budget
 from lightning_zico.candidates import Candidate, Candidates, iterate_candidates
 from lightning_zico.engine.batches import tensors_of
 from lightning_zico.engine.gradients import ChunkSize, check_chunk_size
-from lightning_zico.errors import UnknownNameError
+from lightning_zico.errors import IdenticalBatchesError, UnknownNameError
 from lightning_zico.finals import MOST_AT_ONCE, Finalist, Mode, check_finals, check_trainer, hold_finals
 from lightning_zico.proxies import BASELINES, Prior, prior_of
 from lightning_zico.proxies.base import Proxies
@@ -46,7 +46,7 @@ from lightning_zico.scoring.executors import executor_of
 from lightning_zico.scoring.fingerprint import fingerprint_or_none
 from lightning_zico.scoring.placement import AcceleratorName, Devices, PrecisionName, check_placement, placement_of
 from lightning_zico.scoring.progress import is_interactive, progress_bar
-from lightning_zico.scoring.provenance import told, versions
+from lightning_zico.scoring.provenance import reading, told, versions
 from lightning_zico.scoring.repeats import Tally, raced, read_repeats
 from lightning_zico.scoring.scorer import check_axis, check_batches, described
 from lightning_zico.scoring.standings import agreement_with_baselines, standings_of, with_controlled
@@ -246,6 +246,7 @@ class ZeroShotSelector:
             raise
         if not self._keep(tally, rank_by, works[0], broke_off=False):
             raise ValueError("`candidates` is empty; needed is at least one.")
+        self._check_variation()
         by_name = {candidate.name: candidate for candidate in contenders}
         first = [row["name"] for row in self.leaderboard_.rows[: self.finalists] if row["rank"]]
         self.best_model_ = _built_again(by_name[first[0]], works[0]) if first else None
@@ -334,6 +335,19 @@ class ZeroShotSelector:
                 )
             self.best_model_ = winner.build()
             winner.train(trainer, self.best_model_, data)
+
+    def _check_variation(self) -> None:
+        """Check that the data was not the reason why nobody can be ranked.
+
+        Raises:
+            IdenticalBatchesError: If it has one batch, and for no candidate the gradient varies.
+        """
+        errors = self.leaderboard_.errors
+        kind = f"{IdenticalBatchesError.__name__}: "
+        is_one = (self.leaderboard_.provenance["reading"] or {}).get("are_copies", False)
+        if is_one and len(errors) == len(self.leaderboard_) and all(e.startswith(kind) for e in errors.values()):
+            self.best_model_ = None
+            raise IdenticalBatchesError(next(iter(errors.values())).removeprefix(kind))
 
     def _show(self) -> None:
         if is_interactive(self.enable_progress_bar):
@@ -459,6 +473,7 @@ class ZeroShotSelector:
             "num_batches": self.num_batches,
             "batch_shapes": [list(tensor.shape) for tensor in tensors_of(work.batches[0])],
             "batches_hash": fingerprint_or_none(work.batches),
+            "reading": reading(work.batches),
             "seed": self.seed,
             "repeats": self.repeats,
             "race": self.race,

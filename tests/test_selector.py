@@ -288,7 +288,7 @@ def test_wrong_calls_are_refused_at_once() -> None:
     with pytest.raises(TypeError, match="use up"):
         ZeroShotSelector(trainer=quiet_trainer()).fit([Classifier], iter([]))
     with pytest.raises(TooFewBatchesError, match="4 batches; 5"):
-        ZeroShotSelector(num_batches=5).rank([Classifier], Data())
+        ZeroShotSelector(num_batches=5).rank([Classifier], make_batches(4))
     with pytest.raises(IdenticalBatchesError):
         ZeroShotSelector(proxies="zico").rank([Classifier], [(torch.ones(2, 2, 5, 5), torch.tensor([0, 1]))] * 2)
 

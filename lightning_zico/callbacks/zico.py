@@ -22,8 +22,10 @@ from lightning_zico.errors import UnsupportedModuleError, ZiCoError
 from lightning_zico.metrics import ZiCoMetric
 from lightning_zico.proxies import ZiCo
 from lightning_zico.proxies.zico import zico_layers
+from lightning_zico.results import note_on_reading
 from lightning_zico.scoring.arguments import check_loss, whole_number
-from lightning_zico.scoring.scorer import check_axis, check_batches, described
+from lightning_zico.scoring.provenance import reading
+from lightning_zico.scoring.scorer import check_axis, check_batches, check_variation, described
 
 
 class ZiCoCallback(Callback):
@@ -52,7 +54,8 @@ class ZiCoCallback(Callback):
 
     Attributes:
         history: One record a scoring: ``epoch``, ``step``, ``score`` (None if it failed), ``layers``, ``seconds``,
-            ``error``. It is saved in checkpoints.
+            ``error``, and ``note`` where the train dataloader has fewer batches than asked for and was read again. It
+            is saved in checkpoints.
 
     Raises:
         ValueError: If an argument is out of range, or both ``loss_fn`` and ``step`` are given.
@@ -94,6 +97,7 @@ class ZiCoCallback(Callback):
         self.step = step
         self.seed = whole_number("seed", seed)
         self.history: list[dict[str, Any]] = []
+        self._note: str | None = None
         self._proxy = ZiCo(std_of, parameters)
 
     @property
@@ -154,6 +158,7 @@ class ZiCoCallback(Callback):
             The record, as in ``history``.
         """
         start = time.perf_counter()
+        self._note = None
         layers, error = self._layers(trainer, pl_module)
         record: dict[str, Any] = {
             "epoch": trainer.current_epoch,
@@ -162,6 +167,7 @@ class ZiCoCallback(Callback):
             "layers": layers,
             "seconds": time.perf_counter() - start,
             "error": error,
+            **({} if self._note is None else {"note": self._note}),
         }
         self.history.append(record)
         if error is not None:
@@ -201,6 +207,7 @@ class ZiCoCallback(Callback):
     def _moments(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Moments]:
         batches = read_training_batches(trainer, self.num_batches, seed=self.seed)
         check_batches(batches, [self._proxy], self.axis)
+        self._note = note_on_reading(reading(batches))
         datamodule = getattr(trainer, "datamodule", None)
         with (
             preserved_rng(self.seed),
@@ -216,6 +223,7 @@ class ZiCoCallback(Callback):
                 seed=self.seed,
                 muted=bridge.muted,
             )
+            check_variation(probe, self._proxy)
             return probe.moments(self.parameters, of=self.std_of).by_name
 
 

@@ -1,7 +1,7 @@
 """Probe: one candidate, placed and ready to be measured."""
 
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Literal, TypeVar
 
@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from lightning_zico._registry import unknown_name
 from lightning_zico._typing import Axis, Batch, Params, Step
 from lightning_zico.engine.batches import map_tensors
+from lightning_zico.engine.contents import contents
 from lightning_zico.engine.gradients import ChunkSize, GradientChunk, is_out_of_memory, stream_gradients
 from lightning_zico.engine.layers import Layout, block_names, weight_names
 from lightning_zico.engine.learned import FirstGradients, GradientMoments, MomentsOverBatches
 from lightning_zico.engine.observers import GradientFacts, Observer, Watch, listens
-from lightning_zico.engine.scope import preserved, preserved_rng, seed_all
+from lightning_zico.engine.scope import generator_states, preserved, preserved_rng, seed_all
 from lightning_zico.engine.size import MacCount, count_macs, count_params
 from lightning_zico.engine.stateless import Stateless
 from lightning_zico.errors import UnsupportedModuleError, again, kept
@@ -127,6 +128,15 @@ class Probe:
     def macs(self) -> MacCount:
         """Multiply-accumulate operations of a forward pass, per sample of the first batch."""
         return self.once(_macs)
+
+    @property
+    def draws(self) -> bool:
+        """Whether the training step, or a hook that prepares a batch, draws from the global generators.
+
+        These are torch's, NumPy's and Python's. Found by running the first batch once. What fails is said to draw: the
+        proxy that asked then fails as well, and says how.
+        """
+        return self.once(_draws)
 
     def once(self, compute: "Callable[[Probe], T]") -> T:
         """Compute something from this probe, or give what was computed, or raise what was raised, the first time."""
@@ -370,6 +380,27 @@ def _layout(probe: Probe) -> Layout:
 
 def _stateless(probe: Probe) -> Stateless:
     return Stateless(probe.module)
+
+
+def _draws(probe: Probe) -> bool:
+    drawn = False
+
+    @contextmanager
+    def watching() -> Iterator[None]:
+        nonlocal drawn
+        before = generator_states()
+        with torch.enable_grad():
+            yield
+        drawn = generator_states() != before
+
+    try:
+        with preserved_rng():
+            if contents(probe._prepared(0)) != contents(probe._prepared(1)):
+                return True
+        probe.forward(mode=watching())
+    except Exception:
+        return True
+    return drawn
 
 
 def _plain_steps(probe: Probe) -> None:

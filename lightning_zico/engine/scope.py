@@ -91,6 +91,15 @@ def rng_restorer() -> Callable[[], None]:
     return put_back_rng
 
 
+def generator_states() -> tuple[Any, ...]:
+    """Copy the states of Python's, NumPy's and torch's generators, to see whether something draws from them."""
+    numpy = sys.modules.get("numpy")
+    legacy = numpy.random.get_state() if numpy else None
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    states = [bytes(state.tolist()) for state in (torch.get_rng_state(), *cuda)]
+    return random.getstate(), legacy and (legacy[1].tobytes(), *legacy[2:]), *states
+
+
 @contextmanager
 def unfused() -> Iterator[None]:
     """Let attention and a transformer's layer in eval mode run step by step: nobody sees into their fused kernels.

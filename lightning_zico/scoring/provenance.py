@@ -1,12 +1,15 @@
 """What numbers depend on, in plain values that a ranking and a search both write down."""
 
 import platform
+from collections.abc import Sequence
 from typing import Any
 
 import lightning
 import torch
 
 from lightning_zico.__about__ import __version__
+from lightning_zico._typing import Batch
+from lightning_zico.bridge import Reread
 from lightning_zico.ranking import Recipe
 
 
@@ -17,6 +20,18 @@ def versions() -> dict[str, str]:
         "lightning": lightning.__version__,
         "torch": torch.__version__,
         "python": platform.python_version(),
+    }
+
+
+def reading(batches: Sequence[Batch]) -> dict[str, Any] | None:
+    """Tell how batches were read, where a loader had fewer than asked for; None where it had enough."""
+    if not isinstance(batches, Reread):
+        return None
+    return {
+        "num_batches": len(batches),
+        "num_in_a_pass": batches.num_in_a_pass,
+        "num_passes": batches.num_passes,
+        "are_copies": batches.are_copies,
     }
 
 

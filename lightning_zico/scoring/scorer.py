@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_zico._typing import Axis, Batch, LossFn, Step
-from lightning_zico.bridge import bridged, is_datamodule, uncompiled
+from lightning_zico.bridge import Reread, bridged, is_datamodule, uncompiled
 from lightning_zico.budget import Budget
 from lightning_zico.engine.batches import all_equal, num_samples
 from lightning_zico.engine.gradients import ChunkSize, check_chunk_size
@@ -142,10 +142,28 @@ def check_batches(batches: Sequence[Batch], proxies: Sequence[Proxy], axis: Axis
         least = max(needed.min_gradients, 1)
         if given < least:
             raise TooFewBatchesError(f"`{needed.name}` needs at least {least} {unit}; got {given}. {way_out}.")
+    if isinstance(batches, Reread) and batches.are_copies:
+        return  # the training step may draw what varies; `score_checked` asks it
     if needed.min_gradients > 1 and axis == "batch" and all_equal(batches):
         raise IdenticalBatchesError(
             f"All {len(batches)} batches are the same, so no gradient can vary and `{needed.name}` is not defined. "
             "Shuffle, or take batches of different samples."
+        )
+
+
+def check_variation(probe: Probe, proxy: Proxy) -> None:
+    """Check that gradients vary between batches that are copies of one; a loader may have one batch only.
+
+    Raises:
+        IdenticalBatchesError: If the proxy compares gradients between batches, and the training step draws nothing at
+            random, so that all gradients are equal up to rounding.
+    """
+    is_compared = proxy.min_gradients > 1 and probe.axis == "batch"
+    if is_compared and isinstance(probe.batches, Reread) and probe.batches.are_copies and not probe.draws:
+        raise IdenticalBatchesError(
+            "the training data has one batch, which holds the same samples whenever it is read, and the training step "
+            f"draws nothing at random, so no gradient varies between batches and `{proxy.name}` is not defined. Use "
+            'smaller batches or `axis="sample"`, or rank by proxies that need one batch, as the default recipe does.'
         )
 
 
@@ -212,7 +230,12 @@ def score_checked(
             if error is None:
                 probe.observe(need for proxy in proxies for need in proxy.needs)
             for proxy in proxies if error is None else ():
-                scores[proxy.name] = measured(proxy, probe, placement.precision)
+                try:
+                    check_variation(probe, proxy)
+                except IdenticalBatchesError as same:
+                    scores[proxy.name] = Score(proxy.name, None, described(same))
+                else:
+                    scores[proxy.name] = measured(proxy, probe, placement.precision)
             untrainable = probe.untrainable
             if untrainable is None and (failure := probe.step_error) is not None:
                 untrainable = STEP_FAILS + described(failure)

@@ -38,7 +38,7 @@ from lightning_zico.scoring.executors import executor_of
 from lightning_zico.scoring.fingerprint import fingerprint, fingerprint_or_none
 from lightning_zico.scoring.placement import AcceleratorName, Devices, PrecisionName, check_placement, placement_of
 from lightning_zico.scoring.progress import is_interactive, progress_bar
-from lightning_zico.scoring.provenance import told, versions
+from lightning_zico.scoring.provenance import reading, told, versions
 from lightning_zico.scoring.scorer import check_axis, check_batches
 from lightning_zico.scoring.work import Executor, Job, Work
 from lightning_zico.search.costs import ArchCosts
@@ -375,6 +375,7 @@ class ZeroShotSearch:
             "axis": self.axis,
             "num_batches": self.num_batches,
             "batch_shapes": [list(tensor.shape) for tensor in tensors_of(work.batches[0])],
+            **({} if (told_reading := reading(work.batches)) is None else {"reading": told_reading}),
             "resolution": self.resolution or shape[1],
             "num_classes": self.num_classes,
             "accelerator": work.placement.accelerator,

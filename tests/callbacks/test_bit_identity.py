@@ -318,6 +318,14 @@ def _one_batch() -> Any:
     return loader(torch.utils.data.Subset(Images(), range(BATCH_SIZE)))
 
 
+def _same_samples() -> Any:
+    return loader(torch.utils.data.Subset(PlainImages(), range(BATCH_SIZE)), shuffle=False)
+
+
+def _one_shuffled_batch() -> Any:
+    return loader(torch.utils.data.Subset(PlainImages(), range(BATCH_SIZE)))
+
+
 def _same_batches() -> Any:
     return loader(torch.utils.data.Subset(PlainImages(), [0] * 12))
 
@@ -332,10 +340,11 @@ def _one_shot() -> Any:
         (NotANumber, loader, "NonFiniteError: The loss of gradient 0 is nan"),
         (Raising, loader, "only real parameters will do"),
         (LinearLoss, loader, "IdenticalBatchesError"),
-        (Classifier, _one_batch, "TooFewBatchesError: The training data gave 1 batches; 2 were asked for"),
+        (Classifier, _same_samples, "IdenticalBatchesError: the training data has one batch"),
+        (Classifier, _one_shuffled_batch, "IdenticalBatchesError: the training data has one batch"),
         (Classifier, _same_batches, "IdenticalBatchesError: All 2 batches are the same"),
     ],
-    ids=["NaN", "raising", "equal gradients", "one batch", "equal batches"],
+    ids=["NaN", "raising", "equal gradients", "one batch", "one shuffled batch", "equal batches"],
 )
 def test_training_goes_on_after_a_failure(build_module: Any, build_data: Any, reason: str) -> None:
     for record in assert_training_does_not_notice(build_module, build_data, fails=True):
