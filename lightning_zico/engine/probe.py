@@ -103,6 +103,8 @@ class Probe:
         """
         if not any(parameter.requires_grad for parameter in self.module.parameters()):
             return "untrainable: none of its parameters is trainable. Unfreeze some."
+        if (meta := next((n for n, p in self.module.named_parameters() if p.is_meta), None)) is not None:
+            return f"untrainable: parameter '{meta}' is on the meta device and has no values. Use a real device."
         if self._first_loss is not None and not bool(self._first_loss.isfinite()):
             return f"untrainable: its loss on the first batch is {self._first_loss.item()}; needed is a finite number."
         return None
