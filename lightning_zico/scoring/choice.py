@@ -199,5 +199,7 @@ def combined(
         if missing is not None and value is not None and used.beside is not None:
             details["placed_by"] = used.beside.name
         error = None if value is not None else card.untrainable or missing
-        added.append(replace(card, scores={recipe.name: Score(recipe.name, value, error, details=details), **card.scores}))
+        added.append(
+            replace(card, scores={recipe.name: Score(recipe.name, value, error, details=details), **card.scores})
+        )
     return added, used

@@ -64,7 +64,10 @@ def test_who_shares_the_first_place_and_was_offered_earlier_is_not_let_go() -> N
     # Both are better by the fallback than all others, so that both are placed where the best of the others is.
     contenders = Contenders(CHOICE.first, CHOICE)
     tally = Tally(CHOICE, 1)
-    values = [[8 if name != "synflow" else None for name in NAMES], [9 if name != "synflow" else None for name in NAMES]]
+    values = [
+        [8 if name != "synflow" else None for name in NAMES],
+        [9 if name != "synflow" else None for name in NAMES],
+    ]
     values += [[idx % 7 for _ in NAMES] for idx in range(20)]
     jobs = list(tally.jobs([Candidate(str(idx), Classifier) for idx in range(len(values))], range(1)))
     for idx, job in enumerate(jobs):
