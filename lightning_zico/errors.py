@@ -3,6 +3,7 @@
 import copy
 import sys
 import traceback
+from pathlib import Path
 
 
 class ZiCoError(Exception):
@@ -64,12 +65,50 @@ class CacheError(ZiCoError, OSError):
     """A file that is no cache of scores, or is damaged, or cannot be read or written."""
 
 
+# Where the place that raised an error is kept on it.
+_PLACE = "__zico_place__"
+
+# Internal messages of torch, and what they mean to a user. Those of `torch.func` are many.
+_INTERNAL = {
+    "does not require grad and does not have a grad_fn": "what it differentiates depends on nothing that requires a "
+    "gradient.",
+    "vmap": "an operation of it cannot run inside `torch.func.vmap`.",
+    "functorch": "an operation of it cannot run inside the transforms of `torch.func`.",
+    "torch.func": "an operation of it cannot run inside the transforms of `torch.func`.",
+}
+
+
+def in_words(error: Exception) -> str:
+    """Put an exception of a user's code in one line: its kind and its message, or the line of code that raised it."""
+    message = message_of(error)
+    message = next((words for part, words in _INTERNAL.items() if part in message), message)
+    return f"{type(error).__name__}: {message}".rstrip(": ")
+
+
+def message_of(error: BaseException) -> str:
+    """Put what an exception says in one line; one that says nothing is told by the line of code that raised it."""
+    try:
+        message = " ".join(str(error).split())
+    except Exception:  # a `__str__` of the user's own that fails
+        message = ""
+    return message or vars(error).get(_PLACE) or _place_of(error)
+
+
+def _place_of(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    if not frames:
+        return ""
+    place = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}"
+    return f"`{frames[-1].line}` ({place})" if frames[-1].line else f"({place})"
+
+
 def kept(error: Exception) -> Exception:
     """Make an error that was caught fit to be kept: the frames in its traceback would keep tensors and graphs alive.
 
     The lines of the traceback become a note, which Python prints with the error from 3.11 on.
     """
     lines = "".join(traceback.format_tb(error.__traceback__))
+    vars(error).setdefault(_PLACE, _place_of(error))
     vars(error)["__notes__"] = [*getattr(error, "__notes__", ()), lines]
     link: BaseException | None = error
     while link is not None and link.__traceback__ is not None:

@@ -317,11 +317,15 @@ class Leaderboard:
     def _notes_on_missing(self) -> list[str]:
         num_scored = sum(row["score"] is not None for row in self.rows)
         # These are why a recipe was replaced, of which there is a note.
-        dropped = {name for recipe in self.provenance.get("recipes", {}).values() for name in recipe.get("dropped", ())}
+        lacking = {
+            said["member"]
+            for recipe in self.provenance.get("recipes", {}).values()
+            for said in recipe.get("lacking", ())
+        }
         alike: dict[tuple[tuple[str, int], ...], list[str]] = {}
         for proxy, reasons in self.missing.items():
             often = Counter({reason: len(names) for reason, names in reasons.items()}).most_common()
-            if not (proxy in dropped and all(reason.startswith(NOT_APPLICABLE) for reason in reasons)):
+            if proxy not in lacking:
                 alike.setdefault(tuple(often), []).append(proxy)
         ordered = sorted(alike.items(), key=lambda item: -sum(count for _, count in item[0]))
         notes = []
@@ -701,12 +705,20 @@ def _notes_on_ranking(provenance: Mapping[str, Any], ranking: str) -> list[str]:
     """Tell what the recipes combine, and how far the ranking is that of a trivial baseline."""
     notes = []
     for name, recipe in provenance.get("recipes", {}).items():
-        members = f"{recipe['aggregate'] or 'the score'} of {', '.join(recipe['members'])}."
+        members = f"{recipe['aggregate'] or 'the score'} of {', '.join(recipe['members'])}"
+        why = _why_lacking(recipe.get("lacking", ()))
         if recipe["used"] != name:
-            instead = f"{recipe['used']} takes its place for all of them"
-            notes.append(f"Not every member of {name} applies to these candidates; {instead}: {members}")
+            end = "." if "beside" in recipe else why
+            notes.append(f"{name} fell back to {recipe['used']} ({members}) for all of these candidates{end}")
         elif name == provenance.get("rank_by"):
-            notes.append(f"{name}: {members}")
+            notes.append(f"{name}: {members}.")
+        if beside := recipe.get("beside"):
+            more = f" and {len(beside['names']) - _MOST_NAMES} more" if len(beside["names"]) > _MOST_NAMES else ""
+            placed = f"{', '.join(beside['names'][:_MOST_NAMES])}{more}"
+            notes.append(
+                f"{recipe['used']} does not hold for {placed}, placed by {beside['used']} "
+                f"({', '.join(beside['members'])}) beside the others, at the same quantile of the scores{why}"
+            )
     taus = {name: tau for name, tau in provenance.get("kendall_with", {}).items() if tau is not None}
     if taus:
         said = ", ".join(f"{name} {tau:.2f}" for name, tau in taus.items())
@@ -717,6 +729,19 @@ def _notes_on_ranking(provenance: Mapping[str, Any], ranking: str) -> list[str]:
             f"{ranking.capitalize()} is what counting weights gives: almost the same as by {', '.join(alike)}."
         )
     return notes
+
+
+def _why_lacking(lacking: Sequence[Mapping[str, Any]]) -> str:
+    """Say which members of a recipe have no number, and why, as the end of a sentence."""
+    reasons = []
+    for said in lacking:
+        others = f" and {said['count'] - 1} more" if said["count"] > 1 else ""
+        often = f" (the most frequent of {said['num_reasons']} reasons)" if said["num_reasons"] > 1 else ""
+        is_undefined = said["reason"].startswith(NOT_APPLICABLE)
+        verb = "does not hold for" if is_undefined else "failed for"
+        reason = said["reason"].removeprefix(f"{NOT_APPLICABLE}: ").rstrip(".")
+        reasons.append(f"{said['member']} {verb} {said['name']}{others}{often}: {reason}")
+    return f": {'; '.join(reasons)}." if reasons else "."
 
 
 def _note_of(finals: Mapping[str, Any]) -> str:

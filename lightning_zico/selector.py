@@ -25,7 +25,6 @@ from lightning_zico.errors import IdenticalBatchesError, UnknownNameError
 from lightning_zico.finals import MOST_AT_ONCE, Finalist, Mode, check_finals, check_trainer, hold_finals
 from lightning_zico.proxies import BASELINES, Prior, prior_of
 from lightning_zico.proxies.base import Proxies
-from lightning_zico.ranking import Recipe
 from lightning_zico.ranking.racing import check_race
 from lightning_zico.report import leaderboard_table
 from lightning_zico.results import Leaderboard, ScoreCard
@@ -453,7 +452,7 @@ class ZeroShotSelector:
             higher_is_better=choice.higher_is_better(rank_by),
             uncertainty=tally.uncertainty(rank_by, seed=self.seed) if self.repeats > 1 else None,
             provenance={
-                **self._provenance(rank_by, tally.used(), choice, work),
+                **self._provenance(rank_by, tally, choice, work),
                 "num_instances": tally.num_instances,
                 "num_of_a_zoo": tally.num_of_a_zoo,
                 "kendall_with": agreement_with_baselines(cards, standings),
@@ -462,12 +461,13 @@ class ZeroShotSelector:
         )
         return True
 
-    def _provenance(self, rank_by: str, used: Mapping[str, Recipe], choice: Choice, work: Work) -> dict[str, Any]:
+    def _provenance(self, rank_by: str, tally: Tally, choice: Choice, work: Work) -> dict[str, Any]:
+        cards = tally.settled()
         return {
             "rank_by": rank_by,
             "higher_is_better": choice.higher_is_better(rank_by),
             "proxies": [proxy.name for proxy in choice.proxies],
-            "recipes": {name: told(recipe, choice.recipes[name]) for name, recipe in used.items()},
+            "recipes": {name: told(used, choice.recipes[name], cards) for name, used in tally.used().items()},
             "controlled_by": self.controlled_by,
             "axis": self.axis,
             "num_batches": self.num_batches,

@@ -1,5 +1,7 @@
 """Proxies and recipes are told apart, and a recipe's score is what its members make of it."""
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,13 +11,13 @@ from hypothesis import strategies as st
 from lightning_zico import Score, ScoreCard, ZiCo
 from lightning_zico.errors import DuplicateNameError, UnknownNameError
 from lightning_zico.proxies import BASELINES, list_proxies
-from lightning_zico.ranking import get_recipe, list_recipes
+from lightning_zico.ranking import LAST_RESORT, get_recipe, list_recipes
 from lightning_zico.results import NOT_APPLICABLE
-from lightning_zico.scoring.choice import chosen, combined
+from lightning_zico.scoring.choice import Used, chosen, combined
 from tests.modules import Fixed
 from tests.reference.ranking import sum_of_logs
 
-CHAIN = [get_recipe(name) for name in ("balanced+synflow", "balanced", "without_blocks", "size")]
+CHAIN = [*(get_recipe(name) for name in ("balanced+synflow", "balanced", "without_blocks", "size")), LAST_RESORT]
 MEMBERS = ["macs", "naswot", "az_expressivity_mean", "az_trainability", "synflow", "params"]
 MISSING = {"n/a": f"{NOT_APPLICABLE}: it has no such part.", "failed": "RuntimeError: it broke."}
 NUMBERS = st.one_of(st.integers(-3, 3), st.floats(-1e6, 1e6))
@@ -112,23 +114,85 @@ def test_the_members_of_the_default_recipe_need_no_labels() -> None:
     assert not any(proxy.needs_labels for proxy in chosen("default").proxies)
 
 
+def scores_by(members: tuple[str, ...], table: list[dict[str, Any]]) -> dict[int, float]:
+    """Score who has a number of every member, by index, with the plain formula."""
+    complete = [idx for idx, values in enumerate(table) if not any(values[m] in MISSING for m in members)]
+    if len(members) == 1:
+        return {idx: float(table[idx][members[0]]) for idx in complete}
+    sums = sum_of_logs([[table[idx][m] for idx in complete] for m in members])
+    return dict(zip(complete, sums, strict=True))
+
+
 @given(tables("n/a", "failed"))
-def test_a_recipe_is_that_of_its_chain_which_applies_to_all(table: list[dict[str, Any]]) -> None:
+def test_a_recipe_is_the_first_of_its_chain_that_holds_for_all_whatever_the_reason(table: list[dict[str, Any]]) -> None:
     cards = [card_of(str(idx), values) for idx, values in enumerate(table)]
     added, used = combined(cards, CHAIN[0], chosen("default"))
 
-    applicable = [r for r in CHAIN if all(values[m] != "n/a" for values in table for m in r.members)]
-    assert used == (applicable or CHAIN)[0 if applicable else -1]
-    ranked = [values for values in table if not any(values[m] in MISSING for m in used.members)]
-    expected = iter(sum_of_logs([[values[m] for values in ranked] for m in used.members]))
-    for before, after, values in zip(cards, added, table, strict=True):
+    # Of so few candidates one is more than a tenth, so that nobody is placed beside the others.
+    holding = [r for r in CHAIN if not any(values[m] in MISSING for values in table for m in r.members)]
+    assert used == Used((holding or CHAIN)[0 if holding else -1])
+    expected = scores_by(used.recipe.members, table)
+    for idx, (before, after) in enumerate(zip(cards, added, strict=True)):
         score = after["balanced+synflow"]
-        missing = [MISSING[values[m]] for m in used.members if values[m] in MISSING]
+        missing = [MISSING[table[idx][m]] for m in used.recipe.members if table[idx][m] in MISSING]
         assert score.error == (missing[0] if missing else None)
         # 1e-9: the logarithms of the ranks are added in another order
-        assert score.value == (None if missing else pytest.approx(next(expected), abs=1e-9))
-        assert score.details == {"recipe": used.name}
+        assert score.value == (None if missing else pytest.approx(expected[idx], abs=1e-9))
+        assert score.details == {"recipe": used.recipe.name}
         assert {name: after[name] for name in before} == before.scores
+
+
+@given(st.data(), st.integers(1, 3), st.sampled_from(["synflow", "naswot", "macs"]), st.sampled_from(sorted(MISSING)))
+def test_a_few_are_placed_beside_the_others_at_the_quantile_of_the_fallback(
+    data: st.DataObject, num_few: int, member: str, why: str
+) -> None:
+    num_candidates = data.draw(st.integers(10 * num_few, 45))
+    rows = st.fixed_dictionaries(dict.fromkeys(MEMBERS, st.integers(0, 30)))
+    table = data.draw(st.lists(rows, min_size=num_candidates, max_size=num_candidates))
+    few = data.draw(st.sets(st.integers(0, num_candidates - 1), min_size=num_few, max_size=num_few))
+    for idx in few:
+        table[idx] |= {member: why}
+    cards = [card_of(str(idx), values) for idx, values in enumerate(table)]
+    added, used = combined(cards, CHAIN[0], chosen("default"))
+
+    beside = next(r for r in CHAIN if member not in r.members)
+    assert used == Used(CHAIN[0], beside)
+    scores, others = scores_by(CHAIN[0].members, table), scores_by(beside.members, table)
+    assert len(others) == num_candidates
+    ordered = sorted(scores.values())
+    for idx, card in enumerate(added):
+        score = card["balanced+synflow"]
+        assert score.error is None
+        if idx not in few:
+            assert score.value == pytest.approx(scores[idx], abs=1e-9)
+            assert "placed_by" not in score.details
+            continue
+        assert score.details["placed_by"] == beside.name
+        own = others[idx]
+        behind = sum(other < own - 1e-9 for other in others.values())
+        equal = sum(abs(other - own) <= 1e-9 for other in others.values())
+        # The place among all, in the middle of what it shares it with, as a place among the others.
+        place = (behind + equal / 2) / num_candidates * len(ordered) - 0.5
+        low = min(max(math.floor(place), 0), len(ordered) - 1)
+        high = min(max(math.ceil(place), 0), len(ordered) - 1)
+        expected = ordered[low] + (ordered[high] - ordered[low]) * (place - math.floor(place))
+        assert score.value == pytest.approx(expected, abs=1e-6)
+
+    order = data.draw(st.permutations(range(num_candidates)))
+    again, _ = combined([cards[idx] for idx in order], CHAIN[0], chosen("default"))
+    assert [card["balanced+synflow"] for card in again] == [added[idx]["balanced+synflow"] for idx in order]
+
+
+def test_more_than_a_tenth_make_all_fall_back_and_who_does_not_train_does_not_count() -> None:
+    def used(num_lacking: int, num_broken: int) -> Used:
+        lacking = [card_of(f"lacking{idx}", complete(synflow="failed")) for idx in range(num_lacking)]
+        broken = [replace(card_of(f"b{idx}", complete(naswot="n/a")), untrainable="nan") for idx in range(num_broken)]
+        others = [card_of(f"c{idx}", complete()) for idx in range(20 - num_lacking)]
+        return combined([*lacking, *broken, *others], CHAIN[0], chosen("default"))[1]
+
+    assert used(0, 5) == Used(CHAIN[0])
+    assert used(2, 5) == Used(CHAIN[0], CHAIN[1])
+    assert used(3, 0) == used(3, 10) == Used(CHAIN[1])
 
 
 @given(tables())
@@ -139,22 +203,29 @@ def test_members_of_which_lower_is_better_enter_negated(table: list[dict[str, An
     assert [card["balanced+synflow"].value for card in lower] == [card["balanced+synflow"].value for card in plain]
 
 
-def test_a_candidate_that_fails_changes_neither_the_recipe_nor_the_others() -> None:
+def test_a_candidate_that_does_not_train_changes_neither_the_recipe_nor_the_others() -> None:
     good = [card_of("a", complete(macs=2)), card_of("b", complete(naswot=3))]
-    bad = [card_of("c", complete(naswot="failed")), ScoreCard.failed("d", MEMBERS, f"{NOT_APPLICABLE}: over budget")]
+    broken = replace(card_of("c", complete(naswot="failed")), untrainable="its loss is nan")
+    bad = [broken, ScoreCard.failed("d", MEMBERS, f"{NOT_APPLICABLE}: over budget")]
     alone, _ = combined(good, CHAIN[0], chosen("default"))
     beside, used = combined([*good, *bad], CHAIN[0], chosen("default"))
-    assert used.name == "balanced+synflow"
+    assert used == Used(CHAIN[0])
     assert beside[:2] == alone
     assert [card["balanced+synflow"].value for card in beside[2:]] == [None, None]
-    assert [card["balanced+synflow"].error for card in beside[2:]] == [
-        MISSING["failed"],
-        f"{NOT_APPLICABLE}: over budget",
-    ]
+    errors = [card["balanced+synflow"].error for card in beside[2:]]
+    assert errors == ["its loss is nan", f"{NOT_APPLICABLE}: over budget"]
 
 
-def test_the_last_of_the_chain_is_used_even_where_it_does_not_apply() -> None:
+def test_nobody_that_trains_is_left_out_because_every_other_member_failed() -> None:
+    broken = dict.fromkeys(set(MEMBERS) - {"params"}, "failed")
+    cards = [card_of("a", complete(params=2) | broken), card_of("b", complete())]
+    added, used = combined(cards, CHAIN[0], chosen("default"))
+    assert used == Used(LAST_RESORT)
+    assert [card["balanced+synflow"].value for card in added] == [2.0, 1.0]
+
+
+def test_a_baseline_of_ones_own_that_fails_is_the_end_of_the_chain() -> None:
     cards = [card_of("a", complete(params="n/a", naswot="n/a")), card_of("b", complete())]
     added, used = combined(cards, CHAIN[0], chosen("default"))
-    assert used.name == "size"
+    assert used == Used(LAST_RESORT)
     assert [card["balanced+synflow"].error for card in added] == [MISSING["n/a"], None]

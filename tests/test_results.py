@@ -100,8 +100,7 @@ def noted(**taus: float | None) -> Leaderboard:
 def test_notes_speak_of_the_recipe_the_baselines_and_what_is_no_more_than_size() -> None:
     leaderboard = noted(params=0.95, macs=0.9, num_layers=None, sum_log_numel=-1.0)
     assert leaderboard.notes == [
-        "Not every member of balanced applies to these candidates; size takes its place for all of them: log_rank of "
-        "params, macs.",
+        "balanced fell back to size (log_rank of params, macs) for all of these candidates.",
         "Kendall's tau of this ranking with the trivial baselines: params 0.95, macs 0.90, sum_log_numel -1.00.",
         "This ranking is what counting weights gives: almost the same as by params (0.95).",
     ]
@@ -203,16 +202,38 @@ def test_notes_on_missing_numbers_stay_few() -> None:
     assert len(board.notes) == 4
 
 
+def lacking(member: str, reason: str, count: int = 1, num_reasons: int = 1) -> dict[str, Any]:
+    return {"member": member, "reason": reason, "name": "c0", "count": count, "num_reasons": num_reasons}
+
+
 def test_what_the_note_on_a_replaced_recipe_says_is_not_said_again() -> None:
     recipe = {"used": "size", "members": ["params"], "aggregate": None, "dropped": ["snip"]}
-    errors = [("not applicable: a", "not applicable: b"), (None, None)]
+    recipe["lacking"] = [lacking("snip", "not applicable: it has none.")]
+    errors = [("not applicable: a", "not applicable: it has none."), (None, None)]
     assert missing(*errors, recipes={"mine": recipe}).notes == [
-        "Not every member of mine applies to these candidates; size takes its place for all of them: the score of "
-        "params.",
+        "mine fell back to size (the score of params) for all of these candidates: snip does not hold for c0: it has "
+        "none.",
         "zico has no number for 1 of 2 scored candidates: not applicable: a",
     ]
-    assert missing((None, "E: no"), recipes={"mine": recipe}).notes[-1].endswith(": E: no")
     assert "snip" in missing(*errors, recipes={"mine": recipe}).missing
+
+
+def test_notes_name_who_is_placed_beside_the_others_by_what_and_why() -> None:
+    recipe = {"used": "mine", "members": ["params", "snip"], "aggregate": "log_rank", "dropped": []}
+    recipe["beside"] = {"used": "size", "members": ["params"], "names": ["c0", "c1"]}
+    recipe["lacking"] = [lacking("snip", "KeyError: 'x'", count=2, num_reasons=2)]
+    board = missing(recipes={"mine": recipe})
+    placed = (
+        "mine does not hold for c0, c1, placed by size (params) beside the others, at the same quantile of the scores: "
+        "snip failed for c0 and 1 more (the most frequent of 2 reasons): KeyError: 'x'."
+    )
+    assert board.notes == [placed]
+    assert Leaderboard.from_json(board.to_json()).notes == [placed]
+    fallen = recipe | {"used": "other"}
+    assert missing(recipes={"mine": fallen}).notes == [
+        "mine fell back to other (log_rank of params, snip) for all of these candidates.",
+        placed.replace("mine does", "other does"),
+    ]
 
 
 def test_json_of_before_reasons_were_kept_still_reads() -> None:

@@ -463,7 +463,10 @@ def test_one_candidate_without_blocks_makes_all_fall_back_and_the_notes_say_so()
     leaderboard = selector.rank([blocks, Quadruple], Data())
     assert not leaderboard.errors
     assert leaderboard.provenance["recipes"]["balanced+synflow"]["used"] == "without_blocks"
-    assert "balanced+synflow applies to these candidates; without_blocks takes its place" in leaderboard.notes[0]
+    assert leaderboard.notes[0].startswith(
+        "balanced+synflow fell back to without_blocks (log_rank of macs, naswot) for all of these candidates: "
+        "az_expressivity_mean does not hold for without: the network has no blocks"
+    )
     table = {name: [row[name] for row in leaderboard] for name in ("macs", "naswot")}
     assert [row["score"] for row in leaderboard] == combine(get_recipe("without_blocks"), table)
     assert selector.cards_["without"]["az_trainability"].error.startswith("not applicable: ")
@@ -493,7 +496,8 @@ def test_one_candidate_whose_flow_leaves_float64_makes_all_fall_back_to_the_reci
     assert reason.startswith("not applicable: the flow at")
     assert "leaves float64" in reason
     assert leaderboard.provenance["recipes"]["balanced+synflow"]["used"] == "balanced"
-    assert "balanced+synflow applies to these candidates; balanced takes its place for all" in leaderboard.notes[0]
+    assert leaderboard.notes[0].startswith("balanced+synflow fell back to balanced (log_rank of ")
+    assert "synflow does not hold for 12 blocks: the flow at" in leaderboard.notes[0]
     assert not leaderboard.errors
     members = get_recipe("balanced").members
     table = {name: [row[name] for row in leaderboard] for name in members}
@@ -511,11 +515,11 @@ def test_tokens_make_a_recipe_that_differentiates_inputs_fall_back() -> None:
     selector = ZeroShotSelector(proxies=["size", "block_free"], loss_fn=nn.functional.cross_entropy)
     leaderboard = selector.rank([build, build], tokens)
     assert leaderboard.provenance["recipes"]["block_free"]["used"] == "without_blocks"
-    assert leaderboard.notes[:2] == [
-        "size: log_rank of params, macs.",
-        "Not every member of block_free applies to these candidates; without_blocks takes its place for all of them: "
-        "log_rank of macs, naswot.",
-    ]
+    assert leaderboard.notes[0] == "size: log_rank of params, macs."
+    assert leaderboard.notes[1].startswith(
+        "block_free fell back to without_blocks (log_rank of macs, naswot) for all of these candidates: jacob_cov "
+        "does not hold for build and 1 more: the input holds no floating-point numbers"
+    )
 
 
 LEVELS = st.one_of(st.sampled_from([0.0, 1.0, 2.0]), st.sampled_from([0.0, 1.0, 2.0, None, float("nan")]))

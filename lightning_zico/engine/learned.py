@@ -122,6 +122,7 @@ class WeightDifferentiator(Observer):
     weights: Params = field(default_factory=dict, compare=False)
 
     needs_graph: ClassVar[bool] = True
+    needs_input_graph: ClassVar[bool] = False
 
     def differentiated(self, number: Tensor, *, retain_graph: bool = False) -> tuple[Tensor, ...]:
         """Differentiate one number; zeros where it does not depend on a weight."""

@@ -73,6 +73,7 @@ class Observer:
 
     Attributes:
         needs_graph: Whether `forwarded` or `ended` differentiates.
+        needs_input_graph: With ``needs_graph``: whether it differentiates with respect to the batch.
         needs_gradients: Whether `gradients` is to be called, with those of the first batch.
         all_batches: With ``needs_gradients``: whether all batches (or samples) are to be handed over.
         layers: Names of the weights of layers, by ``id`` of the layer; there before `start`.
@@ -80,6 +81,7 @@ class Observer:
     """
 
     needs_graph: ClassVar[bool] = False
+    needs_input_graph: ClassVar[bool] = True
     needs_gradients: ClassVar[bool] = False
     all_batches: ClassVar[bool] = False
     layers: ClassVar[Mapping[int, str]] = {}
@@ -136,22 +138,34 @@ class Watch:
     """Reports one forward pass to observers; one that fails is told of nothing more, and the others go on.
 
     The network's output is what came of the last call to end of a submodule that holds trainable weights of linear or
-    convolutional layers. It is the module's own if the step calls the module.
+    convolutional layers. It is the module's own if the step calls the module. Where an observer differentiates, calls
+    under ``no_grad`` (as of a branch that is not trained) are passed by.
 
     Args:
         module: Put back by the caller.
         observers: Started.
         layout: Gives that of the module, if somebody has it; it is asked for only if the forward pass is looked at.
+        is_whole: Given the names of `calls`, whether the network has run to its end. A step that fails then, in its
+            loss, fails behind the network, and observers see the end of the forward pass. None if that is not known.
+
+    Attributes:
+        calls: Names of the submodules with trainable weights of layers whose calls have ended, in this order.
     """
 
     def __init__(
-        self, module: nn.Module, observers: Sequence[Observer], layout: Callable[[], Layout] | None = None
+        self,
+        module: nn.Module,
+        observers: Sequence[Observer],
+        layout: Callable[[], Layout] | None = None,
+        is_whole: Callable[[Sequence[str]], bool] | None = None,
     ) -> None:
         self.observers = list(observers)
         self.errors: dict[Observer, Exception] = {}
         self.inputs: list[Tensor] = []
+        self.calls: list[str] = []
         self.finished = False
         self.loss: Tensor | None = None
+        self._is_whole = is_whole
         self._output: Any = None
         self.aside = False  # whether what runs at the moment is an observer's own work
         self._device_type = next((parameter.device.type for parameter in module.parameters()), "cpu")
@@ -161,6 +175,7 @@ class Watch:
         self._is_blind = bool(observers) and not any(map(self._listening, _EVENTS))
         self._layout = _NO_LAYOUT if self._is_blind else layout() if layout else Layout.of(module)
         self.needs_graph = any(observer.needs_graph for observer in observers)
+        self._needs_input_graph = any(observer.needs_graph and observer.needs_input_graph for observer in observers)
         for observer in observers:
             observer.layers = self._layout.layers  # type: ignore[misc]
             self.tell(observer, observer.start, module)
@@ -172,10 +187,10 @@ class Watch:
         def clone(tensor: Tensor) -> Tensor:
             if not tensor.is_floating_point():
                 return tensor.clone()
-            leaf = tensor.detach().clone().requires_grad_(self.needs_graph)
+            leaf = tensor.detach().clone().requires_grad_(self._needs_input_graph)
             self.inputs.append(leaf)
             # not the leaf itself, which nobody could write to
-            return leaf.clone() if self.needs_graph else leaf
+            return leaf.clone() if self._needs_input_graph else leaf
 
         return map_tensors(clone, batch)
 
@@ -193,6 +208,16 @@ class Watch:
                 yield
         finally:
             handle.remove()
+
+    @property
+    def has_run_through(self) -> bool:
+        """Whether the network is known to have put out its output, though the step may not have ended."""
+        return self._is_whole is not None and self._is_whole(self.calls)
+
+    @property
+    def is_blind(self) -> bool:
+        """Whether no observer looks at the forward pass, so that none is watched."""
+        return self._is_blind
 
     def finish(self) -> None:
         """Report the end of the forward pass, and let go of what it left."""
@@ -232,7 +257,9 @@ class Watch:
         if name is None or torch._C._current_graph_task_id() != -1:
             return
         if id(module) in self._layout.holding:
-            self._output = output
+            self.calls.append(name)
+            if not self.needs_graph or torch.is_grad_enabled():
+                self._output = output
         self.report("module_call", name, module, args, output)
 
     def _listening(self, event: str) -> list[Observer]:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from lightning_zico._registry import unknown_name
 from lightning_zico._typing import Axis, Batch, Params, Step
-from lightning_zico.engine.batches import map_tensors
+from lightning_zico.engine.batches import map_tensors, tensors_of
 from lightning_zico.engine.contents import contents
+from lightning_zico.engine.flow import DataFlow, trace_flow
 from lightning_zico.engine.gradients import ChunkSize, GradientChunk, is_out_of_memory, stream_gradients
 from lightning_zico.engine.layers import Layout, block_names, weight_names
 from lightning_zico.engine.learned import FirstGradients, GradientMoments, MomentsOverBatches
@@ -19,7 +20,7 @@ from lightning_zico.engine.observers import GradientFacts, Observer, Watch, list
 from lightning_zico.engine.scope import generator_states, preserved, preserved_rng, seed_all
 from lightning_zico.engine.size import MacCount, count_macs, count_params
 from lightning_zico.engine.stateless import Stateless
-from lightning_zico.errors import UnsupportedModuleError, again, kept
+from lightning_zico.errors import NotApplicableError, UnsupportedModuleError, ZiCoError, again, in_words, kept
 
 T = TypeVar("T")
 O = TypeVar("O", bound=Observer)  # noqa: E741
@@ -68,6 +69,8 @@ class Probe:
         self._blocks = blocks
         self._first_loss: Tensor | None = None
         self._broke_off = False  # whether a pass did
+        self._is_doubted = False  # whether it learns anything
+        self._differentiates = False  # whether the step itself does, so that it needs autograd
         self._observed: dict[Observer, Observer | Exception] = {}
         self._computed: dict[Callable[[Probe], object], object] = {}
 
@@ -104,9 +107,17 @@ class Probe:
         """
         if not any(parameter.requires_grad for parameter in self.module.parameters()):
             return "untrainable: none of its parameters is trainable. Unfreeze some."
+        if (meta := next((n for n, p in self.module.named_parameters() if p.is_meta), None)) is not None:
+            return f"untrainable: parameter '{meta}' is on the meta device and has no values. Use a real device."
         if self._first_loss is not None and not bool(self._first_loss.isfinite()):
             return f"untrainable: its loss on the first batch is {self._first_loss.item()}; needed is a finite number."
+        if self._is_doubted and self.step_error is None and self._computed.get(_plain_steps) is False:
+            return "untrainable: its loss depends on none of its parameters, so that no optimiser can move them."
         return None
+
+    def doubt(self) -> None:
+        """Note that a proxy found nothing to learn, so that `untrainable` looks at the step as a trainer runs it."""
+        self._is_doubted = True
 
     @property
     def step_error(self) -> Exception | None:
@@ -116,7 +127,7 @@ class Probe:
         run plainly. That it gives no loss to differentiate does not say that the module's own training fails.
         """
         try:
-            if self._broke_off:
+            if self._broke_off or self._is_doubted:
                 self.once(_plain_steps)
         except UnsupportedModuleError:
             return None
@@ -137,6 +148,21 @@ class Probe:
         proxy that asked then fails as well, and says how.
         """
         return self.once(_draws)
+
+    @property
+    def flow(self) -> DataFlow:
+        """Which parameters multiply the first batch, and which of its tensors the network reads; costs a run."""
+        return self.once(_flow)
+
+    @property
+    def inputs(self) -> frozenset[int]:
+        """Positions, in the order of `batches.tensors_of`, of the floating-point tensors that the network reads.
+
+        These alone may be replaced by random numbers: a loss may take no other targets than its own, such as masks.
+        Of a batch whose first tensor is the only one of floating point, no run is needed to know.
+        """
+        floating = [idx for idx, tensor in enumerate(tensors_of(self.batches[0])) if tensor.is_floating_point()]
+        return frozenset(floating) if floating in ([], [0]) else self.flow.inputs & frozenset(floating)
 
     def once(self, compute: "Callable[[Probe], T]") -> T:
         """Compute something from this probe, or give what was computed, or raise what was raised, the first time."""
@@ -204,17 +230,34 @@ class Probe:
         tensors: Params | None = None,
         batch: Batch = None,
         mode: AbstractContextManager[object] | None = None,
+        fed: str | None = "other weights or inputs than its own",
+        is_cut: bool = False,
     ) -> None:
         """Run the step on the first batch, or on another, perhaps with other weights, under the eyes of observers.
+
+        A step that fails when the network has put out its output, in the loss, is none that fails here.
 
         Args:
             observers: What goes wrong for one of them is raised.
             tensors: Parameters and buffers, by name; those left out are copies of the module's own.
             batch: On the module's device; None for the first.
-            mode: Entered around the step.
+            mode: Entered around the step, perhaps several times.
+            fed: What the step is run on, in words, for the reason if it fails. None for a trial: it runs once, and what
+                the step raises is raised.
+            is_cut: Whether the batch has fewer samples than the first, so that a module may be called less often.
+
+        Raises:
+            NotApplicableError: If the step fails on this, though not as a trainer runs it.
         """
-        watch = Watch(self.module, observers, self.layout)
-        self._watched_forward(watch, tensors or {}, self.first_batch if batch is None else batch, mode)
+        given = (tensors or {}, self.first_batch if batch is None else batch, mode)
+        if fed is None:
+            watch = Watch(self.module, observers, self.layout)
+            if (failure := self._run(watch, *given, as_trained=self._differentiates)) is not None:
+                raise again(failure)
+        else:
+            watch, failure = self._watched_forward(observers, *given, is_cut)
+            if failure is not None and not watch.finished:
+                raise self._blamed(failure, fed)
         for error in watch.errors.values():
             raise again(error)
 
@@ -277,36 +320,124 @@ class Probe:
             observer.may_repeat = self._chunk_size == "auto"
             if observer.needs_gradients:
                 watch.tell(observer, enrol, observer)
-        try:
-            if learners:
+        failure: Exception | None = None
+        if learners:
+            try:
                 self._stream(watch, learners, axis)
-            elif watch.observers:
-                self._watched_forward(watch, {}, self.first_batch)
-        except Exception as error:
-            kept(error)
+            except Exception as error:
+                failure = kept(error)
+        elif watch.observers:
+            errors = watch.errors
+            watch, failure = self._watched_forward(watch.observers, {}, self.first_batch)
+            watch.errors |= errors
+        if failure is not None:
             self._broke_off = True
-            for observer in observers:
-                if observer.needs_gradients or not watch.finished:
-                    watch.errors.setdefault(observer, error)
-            undemanding = [observer for observer in observers if not observer.needs_graph]
-            if watch.needs_graph and undemanding and not watch.finished:
-                # There are steps that fail on inputs which require a gradient, as `.numpy()` does.
-                observers = [observer for observer in observers if observer.needs_graph]
-                self._pass(undemanding, axis)
+            observers = self._passed_again(observers, watch, failure, bool(learners))
         if watch.loss is not None:
             self._first_loss = watch.loss
         for observer in observers:
             self._observed[observer] = watch.errors.get(observer, observer)
 
+    def _passed_again(
+        self, observers: Sequence[Observer], watch: Watch, failure: Exception, took_gradients: bool
+    ) -> Sequence[Observer]:
+        """Let observers see what they can still see after a pass broke off.
+
+        Returns:
+            Those that see nothing more.
+        """
+        demanding = [observer for observer in observers if observer.needs_graph]
+        undemanding = [observer for observer in observers if not observer.needs_graph]
+        if watch.finished or not demanding or not (undemanding or took_gradients):
+            fed = "inputs that require a gradient" if demanding and not took_gradients else ""
+            for observer in observers:
+                if observer.needs_gradients or not watch.finished:
+                    watch.errors.setdefault(observer, self._blamed(failure, fed) if fed else failure)
+            return observers
+        # There are steps that fail on inputs which require a gradient, as `.numpy()` does.
+        for group in (undemanding, demanding):
+            if group:
+                self._pass(group, "batch")
+        return ()
+
     def _watched_forward(
-        self, watch: Watch, tensors: Params, batch: Batch, mode: AbstractContextManager[object] | None = None
-    ) -> None:
-        with torch.inference_mode(False), preserved(self.module):
-            stateless = self.stateless
-            tensors = stateless.copied_params() | stateless.copied_buffers() | tensors
-            seed_all(self.seed)
-            with torch.set_grad_enabled(watch.needs_graph), mode or nullcontext():
-                stateless.call(tensors, lambda: stateless.watched_loss(self.step, batch, 0, watch))
+        self,
+        observers: Sequence[Observer],
+        tensors: Params,
+        batch: Batch,
+        mode: AbstractContextManager[object] | None = None,
+        is_cut: bool = False,
+    ) -> tuple[Watch, Exception | None]:
+        """Run the step; where it fails, with autograd as in a trainer, and then up to the network's output alone.
+
+        Returns:
+            What watched the last run, and how that failed. What it saw counts if it has finished nevertheless.
+        """
+        watch = Watch(self.module, observers, self.layout)
+        failure = self._run(watch, tensors, batch, mode, self._differentiates)
+        if failure is None or watch.finished or is_out_of_memory(failure):
+            return watch, failure
+        if not self._differentiates:
+            # A step that differentiates needs a graph of the parameters, and cannot run under `no_grad`.
+            watch = Watch(self.module, observers, self.layout)
+            failure = self._run(watch, tensors, batch, mode, True)
+            self._differentiates = failure is None
+            if failure is None:
+                return watch, None
+        whole = self._whole_run(is_cut)
+        if whole is not None:
+            watch = Watch(self.module, observers, self.layout, whole)
+            failure = self._run(watch, tensors, batch, mode, True)
+        return watch, failure
+
+    def _run(
+        self,
+        watch: Watch,
+        tensors: Params,
+        batch: Batch,
+        mode: AbstractContextManager[object] | None,
+        as_trained: bool,
+    ) -> Exception | None:
+        """Run the step once; return how it fails.
+
+        Args:
+            watch: Sees it.
+            tensors: See `forward`.
+            batch: See `forward`.
+            mode: See `forward`.
+            as_trained: With autograd, and parameters that require a gradient.
+        """
+        try:
+            with torch.inference_mode(False), preserved(self.module):
+                stateless = self.stateless
+                tensors = stateless.copied_params() | stateless.copied_buffers() | tensors
+                if as_trained:
+                    for name, parameter in stateless.params.items():
+                        if parameter.requires_grad and not tensors[name].requires_grad:
+                            tensors[name] = tensors[name].detach().requires_grad_()
+                seed_all(self.seed)
+                with torch.set_grad_enabled(watch.needs_graph or as_trained), mode or nullcontext():
+                    stateless.call(tensors, lambda: stateless.watched_loss(self.step, batch, 0, watch))
+        except Exception as error:
+            return kept(error)
+        return None
+
+    def _whole_run(self, is_cut: bool) -> Callable[[Sequence[str]], bool] | None:
+        """Make a test of whether the network has run to its end, from a run on its own weights and the first batch."""
+        try:
+            whole = self.once(_plain_calls)
+        except Exception:
+            return None
+        if not is_cut:
+            return lambda calls: list(calls) == whole
+        return lambda calls: set(calls) == set(whole) and list(calls[-1:]) == whole[-1:]
+
+    def _blamed(self, failure: Exception, fed: str) -> Exception:
+        """Make what to raise where the step fails on what a proxy feeds it: what fails in a trainer stays as it is."""
+        self._broke_off = True
+        if isinstance(failure, ZiCoError) or is_out_of_memory(failure) or self.step_error is not None:
+            return again(failure)
+        return NotApplicableError(f"the step fails on {fed}: {in_words(failure)}")
 
     def _stream(self, watch: Watch, learners: dict[Observer, list[str]], axis: Axis) -> None:
         names = list(dict.fromkeys(name for wanted in learners.values() for name in wanted))
@@ -345,8 +476,9 @@ class Probe:
         for observer in learners:
             watch.tell(observer, observer.finished, facts)
 
-    def _run_plainly(self) -> None:
-        """Run the step on every batch, with gradients that nobody takes."""
+    def _run_plainly(self) -> bool:
+        """Run the step on every batch, with gradients that nobody takes; return whether a loss depends on anything."""
+        depends = False
         with torch.inference_mode(False), torch.enable_grad(), preserved(self.module) as put_back:
             for batch_idx in range(len(self.batches)):
                 batch = self._prepared(batch_idx)
@@ -354,8 +486,10 @@ class Probe:
                 for name, tensor in params.items():
                     tensor.requires_grad_(self.stateless.params[name].requires_grad)
                 seed_all(self.seed + batch_idx)
-                self.stateless.loss(self.step, params | self.stateless.copied_buffers(), batch, batch_idx)
+                loss = self.stateless.loss(self.step, params | self.stateless.copied_buffers(), batch, batch_idx)
+                depends = depends or loss.grad_fn is not None
                 put_back()
+        return depends
 
     def _prepared(self, batch_idx: int) -> Batch:
         # Cloned, since hooks that move or augment a batch may write to it; seeded, so that they augment it in the same
@@ -403,8 +537,23 @@ def _draws(probe: Probe) -> bool:
     return drawn
 
 
-def _plain_steps(probe: Probe) -> None:
-    probe._run_plainly()
+def _plain_steps(probe: Probe) -> bool:
+    return probe._run_plainly()
+
+
+def _plain_calls(probe: Probe) -> list[str]:
+    watch, failure = Watch(probe.module, (), probe.layout), None
+    for as_trained in (False, True):
+        watch = Watch(probe.module, (), probe.layout)
+        failure = probe._run(watch, {}, probe.first_batch, None, as_trained)
+        if failure is None:
+            return watch.calls
+    assert failure is not None
+    raise failure
+
+
+def _flow(probe: Probe) -> DataFlow:
+    return trace_flow(probe.module, probe.step, probe.first_batch, probe.muted)
 
 
 def _macs(probe: Probe) -> MacCount:

@@ -10,7 +10,7 @@ from lightning_zico._typing import Batch, Params, Step
 from lightning_zico.engine.observers import check_graph
 from lightning_zico.engine.scope import preserved, seed_all
 from lightning_zico.engine.stateless import Stateless, check_depends
-from lightning_zico.errors import NotApplicableError
+from lightning_zico.errors import NoGradientError, NotApplicableError
 
 # What torch says of its own operations, such as `hardsigmoid`.
 _NO_SECOND_DERIVATIVE = re.compile("derivative for .* is not implemented")
@@ -32,7 +32,7 @@ def hessian_times_gradient(
         The weights (copies) and the products, by name.
 
     Raises:
-        NoGradientError: If the loss depends on none of the parameters.
+        NoGradientError: If the loss depends on none of the parameters, or all gradients vanish.
         NotApplicableError: If there is a checkpoint with ``use_reentrant=True``, or an operation of the module has no
             second derivative.
     """
@@ -48,6 +48,11 @@ def hessian_times_gradient(
             check_graph(loss)
             leaves = list(weights.values())
             gradients = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True, materialize_grads=True)
+            if not bool(torch.stack([gradient.any() for gradient in gradients]).any()):
+                raise NoGradientError(
+                    f"The gradient of all {len(names)} scored parameters is zero, and so is every product with it. Look "
+                    "for `detach()`, zero-initialised layers and activations that are always off."
+                )
             # <stopgrad(g), g>, whose gradient is the Hessian times g
             product = sum(((g.detach() * g).sum() for g in gradients), torch.zeros((), device=loss.device))
             if not product.requires_grad:  # a loss that is linear in the parameters

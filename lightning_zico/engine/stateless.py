@@ -126,12 +126,20 @@ class Stateless:
             return self.call(tensors | leaves, differentiate)
 
     def watched_loss(self, step: Step, batch: Batch, batch_idx: int, watch: Watch | None) -> Tensor:
-        """Compute the mean loss of a batch, within `call`, and let observers see it."""
+        """Compute the mean loss of a batch, within `call`, and let observers see it.
+
+        Where the step fails behind the network, observers see the end of the forward pass before that is raised.
+        """
         if watch is None:
             return _loss_of(step(self.module, batch, batch_idx))
         batch = watch.prepared(batch)
-        with watch.watching():
-            output = step(self.module, batch, batch_idx)
+        try:
+            with watch.watching():
+                output = step(self.module, batch, batch_idx)
+        except Exception:
+            if watch.has_run_through:
+                watch.finish()
+            raise
         watch.finish()
         loss = _loss_of(output)
         watch.loss = loss.detach()

@@ -1,7 +1,8 @@
 """Other weights and inputs than a candidate's own, as dictionaries for a stateless call."""
 
+import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from functools import lru_cache
 
 import torch
@@ -36,9 +37,26 @@ def kaiming_weights(module: nn.Module, generator: torch.Generator) -> Params:
     return _drawn(module, generator, lambda weight: math.sqrt(2 / max(weight[0].numel(), 1)))
 
 
-def gaussian_batch(batch: Batch, generator: torch.Generator) -> Batch:
-    """Replace the floating-point tensors of a batch by draws from N(0, 1); all others stay."""
-    return map_tensors(lambda t: drawn_like(t, generator) if t.is_floating_point() else t, batch)
+def gaussian_batch(batch: Batch, generator: torch.Generator, inputs: Container[int] | None = None) -> Batch:
+    """Replace floating-point tensors of a batch by draws from N(0, 1); all others stay.
+
+    Args:
+        batch: Any nest of tensors.
+        generator: On the CPU, so that every device gets the same numbers.
+        inputs: Which ones, by position in `batches.tensors_of`; None for all.
+    """
+    return map_inputs(lambda tensor: drawn_like(tensor, generator), batch, inputs)
+
+
+def map_inputs(function: Callable[[Tensor], Tensor], batch: Batch, inputs: Container[int] | None = None) -> Batch:
+    """Apply a function to the floating-point tensors of a batch, or to those at some positions; all others stay."""
+    positions = itertools.count()
+
+    def mapped(tensor: Tensor) -> Tensor:
+        is_input = inputs is None or next(positions) in inputs
+        return function(tensor) if is_input and tensor.is_floating_point() else tensor
+
+    return map_tensors(mapped, batch)
 
 
 def drawn_like(tensor: Tensor, generator: torch.Generator) -> Tensor:

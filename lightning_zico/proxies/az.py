@@ -40,7 +40,7 @@ def isotropy(features: Tensor) -> Tensor:
         features: ``[R, C]``.
 
     Returns:
-        Scalar, float64, at most ``log C``; NaN if the features do not vary.
+        Scalar, float64, at most ``log C``; NaN if the features do not vary, but for rounding errors.
 
     Example:
         >>> round(float(isotropy(torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]]))), 4)  # log 2
@@ -49,7 +49,9 @@ def isotropy(features: Tensor) -> Tensor:
     centred = features - features.mean(dim=0)
     covariance = (centred.T @ centred).double() / len(features)  # [C, R] @ [R, C] -> [C, C]
     eigenvalues = torch.linalg.eigvalsh(covariance).clamp_(min=0)
-    shares = eigenvalues / eigenvalues.sum()
+    total = eigenvalues.sum()
+    rounding = torch.finfo(features.dtype).eps ** 2 * features.double().square().sum() / len(features)
+    shares = eigenvalues / total.masked_fill(total <= rounding, math.nan)
     return -(shares * (shares + _STABILISER).log()).sum()
 
 
@@ -99,6 +101,7 @@ class _Blocks(Observer):
     seed: int = 0
 
     needs_graph: ClassVar[bool] = True
+    needs_input_graph: ClassVar[bool] = False
 
     def start(self, module: nn.Module) -> None:
         """Begin with nothing."""
@@ -184,12 +187,12 @@ def block_statistics(probe: Probe) -> BlockStatistics:
         raise NotApplicableError("the network has no blocks: nothing is repeated in it. Name them with `blocks=`.")
     generator = torch.Generator().manual_seed(probe.seed)
     weights = kaiming_weights(probe.module, generator)
-    batch = gaussian_batch(first_samples(probe.first_batch, NUM_INPUTS), generator)
+    batch = gaussian_batch(first_samples(probe.first_batch, NUM_INPUTS), generator, probe.inputs)
     # Leaves, since tokens have no gradient: the graph then begins at the embeddings.
     own = probe.stateless.copied_params()
     weights = {name: t.requires_grad_(t.is_floating_point()) for name, t in (own | weights).items()}
     observer = _Blocks(tuple(blocks), probe.seed)
-    probe.forward(observer, tensors=weights, batch=batch)
+    probe.forward(observer, tensors=weights, batch=batch, fed="Gaussian inputs and Kaiming weights", is_cut=True)
     return observer.statistics
 
 

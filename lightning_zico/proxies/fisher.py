@@ -16,7 +16,7 @@ from lightning_zico.engine.layers import channel_dim
 from lightning_zico.engine.learned import chosen_names
 from lightning_zico.engine.observers import GradientFacts, Observer
 from lightning_zico.engine.probe import Probe
-from lightning_zico.errors import NotApplicableError
+from lightning_zico.errors import NoGradientError, NotApplicableError
 from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
 
 
@@ -125,6 +125,11 @@ class Fisher(Proxy):
         """Take what was seen on the first batch."""
         seen = probe.observed(ChannelSaliencies())
         values = torch.stack(list(seen.by_layer.values())).tolist()
+        if not any(values):
+            raise NoGradientError(
+                "The loss depends on no layer's output to first order: the products of outputs and gradients are zero. "
+                "Look for `detach()`, zero-initialised layers and activations that are always off."
+            )
         factors = [seen.fan_in[name] if self.fan_in else 1 for name in seen.by_layer]
         layers = {name: value * factor for name, value, factor in zip(seen.by_layer, values, factors, strict=True)}
         return Measurement(math.fsum(layers.values()), layers)

@@ -16,7 +16,7 @@ from lightning_zico.engine.gradients import GradientChunk
 from lightning_zico.engine.learned import chosen_names
 from lightning_zico.engine.observers import GradientFacts
 from lightning_zico.engine.probe import Probe
-from lightning_zico.errors import NonFiniteError
+from lightning_zico.errors import NoGradientError, NonFiniteError
 from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
 
 
@@ -52,6 +52,12 @@ def sample_gradients(probe: Probe) -> SampleGradients:
     facts = probe.stream(chosen_names(probe.module), consume, axis="sample", num_batches=1)
     if not bool(torch.stack([total.isfinite().all() for total in sums.values()]).all()):
         raise NonFiniteError("The gradient of a sample has NaN or infinite entries.")
+    # Gradients that cancel in every weight, signs included, would be said to vanish too.
+    if not bool(torch.stack([total.any() for total in (*signs.values(), *sums.values())]).any()):
+        raise NoGradientError(
+            f"The gradients of all {sum(map(len, losses))} samples are zero in every weight, so that none agree. Look "
+            "for `detach()`, zero-initialised layers and activations that are always off."
+        )
     return SampleGradients(signs, sums, sum(map(len, losses)), facts)
 
 

@@ -5,6 +5,7 @@ Index conventions:
     D: numbers in an input
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -24,10 +25,13 @@ def correlations(rows: Tensor) -> Tensor:
     """Correlate rows, ``[N, D]``, with one another, in float64.
 
     Returns:
-        ``[N, N]``; NaN for a constant row.
+        ``[N, N]``; NaN for a row that is constant, but for rounding errors of the precision it comes in.
     """
-    centred = rows.double() - rows.double().mean(dim=1, keepdim=True)
-    normed = centred / centred.norm(dim=1, keepdim=True)
+    wide = rows.double()
+    centred = wide - wide.mean(dim=1, keepdim=True)
+    lengths = centred.norm(dim=1, keepdim=True)
+    is_constant = lengths <= torch.finfo(rows.dtype).eps * wide.norm(dim=1, keepdim=True)
+    normed = centred / lengths.masked_fill(is_constant, math.nan)
     return (normed @ normed.T).clamp_(-1, 1)  # [N, D] @ [D, N] -> [N, N]
 
 

@@ -71,16 +71,17 @@ class LinearRegions(Proxy):
     def measure(self, probe: Probe) -> Measurement:
         """Count the patterns."""
         batch = probe.first_batch
-        if not any(tensor.is_floating_point() for tensor in tensors_of(batch)):
+        if not probe.inputs:
             raise NotApplicableError("the input holds no floating-point numbers to draw.")
         codes, inputs = _Codes(), "3 x 3"
         try:
             generator = torch.Generator().manual_seed(probe.seed)
-            probe.forward(codes, batch=gaussian_batch(_shrunk(batch), generator))
+            small = gaussian_batch(_shrunk(batch), generator, probe.inputs)
+            probe.forward(codes, batch=small, fed=None)
         except Exception:  # not made for so small an image, or for none
             codes, inputs = _Codes(), "own size"
             generator = torch.Generator().manual_seed(probe.seed)
-            probe.forward(codes, batch=gaussian_batch(batch, generator))
+            probe.forward(codes, batch=gaussian_batch(batch, generator, probe.inputs), fed="Gaussian inputs")
         return Measurement(float(codes.count), details={"inputs": inputs, "num_inputs": codes.num_samples})
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lightning_zico.engine.observers import Observer
 from lightning_zico.engine.probe import Probe
+from lightning_zico.engine.spectra import eigenvalues_of
 from lightning_zico.engine.weights import drawn_indices
 from lightning_zico.errors import NonFiniteError, NotApplicableError
 from lightning_zico.proxies.base import Proxy, register_proxy
@@ -45,7 +46,7 @@ def least_eigenvalue(feature_map: Tensor) -> Tensor:
     # Of a channel that is constant, what is centred may be rounding.
     constant = (feature_map.amax(dim=-1) == feature_map.amin(dim=-1)) | (squares == 0)
     scales = squares.rsqrt().masked_fill(constant, 0.0)
-    return torch.linalg.eigvalsh(products * scales.unsqueeze(-1) * scales.unsqueeze(-2))[..., 0].clamp(min=0)
+    return eigenvalues_of(products * scales.unsqueeze(-1) * scales.unsqueeze(-2))[..., 0]
 
 
 @dataclass(unsafe_hash=True)

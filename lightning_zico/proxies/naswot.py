@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from lightning_zico.engine.observers import Observer, signs
+from lightning_zico.engine.spectra import rank_of
 from lightning_zico.engine.probe import Probe
-from lightning_zico.errors import NonFiniteError, NotApplicableError
+from lightning_zico.errors import NotApplicableError
 from lightning_zico.proxies.base import Proxy, register_proxy
 
 
-def naswot_score(agreements: Tensor) -> float:
+def naswot_score(agreements: Tensor, num_units: int | None = None) -> float:
     r"""Score a network by the determinant of its samples' agreement.
 
     .. math::
@@ -27,13 +28,14 @@ def naswot_score(agreements: Tensor) -> float:
 
     Args:
         agreements: The matrix :math:`K`: for each pair of samples the number of units on which they agree, ``[N, N]``.
+        num_units: :math:`U`, for the reason.
 
     Returns:
         No unit, higher is better. It grows with ``N``.
 
     Raises:
-        NonFiniteError: If the matrix is singular: two samples agree on every unit, or there are fewer units than
-            samples.
+        NotApplicableError: If the matrix is singular: two samples agree on every unit, or there are fewer units than
+            samples. That is decided by its rank: the determinant itself is then made of rounding errors.
 
     Example:
         >>> naswot_score(torch.tensor([[2.0, 0.0], [0.0, 2.0]])) == math.log(4)
@@ -42,13 +44,15 @@ def naswot_score(agreements: Tensor) -> float:
     Source:
         Mellor et al., *Neural Architecture Search without Training*, ICML 2021, arXiv:2006.04647.
     """
-    sign, value = torch.linalg.slogdet(agreements.double())
-    if float(sign) == 0 or not math.isfinite(float(value)):
-        raise NonFiniteError(
-            "NASWOT's matrix is singular: two samples of the first batch agree on every unit, or the network has fewer "
-            "units than the batch samples. Lower the batch size."
+    matrix = agreements.double()
+    rank = rank_of(matrix)
+    if rank < len(matrix):
+        units = "" if num_units is None else f" {num_units}"
+        raise NotApplicableError(
+            f"the network's{units} units tell only {rank} of the {len(matrix)} samples of the first batch apart: two "
+            "samples switch on the same units, or there are fewer units than samples. Lower the batch size."
         )
-    return float(value)
+    return float(torch.linalg.slogdet(matrix).logabsdet)
 
 
 @dataclass(unsafe_hash=True)
@@ -99,7 +103,8 @@ class NASWOT(Proxy):
 
     def measure(self, probe: Probe) -> float:
         """Compare the samples of the first batch."""
-        return naswot_score(probe.observed(Agreements()).matrix)
+        seen = probe.observed(Agreements())
+        return naswot_score(seen.matrix, seen.num_units)
 
 
 @register_proxy("log_neurons")

@@ -2,18 +2,19 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from lightning_zico._typing import Batch
-from lightning_zico.engine.batch_norm import BatchNormMode
-from lightning_zico.engine.batches import map_tensors
+from lightning_zico.engine.batches import map_tensors, tensors_of
+from lightning_zico.engine.dtypes import OneDtype, as_dtype
 from lightning_zico.engine.learned import WeightDifferentiator, chosen_names
 from lightning_zico.engine.observers import check_graph
 from lightning_zico.engine.probe import Probe
-from lightning_zico.errors import NoGradientError, NonFiniteError, NotApplicableError
+from lightning_zico.errors import NonFiniteError, NotApplicableError
 from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
 
 
@@ -22,10 +23,18 @@ class _Flow(WeightDifferentiator):
 
     def forwarded(self, output: Tensor, inputs: Sequence[Tensor]) -> None:
         """Multiply weights and gradients."""
+        if not output.requires_grad:
+            raise NotApplicableError(
+                "the network puts out nothing that can be differentiated with respect to a weight."
+            )
         check_graph(output)
-        pairs = zip(self.weights.values(), self.differentiated(output.sum()), strict=True)
-        sums = [(weight.detach() * gradient).abs_().sum() for weight, gradient in pairs]
+        # In float32 the products of gradients and outputs would leave it before the logarithm of the flow does.
+        largest = output.detach().abs().amax().double() if output.dtype != torch.float64 else None
+        total = output.sum() if largest is None else (output / largest.to(output.dtype).clamp(min=1)).sum()
+        pairs = zip(self.weights.values(), self.differentiated(total), strict=True)
+        sums = [_magnitude_of(weight.detach() * gradient).double().sum() for weight, gradient in pairs]
         self.flows = dict(zip(self.weights, torch.stack(sums).tolist(), strict=True))
+        self.log_factor = 0.0 if largest is None else math.log(max(float(largest), 1.0))
 
 
 @register_proxy("synflow")
@@ -42,6 +51,11 @@ class SynFlow(Proxy):
     of features has lost its batch normalisation, and after hundreds of layers, the flow may leave float64. No factor
     can be taken out of it beforehand, since not all of a network scales alike: the proxy is not applicable then.
 
+    The network's output alone is differentiated: what the step does with it afterwards may fail on ones. Casts within
+    the network to another precision are casts to float64. A network that fails on a single sample is given two of them,
+    and one that fails in float64 float32; the flow of a sample is the same. Where the tensors of a batch differ in
+    length, as those of a graph do, no sample can be cut out: the flow is then that of the whole batch.
+
     Source:
         Tanaka et al., arXiv:2006.05467; as a proxy in Abdelfattah et al., ICLR 2021, arXiv:2101.08134. That code writes
         the magnitudes to the weights and patches ``forward``; here they are other parameters of a stateless call.
@@ -51,54 +65,116 @@ class SynFlow(Proxy):
 
     def measure(self, probe: Probe) -> Measurement:
         """Run the network on ones and differentiate."""
-        names = chosen_names(probe.module)
-        tensors = {name: _double(p.detach().abs()) for name, p in probe.module.named_parameters()}
-        tensors |= {name: _double(buffer.detach().clone()) for name, buffer in probe.module.named_buffers()}
-        flow = _Flow({name: tensors[name].requires_grad_() for name in names})
-        default = torch.get_default_dtype()
-        torch.set_default_dtype(torch.float64)  # constants that the network makes on its way
-        try:
-            probe.forward(flow, tensors=tensors, batch=_ones(probe.first_batch), mode=BatchNormMode(_left_out))
-        finally:
-            torch.set_default_dtype(default)
-        _check_finite(flow.flows, probe.module)
+        flow, way = _flow_of(probe)
         largest = max(flow.flows.values())
         if largest == 0:
-            raise NoGradientError("Nothing flows from the input to the output.")
+            raise NotApplicableError("nothing flows from the input to the output: a layer on the way is zero.")
         # The sum over layers may leave float64 although each of them stays there.
         parts = {name: value / largest for name, value in flow.flows.items()}
         total = math.fsum(parts.values())
         shares = {name: part / total for name, part in parts.items()}
-        return Measurement(math.log(largest) + math.log(total), details={"shares": shares})
+        value = math.log(largest) + math.log(total) + flow.log_factor - math.log(way.num_samples or 1)
+        details: dict[str, Any] = {"shares": shares}
+        if (way.num_samples, way.dtype) != (1, torch.float64):
+            details |= {"num_samples": way.num_samples, "computed_in": str(way.dtype).removeprefix("torch.")}
+        return Measurement(value, details=details)
 
 
-def _check_finite(flows: Mapping[str, float], module: nn.Module) -> None:
+class _Way(NamedTuple):
+    """A way to run a network on ones.
+
+    Args:
+        dtype: Precision.
+        num_samples: How many; None for all of a batch that no sample can be cut out of.
+        follows_casts: Whether casts are followed, which takes time.
+    """
+
+    dtype: torch.dtype
+    num_samples: int | None
+    follows_casts: bool
+
+
+def _flow_of(probe: Probe) -> tuple[_Flow, _Way]:
+    """Take the flow in the first way that the network bears."""
+    batch = probe.first_batch
+    samples: tuple[int | None, ...] = (1, 2) if _can_be_cut(batch) else (None,)
+    ways = [_Way(dtype, count, True) for dtype in (torch.float64, torch.float32) for count in samples]
+    failure: NotApplicableError | None = None
+    for way in (ways[0]._replace(follows_casts=False), *ways):
+        try:
+            flow = _run(probe, _ones(batch, way), way)
+            _check_finite(flow.flows, probe.module, way.dtype)
+            return flow, way
+        except NotApplicableError as error:
+            failure = failure or error
+    assert failure is not None
+    probe.doubt()
+    raise failure
+
+
+def _run(probe: Probe, ones: Batch, way: _Way) -> _Flow:
+    names = chosen_names(probe.module)
+    tensors = {name: as_dtype(_positive(p.detach()), way.dtype) for name, p in probe.module.named_parameters()}
+    tensors |= {name: as_dtype(buffer.detach().clone(), way.dtype) for name, buffer in probe.module.named_buffers()}
+    flow = _Flow({name: tensors[name].requires_grad_() for name in names})
+    fed = f"{'a batch' if way.num_samples is None else 'one or two samples'} of ones, in float64 and in float32"
+    mode = _Linear(way.dtype, way.follows_casts)
+    probe.forward(flow, tensors=tensors, batch=ones, mode=mode, fed=fed, is_cut=way.num_samples is not None)
+    return flow
+
+
+def _check_finite(flows: Mapping[str, float], module: nn.Module, dtype: torch.dtype) -> None:
     lost = next((name for name, value in flows.items() if not math.isfinite(value)), None)
     if lost is None:
         return
-    # A broken candidate is told apart, since a proxy that does not apply makes all candidates fall back.
+    # A broken candidate is told apart from one that the formula does not hold for.
     for name, parameter in module.named_parameters():
         if not bool(parameter.detach().isfinite().all()):
             raise NonFiniteError(f"Parameter '{name}' has NaN or infinite entries; needed are finite weights.")
     raise NotApplicableError(
-        f"the flow at '{lost}' is {flows[lost]}: without batch normalisation it leaves float64, or has no derivative."
+        f"the flow at '{lost}' is {flows[lost]}: without batch normalisation it leaves "
+        f"{str(dtype).removeprefix('torch.')}, or has no derivative."
     )
 
 
-def _left_out(arguments: dict[str, Any]) -> Tensor:
-    # A copy, as a norm would give one: an activation in place behind it must not reach what a shortcut still needs.
-    return arguments["input"].clone()
+class _Linear(OneDtype):
+    """Leaves batch normalisation out, and computes in one precision."""
+
+    def __init__(self, dtype: torch.dtype, follows_casts: bool) -> None:
+        super().__init__(dtype)
+        self._follows_casts = follows_casts
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is F.batch_norm:
+            # A copy, as a norm would give one: an activation in place behind it must not reach what a shortcut needs.
+            return (args[0] if args else kwargs["input"]).clone()
+        return super().__torch_function__(func, types, args, kwargs) if self._follows_casts else func(*args, **kwargs)
 
 
-def _double(tensor: Tensor) -> Tensor:
-    return tensor.double() if tensor.is_floating_point() else tensor
+def _positive(parameter: Tensor) -> Tensor:
+    # a complex weight stays one, or products with complex features would not be defined
+    return parameter.abs().to(parameter.dtype)
 
 
-def _ones(batch: Batch) -> Batch:
-    """Take one sample of a batch, and ones for what is of floating point."""
+def _magnitude_of(products: Tensor) -> Tensor:
+    return products.abs() if products.is_complex() else products.abs_()
+
+
+def _can_be_cut(batch: Batch) -> bool:
+    return len({len(tensor) for tensor in tensors_of(batch) if tensor.ndim}) == 1
+
+
+def _ones(batch: Batch, way: _Way) -> Batch:
+    """Take the first sample of a batch, once or twice, or all of it, and ones for what is of floating point."""
 
     def one(tensor: Tensor) -> Tensor:
-        sample = tensor[:1] if tensor.ndim else tensor
-        return torch.ones_like(sample, dtype=torch.float64) if tensor.is_floating_point() else sample
+        sample = tensor
+        if way.num_samples is not None and tensor.ndim:
+            sample = tensor[:1].expand(way.num_samples, *tensor.shape[1:])
+        is_number = tensor.is_floating_point() or tensor.is_complex()
+        return as_dtype(torch.ones_like(sample), way.dtype) if is_number else sample.clone()
 
     return map_tensors(one, batch)

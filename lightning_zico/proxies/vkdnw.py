@@ -15,6 +15,7 @@ from lightning_zico.engine.gradients import GradientChunk
 from lightning_zico.engine.learned import chosen_names
 from lightning_zico.engine.observers import Watch
 from lightning_zico.engine.probe import Probe
+from lightning_zico.engine.spectra import eigenvalues_of
 from lightning_zico.errors import NonFiniteError, NotApplicableError
 from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
 
@@ -37,16 +38,24 @@ def decile_entropy(fisher: Tensor) -> float:
         No unit, at most ``log 9``; higher is better.
 
     Raises:
-        NonFiniteError: If nine tenths of the eigenvalues vanish.
+        NonFiniteError: If the matrix has NaN or infinite entries.
+        NotApplicableError: If nine tenths of the eigenvalues vanish.
 
     Example:
         >>> round(decile_entropy(torch.eye(20)), 4)  # log 9
         2.1972
     """
-    eigenvalues = torch.linalg.eigvalsh(fisher.double()).clamp_(min=0)
+    if not bool(fisher.isfinite().all()):
+        raise NonFiniteError(
+            "The Fisher information is not finite: the gradients of outputs leave the range of floats."
+        )
+    eigenvalues = eigenvalues_of(fisher)
     deciles = eigenvalues.quantile(torch.linspace(0.1, 0.9, 9, dtype=torch.float64, device=eigenvalues.device))
     if not float(deciles.sum()) > 0:
-        raise NonFiniteError("Nine tenths of the Fisher information's eigenvalues are zero: raise the batch size.")
+        raise NotApplicableError(
+            f"of the {len(fisher)} eigenvalues of the Fisher information, {int((eigenvalues == 0).sum())} are zero, so "
+            "that nothing is left of their deciles. Raise the batch size."
+        )
     return float(torch.special.entr(deciles / deciles.sum()).sum())
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_zico.engine.batches import first_samples, map_tensors, tensors_of
+from lightning_zico.engine.batches import first_samples
 from lightning_zico.engine.observers import Observer
 from lightning_zico.engine.probe import Probe
-from lightning_zico.engine.weights import drawn_like, gaussian_batch, gaussian_weights
+from lightning_zico.engine.weights import drawn_like, gaussian_batch, gaussian_weights, map_inputs
 from lightning_zico.errors import NonFiniteError, NotApplicableError
 from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
 
@@ -100,17 +100,15 @@ class Zen(Proxy):
     def measure(self, probe: Probe) -> Measurement:
         """Run the network on noise, twice."""
         batch = first_samples(probe.first_batch, NUM_INPUTS)
-        if not any(tensor.is_floating_point() for tensor in tensors_of(batch)):
+        if not probe.inputs:
             raise NotApplicableError("the input holds no floating-point numbers to change a little.")
         generator = torch.Generator().manual_seed(probe.seed)
         weights = gaussian_weights(probe.module, generator)
-        inputs = gaussian_batch(batch, generator)
-        moved = map_tensors(
-            lambda t: t + _PERTURBATION * drawn_like(t, generator) if t.is_floating_point() else t, inputs
-        )
+        inputs = gaussian_batch(batch, generator, probe.inputs)
+        moved = map_inputs(lambda t: t + _PERTURBATION * drawn_like(t, generator), inputs, probe.inputs)
         here, there = _LastMapAndScales(), _LastMap()
-        probe.forward(here, tensors=weights, batch=inputs)
-        probe.forward(there, tensors=weights, batch=moved)
+        for observer, given in ((here, inputs), (there, moved)):
+            probe.forward(observer, tensors=weights, batch=given, fed="Gaussian inputs and weights", is_cut=True)
         change = float((here.features - there.features).abs().sum(dim=1).mean())
         if not math.isfinite(change + here.log_scales):
             raise NotApplicableError("with Gaussian weights the features leave float32, as they do without norms.")

@@ -1,15 +1,18 @@
 """Rankings: made of several proxies, and compared with what training finds. Knows nothing of torch."""
 
 from lightning_zico.ranking.aggregate import log_rank, mean_rank, size_controlled
+from lightning_zico.ranking.beside import placed_beside
 from lightning_zico.ranking.correlation import Interval, bootstrap_interval, kendall, ndcg, regret_at_k, spearman
 from lightning_zico.ranking.pareto import crowding_distances, first_front, front_numbers
 from lightning_zico.ranking.racing import race
 from lightning_zico.ranking.recipes import (
     BASELINE_TAUS,
     BENCHMARKS,
+    LAST_RESORT,
     RECIPES,
     Evidence,
     Recipe,
+    chain_of,
     combine,
     get_recipe,
     list_recipes,
@@ -19,12 +22,14 @@ from lightning_zico.ranking.uncertainty import Uncertainty, tie_groups, uncertai
 __all__ = [
     "BASELINE_TAUS",
     "BENCHMARKS",
+    "LAST_RESORT",
     "RECIPES",
     "Evidence",
     "Interval",
     "Recipe",
     "Uncertainty",
     "bootstrap_interval",
+    "chain_of",
     "combine",
     "crowding_distances",
     "first_front",
@@ -35,6 +40,7 @@ __all__ = [
     "log_rank",
     "mean_rank",
     "ndcg",
+    "placed_beside",
     "race",
     "regret_at_k",
     "size_controlled",

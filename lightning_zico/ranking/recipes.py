@@ -41,7 +41,7 @@ class Recipe:
         aggregate: Name of the function that combines them; None for a single member, whose score is taken as it is.
         evidence: What speaks for it.
         source: Whose idea it is.
-        fallback: Name of the recipe to use where a member does not apply to the candidates; None at the end.
+        fallback: Name of the recipe to use where a member has no number for the candidates; None for `LAST_RESORT`.
 
     Raises:
         ValueError: If members are missing or named twice, or the aggregate is unknown or does not fit their number.
@@ -78,6 +78,11 @@ BASELINE_TAUS: Mapping[str, Mapping[str, float]] = {
 }
 
 
+# Every candidate that trains has this number, so that nobody is left out because a proxy does not hold. In no list of
+# recipes, since a proxy bears the name.
+LAST_RESORT = Recipe("params", ("params",), None, Evidence(BASELINE_TAUS["params"]), "Ours: a trivial baseline")
+
+
 def get_recipe(name: str) -> Recipe:
     """Find a recipe.
 
@@ -92,6 +97,19 @@ def get_recipe(name: str) -> Recipe:
         ('macs', 'naswot', 'az_expressivity_mean', 'az_trainability', 'synflow')
     """
     return RECIPES.get("balanced+synflow" if name == "default" else name)
+
+
+def chain_of(recipe: Recipe) -> list[Recipe]:
+    """List a recipe and its fallbacks, `LAST_RESORT` at the end.
+
+    Example:
+        >>> [link.name for link in chain_of(get_recipe("balanced"))]
+        ['balanced', 'without_blocks', 'size', 'params']
+    """
+    links = [recipe]
+    while (name := links[-1].fallback) is not None:
+        links.append(get_recipe(name))
+    return links if links[-1].members == LAST_RESORT.members else [*links, LAST_RESORT]
 
 
 def list_recipes(pattern: str = "*") -> list[str]:

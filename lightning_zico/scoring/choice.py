@@ -7,8 +7,9 @@ from lightning_zico._registry import unknown_name
 from lightning_zico.errors import DuplicateNameError, UnknownNameError
 from lightning_zico.proxies import BASELINES, Proxy, list_proxies, resolve_proxies
 from lightning_zico.proxies.base import Proxies, ProxyLike
-from lightning_zico.ranking import Recipe, combine, get_recipe, list_recipes
-from lightning_zico.results import NOT_APPLICABLE, Score, ScoreCard
+from lightning_zico.ranking import Recipe, chain_of, combine, get_recipe, list_recipes, placed_beside
+from lightning_zico.ranking.aggregate import Values
+from lightning_zico.results import Score, ScoreCard
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Choice:
 
     def read_by(self, name: str) -> list[tuple[str, ...]]:
         """Name the proxies that a score is made of; of a recipe, also those of each fallback."""
-        return [recipe.members for recipe in _chain(self.recipes[name])] if name in self.recipes else [(name,)]
+        return [recipe.members for recipe in chain_of(self.recipes[name])] if name in self.recipes else [(name,)]
 
 
 def chosen(proxies: Proxies, *, beside: Sequence[Proxy] = (), with_baselines: bool = False) -> Choice:
@@ -101,7 +102,7 @@ def chosen(proxies: Proxies, *, beside: Sequence[Proxy] = (), with_baselines: bo
     for name in names:
         if name in recipes:
             raise DuplicateNameError(f"A proxy and a recipe are named '{name}'. Give the proxy another name.")
-    members = [member for recipe in recipes.values() for link in _chain(recipe) for member in link.members]
+    members = [member for recipe in recipes.values() for link in chain_of(recipe) for member in link.members]
     wanted = dict.fromkeys([*members, *(BASELINES if with_baselines else ())])
     missing = [name for name in wanted if name not in names]
     return Choice(
@@ -111,62 +112,94 @@ def chosen(proxies: Proxies, *, beside: Sequence[Proxy] = (), with_baselines: bo
     )
 
 
-def applicable(cards: Sequence[ScoreCard], recipe: Recipe) -> Recipe:
-    """Find what takes a recipe's place: the first of it and its fallbacks whose members apply to all candidates.
-
-    Numbers of different recipes cannot be compared, so that one of them ranks all. A candidate that fails otherwise
-    changes nothing for the others.
+@dataclass(frozen=True)
+class Used:
+    """What ranks where a recipe was asked for; see `used_for`.
 
     Args:
-        cards: Of all candidates.
+        recipe: What is combined.
+        beside: What places those beside the others that a member of ``recipe`` has no number for; None if there are
+            none.
+    """
+
+    recipe: Recipe
+    beside: Recipe | None = None
+
+
+# At most this part of the candidates is placed beside the others; if a recipe does not hold for more of them, all fall
+# back. Ours: a tenth moves no candidate's quantile by more than that.
+_MOST_BESIDE = 0.1
+
+
+def used_for(lacking: Sequence[Set[str]], recipe: Recipe) -> Used:
+    """Find what takes a recipe's place for candidates that lack some of the numbers.
+
+    A recipe holds for a candidate if every member has a number for it. Numbers of different recipes cannot be compared,
+    so one recipe ranks all candidates: the first of the recipe and its fallbacks that holds for all. An earlier one is
+    used if it holds for all but at most a tenth of them. These few are then placed beside the others by the recipe that
+    holds for all, see `ranking.placed_beside`.
+
+    Args:
+        lacking: Of each candidate that trains, the names of the proxies without a number.
         recipe: As the user named it.
 
     Returns:
-        The recipe to combine; the last fallback if none applies.
+        What to combine. Where not even the number of parameters is there for all, it is used for those that have it.
     """
-    return without(frozenset().union(*map(inapplicable_to, cards)), recipe)
+    chain = chain_of(recipe)
+    without = [sum(not names.isdisjoint(link.members) for names in lacking) for link in chain]
+    last = next((idx for idx, count in enumerate(without) if not count), len(chain) - 1)
+    most = _MOST_BESIDE * len(lacking)
+    first = next((idx for idx, count in enumerate(without[:last]) if count <= most), last)
+    return Used(chain[first], chain[last] if first < last else None)
 
 
-def inapplicable_to(card: ScoreCard) -> frozenset[str]:
-    """Name the proxies whose formula has no meaning for a candidate; none where it fails otherwise."""
-    if card.error is not None or card.untrainable is not None:
-        return frozenset()
-    errors = {name: score.error for name, score in card.scores.items() if score.error is not None}
-    return frozenset(name for name, error in errors.items() if error.startswith(NOT_APPLICABLE))
+def trains(card: ScoreCard) -> bool:
+    """Whether a candidate could be scored and, as far as is known, trains: only then it can be ranked by a recipe."""
+    return card.error is None and card.untrainable is None
 
 
-def without(inapplicable: Set[str], recipe: Recipe) -> Recipe:
-    """Find the first of a recipe and its fallbacks that does without some proxies; the last fallback if none does."""
-    return next((link for link in _chain(recipe) if not inapplicable & set(link.members)), _chain(recipe)[-1])
+def lacking_of(card: ScoreCard) -> frozenset[str]:
+    """Names of the proxies that have no number for a candidate, for whatever reason."""
+    return frozenset(name for name, score in card.scores.items() if score.value is None)
+
+
+def used_among(cards: Sequence[ScoreCard], recipe: Recipe) -> Used:
+    """Find what takes a recipe's place among candidates; those that do not train change nothing."""
+    return used_for([lacking_of(card) for card in cards if trains(card)], recipe)
+
+
+def values_of(used: Used, columns: Mapping[str, Values]) -> list[float | None]:
+    """Make one number a candidate from the scores of all proxies, higher is better."""
+    values = combine(used.recipe, columns)
+    return values if used.beside is None else placed_beside(values, combine(used.beside, columns))
 
 
 def combined(
-    cards: Sequence[ScoreCard], recipe: Recipe, choice: Choice, used: Recipe | None = None
-) -> tuple[list[ScoreCard], Recipe]:
+    cards: Sequence[ScoreCard], recipe: Recipe, choice: Choice, used: Used | None = None
+) -> tuple[list[ScoreCard], Used]:
     """Add the score of a recipe to cards.
 
     Args:
         cards: Of all candidates.
         recipe: What to add; the new score bears its name, whichever recipe took its place.
         choice: What was computed.
-        used: What takes its place; what `applicable` finds if None.
+        used: What takes its place; what `used_among` finds if None.
 
     Returns:
-        The cards with one score more, and the recipe that gave it.
+        The cards with one score more, and what gave it.
     """
-    used = used or applicable(cards, recipe)
-    values = combine(used, {name: [choice.directed(card, name) for card in cards] for name in used.members})
+    used = used or used_among(cards, recipe)
+    members = [*used.recipe.members, *(used.beside.members if used.beside else ())]
+    values = values_of(used, {name: [choice.directed(card, name) for card in cards] for name in members})
     added = []
     for card, value in zip(cards, values, strict=True):
-        error = card.untrainable or next((card[name].error for name in used.members if card[name].error), None)
-        score = Score(recipe.name, value, error, details={"recipe": used.name})
-        added.append(replace(card, scores={recipe.name: score, **card.scores}))
+        missing = next((card[name].error for name in used.recipe.members if card[name].value is None), None)
+        details = {"recipe": used.recipe.name}
+        if missing is not None and value is not None and used.beside is not None:
+            details["placed_by"] = used.beside.name
+        error = None if value is not None else card.untrainable or missing
+        added.append(
+            replace(card, scores={recipe.name: Score(recipe.name, value, error, details=details), **card.scores})
+        )
     return added, used
-
-
-def _chain(recipe: Recipe) -> list[Recipe]:
-    """List a recipe and its fallbacks."""
-    links = [recipe]
-    while (name := links[-1].fallback) is not None:
-        links.append(get_recipe(name))
-    return links

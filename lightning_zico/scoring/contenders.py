@@ -18,6 +18,10 @@ class Contenders:
     is better by a member of each recipe. Whoever comes behind one that was dropped comes behind all that it was dropped
     for, so that these alone need to be counted.
 
+    A candidate without the numbers of a recipe may be placed beside those that have them, and how high is not known
+    before. So it is compared with those alone that lack the numbers of the same recipes, and as it may share a place
+    with them, it comes behind those that were offered earlier.
+
     By one score one is held. By the members of a recipe it may be many, and in several repeats almost all: whoever
     offers built modules from a generator keeps them in memory then, and whoever offers factories does not.
 
@@ -35,6 +39,7 @@ class Contenders:
         self._scores: np.ndarray | None = None  # [contenders, directed scores of one recipe after the other]
         self._places = np.empty(0, dtype=np.int64)  # as how many-th each was offered
         self._num_ahead = np.empty(0, dtype=np.int64)  # how many others certainly come before each
+        self._lacks: np.ndarray | None = None  # [contenders, recipes], whether one of its numbers is missing
 
     def add(self, candidate: Candidate, place: int, cards: Sequence[ScoreCard]) -> None:
         """Add a candidate, in whatever order they come, and drop who can no longer be among the first.
@@ -49,14 +54,19 @@ class Contenders:
         row = np.array([score for of_recipe in scores for score in of_recipe])
         others = np.empty((0, len(row))) if self._scores is None else self._scores
         starts = np.cumsum([0, *map(len, scores)])[:-1]
-        differs = np.logical_or.reduceat(others != row, starts, axis=1).all(axis=1)  # in each recipe
-        num_ahead = np.sum((others >= row).all(axis=1) & (differs | (self._places < place)))
-        if num_ahead >= self._num_places or all(-math.inf in of_recipe for of_recipe in scores):
+        lacks = np.array([-math.inf in of_recipe for of_recipe in scores])
+        others_lack = np.empty((0, len(lacks)), dtype=bool) if self._lacks is None else self._lacks
+        alike = (others_lack == lacks).all(axis=1)
+        # in each recipe, and not a candidate that may be placed beside others
+        differs = np.logical_or.reduceat(others != row, starts, axis=1).all(axis=1) & (not lacks.any())
+        num_ahead = np.sum(alike & (others >= row).all(axis=1) & (differs | (self._places < place)))
+        if num_ahead >= self._num_places or lacks.all():
             return
-        self._num_ahead += (others <= row).all(axis=1) & (differs | (self._places > place))
+        self._num_ahead += alike & (others <= row).all(axis=1) & (differs | (self._places > place))
         stays = self._num_ahead < self._num_places
         self._candidates = [held for held, kept in zip(self._candidates, stays, strict=True) if kept] + [candidate]
         self._scores = np.vstack([others[stays], row])
+        self._lacks = np.vstack([others_lack[stays], lacks])
         self._places = np.append(self._places[stays], place)
         self._num_ahead = np.append(self._num_ahead[stays], num_ahead)
 

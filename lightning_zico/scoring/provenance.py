@@ -10,7 +10,9 @@ import torch
 from lightning_zico.__about__ import __version__
 from lightning_zico._typing import Batch
 from lightning_zico.bridge import Reread
-from lightning_zico.ranking import Recipe
+from lightning_zico.ranking import Recipe, chain_of
+from lightning_zico.results import ScoreCard
+from lightning_zico.scoring.choice import Used, lacking_of, trains
 
 
 def versions() -> dict[str, str]:
@@ -35,12 +37,35 @@ def reading(batches: Sequence[Batch]) -> dict[str, Any] | None:
     }
 
 
-def told(used: Recipe, named: Recipe) -> dict[str, Any]:
-    """Tell what a recipe that was used combines, and how.
+def told(used: Used, named: Recipe, cards: Sequence[ScoreCard]) -> dict[str, Any]:
+    """Describe what ranked where a recipe was asked for.
 
     Args:
         used: What was combined.
         named: What the user asked for; those of its members that were not combined are ``dropped``.
+        cards: Of all candidates. ``lacking`` says which members of the recipe, or of a fallback that was passed by,
+            have no number for some of those that train, and the most frequent reason.
     """
-    dropped = [name for name in named.members if name not in used.members]
-    return {"used": used.name, "members": list(used.members), "aggregate": used.aggregate, "dropped": dropped}
+    dropped = [name for name in named.members if name not in used.recipe.members]
+    known = {"used": used.recipe.name, "members": list(used.recipe.members), "aggregate": used.recipe.aggregate}
+    among = [card for card in cards if trains(card)]
+    chain = chain_of(named)
+    passed_by = chain[: chain.index(used.recipe) + (used.beside is not None)]
+    members = dict.fromkeys(name for link in passed_by for name in link.members)
+    lacking = [said for name in members if (said := _lacking(name, among)) is not None]
+    if used.beside is not None:
+        names = [card.name for card in among if not lacking_of(card).isdisjoint(used.recipe.members)]
+        known["beside"] = {"used": used.beside.name, "members": list(used.beside.members), "names": names}
+    return {**known, "dropped": dropped, **({"lacking": lacking} if lacking else {})}
+
+
+def _lacking(member: str, cards: Sequence[ScoreCard]) -> dict[str, Any] | None:
+    reasons: dict[str, list[str]] = {}
+    for card in cards:
+        if card[member].value is None:
+            reasons.setdefault(card[member].error or "no number", []).append(card.name)
+    if not reasons:
+        return None
+    reason, names = max(reasons.items(), key=lambda item: len(item[1]))  # of equally frequent ones the first
+    count = sum(map(len, reasons.values()))
+    return {"member": member, "reason": reason, "name": names[0], "count": count, "num_reasons": len(reasons)}

@@ -13,11 +13,10 @@ from lightning_zico.bridge import is_datamodule, read_batches
 from lightning_zico.candidates import Built, Candidate, Candidates, iterate_candidates
 from lightning_zico.engine.batches import all_equal
 from lightning_zico.errors import IdenticalBatchesError, TooFewBatchesError
-from lightning_zico.ranking import Recipe
 from lightning_zico.ranking.racing import race
 from lightning_zico.ranking.uncertainty import standard_error, uncertainties
 from lightning_zico.results import Row, Score, ScoreCard
-from lightning_zico.scoring.choice import Choice, applicable, combined
+from lightning_zico.scoring.choice import Choice, Used, combined, used_among
 from lightning_zico.scoring.work import Job
 from lightning_zico.zoo import ZooModel
 
@@ -168,10 +167,14 @@ class Tally:
             }
         return said
 
-    def used(self) -> dict[str, Recipe]:
-        """Find the recipes that take the named ones' places, once for all repeats, from all candidates."""
-        first = [row[0] for row in self._rows().values()]
-        return {recipe.name: applicable(first, recipe) for recipe in self.choice.recipes.values()}
+    def used(self) -> dict[str, Used]:
+        """Find what takes the named recipes' places, once for all repeats, from all candidates."""
+        first = self.settled()
+        return {recipe.name: used_among(first, recipe) for recipe in self.choice.recipes.values()}
+
+    def settled(self) -> list[ScoreCard]:
+        """List the first card of each candidate; what failed in one repeat has failed in it."""
+        return [row[0] for row in self._rows().values()]
 
     def _rows(self) -> dict[str, list[ScoreCard]]:
         """List each candidate's cards by repeat; what failed in one repeat has failed in all."""
@@ -189,7 +192,7 @@ class Tally:
         columns = zip(*repeats, strict=True)  # [R, n] -> [n, R]
         return {name: list(cards[: len(rows[name])]) for name, cards in zip(rows, columns, strict=True)}
 
-    def _combined(self, cards: list[ScoreCard], used: Mapping[str, Recipe]) -> list[ScoreCard]:
+    def _combined(self, cards: list[ScoreCard], used: Mapping[str, Used]) -> list[ScoreCard]:
         for recipe in self.choice.recipes.values():
             cards, _ = combined(cards, recipe, self.choice, used[recipe.name])
         return cards

@@ -18,9 +18,11 @@ from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.errors import (
     IdenticalBatchesError,
+    NoGradientError,
     NonFiniteError,
     NotApplicableError,
     TooFewBatchesError,
+    message_of,
     traceback_of,
 )
 from lightning_zico.proxies import Measurement, Proxy
@@ -262,6 +264,8 @@ def measured(proxy: Proxy, probe: Probe, precision: str | None) -> Score:
         if not math.isfinite(measurement.value):
             raise NonFiniteError(f"`{proxy.name}` is {measurement.value}, which no ranking can use.")
     except Exception as raised:
+        if isinstance(raised, NoGradientError):
+            probe.doubt()
         # Of what does not apply the reason says all, and many candidates with many texts would fill the memory.
         traceback = None if isinstance(raised, NotApplicableError) else traceback_of(raised)
         return Score(proxy.name, None, described(raised), time.perf_counter() - start, traceback=traceback)
@@ -284,10 +288,6 @@ def measured(proxy: Proxy, probe: Probe, precision: str | None) -> Score:
 
 
 def described(error: BaseException) -> str:
-    """Put an exception in one line: its kind and its message."""
-    try:
-        message = " ".join(str(error).split())
-    except Exception:  # a `__str__` of the user's own that fails
-        message = ""
+    """Put an exception in one line: its kind and its message, or the line of code that raised it without one."""
     kind = NOT_APPLICABLE if isinstance(error, NotApplicableError) else type(error).__name__
-    return f"{kind}: {message}".rstrip(": ")
+    return f"{kind}: {message_of(error)}".rstrip(": ")

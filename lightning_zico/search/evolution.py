@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from lightning_zico.ranking import combine, crowding_distances, front_numbers
+from lightning_zico.ranking import crowding_distances, front_numbers
 from lightning_zico.results import ScoreCard
-from lightning_zico.scoring.choice import Choice, combined, inapplicable_to, without
+from lightning_zico.scoring.choice import Choice, combined, lacking_of, trains, used_for, values_of
 from lightning_zico.spaces import SearchSpace
 
 
@@ -111,7 +111,7 @@ class Population:
         names = {name for link in choice.read_by(rank_by) for name in link}
         self._columns: dict[str, list[float | None]] = {name: [] for name in names}  # higher is better
         self._low: list[tuple[float, ...]] = []  # costs, higher is better
-        self._inapplicable: list[frozenset[str]] = []
+        self._lacking: list[frozenset[str]] = []
         self._standings = _Standings([])
 
     def __len__(self) -> int:
@@ -120,8 +120,8 @@ class Population:
     def add(self, member: Member) -> None:
         """Let an arch join, and the worst leave if there are too many: of equals the one that joined first.
 
-        An arch that failed does not join, and where the newcomer makes a fallback take the recipe's place, whoever
-        lacks a score of its members leaves.
+        An arch that failed does not join. One that a member of the recipe has no number for may make a fallback take
+        the recipe's place, for as long as it stays.
         """
         if self._fails(member.card):
             return
@@ -129,7 +129,7 @@ class Population:
         for name, column in self._columns.items():
             column.append(self._choice.directed(member.card, name))
         self._low.append(tuple(-cost for cost in member.costs))
-        self._inapplicable.append(inapplicable_to(member.card))
+        self._lacking.append(lacking_of(member.card))
         scores = self._scores()
         for idx in [idx for idx, score in enumerate(scores) if score is None][::-1]:
             self._remove(idx)
@@ -149,17 +149,17 @@ class Population:
         return self._members[self._standings.best()].arch if self._members else None
 
     def _fails(self, card: ScoreCard) -> bool:
-        used = without(inapplicable_to(card), self._recipe).members if self._recipe else (self._rank_by,)
-        return card.error is not None or any(self._choice.directed(card, name) is None for name in used)
+        used = used_for([lacking_of(card)], self._recipe).recipe.members if self._recipe else (self._rank_by,)
+        return not trains(card) or any(card[name].value is None for name in used)
 
     def _scores(self) -> list[float | None]:
         """Score the members as one set, as `scores_of` does."""
         if self._recipe is None:
             return list(self._columns[self._rank_by])
-        return combine(without(frozenset().union(*self._inapplicable), self._recipe), self._columns)
+        return values_of(used_for(self._lacking, self._recipe), self._columns)
 
     def _remove(self, idx: int) -> None:
-        del self._members[idx], self._inapplicable[idx], self._low[idx]
+        del self._members[idx], self._lacking[idx], self._low[idx]
         for column in self._columns.values():
             del column[idx]
 

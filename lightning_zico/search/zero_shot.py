@@ -33,7 +33,7 @@ from lightning_zico.scoring.arguments import (
 )
 from lightning_zico.scoring.cache import CacheLike, check_cache, opened
 from lightning_zico.scoring.cached import with_cache
-from lightning_zico.scoring.choice import Choice, applicable, chosen
+from lightning_zico.scoring.choice import Choice, chosen, used_among
 from lightning_zico.scoring.executors import executor_of
 from lightning_zico.scoring.fingerprint import fingerprint, fingerprint_or_none
 from lightning_zico.scoring.placement import AcceleratorName, Devices, PrecisionName, check_placement, placement_of
@@ -617,11 +617,10 @@ class _Running:
 
     def _provenance(self, cards: Sequence[ScoreCard]) -> dict[str, Any]:
         recipe = self._choice.recipes.get(self._rank_by)
-        used = applicable(cards, recipe) if recipe else None
         return {
             **self._settings,
             "higher_is_better": self._choice.higher_is_better(self._rank_by),
-            "recipes": {self._rank_by: told(used, recipe)} if used and recipe else {},
+            "recipes": {self._rank_by: told(used_among(cards, recipe), recipe, cards)} if recipe else {},
             "study": self._trials.study.study_name,
             "num_trials": self._search.num_trials,
             "num_rejected": self._num_rejected,

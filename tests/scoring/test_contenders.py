@@ -22,18 +22,20 @@ def card_of(idx: int, values: list[int | None], inapplicable: set[str]) -> Score
     return ScoreCard(str(idx), scores)
 
 
-@given(st.data(), st.integers(1, 9), st.integers(1, 4), st.integers(1, 3))
+# Of ten or more, those that lack a number may be placed beside the others.
+@given(st.data(), st.one_of(st.integers(1, 9), st.integers(10, 21)), st.integers(1, 4), st.integers(1, 3))
 def test_the_first_of_the_ranking_are_among_the_contenders(
     data: st.DataObject, num_candidates: int, num_places: int, repeats: int
 ) -> None:
-    # Few different numbers, so that many are equal; broken ones are rare, or nothing would be ranked.
-    number = st.sampled_from([0, 1, 2] * 8 + [None])
-    inapplicable = data.draw(st.sets(st.sampled_from(["synflow", "az_progressivity", "naswot"])))
+    # Few different numbers, so that many are equal; missing ones are rare.
+    number, rarely = st.sampled_from([0, 1, 2]), st.sampled_from([0, 1, 2] * 8 + [None])
+    inapplicable = data.draw(st.sets(st.sampled_from(["synflow", "az_expressivity_mean", "naswot"])))
+    few = data.draw(st.sets(st.integers(0, num_candidates - 1), max_size=max(num_candidates // 10, 1)))
     tally, contenders = Tally(CHOICE, repeats), Contenders(CHOICE.first, CHOICE, num_places)
     jobs = list(tally.jobs([Candidate(str(idx), Classifier) for idx in range(num_candidates)], range(repeats)))
-    for idx in data.draw(st.permutations(range(len(jobs)))):
-        job = jobs[idx]
-        card = card_of(int(job.candidate.name), [data.draw(number) for _ in NAMES], inapplicable)
+    for position in data.draw(st.permutations(range(len(jobs)))):
+        job, idx = jobs[position], int(jobs[position].candidate.name)
+        card = card_of(idx, [data.draw(rarely if idx in few else number) for _ in NAMES], inapplicable)
         cards = tally.add(job, card)
         if len(cards) == repeats:
             contenders.add(job.candidate, tally.place(card.name), cards)
@@ -45,6 +47,34 @@ def test_the_first_of_the_ranking_are_among_the_contenders(
     )
     first = [row["name"] for row in board.rows[:num_places] if row["rank"]]
     assert set(first) <= {candidate.name for candidate in contenders.candidates}
+
+
+def test_who_lacks_a_number_is_not_let_go_for_one_that_has_it() -> None:
+    # By the recipe "best" may be in the middle, while all that "lacking" has is as good.
+    lacking = card_of(0, [9 if name != "synflow" else None for name in NAMES], set())
+    best = card_of(1, [9 if name != "synflow" else 0 for name in NAMES], set())
+    for order in ((lacking, best), (best, lacking)):
+        contenders = Contenders(CHOICE.first, CHOICE)
+        for card in order:
+            contenders.add(Candidate(card.name, Classifier), int(card.name), [card])
+        assert {candidate.name for candidate in contenders.candidates} == {"0", "1"}
+
+
+def test_who_shares_the_first_place_and_was_offered_earlier_is_not_let_go() -> None:
+    # Both are better by the fallback than all others, so that both are placed where the best of the others is.
+    contenders = Contenders(CHOICE.first, CHOICE)
+    tally = Tally(CHOICE, 1)
+    values = [
+        [8 if name != "synflow" else None for name in NAMES],
+        [9 if name != "synflow" else None for name in NAMES],
+    ]
+    values += [[idx % 7 for _ in NAMES] for idx in range(20)]
+    jobs = list(tally.jobs([Candidate(str(idx), Classifier) for idx in range(len(values))], range(1)))
+    for idx, job in enumerate(jobs):
+        contenders.add(job.candidate, idx, tally.add(job, card_of(idx, values[idx], set())))
+    first, second = (card[CHOICE.first].value for card in tally.merged()[:2])
+    assert first == second is not None
+    assert "0" in {candidate.name for candidate in contenders.candidates}
 
 
 def test_who_is_behind_by_every_score_is_let_go() -> None:

@@ -1,0 +1,75 @@
+"""One precision for all that a module computes, whatever it casts to."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+_COMPLEX = {torch.float64: torch.complex128, torch.float32: torch.complex64}
+_FLOATS = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16})
+_COMPLEXES = frozenset({torch.complex128, torch.complex64, torch.complex32})
+# Methods that cast by their name.
+_CASTS = frozenset({Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16})
+_COMPLEX_CASTS = frozenset({Tensor.cfloat, Tensor.cdouble, Tensor.chalf})
+# `torch.FloatTensor` and its like, also by name, as `Tensor.type` takes them.
+_TENSOR_TYPE = type(torch.FloatTensor)
+_NAMES = {f"torch.{prefix}{kind}Tensor" for prefix in ("", "cuda.") for kind in ("Float", "Double", "Half", "BFloat16")}
+
+
+def as_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Turn a tensor of floating point, or a complex one, into a precision; others stay."""
+    if tensor.is_floating_point():
+        return tensor.to(dtype)
+    return tensor.to(_COMPLEX[dtype]) if tensor.is_complex() else tensor
+
+
+class OneDtype(TorchFunctionMode):
+    """Computes in one precision: casts, factories and tensors of another one are turned into it.
+
+    It is the default one meanwhile, for constants that a module makes on its way.
+
+    Args:
+        dtype: float64 or float32.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._dtype = dtype
+        self._defaults: list[torch.dtype] = []
+
+    def __enter__(self) -> "OneDtype":
+        self._defaults.append(torch.get_default_dtype())
+        torch.set_default_dtype(self._dtype)
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        torch.set_default_dtype(self._defaults.pop())
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in _CASTS:
+            return args[0].to(self._dtype)
+        if func in _COMPLEX_CASTS:
+            return args[0].to(_COMPLEX[self._dtype])
+        return func(*self._turned(args), **self._turned(kwargs))
+
+    def _turned(self, value: Any) -> Any:
+        kind = type(value)
+        if kind is torch.dtype:
+            return self._dtype if value in _FLOATS else _COMPLEX[self._dtype] if value in _COMPLEXES else value
+        if isinstance(value, Tensor):
+            is_other = value.dtype is not self._dtype and value.dtype in _FLOATS
+            is_other = is_other or (value.dtype in _COMPLEXES and value.dtype is not _COMPLEX[self._dtype])
+            return as_dtype(value, self._dtype) if is_other else value
+        if kind is tuple or kind is list:
+            return kind(self._turned(part) for part in value)
+        if kind is dict:
+            return {key: self._turned(part) for key, part in value.items()}
+        if kind is _TENSOR_TYPE:
+            return self._turned(value.dtype)
+        return self._dtype if kind is str and value in _NAMES else value
