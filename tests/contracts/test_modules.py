@@ -1,6 +1,5 @@
 """What trains is ranked: ordinary modules of ten fields, trained by a `Trainer` and ranked by the default recipe."""
 
-import copy
 import inspect
 import math
 import pickle
@@ -13,8 +12,9 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.nn.parameter import is_lazy
 
-from lightning_zico import Leaderboard, ScoreCard, ZeroShotSelector
+from lightning_zico import Leaderboard, ScoreCard, ZeroShotSelector, ZiCoCallback
 from tests.contracts.modules import ENTRIES, Entry, loader_of
 from tests.modules import assert_same, state_of
 
@@ -38,7 +38,7 @@ class Fitted:
 
 
 class Watching(Callback):
-    """Keeps gradients and losses, and holds the weights where they are, so that all gradients are those at the start."""
+    """Keeps gradients and losses, and holds the weights where they are, so that all gradients are of the same ones."""
 
     def __init__(self, fitted: Fitted) -> None:
         self.fitted = fitted
@@ -60,7 +60,7 @@ def gradients_of(module: torch.nn.Module) -> Gradients:
     return {name: None if p.grad is None else p.grad.clone() for name, p in module.named_parameters()}
 
 
-def fit(module: LightningModule, entry: Entry) -> Fitted:
+def fit(module: LightningModule, entry: Entry, *callbacks: Callback) -> Fitted:
     """Train for two steps, or as many as the entry is scored on."""
     fitted = Fitted()
     torch.manual_seed(3)
@@ -70,7 +70,7 @@ def fit(module: LightningModule, entry: Entry) -> Fitted:
         accelerator="cpu",
         devices=1,
         logger=False,
-        callbacks=[Watching(fitted)],
+        callbacks=[*callbacks, Watching(fitted)],
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -101,13 +101,12 @@ def run(entry: Entry) -> Run:
     build = seeded(entry.build, entry.big)
     trained = fit(build(), entry)
     offered, data = build(), entry.data()
-    options: dict[str, Any] = {} if entry.step is None else {"step": entry.step}
     selector = ZeroShotSelector(
-        proxies=["default", "zico"], num_batches=entry.num_batches, seed=0, enable_progress_bar=False, **options
+        proxies=["default", "zico"], num_batches=entry.num_batches, seed=0, enable_progress_bar=False, **entry.options
     )
-    before, data_before = state_of(offered), photograph(data)
+    before, data_before = photograph_of(offered), bytes_of(data)
     leaderboard = selector.rank({"small": seeded(entry.build, entry.small), "big": offered}, loader_of(data))
-    after, data_after = state_of(offered), photograph(data)
+    after, data_after = photograph_of(offered), bytes_of(data)
     card = selector.cards_["big"]
     return Run(entry, trained, leaderboard, card, before, after, data_before, data_after, offered)
 
@@ -120,7 +119,13 @@ def seeded(build: Callable[[int], LightningModule], width: int) -> Callable[[], 
     return built
 
 
-def photograph(data: Any) -> bytes:
+def photograph_of(module: LightningModule) -> dict[str, Any]:
+    """All that must not change; of a parameter that waits for its shape there is only that it waits."""
+    waiting = {name: type(p).__name__ for name, p in module.named_parameters() if is_lazy(p)}
+    return waiting or state_of(module)
+
+
+def bytes_of(data: Any) -> bytes:
     """Batches that are at hand as bytes; loaders and data modules make theirs anew."""
     return pickle.dumps(data) if isinstance(data, list) else b""
 
@@ -140,10 +145,19 @@ def result(ran: Run | Exception) -> Run:
     return ran
 
 
-def gradients_by_hand(module: LightningModule, entry: Entry) -> list[Gradients]:
-    """Differentiate the entry's own step, which no trainer calls."""
-    assert entry.step is not None
-    gradients = []
+def assert_trained_alike(first: Fitted, second: Fitted) -> None:
+    assert second.error == first.error
+    assert second.losses == first.losses
+    assert len(second.gradients) == len(first.gradients)
+    for a, b in zip(first.gradients, second.gradients, strict=True):
+        assert_same(a, b)
+
+
+def reference_gradients(entry: Entry, trained: Fitted) -> list[Gradients]:
+    """Those that a trainer took; of the entry's own step, which no trainer calls, those of plain autograd."""
+    if entry.step is None:
+        return trained.gradients
+    module, gradients = seeded(entry.build, entry.big)(), []
     for idx, batch in enumerate(entry.data()):
         module.zero_grad()
         entry.step(module, batch, idx).backward()
@@ -195,21 +209,18 @@ class TestModule:
         assert zico.value == pytest.approx(math.fsum(zico.layers.values()))
         if not entry.comparable:
             return
-        gradients = result.trained.gradients
-        if entry.step is not None:
-            gradients = gradients_by_hand(seeded(entry.build, entry.big)(), entry)
-        by_hand = zico_by_hand(gradients)
+        by_hand = zico_by_hand(reference_gradients(entry, result.trained))
         # A weight whose two gradients nearly agree adds a large number that rests on their last digits.
         assert zico.layers == pytest.approx({name: by_hand[name] for name in zico.layers}, rel=2e-3, abs=2e-3)
 
     def test_looks_at_every_weight_of_a_product(self, result: Run) -> None:
         if not result.entry.comparable:
             return
-        shapes = {name: p.ndim for name, p in result.offered.named_parameters()}
+        gradients = reference_gradients(result.entry, result.trained)
         weights = {
             name
-            for name in zico_by_hand(result.trained.gradients or [])
-            if shapes[name] >= 2 and not any(fnmatch(name, pattern) for pattern in result.entry.unweighted)
+            for name in zico_by_hand(gradients)
+            if gradients[0][name].ndim >= 2 and not any(fnmatch(name, p) for p in result.entry.unweighted)
         }
         assert weights <= set(result.card["zico"].layers)
 
@@ -218,11 +229,16 @@ class TestModule:
         assert result.data_before == result.data_after
 
     def test_trains_afterwards_as_if_it_had_not_been_scored(self, result: Run) -> None:
-        again = fit(copy.deepcopy(result.offered), result.entry)
-        assert again.error == result.trained.error
-        assert again.losses == result.trained.losses
-        for first, second in zip(result.trained.gradients, again.gradients, strict=True):
-            assert_same(first, second)
+        assert_trained_alike(result.trained, fit(result.offered, result.entry))
+
+    def test_trains_beside_the_callback_as_without_it(self, result: Run) -> None:
+        entry = result.entry
+        callback = ZiCoCallback(num_batches=entry.num_batches, **entry.options)
+        assert_trained_alike(result.trained, fit(seeded(entry.build, entry.big)(), entry, callback))
+        (record,) = callback.history
+        assert record["error"] is None
+        if entry.comparable:
+            assert record["score"] == pytest.approx(result.card["zico"].value, rel=2e-3, abs=2e-3)
 
 
 def test_sixty_modules_of_ten_fields_are_there() -> None:

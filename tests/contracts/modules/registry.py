@@ -47,6 +47,11 @@ class Entry:
     comparable: bool = True
     num_batches: int = 2
 
+    @property
+    def options(self) -> dict[str, Any]:
+        """What has to be said where it is scored."""
+        return {} if self.step is None else {"step": self.step}
+
 
 ENTRIES: dict[str, Entry] = {}
 

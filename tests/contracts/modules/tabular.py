@@ -200,7 +200,7 @@ def ratings(g: Generator) -> Any:
     return users, items, torch.randint(1, 6, (NUM_SAMPLES,), generator=g).float()
 
 
-@ordinary(batches(ratings), lambda w: 2 * w * w + 2 * w * 4 + 4, unweighted=["users.weight", "items.weight"])
+@ordinary(batches(ratings), lambda w: 2 * w * w + w * 4 + 4, unweighted=["users.weight", "items.weight"])
 class NeuralCF(Trained):
     """Two tables, their product and a network beside it."""
 

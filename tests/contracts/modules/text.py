@@ -154,7 +154,11 @@ class BERT(Trained):
     def __init__(self, width: int) -> None:
         super().__init__()
         config = BertConfig(
-            *(NUM_TOKENS, width, 1, 2, 2 * width),
+            vocab_size=NUM_TOKENS,
+            hidden_size=width,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=2 * width,
             max_position_embeddings=LENGTH,
             hidden_dropout_prob=0.0,
             attention_probs_dropout_prob=0.0,
@@ -179,7 +183,8 @@ class GPT2(Trained):
     def __init__(self, width: int) -> None:
         super().__init__()
         drop = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-        config = GPT2Config(vocab_size=NUM_TOKENS, n_positions=LENGTH, n_embd=width, n_layer=1, n_head=2, **drop)
+        sizes = {"vocab_size": NUM_TOKENS, "n_positions": LENGTH, "n_embd": width, "n_layer": 1, "n_head": 2}
+        config = GPT2Config(**sizes, **drop, bos_token_id=0, eos_token_id=0)
         self.model = GPT2LMHeadModel(config)
 
     def training_step(self, batch: Any, **kwargs: Any) -> Tensor:
