@@ -1,8 +1,9 @@
 # Every target sets up what it needs in .venv and does no work twice.
 PYTHON ?= python3
 BIN := .venv/bin
+THIRD_PARTY := .venv-third-party
 
-.PHONY: demo test check docs bench bench-search fidelity browser clean
+.PHONY: demo test check docs bench bench-search fidelity third-party browser clean
 .DELETE_ON_ERROR:
 
 demo: .venv/demo.stamp  ## rank eight models on real images, train the winner, compare with training them all
@@ -39,8 +40,11 @@ fidelity: .venv/demo.stamp  ## proxies against what training found, on three pub
 bench-search: .venv/dev.stamp  ## ZiCo's search for ImageNet, made small; goes on where it was
 	$(BIN)/python benchmarks/search.py --part reduced --storage benchmarks/cache/search.db
 
+third-party: $(THIRD_PARTY)/stamp  ## modules that other packages ship: which train, which are ranked; ten minutes, after some GB of packages
+	$(THIRD_PARTY)/bin/python benchmarks/third_party.py
+
 clean:
-	rm -rf .venv
+	rm -rf .venv $(THIRD_PARTY)
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -52,3 +56,11 @@ clean:
 .venv/dev.stamp: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install --quiet -e ".[dev]"
 	touch $@ .venv/demo.stamp
+
+# Apart from .venv, since what these packages ask for would change what the tests run with. An old pip takes an hour to
+# find versions that fit each other, a new one a minute.
+$(THIRD_PARTY)/stamp: pyproject.toml benchmarks/third_party.txt
+	$(PYTHON) -m venv $(THIRD_PARTY)
+	$(THIRD_PARTY)/bin/python -m pip install --quiet --upgrade "pip>=25"
+	$(THIRD_PARTY)/bin/python -m pip install --quiet -e . -r benchmarks/third_party.txt
+	touch $@
