@@ -4,6 +4,7 @@ import copy
 import sys
 import traceback
 from pathlib import Path
+from textwrap import shorten
 
 
 class ZiCoError(Exception):
@@ -65,6 +66,8 @@ class CacheError(ZiCoError, OSError):
     """A file that is no cache of scores, or is damaged, or cannot be read or written."""
 
 
+_MOST_CODE = 80
+
 # Where the place that raised an error is kept on it.
 _PLACE = "__zico_place__"
 
@@ -98,8 +101,8 @@ def _place_of(error: BaseException) -> str:
     frames = traceback.extract_tb(error.__traceback__)
     if not frames:
         return ""
-    place = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}"
-    return f"`{frames[-1].line}` ({place})" if frames[-1].line else f"({place})"
+    place, code = f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}", frames[-1].line or ""
+    return f"`{shorten(code, _MOST_CODE, placeholder=' ...')}` ({place})" if code else f"({place})"
 
 
 def kept(error: Exception) -> Exception:

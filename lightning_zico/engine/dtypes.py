@@ -11,7 +11,7 @@ _FLOATS = frozenset({torch.float64, torch.float32, torch.float16, torch.bfloat16
 _COMPLEXES = frozenset({torch.complex128, torch.complex64, torch.complex32})
 # Methods that cast by their name.
 _CASTS = frozenset({Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16})
-_COMPLEX_CASTS = frozenset({Tensor.cfloat, Tensor.cdouble, Tensor.chalf})
+_COMPLEX_CASTS = frozenset(getattr(Tensor, name) for name in ("cfloat", "cdouble", "chalf"))
 # `torch.FloatTensor` and its like, also by name, as `Tensor.type` takes them.
 _TENSOR_TYPE = type(torch.FloatTensor)
 _NAMES = {f"torch.{prefix}{kind}Tensor" for prefix in ("", "cuda.") for kind in ("Float", "Double", "Half", "BFloat16")}

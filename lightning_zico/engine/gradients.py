@@ -25,6 +25,7 @@ from lightning_zico.engine.batches import map_tensors, num_samples, tensors_of, 
 from lightning_zico.engine.observers import GradientFacts, Watch, has_reentrant_checkpoint
 from lightning_zico.engine.scope import preserved, seed_all
 from lightning_zico.engine.stateless import Stateless, check_depends
+from lightning_zico.engine.transforms import real_view
 from lightning_zico.errors import ZiCoError
 
 # Who differentiates the stateless call. Per batch "autograd", torch.autograd.grad, rather than "grad", torch.func.vjp:
@@ -261,7 +262,8 @@ class _Task:
             losses.append(loss)
             for name, gradient in gradients.items():
                 stacks[name].append(gradient)
-        return GradientChunk({name: torch.stack(stack) for name, stack in stacks.items()}, torch.stack(losses))
+        gradients = {name: real_view(torch.stack(stack)) for name, stack in stacks.items()}
+        return GradientChunk(gradients, torch.stack(losses))
 
     def _replayable_step(self, module: nn.Module, batch: Batch, batch_idx: int) -> Tensor:
         loss = self.step(module, batch, batch_idx)
@@ -330,10 +332,14 @@ class _Task:
 
 
 def _owned(gradients: Params) -> Params:
-    """Copy gradients that share memory with another or within themselves, as the terms of a sum do."""
+    """Copy gradients that share memory with another or within themselves, as the terms of a sum do.
+
+    Those of complex weights become pairs of real numbers, ``[*, 2]``: the gradients of both parts.
+    """
     seen: set[int] = set()
     owned: Params = {}
-    for name, gradient in gradients.items():
+    for name, complex_or_real in gradients.items():
+        gradient = real_view(complex_or_real)
         expanded = not gradient.is_contiguous() and any(
             stride == 0 and size > 1 for stride, size in zip(gradient.stride(), gradient.shape, strict=True)
         )

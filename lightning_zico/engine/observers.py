@@ -20,6 +20,7 @@ from lightning_zico._typing import Axis, Batch, Params
 from lightning_zico.engine.batches import map_tensors, tensors_of
 from lightning_zico.engine.layers import Layout
 from lightning_zico.engine.scope import unfused
+from lightning_zico.engine.transforms import is_transforming, outside_transforms, real_view, unwrapped
 from lightning_zico.errors import NotApplicableError, kept
 
 # Functions that are applied to every number of a layer's output. Gates (sigmoid) are among them.
@@ -150,6 +151,7 @@ class Watch:
 
     Attributes:
         calls: Names of the submodules with trainable weights of layers whose calls have ended, in this order.
+        broke_off: Whether what was watched failed.
     """
 
     def __init__(
@@ -163,9 +165,12 @@ class Watch:
         self.errors: dict[Observer, Exception] = {}
         self.inputs: list[Tensor] = []
         self.calls: list[str] = []
+        self.broke_off = False
         self.finished = False
         self.loss: Tensor | None = None
         self._is_whole = is_whole
+        self._unwraps = True
+        self._is_hidden = False  # whether what the network puts out is, under `no_grad`
         self._output: Any = None
         self.aside = False  # whether what runs at the moment is an observer's own work
         self._device_type = next((parameter.device.type for parameter in module.parameters()), "cpu")
@@ -200,12 +205,19 @@ class Watch:
         if self._is_blind:
             yield
             return
+        # What is watched inside transforms stays in them.
+        self._unwraps = not is_transforming()
+        self._output, self._is_hidden = None, False
+        self.calls.clear()
         functions = self._listening("activation") or self._listening("batch_norm")
         # For all modules at once: a hook on each of hundreds takes longer than to run a small network.
         handle = register_module_forward_hook(self._called)
         try:
             with unfused(), _Functions(self) if functions else nullcontext():
                 yield
+        except Exception:
+            self.broke_off = True
+            raise
         finally:
             handle.remove()
 
@@ -238,6 +250,8 @@ class Watch:
             NotApplicableError: If there is none.
         """
         output = floating_tensor_in(self._output)
+        if output is None and self._is_hidden:
+            raise NotApplicableError("the network runs under `torch.no_grad()`, so that nothing can be differentiated.")
         if output is None:
             raise NotApplicableError(
                 "the step called no submodule with trainable linear or convolutional layers that put out a "
@@ -260,6 +274,11 @@ class Watch:
             self.calls.append(name)
             if not self.needs_graph or torch.is_grad_enabled():
                 self._output = output
+                if self._unwraps and is_transforming():
+                    with outside_transforms():
+                        self._output = unwrapped(output)
+            else:
+                self._is_hidden = True
         self.report("module_call", name, module, args, output)
 
     def _listening(self, event: str) -> list[Observer]:
@@ -271,6 +290,10 @@ class Watch:
         """Tell the observers that listen to it of an event."""
         listening = self._listening(event)
         if not listening:
+            return
+        if self._unwraps and is_transforming():
+            with outside_transforms():
+                self.report(event, *unwrapped(args))
             return
         # Leaves the step's autograd, and its precision: in half of it sums would be wrong. By hand and asked first,
         # since this happens at every call of a submodule, and contexts cost more than most observers.
@@ -324,7 +347,7 @@ class _Functions(TorchFunctionMode):
             before = args[0] if args else kwargs["input"]
             kept = before.detach().clone() if is_in_place(func, args, kwargs) else before
             after = func(*args, **kwargs)
-            self._watch.report("activation", kept, after)
+            self._watch.report("activation", real_view(kept), real_view(after))
             return after
         if func is F.batch_norm and (args[5] if len(args) > 5 else kwargs.get("training", False)):
             self._watch.report("batch_norm", args[0] if args else kwargs["input"])
@@ -337,10 +360,16 @@ def is_in_place(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -
 
 
 def floating_tensor_in(output: Any) -> Tensor | None:
-    """Find the tensor of a module's output: itself, its ``logits``, or the first of floating point in it; no scalar."""
+    """Find the tensor of a module's output: itself, its ``logits``, or the first of floating point in it; no scalar.
+
+    Where there is none, the first that is complex serves, as pairs of real numbers.
+    """
     logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     tensors = tensors_of(output if logits is None else logits)
-    return next((tensor for tensor in tensors if tensor.is_floating_point() and tensor.ndim), None)
+    found = next((tensor for tensor in tensors if tensor.is_floating_point() and tensor.ndim), None)
+    if found is None and (pairs := next((tensor for tensor in tensors if tensor.is_complex()), None)) is not None:
+        return real_view(pairs)
+    return found
 
 
 def signs(before: Tensor) -> Tensor:

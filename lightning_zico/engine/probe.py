@@ -19,7 +19,7 @@ from lightning_zico.engine.learned import FirstGradients, GradientMoments, Momen
 from lightning_zico.engine.observers import GradientFacts, Observer, Watch, listens
 from lightning_zico.engine.scope import generator_states, preserved, preserved_rng, seed_all
 from lightning_zico.engine.size import MacCount, count_macs, count_params
-from lightning_zico.engine.stateless import Stateless
+from lightning_zico.engine.stateless import Stateless, reaches
 from lightning_zico.errors import NotApplicableError, UnsupportedModuleError, ZiCoError, again, in_words, kept
 
 T = TypeVar("T")
@@ -68,6 +68,7 @@ class Probe:
         self.muted = muted
         self._blocks = blocks
         self._first_loss: Tensor | None = None
+        self._floating: list[int] | None = None  # positions in the first batch
         self._broke_off = False  # whether a pass did
         self._is_doubted = False  # whether it learns anything
         self._differentiates = False  # whether the step itself does, so that it needs autograd
@@ -161,8 +162,7 @@ class Probe:
         These alone may be replaced by random numbers: a loss may take no other targets than its own, such as masks.
         Of a batch whose first tensor is the only one of floating point, no run is needed to know.
         """
-        floating = [idx for idx, tensor in enumerate(tensors_of(self.batches[0])) if tensor.is_floating_point()]
-        return frozenset(floating) if floating in ([], [0]) else self.flow.inputs & frozenset(floating)
+        return self.once(_inputs)
 
     def once(self, compute: "Callable[[Probe], T]") -> T:
         """Compute something from this probe, or give what was computed, or raise what was raised, the first time."""
@@ -274,7 +274,11 @@ class Probe:
     def first_batch(self) -> Batch:
         """A copy of the first batch, on the module's device."""
         with preserved_rng():
-            return self._prepared(0)
+            batch = self._prepared(0)
+        if self._floating is None:
+            tensors = enumerate(tensors_of(batch))
+            self._floating = [idx for idx, tensor in tensors if tensor.is_floating_point() or tensor.is_complex()]
+        return batch
 
     def stream(
         self,
@@ -297,17 +301,22 @@ class Probe:
             watch: Sees the first batch.
         """
         chosen = range(len(self.batches) if num_batches is None else num_batches)
-        return stream_gradients(
-            self.module,
-            step or self.step,
-            map(self._prepared, chosen),
-            consume,
-            names=names,
-            axis=axis,
-            chunk_size=self._chunk_size,
-            seed=self.seed,
-            watch=watch,
-        )
+        try:
+            return stream_gradients(
+                self.module,
+                step or self.step,
+                map(self._prepared, chosen),
+                consume,
+                names=names,
+                axis=axis,
+                chunk_size=self._chunk_size,
+                seed=self.seed,
+                watch=watch,
+            )
+        except Exception as error:
+            if axis == "batch":
+                raise
+            raise self._blamed(kept(error), "one sample at a time") from None
 
     def _pass(self, observers: Sequence[Observer], axis: Axis) -> None:
         watch = Watch(self.module, observers, self.layout)
@@ -332,14 +341,14 @@ class Probe:
             watch.errors |= errors
         if failure is not None:
             self._broke_off = True
-            observers = self._passed_again(observers, watch, failure, bool(learners))
+            observers = self._passed_again(observers, watch, failure, bool(learners), axis)
         if watch.loss is not None:
             self._first_loss = watch.loss
         for observer in observers:
             self._observed[observer] = watch.errors.get(observer, observer)
 
     def _passed_again(
-        self, observers: Sequence[Observer], watch: Watch, failure: Exception, took_gradients: bool
+        self, observers: Sequence[Observer], watch: Watch, failure: Exception, took_gradients: bool, axis: Axis
     ) -> Sequence[Observer]:
         """Let observers see what they can still see after a pass broke off.
 
@@ -347,18 +356,20 @@ class Probe:
             Those that see nothing more.
         """
         demanding = [observer for observer in observers if observer.needs_graph]
-        undemanding = [observer for observer in observers if not observer.needs_graph]
-        if watch.finished or not demanding or not (undemanding or took_gradients):
-            fed = "inputs that require a gradient" if demanding and not took_gradients else ""
-            for observer in observers:
-                if observer.needs_gradients or not watch.finished:
-                    watch.errors.setdefault(observer, self._blamed(failure, fed) if fed else failure)
-            return observers
         # There are steps that fail on inputs which require a gradient, as `.numpy()` does.
-        for group in (undemanding, demanding):
-            if group:
-                self._pass(group, "batch")
-        return ()
+        apart = (
+            [o for o in observers if o not in demanding] if demanding else [o for o in observers if o.needs_gradients]
+        )
+        others = demanding or [observer for observer in observers if observer not in apart]
+        if not watch.finished and apart and others:
+            for group in (apart, others):
+                self._pass(group, axis)
+            return ()
+        fed = "inputs that require a gradient" if demanding and not took_gradients else ""
+        for observer in observers:
+            if observer.needs_gradients or not watch.finished:
+                watch.errors.setdefault(observer, self._blamed(failure, fed) if fed else failure)
+        return observers
 
     def _watched_forward(
         self,
@@ -384,7 +395,7 @@ class Probe:
             self._differentiates = failure is None
             if failure is None:
                 return watch, None
-        whole = self._whole_run(is_cut)
+        whole = self.whole_run(is_cut)
         if whole is not None:
             watch = Watch(self.module, observers, self.layout, whole)
             failure = self._run(watch, tensors, batch, mode, True)
@@ -422,7 +433,7 @@ class Probe:
             return kept(error)
         return None
 
-    def _whole_run(self, is_cut: bool) -> Callable[[Sequence[str]], bool] | None:
+    def whole_run(self, is_cut: bool) -> Callable[[Sequence[str]], bool] | None:
         """Make a test of whether the network has run to its end, from a run on its own weights and the first batch."""
         try:
             whole = self.once(_plain_calls)
@@ -487,7 +498,7 @@ class Probe:
                     tensor.requires_grad_(self.stateless.params[name].requires_grad)
                 seed_all(self.seed + batch_idx)
                 loss = self.stateless.loss(self.step, params | self.stateless.copied_buffers(), batch, batch_idx)
-                depends = depends or loss.grad_fn is not None
+                depends = depends or reaches(loss, params.values())
                 put_back()
         return depends
 
@@ -501,6 +512,13 @@ class Probe:
 
 def _found_blocks(probe: Probe) -> list[str]:
     return block_names(probe.module)
+
+
+def _inputs(probe: Probe) -> frozenset[int]:
+    if probe._floating is None:
+        _ = probe.first_batch
+    floating = probe._floating or []
+    return frozenset(floating) if floating in ([], [0]) else probe.flow.inputs & frozenset(floating)
 
 
 def _layers(probe: Probe) -> dict[str, nn.Parameter]:

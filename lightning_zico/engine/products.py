@@ -10,6 +10,7 @@ from lightning_zico._typing import Batch, Params, Step
 from lightning_zico.engine.observers import check_graph
 from lightning_zico.engine.scope import preserved, seed_all
 from lightning_zico.engine.stateless import Stateless, check_depends
+from lightning_zico.engine.transforms import real_view
 from lightning_zico.errors import NoGradientError, NotApplicableError
 
 # What torch says of its own operations, such as `hardsigmoid`.
@@ -29,7 +30,7 @@ def hessian_times_gradient(
         seed: Of dropout.
 
     Returns:
-        The weights (copies) and the products, by name.
+        The weights (copies) and the products, by name; products with complex weights are pairs of real numbers.
 
     Raises:
         NoGradientError: If the loss depends on none of the parameters, or all gradients vanish.
@@ -50,11 +51,12 @@ def hessian_times_gradient(
             gradients = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True, materialize_grads=True)
             if not bool(torch.stack([gradient.any() for gradient in gradients]).any()):
                 raise NoGradientError(
-                    f"The gradient of all {len(names)} scored parameters is zero, and so is every product with it. Look "
-                    "for `detach()`, zero-initialised layers and activations that are always off."
+                    f"The gradient of all {len(names)} scored parameters is zero, and so is every product with it. "
+                    "Look for `detach()`, zero-initialised layers and activations that are always off."
                 )
             # <stopgrad(g), g>, whose gradient is the Hessian times g
-            product = sum(((g.detach() * g).sum() for g in gradients), torch.zeros((), device=loss.device))
+            parts = [real_view(gradient) for gradient in gradients]
+            product = sum(((g.detach() * g).sum() for g in parts), torch.zeros((), device=loss.device))
             if not product.requires_grad:  # a loss that is linear in the parameters
                 return tuple(torch.zeros_like(leaf, requires_grad=False) for leaf in leaves)
             try:
@@ -68,5 +70,5 @@ def hessian_times_gradient(
     return (
         {name: weight.detach() for name, weight in weights.items()},
         # detached, since torch 2.5 materialises zeros that require a gradient
-        {name: product.detach() for name, product in zip(names, products, strict=True)},
+        {name: real_view(product.detach()) for name, product in zip(names, products, strict=True)},
     )

@@ -1,6 +1,6 @@
 """A module's loss as a function of its parameters: the one place where `torch.func.functional_call` is called."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -169,6 +169,24 @@ def check_depends(loss: Tensor) -> None:
             "The loss depends on no scored parameter: it is detached, or computed without them. Return a loss that "
             "`backward()` can run from."
         )
+
+
+def reaches(loss: Tensor, leaves: Iterable[Tensor]) -> bool:
+    """Whether autograd gets from a loss to one of some leaves; also yes where a checkpoint hides them."""
+    if has_reentrant_checkpoint(loss):
+        return True
+    wanted = {id(leaf) for leaf in leaves}
+    seen: set[Any] = set()
+    remaining: list[Any] = [loss.grad_fn]
+    while remaining:
+        node = remaining.pop()
+        if node is None or node in seen:
+            continue
+        if id(getattr(node, "variable", None)) in wanted:
+            return True
+        seen.add(node)
+        remaining.extend(parent for parent, _ in node.next_functions)
+    return False
 
 
 def _backward(loss: Tensor, leaves: Params) -> Params:

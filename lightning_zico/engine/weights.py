@@ -49,12 +49,15 @@ def gaussian_batch(batch: Batch, generator: torch.Generator, inputs: Container[i
 
 
 def map_inputs(function: Callable[[Tensor], Tensor], batch: Batch, inputs: Container[int] | None = None) -> Batch:
-    """Apply a function to the floating-point tensors of a batch, or to those at some positions; all others stay."""
+    """Apply a function to the floating-point tensors of a batch, or to those at some positions; all others stay.
+
+    Complex ones count as such.
+    """
     positions = itertools.count()
 
     def mapped(tensor: Tensor) -> Tensor:
         is_input = inputs is None or next(positions) in inputs
-        return function(tensor) if is_input and tensor.is_floating_point() else tensor
+        return function(tensor) if is_input and (tensor.is_floating_point() or tensor.is_complex()) else tensor
 
     return map_tensors(mapped, batch)
 
@@ -62,7 +65,8 @@ def map_inputs(function: Callable[[Tensor], Tensor], batch: Batch, inputs: Conta
 def drawn_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
     """Draw a tensor of the same shape, type and device from N(0, 1)."""
     # said out loud, since there may be another default device and type
-    return torch.randn(tensor.shape, generator=generator, device="cpu", dtype=torch.float32).to(tensor)
+    dtype = torch.complex64 if tensor.is_complex() else torch.float32
+    return torch.randn(tensor.shape, generator=generator, device="cpu", dtype=dtype).to(tensor)
 
 
 @lru_cache(maxsize=1024)

@@ -58,7 +58,9 @@ def epe_nas_score(jacobian: Tensor, labels: Tensor, num_classes: int) -> float:
             total = float((matrix.abs() + _STABILISER).log().sum())
             sums.append(total / len(rows) if num_classes > _MANY_CLASSES else total)
     if not sums:
-        raise NotApplicableError("no class has two samples in the first batch; raise the batch size.")
+        raise NotApplicableError(
+            "no class has two samples in the first batch at which the output's gradient varies. Use larger batches."
+        )
     if num_classes <= _MANY_CLASSES:
         return math.fsum(map(abs, sums))
     return math.fsum(abs(a - b) for a, b in itertools.product(sums, sums)) / len(sums)

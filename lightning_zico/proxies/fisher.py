@@ -16,6 +16,7 @@ from lightning_zico.engine.layers import channel_dim
 from lightning_zico.engine.learned import chosen_names
 from lightning_zico.engine.observers import GradientFacts, Observer
 from lightning_zico.engine.probe import Probe
+from lightning_zico.engine.transforms import real_view
 from lightning_zico.errors import NoGradientError, NotApplicableError
 from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
 
@@ -80,7 +81,8 @@ class ChannelSaliencies(Observer):
             if kept._version != version:
                 self._errors.append(layer)
                 return
-            taken = channel_fisher(kept, gradient.detach(), dim).sum()
+            # A complex channel is made of two real ones, which are taken away together.
+            taken = channel_fisher(real_view(kept), real_view(gradient.detach()), dim).sum()
             self.by_layer[layer] = self.by_layer[layer] + taken if layer in self.by_layer else taken
 
         self.fan_in[layer] = module.weight.numel() // output.shape[dim]  # type: ignore[operator]

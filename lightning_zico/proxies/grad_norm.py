@@ -12,12 +12,15 @@ from torch import Tensor
 
 from lightning_zico.engine.learned import FirstGradients
 from lightning_zico.engine.probe import Probe
+from lightning_zico.engine.transforms import real_view
 from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
 
 
 def norms(tensors: Mapping[str, Tensor]) -> dict[str, float]:
     """Compute the Euclidean norm of each tensor, ``[*]``, with one transfer from the device."""
-    return dict(zip(tensors, torch.stack([t.double().norm() for t in tensors.values()]).tolist(), strict=True))
+    return dict(
+        zip(tensors, torch.stack([real_view(t).double().norm() for t in tensors.values()]).tolist(), strict=True)
+    )
 
 
 def grad_norm_score(gradients: Mapping[str, Tensor], total: bool = False) -> float:

@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from lightning_zico.engine.observers import Observer, check_graph
+from lightning_zico.engine.observers import Observer, check_graph, per_sample
 from lightning_zico.engine.probe import Probe
 from lightning_zico.errors import NonFiniteError, NotApplicableError
 from lightning_zico.proxies.base import Proxy, register_proxy
@@ -83,7 +83,7 @@ class InputJacobian(Observer):
             raise NotApplicableError("the input holds no floating-point numbers to differentiate with respect to.")
         check_graph(output)
         gradients = torch.autograd.grad(output.sum(), list(inputs), retain_graph=True, allow_unused=True)
-        rows = [g.flatten(1) for g in gradients if g is not None and g.ndim and len(g) == len(output)]
+        rows = [per_sample(g) for g in gradients if g is not None and g.ndim and len(g) == len(output)]
         if not rows:
             raise NotApplicableError("the output depends on no floating-point input that has a row for each sample.")
         self.rows = torch.cat(rows, dim=1)

@@ -71,6 +71,8 @@ class FeatureMaps(Observer):
         if id(module) not in self._leaves or not isinstance(output, Tensor) or output.ndim < 3:
             return
         sample = output[0]
+        if sample.is_complex():  # both parts are channels
+            sample = torch.cat([sample.real, sample.imag], dim=0 if output.ndim > 3 else -1)
         feature_map = sample.flatten(1) if output.ndim > 3 else sample.T  # [C, P]; tokens are [P, C]
         channels, positions = feature_map.shape
         if channels < 2 or positions < 2:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lightning_zico.engine.observers import Observer, signs
-from lightning_zico.engine.spectra import rank_of
 from lightning_zico.engine.probe import Probe
+from lightning_zico.engine.spectra import rank_of
 from lightning_zico.errors import NotApplicableError
 from lightning_zico.proxies.base import Proxy, register_proxy
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from lightning_zico.engine.learned import WeightDifferentiator, chosen_names
 from lightning_zico.engine.observers import check_graph
 from lightning_zico.engine.probe import Probe
+from lightning_zico.engine.transforms import real_view
 from lightning_zico.errors import NonFiniteError, NotApplicableError
 from lightning_zico.proxies.base import Proxy, register_proxy
 
@@ -66,7 +67,7 @@ class _TangentKernel(WeightDifferentiator):
         rows = []
         for sample in output.reshape(len(output), -1).sum(dim=1):
             gradients = self.differentiated(sample, retain_graph=True)
-            rows.append(torch.cat([gradient.flatten() for gradient in gradients]))
+            rows.append(torch.cat([real_view(gradient).flatten() for gradient in gradients]))
         stacked = torch.stack(rows)  # [N, P]
         self.kernel = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=output.device)
         for part in stacked.split(2**16, dim=1):  # in float64 piece by piece

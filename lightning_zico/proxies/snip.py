@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lightning_zico.engine.learned import FirstGradients
 from lightning_zico.engine.probe import Probe
+from lightning_zico.engine.transforms import real_view
 from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
 
 
@@ -42,7 +43,7 @@ def saliencies(weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor], s
     """
     sums = []
     for name, gradient in gradients.items():
-        products = weights[name].detach() * gradient
+        products = real_view(weights[name].detach()) * gradient
         sums.append((products if signed else products.abs_()).sum(dtype=torch.float64))
     return dict(zip(gradients, torch.stack(sums).tolist(), strict=True))
 

@@ -1,7 +1,8 @@
 """SynFlow: how much of what flows through the network passes through each weight."""
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -66,6 +67,7 @@ class SynFlow(Proxy):
     def measure(self, probe: Probe) -> Measurement:
         """Run the network on ones and differentiate."""
         flow, way = _flow_of(probe)
+        _check_finite(flow.flows, probe.module, way.dtype)
         largest = max(flow.flows.values())
         if largest == 0:
             raise NotApplicableError("nothing flows from the input to the output: a layer on the way is zero.")
@@ -99,17 +101,17 @@ def _flow_of(probe: Probe) -> tuple[_Flow, _Way]:
     batch = probe.first_batch
     samples: tuple[int | None, ...] = (1, 2) if _can_be_cut(batch) else (None,)
     ways = [_Way(dtype, count, True) for dtype in (torch.float64, torch.float32) for count in samples]
-    failure: NotApplicableError | None = None
+    failures: list[NotApplicableError] = []
     for way in (ways[0]._replace(follows_casts=False), *ways):
         try:
-            flow = _run(probe, _ones(batch, way), way)
-            _check_finite(flow.flows, probe.module, way.dtype)
-            return flow, way
+            flow = _run(probe, _ones(batch, way, probe.inputs), way)
         except NotApplicableError as error:
-            failure = failure or error
-    assert failure is not None
+            failures.append(error)
+            continue
+        if way.follows_casts or all(map(math.isfinite, flow.flows.values())):
+            return flow, way
     probe.doubt()
-    raise failure
+    raise failures[1]  # of float64 with casts followed
 
 
 def _run(probe: Probe, ones: Batch, way: _Way) -> _Flow:
@@ -167,14 +169,14 @@ def _can_be_cut(batch: Batch) -> bool:
     return len({len(tensor) for tensor in tensors_of(batch) if tensor.ndim}) == 1
 
 
-def _ones(batch: Batch, way: _Way) -> Batch:
-    """Take the first sample of a batch, once or twice, or all of it, and ones for what is of floating point."""
+def _ones(batch: Batch, way: _Way, inputs: Container[int]) -> Batch:
+    """Take the first sample of a batch, once or twice, or all of it, and ones for what the network reads."""
+    positions = itertools.count()
 
     def one(tensor: Tensor) -> Tensor:
         sample = tensor
         if way.num_samples is not None and tensor.ndim:
             sample = tensor[:1].expand(way.num_samples, *tensor.shape[1:])
-        is_number = tensor.is_floating_point() or tensor.is_complex()
-        return as_dtype(torch.ones_like(sample), way.dtype) if is_number else sample.clone()
+        return as_dtype(torch.ones_like(sample) if next(positions) in inputs else sample.clone(), way.dtype)
 
     return map_tensors(one, batch)

@@ -80,38 +80,54 @@ class VKDNW(Proxy):
 
     def measure(self, probe: Probe) -> Measurement:
         """Build the Fisher information of the first batch."""
-        names = chosen_names(probe.module)
         watch = Watch(probe.module, (), probe.layout)
-        num_classes = 0
-        label = 0
+        try:
+            return _measured(probe, watch)
+        except Exception:
+            if not watch.broke_off or (whole := probe.whole_run(is_cut=True)) is None:
+                raise
+        # Perhaps the loss alone fails on one sample, which does not matter.
+        return _measured(probe, Watch(probe.module, (), probe.layout, whole))
 
-        def negative_log_probability(module: nn.Module, batch: Batch, batch_idx: int) -> Tensor:
-            nonlocal num_classes
+
+def _measured(probe: Probe, watch: Watch) -> Measurement:
+    names = chosen_names(probe.module)
+    num_classes = 0
+    label = 0
+
+    def negative_log_probability(module: nn.Module, batch: Batch, batch_idx: int) -> Tensor:
+        nonlocal num_classes
+        # What the network puts out under `no_grad` of its own is passed by.
+        watch.needs_graph = torch.is_grad_enabled()
+        try:
             with watch.watching():
                 probe.step(module, batch, batch_idx)
-            logits = watch.output()
-            if logits.ndim != 2 or logits.shape[1] < 2:
-                raise NotApplicableError(f"the output {tuple(logits.shape[1:])} of a sample is no score of classes.")
-            num_classes = logits.shape[1]
-            return -F.log_softmax(logits, dim=1)[:, label].mean()
+        except Exception:
+            if not watch.has_run_through:
+                raise
+        logits = watch.output()
+        if logits.ndim != 2 or logits.shape[1] < 2:
+            raise NotApplicableError(f"the output {tuple(logits.shape[1:])} of a sample is no score of classes.")
+        num_classes = logits.shape[1]
+        return -F.log_softmax(logits, dim=1)[:, label].mean()
 
-        fisher: Tensor | None = None
+    fisher: Tensor | None = None
 
-        def consume(chunk: GradientChunk) -> None:
-            nonlocal fisher
-            scores = torch.cat([chunk.gradients[name].flatten(1)[:, :_WEIGHTS_PER_LAYER] for name in names], dim=1)
-            scores = scores.double()  # [n, D]
-            weighted = scores * (-chunk.losses.detach().double()).exp().unsqueeze(1)  # p = exp(-loss)
-            product = scores.T @ weighted  # [D, n] @ [n, D] -> [D, D]
-            fisher = product if fisher is None else fisher + product
+    def consume(chunk: GradientChunk) -> None:
+        nonlocal fisher
+        scores = torch.cat([chunk.gradients[name].flatten(1)[:, :_WEIGHTS_PER_LAYER] for name in names], dim=1)
+        scores = scores.double()  # [n, D]
+        weighted = scores * (-chunk.losses.detach().double()).exp().unsqueeze(1)  # p = exp(-loss)
+        product = scores.T @ weighted  # [D, n] @ [n, D] -> [D, D]
+        fisher = product if fisher is None else fisher + product
 
-        classes = [0]
-        while classes:
-            label = classes.pop(0)
-            probe.stream(names, consume, axis="sample", num_batches=1, step=negative_log_probability)
-            if label == 0:
-                generator = torch.Generator().manual_seed(probe.seed)
-                classes = (torch.randperm(num_classes - 1, generator=generator)[: _MOST_CLASSES - 1] + 1).tolist()
-        assert fisher is not None
-        entropy = decile_entropy(fisher)
-        return Measurement(len(names) + entropy, details={"entropy": entropy, "num_layers": len(names)})
+    classes = [0]
+    while classes:
+        label = classes.pop(0)
+        probe.stream(names, consume, axis="sample", num_batches=1, step=negative_log_probability)
+        if label == 0:
+            generator = torch.Generator().manual_seed(probe.seed)
+            classes = (torch.randperm(num_classes - 1, generator=generator)[: _MOST_CLASSES - 1] + 1).tolist()
+    assert fisher is not None
+    entropy = decile_entropy(fisher)
+    return Measurement(len(names) + entropy, details={"entropy": entropy, "num_layers": len(names)})

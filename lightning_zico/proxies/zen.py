@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from lightning_zico.engine.batches import first_samples
 from lightning_zico.engine.observers import Observer
 from lightning_zico.engine.probe import Probe
+from lightning_zico.engine.transforms import real_view
 from lightning_zico.engine.weights import drawn_like, gaussian_batch, gaussian_weights, map_inputs
-from lightning_zico.errors import NonFiniteError, NotApplicableError
+from lightning_zico.errors import NotApplicableError
 from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
 
 _PERTURBATION = 0.01  # of the published code
@@ -47,7 +48,7 @@ class _LastMap(Observer):
         found = self.last_input if self.last_map is None else self.last_map
         if found is None:
             raise NotApplicableError("the network has no feature map and no layer.")
-        self.features = found.double().flatten(1)
+        self.features = real_view(found).double().flatten(1)
 
 
 @dataclass(unsafe_hash=True)
@@ -113,7 +114,7 @@ class Zen(Proxy):
         if not math.isfinite(change + here.log_scales):
             raise NotApplicableError("with Gaussian weights the features leave float32, as they do without norms.")
         if change == 0:
-            raise NonFiniteError("The last feature map does not move: nothing flows from the input to it.")
+            raise NotApplicableError("the last feature map does not move: nothing flows from the input to it.")
         return Measurement(
             math.log(change) + here.log_scales,
             details={"log_scales": here.log_scales, "num_batch_norms": here.num_batch_norms},

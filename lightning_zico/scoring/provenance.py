@@ -47,7 +47,11 @@ def told(used: Used, named: Recipe, cards: Sequence[ScoreCard]) -> dict[str, Any
             have no number for some of those that train, and the most frequent reason.
     """
     dropped = [name for name in named.members if name not in used.recipe.members]
-    known = {"used": used.recipe.name, "members": list(used.recipe.members), "aggregate": used.recipe.aggregate}
+    known: dict[str, Any] = {
+        "used": used.recipe.name,
+        "members": list(used.recipe.members),
+        "aggregate": used.recipe.aggregate,
+    }
     among = [card for card in cards if trains(card)]
     chain = chain_of(named)
     passed_by = chain[: chain.index(used.recipe) + (used.beside is not None)]

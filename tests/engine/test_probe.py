@@ -298,7 +298,7 @@ def test_a_step_that_cannot_bear_inputs_with_a_gradient_is_seen_without(others):
 
     probe, _ = probed(step=logging_images)
     probe.observe([Graph(), *others])
-    with pytest.raises(NotApplicableError, match="fails on inputs that require a gradient: RuntimeError: .*numpy"):
+    with pytest.raises(NotApplicableError, match=r"fails on inputs that require a gradient: RuntimeError: .*numpy"):
         probe.observed(Graph())
     for need in others:
         probe.observed(need)
