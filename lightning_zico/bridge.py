@@ -53,8 +53,8 @@ _EMPTY_CELL = CellType()
 _MOST_IN_VAIN = 2  # times that a loader is read again without giving a batch that it had not given before
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 _HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
-# Trainers lead to everything, and threads and processes go on by themselves.
-_NOT_LOOKED_INTO = (type, ModuleType, Trainer, Thread, BaseProcess, IOBase)
+# Threads and processes go on by themselves, as do trainers, which lead to everything besides.
+_NOT_LOOKED_INTO = (type, ModuleType, Thread, BaseProcess, IOBase)
 
 
 class Bridge(NamedTuple):
@@ -151,6 +151,14 @@ def bridged(
 def is_lightning(module: nn.Module) -> bool:
     """Tell whether a module is a LightningModule, of whichever package: they are told by what they can do."""
     return callable(getattr(module, "training_step", None)) and hasattr(module, "automatic_optimization")
+
+
+def is_trainer(value: Any) -> bool:
+    """Whether something is a Trainer of ``lightning`` or ``pytorch_lightning``."""
+    return any(
+        base.__name__ == "Trainer" and base.__module__.partition(".")[0] in ("lightning", "pytorch_lightning")
+        for base in value.__class__.__mro__  # asked for `__class__`, weak proxies name that of their object
+    )
 
 
 def uncompiled(module: nn.Module) -> nn.Module:
@@ -471,8 +479,9 @@ def _contiguous(tensor: Tensor) -> Tensor:
 
 def _first(data: Any, num_batches: int, *, readable_once: bool = True) -> list[Batch]:
     """Read batches; from the start again where there are too few and another reading gives others."""
-    iterables = data.iterables if isinstance(data, CombinedLoader) else data
-    mode = data._mode if isinstance(data, CombinedLoader) else "max_size_cycle"  # Lightning's own for training
+    is_combined = any(base.__name__ == CombinedLoader.__name__ for base in type(data).__mro__)  # of either package
+    iterables = data.iterables if is_combined else data
+    mode = data._mode if is_combined else "max_size_cycle"  # Lightning's own for training
     leaves = [leaf for leaf in tree_leaves(iterables) if not isinstance(leaf, Tensor)]
     has_loaders = any(isinstance(leaf, DataLoader) for leaf in leaves)
     one_pass = partial(_one_pass, iterables, mode if has_loaders else None)
@@ -568,7 +577,7 @@ def _undisturbed(*roots: Any, readable_once: bool = True) -> Iterator[None]:
     room = _MOST_BYTES_TOGETHER
     while waiting:
         obj = waiting.pop()
-        if id(obj) in seen or isinstance(obj, _NOT_LOOKED_INTO):
+        if id(obj) in seen or isinstance(obj, _NOT_LOOKED_INTO) or is_trainer(obj):
             continue
         seen.add(id(obj))
         restore_generator = restorer_of(obj)

@@ -22,6 +22,10 @@ class InvalidArgumentError(ZiCoError, ValueError, TypeError):
     """An argument of the wrong kind or out of range; both built-in errors, as scikit-learn's is."""
 
 
+class NotLoggedError(ZiCoError, ValueError):
+    """A metric to monitor that training does not log."""
+
+
 class DuplicateNameError(ZiCoError, ValueError):
     """A name that is taken."""
 

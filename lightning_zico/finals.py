@@ -1,5 +1,6 @@
 """Finals: train the first few of a ranking for a while, to see which of them is the best to train to the end."""
 
+import difflib
 import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -17,6 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_zico.bridge import is_lightning
 from lightning_zico.engine.scope import preserved_rng, rng_restorer, seed_all
+from lightning_zico.errors import NotLoggedError
 from lightning_zico.results import Final
 from lightning_zico.scoring.arguments import whole_number
 from lightning_zico.scoring.scorer import described
@@ -66,6 +68,8 @@ class Finalist:
         self.num_epochs = 0
         self.value: float | None = None
         self.error: str | None = None
+        self.logs_monitor = False
+        self.not_logged: NotLoggedError | None = None
         self._checkpoint = checkpoint
         self._put_back_rng: Callable[[], None] | None = None
 
@@ -91,19 +95,37 @@ class Finalist:
         Raises:
             KeyboardInterrupt: At Ctrl-C, of which Lightning makes a SystemExit.
         """
-        until = self.num_epochs + num_epochs
+        start, until = self.num_epochs, self.num_epochs + num_epochs
+        has_validated = False
+
+        def note_validation(trainer: Any, _: LightningModule) -> None:
+            nonlocal has_validated
+            has_validated = has_validated or not trainer.sanity_checking
+
+        def check(trainer: Any, _: LightningModule) -> None:
+            # All that an epoch logs is there when the next one begins, and not before.
+            if trainer.current_epoch > start and (has_validated or not trainer.enable_validation):
+                self._look_for(monitor, trainer.callback_metrics)
 
         def stop(trainer: Any, _: LightningModule) -> None:
             trainer.should_stop = trainer.should_stop or trainer.current_epoch + 1 >= until
 
         def pause(trainer: Any, _: LightningModule) -> None:
             self.num_epochs = trainer.current_epoch
+            self._look_for(monitor, trainer.callback_metrics)
             self.value = trainer.strategy.broadcast(_monitored(trainer.callback_metrics, monitor))  # one for all ranks
             self._checkpoint = trainer.strategy.broadcast(self._checkpoint)
             trainer.save_checkpoint(self._checkpoint)
             self._put_back_rng = rng_restorer()
 
-        trainer.callbacks = [LambdaCallback(on_train_epoch_end=stop, on_train_end=pause)]
+        trainer.callbacks = [
+            LambdaCallback(
+                on_train_epoch_start=check,
+                on_validation_end=note_validation,
+                on_train_epoch_end=stop,
+                on_train_end=pause,
+            )
+        ]
         try:
             self.train(trainer, _apart(self.build), data)
             if self.value is None:
@@ -114,8 +136,24 @@ class Finalist:
             raise
         except Exception as raised:
             self.error = described(raised)
+            self.not_logged = NotLoggedError(str(raised)) if isinstance(raised, NotLoggedError) else None
         else:
             self.num_rounds += 1
+
+    def _look_for(self, monitor: str, metrics: Mapping[str, Any]) -> None:
+        """Look whether the monitored metric was logged.
+
+        Raises:
+            NotLoggedError: If not, with the nearest names.
+        """
+        if monitor not in metrics:
+            nearest = difflib.get_close_matches(monitor, list(metrics), n=3, cutoff=0.4)
+            hint = f" Did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
+            raise NotLoggedError(
+                f"`{monitor}` was not logged; logged: {', '.join(metrics) or 'nothing'}.{hint} Log it, pass validation "
+                "data, or name another `monitor`."
+            )
+        self.logs_monitor = True
 
     def train(self, trainer: Any, model: nn.Module, data: Mapping[str, Any]) -> None:
         """Train a model until the trainer ends, from where this finalist paused.
@@ -259,6 +297,9 @@ def hold_finals(
         monitor: Name of the logged metric that decides.
         mode: Whether lower (``"min"``) or higher is better.
 
+    Raises:
+        NotLoggedError: If the first finalist that is trained does not log ``monitor``; before anybody else is trained.
+
     Source:
         Jamieson & Talwalkar, *Non-stochastic best arm identification and hyperparameter optimization*, AISTATS 2016,
         arXiv:1502.07943, figure 3. Theirs divides a total budget evenly among the rounds, so that later rounds are
@@ -277,6 +318,9 @@ def hold_finals(
                 for finalist in left:
                     rewind()
                     finalist.play(trainer, data, final_epochs, monitor)
+                    if finalist.not_logged and not any(other.logs_monitor for other in finalists):
+                        finalist.error, text = None, str(finalist.not_logged)
+                        raise NotLoggedError(f"Invalid monitor={monitor!r}. In '{finalist.name}', {text}")
                 better = sorted(left, key=place)[: math.ceil(len(left) / 2)]
                 better = [finalist for finalist in better if finalist.error is None]
                 left = better if len(finalists) > MOST_AT_ONCE and len(better) > 1 else []
@@ -289,11 +333,6 @@ def _changes_training(callback: Any) -> bool:
 
 
 def _monitored(metrics: Mapping[str, Any], monitor: str) -> float:
-    if monitor not in metrics:
-        raise ValueError(
-            f"`{monitor}` was not logged; logged: {', '.join(metrics) or 'nothing'}. Log it, pass validation data, or "
-            "name another `monitor`."
-        )
     value = float(metrics[monitor])
     if not math.isfinite(value):
         raise ValueError(f"`{monitor}` is {value} after training.")

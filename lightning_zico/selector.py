@@ -279,6 +279,7 @@ class ZeroShotSelector:
                 changes training, ends after ``max_steps``, or with the finals, or does not validate when they end.
             TypeError: If the data can be read only once, or the winner is no LightningModule.
             RuntimeError: If every candidate, or every finalist, failed.
+            NotLoggedError: If the first finalist that is trained does not log ``monitor``.
         """
         if self.trainer is None:
             raise ValueError("`fit` trains the winner: pass `ZeroShotSelector(trainer=Trainer(...))`, or call `rank`.")

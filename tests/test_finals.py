@@ -33,6 +33,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_zico import Leaderboard, Score, ScoreCard, ZeroShotSelector
 from lightning_zico.engine.scope import preserved_rng, seed_all
+from lightning_zico.errors import NotLoggedError
 from lightning_zico.ranking import get_recipe
 from lightning_zico.report import leaderboard_table
 from lightning_zico.results import Final
@@ -308,8 +309,8 @@ def test_a_finalist_that_fails_is_out_with_its_reason() -> None:
     assert leaderboard.errors == {
         "raises": "finals: RuntimeError: cannot be trained",
         "nan": "finals: ValueError: `val_loss` is nan after training.",
-        "silent": "finals: ValueError: `val_loss` was not logged; logged: val_acc. Log it, pass validation data, or "
-        "name another `monitor`.",
+        "silent": "finals: NotLoggedError: `val_loss` was not logged; logged: val_acc. Did you mean 'val_acc'? Log it, "
+        "pass validation data, or name another `monitor`.",
     }
     assert [row["score"] for row in leaderboard] == [6, 5, 9, 8, 7]
     assert selector.best_model_.numbers["own"] == 6
@@ -323,15 +324,60 @@ def test_a_finalist_that_fails_in_a_later_round_makes_way_for_one_that_does_not(
     assert [row["final_epochs"] for row in leaderboard] == [2, 1, 1, 2, 2]
 
 
-def test_if_all_finalists_fail_the_error_says_what_was_logged_and_the_leaderboard_is_kept() -> None:
-    builds = {"a": partial(Net, 2), "b": partial(Net, 1), "c": partial(Net, 0)}
-    selector = selector_of(monitor="val_acc")
-    with pytest.raises(RuntimeError, match=r"All 2 finalists failed. 'a' failed with.*not logged; logged: val_loss\."):
+@pytest.mark.parametrize("final_epochs", [1, 2, 3])
+@pytest.mark.parametrize("finalists", [2, 5])
+@pytest.mark.parametrize("trains_first", [True, False])
+def test_a_wrong_monitor_is_found_before_a_second_finalist_is_trained(
+    finalists: int, final_epochs: int, trains_first: bool
+) -> None:
+    epochs: list[str] = []
+
+    class Counted(Net):
+        def on_train_epoch_end(self) -> None:
+            epochs.append("one")
+
+    builds: dict[str, Any] = {str(score): partial(Counted, score) for score in range(5, 0, -1)}
+    if not trains_first:
+        builds["5"] = partial(Raising, 5)
+    trainer = trainer_of(10, limit_train_batches=2)
+    selector = selector_of(trainer, finalists, monitor="val_los", final_epochs=final_epochs)
+    name = "5" if trains_first else "4"
+    told = rf"Invalid monitor='val_los'\. In '{name}', .*logged: val_loss\. Did you mean 'val_loss'"
+    with pytest.raises(NotLoggedError, match=told):
+        selector.fit(builds, Data())
+    assert epochs == ["one"]
+    assert selector.best_model_ is None
+    assert selector.leaderboard_.best == name  # by score: the one that was trained is not to blame
+    assert (trainer.current_epoch, trainer.global_step) == (0, 0)
+
+
+def test_a_monitor_may_be_logged_wherever_training_logs() -> None:
+    class AtTheEnd(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            loss = super().training_step(batch, batch_idx)
+            self.log("of_epoch", loss, on_step=False, on_epoch=True)
+            return loss
+
+        def on_train_epoch_end(self) -> None:
+            self.log("at_end", 1.0 + self.current_epoch)
+
+    builds = {"a": partial(AtTheEnd, 2), "b": partial(AtTheEnd, 1)}
+    for monitor in ("of_epoch", "at_end", "val_loss"):
+        selector = selector_of(monitor=monitor, final_epochs=2).fit(builds, Data())
+        assert selector.leaderboard_.errors == {}
+    rare = trainer_of(6, check_val_every_n_epoch=2)
+    assert selector_of(rare, monitor="val_loss", final_epochs=4).fit(builds, Data()).leaderboard_.errors == {}
+
+
+def test_if_all_finalists_fail_the_error_says_so_and_the_leaderboard_is_kept() -> None:
+    builds = {"a": partial(Raising, 2), "b": partial(Saying, 1, float("nan")), "c": partial(Net, 0)}
+    selector = selector_of()
+    with pytest.raises(RuntimeError, match=r"All 2 finalists failed. 'a' failed with.*cannot be trained"):
         selector.fit(builds, Data())
     assert selector.best_model_ is None
     assert set(selector.leaderboard_.errors) == {"a", "b"}
     assert [row["name"] for row in selector.leaderboard_] == ["c", "a", "b"]
-    with pytest.raises(RuntimeError, match="`val_loss` was not logged; logged: nothing"):
+    with pytest.raises(NotLoggedError, match="`val_loss` was not logged; logged: nothing"):
         selector_of().fit([Mute, Mute], DataLoader(TensorDataset(torch.randn(8, 2, 5, 5), torch.arange(8) % 3), 4))
 
 

@@ -1,6 +1,8 @@
 """ZiCo of the weights at hand, during training."""
 
+import functools
 import math
+import sys
 import time
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -8,7 +10,6 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
@@ -26,6 +27,14 @@ from lightning_zico.results import note_on_reading
 from lightning_zico.scoring.arguments import check_loss, whole_number
 from lightning_zico.scoring.provenance import reading
 from lightning_zico.scoring.scorer import check_axis, check_batches, check_variation, described
+
+_WITH_WHOLE_PARAMETERS = {"SingleDeviceStrategy", "DDPStrategy"}
+
+
+@functools.cache
+def _of_both_packages(cls: type, callback: type) -> type:
+    """Make a class that is a callback of ``pytorch_lightning`` as well, for `isinstance`."""
+    return type(cls.__name__, (cls, callback), {"__module__": cls.__module__, "__qualname__": cls.__qualname__})
 
 
 class ZiCoCallback(Callback):
@@ -100,6 +109,17 @@ class ZiCoCallback(Callback):
         self._note: str | None = None
         self._proxy = ZiCo(std_of, parameters)
 
+    @property  # type: ignore[misc]
+    def __class__(self) -> Any:
+        """Its class; where ``pytorch_lightning`` is in use, one that its trainer takes for a callback, too."""
+        own: Any = type(self)
+        callback = getattr(sys.modules.get("pytorch_lightning"), "Callback", None)
+        return own if callback is None else _of_both_packages(own, callback)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Pickle looks a class up by its name, and would find another one than `__class__`.
+        return object.__new__, (type(self),), vars(self)
+
     @property
     def state_key(self) -> str:
         """Tells two of these callbacks apart in a checkpoint."""
@@ -114,17 +134,13 @@ class ZiCoCallback(Callback):
         """
         if stage != "fit":
             return
-        if not isinstance(trainer, Trainer):
-            raise TypeError(
-                f"`ZiCoCallback` was given to a {type(trainer).__module__.partition('.')[0]} trainer; needed is "
-                "`lightning.pytorch.Trainer`. Or score the model beforehand with `lightning_zico.score`."
-            )
         if self.loss_fn is None and self.step is None:
             check_training_step(pl_module)
-        strategy = trainer.strategy
-        if not isinstance(strategy, SingleDeviceStrategy | DDPStrategy) or isinstance(strategy, DeepSpeedStrategy):
+        kind = type(trainer.strategy)
+        kinds = {base.__name__ for base in kind.__mro__}  # names, since `pytorch_lightning` has its own classes
+        if kinds.isdisjoint(_WITH_WHOLE_PARAMETERS) or "DeepSpeedStrategy" in kinds:
             raise UnsupportedModuleError(
-                f"`ZiCoCallback` needs whole parameters on every device; {type(strategy).__name__} splits them. Use "
+                f"`ZiCoCallback` needs whole parameters on every device; {kind.__name__} splits them. Use "
                 "one device or DDP, or score the model beforehand with `lightning_zico.score`."
             )
 

@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_zico.__about__ import __version__
+from lightning_zico.bridge import is_trainer
 from lightning_zico.errors import UnfingerprintableError
 
 _PLAIN = frozenset({bool, int, float, complex, str, type(None), type(...), type(NotImplemented)})
@@ -430,11 +431,3 @@ def _version(package: str) -> str:
         except importlib.metadata.PackageNotFoundError:
             version = None
     return str(version)
-
-
-def is_trainer(value: Any) -> bool:
-    """Whether something is a Trainer of ``lightning`` or ``pytorch_lightning``."""
-    return any(
-        base.__name__ == "Trainer" and base.__module__.partition(".")[0] in ("lightning", "pytorch_lightning")
-        for base in value.__class__.__mro__  # asked for `__class__`, weak proxies name that of their object
-    )

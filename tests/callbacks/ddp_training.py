@@ -9,15 +9,37 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytorch_lightning
 import torch
 from torch import Tensor
 
 from lightning_zico import ZiCoCallback
 from tests.callbacks.training import PlainImages, loader, photographed
-from tests.modules import Classifier, assert_same
+from tests.modules import Classifier, assert_same, make_network
 
 # What the module does wrong while it is scored, and on which rank
 FAILURES = {"nan": "NonFiniteError", "raise": "cannot be scored here", "one loss": "IdenticalBatchesError"}
+
+
+QUIET: dict[str, Any] = {
+    "max_epochs": 1,
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+
+
+class OfTheOtherPackage(pytorch_lightning.LightningModule):
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = make_network()
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return torch.nn.functional.cross_entropy(self.network(batch[0]), batch[1])
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), 0.1)
 
 
 class FailsWhenScored(Classifier):
@@ -56,6 +78,11 @@ def main(folder: Path) -> None:
     seen = train([callback], with_dropout)
     assert_same(without, seen)
     results["bit-identical"] = callback.history
+    callback = ZiCoCallback()
+    torch.manual_seed(1)
+    trainer = pytorch_lightning.Trainer(accelerator="cpu", strategy="ddp", devices=2, callbacks=callback, **QUIET)
+    trainer.fit(OfTheOtherPackage(), loader(PlainImages()))
+    results["pytorch_lightning"] = callback.history
     rank = torch.distributed.get_rank()
     (folder / f"rank-{rank}.json").write_text(json.dumps(results))
 

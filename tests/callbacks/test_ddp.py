@@ -87,3 +87,10 @@ def test_training_on_two_processes_does_not_notice(ranks: list[dict[str, Any]]) 
     assert [record["score"] for record in ranks[0]["bit-identical"]] == [
         record["score"] for record in ranks[1]["bit-identical"]
     ]
+
+
+def test_the_other_package_scores_the_same_on_every_rank(ranks: list[dict[str, Any]]) -> None:
+    first, second = [results["pytorch_lightning"][0] for results in ranks]
+    assert first["error"] is second["error"] is None
+    # The same weights and batches as those of the first training.
+    assert first["score"] == second["score"] == ranks[0]["batch"][0]["score"]
