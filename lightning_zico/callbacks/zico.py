@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy, SingleD
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from lightning_zico._typing import Axis, LossFn
+from lightning_zico._typing import Axis, LossFn, NumSamples, check_num_samples
 from lightning_zico.bridge import bridged, check_training_step, read_training_batches
 from lightning_zico.engine.gradients import ChunkSize, check_chunk_size
 from lightning_zico.engine.moments import Moments
@@ -45,6 +45,8 @@ class ZiCoCallback(Callback):
         parameters: Shell patterns of the parameters to score; None for the weights of linear and convolutional layers.
         log_layers: Log what each layer adds, too, as ``zico/layers/<parameter>``.
         loss_fn: ``(outputs, targets) -> mean loss`` for batches ``(inputs, targets)``, instead of ``training_step``.
+        num_samples: Per sample: samples of a batch, or a function that counts them in what the loader yields; None to
+            read them from the batch.
         seed: Of shuffling, augmentation and dropout while scoring.
 
     Attributes:
@@ -70,10 +72,12 @@ class ZiCoCallback(Callback):
         parameters: Sequence[str] | None = None,
         log_layers: bool = False,
         loss_fn: LossFn | nn.Module | None = None,
+        num_samples: NumSamples | None = None,
         seed: int = 0,
     ) -> None:
         check_axis(axis)
         check_chunk_size(chunk_size)
+        check_num_samples(num_samples)
         least = ZiCo.min_gradients if axis == "batch" else 1
         if num_batches < least:
             raise ValueError(f"`num_batches` is {num_batches}; `zico` needs at least {least}. Raise `num_batches`.")
@@ -87,6 +91,7 @@ class ZiCoCallback(Callback):
         self.parameters = parameters
         self.log_layers = log_layers
         self.loss_fn = loss_fn
+        self.num_samples = num_samples
         self.seed = seed
         self.history: list[dict[str, Any]] = []
         self._proxy = ZiCo(std_of, parameters)
@@ -195,7 +200,7 @@ class ZiCoCallback(Callback):
 
     def _moments(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Moments]:
         batches = read_training_batches(trainer, self.num_batches, seed=self.seed)
-        check_batches(batches, [self._proxy], self.axis)
+        check_batches(batches, [self._proxy], self.axis, self.num_samples)
         datamodule = getattr(trainer, "datamodule", None)
         with (
             preserved_rng(self.seed),
@@ -210,6 +215,7 @@ class ZiCoCallback(Callback):
                 chunk_size=self.chunk_size,
                 seed=self.seed,
                 muted=bridge.muted,
+                num_samples=self.num_samples,
             )
             return probe.moments(self.parameters, of=self.std_of).by_name
 

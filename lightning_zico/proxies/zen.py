@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_zico.engine.batches import first_samples, map_tensors, tensors_of
+from lightning_zico.engine.batches import map_tensors, tensors_of
 from lightning_zico.engine.observers import Observer
 from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.weights import drawn_like, gaussian_batch, gaussian_weights
@@ -99,7 +99,7 @@ class Zen(Proxy):
 
     def measure(self, probe: Probe) -> Measurement:
         """Run the network on noise, twice."""
-        batch = first_samples(probe.first_batch, NUM_INPUTS)
+        batch = probe.first_samples(NUM_INPUTS)
         if not any(tensor.is_floating_point() for tensor in tensors_of(batch)):
             raise NotApplicableError("the input holds no floating-point numbers to change a little.")
         generator = torch.Generator().manual_seed(probe.seed)
