@@ -1,4 +1,4 @@
-"""Names for the types that many signatures share."""
+"""Names for the types that many signatures share, and a check of the one that users give in two ways."""
 
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
@@ -19,3 +19,24 @@ Step: TypeAlias = Callable[[nn.Module, Batch, int], Tensor]
 
 # What varies between two gradients: the batch (the published ZiCo) or the sample.
 Axis: TypeAlias = Literal["batch", "sample"]
+
+# How many samples a batch has: a number, or a function of the batch that a loader yields.
+NumSamples: TypeAlias = int | Callable[[Batch], int]
+
+
+def check_num_samples(num_samples: Any) -> None:
+    """Refuse what cannot say how many samples a batch has.
+
+    Raises:
+        ValueError: If it is neither None, nor a positive int, nor callable.
+    """
+    if not (num_samples is None or callable(num_samples) or is_count(num_samples)):
+        raise ValueError(
+            f"Invalid num_samples={num_samples!r}: expected a positive int, a function of a batch that returns one, or "
+            "None to read it from the batch."
+        )
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value is a positive int."""
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

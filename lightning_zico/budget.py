@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields, replace
 from lightning_zico.engine.latency import forward_latency, latency_conditions
 from lightning_zico.engine.memory import step_bytes
 from lightning_zico.engine.probe import Probe
+from lightning_zico.engine.samples import WAY_OUT
+from lightning_zico.engine.size import MacCount
 
 # What is known of an architecture before its network is built; the other limits are measured on the network.
 ARCH_COSTS = ("params", "depth", "macs")
@@ -17,7 +19,8 @@ class Budget:
     """Limits on cost; a candidate above one of them is dropped before it is scored.
 
     Args:
-        macs: Most multiply-accumulate operations of a forward pass, per sample (1 MAC = 2 FLOPs).
+        macs: Most multiply-accumulate operations of a forward pass, per sample (1 MAC = 2 FLOPs). Where nothing tells
+            how many samples a batch has, the limit holds for the whole batch.
         params: Most parameters.
         depth: Most linear and convolutional layers; in a search most layers as the space counts them
             (`SearchSpace.depth`).
@@ -59,14 +62,14 @@ class Budget:
 
         What costs little to know is asked first, and what has no limit is not asked.
         """
-        excess = self.exceeded_by(
-            {
-                "params": lambda: probe.params,
-                "depth": lambda: len(probe.layers),
-                "macs": lambda: probe.macs.macs,
-                "memory_bytes": lambda: step_bytes(probe),
-            }
-        )
+        excess = self.exceeded_by({"params": lambda: probe.params, "depth": lambda: len(probe.layers)})
+        if excess is not None:
+            return excess
+        excess = self.exceeded_by({"macs": lambda: _macs(probe.macs)})
+        if excess is not None:
+            is_known = probe.macs.num_samples is not None
+            return excess if is_known else f"{excess}, for a whole batch, whose samples cannot be counted. {WAY_OUT}"
+        excess = self.exceeded_by({"memory_bytes": lambda: step_bytes(probe)})
         if excess is not None:
             return excess
         excess = self.exceeded_by({"latency_s": lambda: forward_latency(probe)})
@@ -99,3 +102,9 @@ class Budget:
         """Keep the limits that are measured on a network; None if there are none."""
         rest = replace(self, **dict.fromkeys(ARCH_COSTS))
         return None if rest == Budget() else rest
+
+
+def _macs(count: MacCount) -> int:
+    """Operations per sample, or of the whole batch where its samples are unknown: it costs at least as much."""
+    count.check_complete()
+    return round(count.total) if count.num_samples is None else count.macs

@@ -6,6 +6,8 @@ from typing import TypeAlias
 
 from torch import nn
 
+from lightning_zico._typing import NumSamples, check_num_samples
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -17,6 +19,10 @@ class Candidate:
             and once more if it wins; in finals twice more a round.
         blocks: Names of the submodules that are the network's blocks, in the order in which they run, for proxies that
             look at blocks; None to find them.
+        num_samples: Samples of a batch, for this candidate instead of the ranking's; see `scoring.scorer.score`.
+
+    Raises:
+        ValueError: If ``num_samples`` is neither a positive int nor a function.
 
     Example:
         >>> Candidate("linear", lambda: nn.Linear(4, 2)).build()
@@ -26,6 +32,10 @@ class Candidate:
     name: str
     build: Callable[[], nn.Module]
     blocks: Sequence[str] | None = None
+    num_samples: NumSamples | None = None
+
+    def __post_init__(self) -> None:
+        check_num_samples(self.num_samples)
 
 
 CandidateLike: TypeAlias = nn.Module | Callable[[], nn.Module] | Candidate
@@ -66,7 +76,9 @@ def iterate_candidates(candidates: Candidates) -> Iterator[Candidate]:
     counts: dict[str, int] = {}  # by wanted name, so that a thousand namesakes are not tried one by one
     taken: set[str] = set()
     for name, candidate in pairs:
-        blocks = candidate.blocks if isinstance(candidate, Candidate) else None
+        blocks, num_samples = (
+            (candidate.blocks, candidate.num_samples) if isinstance(candidate, Candidate) else (None, None)
+        )
         build = _build_of(candidate)
         wanted = str(name) if name is not None else _name_of(candidate)
         unique = wanted
@@ -74,7 +86,7 @@ def iterate_candidates(candidates: Candidates) -> Iterator[Candidate]:
             counts[wanted] = counts.get(wanted, 1) + 1
             unique = f"{wanted}-{counts[wanted]}"
         taken.add(unique)
-        yield Candidate(unique, build, blocks)
+        yield Candidate(unique, build, blocks, num_samples)
 
 
 def _build_of(candidate: CandidateLike) -> Callable[[], nn.Module]:

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
-from lightning_zico._typing import Axis, Batch, LossFn, Step
+from lightning_zico._typing import Axis, Batch, LossFn, NumSamples, Step, check_num_samples
 from lightning_zico.bridge import is_datamodule, is_lightning
 from lightning_zico.budget import Budget
 from lightning_zico.candidates import Candidate, Candidates, iterate_candidates
@@ -75,6 +75,9 @@ class ZeroShotSelector:
         step: ``(module, batch, batch_idx) -> mean loss`` for any batches, instead of ``training_step``: for manual
             optimisation, several optimisers and GANs (see `score`). It decides what is scored, not how the winner is
             trained.
+        num_samples: Samples of a batch, or a function that counts them in what the loader yields; None to read them
+            from the batch (`engine.samples.num_samples`). MACs and other numbers per sample need it where fields of a
+            batch differ in length and nothing tells which one counts samples. A `Candidate` may have its own.
         budget: Candidates above it are dropped before they are scored, and say so in the leaderboard.
         repeats: How often every candidate is scored. Repeat r has the seed ``seed + r``: factories draw other weights,
             data modules and loaders give other batches, the same for all candidates. A module that is offered built
@@ -149,6 +152,7 @@ class ZeroShotSelector:
         chunk_size: ChunkSize = None,
         loss_fn: LossFn | None = None,
         step: Step | None = None,
+        num_samples: NumSamples | None = None,
         budget: Budget | None = None,
         repeats: int = 1,
         race: bool = False,
@@ -172,6 +176,7 @@ class ZeroShotSelector:
         check_chunk_size(chunk_size)
         check_loss(loss_fn, step)
         check_budget(budget)
+        check_num_samples(num_samples)
         check_finals(finalists, final_epochs, monitor, mode)
         check_placement(accelerator, devices, precision, channels_last)
         executor_of(executor, timeout_s)
@@ -184,6 +189,7 @@ class ZeroShotSelector:
         self.chunk_size: ChunkSize = chunk_size
         self.loss_fn = loss_fn
         self.step = step
+        self.num_samples: NumSamples | None = num_samples
         self.budget = budget
         self.repeats = whole_number("repeats", repeats, 1, "Some 5 show how far scores vary.")
         self.race = race
@@ -367,7 +373,7 @@ class ZeroShotSelector:
         placement = placement_of(self.accelerator, self.devices, self.precision, self.channels_last)
         works: list[Work] = []
         for repeat_idx, batches in enumerate(read_repeats(datamodule, self.num_batches, self.repeats, seed=self.seed)):
-            check_batches(batches, choice.proxies, self.axis)
+            check_batches(batches, choice.proxies, self.axis, self.num_samples)
             work = Work(
                 batches,
                 choice.proxies,
@@ -379,6 +385,7 @@ class ZeroShotSelector:
                 datamodule=datamodule if is_datamodule(datamodule) else None,
                 budget=self.budget,
                 placement=placement,
+                num_samples=self.num_samples,
             )
             works.append(work)
         if self.cache is None:

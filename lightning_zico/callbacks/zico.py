@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from lightning_zico._typing import Axis, LossFn, Step
+from lightning_zico._typing import Axis, LossFn, NumSamples, Step, check_num_samples
 from lightning_zico.bridge import bridged, check_training_step, read_training_batches
 from lightning_zico.engine.gradients import ChunkSize, check_chunk_size
 from lightning_zico.engine.moments import Moments
@@ -59,6 +59,8 @@ class ZiCoCallback(Callback):
         loss_fn: ``(outputs, targets) -> mean loss`` for batches ``(inputs, targets)``, instead of ``training_step``.
         step: ``(module, batch, batch_idx) -> mean loss`` for any batches, instead of ``training_step``: for manual
             optimisation, several optimisers and GANs (see `score`).
+        num_samples: Per sample: samples of a batch, or a function that counts them in what the loader yields; None to
+            read them from the batch.
         seed: Of shuffling, augmentation and dropout while scoring.
 
     Attributes:
@@ -87,11 +89,13 @@ class ZiCoCallback(Callback):
         log_layers: bool = False,
         loss_fn: LossFn | nn.Module | None = None,
         step: Step | None = None,
+        num_samples: NumSamples | None = None,
         seed: int = 0,
     ) -> None:
         check_axis(axis)
         check_chunk_size(chunk_size)
         check_loss(loss_fn, step)
+        check_num_samples(num_samples)
         least = ZiCo.min_gradients if axis == "batch" else 1
         if every_n_epochs is not None:
             every_n_epochs = whole_number("every_n_epochs", every_n_epochs, 1, "None scores once.")
@@ -105,6 +109,8 @@ class ZiCoCallback(Callback):
         self.loss_fn = loss_fn
         self.step = step
         self.seed = whole_number("seed", seed)
+        self.num_samples = num_samples
+        self.seed = seed
         self.history: list[dict[str, Any]] = []
         self._note: str | None = None
         self._proxy = ZiCo(std_of, parameters)
@@ -222,8 +228,8 @@ class ZiCoCallback(Callback):
 
     def _moments(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Moments]:
         batches = read_training_batches(trainer, self.num_batches, seed=self.seed)
-        check_batches(batches, [self._proxy], self.axis)
         self._note = note_on_reading(reading(batches))
+        check_batches(batches, [self._proxy], self.axis, self.num_samples)
         datamodule = getattr(trainer, "datamodule", None)
         with (
             preserved_rng(self.seed),
@@ -238,6 +244,7 @@ class ZiCoCallback(Callback):
                 chunk_size=self.chunk_size,
                 seed=self.seed,
                 muted=bridge.muted,
+                num_samples=self.num_samples,
             )
             check_variation(probe, self._proxy)
             return probe.moments(self.parameters, of=self.std_of).by_name

@@ -4,13 +4,13 @@ import copy
 import dataclasses
 from collections import UserDict
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lightning_zico._typing import Batch
-from lightning_zico.errors import UnsupportedBatchError
 
 
 def tensors_of(batch: Batch) -> list[Tensor]:
@@ -43,22 +43,34 @@ def map_tensors(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
     """
     if isinstance(batch, Tensor):
         return function(batch)
+    if is_nest(batch):
+        return map_parts(partial(map_tensors, function), batch)
+    clone = getattr(batch, "clone", None)
+    return clone() if callable(clone) else batch
+
+
+def is_nest(batch: Batch) -> bool:
+    """Whether a batch is a container that is taken apart: a mapping, tuple, list or instance of a dataclass."""
+    return isinstance(batch, Mapping | tuple | list) or (
+        dataclasses.is_dataclass(batch) and not isinstance(batch, type)
+    )
+
+
+def map_parts(function: Callable[[Batch], Batch], batch: Batch) -> Batch:
+    """Apply a function to the parts of a nest, and build the same container around the results."""
     if isinstance(batch, Mapping):
         mapped = _copied(batch)
         for key, value in batch.items():
-            mapped[key] = map_tensors(function, value)
+            mapped[key] = function(value)
         return mapped
     if isinstance(batch, tuple | list):
-        parts = [map_tensors(function, part) for part in batch]
+        parts = [function(part) for part in batch]
         return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
-    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        mapped = copy.copy(batch)
-        for field in dataclasses.fields(batch):
-            value = map_tensors(function, getattr(batch, field.name))
-            object.__setattr__(mapped, field.name, value)  # also where the class is frozen
-        return mapped
-    clone = getattr(batch, "clone", None)
-    return clone() if callable(clone) else batch
+    mapped = copy.copy(batch)
+    for field in dataclasses.fields(batch):
+        value = function(getattr(batch, field.name))
+        object.__setattr__(mapped, field.name, value)  # also where the class is frozen
+    return mapped
 
 
 def _copied(batch: Mapping[Any, Any]) -> Any:
@@ -74,36 +86,6 @@ def with_tensors(batch: Batch, tensors: Sequence[Tensor]) -> Batch:
     """Build the same nest around other tensors, given in the order of `tensors_of`."""
     remaining = iter(tensors)
     return map_tensors(lambda _: next(remaining), batch)
-
-
-def num_samples(batch: Batch) -> int:
-    """Count the samples of a batch: the length of dimension 0 that all its tensors share.
-
-    Raises:
-        UnsupportedBatchError: If it has no tensor, one without dimensions, or several lengths.
-    """
-    sizes = [tuple(tensor.shape) for tensor in tensors_of(batch)]
-    lengths = {size[0] if size else None for size in sizes}
-    if len(lengths) != 1 or None in lengths:
-        raise UnsupportedBatchError(
-            f"The tensors of a batch have the shapes {sizes}; to tell its samples apart, dimension 0 of all must "
-            'count them. Use `axis="batch"`, or a loader that puts the sample dimension first.'
-        )
-    return int(lengths.pop() or 0)
-
-
-def first_samples(batch: Batch, most: int) -> Batch:
-    """Cut a batch to its first samples, if dimension 0 of all its tensors counts them; else leave it whole.
-
-    Example:
-        >>> first_samples((torch.arange(5), torch.arange(5)), 2)
-        (tensor([0, 1]), tensor([0, 1]))
-    """
-    try:
-        num_samples(batch)
-    except UnsupportedBatchError:
-        return batch
-    return map_tensors(lambda tensor: tensor[:most], batch)
 
 
 def all_equal(batches: Sequence[Batch]) -> bool:

@@ -21,8 +21,9 @@ from torch.overrides import TorchFunctionMode
 
 from lightning_zico._typing import Axis, Batch, Buffers, Params, Step
 from lightning_zico.engine.batch_norm import BatchNormMode
-from lightning_zico.engine.batches import map_tensors, num_samples, tensors_of, with_tensors
+from lightning_zico.engine.batches import map_tensors, tensors_of, with_tensors
 from lightning_zico.engine.observers import GradientFacts, Watch, has_reentrant_checkpoint
+from lightning_zico.engine.samples import cut_length
 from lightning_zico.engine.scope import preserved, seed_all
 from lightning_zico.engine.stateless import Stateless, check_depends
 from lightning_zico.engine.transforms import real_view
@@ -164,7 +165,7 @@ def _stream_samples(
     chunk_size: ChunkSize,
     memory_bytes: int | None,
 ) -> tuple[Backend, ...]:
-    total = num_samples(task.batch)
+    total = cut_length(task.batch)
     if task.record_batch_norm():
         facts.batch_norm = "statistics of the whole batch, held constant"
     largest = task.samples_that_fit(total, memory_bytes) if chunk_size == "auto" else min(chunk_size or total, total)

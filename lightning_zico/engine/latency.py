@@ -7,7 +7,6 @@ from contextlib import contextmanager
 
 import torch
 
-from lightning_zico.engine.batches import tensors_of
 from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.scope import preserved, preserved_rng
 
@@ -49,10 +48,11 @@ def latency_conditions(probe: Probe, num_threads: int | None = None) -> dict[str
         num_threads: As for `forward_latency`.
 
     Returns:
-        ``batch_size``, the samples that one pass takes, and ``num_threads``.
+        ``batch_size``, the samples that one pass takes, where they are known, and ``num_threads``.
     """
-    sizes = [len(tensor) for tensor in tensors_of(probe.first_batch) if tensor.ndim]
-    return {"batch_size": sizes[0] if sizes else 1, "num_threads": num_threads or torch.get_num_threads()}
+    samples = probe.num_samples
+    known = {} if samples is None else {"batch_size": samples}
+    return known | {"num_threads": num_threads or torch.get_num_threads()}
 
 
 def measure_latency(run: Callable[[], object], device: torch.device, *, num_warmups: int, num_repeats: int) -> float:

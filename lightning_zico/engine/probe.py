@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_zico._registry import unknown_name
-from lightning_zico._typing import Axis, Batch, Params, Step
+from lightning_zico._typing import Axis, Batch, NumSamples, Params, Step
 from lightning_zico.engine.batches import map_tensors, tensors_of
 from lightning_zico.engine.contents import contents
 from lightning_zico.engine.flow import DataFlow, trace_flow
@@ -17,8 +17,9 @@ from lightning_zico.engine.gradients import ChunkSize, GradientChunk, is_out_of_
 from lightning_zico.engine.layers import Layout, block_names, weight_names
 from lightning_zico.engine.learned import FirstGradients, GradientMoments, MomentsOverBatches
 from lightning_zico.engine.observers import GradientFacts, Observer, Watch, listens
+from lightning_zico.engine.samples import check_cut, first_samples, is_settled, num_samples, stated_samples
 from lightning_zico.engine.scope import generator_states, preserved, preserved_rng, seed_all
-from lightning_zico.engine.size import MacCount, count_macs, count_params
+from lightning_zico.engine.size import MacCount, count_macs, count_params, may_be_time_first
 from lightning_zico.engine.stateless import Stateless, reaches
 from lightning_zico.errors import NotApplicableError, UnsupportedModuleError, ZiCoError, again, in_words, kept
 
@@ -41,6 +42,7 @@ class Probe:
         muted: Silences, on a module that will be put back, what cannot run on the meta device.
         blocks: Names of the submodules that are the network's blocks; None to find them, see `layers.block_names`.
         name: Of the candidate.
+        num_samples: Samples of a batch, or a function that counts them in what the loader gave; None to find out.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Probe:
         muted: Callable[[nn.Module], None] = lambda _: None,
         blocks: Sequence[str] | None = None,
         name: str = "",
+        num_samples: NumSamples | None = None,
     ) -> None:
         self.name = name
         self.module = module
@@ -67,6 +70,7 @@ class Probe:
         self._chunk_size = chunk_size
         self.muted = muted
         self._blocks = blocks
+        self._num_samples = num_samples
         self._first_loss: Tensor | None = None
         self._floating: list[int] | None = None  # positions in the first batch
         self._broke_off = False  # whether a pass did
@@ -138,7 +142,7 @@ class Probe:
 
     @property
     def macs(self) -> MacCount:
-        """Multiply-accumulate operations of a forward pass, per sample of the first batch."""
+        """Multiply-accumulate operations of a forward pass of the first batch, and its samples."""
         return self.once(_macs)
 
     @property
@@ -163,6 +167,29 @@ class Probe:
         Of a batch whose first tensor is the only one of floating point, no run is needed to know.
         """
         return self.once(_inputs)
+
+    @property
+    def num_samples(self) -> int | None:
+        """Samples of the first batch, as the user states them or `samples.num_samples` counts them; None if unknown.
+
+        Where the batch does not tell, the pass that counts `macs` does.
+        """
+        return self.once(_count_samples)
+
+    def first_samples(self, most: int) -> tuple[Batch, frozenset[int]]:
+        """Cut the first batch to some samples.
+
+        Returns:
+            The batch, which is whole where it cannot be cut (`samples.first_samples`), and which of its tensors are
+            `inputs`.
+        """
+        batch, count = self.first_batch, self.num_samples
+        if count is None:
+            return batch, self.inputs
+        cut = first_samples(batch, most, count)
+        # A list of images has fewer tensors when it is cut; those that are left are views of the ones before.
+        kept = {_memory_of(tensor) for idx, tensor in enumerate(tensors_of(batch)) if idx in self.inputs}
+        return cut, frozenset(idx for idx, tensor in enumerate(tensors_of(cut)) if _memory_of(tensor) in kept)
 
     def once(self, compute: "Callable[[Probe], T]") -> T:
         """Compute something from this probe, or give what was computed, or raise what was raised, the first time."""
@@ -301,6 +328,8 @@ class Probe:
             watch: Sees the first batch.
         """
         chosen = range(len(self.batches) if num_batches is None else num_batches)
+        if axis == "sample":
+            check_cut(self.first_batch, self.num_samples)
         try:
             return stream_gradients(
                 self.module,
@@ -510,6 +539,10 @@ class Probe:
             return self._prepare(map_tensors(torch.clone, self.batches[batch_idx]), batch_idx)
 
 
+def _memory_of(tensor: Tensor) -> int:
+    return id(tensor) if tensor.is_nested or tensor.layout != torch.strided else tensor.untyped_storage()._cdata
+
+
 def _found_blocks(probe: Probe) -> list[str]:
     return block_names(probe.module)
 
@@ -575,4 +608,33 @@ def _flow(probe: Probe) -> DataFlow:
 
 
 def _macs(probe: Probe) -> MacCount:
-    return count_macs(probe.module, probe.step, probe.first_batch, probe.muted)
+    stated = stated_samples(probe.batches[0], probe._num_samples)
+    try:
+        return count_macs(
+            probe.module,
+            probe.step,
+            probe.first_batch,
+            probe.muted,
+            stated=stated,
+            layout=probe.layout,
+        )
+    except ZiCoError:
+        raise
+    except Exception:
+        probe._run_plainly()  # raises what the step itself raises
+        raise NotApplicableError(
+            "the operators of the training step cannot be counted while it runs, as with what `torch.compile` compiles."
+        ) from None
+
+
+def _count_samples(probe: Probe) -> int | None:
+    stated = stated_samples(probe.batches[0], probe._num_samples)
+    if stated is not None:
+        return stated
+    batch = probe.first_batch
+    if is_settled(batch) or not (num_samples(batch) is None or may_be_time_first(probe.module)):
+        return num_samples(batch)
+    try:
+        return probe.macs.num_samples
+    except Exception:
+        return None

@@ -1,139 +1,231 @@
 """Sizes of a module: parameters, multiply-accumulate operations."""
 
-from collections.abc import Callable
-from contextlib import nullcontext
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from lightning_zico._typing import Batch, Step
-from lightning_zico.engine.batches import map_tensors, tensors_of
-from lightning_zico.engine.observers import ACTIVATIONS, is_in_place
+from lightning_zico.engine.batches import map_tensors
+from lightning_zico.engine.layers import Layout
+from lightning_zico.engine.observers import ACTIVATIONS, floating_tensor_in, is_in_place
+from lightning_zico.engine.operators import counts_nothing, macs_of, most_macs_of
+from lightning_zico.engine.samples import WAY_OUT, Seen, is_settled, num_samples
 from lightning_zico.engine.scope import preserved, seed_all, unfused
 from lightning_zico.engine.stateless import Stateless
-
-# torch counts floating-point operations, two for each multiply-accumulate operation.
-FLOPS_PER_MAC = 2
-
-# Attention as a CPU does it, of which torch's counter knows nothing (torch 2.14): it multiplies as the GPU's does.
-_ALIKE = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: torch.ops.aten._scaled_dot_product_flash_attention,
-}
+from lightning_zico.errors import NotApplicableError, ZiCoError
 
 # What `a + b` is, and how else it is written.
 _SUMS = frozenset({Tensor.add, torch.add})
 
-# Operators of torch that multiply and accumulate and for which its counter has no formula (torch 2.14). Those that do
-# neither (activations, norms, copies) are left out by the definition of a MAC.
-_UNCOUNTED = frozenset(
-    {"mv", "addmv", "dot", "vdot", "_trilinear", "_cdist_forward", "mkldnn_rnn_layer", "_cudnn_rnn", "miopen_rnn"}
-    | {
-        "_thnn_fused_lstm_cell",
-        "_thnn_fused_gru_cell",
-        "_native_multi_head_attention",
-        "_scaled_dot_product_fused_attention_overrideable",
-        "_scaled_dot_product_attention_math_for_mps",
-        "_fft_r2c",
-        "_fft_c2c",
-        "_fft_c2r",
-    }
+# Operators without a formula are no reason to doubt a count as long as they add at most this share to it.
+_NEGLIGIBLE = 0.01
+
+# Functions whose first two arguments are compared with each other, row by row.
+_LOSSES = frozenset(
+    getattr(F, name)
+    for name in dir(F)
+    if name.endswith(("_loss", "cross_entropy", "kl_div", "_with_logits")) and callable(getattr(F, name))
 )
+_SEQUENTIAL = (nn.RNNBase, nn.MultiheadAttention)
 
 
 def count_params(module: nn.Module) -> int:
     """Count the parameters, trainable and frozen; tied ones once.
 
+    Raises:
+        NotApplicableError: If one is not initialised, so that its size is not known.
+
     Example:
         >>> count_params(nn.Linear(3, 2))
         8
     """
-    return sum(parameter.numel() for parameter in module.parameters() if not is_lazy(parameter))
+    for name, parameter in module.named_parameters():
+        if is_lazy(parameter):
+            raise NotApplicableError(f"parameter '{name}' is not initialised, so its size is not known.")
+    return sum(parameter.numel() for parameter in module.parameters())
 
 
 @dataclass(frozen=True)
 class MacCount:
-    """Multiply-accumulate operations of one forward pass, per sample.
+    """Multiply-accumulate operations of one forward pass.
 
     Args:
-        macs: Per sample: those of the whole batch divided by its samples.
+        total: Of the whole batch, as far as they are counted.
+        num_samples: Samples in the batch; None if nothing tells how many they are.
         device: Where they were counted: ``"meta"``, where nothing is computed, or the module's own device, if the step
             looks at values.
-        uncounted: Operators that multiply and accumulate but have no formula; their cost is missing.
+        uncounted: Operators without a formula whose operations may matter; they are missing in ``total``.
     """
 
-    macs: int
+    total: float
+    num_samples: int | None
     device: str
     uncounted: tuple[str, ...]
 
+    @property
+    def macs(self) -> int:
+        """Operations per sample.
+
+        Raises:
+            NotApplicableError: If samples cannot be counted, or operators with much of the work have no formula.
+        """
+        self.check_complete()
+        if self.num_samples is None:
+            raise NotApplicableError(f"nothing tells how many samples a batch has. {WAY_OUT}")
+        return round(self.total / self.num_samples)
+
+    def check_complete(self) -> None:
+        """Refuse a total that misses what may be much of the work.
+
+        Raises:
+            NotApplicableError: With the names of the operators that have no formula.
+        """
+        if self.uncounted:
+            raise NotApplicableError(
+                f"there is no formula for the operations of {', '.join(self.uncounted)}, which may be most of the "
+                "work. Register one with `torch.utils.flop_counter.register_flop_formula`."
+            )
+
 
 def count_macs(
-    module: nn.Module, step: Step, batch: Batch, muted: Callable[[nn.Module], None] = lambda _: None
+    module: nn.Module,
+    step: Step,
+    batch: Batch,
+    muted: Callable[[nn.Module], None] = lambda _: None,
+    *,
+    stated: int | None = None,
+    layout: Callable[[], Layout] | None = None,
 ) -> MacCount:
     """Count the multiply-accumulate operations of a module's forward pass, on the meta device where that is possible.
+
+    Nothing is differentiated. A step that itself differentiates, such as for forces, fails then; it is counted once
+    more with autograd, and what it differentiates counts as it runs.
 
     Args:
         module: Any module; put back afterwards.
         step: ``(module, batch, batch_idx) -> loss``.
-        batch: As for `gradients.stream_gradients`; dimension 0 of its first tensor counts the samples.
+        batch: As for `gradients.stream_gradients`.
         muted: Given the module before the count on the meta device, to silence what cannot run there and adds no MACs.
+        stated: Samples in the batch, as the user states them; None to find out (`samples.num_samples`).
+        layout: Gives that of the module, if somebody has it.
 
     Returns:
         The count. Matrix products count wherever they stand (attention too), biases and norms nowhere.
 
     Source:
-        The formulas of `torch.utils.flop_counter`, whose numbers are halved.
+        The formulas of `torch.utils.flop_counter`, whose numbers are halved, and those of `engine.operators`.
     """
-    sizes = [tensor.shape for tensor in tensors_of(batch) if tensor.ndim]
-    samples = sizes[0][0] if sizes else 1
+    is_open = stated is None and not is_settled(batch)
+    looks = is_open and (num_samples(batch) is None or may_be_time_first(module))
 
-    def count(device: torch.device | None) -> MacCount:
+    def count(device: torch.device | None, *, differentiates: bool) -> MacCount:
         def placed(tensor: Tensor) -> Tensor:
             return tensor.detach().to(device) if device else tensor.detach().clone()
 
         stateless = Stateless(module)
         tensors = {name: placed(tensor) for name, tensor in (stateless.params | stateless.buffers).items()}
         here = device or next(iter(tensors.values()), torch.empty(0)).device
+        if differentiates:
+            for name, parameter in stateless.params.items():
+                tensors[name].requires_grad_(parameter.requires_grad)
         seed_all(0)
-        counter = _Counter()
-        skipping = _Skipping() if device else nullcontext()
-        with torch.no_grad(), skipping, counter:
+        counter, seen = _Counter(), Seen()
+        functions = _Functions(seen, skips=device is not None) if device or looks else nullcontext()
+        looking = _looking(seen, layout() if layout else Layout.of(module)) if looks else nullcontext()
+        with torch.set_grad_enabled(differentiates), looking, functions, counter:
             stateless.loss(step, tensors, map_tensors(placed, batch), 0)
-        macs = round(counter.flops / FLOPS_PER_MAC / samples)
-        return MacCount(macs, here.type, tuple(sorted(counter.uncounted)))
+        samples = stated or num_samples(batch, seen if looks else None)
+        return MacCount(counter.macs, samples, here.type, counter.missing())
+
+    def either(device: torch.device | None) -> MacCount:
+        try:
+            return count(device, differentiates=False)
+        except Exception as error:
+            # On the meta device most steps fail because they look at values, with autograd as without.
+            if isinstance(error, ZiCoError) or (device and "does not require grad" not in str(error)):
+                raise
+            reset()
+            return count(device, differentiates=True)
 
     with torch.inference_mode(False), unfused(), preserved(module) as reset:
         muted(module)
         try:
-            return count(torch.device("meta"))
+            return either(torch.device("meta"))
         except Exception:
             # A step that looks at values, makes tensors on the CPU, or is itself broken: the next line tells.
             reset()
-            return count(None)
+            return either(None)
+
+
+def may_be_time_first(module: nn.Module) -> bool:
+    """Whether parts of a module count samples elsewhere than along dimension 0, as they say."""
+    return any(
+        isinstance(part, nn.RNNCellBase) or (isinstance(part, _SEQUENTIAL) and not part.batch_first)
+        for part in module.modules()
+    )
+
+
+@contextmanager
+def _looking(seen: Seen, layout: Layout) -> Iterator[None]:
+    """Note rows of the network's output, and the samples of what goes into recurrent layers and attention."""
+
+    def called(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if id(module) in layout.holding:
+            tensor = floating_tensor_in(output)
+            seen.rows = seen.rows if tensor is None else len(tensor)
+        if isinstance(module, (*_SEQUENTIAL, nn.RNNCellBase)):
+            count = _samples_into(module, next(iter((*args, *kwargs.values())), None))
+            if count is not None:
+                seen.sequences.add(count)
+
+    handle = register_module_forward_hook(called, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _samples_into(module: nn.Module, given: Any) -> int | None:
+    """Samples of what a recurrent layer or attention is given; None without a dimension of them."""
+    if isinstance(given, PackedSequence):
+        return int(given.batch_sizes[0])
+    is_cell = isinstance(module, nn.RNNCellBase)
+    if not isinstance(given, Tensor) or given.ndim != (2 if is_cell else 3):
+        return None
+    return given.shape[0] if is_cell or module.batch_first else given.shape[1]
 
 
 class _Counter(TorchDispatchMode):
-    """Counts floating-point operations by torch's formulas.
+    """Counts multiply-accumulate operations, and bounds those of operators without a formula.
 
     Not `FlopCounterMode`, which also tells modules apart, and takes longer for that than a forward pass on the meta
     device.
     """
 
+    supports_higher_order_operators = True
+
     def __init__(self) -> None:
         super().__init__()
-        self.flops = 0
-        self.uncounted: set[str] = set()
+        self.macs = 0.0
+        self._most: dict[str, float] = {}  # by operator without a formula, the most that it may add
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if isinstance(func, torch._ops.HigherOrderOperator):
+            return self._higher_order(func, args, kwargs)
         # Elsewhere what is made of other operators, such as `linear`, has been taken apart before it comes here.
         if torch.is_inference_mode_enabled():
             with self:
@@ -141,27 +233,63 @@ class _Counter(TorchDispatchMode):
             if parts is not NotImplemented:
                 return parts
         out = func(*args, **kwargs)
-        packet = _ALIKE.get(func._overloadpacket, func._overloadpacket)
-        if packet in flop_registry:
-            self.flops += flop_registry[packet](*args, **kwargs, out_val=out)
-        elif packet.__name__ in _UNCOUNTED or func.namespace not in ("aten", "prim", "prims", "profiler"):
-            self.uncounted.add(f"{func.namespace}.{packet.__name__}")
+        if counts_nothing(func):
+            return out
+        macs = macs_of(func, args, kwargs, out)
+        if macs is not None:
+            self.macs += macs
+        elif most := most_macs_of(func, args, kwargs):
+            name = f"{func.namespace}.{func._overloadpacket.__name__}"
+            self._most[name] = self._most.get(name, 0) + most
         return out
 
+    def missing(self) -> tuple[str, ...]:
+        """Name the operators whose operations may matter beside those that are counted."""
+        if math.fsum(self._most.values()) <= _NEGLIGIBLE * self.macs:
+            return ()
+        return tuple(sorted(self._most))
 
-class _Skipping(TorchFunctionMode):
-    """Passes by what takes most of the time on the meta device, keeps shapes and adds no MACs.
+    def _higher_order(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run what calls functions: of `torch.cond` the branch with more operations counts, wherever that is known."""
+        if func is not torch.ops.higher_order.cond:
+            self._most[f"higher_order.{func._name}"] = math.inf
+            return func(*args, **kwargs)
+        predicate, *branches, operands = args
+        before, counts, outs = self.macs, [], []
+        for branch in branches:
+            self.macs = before
+            with self:
+                outs.append(branch(*operands))
+            counts.append(self.macs)
+        self.macs = max(counts)
+        is_known = not (isinstance(predicate, Tensor) and predicate.is_meta)
+        return outs[0] if is_known and bool(predicate) else outs[1]
+
+
+class _Functions(TorchFunctionMode):
+    """Sees what loss functions compare, and passes by what takes most of the time on the meta device.
 
     Of norms, activations and sums only the shape of what they put out is made, a tensor of their own, since it may be
     changed in place. What is not on the meta device, such as a number that the model computes, is left alone, and so is
     what may be differentiated: a pass backward goes through it to what has MACs.
+
+    Args:
+        seen: What to note lengths in.
+        skips: Whether to pass by.
     """
+
+    def __init__(self, seen: Seen, *, skips: bool) -> None:
+        super().__init__()
+        self._seen = seen
+        self._skips = skips
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if torch.is_grad_enabled():
+        if func in _LOSSES:
+            self._note([value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)][:2], func)
+        if not self._skips or torch.is_grad_enabled():
             return func(*args, **kwargs)
         if func is F.batch_norm or func in ACTIVATIONS:
             given = args[0] if args else kwargs["input"]
@@ -173,3 +301,10 @@ class _Skipping(TorchFunctionMode):
             if a.is_meta and b.is_meta and (a.shape, a.dtype) == (b.shape, b.dtype):
                 return torch.empty_like(a)
         return func(*args, **kwargs)
+
+    def _note(self, compared: list[Tensor], func: Any) -> None:
+        lengths = {len(tensor) for tensor in compared if tensor.ndim and not tensor.is_nested}
+        if func is F.ctc_loss:
+            lengths = {compared[0].shape[1]}  # log-probabilities are `[T, N, K]`
+        if len(lengths) == 1:
+            self._seen.compared |= lengths

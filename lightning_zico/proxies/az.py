@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from lightning_zico.engine.batches import first_samples
 from lightning_zico.engine.observers import Observer, floating_tensor_in
 from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.weights import gaussian_batch, kaiming_weights
@@ -187,7 +186,8 @@ def block_statistics(probe: Probe) -> BlockStatistics:
         raise NotApplicableError("the network has no blocks: nothing is repeated in it. Name them with `blocks=`.")
     generator = torch.Generator().manual_seed(probe.seed)
     weights = kaiming_weights(probe.module, generator)
-    batch = gaussian_batch(first_samples(probe.first_batch, NUM_INPUTS), generator, probe.inputs)
+    batch, inputs = probe.first_samples(NUM_INPUTS)
+    batch = gaussian_batch(batch, generator, inputs)
     # Leaves, since tokens have no gradient: the graph then begins at the embeddings.
     own = probe.stateless.copied_params()
     weights = {name: t.requires_grad_(t.is_floating_point()) for name, t in (own | weights).items()}

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from lightning_zico._typing import Batch
-from lightning_zico.engine.batches import map_tensors, num_samples, tensors_of
+from lightning_zico.engine.batches import map_tensors, tensors_of
 from lightning_zico.engine.observers import Observer, per_sample
 from lightning_zico.engine.probe import Probe
+from lightning_zico.engine.samples import cut_length
 from lightning_zico.engine.weights import gaussian_batch
 from lightning_zico.errors import NotApplicableError
 from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
@@ -87,7 +88,7 @@ class LinearRegions(Proxy):
 
 def _shrunk(batch: Batch) -> Batch:
     """Repeat samples until there are a thousand, and make images small; what is in them will be drawn."""
-    rows = torch.arange(NUM_INPUTS) % num_samples(batch)
+    rows = torch.arange(NUM_INPUTS) % cut_length(batch)
     if not any(tensor.is_floating_point() and tensor.ndim == 4 for tensor in tensors_of(batch)):
         raise NotApplicableError("the input holds no image.")
 

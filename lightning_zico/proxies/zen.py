@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_zico.engine.batches import first_samples
 from lightning_zico.engine.observers import Observer
 from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.transforms import real_view
@@ -100,13 +99,13 @@ class Zen(Proxy):
 
     def measure(self, probe: Probe) -> Measurement:
         """Run the network on noise, twice."""
-        batch = first_samples(probe.first_batch, NUM_INPUTS)
-        if not probe.inputs:
+        batch, positions = probe.first_samples(NUM_INPUTS)
+        if not positions:
             raise NotApplicableError("the input holds no floating-point numbers to change a little.")
         generator = torch.Generator().manual_seed(probe.seed)
         weights = gaussian_weights(probe.module, generator)
-        inputs = gaussian_batch(batch, generator, probe.inputs)
-        moved = map_inputs(lambda t: t + _PERTURBATION * drawn_like(t, generator), inputs, probe.inputs)
+        inputs = gaussian_batch(batch, generator, positions)
+        moved = map_inputs(lambda t: t + _PERTURBATION * drawn_like(t, generator), inputs, positions)
         here, there = _LastMapAndScales(), _LastMap()
         for observer, given in ((here, inputs), (there, moved)):
             probe.forward(observer, tensors=weights, batch=given, fed="Gaussian inputs and weights", is_cut=True)

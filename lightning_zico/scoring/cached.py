@@ -131,7 +131,9 @@ class CachedWork(Work):
             return super().score(replace(candidate, build=partial(_raise, raised)))
         # A factory's model is not made twice; a module that was offered built must be told from it.
         built = candidate if isinstance(candidate.build, Built) else replace(candidate, build=lambda: model)
-        key = fingerprint_or_warning(self.context, surroundings(), uncompiled(model), candidate.blocks)
+        key = fingerprint_or_warning(
+            self.context, surroundings(), uncompiled(model), candidate.blocks, candidate.num_samples
+        )
         if key is None:
             return super().score(built)
         entries = self._known(key)
@@ -192,13 +194,13 @@ def is_lasting(errors: Iterable[str | None]) -> bool:
 def with_cache(work: Work, cache: ScoreCache) -> Work:
     """Let a work look into a cache before it scores.
 
-    In the key of a score stand the model and its blocks, the proxy and its settings, and all of the work: batches,
-    loss function, axis, chunk size, seed, budget, kind of device, precision, and the data module if it overrides a
-    transfer hook; besides them, as they are where it is scored, what `fingerprint.surroundings` lists: versions, global
-    precision, the state of autocast, and the number of threads (``torch.get_num_threads()``), which moves ZiCo by up to
-    a percent. So a worker with fewer threads does not find what this process scored with more. A proxy that is not
-    repeatable has the machine in its key as well, and under a limit on latency all have it. Names of candidates are not
-    in it.
+    In the key of a score stand the model, its blocks and samples, the proxy and its settings, and all of the work:
+    batches, loss function, axis, chunk size, seed, budget, kind of device, precision, and the data module if it
+    overrides a transfer hook; besides them, as they are where it is scored, what `fingerprint.surroundings` lists:
+    versions, global precision, the state of autocast, and the number of threads (``torch.get_num_threads()``), which
+    moves ZiCo by up to a percent. So a worker with fewer threads does not find what this process scored with more. A
+    proxy that is not repeatable has the machine in its key as well, and under a limit on latency all have it. Names of
+    candidates are not in it.
 
     Args:
         work: What to do.

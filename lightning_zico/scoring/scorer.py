@@ -9,12 +9,13 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from lightning_zico._typing import Axis, Batch, LossFn, Step
+from lightning_zico._typing import Axis, Batch, LossFn, NumSamples, Step, check_num_samples
 from lightning_zico.bridge import Reread, bridged, is_datamodule, uncompiled
 from lightning_zico.budget import Budget
-from lightning_zico.engine.batches import all_equal, num_samples
+from lightning_zico.engine.batches import all_equal
 from lightning_zico.engine.gradients import ChunkSize, check_chunk_size
 from lightning_zico.engine.probe import Probe
+from lightning_zico.engine.samples import cut_length, stated_samples
 from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.errors import (
     IdenticalBatchesError,
@@ -48,6 +49,7 @@ def score(
     seed: int = 0,
     datamodule: Any = None,
     blocks: Sequence[str] | None = None,
+    num_samples: NumSamples | None = None,
 ) -> ScoreCard:
     """Score one model on some batches, and leave it bit-identical.
 
@@ -69,6 +71,9 @@ def score(
         datamodule: Whose transfer hooks run, if it overrides them.
         blocks: Names of the submodules that are the network's blocks, for proxies that look at blocks; None to find
             them.
+        num_samples: Samples of a batch, or a function that counts them in a batch as it is given; None to read them
+            from the batch (`engine.samples.num_samples`). MACs and other numbers per sample need it where fields of a
+            batch differ in length and nothing tells which one counts samples.
 
     Returns:
         A card with one `Score` a proxy. What the model does wrong stands in ``card["zico"].error``.
@@ -79,7 +84,7 @@ def score(
         IdenticalBatchesError: If all batches are the same, so that gradients cannot vary.
         TypeError: If ``model`` is no module, ``batches`` a loader or a single batch, or an argument is not what it
             should be.
-        ValueError: If both ``loss_fn`` and ``step`` are given.
+        ValueError: If both ``loss_fn`` and ``step`` are given, or another argument is out of range.
 
     Example:
         >>> import torch
@@ -103,7 +108,8 @@ def score(
     check_chunk_size(chunk_size)
     check_loss(loss_fn, step)
     seed = whole_number("seed", seed)
-    check_batches(batches, resolved, axis)
+    check_num_samples(num_samples)
+    check_batches(batches, resolved, axis, num_samples)
     return score_checked(
         type(model).__name__,
         model,
@@ -116,6 +122,7 @@ def score(
         seed=seed,
         datamodule=datamodule,
         blocks=blocks,
+        num_samples=num_samples,
         placement=AS_BUILT,
     )
 
@@ -130,16 +137,21 @@ def check_axis(axis: Axis) -> None:
         raise ValueError(f"`axis` is {axis!r}; needed is one of {get_args(Axis)}.")
 
 
-def check_batches(batches: Sequence[Batch], proxies: Sequence[Proxy], axis: Axis) -> None:
+def check_batches(
+    batches: Sequence[Batch], proxies: Sequence[Proxy], axis: Axis, num_samples: NumSamples | None = None
+) -> None:
     """Refuse batches that no candidate could be scored on.
 
     Raises:
         TooFewBatchesError: If they give fewer gradients than a proxy needs.
         IdenticalBatchesError: If per-batch gradients are to vary and all batches are the same.
+        ValueError: If ``num_samples`` returns something else than a positive int for one of them.
     """
+    for batch in batches:
+        stated_samples(batch, num_samples)
     needed = max(proxies, key=lambda proxy: proxy.min_gradients)
     if not batches or needed.min_gradients:
-        given = sum(num_samples(batch) for batch in batches) if axis == "sample" else len(batches)
+        given = sum(cut_length(batch) for batch in batches) if axis == "sample" else len(batches)
         unit, way_out = ("samples", "Give more of them") if axis == "sample" else ("batches", "Raise `num_batches`")
         least = max(needed.min_gradients, 1)
         if given < least:
@@ -184,6 +196,7 @@ def score_checked(
     datamodule: Any = None,
     blocks: Sequence[str] | None = None,
     budget: Budget | None = None,
+    num_samples: NumSamples | None = None,
 ) -> ScoreCard:
     """Score a model whose batches were checked; nothing that the model does wrong is raised.
 
@@ -201,6 +214,7 @@ def score_checked(
         datamodule: See `score`.
         blocks: See `score`.
         budget: A candidate above it is not scored.
+        num_samples: See `score`.
     """
     start = time.perf_counter()
     model = uncompiled(model)
@@ -227,6 +241,7 @@ def score_checked(
                 muted=bridge.muted,
                 blocks=blocks,
                 name=name,
+                num_samples=num_samples,
             )
             error = budget.excess(probe) if budget else None
             if error is None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import nn
 
-from lightning_zico._typing import Axis, Batch, LossFn, Step
+from lightning_zico._typing import Axis, Batch, LossFn, NumSamples, Step
 from lightning_zico.bridge import uncompiled
 from lightning_zico.budget import Budget
 from lightning_zico.candidates import Built, Candidate
@@ -36,6 +36,7 @@ class Work:
         budget: A candidate above it is not scored.
         placement: Where and in which precision candidates are scored.
         step: See `scorer.score`.
+        num_samples: See `scorer.score`; a candidate's own is taken instead.
     """
 
     batches: Sequence[Batch]
@@ -48,6 +49,7 @@ class Work:
     budget: Budget | None = None
     placement: Placement = AS_BUILT
     step: Step | None = None
+    num_samples: NumSamples | None = None
 
     @property
     def names(self) -> list[str]:
@@ -99,6 +101,7 @@ class Work:
                 blocks=candidate.blocks,
                 budget=self.budget,
                 placement=self.placement,
+                num_samples=self.num_samples if candidate.num_samples is None else candidate.num_samples,
             )
         if card.traceback is not None and torch.cuda.is_initialized():
             torch.cuda.empty_cache()  # what an out-of-memory leaves in pieces, the next candidate gets whole

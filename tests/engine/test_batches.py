@@ -9,8 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_zico.engine.batches import all_equal, map_tensors, num_samples, tensors_of, with_tensors
-from lightning_zico.errors import UnsupportedBatchError
+from lightning_zico.engine.batches import all_equal, map_tensors, tensors_of, with_tensors
 
 Pair = namedtuple("Pair", ["x", "y"])
 
@@ -156,24 +155,6 @@ def test_objects_that_can_clone_are_cloned_and_others_passed_on():
     assert mapped[0] is not cloneable
     assert mapped[0].value == 3
     assert mapped[1] is other
-
-
-def test_num_samples_is_the_length_that_all_tensors_share():
-    assert num_samples({"x": torch.zeros(5, 2), "y": [torch.zeros(5), "text"]}) == 5
-
-
-@pytest.mark.parametrize(
-    ("batch", "said"),
-    [
-        ((torch.zeros(3), torch.zeros(4)), r"\[\(3,\), \(4,\)\]"),
-        ((torch.zeros(3), torch.tensor(1.0)), r"\[\(3,\), \(\)\]"),
-        (torch.tensor(1.0), r"\[\(\)\]"),
-        ("text", r"\[\]"),
-    ],
-)
-def test_num_samples_refuses_what_has_no_common_length(batch, said):
-    with pytest.raises(UnsupportedBatchError, match=said + r".*axis=\"batch\""):
-        num_samples(batch)
 
 
 def test_all_equal_compares_values():

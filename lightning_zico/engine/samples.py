@@ -1,0 +1,327 @@
+"""Samples: how many a batch has, and how it is cut to fewer of them.
+
+Index conventions:
+    N: samples in a batch
+"""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+from lightning_zico._typing import Batch, NumSamples, is_count
+from lightning_zico.engine.batches import is_nest, map_parts, tensors_of
+from lightning_zico.errors import UnsupportedBatchError
+
+# What to do where samples cannot be counted.
+WAY_OUT = "Pass `num_samples=`, a number or a function of the batch."
+_NO_SAMPLES = (str, bytes, int, float, complex, type(None))
+
+
+@dataclass
+class Seen:
+    """What a pass showed of the samples in its batch.
+
+    Args:
+        rows: Length of dimension 0 of the network's output; None if it had none.
+        compared: Lengths of dimension 0 that a loss function compared with each other.
+        sequences: Samples in what recurrent layers and attention took, by their own ``batch_first``.
+    """
+
+    rows: int | None = None
+    compared: set[int] = field(default_factory=set)
+    sequences: set[int] = field(default_factory=set)
+
+
+def stated_samples(batch: Batch, num_samples: NumSamples | None) -> int | None:
+    """Number of samples that the user states for a batch; None if the user states nothing.
+
+    Args:
+        batch: As the loader yields it.
+        num_samples: Checked by `_typing.check_num_samples`.
+
+    Raises:
+        ValueError: If a function returns something else than a positive int.
+    """
+    if num_samples is None or isinstance(num_samples, int):
+        return num_samples
+    count = num_samples(batch)
+    if not is_count(count):
+        raise ValueError(f"`num_samples=` returned {count!r} for a batch: expected a positive int.")
+    return int(count)
+
+
+def num_samples(batch: Batch, seen: Seen | None = None) -> int | None:
+    """Count the samples of a batch; None if nothing tells how many they are.
+
+    The order of a batch's fields does not matter. Asked in turn:
+
+    1. Objects that know it: ``num_graphs``, ``batch_size``, packed sequences and nested tensors.
+    2. The only length that all fields can have: dimension 0 of a tensor, or the length of a list of samples, such as
+       images or targets of different sizes. Strings, numbers and tensors without dimensions say nothing.
+    3. What a pass showed: in recurrent layers and attention which dimension counts samples; otherwise the length of a
+       field that the network's output or the arguments of a loss function share. Fields that divide another one, such
+       as the index that assigns nodes to graphs, decide between the two.
+
+    Args:
+        batch: Any nest.
+        seen: What a pass on the batch showed; None if there was none.
+
+    Example:
+        >>> num_samples({"x": torch.zeros(5, 2), "y": torch.zeros(5), "weight": torch.tensor(0.5)})
+        5
+        >>> bags = (torch.zeros(20), torch.zeros(4))  # tokens, and where the bags begin
+        >>> num_samples(bags), num_samples(bags, Seen(rows=4))
+        (None, 4)
+    """
+    known = set(_known(batch))
+    if known:
+        return known.pop() if len(known) == 1 else None
+    fields = _possible(batch, inside=False)
+    if not fields:
+        return None
+    shared = frozenset.intersection(*fields)
+    only = next(iter(shared)) if len(shared) == 1 else None
+    if seen is None:
+        return only
+    if only not in seen.sequences:
+        along_second = [count for count in seen.sequences if _in_first_two(batch, count)]
+        if len(along_second) == 1:
+            return along_second[0]
+    return only if only is not None else _voted(batch, shared or frozenset.union(*fields), seen)
+
+
+def is_settled(batch: Batch) -> bool:
+    """Whether the batch tells its samples by an object that knows them, so that no pass can tell otherwise."""
+    return any(True for _ in _known(batch))
+
+
+def cut_length(batch: Batch) -> int:
+    """Length of dimension 0 that all tensors of a batch share, along which it is cut to single samples.
+
+    Raises:
+        UnsupportedBatchError: If it has no tensor, one without dimensions, or several lengths.
+    """
+    sizes = [tuple(tensor.shape) for tensor in tensors_of(batch)]
+    lengths = {size[0] if size else None for size in sizes}
+    if len(lengths) != 1 or None in lengths:
+        raise UnsupportedBatchError(
+            f"The tensors of a batch have the shapes {sizes}; to tell its samples apart, dimension 0 of all must "
+            'count them. Use `axis="batch"`, or a loader that puts the sample dimension first.'
+        )
+    return int(lengths.pop() or 0)
+
+
+def check_cut(batch: Batch, count: int | None) -> None:
+    """Refuse a batch whose dimension 0 is not known to count samples, for gradients of single samples.
+
+    Args:
+        batch: All of whose tensors share dimension 0.
+        count: Its samples, as `num_samples` or the user counts them.
+
+    Raises:
+        UnsupportedBatchError: If they are unknown, or dimension 0 has another length.
+    """
+    length = cut_length(batch)
+    if count == length:
+        return
+    reason = f"it has {count} samples" if count else f"nothing tells whether it counts samples. {WAY_OUT} Or"
+    raise UnsupportedBatchError(
+        f'Dimension 0 of the tensors of a batch has length {length}, but {reason}: use `axis="batch"`, or a loader '
+        "that puts the sample dimension first."
+    )
+
+
+def first_samples(batch: Batch, most: int, count: int | None = None) -> Batch:
+    """Cut a batch to its first samples; the very same batch if that is not possible, or not necessary.
+
+    Tensors are cut along the dimension that counts samples, lists of samples after so many. A batch is cut as a whole
+    or not at all: of a graph, some nodes would be left without their edges.
+
+    Args:
+        batch: Any nest.
+        most: Samples to keep.
+        count: Its samples; None for what `num_samples` reads from the batch.
+
+    Example:
+        >>> first_samples((torch.arange(5), [torch.zeros(n) for n in range(5)]), 2, 5)
+        (tensor([0, 1]), [tensor([]), tensor([0.])])
+    """
+    count = num_samples(batch) if count is None else count
+    if count is None or count <= most:
+        return batch
+    try:
+        return _cut(batch, most, count)
+    except _UncuttableError:
+        return batch
+
+
+class _UncuttableError(Exception):
+    """A part of a batch that cannot be cut to fewer samples."""
+
+
+def _cut(batch: Batch, most: int, count: int) -> Batch:
+    if isinstance(batch, Tensor):
+        return _cut_tensor(batch, most, count)
+    if isinstance(batch, _NO_SAMPLES):
+        return batch
+    if isinstance(getattr(batch, "batch_size", None), torch.Size):
+        return batch[:most]
+    if not is_nest(batch) or isinstance(batch, PackedSequence):
+        raise _UncuttableError
+    if _is_list(batch):
+        try:
+            return map_parts(partial(_cut, most=most, count=count), batch)
+        except _UncuttableError:
+            if len(batch) != count:
+                raise
+            return batch[:most]
+    return map_parts(partial(_cut, most=most, count=count), batch)
+
+
+def _cut_tensor(tensor: Tensor, most: int, count: int) -> Tensor:
+    if tensor.is_nested:
+        raise _UncuttableError
+    if not tensor.ndim:
+        return tensor
+    if len(tensor) == count:
+        return tensor[:most]
+    if tensor.ndim > 1 and tensor.shape[1] == count:
+        return tensor[:, :most]
+    if len(tensor) == 1:  # the same for all samples
+        return tensor
+    raise _UncuttableError
+
+
+def _is_list(batch: Batch) -> bool:
+    return isinstance(batch, list | tuple) and not hasattr(batch, "_fields")
+
+
+def _stated_by(batch: Batch) -> int | None:
+    """Number of samples that an object says it holds."""
+    if isinstance(batch, PackedSequence):
+        return int(batch.batch_sizes[0])
+    if isinstance(batch, Tensor):
+        return batch.size(0) if batch.is_nested else None
+    if _is_list(batch) or isinstance(batch, _NO_SAMPLES):
+        return None
+    for name in ("num_graphs", "batch_size"):
+        try:
+            value = batch[name] if isinstance(batch, Mapping) and name in batch else getattr(batch, name, None)
+            value = value[0] if isinstance(value, torch.Size) else value
+            value = int(value) if isinstance(value, Tensor) and value.numel() == 1 else value
+        except Exception:
+            continue
+        if isinstance(value, int) and is_count(value):
+            return value
+    return None
+
+
+def _fields_of(batch: Batch) -> list[Batch]:
+    """Parts of a container that is no list, among them those of a foreign object that gives itself as a dictionary."""
+    if isinstance(batch, Mapping):
+        return list(batch.values())
+    if isinstance(batch, tuple):
+        return list(batch)
+    if dataclasses.is_dataclass(batch):
+        return [getattr(batch, each.name) for each in dataclasses.fields(batch)]
+    to_dict = getattr(batch, "to_dict", None)
+    try:
+        given = to_dict() if callable(to_dict) else None
+    except Exception:
+        given = None
+    return list(given.values()) if isinstance(given, Mapping) else []
+
+
+def _known(batch: Batch) -> Iterator[int]:
+    """Numbers of samples that objects in a batch state; those in a list of like ones are samples themselves."""
+    stated = _stated_by(batch)
+    if stated is not None:
+        yield stated
+    elif _is_list(batch):
+        if not _are_alike(batch):
+            for part in batch:
+                yield from _known(part)
+    elif not isinstance(batch, (Tensor, *_NO_SAMPLES)):
+        for part in _fields_of(batch):
+            yield from _known(part)
+
+
+def _are_alike(parts: Any) -> bool:
+    """Whether the elements of a list may be samples, which have one structure; fields mostly differ in theirs."""
+    return len({_structure(part) for part in parts}) == 1
+
+
+def _structure(batch: Batch) -> Any:
+    if isinstance(batch, Tensor):
+        return batch.dtype, batch.ndim
+    if isinstance(batch, Mapping):
+        return type(batch), frozenset(map(str, batch))
+    return (type(batch), frozenset(map(_structure, batch))) if _is_list(batch) else type(batch)
+
+
+def _possible(batch: Batch, *, inside: bool = True) -> list[frozenset[int]]:
+    """For each field of a batch that tells something, the numbers of samples that it may have."""
+    if isinstance(batch, _NO_SAMPLES):
+        return []
+    if isinstance(batch, Tensor):
+        return [frozenset({len(batch)})] if batch.ndim and len(batch) else []
+    stated = _stated_by(batch)
+    if stated is not None:
+        return [frozenset({stated})]
+    if not _is_list(batch):
+        return [counts for part in _fields_of(batch) for counts in _possible(part)]
+    fields = [counts for part in batch for counts in _possible(part)]
+    if not batch or isinstance(batch[0], _NO_SAMPLES) or not _are_alike(batch):
+        return fields
+    # A batch may be a list of a few fields, but a field of it that lists dictionaries or objects lists samples.
+    if not fields or (inside and not (isinstance(batch[0], Tensor) or _is_list(batch[0]))):
+        return [frozenset({len(batch)})]
+    return [(frozenset.intersection(*fields) or frozenset.union(*fields)) | {len(batch)}]
+
+
+def _leaves(batch: Batch) -> Iterator[Tensor]:
+    if isinstance(batch, Tensor):
+        yield batch
+    elif not isinstance(batch, _NO_SAMPLES):
+        for part in batch if _is_list(batch) else _fields_of(batch):
+            yield from _leaves(part)
+
+
+def _in_first_two(batch: Batch, count: int) -> bool:
+    return all(count in tensor.shape[:2] for tensor in _leaves(batch) if tensor.ndim)
+
+
+def _voted(batch: Batch, among: frozenset[int], seen: Seen) -> int | None:
+    """The one length that outputs and loss functions agree on, as far as fields of the batch have it."""
+    votes = (seen.compared | {seen.rows}) & among
+    groups = {(parts, whole) for tensor in _leaves(batch) for parts, whole in _groupings(tensor, among)}
+    counts = {parts for parts, _ in groups}
+    if len(counts) == 1 and votes <= {length for group in groups for length in group}:
+        return counts.pop()
+    return next(iter(votes)) if len(votes) == 1 else None
+
+
+def _groupings(tensor: Tensor, among: frozenset[int]) -> Iterator[tuple[int, int]]:
+    """Pairs of lengths ``(parts, whole)`` of which a tensor says that it divides the one into the other.
+
+    An index of the part for each row of the whole, ``[whole]``; the sizes of the parts, ``[parts]``; or their bounds,
+    ``[parts + 1]``.
+    """
+    if tensor.ndim != 1 or tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        return
+    values = tensor.tolist()
+    is_sorted = bool(values) and values[0] == 0 and all(a <= b for a, b in pairwise(values))
+    if is_sorted and all(b - a <= 1 for a, b in pairwise(values)):
+        candidates = [(values[-1] + 1, len(values))]
+    elif is_sorted:
+        candidates = [(len(values) - 1, values[-1])]
+    else:
+        candidates = [(len(values), sum(values))] if values and min(values) > 0 else []
+    yield from ((parts, whole) for parts, whole in candidates if parts < whole and {parts, whole} <= among)
