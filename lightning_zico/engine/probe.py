@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_zico._registry import unknown_name
 from lightning_zico._typing import Axis, Batch, Params, Step
 from lightning_zico.engine.batches import map_tensors
+from lightning_zico.engine.flow import DataFlow, trace_flow
 from lightning_zico.engine.gradients import ChunkSize, GradientChunk, is_out_of_memory, stream_gradients
 from lightning_zico.engine.layers import Layout, block_names, weight_names
 from lightning_zico.engine.learned import FirstGradients, GradientMoments, MomentsOverBatches
@@ -127,6 +128,11 @@ class Probe:
     def macs(self) -> MacCount:
         """Multiply-accumulate operations of a forward pass, per sample of the first batch."""
         return self.once(_macs)
+
+    @property
+    def flow(self) -> DataFlow:
+        """Which parameters multiply the first batch, and which of its tensors the network reads; costs a run."""
+        return self.once(_flow)
 
     def once(self, compute: "Callable[[Probe], T]") -> T:
         """Compute something from this probe, or give what was computed, or raise what was raised, the first time."""
@@ -374,6 +380,10 @@ def _stateless(probe: Probe) -> Stateless:
 
 def _plain_steps(probe: Probe) -> None:
     probe._run_plainly()
+
+
+def _flow(probe: Probe) -> DataFlow:
+    return trace_flow(probe.module, probe.step, probe.first_batch, probe.muted)
 
 
 def _macs(probe: Probe) -> MacCount:

@@ -1,0 +1,356 @@
+"""Where the data of a step goes: which parameters are multiplied with it, and which tensors the network reads."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from lightning_zico._typing import Batch, Params, Step
+from lightning_zico.engine.batches import map_tensors, tensors_of
+from lightning_zico.engine.observers import has_reentrant_checkpoint
+from lightning_zico.engine.scope import preserved, seed_all, unfused
+from lightning_zico.engine.stateless import Stateless
+
+
+@dataclass(frozen=True)
+class DataFlow:
+    """What one run of a step shows about parameters and the batch.
+
+    Args:
+        products: Trainable parameters of two or more dimensions that a matrix product, a convolution or the like
+            multiplies, directly or through a tensor that is computed from parameters only.
+        inputs: Positions, in the order of `batches.tensors_of`, of the tensors that the network reads: those that meet
+            a parameter on their way, rather than the loss only.
+        reached: Parameters that the loss depends on for autograd; None if a checkpoint hides them.
+        failure: Why the step could not be followed; None if it was. Nothing is known then: ``products`` is empty, and
+            ``inputs`` has all tensors.
+    """
+
+    products: frozenset[str]
+    inputs: frozenset[int]
+    reached: frozenset[str] | None
+    failure: str | None = None
+
+
+def trace_flow(
+    module: nn.Module, step: Step, batch: Batch, muted: Callable[[nn.Module], None] = lambda _: None
+) -> DataFlow:
+    """Run a step once and follow its tensors, on the meta device where that is possible.
+
+    Every tensor has the origins of the memory that it lives in. What is computed from parameters and constants only
+    stays a weight; what is computed from the batch is data. A parameter that is looked up (an embedding), added (a
+    positional table) or applied entry by entry (a gain, a norm) is read but multiplies nothing.
+
+    A tensor of the batch is an input if it meets a parameter before it meets the network's output, or if what it meets
+    there goes into a product with a parameter, as an attention mask does. Targets do neither, not even where the loss
+    multiplies them with outputs or has weights of its own.
+
+    Args:
+        module: Put back afterwards.
+        step: ``(module, batch, batch_idx) -> loss``. Autograd is on, since a step may differentiate.
+        batch: As for `gradients.stream_gradients`.
+        muted: Given the module before the run on the meta device, to silence what cannot run there.
+    """
+
+    def trace(device: torch.device | None) -> DataFlow:
+        def placed(tensor: Tensor) -> Tensor:
+            return tensor.detach().to(device) if device else tensor.detach().clone()
+
+        stateless = Stateless(module)
+        params = {
+            name: placed(parameter).requires_grad_(parameter.requires_grad)
+            for name, parameter in stateless.params.items()
+        }
+        buffers = {name: placed(buffer) for name, buffer in stateless.buffers.items()}
+        own_batch = map_tensors(placed, batch)
+        follower = _Follower(params, [*buffers.values(), *_attributes(module)], own_batch)
+        seed_all(0)
+
+        def run() -> frozenset[str] | None:
+            with follower:
+                loss = step(module, own_batch, 0)
+            return _reached(loss, params) if isinstance(loss, Tensor) else frozenset()
+
+        reached = stateless.call(params | buffers, run)
+        products = frozenset(
+            name for name in follower.products if stateless.params[name].requires_grad and params[name].ndim > 1
+        )
+        return DataFlow(products, frozenset(follower.read), reached)
+
+    with torch.inference_mode(False), torch.enable_grad(), unfused(), preserved(module) as reset:
+        muted(module)
+        try:
+            return trace(torch.device("meta"))
+        except Exception:  # a step that looks at values, or makes tensors on the CPU
+            reset()
+        try:
+            return trace(None)
+        except Exception as error:
+            everything = frozenset(range(len(tensors_of(batch))))
+            return DataFlow(frozenset(), everything, None, f"{type(error).__name__}: {error}")
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """What a tensor is made of.
+
+    Args:
+        params: Names of the parameters in it; for data, those that were mixed into it outside of products.
+        is_data: Whether data is in it: a tensor of the batch, or what was computed from one.
+        fresh: Positions in the batch of the tensors in it that no parameter has met.
+        is_computed: Whether it comes out of a product with a parameter, or met a parameter as data.
+        is_random: Whether random numbers are in it.
+    """
+
+    params: frozenset[str] = frozenset()
+    is_data: bool = False
+    fresh: frozenset[int] = frozenset()
+    is_computed: bool = False
+    is_random: bool = False
+
+    @property
+    def is_weight(self) -> bool:
+        return bool(self.params) and not self.is_data
+
+    @classmethod
+    def together(cls, origins: "list[_Origin]") -> "_Origin":
+        if len(origins) == 1:
+            return origins[0]
+        return cls(
+            frozenset().union(*(origin.params for origin in origins)),
+            any(origin.is_data for origin in origins),
+            frozenset().union(*(origin.fresh for origin in origins)),
+            any(origin.is_computed for origin in origins),
+            any(origin.is_random for origin in origins),
+        )
+
+
+_CONSTANT = _Origin()
+_FOREIGN = _Origin(is_data=True)
+_RANDOM = _Origin(is_random=True)
+
+# Operators with multiply-accumulate operations for which torch's counter has no formula (torch 2.14).
+_PRODUCTS = frozenset(
+    {"mv", "addmv", "addbmm", "addr", "dot", "vdot", "linear", "bilinear", "_trilinear", "_cdist_forward"}
+    | {"_euclidean_dist", "mkldnn_rnn_layer", "_cudnn_rnn", "miopen_rnn", "lstm", "gru", "_addmm_activation"}
+    | {"_sparse_addmm", "_sparse_mm", "_sparse_sparse_matmul", "_native_multi_head_attention", "_convolution"}
+    | {"_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_fused_attention_overrideable"}
+    | {"_scaled_dot_product_attention_math", "_scaled_dot_product_attention_math_for_mps"}
+)
+# Their first operand is added.
+_ADDING = frozenset({"addmm", "addmv", "addbmm", "addr", "baddbmm", "_addmm_activation", "_sparse_addmm"})
+# Positions of the operands that are weights by definition, also where data is mixed into them ("modulated").
+_WEIGHT_SLOTS: Mapping[str, tuple[int, ...]] = {
+    "convolution": (1,),
+    "_convolution": (1,),
+    "cudnn_convolution": (1,),
+    "mkldnn_convolution": (1,),
+    "linear": (1,),
+    "mkldnn_rnn_layer": (1, 2),
+}
+_LOOK_UPS = frozenset({"embedding", "_embedding_bag", "_embedding_bag_forward_only"})
+# Only the shape of what they are given matters.
+_SHAPED = ("empty_like", "zeros_like", "ones_like", "full_like", "new_empty", "new_zeros", "new_ones", "new_full")
+_SHAPED_RANDOM = ("rand_like", "randn_like", "randint_like")
+
+
+class _Follower(TorchDispatchMode):
+    """Keeps the origins of all memory that tensors live in, by reference to it, so that views share them."""
+
+    supports_higher_order_operators = True
+
+    def __init__(self, params: Params, constants: list[Tensor], batch: Batch) -> None:
+        super().__init__()
+        self.products: set[str] = set()
+        self.read: set[int] = set()
+        # A weak reference keeps the address of freed memory from being used again.
+        self._origins: dict[StorageWeakRef, _Origin] = {}
+        for tensor in constants:
+            self._origins[_key(tensor)] = _CONSTANT
+        for tensor in _foreign_tensors(batch):
+            self._origins[_key(tensor)] = _FOREIGN
+        for position, tensor in enumerate(tensors_of(batch)):
+            self._origins[_key(tensor)] = _Origin(is_data=True, fresh=frozenset([position]))
+        for name, tensor in params.items():
+            self._origins[_key(tensor)] = _Origin(frozenset([name]))
+        self._fixed = {_key(tensor) for tensor in params.values()}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        # Elsewhere what is made of other operators, such as `linear`, has been taken apart before it comes here.
+        if torch.is_inference_mode_enabled() and hasattr(func, "decompose"):
+            with self:
+                parts = func.decompose(*args, **kwargs)
+            if parts is not NotImplemented:
+                return parts
+        # Looked up first: an operator may write to what it is given.
+        given = [(position, tensor) for position, arg in enumerate(args) for tensor in _tensors_in(arg)]
+        given += [(-1, tensor) for tensor in _tensors_in(list(kwargs.values()))]
+        keys = {_key(tensor) for _, tensor in given}
+        name = _name_of(func)
+        is_constant = name == "lift_fresh"  # `torch.tensor(...)` within the step
+        origins = [(position, _CONSTANT if is_constant else self._origin_of(tensor)) for position, tensor in given]
+        out = func(*args, **kwargs)
+        result = self._result(func, name, origins)
+        for tensor in _tensors_in(out):
+            key = _key(tensor)
+            if key not in keys:
+                self._origins[key] = result
+        for tensor in _written(func, args, kwargs):
+            key = _key(tensor)
+            if key not in self._fixed:
+                self._origins[key] = _Origin.together([self._origin_of(tensor), result])
+        return out
+
+    def _origin_of(self, tensor: Tensor) -> _Origin:
+        # What nobody made here comes from outside, as an array that the step turns into a tensor.
+        return self._origins.get(_key(tensor), _FOREIGN)
+
+    def _result(self, func: Any, name: str, origins: list[tuple[int, _Origin]]) -> _Origin:
+        """Note what an operator shows, and return the origin of what it puts out."""
+        if name.startswith(_SHAPED):
+            return _CONSTANT
+        if name.startswith(_SHAPED_RANDOM) or (not origins and _is_random(func)):
+            return _RANDOM
+        if not origins:
+            return _CONSTANT
+        # in-place operators are called as the others, with an underscore at the end
+        name = name.rstrip("_")
+        result = _Origin.together([origin for _, origin in origins])
+        is_look_up = name in _LOOK_UPS
+        is_product = not is_look_up and _is_product(func, name)
+        weights = [origin for _, origin in origins if origin.is_weight]
+        if is_product:
+            self._note_products(name, origins)
+        if weights and (result.is_data or is_look_up):
+            everything = is_product or is_look_up
+            # The loss has met the targets, and may meet parameters of its own; so may predictions without an input.
+            is_plain = not all(origin.is_computed for origin in weights)
+            for _, origin in origins:
+                if origin.is_data and (everything or (is_plain and not origin.is_computed)):
+                    self.read |= origin.fresh
+            fresh = result.fresh - self.read
+            kept = frozenset() if everything else result.params
+            return _Origin(kept, True, fresh, True, result.is_random)
+        if is_product:
+            if result.is_data:
+                return _Origin(frozenset(), True, result.fresh, result.is_computed, result.is_random)
+            # A generator's noise becomes data at its first layer; random numbers in a weight leave it one.
+            is_data = any(origin == _RANDOM for _, origin in origins) and bool(weights)
+            return _Origin(result.params if not is_data else frozenset(), is_data, frozenset(), True, result.is_random)
+        return result
+
+    def _note_products(self, name: str, origins: list[tuple[int, _Origin]]) -> None:
+        slots = _WEIGHT_SLOTS.get(name, ())
+        for position, origin in origins:
+            is_added = (name in _ADDING and position == 0) or ("convolution" in name and position == 2)
+            is_bias = name.startswith("_scaled_dot_product") and position > 2
+            if not (is_added or is_bias) and (origin.is_weight or position in slots):
+                self.products |= origin.params
+
+
+def _is_product(func: Any, name: str) -> bool:
+    packet = getattr(func, "_overloadpacket", func)
+    # Of an operator that torch does not ship nothing is known; most of those with weights are fused layers.
+    foreign = getattr(func, "namespace", "aten") not in ("aten", "prim", "prims", "profiler", "higher_order")
+    return packet in flop_registry or name in _PRODUCTS or foreign
+
+
+def _is_random(func: Any) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(func, "tags", ())
+
+
+def _name_of(func: Any) -> str:
+    return str(getattr(getattr(func, "_overloadpacket", func), "__name__", func))
+
+
+def _key(tensor: Tensor) -> StorageWeakRef:
+    if tensor.layout == torch.strided or tensor.layout == torch.jagged:
+        return StorageWeakRef(tensor.untyped_storage())
+    values = tensor._values() if tensor.layout == torch.sparse_coo else tensor.values()
+    return StorageWeakRef(values.untyped_storage())
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _tensors_in(part)
+    elif isinstance(value, dict):
+        yield from _tensors_in(list(value.values()))
+
+
+def _written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
+    schema = getattr(func, "_schema", None)
+    if schema is None or not schema.is_mutable:
+        return
+    for position, argument in enumerate(schema.arguments):
+        if argument.alias_info is not None and argument.alias_info.is_write:
+            value = args[position] if position < len(args) else kwargs.get(argument.name)
+            yield from _tensors_in(value)
+
+
+def _attributes(module: nn.Module) -> list[Tensor]:
+    """List the tensors that submodules keep as plain attributes, such as masks: constants."""
+    found: list[Tensor] = []
+    for part in module.modules():
+        for name, value in vars(part).items():
+            if name not in ("_parameters", "_buffers", "_modules"):
+                found += _tensors_in(value)
+    return found
+
+
+@dataclass
+class _Found:
+    tensors: list[Tensor] = field(default_factory=list)
+    seen: set[int] = field(default_factory=set)
+
+
+def _foreign_tensors(batch: Any) -> list[Tensor]:
+    """List the tensors in objects of a batch that `tensors_of` does not look into, such as graphs."""
+    found = _Found()
+    _collect(batch, found, depth=6)
+    return found.tensors
+
+
+def _collect(value: Any, found: _Found, depth: int) -> None:
+    if isinstance(value, Tensor):
+        found.tensors.append(value)
+        return
+    if depth == 0 or id(value) in found.seen or isinstance(value, str | bytes | int | float | type | None):
+        return
+    found.seen.add(id(value))
+    if isinstance(value, Mapping):
+        parts: list[Any] = list(value.values())
+    elif isinstance(value, list | tuple | set):
+        parts = list(value)
+    else:
+        parts = list(getattr(value, "__dict__", {}).values())
+    for part in parts:
+        _collect(part, found, depth - 1)
+
+
+def _reached(loss: Tensor, params: Params) -> frozenset[str] | None:
+    if has_reentrant_checkpoint(loss):
+        return None
+    names = {id(tensor): name for name, tensor in params.items()}
+    found: set[str] = set()
+    seen: set[Any] = set()
+    remaining: list[Any] = [loss.grad_fn]
+    while remaining:
+        node = remaining.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        if hasattr(node, "variable") and id(node.variable) in names:
+            found.add(names[id(node.variable)])
+        remaining.extend(parent for parent, _ in node.next_functions)
+    return frozenset(found)
