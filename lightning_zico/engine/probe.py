@@ -1,6 +1,6 @@
 """Probe: one candidate, placed and ready to be measured."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Literal, TypeVar
@@ -11,15 +11,24 @@ from torch import Tensor, nn
 from lightning_zico._registry import unknown_name
 from lightning_zico._typing import Axis, Batch, Params, Step
 from lightning_zico.engine.batches import map_tensors
+from lightning_zico.engine.blocks import block_names
 from lightning_zico.engine.flow import DataFlow, trace_flow
 from lightning_zico.engine.gradients import ChunkSize, GradientChunk, is_out_of_memory, stream_gradients
-from lightning_zico.engine.layers import Layout, block_names, weight_names
+from lightning_zico.engine.layers import (
+    Layers,
+    Layout,
+    Patterns,
+    known_layers,
+    matching_layers,
+    published_layers,
+    weight_name,
+)
 from lightning_zico.engine.learned import FirstGradients, GradientMoments, MomentsOverBatches
 from lightning_zico.engine.observers import GradientFacts, Observer, Watch, listens
 from lightning_zico.engine.scope import preserved, preserved_rng, seed_all
 from lightning_zico.engine.size import MacCount, count_macs, count_params
 from lightning_zico.engine.stateless import Stateless
-from lightning_zico.errors import UnsupportedModuleError, again, kept
+from lightning_zico.errors import NoGradientError, UnsupportedModuleError, again, kept
 
 T = TypeVar("T")
 O = TypeVar("O", bound=Observer)  # noqa: E741
@@ -38,7 +47,7 @@ class Probe:
         chunk_size: Per sample: how many at once; see `gradients.stream_gradients`.
         seed: Of dropout, of other weights and inputs that are drawn, and of other randomness.
         muted: Silences, on a module that will be put back, what cannot run on the meta device.
-        blocks: Names of the submodules that are the network's blocks; None to find them, see `layers.block_names`.
+        blocks: Names of the submodules that are the network's blocks; None to find them, see `blocks.block_names`.
         name: Of the candidate.
     """
 
@@ -77,13 +86,69 @@ class Probe:
         return count_params(self.module)
 
     @property
-    def layers(self) -> dict[str, nn.Parameter]:
-        """Trainable weights of the linear and convolutional layers, by name."""
+    def layers(self) -> Params:
+        """Trainable weights of the layers, by name; not to be written to.
+
+        A layer is what multiplies its input with a weight. The classes of the module's parts mostly tell; where they do
+        not, the step is run once, see `flow.trace_flow`.
+        """
+        return self.once(_weights)
+
+    @property
+    def structure(self) -> Layers:
+        """What the layers are made of."""
         return self.once(_layers)
+
+    def chosen(self, patterns: Patterns = None) -> Layers:
+        """Choose layers, or parameters.
+
+        Args:
+            patterns: Which; None for all layers.
+
+        Raises:
+            NoGradientError: If there is none.
+        """
+        if patterns is None:
+            layers = self.structure
+        elif patterns == "published":
+            layers = published_layers(self.module)
+        else:
+            layers = matching_layers(self.module, patterns)
+        if not layers:
+            wanted = (
+                {
+                    None: "trainable weight of a layer",
+                    "published": "trainable weight of a linear or convolutional layer",
+                }.get(patterns)
+                if patterns is None or isinstance(patterns, str)
+                else f"match for {list(patterns)}"
+            )
+            raise NoGradientError(
+                f"There is no {wanted} among {len(list(self.module.parameters()))} parameters. "
+                "Unfreeze some, or choose others with `parameters=`."
+            )
+        return layers
+
+    def covered(self, patterns: Patterns = None, seen: Collection[str] | None = None) -> float:
+        """Compute the share of the trainable parameters, by their entries, that layers are made of.
+
+        Args:
+            patterns: Which layers, see `chosen`.
+            seen: Names of those among them that count; None for all.
+        """
+        trainable = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+        weights = None if seen is None else {weight_name(name) for name in seen}
+        counted = 0
+        for name, layer in self.chosen(patterns).items():
+            if weights is None or weight_name(name) in weights:
+                parameter = trainable[layer.parameter]
+                rows = 1.0 if layer.rows is None else (layer.rows[1] - layer.rows[0]) / len(parameter)
+                counted += round(parameter.numel() * rows)
+        return counted / sum(parameter.numel() for parameter in trainable.values())
 
     @property
     def blocks(self) -> list[str]:
-        """Names of the submodules that are the network's blocks, as given or as `layers.block_names` finds them.
+        """Names of the submodules that are the network's blocks, as given or as `blocks.block_names` finds them.
 
         Raises:
             UnknownNameError: If one that was given is not there.
@@ -146,20 +211,19 @@ class Probe:
             raise again(result)
         return result  # type: ignore[return-value]
 
-    def moments(
-        self, patterns: Sequence[str] | None = None, of: Literal["signed", "abs"] = "signed"
-    ) -> GradientMoments:
+    def moments(self, patterns: Patterns = None, of: Literal["signed", "abs"] = "signed") -> GradientMoments:
         """Take the moments of the gradients over all batches (or samples), in one pass.
 
         Args:
-            patterns: Which parameters; see `layers.weight_names`.
+            patterns: Which parameters.
             of: The gradient, or its magnitude.
 
         Raises:
             NoGradientError: If there is no parameter to score, or no gradient reaches any of them.
             NonFiniteError: If a loss or a gradient is NaN or infinite.
         """
-        return self.observed(MomentsOverBatches(None if patterns is None else tuple(patterns), of)).result
+        hashable = patterns if patterns is None or isinstance(patterns, str) else tuple(patterns)
+        return self.observed(MomentsOverBatches(hashable, of)).result
 
     @property
     def gradients(self) -> Params:
@@ -231,7 +295,7 @@ class Probe:
 
     def stream(
         self,
-        names: Sequence[str],
+        layers: Layers,
         consume: Callable[[GradientChunk], None],
         *,
         axis: Axis,
@@ -242,20 +306,24 @@ class Probe:
         """Differentiate the loss of batch after batch, or of sample after sample; see `gradients.stream_gradients`.
 
         Args:
-            names: Of the parameters.
-            consume: Called with each chunk of gradients.
+            layers: With respect to what.
+            consume: Called with each chunk of gradients, by layer.
             axis: What a gradient is of.
             num_batches: How many of the batches; None for all.
             step: Another loss than the candidate's.
             watch: Sees the first batch.
         """
         chosen = range(len(self.batches) if num_batches is None else num_batches)
+
+        def consume_layers(chunk: GradientChunk) -> None:
+            consume(GradientChunk(layers.split(chunk.gradients, dim=1), chunk.losses))
+
         return stream_gradients(
             self.module,
             step or self.step,
             map(self._prepared, chosen),
-            consume,
-            names=names,
+            consume_layers,
+            names=layers.parameters,
             axis=axis,
             chunk_size=self._chunk_size,
             seed=self.seed,
@@ -264,10 +332,10 @@ class Probe:
 
     def _pass(self, observers: Sequence[Observer], axis: Axis) -> None:
         watch = Watch(self.module, observers, self.layout)
-        learners: dict[Observer, list[str]] = {}
+        learners: dict[Observer, Layers] = {}
 
         def enrol(observer: Observer) -> None:
-            learners[observer] = observer.names(self.module)
+            learners[observer] = self.chosen(observer.wanted())
 
         for observer in list(watch.observers):
             observer.may_repeat = self._chunk_size == "auto"
@@ -304,8 +372,8 @@ class Probe:
             with torch.set_grad_enabled(watch.needs_graph), mode or nullcontext():
                 stateless.call(tensors, lambda: stateless.watched_loss(self.step, batch, 0, watch))
 
-    def _stream(self, watch: Watch, learners: dict[Observer, list[str]], axis: Axis) -> None:
-        names = list(dict.fromkeys(name for wanted in learners.values() for name in wanted))
+    def _stream(self, watch: Watch, learners: dict[Observer, Layers], axis: Axis) -> None:
+        layers = Layers({name: layer for wanted in learners.values() for name, layer in wanted.items()})
         keeping = [o for o in learners if listens(o, "gradients")]
         seen = 0
 
@@ -332,7 +400,7 @@ class Probe:
 
         everything = any(observer.all_batches for observer in learners)
         facts = self.stream(
-            names,
+            layers,
             consume,
             axis=axis,
             num_batches=None if everything else 1,
@@ -362,16 +430,24 @@ class Probe:
 
 
 def _found_blocks(probe: Probe) -> list[str]:
-    return block_names(probe.module)
+    return block_names(probe.module, probe.structure)
 
 
-def _layers(probe: Probe) -> dict[str, nn.Parameter]:
-    named = dict(probe.module.named_parameters())
-    return {name: named[name] for name in weight_names(probe.module)}
+def _layers(probe: Probe) -> Layers:
+    layers = known_layers(probe.module)
+    if not layers.needs_run:
+        return layers
+    flow = probe.flow
+    return layers.with_run(probe.module, flow.products, flow.fan_ins, flow.reached)
+
+
+@torch.no_grad()
+def _weights(probe: Probe) -> Params:
+    return probe.structure.split(dict(probe.module.named_parameters()))
 
 
 def _layout(probe: Probe) -> Layout:
-    return Layout.of(probe.module)
+    return Layout.of(probe.module, probe.structure)
 
 
 def _stateless(probe: Probe) -> Stateless:

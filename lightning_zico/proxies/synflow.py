@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from lightning_zico._typing import Batch
 from lightning_zico.engine.batch_norm import BatchNormMode
 from lightning_zico.engine.batches import map_tensors
-from lightning_zico.engine.learned import WeightDifferentiator, chosen_names
+from lightning_zico.engine.learned import WeightDifferentiator
 from lightning_zico.engine.observers import check_graph
 from lightning_zico.engine.probe import Probe
 from lightning_zico.errors import NoGradientError, NonFiniteError, NotApplicableError
@@ -51,7 +51,7 @@ class SynFlow(Proxy):
 
     def measure(self, probe: Probe) -> Measurement:
         """Run the network on ones and differentiate."""
-        names = chosen_names(probe.module)
+        names = probe.chosen().parameters
         tensors = {name: _double(p.detach().abs()) for name, p in probe.module.named_parameters()}
         tensors |= {name: _double(buffer.detach().clone()) for name, buffer in probe.module.named_buffers()}
         flow = _Flow({name: tensors[name].requires_grad_() for name in names})
@@ -69,7 +69,7 @@ class SynFlow(Proxy):
         parts = {name: value / largest for name, value in flow.flows.items()}
         total = math.fsum(parts.values())
         shares = {name: part / total for name, part in parts.items()}
-        return Measurement(math.log(largest) + math.log(total), details={"shares": shares})
+        return Measurement(math.log(largest) + math.log(total), details={"shares": shares, "covered": probe.covered()})
 
 
 def _check_finite(flows: Mapping[str, float], module: nn.Module) -> None:
