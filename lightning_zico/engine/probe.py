@@ -109,20 +109,12 @@ class Probe:
             NoGradientError: If there is none.
         """
         if patterns is None:
-            layers = self.structure
+            layers, wanted = self.structure, "trainable weight of a layer"
         elif patterns == "published":
-            layers = published_layers(self.module)
+            layers, wanted = published_layers(self.module), "trainable weight of a linear or convolutional layer"
         else:
-            layers = matching_layers(self.module, patterns)
+            layers, wanted = matching_layers(self.module, patterns), f"match for {list(patterns)}"
         if not layers:
-            wanted = (
-                {
-                    None: "trainable weight of a layer",
-                    "published": "trainable weight of a linear or convolutional layer",
-                }.get(patterns)
-                if patterns is None or isinstance(patterns, str)
-                else f"match for {list(patterns)}"
-            )
             raise NoGradientError(
                 f"There is no {wanted} among {len(list(self.module.parameters()))} parameters. "
                 "Unfreeze some, or choose others with `parameters=`."
@@ -414,11 +406,9 @@ class Probe:
         with torch.inference_mode(False), torch.enable_grad(), preserved(self.module) as put_back:
             for batch_idx in range(len(self.batches)):
                 batch = self._prepared(batch_idx)
-                params = self.stateless.copied_params()
-                for name, tensor in params.items():
-                    tensor.requires_grad_(self.stateless.params[name].requires_grad)
+                leaves = self.stateless.leaves(self.stateless.copied_params())
                 seed_all(self.seed + batch_idx)
-                self.stateless.loss(self.step, params | self.stateless.copied_buffers(), batch, batch_idx)
+                self.stateless.loss(self.step, {**leaves, **self.stateless.copied_buffers()}, batch, batch_idx)
                 put_back()
 
     def _prepared(self, batch_idx: int) -> Batch:

@@ -85,7 +85,7 @@ class NTKCond(Proxy):
 
     def measure(self, probe: Probe) -> Measurement:
         """Build the kernel of the first batch."""
-        own = probe.stateless.copied_params()
-        kernel = _TangentKernel({name: own[name].requires_grad_() for name in probe.chosen().parameters})
-        probe.forward(kernel, tensors=own)
+        own = probe.stateless.leaves(probe.stateless.copied_params())
+        kernel = _TangentKernel({name: own[name] for name in probe.chosen().parameters})
+        probe.forward(kernel, tensors=dict(own))
         return Measurement(ntk_cond_score(kernel.kernel), details={"covered": probe.covered()})

@@ -233,7 +233,7 @@ def test_calls_of_nested_modules_are_seen_when_they_end():
         assert seen[later][2][0] is seen[earlier][3]
 
 
-def test_inputs_are_what_was_given_by_position():
+def test_inputs_are_what_was_given_by_position_and_then_by_name():
     class Scaled(nn.Linear):
         def forward(self, x, scale):
             return super().forward(x) * scale
@@ -247,8 +247,8 @@ def test_inputs_are_what_was_given_by_position():
             return self.layer(x, scale=2.0) + self.layer(scale=3.0, x=x)
 
     (first, second, _) = watched(Keywords(), *batches_of(4, num_batches=1)).calls
-    assert [type(part) for part in first[2]] == [Tensor]
-    assert second[2] == ()
+    assert [type(part) for part in first[2]] == [Tensor, float]
+    assert [type(part) for part in second[2]] == [float, Tensor]
 
 
 def test_a_module_that_is_called_by_its_forward_is_not_seen():
