@@ -4,7 +4,6 @@ import functools
 import math
 import sys
 import time
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -16,6 +15,7 @@ from torch import nn
 from lightning_zico._typing import Axis, LossFn, NumSamples, Step, check_num_samples
 from lightning_zico.bridge import bridged, check_training_step, read_training_batches
 from lightning_zico.engine.gradients import ChunkSize, check_chunk_size
+from lightning_zico.engine.layers import Patterns
 from lightning_zico.engine.moments import Moments
 from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.scope import preserved_rng
@@ -54,7 +54,8 @@ class ZiCoCallback(Callback):
         chunk_size: Per sample: how many samples to differentiate at once; None for all of a batch, ``"auto"`` for as
             many as fit the memory.
         std_of: ``"signed"`` as the published code, ``"abs"`` as the paper's equation.
-        parameters: Shell patterns of the parameters to score; None for the weights of linear and convolutional layers.
+        parameters: Shell patterns of the parameters to score; None for the weights of all layers, ``"published"`` for
+            those of linear and convolutional layers only.
         log_layers: Log what each layer adds, too, as ``zico/layers/<parameter>``.
         loss_fn: ``(outputs, targets) -> mean loss`` for batches ``(inputs, targets)``, instead of ``training_step``.
         step: ``(module, batch, batch_idx) -> mean loss`` for any batches, instead of ``training_step``: for manual
@@ -85,7 +86,7 @@ class ZiCoCallback(Callback):
         axis: Axis = "batch",
         chunk_size: ChunkSize = None,
         std_of: Literal["signed", "abs"] = "signed",
-        parameters: Sequence[str] | None = None,
+        parameters: Patterns = None,
         log_layers: bool = False,
         loss_fn: LossFn | nn.Module | None = None,
         step: Step | None = None,
@@ -220,7 +221,7 @@ class ZiCoCallback(Callback):
         try:
             if trainer.world_size == 1:
                 return zico_layers(moments), None
-            metric = ZiCoMetric(pl_module, self.parameters).to(pl_module.device)
+            metric = ZiCoMetric.of({name: m.mean for name, m in moments.items()}).to(pl_module.device)
             metric.update(moments)
             return metric.layers(), None
         except ZiCoError as raised:  # on all ranks alike, since all hold the same moments
