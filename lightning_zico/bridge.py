@@ -9,17 +9,15 @@ import inspect
 import itertools
 import logging
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from io import IOBase
 from multiprocessing.process import BaseProcess
 from threading import Thread
-from types import CellType, FunctionType, MethodType, ModuleType
+from types import ModuleType
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch import LightningDataModule, Trainer
@@ -38,18 +36,13 @@ from torchmetrics import Metric
 from lightning_zico._typing import Batch, LossFn, Step
 from lightning_zico.engine.batches import map_tensors
 from lightning_zico.engine.contents import contents
-from lightning_zico.engine.scope import MOST_BYTES, preserved, preserved_rng, put_back, refill, restorer_of
+from lightning_zico.engine.scope import preserved, preserved_rng, refill, remembered
 from lightning_zico.errors import TooFewBatchesError, UnsupportedBatchError, UnsupportedModuleError
 
-# A generator that stands behind this many elements of one list is not looked for: such lists hold samples.
-_MOST_ELEMENTS = 1000
 _WAY_OUT = (
     "Pass `loss_fn=`, called as `loss_fn(outputs, targets)` on batches `(inputs, targets)`, or `step=`, called as "
     "`step(module, batch, batch_idx)`, which returns the loss."
 )
-# Of tensors and arrays that are small enough to be an order of samples, so much together is copied.
-_MOST_BYTES_TOGETHER = 2**28
-_EMPTY_CELL = CellType()
 _MOST_IN_VAIN = 2  # times that a loader is read again without giving a batch that it had not given before
 _PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 _HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
@@ -571,56 +564,21 @@ def _undisturbed(*roots: Any, readable_once: bool = True) -> Iterator[None]:
     Raises:
         UnsupportedBatchError: If an iterator is reached that must not be moved.
     """
-    restore: list[Callable[[], Any]] = []
-    seen: set[int] = set()
-    waiting = list(roots)
-    room = _MOST_BYTES_TOGETHER
-    while waiting:
-        obj = waiting.pop()
-        if id(obj) in seen or isinstance(obj, _NOT_LOOKED_INTO) or is_trainer(obj):
-            continue
-        seen.add(id(obj))
-        restore_generator = restorer_of(obj)
-        if restore_generator is not None:
-            restore.append(restore_generator)
-        elif isinstance(obj, Tensor | np.ndarray):
-            copyable = isinstance(obj, np.ndarray) or (obj.layout == torch.strided and not obj.is_meta)
-            if copyable and obj.nbytes <= min(MOST_BYTES, room):
-                room -= obj.nbytes
-                restore.append(partial(put_back, obj, obj.detach().clone() if isinstance(obj, Tensor) else obj.copy()))
-        elif (
-            isinstance(obj, Iterator)
-            and not readable_once
-            and (isinstance(obj, _LoaderIter) or not hasattr(obj, "__dict__"))
-        ):
+
+    def is_open(obj: Any) -> bool:
+        if isinstance(obj, _NOT_LOOKED_INTO) or is_trainer(obj):
+            return False
+        is_read_once = isinstance(obj, Iterator) and (isinstance(obj, _LoaderIter) or not hasattr(obj, "__dict__"))
+        if is_read_once and not readable_once:
             raise UnsupportedBatchError(
                 f"The training data holds a {type(obj).__name__}, which can be read once, and training needs it. Use "
                 "a loader that starts anew whenever it is iterated."
             )
-        else:
-            if isinstance(obj, list | deque | dict | set):
-                restore.append(partial(refill, obj, obj.copy()))
-            elif hasattr(obj, "__dict__"):
-                restore.append(partial(refill, vars(obj), vars(obj).copy()))
-            waiting.extend(_parts(obj))
+        return True
+
+    restore = remembered(roots, is_open=is_open)
     try:
         yield
     finally:
         for undo in restore:
             undo()
-
-
-def _parts(obj: Any) -> list[Any]:
-    if isinstance(obj, Mapping):
-        return list(itertools.islice(obj.values(), _MOST_ELEMENTS))
-    if isinstance(obj, list | tuple | deque | set):
-        return list(itertools.islice(obj, _MOST_ELEMENTS))
-    if isinstance(obj, MethodType):
-        return [obj.__self__, obj.__func__]
-    if isinstance(obj, partial):
-        return [obj.func, obj.args, obj.keywords]
-    if isinstance(obj, FunctionType):
-        return [cell.cell_contents for cell in obj.__closure__ or () if cell != _EMPTY_CELL]
-    attributes = getattr(obj, "__dict__", {})
-    # The workers at work belong to training; what is read here comes from others.
-    return [value for key, value in attributes.items() if not (key == "_iterator" and isinstance(obj, DataLoader))]

@@ -1,19 +1,25 @@
 """What must be switched while a module is looked at, and put back whatever happens."""
 
 import copy
+import itertools
+import operator
 import random
 import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
-from types import FunctionType, MethodType
-from typing import Any
+from enum import Enum
+from functools import lru_cache, partial
+from io import IOBase
+from multiprocessing.process import BaseProcess
+from types import CellType, FunctionType, MethodType, ModuleType
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 
 @contextmanager
@@ -26,7 +32,11 @@ def preserved(module: nn.Module) -> Iterator[Callable[[], None]]:
     parameter nor buffer, such as the states of torchmetrics, are exchanged for clones while the body runs, so that not
     even a write in place reaches them. Parameters and buffers are *not* cloned here: the body must run the module on
     others, as `stateless.Stateless` does. Generators of torch, NumPy and Python that stand among these attributes get
-    their state back; objects of other classes that a module holds are not looked into.
+    their state back.
+
+    Objects of other classes that a module holds, such as a scheduler of noise or a counter, get their attributes back,
+    and so do those that they hold, to any depth; small tensors among them get their numbers back. Not looked into are
+    other modules, classes, trainers, loggers, threads, and what shares a lock with them.
 
     Yields:
         A function that puts the module back at once, for bodies that run it several times.
@@ -159,7 +169,17 @@ def seed_all(seed: int) -> None:
 
 # A tensor or array that is larger (2 million indices as int64) holds samples, and is not looked after.
 MOST_BYTES = 2**24
-_PLAIN = frozenset({bool, int, float, str, type(None), FunctionType, MethodType})
+# A generator that stands behind this many elements of one list is not looked for: such lists hold samples.
+_MOST_ELEMENTS = 1000
+_MOST_OBJECTS = 10_000  # of a module's own
+_EMPTY_CELL = CellType()
+_LIVE = (threading.Thread, BaseProcess, IOBase)  # they go on by themselves
+_LOCKS = (type(threading.Lock()), type(threading.RLock()), threading.Condition, threading.Event, *_LIVE)
+# Trainers lead to everything, and what writes elsewhere cannot be put back.
+_LEFT_ALONE = ("lightning.", "pytorch_lightning.", "lightning_fabric.", "torch.utils.tensorboard.", "wandb.", "ray.")
+# The standard library's objects belong to the interpreter, other than those that merely hold what they are given.
+_HOLDERS = frozenset({"argparse", "collections", "functools", "types"})
+_PLAIN = frozenset({bool, int, float, str, bytes, type(None)})
 _REGISTERED = ("_parameters", "_buffers")  # the tensors in them are exchanged by functional_call
 
 
@@ -178,8 +198,16 @@ class _ModuleState:
         self._restorers: list[Callable[[], Any]] = []
         self._kinds: dict[type, str] = {}
         seen: set[int] = set()
+        self._objects: list[Any] = []  # of foreign classes, to be looked into
         for attributes, _ in self._attributes:
             self._scan(attributes, attributes.items(), seen)
+        if self._objects:
+            seen |= {
+                id(tensor) for part in submodules for tensor in (*part._parameters.values(), *part._buffers.values())
+            }
+            self._restorers += remembered(
+                self._objects, is_open=_is_plain, seen=seen, room=MOST_BYTES, most=_MOST_OBJECTS
+            )
 
     def _scan(self, container: Any, items: Iterable[tuple[Any, Any]], seen: set[int]) -> None:
         kinds = self._kinds
@@ -187,7 +215,9 @@ class _ModuleState:
             kind = kinds.get(type(value)) or self._kind_of(value)
             if kind == "opaque":
                 continue
-            if kind == "container":
+            if kind == "object":
+                self._objects.append(value)
+            elif kind == "container":
                 if not value:
                     self._empty.append(value)
                 elif id(value) not in seen:
@@ -223,7 +253,7 @@ class _ModuleState:
         elif numpy and isinstance(value, numpy.ndarray):
             kind = "array"
         else:
-            kind = "generator" if restorer_of(value) else "opaque"
+            kind = "generator" if restorer_of(value) else "object" if _holds(_class(value)) else "opaque"
         self._kinds[type(value)] = kind
         return kind
 
@@ -261,10 +291,150 @@ class _ModuleState:
                 parameter.grad = grad
 
 
+def remembered(
+    roots: Iterable[Any],
+    *,
+    is_open: Callable[[Any], bool],
+    seen: set[int] | None = None,
+    room: int = 2**28,
+    most: int | None = None,
+) -> list[Callable[[], Any]]:
+    """Remember what objects hold, and what these hold in turn.
+
+    Reached are attributes, elements of containers, bound methods, partial functions and closures; what stands in global
+    variables is not. Generators of torch, NumPy and Python get their state back, objects their attributes, containers
+    their elements, and small tensors and arrays their numbers.
+
+    Args:
+        roots: Where to start.
+        is_open: Whether an object is looked into; it may raise. Tensors, arrays and generators are not asked about.
+        seen: Ids of what is looked after elsewhere.
+        room: Most bytes of tensors and arrays that are copied.
+        most: Most objects; None for all.
+
+    Returns:
+        Functions that put it back, each as often as it is called.
+    """
+    restorers: list[Callable[[], Any]] = []
+    seen = set() if seen is None else seen
+    numpy = sys.modules.get("numpy")
+    waiting = list(roots)
+    while waiting and (most is None or len(restorers) < most):
+        obj = waiting.pop()
+        if type(obj) in _PLAIN or id(obj) in seen:
+            continue
+        seen.add(id(obj))
+        restore_generator = restorer_of(obj)
+        if restore_generator is not None:
+            restorers.append(restore_generator)
+        elif isinstance(obj, Tensor) or (numpy and isinstance(obj, numpy.ndarray)):
+            copyable = not isinstance(obj, Tensor) or (obj.layout == torch.strided and not obj.is_meta)
+            if copyable and obj.nbytes <= min(MOST_BYTES, room):
+                room -= obj.nbytes
+                restorers.append(partial(put_back, obj, _copy_of(obj)))
+        elif is_open(obj):
+            restorers += _own_restorers(obj)
+            waiting.extend(_parts(obj))
+    return restorers
+
+
+def _copy_of(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else value.copy()
+
+
+def _own_restorers(obj: Any) -> list[Callable[[], Any]]:
+    if isinstance(obj, list | deque | dict | set):
+        return [partial(refill, obj, obj.copy())]
+    restorers: list[Callable[[], Any]] = []
+    attributes = getattr(obj, "__dict__", None)
+    if isinstance(attributes, dict):
+        restorers.append(partial(refill, attributes, attributes.copy()))
+    slots = [name for name in _slots_of(_class(obj)) if hasattr(obj, name)]
+    if slots:
+        restorers.append(partial(_set_slots, obj, {name: getattr(obj, name) for name in slots}))
+    return restorers
+
+
+def _parts(obj: Any) -> list[Any]:
+    """List what an object holds."""
+    if isinstance(obj, dict):
+        return list(itertools.islice(obj.values(), _MOST_ELEMENTS))
+    if isinstance(obj, list | tuple | deque | set):
+        return list(itertools.islice(obj, _MOST_ELEMENTS))
+    if isinstance(obj, MethodType):
+        return [obj.__self__, obj.__func__]
+    if isinstance(obj, partial):
+        return [obj.func, obj.args, obj.keywords]
+    if isinstance(obj, FunctionType):
+        return [cell.cell_contents for cell in obj.__closure__ or () if cell != _EMPTY_CELL]
+    attributes = getattr(obj, "__dict__", {})
+    # The workers at work belong to training; what is read here comes from others.
+    parts = [value for key, value in attributes.items() if not (key == "_iterator" and isinstance(obj, DataLoader))]
+    parts += [getattr(obj, name) for name in _slots_of(_class(obj)) if hasattr(obj, name)]
+    if not parts and isinstance(obj, Mapping):
+        return list(itertools.islice(obj.values(), _MOST_ELEMENTS))
+    return parts
+
+
+def _class(obj: Any) -> Any:
+    return type(obj)  # as Any, since mypy takes classes for unhashable
+
+
+@lru_cache(maxsize=4096)
+def _slots_of(kind: type) -> tuple[str, ...]:
+    """Names of the attributes that instances of a class keep in slots, as classes written in Python declare them."""
+    declared = (vars(base).get("__slots__", ()) for base in kind.__mro__)
+    names = [name for each in declared for name in ((each,) if isinstance(each, str) else each)]
+    return tuple(
+        f"_{kind.__name__.lstrip('_')}{name}" if name.startswith("__") and not name.endswith("__") else name
+        for name in names
+        if name not in ("__dict__", "__weakref__")
+    )
+
+
+def _set_slots(obj: Any, saved: Mapping[str, Any]) -> None:
+    for name, value in saved.items():
+        if getattr(obj, name, None) is not value:
+            object.__setattr__(obj, name, value)  # also where the class is frozen
+
+
+def _is_plain(obj: Any) -> bool:
+    """Whether an object merely holds what it is given, so that putting it back disturbs nothing that is at work."""
+    if not _holds(_class(obj)):
+        return False
+    attributes = getattr(obj, "__dict__", None)
+    return not isinstance(attributes, dict) or not any(isinstance(value, _LOCKS) for value in attributes.values())
+
+
+@lru_cache(maxsize=4096)
+def _holds(kind: type) -> bool:
+    if issubclass(kind, (list, tuple, deque, dict, set, FunctionType, MethodType, partial)):
+        return True
+    if kind in _PLAIN or issubclass(kind, (type, ModuleType, nn.Module, Enum, *_LIVE)):
+        return False
+    if any(f"{base.__module__}.".startswith(_LEFT_ALONE) for base in kind.__mro__):
+        return False
+    root = str(kind.__module__).partition(".")[0]
+    if root in sys.stdlib_module_names and root not in _HOLDERS:
+        return False
+    return kind.__dictoffset__ != 0 or bool(_slots_of(cast(Any, kind)))
+
+
 def refill(container: Any, saved: Any) -> None:
-    """Give a list, deque, dictionary or set the contents of another."""
+    """Give a list, deque, dictionary or set the contents of another, unless it has them."""
+    if _is_same(container, saved):
+        return
     container.clear()
     (container.extend if isinstance(container, list | deque) else container.update)(saved)
+
+
+def _is_same(container: Any, saved: Any) -> bool:
+    """Whether a container still has the very objects, in the same order."""
+    if len(container) != len(saved):
+        return False
+    if isinstance(container, dict):
+        return all(map(operator.is_, container.values(), saved.values())) and all(map(operator.is_, container, saved))
+    return all(map(operator.is_, container, saved))
 
 
 def put_back(value: Any, saved: Any) -> None:

@@ -1,7 +1,12 @@
 import copy
+import logging
 import random
 import threading
 from collections import deque
+from dataclasses import dataclass
+from enum import Enum
+from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +15,7 @@ from torch import nn
 from torchmetrics import MeanMetric
 
 from lightning_zico.engine.scope import preserved, preserved_rng, seed_all, unfused
+from lightning_zico.engine.size import count_macs
 from lightning_zico.engine.stateless import Stateless
 
 
@@ -250,3 +256,146 @@ def test_the_last_of_several_threads_turns_fused_kernels_on_again(fused):
         assert torch.backends.mha.get_fastpath_enabled() == fused
     finally:
         torch.backends.mha.set_fastpath_enabled(True)
+
+
+class Noise:
+    """A scheduler as diffusion models have it: a plain object that moves its tensors to where its input is."""
+
+    def __init__(self):
+        self.betas = torch.linspace(0, 1, 5)
+        self.steps = 0
+        self.log = {"seen": []}
+        self.inner = None
+
+    def __call__(self, x):
+        self.betas = self.betas.to(x.device)
+        self.steps += 1
+        self.log["seen"].append(self.steps)
+        return x * self.betas[0]
+
+
+class Slotted:
+    __slots__ = ("__hidden", "count", "noise")
+
+    def __init__(self, noise):
+        self.noise = noise
+        self.count = 0
+        self.__hidden = 0
+
+    def __call__(self, x):
+        self.count += 1
+        self.__hidden = self.noise
+        return self.noise(x)
+
+    @property
+    def state(self):
+        return self.count, self.__hidden
+
+
+@dataclass(frozen=True)
+class Frozen:
+    noise: Noise
+
+    def __call__(self, x):
+        return self.noise(x)
+
+
+class Holding(nn.Module):
+    def __init__(self, hold):
+        super().__init__()
+        self.noise = Noise()
+        self.linear = nn.Linear(3, 3)
+        self.held = hold(self.noise)
+
+    def forward(self, x):
+        held = self.held
+        while isinstance(held, dict | list | tuple):
+            held = next(iter(held.values())) if isinstance(held, dict) else held[0]
+        return self.linear(held(x))
+
+
+HOLDERS = {
+    "itself": lambda noise: noise,
+    "list": lambda noise: [noise],
+    "nest": lambda noise: {"a": ({"b": [noise]},)},
+    "namespace": lambda noise: SimpleNamespace(noise=noise, __call__=None).noise,
+    "slots": Slotted,
+    "frozen dataclass": Frozen,
+    "bound method": lambda noise: noise.__call__,
+    "partial function": lambda noise: partial(Noise.__call__, noise),
+    "closure": lambda noise: lambda x: noise(x),
+    "deep": lambda noise: Slotted(Frozen(Slotted(noise))),
+}
+
+
+@pytest.mark.parametrize("name", HOLDERS)
+@pytest.mark.parametrize("registered", [True, False])
+def test_plain_objects_that_a_module_holds_are_put_back(name, registered):
+    module = Holding(HOLDERS[name])
+    noise = module.noise
+    if not registered:
+        del module.noise  # reached through the other alone
+    noise.inner = noise  # a circle
+    module.shared = [noise]
+    before = {key: id(value) for key, value in vars(noise).items()}
+    betas = noise.betas.clone()
+    with preserved(module) as reset:
+        for _ in range(2):
+            module.to("meta")(torch.zeros(2, 3, device="meta"))
+            assert noise.betas.is_meta
+            reset()
+            noise.betas.add_(1)
+            noise.new = 1
+    assert {key: id(value) for key, value in vars(noise).items()} == before
+    assert torch.equal(noise.betas, betas)
+    assert (noise.steps, noise.log) == (0, {"seen": []})
+    if name == "slots":
+        assert module.held.state == (0, 0)
+
+
+def test_counting_on_the_meta_device_leaves_no_tensor_there():
+    module = Holding(lambda noise: SimpleNamespace(schedulers=[noise]).schedulers)
+    twin = copy.deepcopy(module)
+    x = torch.randn(2, 3)
+    count = count_macs(module, lambda m, b, i: m(b).sum(), x)
+    assert (count.macs, count.device) == (9, "meta")
+    assert torch.equal(module(x), twin(x))
+
+
+class Counting(threading.Thread):
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.count = 0
+
+
+class Guarded:
+    """Shares what it has with another thread."""
+
+    def __init__(self):
+        self.lock = threading.Lock()
+        self.count = 0
+
+
+@pytest.mark.parametrize("make", [Counting, Guarded, lambda: logging.getLogger(__name__), lambda: Color.RED])
+def test_what_is_at_work_elsewhere_is_left_alone(make):
+    module = nn.Linear(1, 1)
+    module.worker = make()
+    with preserved(module):
+        module.worker.count = 7
+    assert module.worker.count == 7
+
+
+class Color(Enum):
+    RED = 1
+
+
+def test_other_modules_and_classes_are_not_looked_into():
+    module, other = nn.Linear(1, 1), Noise()
+    other.teacher, other.kind = nn.Linear(1, 1), Slotted
+    module.held = [other]
+    with preserved(module):
+        other.teacher.eval()
+        Slotted.note = 1
+    assert not other.teacher.training
+    assert Slotted.note == 1
+    del Slotted.note
