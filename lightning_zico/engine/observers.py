@@ -364,13 +364,13 @@ def is_in_place(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -
 def floating_tensor_in(output: Any) -> Tensor | None:
     """Find the tensor of a module's output: itself, its ``logits``, or the first of floating point in it; no scalar.
 
-    Where there is none, the first that is complex serves, as pairs of real numbers.
+    Where there is none, the magnitude of the first that is complex serves.
     """
     logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     tensors = tensors_of(output if logits is None else logits)
     found = next((tensor for tensor in tensors if tensor.is_floating_point() and tensor.ndim), None)
-    if found is None and (pairs := next((tensor for tensor in tensors if tensor.is_complex()), None)) is not None:
-        return real_view(pairs)
+    if found is None and (numbers := next((tensor for tensor in tensors if tensor.is_complex()), None)) is not None:
+        return numbers.abs()
     return found
 
 

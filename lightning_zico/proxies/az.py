@@ -45,11 +45,12 @@ def isotropy(features: Tensor) -> Tensor:
         >>> round(float(isotropy(torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]]))), 4)  # log 2
         0.6931
     """
-    centred = features - features.mean(dim=0)
+    mean = features.mean(dim=0)
+    centred = features - mean
     covariance = (centred.T @ centred).double() / len(features)  # [C, R] @ [R, C] -> [C, C]
     eigenvalues = torch.linalg.eigvalsh(covariance).clamp_(min=0)
     total = eigenvalues.sum()
-    rounding = torch.finfo(features.dtype).eps ** 2 * features.double().square().sum() / len(features)
+    rounding = torch.finfo(features.dtype).eps ** 2 * mean.double().square().sum()
     shares = eigenvalues / total.masked_fill(total <= rounding, math.nan)
     return -(shares * (shares + _STABILISER).log()).sum()
 
