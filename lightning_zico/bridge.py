@@ -474,6 +474,11 @@ def _first(data: Any, num_batches: int, *, readable_once: bool = True) -> list[B
     """Read batches; from the start again where there are too few and another reading gives others."""
     is_combined = any(base.__name__ == CombinedLoader.__name__ for base in type(data).__mro__)  # of either package
     iterables = data.iterables if is_combined else data
+    if not isinstance(iterables, Iterable):
+        raise UnsupportedBatchError(
+            f"The training data is {'None' if data is None else type(data).__name__}: expected a DataLoader or an "
+            "iterable of batches. Have `train_dataloader` return one."
+        )
     mode = data._mode if is_combined else "max_size_cycle"  # Lightning's own for training
     leaves = [leaf for leaf in tree_leaves(iterables) if not isinstance(leaf, Tensor)]
     has_loaders = any(isinstance(leaf, DataLoader) for leaf in leaves)

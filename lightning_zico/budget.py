@@ -1,8 +1,10 @@
 """Budget: limits on what a candidate may cost."""
 
+import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
+from typing import Any, TypeAlias
 
 from lightning_zico.engine.latency import forward_latency, latency_conditions
 from lightning_zico.engine.memory import step_bytes
@@ -14,9 +16,18 @@ from lightning_zico.engine.size import MacCount
 ARCH_COSTS = ("params", "depth", "macs")
 
 
+# As a number, or as text with a unit: "40M".
+Limit: TypeAlias = float | str | None
+
+_UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
+_NUMBER = re.compile(r"\s*([0-9._]+(?:e[+-]?[0-9]+)?)\s*([kmgbt]?)\s*", re.IGNORECASE)
+
+
 @dataclass(frozen=True)
 class Budget:
     """Limits on cost; a candidate above one of them is dropped before it is scored.
+
+    A limit may be text with a unit, as on the command line: ``"600k"``, ``"40M"``, ``"2G"`` (or ``"2B"``), ``"1.5e9"``.
 
     Args:
         macs: Most multiply-accumulate operations of a forward pass, per sample (1 MAC = 2 FLOPs). Where nothing tells
@@ -33,29 +44,36 @@ class Budget:
         ValueError: If a limit is not positive or not finite.
 
     Example:
-        >>> Budget(macs=600e6, depth=14)
+        >>> Budget(macs="600M", depth=14)
         Budget(macs=600000000.0, params=None, depth=14.0, latency_s=None, memory_bytes=None)
     """
 
-    macs: float | None = None
-    params: float | None = None
-    depth: float | None = None
-    latency_s: float | None = None
-    memory_bytes: float | None = None
+    macs: Limit = None
+    params: Limit = None
+    depth: Limit = None
+    latency_s: Limit = None
+    memory_bytes: Limit = None
 
     def __post_init__(self) -> None:
         for limit in fields(self):
-            value = getattr(self, limit.name)
-            if value is None:
+            given = getattr(self, limit.name)
+            if given is None:
                 continue
+            value: Any = _number_in(given) if isinstance(given, str) else given
             # As an upper end, the largest float refuses NaN, infinity and the whole numbers that are no floats.
-            if not (isinstance(value, int | float) and 0 < value <= sys.float_info.max):
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not (is_number and 0 < value <= sys.float_info.max):
                 raise ValueError(
-                    f"`Budget({limit.name}={value!r})`: needed is a limit that is positive and finite, or None for no "
-                    "limit."
+                    f"Invalid Budget({limit.name}={given!r}): expected a positive, finite number, as text also with a "
+                    'unit, such as "600k", "40M" or "2G", or None for no limit.'
                 )
             # 300 and 300.0 are one limit, and so must be one fingerprint and one study.
             object.__setattr__(self, limit.name, float(value))
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """The limits that there are, by name."""
+        return {limit.name: value for limit in fields(self) if (value := getattr(self, limit.name)) is not None}
 
     def excess(self, probe: Probe) -> str | None:
         """Say by how much a candidate exceeds the first limit that it exceeds; None if it keeps them all.
@@ -89,7 +107,7 @@ class Budget:
             'over budget: 1,500 params, 1.50 times the limit of 1,000'
         """
         for name, find in costs.items():
-            limit = getattr(self, name)
+            limit = self.limits.get(name)
             if limit is not None:
                 cost = find()
                 if cost > limit:
@@ -108,3 +126,17 @@ def _macs(count: MacCount) -> int:
     """Operations per sample, or of the whole batch where its samples are unknown: it costs at least as much."""
     count.check_complete()
     return round(count.total) if count.num_samples is None else count.macs
+
+
+def _number_in(text: str) -> float | None:
+    """Read a number with a unit; None if it is none.
+
+    Example:
+        >>> _number_in("1.5e9"), _number_in("40 M"), _number_in("2_000"), _number_in("1.2.3"), _number_in("40 MACs")
+        (1500000000.0, 40000000.0, 2000.0, None, None)
+    """
+    found = _NUMBER.fullmatch(text)
+    try:
+        return float(found[1]) * _UNITS[found[2].upper()] if found else None
+    except ValueError:
+        return None

@@ -31,7 +31,7 @@ from lightning_zico.ranking import Recipe, get_recipe, list_recipes
 from lightning_zico.report import leaderboard_table, write_html
 from lightning_zico.results import Leaderboard, ScoreCard, SearchResult
 from lightning_zico.scoring import ProcessExecutor, RayExecutor
-from lightning_zico.scoring.placement import AcceleratorName, Devices, PrecisionName
+from lightning_zico.scoring.placement import AcceleratorName, Devices, PrecisionLike
 from lightning_zico.scoring.repeats import read_repeats
 from lightning_zico.scoring.work import Executor
 from lightning_zico.search import Evolution, ZeroShotSearch
@@ -89,7 +89,7 @@ def rank(
     timeout_s: float | None = None,
     accelerator: AcceleratorName | None = None,
     devices: Devices = "auto",
-    precision: PrecisionName | None = None,
+    precision: PrecisionLike | None = None,
     num_classes: int | None = None,
     in_chans: int | None = None,
     input_size: int | None = None,
@@ -160,7 +160,7 @@ def rank(
         offered = _offered(candidates)
     if zoo is not None:
         options = _fitted(datamodule, _specs(zoo), given, num_batches, repeats, seed=seed)
-        offered = from_zoo(*_specs(zoo), **options, resize=True, max_params=budget.params)
+        offered = from_zoo(*_specs(zoo), **options, resize=True, max_params=budget.limits.get("params"))
     selector = ZeroShotSelector(
         trainer,
         _names(proxies) or (ZOO_PROXIES if zoo else "default"),
@@ -282,7 +282,7 @@ def search(
     timeout_s: float | None = None,
     accelerator: AcceleratorName | None = None,
     devices: Devices = "auto",
-    precision: PrecisionName | None = None,
+    precision: PrecisionLike | None = None,
     output: str = "zico-results",
 ) -> None:
     """Search a space of architectures within a budget.

@@ -43,7 +43,8 @@ from lightning_zico.scoring.choice import Choice, chosen
 from lightning_zico.scoring.contenders import Contenders
 from lightning_zico.scoring.executors import executor_of
 from lightning_zico.scoring.fingerprint import fingerprint_or_none
-from lightning_zico.scoring.placement import AcceleratorName, Devices, PrecisionName, check_placement, placement_of
+from lightning_zico.scoring.given_data import check_data
+from lightning_zico.scoring.placement import AcceleratorName, Devices, PrecisionLike, check_placement, placement_of
 from lightning_zico.scoring.progress import is_interactive, progress_bar
 from lightning_zico.scoring.provenance import reading, told, versions
 from lightning_zico.scoring.repeats import Tally, raced, read_repeats
@@ -104,10 +105,11 @@ class ZeroShotSelector:
         devices: Which of them, as a trainer takes it. One process uses the first; of `ProcessExecutor` every worker its
             own, in turn. On Ray, where a task sees the GPUs that it was given, it is 1.
         precision: In which they are scored: ``"32-true"``, ``"64-true"``, ``"bf16-true"``, ``"16-true"``,
-            ``"bf16-mixed"`` or, on a GPU, ``"16-mixed"``; None for that in which they are built. Parameters, buffers
-            and batches are converted, or loss and forward passes are under autocast; gradients are in the precision of
-            the parameters, and what proxies compute from them is not under autocast. SynFlow stays in float64. Nothing
-            scales losses: in float16, gradients below 6e-8 are zero.
+            ``"bf16-mixed"`` or, on a GPU, ``"16-mixed"``; in short also 64, 32, 16 and ``"bf16"``, as a trainer reads
+            them; None for that in which they are built. Parameters, buffers and batches are converted, or loss and
+            forward passes are under autocast; gradients are in the precision of the parameters, and what proxies
+            compute from them is not under autocast. SynFlow stays in float64. Nothing scales losses: in float16,
+            gradients below 6e-8 are zero.
         channels_last: Lay out images and the weights of convolutions in ``torch.channels_last``, which in bfloat16 is
             often faster. Use it together with ``executor="processes"``: torch 2.14 crashed the interpreter for models
             such as RepVGG and FastViT in this layout on a CPU.
@@ -166,7 +168,7 @@ class ZeroShotSelector:
         mode: Mode = "min",
         accelerator: AcceleratorName | None = None,
         devices: Devices = "auto",
-        precision: PrecisionName | None = None,
+        precision: PrecisionLike | None = None,
         channels_last: bool = False,
         enable_progress_bar: bool = True,
     ) -> None:
@@ -203,7 +205,7 @@ class ZeroShotSelector:
         self.mode: Mode = mode
         self.accelerator: AcceleratorName | None = accelerator
         self.devices: Devices = devices
-        self.precision: PrecisionName | None = precision
+        self.precision: PrecisionLike | None = precision
         self.channels_last = channels_last
         self.enable_progress_bar = enable_progress_bar
         if race:
@@ -236,9 +238,11 @@ class ZeroShotSelector:
             IdenticalBatchesError: If all of them are the same, or the same in all repeats.
             ValueError: If there is no candidate.
             TypeError: If a race is offered an iterator of built modules.
+            UnsupportedBatchError: If ``datamodule`` is none of these: a class, a single batch, a dataset.
             RuntimeError: If there is no such accelerator; Lightning's own error if there are no such devices.
             CacheError: If ``cache`` is a file that is no cache of scores, or is damaged; it is left as it is.
         """
+        check_data(datamodule, pairs=self.loss_fn is not None)
         choice = self._choice()
         rank_by = choice.ranked_by(self.rank_by)
         works = self._works(choice, datamodule)
@@ -289,6 +293,7 @@ class ZeroShotSelector:
         """
         if self.trainer is None:
             raise ValueError("`fit` trains the winner: pass `ZeroShotSelector(trainer=Trainer(...))`, or call `rank`.")
+        check_data(datamodule, pairs=self.loss_fn is not None)
         if isinstance(datamodule, Iterator):
             raise TypeError(
                 f"The training data is a {type(datamodule).__name__}, which ranking would use up. Pass a data module, "
@@ -490,7 +495,7 @@ class ZeroShotSelector:
             "step": name_of(self.step),
             "accelerator": work.placement.accelerator,
             "devices": [str(device) for device in work.placement.devices],
-            "precision": self.precision,
+            "precision": work.placement.precision,
             "channels_last": self.channels_last,
             "versions": versions(),
         }

@@ -16,10 +16,24 @@ LIMITS = [limit.name for limit in fields(Budget)]
 
 
 @pytest.mark.parametrize("name", LIMITS)
-@pytest.mark.parametrize("wrong", [0, -1, -0.5, float("inf"), float("-inf"), float("nan"), 10**400, "5"])
+@pytest.mark.parametrize(
+    "wrong", [0, -1, -0.5, float("inf"), float("-inf"), float("nan"), 10**400, "five", "", "40X", "-1M", "1.2.3", True]
+)
 def test_a_limit_that_is_none_is_refused_when_it_is_given(name: str, wrong: object) -> None:
-    with pytest.raises(ValueError, match=rf"Budget\({name}=.*needed is a limit that is positive and finite, or None"):
+    with pytest.raises(ValueError, match=rf"Budget\({name}=.*expected a positive, finite number, .*, or None"):
         Budget(**{name: wrong})
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("40M", 40e6), ("1.5e9", 1.5e9), ("2G", 2e9), ("7B", 7e9), ("600k", 6e5), ("0.5 m", 5e5), ("1T", 1e12), ("5", 5)],
+)
+def test_a_limit_may_be_text_with_a_unit(text: str, number: float) -> None:
+    for name in LIMITS:
+        budget = Budget(**{name: text})
+        assert budget == Budget(**{name: number})
+        assert budget.limits == {name: number}
+        assert repr(number * 1.0) in repr(budget)
 
 
 @pytest.mark.parametrize("name", LIMITS)

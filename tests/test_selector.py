@@ -390,8 +390,8 @@ def test_proxies_that_are_none_are_refused(wrong: Any) -> None:
 def test_arguments_of_a_wrong_kind_are_refused() -> None:
     with pytest.raises(TypeError, match="Budget"):
         ZeroShotSelector(budget={"params": 5})
-    with pytest.raises(ValueError, match=r"Budget\(params='5'\)"):
-        Budget(params="5")
+    with pytest.raises(ValueError, match=r"Budget\(params='five'\)"):
+        Budget(params="five")
     with pytest.raises(ValueError, match=r"2\.5"):
         ZeroShotSelector(num_batches=2.5)
     with pytest.raises(ValueError, match="`zico` needs at least 2"):

@@ -41,7 +41,7 @@ def whole_number(name: str, value: Any, least: int | None = None, why: str = "")
         name: Of the argument.
         value: As given.
         least: The smallest that is allowed; None for any.
-        why: What needs that many, for the error message; it begins with a verb's subject, such as "`zico` needs".
+        why: A sentence for the error message that says what needs that many.
 
     Raises:
         InvalidArgumentError: If it is no whole number, or too small.
@@ -53,9 +53,7 @@ def whole_number(name: str, value: Any, least: int | None = None, why: str = "")
     expected = "a whole number" if least is None else f"a whole number of at least {least}"
     reason = f" {why}" if why else ""
     if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise InvalidArgumentError(
-            f"Invalid {name}={value!r}: expected {expected}, such as {max(least or 0, 2)}.{reason}"
-        )
+        raise InvalidArgumentError(f"Invalid {name}={value!r}: expected {expected}.{reason}")
     number = operator.index(value)
     if least is not None and number < least:
         raise InvalidArgumentError(f"Invalid {name}={value!r}: expected {expected}.{reason}")
@@ -148,6 +146,7 @@ def _check_callable(name: str, given: Any, signature: str, example: str, count: 
         parameters.bind(*[None] * count)
     except TypeError as error:
         shown = getattr(given, "__name__", type(given).__name__)
+        taken = parameters.replace(return_annotation=inspect.Signature.empty)
         raise InvalidArgumentError(
-            f"Invalid {name}: `{shown}{parameters}` cannot be called with the {count} arguments {signature}: {error}."
+            f"Invalid {name}: `{shown}{taken}` cannot be called with the {count} arguments {signature}: {error}."
         ) from None

@@ -19,6 +19,15 @@ AcceleratorName: TypeAlias = Literal["cpu", "gpu", "cuda", "mps", "auto"]
 Devices: TypeAlias = int | str | list[int]
 PrecisionName: TypeAlias = Literal["32-true", "64-true", "bf16-true", "16-true", "bf16-mixed", "16-mixed"]
 
+# As a trainer takes them, too.
+PrecisionLike: TypeAlias = PrecisionName | Literal["64", "32", "16", "bf16", 64, 32, 16]
+
+_SHORT_PRECISIONS: dict[str, PrecisionName] = {
+    "64": "64-true",
+    "32": "32-true",
+    "16": "16-mixed",
+    "bf16": "bf16-mixed",
+}
 # In Lightning's order: the first that is there is "auto".
 _ACCELERATORS: dict[str, type[Accelerator]] = {"mps": MPSAccelerator, "cuda": CUDAAccelerator, "cpu": CPUAccelerator}
 _MEANT_BY = {"auto": ("mps", "cuda", "cpu"), "gpu": ("mps", "cuda")}
@@ -115,7 +124,26 @@ class Placement:
 AS_BUILT = Placement()
 
 
-def check_placement(accelerator: str | None, devices: Devices, precision: str | None, channels_last: bool) -> None:
+def precision_name(precision: PrecisionLike | None, accelerator: str | None) -> PrecisionName | None:
+    """Return the full name of a precision that is given in short, as a trainer reads it.
+
+    Args:
+        precision: As given; what is no short name is returned as it is.
+        accelerator: Where it is for. On a CPU, 16 is ``"bf16-mixed"``, as it is for a trainer: autocast to float16 is
+            for GPUs only.
+
+    Example:
+        >>> precision_name("bf16", None), precision_name(16, "gpu"), precision_name(16, "cpu")
+        ('bf16-mixed', '16-mixed', 'bf16-mixed')
+    """
+    short = isinstance(precision, int | str) and not isinstance(precision, bool) and str(precision)
+    name = _SHORT_PRECISIONS.get(short) if short else None
+    if name is None:
+        return precision  # type: ignore[return-value]  # checked by `check_placement`
+    return "bf16-mixed" if name == "16-mixed" and accelerator in (None, "cpu") else name
+
+
+def check_placement(accelerator: str | None, devices: Devices, precision: Any, channels_last: bool) -> None:
     """Refuse what cannot be, whatever devices there are.
 
     Raises:
@@ -124,8 +152,12 @@ def check_placement(accelerator: str | None, devices: Devices, precision: str | 
     """
     if accelerator not in (None, *get_args(AcceleratorName)):
         raise ValueError(f"`accelerator` is {accelerator!r}; needed is None or one of {get_args(AcceleratorName)}.")
-    if precision not in (None, *get_args(PrecisionName)):
-        raise ValueError(f"`precision` is {precision!r}; needed is None or one of {get_args(PrecisionName)}.")
+    given, precision = precision, precision_name(precision, accelerator)
+    if not (precision is None or isinstance(precision, str)) or precision not in (None, *get_args(PrecisionName)):
+        names = ", ".join(f'"{name}"' for name in get_args(PrecisionName))
+        raise ValueError(
+            f'Invalid precision={given!r}: expected None, one of {names}, or in short 64, 32, 16 or "bf16".'
+        )
     if not isinstance(channels_last, bool):
         raise ValueError(f"`channels_last` is {channels_last!r}; needed is True or False.")
     if devices in (0, "0", []):
@@ -146,7 +178,7 @@ def check_placement(accelerator: str | None, devices: Devices, precision: str | 
 
 
 def placement_of(
-    accelerator: AcceleratorName | None, devices: Devices, precision: PrecisionName | None, channels_last: bool
+    accelerator: AcceleratorName | None, devices: Devices, precision: PrecisionLike | None, channels_last: bool
 ) -> Placement:
     """Find the devices that a user means among those that there are.
 
@@ -167,7 +199,7 @@ def placement_of(
     """
     check_placement(accelerator, devices, precision, channels_last)
     if accelerator is None:
-        return Placement((), precision, channels_last)
+        return Placement((), precision_name(precision, None), channels_last)
     there = [name for name, kind in _ACCELERATORS.items() if kind.is_available()]
     found = next((name for name in _MEANT_BY.get(accelerator, (accelerator,)) if name in there), None)
     if found is None:
@@ -178,7 +210,7 @@ def placement_of(
     check_placement(found, devices, precision, channels_last)
     kind = _ACCELERATORS[found]
     meant = kind.get_parallel_devices(kind.parse_devices(kind.auto_device_count() if devices == "auto" else devices))
-    return Placement(tuple(dict.fromkeys(meant)), precision, channels_last)
+    return Placement(tuple(dict.fromkeys(meant)), precision_name(precision, found), channels_last)
 
 
 def _channels_last(tensor: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ from lightning_zico.proxies.base import Proxies
 from lightning_zico.results import NOT_APPLICABLE, Score, ScoreCard
 from lightning_zico.scoring.arguments import check_loss, whole_number
 from lightning_zico.scoring.choice import chosen
+from lightning_zico.scoring.given_data import check_data
 from lightning_zico.scoring.placement import AS_BUILT, Placement
 
 # How a card's `untrainable` begins where the step raised something; what it raised follows.
@@ -95,13 +96,14 @@ def score(
         >>> sorted(card["zico"].layers)
         ['0.weight', '2.weight']
     """
-    if isinstance(batches, DataLoader) or is_datamodule(batches):
+    if isinstance(batches, DataLoader) or (is_datamodule(batches) and not isinstance(batches, type)):
         raise TypeError(
             f"`batches` is {type(batches).__name__}; needed are the batches themselves, such as "
             "`list(itertools.islice(loader, 2))`. `ZeroShotSelector` reads loaders and data modules."
         )
     if not isinstance(model, nn.Module):
         raise TypeError(f"`model` is {model!r}; needed is a module, built.")
+    check_data(batches, name="batches", pairs=loss_fn is not None)
     batches = list(batches)
     resolved = chosen(proxies).proxies
     check_axis(axis)

@@ -36,7 +36,8 @@ from lightning_zico.scoring.cached import with_cache
 from lightning_zico.scoring.choice import Choice, chosen, used_among
 from lightning_zico.scoring.executors import executor_of
 from lightning_zico.scoring.fingerprint import fingerprint, fingerprint_or_none
-from lightning_zico.scoring.placement import AcceleratorName, Devices, PrecisionName, check_placement, placement_of
+from lightning_zico.scoring.given_data import check_data
+from lightning_zico.scoring.placement import AcceleratorName, Devices, PrecisionLike, check_placement, placement_of
 from lightning_zico.scoring.progress import is_interactive, progress_bar
 from lightning_zico.scoring.provenance import reading, told, versions
 from lightning_zico.scoring.scorer import check_axis, check_batches
@@ -172,7 +173,7 @@ class ZeroShotSearch:
         timeout_s: float | None = None,
         accelerator: AcceleratorName | None = None,
         devices: Devices = "auto",
-        precision: PrecisionName | None = None,
+        precision: PrecisionLike | None = None,
         enable_progress_bar: bool = True,
     ) -> None:
         imported_optuna()
@@ -206,7 +207,7 @@ class ZeroShotSearch:
         self.timeout_s = timeout_s
         self.accelerator: AcceleratorName | None = accelerator
         self.devices: Devices = devices
-        self.precision: PrecisionName | None = precision
+        self.precision: PrecisionLike | None = precision
         self.enable_progress_bar = enable_progress_bar
         unknown = [cost for cost in self.against if cost not in _COSTS]
         if unknown:
@@ -240,6 +241,7 @@ class ZeroShotSearch:
             IdenticalBatchesError: If all of them are the same.
             ValueError: If networks of the space do not take images of this resolution; nothing is scored then.
         """
+        check_data(datamodule, pairs=self.loss_fn is not None or self._needs_loss)
         choice = self._choice()
         placement = placement_of(self.accelerator, self.devices, self.precision, channels_last=False)
         batches = read_batches(datamodule, self.num_batches, seed=self.seed)
@@ -379,7 +381,7 @@ class ZeroShotSearch:
             "resolution": self.resolution or shape[1],
             "num_classes": self.num_classes,
             "accelerator": work.placement.accelerator,
-            "precision": self.precision,
+            "precision": work.placement.precision,
             "in_channels": shape[0],
             "seed": self.seed,
             "content": content,

@@ -284,8 +284,8 @@ def test_a_module_that_cannot_be_copied_is_a_row_with_its_reason_and_its_factory
     ("options", "reason"),
     [
         ({"accelerator": "tpu"}, "`accelerator` is 'tpu'"),
-        ({"precision": "transformer-engine"}, "`precision` is 'transformer-engine'"),
-        ({"precision": "16"}, "`precision` is '16'"),
+        ({"precision": "transformer-engine"}, "Invalid precision='transformer-engine'"),
+        ({"precision": "8"}, "Invalid precision='8'"),
         ({"precision": "16-mixed"}, "on GPUs alone"),
         ({"precision": "16-mixed", "accelerator": "cpu"}, "on GPUs alone"),
         ({"precision": "64-true", "accelerator": "mps"}, "`mps` does not have"),

@@ -1,0 +1,106 @@
+"""Whether what a user passes as data is data: several batches, or something that gives them."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
+from torch.utils.data import DataLoader, Dataset
+
+from lightning_zico.bridge import is_datamodule
+from lightning_zico.errors import UnsupportedBatchError
+
+_EXPECTED = "expected a LightningDataModule, a DataLoader or a list of batches"
+
+
+def check_data(data: Any, *, name: str = "datamodule", pairs: bool = False) -> None:
+    """Check that something can give batches, without reading any.
+
+    Args:
+        data: As the user passes it.
+        name: Of the argument.
+        pairs: Whether batches must be pairs, so that a list of tensors is no list of batches.
+
+    Raises:
+        UnsupportedBatchError: If it is a class, a single batch, a dataset, a module, a text or nothing.
+    """
+    if isinstance(data, type):
+        raise UnsupportedBatchError(
+            f"Invalid {name}={data.__name__}: it is a class. Pass an instance, `{data.__name__}(...)`."
+        )
+    if is_datamodule(data) or isinstance(data, DataLoader | Iterator):
+        return
+    problem = _problem_of(data, pairs)
+    if problem is not None:
+        raise UnsupportedBatchError(f"Invalid {name}: {problem}.")
+
+
+def _problem_of(data: Any, pairs: bool) -> str | None:
+    """Say what is wrong with data; None if nothing is seen."""
+    kind = type(data).__name__
+    if isinstance(data, Tensor | np.ndarray):
+        return f"a single {kind} of shape {tuple(data.shape)}; {_EXPECTED}"
+    if data is None or isinstance(data, str | bytes | nn.Module) or not isinstance(data, Iterable | Dataset):
+        shown = repr(data) if isinstance(data, str | int | float) else kind
+        return f"{'None' if data is None else shown}; {_EXPECTED}"
+    if not isinstance(data, Iterable):
+        return f"the dataset {kind}; {_EXPECTED}. Pass `DataLoader(dataset, batch_size=..., shuffle=True)`"
+    if isinstance(data, Mapping) and not any(isinstance(leaf, DataLoader) for leaf in tree_leaves(dict(data))):
+        if any(isinstance(value, Tensor) for value in data.values()):
+            return _one_batch(f"a {kind} of tensors")
+        return f"a {kind} without a DataLoader in it; {_EXPECTED}"
+    if callable(getattr(data, "to", None)):  # a graph, a TensorDict or another object that moves to a device
+        return _one_batch(f"a {kind}")
+    if isinstance(data, list | tuple) and (hasattr(data, "_fields") or _is_one_batch(data, pairs)):
+        return _one_batch(f"a {kind} of {', '.join(map(_described, data[:4]))}{', ...' if len(data) > 4 else ''}")
+    return None
+
+
+def _one_batch(what: str) -> str:
+    return (
+        f"{what}, which looks like one batch; {_EXPECTED}. Put several of them in a list, or pass the loader they come "
+        "from"
+    )
+
+
+def _is_one_batch(data: Sequence[Any], pairs: bool) -> bool:
+    """Whether a list has the parts of one batch instead of several batches.
+
+    Batches are made alike, and inputs and targets are not. A list of tensors of one kind may be batches without
+    targets, and is let pass unless its batches must be pairs.
+    """
+    if not data or any(isinstance(leaf, DataLoader) for leaf in tree_leaves(list(data))):
+        return False
+    if all(isinstance(part, Tensor) for part in data):
+        return pairs or len({(part.dtype, part.ndim) for part in data}) > 1 or _has_a_column_of_targets(data)
+    if len({_family(part) for part in data}) > 1:
+        return True
+    if not all(isinstance(part, list | tuple) for part in data):
+        return isinstance(data[0], str | int | float)
+    first, *others = [{_kind(part) for part in batch} for batch in data]
+    return bool(first) and any(other and first.isdisjoint(other) for other in others)
+
+
+def _has_a_column_of_targets(tensors: Sequence[Tensor]) -> bool:
+    """Whether among tensors of one kind and length some are a single column, as targets of a regression are."""
+    lengths = {len(tensor) if tensor.ndim else None for tensor in tensors}
+    are_columns = {tensor.shape[1:].numel() == 1 for tensor in tensors}
+    return len(lengths) == 1 and len(are_columns) > 1
+
+
+def _family(part: Any) -> Any:
+    """Name what a part is; lists and tuples are alike, as are all mappings."""
+    return next((family for family in (Tensor, Mapping) if isinstance(part, family)), _sequence_or_type(part))
+
+
+def _sequence_or_type(part: Any) -> Any:
+    return list if isinstance(part, list | tuple) else type(part)
+
+
+def _kind(part: Any) -> Any:
+    return (Tensor, part.dtype, part.ndim) if isinstance(part, Tensor) else _family(part)
+
+
+def _described(part: Any) -> str:
+    return f"Tensor {tuple(part.shape)}" if isinstance(part, Tensor) else type(part).__name__

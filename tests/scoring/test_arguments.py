@@ -1,0 +1,276 @@
+"""Wrong use is one clear line, early, and the same wherever an argument is taken."""
+
+import itertools
+from collections import UserDict, namedtuple
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import LightningDataModule, Trainer
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from lightning_zico import Budget, Candidate, ZeroShotSearch, ZeroShotSelector, ZiCoCallback, score
+from lightning_zico.scoring.given_data import check_data
+from lightning_zico.scoring.placement import check_placement, placement_of
+from tests.modules import Classifier, make_batches, make_network
+from tests.search.spaces import Bits
+from tests.search.spaces import batches as bits_batches
+
+LOADER = DataLoader(TensorDataset(torch.randn(12, 2, 5, 5), torch.arange(12) % 3), 4, shuffle=True)
+IMAGES, LABELS = make_batches(1)[0]
+Pair = namedtuple("Pair", "x y")
+
+ENTRANCES: dict[str, Callable[..., Any]] = {
+    "selector": ZeroShotSelector,
+    "search": lambda **arguments: ZeroShotSearch(Bits(), **arguments),
+    "score": lambda **arguments: score(make_network(), make_batches(), **arguments),
+    "callback": ZiCoCallback,
+}
+EVERYWHERE = tuple(ENTRANCES)
+
+
+class Data(LightningDataModule):
+    def train_dataloader(self) -> Any:
+        return LOADER
+
+
+class NoLoader(LightningDataModule):
+    def train_dataloader(self) -> Any:
+        return None
+
+
+class Graph:
+    """Moves to a device, as batches that are objects do."""
+
+    def to(self, device: Any) -> "Graph":
+        return self
+
+    def __iter__(self) -> Any:
+        return iter([("x", torch.ones(3))])
+
+
+def wrong_arguments() -> Any:
+    step = lambda module, batch, batch_idx: 0  # noqa: E731
+    counts = ("selector", "search", "callback")
+    for arguments, said, where in (
+        ({"seed": None}, "Invalid seed=None: expected a whole number", EVERYWHERE),
+        ({"seed": "x"}, "Invalid seed='x': expected a whole number", EVERYWHERE),
+        ({"seed": 1.5}, r"Invalid seed=1\.5", EVERYWHERE),
+        ({"num_batches": 2.0}, r"Invalid num_batches=2\.0: expected a whole number of at least", counts),
+        ({"num_batches": "2"}, "Invalid num_batches='2': expected a whole number of at least", counts),
+        ({"num_batches": True}, "Invalid num_batches=True", counts),
+        ({"num_batches": 0}, "Invalid num_batches=0: expected a whole number of at least", counts),
+        ({"every_n_epochs": 0.5}, r"Invalid every_n_epochs=0\.5: .*None scores once", ("callback",)),
+        ({"loss_fn": "mse"}, r"Invalid loss_fn='mse': expected a function .*such as `loss_fn=nn\.Cross", EVERYWHERE),
+        (
+            {"loss_fn": nn.MSELoss},
+            r"Invalid loss_fn=MSELoss: it is a class. Pass an instance, `MSELoss\(\)`",
+            EVERYWHERE,
+        ),
+        ({"loss_fn": lambda x: x}, r"`<lambda>\(x\)` cannot be called with the 2 arguments \(outputs, t", EVERYWHERE),
+        ({"loss_fn": nn.ReLU()}, r"`ReLU\(input.*\)` cannot be called with the 2 arguments", EVERYWHERE),
+        ({"step": 3}, "Invalid step=3: expected a function", EVERYWHERE),
+        ({"step": lambda x, y: x}, r"cannot be called with the 3 arguments \(module, batch, batch_idx\)", EVERYWHERE),
+        ({"step": step, "loss_fn": nn.MSELoss()}, "either `loss_fn=` or `step=`, not both", EVERYWHERE),
+        ({"trainer": {"max_epochs": 3}}, r"expected a Trainer. Pass `Trainer\(max_epochs=3\)`", ("selector",)),
+        ({"trainer": Trainer}, "expected a Trainer or None. Pass an instance", ("selector",)),
+        ({"trainer": "gpu"}, "Invalid trainer='gpu'", ("selector",)),
+        ({"repeats": 3.0}, r"Invalid repeats=3\.0", ("selector",)),
+        ({"finalists": 2.0}, r"Invalid finalists=2\.0", ("selector",)),
+        ({"num_trials": 1e3}, r"Invalid num_trials=1000\.0", ("search",)),
+        ({"budget": {"macs": 3}}, "Invalid budget={'macs': 3}: expected a `Budget`", ("selector", "search")),
+        (
+            {"precision": 8},
+            r'Invalid precision=8: expected None, one of "32-true".* or in short 64',
+            ("selector", "search"),
+        ),
+        ({"precision": "fp16"}, "Invalid precision='fp16'", ("selector", "search")),
+        ({"precision": True}, "Invalid precision=True", ("selector", "search")),
+        ({"precision": ["16"]}, "Invalid precision=", ("selector", "search")),
+    ):
+        for entrance in where:
+            yield pytest.param(entrance, arguments, said, id=f"{entrance}-{next(iter(arguments))}-{len(said)}")
+
+
+@pytest.mark.parametrize(("entrance", "arguments", "said"), list(wrong_arguments()))
+def test_a_wrong_argument_is_refused_at_construction(entrance: str, arguments: dict[str, Any], said: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=said) as caught:
+        ENTRANCES[entrance](**arguments)
+    assert "\n" not in str(caught.value)
+
+
+def test_whole_numbers_of_numpy_are_numbers() -> None:
+    selector = ZeroShotSelector(seed=np.int64(3), num_batches=np.int32(3), proxies="zico")
+    assert (type(selector.seed), selector.seed, selector.num_batches) == (int, 3, 3)
+    assert selector.rank([Classifier], make_batches(3)).to_json()
+
+
+DATA = {
+    "class": (Data, r"Invalid \w+=Data: it is a class. Pass an instance, `Data\(\.\.\.\)`"),
+    "class of a loader": (DataLoader, r"DataLoader: it is a class"),
+    "one batch": ([IMAGES, LABELS], r"a list of Tensor \(6, 2, 5, 5\), Tensor \(6,\), which looks like one batch"),
+    "one batch in a tuple": ((IMAGES, LABELS), "a tuple of Tensor .* looks like one batch"),
+    "regression": ([torch.randn(4, 8), torch.randn(4, 1)], "looks like one batch"),
+    "inputs and names": ([IMAGES, ["a", "b"]], "a list of Tensor .*, list, which looks like one batch"),
+    "inputs and a mapping": ((IMAGES, {"y": LABELS}), "looks like one batch"),
+    "detection": (([IMAGES[0], IMAGES[1]], [{"boxes": LABELS}] * 2), "looks like one batch"),
+    "pairs of inputs and of labels": (([IMAGES, IMAGES], [LABELS, LABELS]), "looks like one batch"),
+    "mapping": ({"x": IMAGES, "y": LABELS}, "a dict of tensors, which looks like one batch"),
+    "mapping of its own": (UserDict(x=IMAGES), "a UserDict of tensors, which looks like one batch"),
+    "named tuple": (Pair(IMAGES, IMAGES), "a Pair of .* looks like one batch"),
+    "object": (Graph(), "a Graph, which looks like one batch"),
+    "tensor": (IMAGES, r"a single Tensor of shape \(6, 2, 5, 5\); expected"),
+    "array": (np.ones((4, 2)), r"a single ndarray of shape \(4, 2\); expected"),
+    "text": ("data/", "'data/'; expected a LightningDataModule, a DataLoader or a list of batches"),
+    "nothing": (None, "None; expected"),
+    "number": (3, "3; expected"),
+    "module": (make_network(), "Sequential; expected"),
+    "models": ({"a": Classifier}, "a dict without a DataLoader in it; expected"),
+    "dataset": (LOADER.dataset, r"the dataset TensorDataset; .*Pass `DataLoader\(dataset, batch_size"),
+}
+
+
+@pytest.mark.parametrize("kind", DATA)
+def test_what_is_no_data_is_refused_wherever_data_is_taken(kind: str) -> None:
+    data, said = DATA[kind]
+    calls = [
+        lambda: ZeroShotSelector(proxies="zico").rank([Classifier], data),
+        lambda: ZeroShotSelector(trainer=Trainer(accelerator="cpu", logger=False)).fit([Classifier], data),
+        lambda: ZeroShotSearch(Bits(), num_classes=3).run(data),
+        lambda: score(Classifier(), data),
+    ]
+    for call in calls:
+        with pytest.raises(TypeError, match=said) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("data", "pairs"),
+    [
+        (make_batches(), True),
+        (tuple(make_batches()), True),
+        ([list(batch) for batch in make_batches()], True),
+        ([IMAGES, IMAGES + 1], False),
+        ([torch.ones(4, 7, dtype=torch.long), torch.ones(4, 9, dtype=torch.long)], False),  # tokens of two lengths
+        ([[IMAGES[0], IMAGES[1]], [IMAGES[2]]], False),  # images of several sizes
+        ([{"x": IMAGES}, {"x": IMAGES, "y": LABELS}], False),
+        ([(IMAGES, LABELS, {"a": 1}), (IMAGES, LABELS, None)], False),
+        ([Pair(IMAGES, LABELS)] * 2, True),
+        ({"a": LOADER, "b": LOADER}, False),
+        ([LOADER, LOADER], False),
+        (iter(make_batches()), True),
+        (Data(), True),
+        ([], False),
+    ],
+)
+def test_what_may_be_data_is_let_pass(data: Any, pairs: bool) -> None:
+    check_data(data, pairs=pairs)
+
+
+def test_with_a_loss_function_tensors_are_no_batches() -> None:
+    tensors = [torch.randn(4, 8), torch.randn(4, 8)]
+    assert ZeroShotSelector(proxies="params", step=lambda m, b, i: m(b).mean()).rank([nn.Linear(8, 1)], tensors).best
+    with pytest.raises(TypeError, match="looks like one batch"):
+        ZeroShotSelector(loss_fn=nn.MSELoss()).rank([nn.Linear(8, 8)], tensors)
+
+
+def test_a_data_module_without_a_loader_says_so() -> None:
+    for call in (lambda d: ZeroShotSelector().rank([Classifier], d), lambda d: ZeroShotSearch(Bits()).run(d)):
+        with pytest.raises(TypeError, match=r"training data is None: expected a DataLoader.*`train_dataloader`"):
+            call(NoLoader())
+
+
+@pytest.mark.parametrize("name", ["train_dataloaders", "data", "batches"])
+def test_data_by_another_name_is_told_its_own(name: str) -> None:
+    for call in (
+        lambda data: ZeroShotSelector().rank([Classifier], **data),
+        lambda data: ZeroShotSelector().fit([Classifier], **data),
+        lambda data: ZeroShotSearch(Bits()).run(**data),
+    ):
+        with pytest.raises(TypeError, match=f"has no argument `{name}`: pass the data as `datamodule=`"):
+            call({name: LOADER})
+
+
+def test_results_are_asked_for_after_the_call_that_makes_them() -> None:
+    for owner, name, said in (
+        (ZeroShotSelector(), "leaderboard_", "`rank` and `fit`"),
+        (ZeroShotSelector(), "cards_", "`rank` and `fit`"),
+        (ZeroShotSelector(), "best_model_", "`rank` and `fit`"),
+        (ZeroShotSearch(Bits()), "result_", "`run`"),
+    ):
+        assert not hasattr(owner, name)
+        with pytest.raises(AttributeError, match=f"has no attribute '{name}' yet: it is set by {said}"):
+            getattr(owner, name)
+        with pytest.raises(AttributeError, match="has no attribute 'leaderbord_'"):
+            owner.leaderbord_  # noqa: B018
+
+
+def test_names_of_candidates_in_a_list_are_their_own() -> None:
+    twice = [Candidate("a", Classifier), Candidate("b", Classifier), Candidate("a", Classifier)]
+    with pytest.raises(ValueError, match="2 candidates are named 'a'"):
+        ZeroShotSelector(proxies="params").rank(twice, make_batches())
+    names = [row["name"] for row in ZeroShotSelector(proxies="params").rank(iter(twice), make_batches())]
+    assert names == ["a", "b", "a-2"]
+
+
+@pytest.mark.parametrize(
+    ("given", "accelerator", "name"),
+    [
+        (64, None, "64-true"),
+        ("64", "cpu", "64-true"),
+        (32, None, "32-true"),
+        ("32", "cpu", "32-true"),
+        ("bf16", None, "bf16-mixed"),
+        (16, None, "bf16-mixed"),
+        ("16", "cpu", "bf16-mixed"),
+        (16, "auto", None if torch.cuda.is_available() else "bf16-mixed"),
+        ("bf16-true", None, "bf16-true"),
+        (None, None, None),
+    ],
+)
+# lightning: it says that it takes bf16 for 16 on a CPU, and that the short names are discouraged
+@pytest.mark.filterwarnings("ignore:You passed `Trainer", "ignore:.*is supported for historical reasons")
+def test_short_precisions_are_those_of_a_trainer(given: Any, accelerator: Any, name: Any) -> None:
+    if accelerator == "auto" and name is None:
+        pytest.skip("a GPU computes in float16")
+    check_placement(accelerator, "auto", given, channels_last=False)
+    assert placement_of(accelerator, "auto", given, channels_last=False).precision == name
+    trainer = Trainer(accelerator="cpu", precision=given, logger=False, enable_checkpointing=False)
+    assert trainer.precision == (name or "32-true")
+    ranked = ZeroShotSelector(proxies="zico", precision=given, accelerator=accelerator).rank(
+        [Classifier], make_batches()
+    )
+    assert ranked.provenance["precision"] == name
+    assert ranked.errors == {}
+    searched = ZeroShotSearch(Bits(), num_trials=1, num_classes=3, proxies="params", precision=given).run(
+        bits_batches()
+    )
+    if accelerator is None:
+        assert searched.provenance["precision"] == name
+
+
+def test_short_precisions_on_a_gpu_are_those_of_a_trainer() -> None:
+    check_placement("gpu", "auto", 16, channels_last=False)
+    with pytest.raises(ValueError, match="GPUs alone"):
+        check_placement("cpu", "auto", "16-mixed", channels_last=False)  # in full it means what it says
+
+
+def test_a_budget_takes_text_in_every_entrance() -> None:
+    budget = Budget(params="1k")
+    board = ZeroShotSelector(proxies="params", budget=budget).rank(
+        [lambda: Classifier(4), lambda: Classifier(99)], LOADER
+    )
+    assert len(board.errors) == 1
+    found = ZeroShotSearch(Bits(), Budget(params="0.2k"), "params", num_trials=5, num_classes=3).run(bits_batches())
+    assert all(row["cost_params"] <= 200 for row in found)
+
+
+def test_a_tensor_that_is_iterated_is_never_taken_for_batches() -> None:
+    tensors: list[Tensor] = list(itertools.islice(IMAGES, 2))
+    check_data(tensors)  # a list of them may be batches without targets
+    with pytest.raises(TypeError, match="single Tensor"):
+        check_data(IMAGES)
