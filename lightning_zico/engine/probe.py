@@ -1,7 +1,7 @@
 """Probe: one candidate, placed and ready to be measured."""
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from typing import Literal, TypeVar
 
@@ -18,7 +18,7 @@ from lightning_zico.engine.observers import GradientFacts, Observer, Watch, list
 from lightning_zico.engine.scope import preserved, preserved_rng, seed_all
 from lightning_zico.engine.size import MacCount, count_macs, count_params
 from lightning_zico.engine.stateless import Stateless
-from lightning_zico.errors import UnsupportedModuleError, again, kept
+from lightning_zico.errors import SkippedBatchError, UnsupportedModuleError, again, kept
 
 T = TypeVar("T")
 O = TypeVar("O", bound=Observer)  # noqa: E741
@@ -39,6 +39,9 @@ class Probe:
         muted: Silences, on a module that will be put back, what cannot run on the meta device.
         blocks: Names of the submodules that are the network's blocks; None to find them, see `layers.block_names`.
         name: Of the candidate.
+
+    Attributes:
+        first_idx: Index of the first batch that training does not pass over, as far as the passes made so far tell.
     """
 
     def __init__(
@@ -57,7 +60,7 @@ class Probe:
     ) -> None:
         self.name = name
         self.module = module
-        self.step = step
+        self._step = step
         self.batches = batches
         self.axis: Axis = axis
         self.seed = seed
@@ -65,6 +68,8 @@ class Probe:
         self._chunk_size = chunk_size
         self.muted = muted
         self._blocks = blocks
+        self.first_idx = 0
+        self._skipped: dict[int, str] = {}  # why training passes over batches, by index
         self._first_loss: Tensor | None = None
         self._broke_off = False  # whether a pass did
         self._observed: dict[Observer, Observer | Exception] = {}
@@ -124,6 +129,46 @@ class Probe:
         return None
 
     @property
+    def skipped_batches(self) -> list[int]:
+        """Indices of the batches that training passes over, as far as the passes made so far tell."""
+        return sorted(self._skipped)
+
+    @property
+    def step(self) -> Step:
+        """The step for proxies that look at the first batch, which they number 0, whichever it is in the loader."""
+        if self.first_idx == 0:
+            return self._step
+        return lambda module, batch, batch_idx: self._step(module, batch, batch_idx + self.first_idx)
+
+    def skip(self, error: SkippedBatchError) -> None:
+        """Let the next batch be the first, since training passes over the one that was.
+
+        Raises:
+            UnsupportedModuleError: If none is left.
+        """
+        rest = range(self.first_idx, len(self.batches) if error.ends_epoch else self.first_idx + 1)
+        self._skipped |= dict.fromkeys(rest, error.reason)
+        self.first_idx = rest.stop
+        if self.first_idx >= len(self.batches):
+            self.first_idx = 0
+            raise self._none_left()
+
+    def past_skipped(self, run: Callable[[], T]) -> T:
+        """Run something on the first batch that training does not pass over."""
+        while True:
+            try:
+                return run()
+            except SkippedBatchError as error:
+                self.skip(error)
+
+    def _none_left(self) -> UnsupportedModuleError:
+        reasons = "; ".join(dict.fromkeys(self._skipped[idx] for idx in self.skipped_batches))
+        return UnsupportedModuleError(
+            f"Training passes over all {len(self.batches)} batches, so there is no loss: {reasons}. If the module has "
+            "no loss of its own, pass `loss_fn=`."
+        )
+
+    @property
     def macs(self) -> MacCount:
         """Multiply-accumulate operations of a forward pass, per sample of the first batch."""
         return self.once(_macs)
@@ -132,7 +177,7 @@ class Probe:
         """Compute something from this probe, or give what was computed, or raise what was raised, the first time."""
         if compute not in self._computed:
             try:
-                self._computed[compute] = compute(self)
+                self._computed[compute] = self.past_skipped(lambda: compute(self))
             except Exception as error:
                 self._computed[compute] = kept(error)
         result = self._computed[compute]
@@ -221,7 +266,7 @@ class Probe:
     def first_batch(self) -> Batch:
         """A copy of the first batch, on the module's device."""
         with preserved_rng():
-            return self._prepared(0)
+            return self._prepared(self.first_idx)
 
     def stream(
         self,
@@ -243,10 +288,12 @@ class Probe:
             step: Another loss than the candidate's.
             watch: Sees the first batch.
         """
-        chosen = range(len(self.batches) if num_batches is None else num_batches)
-        return stream_gradients(
+        chosen, own = range(len(self.batches)), self._step
+        if num_batches is not None:
+            chosen, own = range(self.first_idx, self.first_idx + num_batches), self.step
+        facts = stream_gradients(
             self.module,
-            step or self.step,
+            step or own,
             map(self._prepared, chosen),
             consume,
             names=names,
@@ -255,6 +302,15 @@ class Probe:
             seed=self.seed,
             watch=watch,
         )
+        if facts.skipped:
+            reason = list(facts.skipped.values())[-1]
+            if num_batches is not None:
+                raise SkippedBatchError(reason, ends_epoch=facts.ended)
+            rest = range(max(facts.skipped), len(self.batches)) if facts.ended else ()
+            self._skipped |= facts.skipped | dict.fromkeys(rest, reason)
+            if len(self._skipped) == len(self.batches):
+                raise self._none_left()
+        return facts
 
     def _pass(self, observers: Sequence[Observer], axis: Axis) -> None:
         watch = Watch(self.module, observers, self.layout)
@@ -267,11 +323,19 @@ class Probe:
             observer.may_repeat = self._chunk_size == "auto"
             if observer.needs_gradients:
                 watch.tell(observer, enrol, observer)
+
+        def run() -> None:
+            try:
+                if learners:
+                    self._stream(watch, learners, axis)
+                elif watch.observers:
+                    self._watched_forward(watch, {}, self.first_batch)
+            except SkippedBatchError:
+                watch.restart()
+                raise
+
         try:
-            if learners:
-                self._stream(watch, learners, axis)
-            elif watch.observers:
-                self._watched_forward(watch, {}, self.first_batch)
+            self.past_skipped(run)
         except Exception as error:
             kept(error)
             self._broke_off = True
@@ -339,12 +403,16 @@ class Probe:
         """Run the step on every batch, with gradients that nobody takes."""
         with torch.inference_mode(False), torch.enable_grad(), preserved(self.module) as put_back:
             for batch_idx in range(len(self.batches)):
-                batch = self._prepared(batch_idx)
+                try:
+                    batch = self._prepared(batch_idx)
+                except SkippedBatchError:
+                    continue
                 params = self.stateless.copied_params()
                 for name, tensor in params.items():
                     tensor.requires_grad_(self.stateless.params[name].requires_grad)
                 seed_all(self.seed + batch_idx)
-                self.stateless.loss(self.step, params | self.stateless.copied_buffers(), batch, batch_idx)
+                with suppress(SkippedBatchError):
+                    self.stateless.loss(self._step, params | self.stateless.copied_buffers(), batch, batch_idx)
                 put_back()
 
     def _prepared(self, batch_idx: int) -> Batch:
