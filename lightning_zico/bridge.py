@@ -8,7 +8,7 @@ import inspect
 import itertools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -29,6 +29,7 @@ from lightning_zico.engine.scope import preserved, preserved_rng
 from lightning_zico.errors import (
     HookError,
     SkippedBatchError,
+    SurroundingsError,
     TooFewBatchesError,
     UnsupportedBatchError,
     UnsupportedModuleError,
@@ -402,12 +403,12 @@ def _step_of(module: nn.Module, opening: Opening | None) -> Step:
             check_surroundings(error, name, () if opening is None else opening.left_out)
             raise
         if output is None:
-            raise SkippedBatchError(f"`training_step` of {type(module).__name__} returned None for batch {batch_idx}")
+            raise SkippedBatchError(f"`{name}` returned None for batch {batch_idx}")
         loss = output.get("loss") if isinstance(output, Mapping) else output
         if loss is None:
             raise UnsupportedModuleError(
-                f"`training_step` of {type(module).__name__} returned no `loss`; needed is a tensor, or a dictionary "
-                "with the key 'loss'. If it has no loss of its own, pass `loss_fn=`."
+                f"`{name}` returned no `loss`: expected a tensor, or a dictionary with the key 'loss'. If the module "
+                "has no loss of its own, pass `loss_fn=`."
             )
         return loss
 
@@ -522,8 +523,9 @@ def _set_up_optimizers(trainer: Any, module: nn.Module, loss_fn: LossFn | None) 
             raise UnsupportedModuleError(
                 f"{type(module).__name__} configures several optimisers, so there is no one loss. {_WAY_OUT}"
             ) from None
-        if loss_fn is None:
-            return f"{OPTIMIZERS_FAIL}{type(error).__name__}: {error}"
+        with suppress(SurroundingsError):
+            check_surroundings(error, "configure_optimizers", ())
+            return None if loss_fn is not None else f"{OPTIMIZERS_FAIL}{type(error).__name__}: {error}"
     return None
 
 

@@ -4,6 +4,7 @@ import importlib
 import warnings
 from collections import deque
 from collections.abc import Sequence
+from traceback import walk_tb
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ WRITING_HOOKS = (
     *("on_train_epoch_start", "on_train_batch_start", *TRANSFER_HOOKS),
 )
 _OF_LIGHTNING = ("lightning", "lightning_fabric", "pytorch_lightning")
+# What stands between in a traceback: this package, and what contexts are made of.
+_OF_FRAMES = ("contextlib", "lightning_zico", "torch")
 _OF_TRAINING = {"trainer", "logger", "loggers"}
 
 
@@ -171,12 +174,11 @@ def check_surroundings(error: Exception, name: str, left_out: Sequence[str]) -> 
         SurroundingsError: If the error comes from Lightning's own code, from something of the trainer that is None, or
             from an attribute of a module that a callback which took no part may set.
     """
-    traceback = error.__traceback__
-    while traceback is not None and traceback.tb_next is not None:
-        traceback = traceback.tb_next
-    if traceback is None or isinstance(error, ZiCoError):
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    roots = [str(frame.f_globals.get("__name__", "")).partition(".")[0] for frame in frames]
+    users = [idx for idx, root in enumerate(roots) if root not in (*_OF_LIGHTNING, *_OF_FRAMES)]
+    if not users or isinstance(error, ZiCoError):
         return
-    frame = traceback.tb_frame
     said = f"{type(error).__name__}: {error}"
     if isinstance(error, AttributeError) and isinstance(getattr(error, "obj", None), nn.Module) and left_out:
         raise SurroundingsError(
@@ -184,8 +186,8 @@ def check_surroundings(error: Exception, name: str, left_out: Sequence[str]) -> 
             f"{', '.join(left_out)}. If one of them sets the attribute, return it from `configure_callbacks`, or set "
             "the attribute in a hook of the module."
         ) from error
-    is_lightnings = str(frame.f_globals.get("__name__", "")).partition(".")[0] in _OF_LIGHTNING
-    is_none = "NoneType" in str(error) and not _OF_TRAINING.isdisjoint(frame.f_code.co_names)
+    is_lightnings = users[-1] < len(roots) - 1 and roots[-1] in _OF_LIGHTNING
+    is_none = "NoneType" in str(error) and not _OF_TRAINING.isdisjoint(frames[-1].f_code.co_names)
     if is_lightnings or is_none:
         raise SurroundingsError(
             f"`{name}` raised {said}. It asks for something that only a running training has, and scoring runs none. "

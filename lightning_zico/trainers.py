@@ -18,8 +18,9 @@ from types import SimpleNamespace
 from typing import Any
 
 import cloudpickle
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.data import DataLoader
 
@@ -158,7 +159,7 @@ def changes_step(callback: Any) -> bool:
         >>> changes_step(EarlyStopping("val_loss"))
         False
     """
-    own = {base.__name__ for base in roots_of(type(callback))} - {"Callback"}
+    own = _callback_classes(callback)
     if own:
         return not own.isdisjoint(_CHANGING_STEP)
     if any(base.__module__.partition(".")[0] == "lightning_zico" for base in type(callback).__mro__):
@@ -169,8 +170,14 @@ def changes_step(callback: Any) -> bool:
 
 def acts(callback: Any) -> bool:
     """Whether a callback that the module itself brings takes part: all but Lightning's own that only watch training."""
-    own = {base.__name__ for base in roots_of(type(callback))} - {"Callback"}
+    own = _callback_classes(callback)
     return not own or not own.isdisjoint(_CHANGING_STEP)
+
+
+def _callback_classes(callback: Any) -> set[str]:
+    """Name Lightning's own callbacks that a callback is derived from."""
+    callbacks = {base.__name__ for base in roots_of(type(callback)) if "callbacks" in base.__module__.split(".")}
+    return callbacks - {"Callback"}
 
 
 def _overridden_hooks(callback: Any) -> set[str]:
@@ -180,8 +187,7 @@ def _overridden_hooks(callback: Any) -> set[str]:
 
 
 def _is_users_and_acts_before(callback: Any) -> bool:
-    is_users = all(base.__name__ == "Callback" for base in roots_of(type(callback)))
-    return is_users and not _overridden_hooks(callback).isdisjoint(HOOKS_BEFORE_STEP)
+    return not _callback_classes(callback) and not _overridden_hooks(callback).isdisjoint(HOOKS_BEFORE_STEP)
 
 
 def _detached(callback: Any) -> Any:
@@ -242,9 +248,10 @@ class TrainingLoader:
         """Replace the loader by its pickle, which is made once for all processes and read only if asked for."""
         if self._pickled is None and self._iterables is not None:
             self._pickled = b""
-            with suppress(Exception):
-                pickled = cloudpickle.dumps(tree_map_only(DataLoader, without_iterator, self._iterables))
-                self._pickled = pickled if len(pickled) <= _MOST_PICKLED_BYTES else b""
+            if sum(map(_held_bytes, _leaves(self._iterables))) <= _MOST_PICKLED_BYTES:
+                with suppress(Exception):
+                    pickled = cloudpickle.dumps(tree_map_only(DataLoader, without_iterator, self._iterables))
+                    self._pickled = pickled if len(pickled) <= _MOST_PICKLED_BYTES else b""
         return {**vars(self), "_iterables": None, "_pickled": self._pickled or None}
 
 
@@ -259,6 +266,13 @@ def _leaves(loader: Any) -> list[Any]:
     """List the loaders in a collection of loaders; an iterable of batches is one itself."""
     leaves = tree_leaves(loader)
     return leaves if any(isinstance(leaf, DataLoader) for leaf in leaves) else [loader]
+
+
+def _held_bytes(loader: Any) -> int:
+    """Count the bytes of the tensors and arrays that a loader's dataset holds as attributes, as far as is seen."""
+    dataset = getattr(loader, "dataset", loader)
+    leaves = tree_leaves(list(getattr(dataset, "__dict__", {}).values()))
+    return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor | np.ndarray))
 
 
 def _length(iterable: Any) -> int | float:
