@@ -4,50 +4,68 @@ Everything that is written to a module, a data module, a loader or a trainer on 
 returns.
 """
 
-import copy
 import inspect
 import itertools
-import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
-from io import IOBase
-from multiprocessing.process import BaseProcess
-from threading import Thread
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import torch
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
-from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch import LightningDataModule
 from lightning.pytorch.core.hooks import DataHooks
-from lightning.pytorch.loggers.logger import DummyLogger
 from lightning.pytorch.plugins import Precision
-from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities import CombinedLoader
+from lightning.pytorch.utilities.signature_utils import is_param_in_hook_signature
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.data import DataLoader
-from torch.utils.data.dataloader import _BaseDataLoaderIter as _LoaderIter
 from torchmetrics import Metric
 
 from lightning_zico._typing import Batch, LossFn, Step
 from lightning_zico.engine.batches import map_tensors
 from lightning_zico.engine.contents import contents
-from lightning_zico.engine.scope import preserved, preserved_rng, refill, remembered
-from lightning_zico.errors import TooFewBatchesError, UnsupportedBatchError, UnsupportedModuleError
+from lightning_zico.engine.scope import preserved, preserved_rng
+from lightning_zico.errors import (
+    HookError,
+    SkippedBatchError,
+    SurroundingsError,
+    TooFewBatchesError,
+    UnsupportedBatchError,
+    UnsupportedModuleError,
+)
+from lightning_zico.hooks import (
+    TRANSFER_HOOKS,
+    WRITING_HOOKS,
+    Opening,
+    check_surroundings,
+    is_lightning,
+    is_overridden,
+    refusal,
+)
+from lightning_zico.trainers import (
+    DEFAULT_SETTINGS,
+    TrainerSettings,
+    TrainingLoader,
+    acts,
+    at_batch,
+    changes_step,
+    private_trainer,
+    quieted,
+    without_chatter,
+    without_iterator,
+)
+from lightning_zico.undisturbed import undisturbed
 
+# How the reason begins that a module's optimisers cannot be made.
+OPTIMIZERS_FAIL = "its `configure_optimizers` fails: "
 _WAY_OUT = (
     "Pass `loss_fn=`, called as `loss_fn(outputs, targets)` on batches `(inputs, targets)`, or `step=`, called as "
     "`step(module, batch, batch_idx)`, which returns the loss."
 )
 _MOST_IN_VAIN = 2  # times that a loader is read again without giving a batch that it had not given before
-_PACKAGES = ("lightning.pytorch", "pytorch_lightning")
-_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
-# Threads and processes go on by themselves, as do trainers, which lead to everything besides.
-_NOT_LOOKED_INTO = (type, ModuleType, Thread, BaseProcess, IOBase)
 
 
 class Bridge(NamedTuple):
@@ -57,11 +75,13 @@ class Bridge(NamedTuple):
         step: ``(module, batch, batch_idx) -> mean loss``.
         prepare: ``(batch, batch_idx) -> batch`` on the module's device, through its transfer hooks.
         muted: Silences the module's metrics, whose arithmetic no proxy wants; for counting on the meta device.
+        refused: Why Lightning's trainer would not train the module; None if it would.
     """
 
     step: Step
     prepare: Callable[[Batch, int], Batch]
     muted: Callable[[nn.Module], None]
+    refused: str | None = None
 
 
 class Reread(list[Batch]):
@@ -84,6 +104,23 @@ class Reread(list[Batch]):
         self.are_copies = are_copies
 
 
+class Running(NamedTuple):
+    """The hook that a trainer at work is running.
+
+    Args:
+        hook: ``"on_train_start"`` or ``"on_train_epoch_start"``.
+        callback: Whose hook it is; those of the callbacks behind it, and the module's, are still to come.
+    """
+
+    hook: str
+    callback: Any
+
+    def behind(self, trainer: Any) -> list[Any]:
+        """List the trainer's callbacks behind the one whose hook is running."""
+        callbacks = list(trainer.callbacks)
+        return callbacks[callbacks.index(self.callback) + 1 :] if self.callback in callbacks else []
+
+
 @contextmanager
 def bridged(
     module: nn.Module,
@@ -91,16 +128,23 @@ def bridged(
     loss_fn: LossFn | None = None,
     step: Step | None = None,
     datamodule: Any = None,
-    trainer: Trainer | None = None,
+    settings: TrainerSettings = DEFAULT_SETTINGS,
+    loader: TrainingLoader | None = None,
     precision: Precision | None = None,
+    device: torch.device | None = None,
+    place: Callable[[nn.Module], None] | None = None,
+    trainer: Any = None,
+    running: Running | None = None,
 ) -> Iterator[Bridge]:
     """Make a module ready to be measured, and put it back as it was, also when the body raises.
 
-    For a LightningModule, ``self.log`` and ``self.log_dict`` say nothing and ``self.logger`` swallows what it is given
-    while the body runs. A module that is not in training already gets a private trainer, and its ``setup("fit")`` and
-    ``configure_model`` run, as Lightning runs them before training. A module in eval mode is put in train mode as a
-    whole; one in train mode keeps the modes of its parts (a frozen backbone stays in eval mode), as Lightning keeps
-    them.
+    A LightningModule sees what it would see at the first batch of ``fit``. ``self.log`` and ``self.log_dict`` say
+    nothing, and ``self.logger`` swallows what it is given. A module that is not in training already gets a private
+    trainer, and the hooks before the first step run as Lightning runs them: ``configure_callbacks``, ``prepare_data``,
+    ``setup``, ``configure_model``, ``configure_optimizers``, ``on_fit_start``, ``on_train_start``,
+    ``on_train_epoch_start``, and for each batch ``on_train_batch_start``. Of one in training, those run that have not
+    run yet. A module in eval mode is put in train mode as a whole; one in train mode keeps the modes of its parts (a
+    frozen backbone stays in eval mode), as Lightning keeps them.
 
     Args:
         module: A LightningModule (of ``lightning`` or ``pytorch_lightning``) or, with ``loss_fn`` or ``step``, any
@@ -108,13 +152,20 @@ def bridged(
         loss_fn: ``(outputs, targets) -> mean loss``, used instead of ``training_step`` on batches ``(inputs,
             targets)``.
         step: ``(module, batch, batch_idx) -> mean loss``, used instead of ``training_step`` on any batches.
-        datamodule: Where its transfer hooks are overridden they run, as in Lightning, instead of the module's.
-        trainer: The trainer that is training the module; None to attach a private one.
+        datamodule: Where its transfer hooks are overridden they run, as in Lightning, instead of the module's. Its
+            ``trainer`` is that of the module meanwhile.
+        settings: Of the private trainer.
+        loader: That the private trainer shows.
         precision: In which the step runs; None for the trainer's, or for none with a private one.
+        device: Where ``place`` puts the module; None for where it is.
+        place: Moves and converts the module when its parts are there, before optimisers are made.
+        trainer: The trainer that is training the module; None to attach a private one.
+        running: How far that trainer has come; None if all hooks before the next batch have run.
 
     Raises:
         UnsupportedModuleError: If there is neither ``loss_fn`` nor ``step``, and the module's own training gives no
             single loss: no ``training_step``, manual optimisation, several optimisers.
+        HookError: If a hook fails.
     """
     lightning = is_lightning(module)
     has_own_loss = loss_fn is None and step is None
@@ -122,36 +173,99 @@ def bridged(
         check_training_step(module)
     # The hooks of a data module may count or draw, too.
     hooked = [datamodule] if overrides_transfer(datamodule) else []
-    with _values_kept(module), preserved(module), _undisturbed(*hooked):
+    callbacks = settings.callbacks if trainer is None else _taking_part(trainer, running)
+    writes = bool(callbacks) or any(is_overridden(module, hook) for hook in WRITING_HOOKS)
+    with ExitStack() as stack:
+        enter = stack.enter_context
+        enter(_values_kept(module, if_=writes))
+        enter(preserved(module))
+        enter(undisturbed(*hooked, *callbacks))
         if lightning:
-            _mute_logging(module)
-        with _quiet_trainer(module, datamodule, trainer, precision) if lightning else nullcontext() as quiet:
-            if quiet is not None and trainer is None:
-                _call_if_there(module, "setup", "fit")
-                _call_if_there(module, "configure_model")
-                _set_up_optimizers(quiet, module, has_own_loss)
-            if not module.training:
-                module.train()
-            run = _training_step if step is None else _returning_loss(step)
-            if loss_fn is not None:
-                run = _step_with(loss_fn)
-            plugin = precision if trainer is None else trainer.precision_plugin
-            if plugin is not None:
-                run = _in_precision(plugin, run)
-            yield Bridge(run, _preparer(module, datamodule, trainer), _mute_metrics)
+            _mute_logging(module, *callbacks)
+        opening, refused = None, None
+        if trainer is not None:
+            enter(quieted(trainer))
+            opening = Opening(module, trainer, callbacks) if lightning else None
+            if opening is not None and running is not None:
+                _go_on(opening, running)
+        elif lightning or hooked:
+            device = device or _device_of(module)
+            seen: dict[str, Any] = {"datamodule": datamodule, "loader": loader, "precision": precision}
+            private = enter(private_trainer(settings, module=module, device=device, **seen))
+            if datamodule is not None:
+                enter(_attached(datamodule, private))
+            if lightning:
+                opening = Opening(module, private)
+                refused = _open(opening, settings, stack, place, has_own_loss=has_own_loss)
+        if not lightning and place is not None:
+            place(module)
+        if not module.training:
+            module.train()
+        plugin = precision if trainer is None else trainer.precision_plugin
+        prepare = _preparer(module, datamodule, None if trainer is None else plugin)
+        run = _step_of(module, opening) if step is None else _returning_loss(step)
+        if loss_fn is not None:
+            run = _step_with(loss_fn)
+        if plugin is not None:
+            run = _in_precision(plugin, run)
+        if opening is not None:
+            run, prepare = _counted(opening, run, prepare)
+        yield Bridge(run, prepare, _mute_metrics, refused)
 
 
-def is_lightning(module: nn.Module) -> bool:
-    """Tell whether a module is a LightningModule, of whichever package: they are told by what they can do."""
-    return callable(getattr(module, "training_step", None)) and hasattr(module, "automatic_optimization")
+def _open(
+    opening: Opening,
+    settings: TrainerSettings,
+    stack: ExitStack,
+    place: Callable[[nn.Module], None] | None,
+    *,
+    has_own_loss: bool,
+) -> str | None:
+    """Run what comes before the first batch of ``fit``, in Lightning's order.
+
+    Returns:
+        Why Lightning's trainer would refuse the module, or could not set its optimisers up.
+    """
+    module, trainer = opening.module, opening.trainer
+    for part in module.modules():
+        if is_lightning(part):
+            # The property's setter refuses a module of the other package. A module's parts are told the device before
+            # they are moved to it, as Lightning does.
+            vars(part).update(_trainer=trainer, _device=trainer.strategy.root_device)
+    with torch.enable_grad():
+        trainer.callbacks = opening.take_callbacks(settings)
+        brought = [callback for callback in opening.callbacks if callback not in settings.callbacks]
+        stack.enter_context(undisturbed(*brought))
+        _mute_logging(*brought)
+        refused = refusal(trainer) if has_own_loss else None
+        opening.run("prepare_data", callbacks=())
+        opening.run("setup", stage="fit")  # by name, as Lightning does
+        opening.run("configure_model", callbacks=())
+        if place is not None:
+            place(module)
+        failed = _set_up_optimizers(trainer, module, has_own_loss)
+        if not module.training:
+            module.train()
+        for hook in ("on_fit_start", "on_train_start", "on_train_epoch_start"):
+            opening.run(hook)
+    return refused or failed
 
 
-def is_trainer(value: Any) -> bool:
-    """Whether something is a Trainer of ``lightning`` or ``pytorch_lightning``."""
-    return any(
-        base.__name__ == "Trainer" and base.__module__.partition(".")[0] in ("lightning", "pytorch_lightning")
-        for base in value.__class__.__mro__  # asked for `__class__`, weak proxies name that of their object
-    )
+def _go_on(opening: Opening, running: Running) -> None:
+    """Run what a trainer at work has not run yet before its next batch."""
+    hooks = ("on_train_start", "on_train_epoch_start")
+    behind = running.behind(opening.trainer)
+    with torch.enable_grad():
+        opening.run(running.hook, callbacks=[callback for callback in opening.callbacks if callback in behind])
+        for hook in hooks[hooks.index(running.hook) + 1 :]:
+            opening.run(hook)
+
+
+def _taking_part(trainer: Any, running: Running | None) -> list[Any]:
+    """List the callbacks of a trainer at work that take part; those that a module brings stand behind the others."""
+    brings = is_overridden(trainer.lightning_module, "configure_callbacks")
+    behind = running.behind(trainer) if brings and running is not None else []
+    return [each for each in trainer.callbacks if changes_step(each) or (each in behind and acts(each))]
 
 
 def uncompiled(module: nn.Module) -> nn.Module:
@@ -168,47 +282,111 @@ def check_training_step(module: nn.Module) -> None:
     name = type(module).__name__
     if not is_lightning(module):
         raise UnsupportedModuleError(f"{name} is no LightningModule, so it has no loss of its own. {_WAY_OUT}")
-    if not _is_overridden(module, "training_step"):
+    if not is_overridden(module, "training_step"):
         raise UnsupportedModuleError(f"{name} defines no `training_step`. {_WAY_OUT}")
     if not module.automatic_optimization:
         raise UnsupportedModuleError(
             f"{name} optimises manually: its `training_step` takes steps instead of returning a loss. {_WAY_OUT}"
         )
-    parameters = inspect.signature(module.training_step).parameters  # type: ignore[arg-type]
-    if "optimizer_idx" in parameters:
+    training_step: Any = module.training_step
+    if "optimizer_idx" in inspect.signature(training_step).parameters:
         raise UnsupportedModuleError(f"{name} has several optimisers (`optimizer_idx`). {_WAY_OUT}")
-    if "dataloader_iter" in parameters:
+    if is_param_in_hook_signature(training_step, "dataloader_iter", explicit=True):
         raise UnsupportedModuleError(f"{name} fetches its batches itself (`dataloader_iter`). {_WAY_OUT}")
 
 
-def read_batches(data: Any, num_batches: int, *, seed: int = 0) -> list[Batch]:
-    """Read the first batches of training data under a seed, and leave the data's state and all generators as they were.
+class Reading(NamedTuple):
+    """Batches that were read, and the loader they come from."""
+
+    batches: list[Batch]
+    loader: TrainingLoader
+
+
+class TrainingData:
+    """Training data that is read for scoring; a data module stays set up as long as this context is entered.
+
+    A data module is set up anew whenever batches are read, under the seed of the reading, and torn down before the next
+    reading and at the end: its hooks find what ``setup`` made while candidates are scored. With several readings, that
+    is what the last one made.
 
     Args:
-        data: A LightningDataModule (``prepare_data``, ``setup("fit")``, ``train_dataloader`` and ``teardown("fit")``
-            run, in that order), a DataLoader, a list or dictionary of DataLoaders, or an iterable of batches.
-        num_batches: How many.
-        seed: Of shuffling and augmentation; generators that a loader brings along go on from their own state.
-
-    Returns:
-        Exactly ``num_batches`` batches. A loader that has fewer is read again from its start, where that gives other
-        batches, as a shuffling loader does; a loader of one batch with always the same samples gives it as often as
-        asked for. Both are a `Reread`.
-
-    Raises:
-        TooFewBatchesError: If there are fewer.
-        UnsupportedBatchError: If ``data`` is none of these.
+        data: A LightningDataModule (``prepare_data``, ``setup("fit")``, ``train_dataloader`` and at the end
+            ``teardown("fit")`` run, in that order), a DataLoader, a list or dictionary of DataLoaders, or an iterable
+            of batches.
+        settings: Of the trainer that a data module sees.
     """
-    if is_datamodule(data):
-        with training_loader(data, seed=seed) as loader:
-            return _first(loader, num_batches)
-    if not isinstance(data, Iterable):
-        raise UnsupportedBatchError(
-            f"The training data is {type(data).__name__}; needed is a LightningDataModule, a DataLoader, or an "
-            "iterable of batches."
-        )
-    with preserved_rng(seed):
-        return _first(data, num_batches)
+
+    def __init__(self, data: Any, settings: TrainerSettings = DEFAULT_SETTINGS) -> None:
+        self.data = data
+        self.datamodule = data if is_datamodule(data) else None
+        self._settings = settings
+        self._is_set_up = False
+
+    def __enter__(self) -> "TrainingData":
+        """Enter; nothing is set up before the first reading."""
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        """Tear a data module down, also if the body raised."""
+        self._tear_down()
+
+    def read(self, num_batches: int, *, seed: int = 0) -> Reading:
+        """Read the first batches under a seed, and leave the data's state and all generators as they were.
+
+        Args:
+            num_batches: How many.
+            seed: Of shuffling and augmentation; generators that a loader brings along go on from their own state.
+
+        Returns:
+            Exactly ``num_batches`` batches, and their loader. A loader that has fewer is read again from its start,
+            where that gives other batches, as a shuffling loader does; a loader of one batch with always the same
+            samples gives it as often as asked for. Both are a `Reread`.
+
+        Raises:
+            TooFewBatchesError: If there are fewer.
+            UnsupportedBatchError: If the data is nothing that can be read.
+        """
+        if self.datamodule is None and not isinstance(self.data, Iterable):
+            raise UnsupportedBatchError(
+                f"The training data is {type(self.data).__name__}; needed is a LightningDataModule, a DataLoader, or "
+                "an iterable of batches."
+            )
+        with self._loader(seed) as loader:
+            batches = _first(loader, num_batches)
+            return Reading(batches, TrainingLoader(loader))
+
+    @contextmanager
+    def _loader(self, seed: int) -> Iterator[Any]:
+        self._tear_down()
+        if self.datamodule is None:
+            with preserved_rng(seed):
+                yield self.data
+            return
+        with self._seen_by_trainer(), preserved_rng(seed):
+            self.datamodule.prepare_data()
+            self.datamodule.setup(stage="fit")
+            self._is_set_up = True
+            yield self.datamodule.train_dataloader()
+
+    def _tear_down(self) -> None:
+        if self._is_set_up:
+            self._is_set_up = False
+            with self._seen_by_trainer(), preserved_rng():
+                self.data.teardown(stage="fit")
+
+    @contextmanager
+    def _seen_by_trainer(self) -> Iterator[None]:
+        with (
+            private_trainer(self._settings, datamodule=self.datamodule) as trainer,
+            _attached(self.datamodule, trainer),
+        ):
+            yield
+
+
+def read_batches(data: Any, num_batches: int, *, seed: int = 0) -> list[Batch]:
+    """Read the first batches of training data, and tear a data module down; see `TrainingData`, also for errors."""
+    with TrainingData(data) as training_data:
+        return training_data.read(num_batches, seed=seed).batches
 
 
 @contextmanager
@@ -216,19 +394,14 @@ def training_loader(datamodule: Any, *, seed: int = 0) -> Iterator[Any]:
     """Set a data module up while the body runs, and give its loader for training.
 
     Args:
-        datamodule: Its hooks run as for `read_batches`.
+        datamodule: Its hooks run as for `TrainingData`.
         seed: Of the body; all generators are put back.
     """
-    with _attached_datamodule(datamodule), preserved_rng(seed):
-        datamodule.prepare_data()
-        datamodule.setup("fit")
-        try:
-            yield datamodule.train_dataloader()
-        finally:
-            datamodule.teardown("fit")
+    with TrainingData(datamodule) as data, data._loader(seed) as loader:
+        yield loader
 
 
-def read_training_batches(trainer: Trainer, num_batches: int, *, seed: int = 0) -> list[Batch]:
+def read_training_batches(trainer: Any, num_batches: int, *, seed: int = 0) -> list[Batch]:
     """Read the first batches of what a trainer is training on, without it noticing.
 
     Args:
@@ -249,21 +422,32 @@ def is_datamodule(data: Any) -> bool:
 
 def overrides_transfer(datamodule: Any) -> bool:
     """Tell whether a data module has hooks of its own that batches pass on their way to the device."""
-    return any(_is_overridden(datamodule, hook) for hook in _HOOKS)
+    return any(is_overridden(datamodule, hook) for hook in TRANSFER_HOOKS)
 
 
-def _training_step(module: nn.Module, batch: Batch, batch_idx: int) -> Tensor:
-    training_step: Any = module.training_step
+def _step_of(module: nn.Module, opening: Opening | None) -> Step:
     # Lightning's own rule: the second argument is the index, whatever its name.
-    takes_index = len(inspect.signature(training_step).parameters) > 1
-    output = training_step(batch, batch_idx) if takes_index else training_step(batch)
-    loss = output.get("loss") if isinstance(output, Mapping) else output
-    if loss is None:
-        raise UnsupportedModuleError(
-            f"`training_step` of {type(module).__name__} returned {'no `loss`' if output is not None else 'None'}; "
-            "needed is a tensor, or a dictionary with the key 'loss'. If it has no loss of its own, pass `loss_fn=`."
-        )
-    return loss
+    takes_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)  # type: ignore[arg-type]
+    name = f"{type(module).__name__}.training_step"
+
+    def training_step(module: nn.Module, batch: Batch, batch_idx: int) -> Tensor:
+        step: Any = module.training_step
+        try:
+            output = step(batch, batch_idx) if takes_index else step(batch)
+        except Exception as error:
+            check_surroundings(error, name, () if opening is None else opening.left_out)
+            raise
+        if output is None:
+            raise SkippedBatchError(f"`{name}` returned None for batch {batch_idx}")
+        loss = output.get("loss") if isinstance(output, Mapping) else output
+        if loss is None:
+            raise UnsupportedModuleError(
+                f"`{name}` returned no `loss`: expected a tensor, or a dictionary with the key 'loss'. If the module "
+                "has no loss of its own, pass `loss_fn=` or `step=`."
+            )
+        return loss
+
+    return training_step
 
 
 def _returning_loss(step: Step) -> Step:
@@ -300,13 +484,52 @@ def _in_precision(precision: Precision, step: Step) -> Step:
     return in_precision
 
 
+def _counted(
+    opening: Opening, step: Step, prepare: Callable[[Batch, int], Batch]
+) -> tuple[Step, Callable[[Batch, int], Batch]]:
+    """Let the trainer count to a batch when it is prepared and when its step runs, and run ``on_train_batch_start``.
+
+    That hook runs when a batch is prepared, for what it does to the batch, which proxies then look at. What it does to
+    the module is put back; if it does anything, it runs again within the step, on the batch as it was before, since
+    the module is put back after every step.
+    """
+    changes_batches = opening.changes_batches
+    to_repeat: dict[int, Batch] = {}
+
+    def prepare_counted(batch: Batch, batch_idx: int) -> Batch:
+        at_batch(opening.trainer, batch_idx)
+        batch = prepare(batch, batch_idx)
+        if batch is None:
+            raise SkippedBatchError(f"Batch {batch_idx} is None")
+        if not changes_batches:
+            return batch
+        before = map_tensors(torch.clone, batch)
+        with _values_kept(opening.module), preserved(opening.module), torch.enable_grad():
+            state = opening.state()
+            opening.start_batch(batch, batch_idx)
+            to_repeat.clear()  # one batch at a time is held
+            if opening.state() != state:
+                to_repeat[batch_idx] = before
+        return batch
+
+    def counted(module: nn.Module, batch: Batch, batch_idx: int) -> Tensor:
+        at_batch(opening.trainer, batch_idx)
+        if batch_idx in to_repeat:
+            try:
+                opening.start_batch(map_tensors(torch.clone, to_repeat[batch_idx]), batch_idx)
+            except HookError as error:
+                # As if the step had raised it: `vmap` may not bear what plain autograd does.
+                raise error.__cause__ or error from None
+        return step(module, batch, batch_idx)
+
+    return counted, prepare_counted
+
+
 @contextmanager
-def _values_kept(module: nn.Module) -> Iterator[None]:
-    """Put the values of parameters and buffers back, if the module has code of its own that runs on them here."""
-    kept = []
-    if any(_is_overridden(module, hook) for hook in ("setup", "configure_model", *_HOOKS)):
-        tensors = (*module.parameters(), *module.buffers())
-        kept = [(tensor, tensor.detach().clone()) for tensor in tensors if not is_lazy(tensor)]
+def _values_kept(module: nn.Module, *, if_: bool = True) -> Iterator[None]:
+    """Put the values of parameters and buffers back, if code that is not the engine's may run on them."""
+    tensors = (*module.parameters(), *module.buffers()) if if_ else ()
+    kept = [(tensor, tensor.detach().clone()) for tensor in tensors if not is_lazy(tensor)]
     try:
         yield
     finally:
@@ -315,9 +538,10 @@ def _values_kept(module: nn.Module) -> Iterator[None]:
                 tensor.copy_(value)
 
 
-def _mute_logging(module: nn.Module) -> None:
-    for part in module.modules():
-        if is_lightning(part):
+def _mute_logging(*objects: Any) -> None:
+    for obj in objects:
+        parts = obj.modules() if isinstance(obj, nn.Module) else ()
+        for part in (obj, *filter(is_lightning, parts)):
             vars(part).update(log=_say_nothing, log_dict=_say_nothing)
 
 
@@ -334,111 +558,45 @@ def _say_nothing(*_: Any, **__: Any) -> None:
     pass
 
 
-def _call_if_there(module: Any, hook: str, *args: Any) -> None:
-    if callable(getattr(module, hook, None)):
-        getattr(module, hook)(*args)
+def _set_up_optimizers(trainer: Any, module: nn.Module, has_own_loss: bool) -> str | None:
+    """Let ``self.optimizers()`` and ``self.lr_schedulers()`` work.
 
-
-def _set_up_optimizers(trainer: Trainer, module: nn.Module, has_own_loss: bool) -> None:
-    """Let ``self.optimizers()`` and ``self.lr_schedulers()`` work, as far as the module's do without a real trainer."""
+    Returns:
+        Why there are none, which training would not survive.
+    """
     try:
-        with warnings.catch_warnings(), _without_chatter():
+        with warnings.catch_warnings(), without_chatter():
             warnings.simplefilter("ignore")  # a module without optimisers can be scored
             trainer.strategy.setup_optimizers(trainer)
     except Exception as error:
-        # Whether the module can be trained is not asked here, only whether it has one loss.
         if has_own_loss and "multiple optimizers" in str(error):
             raise UnsupportedModuleError(
                 f"{type(module).__name__} configures several optimisers, so there is no one loss. {_WAY_OUT}"
             ) from None
-
-
-def _is_overridden(obj: Any, hook: str) -> bool:
-    method = getattr(type(obj), hook, None)
-    return method is not None and method.__module__.partition(".")[0] not in ("lightning", "pytorch_lightning")
-
-
-@contextmanager
-def _quiet_trainer(
-    module: nn.Module, datamodule: Any, trainer: Trainer | None, precision: Precision | None
-) -> Iterator[Trainer]:
-    """Let ``self.trainer`` work without a logger: the trainer at work, or a private one."""
-    quiet = trainer or private_trainer(precision)
-    # A step may stop its trainer, or change a learning rate.
-    changeable = [vars(quiet), *(group for optimizer in quiet.optimizers for group in optimizer.param_groups)]
-    changeable += [vars(config.scheduler) for config in quiet.lr_scheduler_configs]
-    saved = [dict(part) for part in changeable]
-    quiet.loggers = [DummyLogger() for _ in quiet.loggers] if trainer else [DummyLogger()]
-    if trainer is None:
-        quiet.strategy.connect(module)  # type: ignore[arg-type]
-        quiet.datamodule = datamodule  # type: ignore[attr-defined]
-        for part in module.modules():
-            if is_lightning(part):
-                vars(part)["_trainer"] = quiet  # the property's setter refuses a module of the other package
-    try:
-        yield quiet
-    finally:
-        for attributes, contents in zip(changeable, saved, strict=True):
-            refill(attributes, contents)
-        if trainer is None:
-            # A trainer is a knot of cycles: what it holds would live until the garbage collector comes by.
-            quiet.strategy.connect(None)  # type: ignore[arg-type]
-            quiet.strategy.optimizers, quiet.strategy.lr_scheduler_configs = [], []
+        with suppress(SurroundingsError):
+            check_surroundings(error, "configure_optimizers", ())
+            return None if not has_own_loss else f"{OPTIMIZERS_FAIL}{type(error).__name__}: {error}"
+    return None
 
 
 @contextmanager
-def _attached_datamodule(datamodule: Any) -> Iterator[None]:
+def _attached(datamodule: Any, trainer: Any) -> Iterator[None]:
     previous = getattr(datamodule, "trainer", None)
-    datamodule.trainer = private_trainer()
-    datamodule.trainer.datamodule = datamodule
+    datamodule.trainer = trainer
     try:
         yield
     finally:
         datamodule.trainer = previous
 
 
-def private_trainer(precision: Precision | None = None) -> Trainer:
-    """Make a trainer that trains nothing, writes nothing and says nothing, in the state of one that is fitting.
-
-    Args:
-        precision: Of the trainer; None for Lightning's default.
-    """
-    # Its own environment, whatever cluster this process belongs to.
-    plugins: list[Any] = [LightningEnvironment(), *([] if precision is None else [precision])]
-    with _without_chatter():
-        trainer = Trainer(
-            accelerator="cpu",
-            devices=1,
-            plugins=plugins,
-            max_epochs=1,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-    trainer.state.fn = TrainerFn.FITTING
-    trainer.training = True
-    return trainer
+def _device_of(module: nn.Module) -> torch.device:
+    parameter = next(module.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
 
 
-@contextmanager
-def _without_chatter() -> Iterator[None]:
-    """Keep Lightning from telling what it does."""
-    # Both packages speak through the logger of the one that was imported last.
-    chatter = [logging.getLogger(f"{package}.utilities.rank_zero") for package in _PACKAGES]
-    levels = [logger.level for logger in chatter]
-    for logger in chatter:
-        logger.setLevel(logging.WARNING)
-    try:
-        yield
-    finally:
-        for logger, level in zip(chatter, levels, strict=True):
-            logger.setLevel(level)
-
-
-def _preparer(module: nn.Module, datamodule: Any, trainer: Trainer | None) -> Callable[[Batch, int], Batch]:
+def _preparer(module: nn.Module, datamodule: Any, plugin: Precision | None) -> Callable[[Batch, int], Batch]:
     def hook(name: str) -> Any:
-        if _is_overridden(datamodule, name):
+        if is_overridden(datamodule, name):
             return getattr(datamodule, name)
         return getattr(module if is_lightning(module) else DataHooks(), name)
 
@@ -452,8 +610,8 @@ def _preparer(module: nn.Module, datamodule: Any, trainer: Trainer | None) -> Ca
         def cast(tensor: Tensor) -> Tensor:
             return tensor.to(own_dtype) if tensor.is_floating_point() else tensor
 
-        if trainer is not None:
-            batch = trainer.precision_plugin.convert_input(batch)
+        if plugin is not None:
+            batch = plugin.convert_input(batch)
         elif own_dtype != torch.float32:
             batch = map_tensors(cast, batch)  # as Lightning's "16-true", "bf16-true" and "64-true" do
         batch = hook("on_before_batch_transfer")(batch, 0)
@@ -485,7 +643,7 @@ def _first(data: Any, num_batches: int, *, readable_once: bool = True) -> list[B
     one_pass = partial(_one_pass, iterables, mode if has_loaders else None)
     is_once = any(isinstance(leaf, Iterator) for leaf in leaves)
     is_readable_again = not is_once and (has_loaders or not isinstance(data, list | tuple))
-    with _undisturbed(*leaves, readable_once=readable_once):
+    with undisturbed(*leaves, readable_once=readable_once):
         batches = one_pass(num_batches)
         if not 0 < len(batches) < num_batches or not is_readable_again:
             return _enough(batches, data, num_batches)
@@ -510,7 +668,7 @@ def _one_pass(iterables: Any, mode: Any, num_batches: int) -> list[Batch]:
     if mode is None:
         return list(itertools.islice(iterables, num_batches))
     # Copies, since a loader with persistent workers keeps them, and with them where their randomness stands.
-    combined = CombinedLoader(tree_map_only(DataLoader, _without_iterator, iterables), mode)
+    combined = CombinedLoader(tree_map_only(DataLoader, without_iterator, iterables), mode)
     batches = [batch for batch, _, _ in itertools.islice(combined, num_batches)]
     combined.reset()
     return batches
@@ -546,44 +704,3 @@ def _way_out(data: Any, num_read: int, num_batches: int) -> str:
     if isinstance(data, Iterator):
         return f"A {type(data).__name__} can be read only once: pass more batches, or a DataLoader that shuffles."
     return f"Pass {num_batches} batches" + (f", or lower `num_batches` to {num_read}." if num_read else ".")
-
-
-def _without_iterator(loader: DataLoader[Any]) -> DataLoader[Any]:
-    own = copy.copy(loader)
-    own._iterator = None
-    return own
-
-
-@contextmanager
-def _undisturbed(*roots: Any, readable_once: bool = True) -> Iterator[None]:
-    """Put back what reading moves: generators, counters, caches and orders in loaders, samplers, datasets, transforms.
-
-    Of every object that is reached through attributes, containers, bound methods, partial functions and closures,
-    generators of torch, NumPy and Python get their state back, and objects their attributes; lists, dictionaries, sets
-    and deques their elements, small tensors and arrays their numbers. What stands in global variables is not reached.
-
-    Args:
-        roots: Where to start.
-        readable_once: Whether iterators, which cannot be put back, are let pass.
-
-    Raises:
-        UnsupportedBatchError: If an iterator is reached that must not be moved.
-    """
-
-    def is_open(obj: Any) -> bool:
-        if isinstance(obj, _NOT_LOOKED_INTO) or is_trainer(obj):
-            return False
-        is_read_once = isinstance(obj, Iterator) and (isinstance(obj, _LoaderIter) or not hasattr(obj, "__dict__"))
-        if is_read_once and not readable_once:
-            raise UnsupportedBatchError(
-                f"The training data holds a {type(obj).__name__}, which can be read once, and training needs it. Use "
-                "a loader that starts anew whenever it is iterated."
-            )
-        return True
-
-    restore = remembered(roots, is_open=is_open)
-    try:
-        yield
-    finally:
-        for undo in restore:
-            undo()

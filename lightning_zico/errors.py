@@ -46,6 +46,28 @@ class UnsupportedModuleError(ZiCoError, TypeError):
     """A module whose loss cannot be had from its own ``training_step``."""
 
 
+class SurroundingsError(UnsupportedModuleError):
+    """A step that asks for something that is there during training, and not while scoring."""
+
+
+class HookError(ZiCoError, RuntimeError):
+    """A hook that fails, of a module or of a callback."""
+
+
+class SkippedBatchError(ZiCoError, RuntimeError):
+    """A batch that training passes over, so that it has no loss.
+
+    Args:
+        reason: Why, as the beginning of a sentence.
+        ends_epoch: Whether training passes over all batches behind it as well.
+    """
+
+    def __init__(self, reason: str, *, ends_epoch: bool = False) -> None:
+        super().__init__(f"{reason}, so training passes over this batch.")
+        self.reason = reason
+        self.ends_epoch = ends_epoch
+
+
 class UnsupportedInputError(ZiCoError, ValueError):
     """Inputs of a shape that a model does not take."""
 

@@ -16,9 +16,9 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
-from lightning_zico.bridge import is_lightning
 from lightning_zico.engine.scope import preserved_rng, rng_restorer, seed_all
 from lightning_zico.errors import NotLoggedError
+from lightning_zico.hooks import is_lightning
 from lightning_zico.results import Final
 from lightning_zico.scoring.arguments import whole_number
 from lightning_zico.scoring.scorer import described

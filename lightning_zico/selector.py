@@ -16,13 +16,14 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
 from lightning_zico._typing import Axis, Batch, LossFn, NumSamples, Step, check_num_samples
-from lightning_zico.bridge import is_datamodule, is_lightning
+from lightning_zico.bridge import TrainingData, is_datamodule
 from lightning_zico.budget import Budget
 from lightning_zico.candidates import Candidate, Candidates, iterate_candidates
 from lightning_zico.engine.batches import tensors_of
 from lightning_zico.engine.gradients import ChunkSize, check_chunk_size
 from lightning_zico.errors import IdenticalBatchesError, UnknownNameError
 from lightning_zico.finals import MOST_AT_ONCE, Finalist, Mode, check_finals, check_trainer, hold_finals
+from lightning_zico.hooks import is_lightning
 from lightning_zico.proxies import BASELINES, Prior, prior_of
 from lightning_zico.proxies.base import Proxies
 from lightning_zico.ranking.racing import check_race
@@ -44,20 +45,30 @@ from lightning_zico.scoring.contenders import Contenders
 from lightning_zico.scoring.executors import executor_of
 from lightning_zico.scoring.fingerprint import fingerprint_or_none
 from lightning_zico.scoring.given_data import check_data
-from lightning_zico.scoring.placement import AcceleratorName, Devices, PrecisionLike, check_placement, placement_of
+from lightning_zico.scoring.placement import (
+    AcceleratorName,
+    Devices,
+    PrecisionLike,
+    check_placement,
+    placement_of,
+    trainers_precision,
+)
 from lightning_zico.scoring.progress import is_interactive, progress_bar
 from lightning_zico.scoring.provenance import reading, told, versions
-from lightning_zico.scoring.repeats import Tally, raced, read_repeats
+from lightning_zico.scoring.repeats import Tally, raced, readings
 from lightning_zico.scoring.scorer import check_axis, check_batches, described
 from lightning_zico.scoring.standings import agreement_with_baselines, standings_of, with_controlled
 from lightning_zico.scoring.work import Executor, Work
+from lightning_zico.trainers import TrainerSettings
 
 
 class ZeroShotSelector:
     """Choose among candidates without training them, then train the one that was chosen.
 
     Args:
-        trainer: Trains the winner, and before it the finalists; `rank` needs none.
+        trainer: Trains the winner, and before it the finalists. While candidates are ranked it is only read: a
+            candidate's step sees another trainer with its settings (`TrainerSettings`), and those of its callbacks that
+            change the batch take part. `rank` needs none; a step then sees Lightning's defaults.
         proxies: Names of proxies (see `list_proxies`) and of recipes (see `list_recipes`), `Proxy` objects,
             ``"default"`` for the default recipe, or ``"all"``, which ranks by the default recipe. The baselines
             ``params``, ``macs``, ``num_layers`` and ``sum_log_numel`` are always computed beside them.
@@ -106,10 +117,10 @@ class ZeroShotSelector:
             own, in turn. On Ray, where a task sees the GPUs that it was given, it is 1.
         precision: In which they are scored: ``"32-true"``, ``"64-true"``, ``"bf16-true"``, ``"16-true"``,
             ``"bf16-mixed"`` or, on a GPU, ``"16-mixed"``; in short also 64, 32, 16 and ``"bf16"``, as a trainer reads
-            them; None for that in which they are built. Parameters, buffers and batches are converted, or loss and
-            forward passes are under autocast; gradients are in the precision of the parameters, and what proxies
-            compute from them is not under autocast. SynFlow stays in float64. Nothing scales losses: in float16,
-            gradients below 6e-8 are zero.
+            them; None for that of the trainer where candidates can be scored in it, else that in which they are built.
+            Parameters, buffers and batches are converted, or loss and forward passes are under autocast; gradients are
+            in the precision of the parameters, and what proxies compute from them is not under autocast. SynFlow stays
+            in float64. Nothing scales losses: in float16, gradients below 6e-8 are zero.
         channels_last: Lay out images and the weights of convolutions in ``torch.channels_last``, which in bfloat16 is
             often faster. Use it together with ``executor="processes"``: torch 2.14 crashed the interpreter for models
             such as RepVGG and FastViT in this layout on a CPU.
@@ -245,14 +256,16 @@ class ZeroShotSelector:
         check_data(datamodule, pairs=self.loss_fn is not None)
         choice = self._choice()
         rank_by = choice.ranked_by(self.rank_by)
-        works = self._works(choice, datamodule)
+        settings = TrainerSettings.of(self.trainer)
         tally = Tally(choice, self.repeats)
-        try:
-            contenders = (self._raced if self.race else self._scored)(candidates, works, tally, rank_by)
-        except BaseException:
-            self.best_model_ = None
-            self._keep(tally, rank_by, works[0], broke_off=True)
-            raise
+        with TrainingData(datamodule, settings) as data:
+            works = self._works(choice, data, settings)
+            try:
+                contenders = (self._raced if self.race else self._scored)(candidates, works, tally, rank_by)
+            except BaseException:
+                self.best_model_ = None
+                self._keep(tally, rank_by, works[0], broke_off=True)
+                raise
         if not self._keep(tally, rank_by, works[0], broke_off=False):
             raise ValueError("`candidates` is empty; needed is at least one.")
         self._check_variation()
@@ -374,23 +387,26 @@ class ZeroShotSelector:
             )
         return choice
 
-    def _works(self, choice: Choice, datamodule: Any) -> list[Work]:
-        placement = placement_of(self.accelerator, self.devices, self.precision, self.channels_last)
+    def _works(self, choice: Choice, data: TrainingData, settings: TrainerSettings) -> list[Work]:
+        precision = self.precision or trainers_precision(settings.precision, self.accelerator)
+        placement = placement_of(self.accelerator, self.devices, precision, self.channels_last)
         works: list[Work] = []
-        for repeat_idx, batches in enumerate(read_repeats(datamodule, self.num_batches, self.repeats, seed=self.seed)):
-            check_batches(batches, choice.proxies, self.axis, self.num_samples)
+        for repeat_idx, one in enumerate(readings(data, self.num_batches, self.repeats, seed=self.seed)):
+            check_batches(one.batches, choice.proxies, self.axis, self.num_samples)
             work = Work(
-                batches,
+                one.batches,
                 choice.proxies,
                 loss_fn=self.loss_fn,
                 step=self.step,
                 axis=self.axis,
                 chunk_size=self.chunk_size,
                 seed=self.seed + repeat_idx,
-                datamodule=datamodule if is_datamodule(datamodule) else None,
+                datamodule=data.datamodule,
                 budget=self.budget,
                 placement=placement,
                 num_samples=self.num_samples,
+                settings=settings,
+                loader=one.loader,
             )
             works.append(work)
         if self.cache is None:

@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from lightning_zico._typing import Axis, LossFn, NumSamples, Step, check_num_samples
-from lightning_zico.bridge import bridged, check_training_step, read_training_batches
+from lightning_zico.bridge import Running, bridged, check_training_step, read_training_batches
 from lightning_zico.engine.gradients import ChunkSize, check_chunk_size
 from lightning_zico.engine.layers import Patterns
 from lightning_zico.engine.moments import Moments
@@ -154,13 +154,13 @@ class ZiCoCallback(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Score, unless a resumed run has its score already."""
         if trainer.global_step == 0 or not self.history:
-            self.score(trainer, pl_module)
+            self._score(trainer, pl_module, Running("on_train_start", self))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Score, if it is this epoch's turn and was not done at the start of training."""
         due = self.every_n_epochs is not None and trainer.current_epoch % self.every_n_epochs == 0
         if due and (not self.history or self.history[-1]["step"] != trainer.global_step):
-            self.score(trainer, pl_module)
+            self._score(trainer, pl_module, Running("on_train_epoch_start", self))
 
     def state_dict(self) -> dict[str, Any]:
         """Save the history."""
@@ -173,6 +173,8 @@ class ZiCoCallback(Callback):
     def score(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         """Score the current weights, log the score and keep a record of it.
 
+        Called by hand, it takes the hooks before the next batch, but ``on_train_batch_start``, to have run.
+
         Args:
             trainer: In ``fit``, with its train dataloader set up.
             pl_module: The module it trains.
@@ -180,9 +182,12 @@ class ZiCoCallback(Callback):
         Returns:
             The record, as in ``history``.
         """
+        return self._score(trainer, pl_module, None)
+
+    def _score(self, trainer: Trainer, pl_module: LightningModule, running: Running | None) -> dict[str, Any]:
         start = time.perf_counter()
         self._note = None
-        layers, error = self._layers(trainer, pl_module)
+        layers, error = self._layers(trainer, pl_module, running)
         record: dict[str, Any] = {
             "epoch": trainer.current_epoch,
             "step": trainer.global_step,
@@ -205,12 +210,14 @@ class ZiCoCallback(Callback):
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
         return record
 
-    def _layers(self, trainer: Trainer, pl_module: LightningModule) -> tuple[dict[str, float], str | None]:
+    def _layers(
+        self, trainer: Trainer, pl_module: LightningModule, running: Running | None
+    ) -> tuple[dict[str, float], str | None]:
         """Compute what each layer adds, over all ranks; or say why not."""
         moments: dict[str, Moments] = {}
         error = None
         try:
-            moments = self._moments(trainer, pl_module)
+            moments = self._moments(trainer, pl_module, running)
         except Exception as raised:
             error = described(raised)
         if trainer.world_size > 1:
@@ -227,14 +234,21 @@ class ZiCoCallback(Callback):
         except ZiCoError as raised:  # on all ranks alike, since all hold the same moments
             return {}, described(raised)
 
-    def _moments(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Moments]:
+    def _moments(self, trainer: Trainer, pl_module: LightningModule, running: Running | None) -> dict[str, Moments]:
         batches = read_training_batches(trainer, self.num_batches, seed=self.seed)
         self._note = note_on_reading(reading(batches))
         check_batches(batches, [self._proxy], self.axis, self.num_samples)
         datamodule = getattr(trainer, "datamodule", None)
         with (
             preserved_rng(self.seed),
-            bridged(pl_module, loss_fn=self.loss_fn, step=self.step, datamodule=datamodule, trainer=trainer) as bridge,
+            bridged(
+                pl_module,
+                loss_fn=self.loss_fn,
+                step=self.step,
+                datamodule=datamodule,
+                trainer=trainer,
+                running=running,
+            ) as bridge,
         ):
             probe = Probe(
                 pl_module,

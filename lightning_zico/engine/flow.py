@@ -15,6 +15,7 @@ from lightning_zico.engine.batches import map_tensors, tensors_of
 from lightning_zico.engine.observers import has_reentrant_checkpoint
 from lightning_zico.engine.scope import preserved, seed_all, unfused
 from lightning_zico.engine.stateless import Stateless
+from lightning_zico.errors import SkippedBatchError
 
 
 @dataclass(frozen=True)
@@ -88,10 +89,14 @@ def trace_flow(
         muted(module)
         try:
             return trace(torch.device("meta"))
+        except SkippedBatchError:
+            raise
         except Exception:  # a step that looks at values, or makes tensors on the CPU
             reset()
         try:
             return trace(None)
+        except SkippedBatchError:
+            raise
         except Exception as error:
             everything = frozenset(range(len(tensors_of(batch))))
             return DataFlow(frozenset(), everything, None, failure=f"{type(error).__name__}: {error}")

@@ -6,6 +6,7 @@ Index conventions:
     *: shape of one parameter
 """
 
+import itertools
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from lightning_zico.engine.samples import cut_length
 from lightning_zico.engine.scope import preserved, seed_all
 from lightning_zico.engine.stateless import Stateless, check_depends
 from lightning_zico.engine.transforms import real_view
-from lightning_zico.errors import ZiCoError
+from lightning_zico.errors import SkippedBatchError, ZiCoError
 
 # Who differentiates the stateless call. Per batch "autograd", torch.autograd.grad, rather than "grad", torch.func.vjp:
 # the numbers are the same, it follows where torch.func cannot, and on a network of NAS-Bench-201 it took 1.05 times the
@@ -35,6 +36,8 @@ from lightning_zico.errors import ZiCoError
 # cannot follow "loop", torch.autograd.grad on one sample after the other.
 Backend: TypeAlias = Literal["autograd", "grad", "vmap", "loop"]
 _BACKENDS: dict[Axis, tuple[Backend, ...]] = {"batch": ("autograd",), "sample": ("vmap", "loop")}
+
+_END = object()
 
 ChunkSize: TypeAlias = int | Literal["auto"] | None
 
@@ -111,10 +114,11 @@ def stream_gradients(
         seed: Of the first batch.
         backend: Use this one alone and let its errors through; None for plain autograd per batch, and for ``vmap`` with
             a loop behind it per sample.
-        watch: Sees the forward pass of the first batch; only per batch, by plain autograd.
+        watch: Sees the forward pass of the first batch that is not skipped; only per batch, by plain autograd.
 
     Returns:
-        Who computed the gradients, and how.
+        Who computed the gradients, and how. Batches that training passes over (`SkippedBatchError`) have
+        none, which may be all.
 
     Raises:
         UnsupportedBatchError: If samples are asked for and the tensors of a batch differ in length.
@@ -128,12 +132,24 @@ def stream_gradients(
         task = _Task(module, step, names, reset, watch)
         if backend is None and any(task.stateless.params[name]._backward_hooks for name in names):
             candidates = (_BACKENDS[axis][-1],)  # torch.func does not call hooks on parameters
-        for batch_idx, batch in enumerate(batches):
-            task.take(batch, batch_idx, seed + batch_idx)
-            if axis == "batch":
-                candidates = _first_that_works(candidates, task.differentiate_batch, consume, facts)
-            else:
-                candidates = _stream_samples(task, candidates, consume, facts, chunk_size, memory_bytes)
+        batches = iter(batches)
+        for batch_idx in itertools.count():
+            try:
+                batch = next(batches, _END)  # a batch may turn out to be skipped when it is prepared
+                if batch is _END:
+                    break
+                task.take(batch, batch_idx, seed + batch_idx)
+                if axis == "batch":
+                    candidates = _first_that_works(candidates, task.differentiate_batch, consume, facts)
+                else:
+                    candidates = _stream_samples(task, candidates, consume, facts, chunk_size, memory_bytes)
+            except SkippedBatchError as error:
+                facts.skipped[batch_idx] = error.reason
+                if watch is not None and not watch.finished:
+                    watch.restart()
+                if error.ends_epoch:
+                    facts.ended = True
+                    break
     return facts
 
 
@@ -227,7 +243,7 @@ class _Task:
     def differentiate_batch(self, backend: Backend) -> GradientChunk:
         buffers, batch = self.fresh(self.batch)
         if backend == "autograd":
-            watch = self.watch if self.batch_idx == 0 else None
+            watch = self.watch if self.watch is not None and not self.watch.finished else None
             gradients, loss = self.stateless.plain_gradients(
                 self.step, self.params, buffers, self.scored, batch, self.batch_idx, watch
             )

@@ -56,12 +56,16 @@ class GradientFacts:
         backends: Who computed them, in order of first use; per sample, ``"loop"`` means that ``vmap`` could not.
         batch_norm: How batch normalisation was differentiated; None if the pass met none per sample.
         chunk_sizes: Most samples differentiated at once, for each batch; empty per batch.
+        skipped: Why training passes over batches, which then have no gradient, by their indices.
+        ended: Whether training passes over all batches behind the last one as well.
     """
 
     axis: Axis
     backends: list[str] = field(default_factory=list)
     batch_norm: str | None = None
     chunk_sizes: list[int] = field(default_factory=list)
+    skipped: dict[int, str] = field(default_factory=dict)
+    ended: bool = False
 
 
 @dataclass(unsafe_hash=True)
@@ -182,9 +186,16 @@ class Watch:
         self._layout = _NO_LAYOUT if not self._sees_calls else layout() if layout else Layout.of(module)
         self.needs_graph = any(observer.needs_graph for observer in observers)
         self._needs_input_graph = any(observer.needs_graph and observer.needs_input_graph for observer in observers)
+        self._module = module
         for observer in observers:
             observer.layout = self._layout  # type: ignore[misc]
-            self.tell(observer, observer.start, module)
+        self.restart()
+
+    def restart(self) -> None:
+        """Forget what was seen, since the pass broke off before its end and another batch takes its turn."""
+        self._output, self.inputs = None, []
+        for observer in list(self.observers):
+            self.tell(observer, observer.start, self._module)
 
     def prepared(self, batch: Batch) -> Batch:
         """Clone a batch; its floating-point tensors can be differentiated with respect to, if an observer does."""

@@ -33,6 +33,7 @@ from lightning_zico.engine.stateless import Stateless, reaches
 from lightning_zico.errors import (
     NoGradientError,
     NotApplicableError,
+    SkippedBatchError,
     UnsupportedModuleError,
     ZiCoError,
     again,
@@ -60,6 +61,9 @@ class Probe:
         blocks: Names of the submodules that are the network's blocks; None to find them, see `blocks.block_names`.
         name: Of the candidate.
         num_samples: Samples of a batch, or a function that counts them in what the loader gave; None to find out.
+
+    Attributes:
+        first_idx: Index of the first batch that training does not pass over, as far as the passes made so far tell.
     """
 
     def __init__(
@@ -79,7 +83,7 @@ class Probe:
     ) -> None:
         self.name = name
         self.module = module
-        self.step = step
+        self._step = step
         self.batches = batches
         self.axis: Axis = axis
         self.seed = seed
@@ -88,6 +92,8 @@ class Probe:
         self.muted = muted
         self._blocks = blocks
         self._num_samples = num_samples
+        self.first_idx = 0
+        self._skipped: dict[int, str] = {}  # why training passes over batches, by index
         self._first_loss: Tensor | None = None
         self._floating: list[int] | None = None  # positions in the first batch
         self._broke_off = False  # whether a pass did
@@ -206,6 +212,46 @@ class Probe:
         return None
 
     @property
+    def skipped_batches(self) -> list[int]:
+        """Indices of the batches that training passes over, as far as the passes made so far tell."""
+        return sorted(self._skipped)
+
+    @property
+    def step(self) -> Step:
+        """The step for proxies that look at the first batch, which they number 0, whichever it is in the loader."""
+        if self.first_idx == 0:
+            return self._step
+        return lambda module, batch, batch_idx: self._step(module, batch, batch_idx + self.first_idx)
+
+    def skip(self, error: SkippedBatchError) -> None:
+        """Let the next batch be the first, since training passes over the one that was.
+
+        Raises:
+            UnsupportedModuleError: If none is left.
+        """
+        rest = range(self.first_idx, len(self.batches) if error.ends_epoch else self.first_idx + 1)
+        self._skipped |= dict.fromkeys(rest, error.reason)
+        self.first_idx = rest.stop
+        if self.first_idx >= len(self.batches):
+            self.first_idx = 0
+            raise self._none_left()
+
+    def past_skipped(self, run: Callable[[], T]) -> T:
+        """Run something on the first batch that training does not pass over."""
+        while True:
+            try:
+                return run()
+            except SkippedBatchError as error:
+                self.skip(error)
+
+    def _none_left(self) -> UnsupportedModuleError:
+        reasons = "; ".join(dict.fromkeys(self._skipped[idx] for idx in self.skipped_batches))
+        return UnsupportedModuleError(
+            f"Training passes over all {len(self.batches)} batches, so there is no loss: {reasons}. If the module has "
+            "no loss of its own, pass `loss_fn=`."
+        )
+
+    @property
     def macs(self) -> MacCount:
         """Multiply-accumulate operations of a forward pass of the first batch, and its samples."""
         return self.once(_macs)
@@ -260,7 +306,7 @@ class Probe:
         """Compute something from this probe, or give what was computed, or raise what was raised, the first time."""
         if compute not in self._computed:
             try:
-                self._computed[compute] = compute(self)
+                self._computed[compute] = self.past_skipped(lambda: compute(self))
             except Exception as error:
                 self._computed[compute] = kept(error)
         result = self._computed[compute]
@@ -365,7 +411,7 @@ class Probe:
     def first_batch(self) -> Batch:
         """A copy of the first batch, on the module's device."""
         with preserved_rng():
-            batch = self._prepared(0)
+            batch = self._prepared(self.first_idx)
         if self._floating is None:
             tensors = enumerate(tensors_of(batch))
             self._floating = [idx for idx, tensor in tensors if tensor.is_floating_point() or tensor.is_complex()]
@@ -391,7 +437,9 @@ class Probe:
             step: Another loss than the candidate's.
             watch: Sees the first batch.
         """
-        chosen = range(len(self.batches) if num_batches is None else num_batches)
+        chosen, own = range(len(self.batches)), self._step
+        if num_batches is not None:
+            chosen, own = range(self.first_idx, self.first_idx + num_batches), self.step
 
         def consume_layers(chunk: GradientChunk) -> None:
             consume(GradientChunk(layers.split(chunk.gradients, dim=1), chunk.losses))
@@ -399,9 +447,9 @@ class Probe:
         if axis == "sample":
             check_cut(self.first_batch, self.num_samples)
         try:
-            return stream_gradients(
+            facts = stream_gradients(
                 self.module,
-                step or self.step,
+                step or own,
                 map(self._prepared, chosen),
                 consume_layers,
                 names=layers.parameters,
@@ -414,6 +462,15 @@ class Probe:
             if axis == "batch":
                 raise
             raise self._blamed(kept(error), "one sample at a time") from None
+        if facts.skipped:
+            reason = list(facts.skipped.values())[-1]
+            if num_batches is not None:
+                raise SkippedBatchError(reason, ends_epoch=facts.ended)
+            rest = range(max(facts.skipped), len(self.batches)) if facts.ended else ()
+            self._skipped |= facts.skipped | dict.fromkeys(rest, reason)
+            if len(self._skipped) == len(self.batches):
+                raise self._none_left()
+        return facts
 
     def _pass(self, observers: Sequence[Observer], axis: Axis) -> None:
         watch = Watch(self.module, observers, self.layout)
@@ -427,15 +484,26 @@ class Probe:
             if observer.needs_gradients:
                 watch.tell(observer, enrol, observer)
         failure: Exception | None = None
-        if learners:
+
+        def run() -> None:
+            nonlocal watch
             try:
-                self._stream(watch, learners, axis)
-            except Exception as error:
-                failure = kept(error)
-        elif watch.observers:
-            errors = watch.errors
-            watch, failure = self._watched_forward(watch.observers, {}, self.first_batch)
-            watch.errors |= errors
+                if learners:
+                    self._stream(watch, learners, axis)
+                elif watch.observers:
+                    errors = watch.errors
+                    watch, failed = self._watched_forward(watch.observers, {}, self.first_batch)
+                    watch.errors |= errors
+                    if failed is not None:
+                        raise failed
+            except SkippedBatchError:
+                watch.restart()
+                raise
+
+        try:
+            self.past_skipped(run)
+        except Exception as error:
+            failure = kept(error)
         if failure is not None:
             self._broke_off = True
             observers = self._passed_again(observers, watch, failure, bool(learners), axis)
@@ -483,7 +551,7 @@ class Probe:
         """
         watch = Watch(self.module, observers, self.layout)
         failure = self._run(watch, tensors, batch, mode, self._differentiates)
-        if failure is None or watch.finished or is_out_of_memory(failure):
+        if failure is None or watch.finished or is_out_of_memory(failure) or isinstance(failure, SkippedBatchError):
             return watch, failure
         if not self._differentiates:
             # A step that differentiates needs a graph of the parameters, and cannot run under `no_grad`.
@@ -589,12 +657,15 @@ class Probe:
         depends = False
         with torch.inference_mode(False), torch.enable_grad(), preserved(self.module) as put_back:
             for batch_idx in range(len(self.batches)):
-                batch = self._prepared(batch_idx)
-                leaves = self.stateless.leaves(self.stateless.copied_params())
-                seed_all(self.seed + batch_idx)
-                tensors = {**leaves, **self.stateless.copied_buffers()}
-                loss = self.stateless.loss(self.step, tensors, batch, batch_idx)
-                depends = depends or reaches(loss, leaves.values())
+                try:
+                    batch = self._prepared(batch_idx)
+                    leaves = self.stateless.leaves(self.stateless.copied_params())
+                    seed_all(self.seed + batch_idx)
+                    tensors = {**leaves, **self.stateless.copied_buffers()}
+                    loss = self.stateless.loss(self._step, tensors, batch, batch_idx)
+                    depends = depends or reaches(loss, leaves.values())
+                except SkippedBatchError:
+                    pass
                 put_back()
         return depends
 
@@ -683,7 +754,7 @@ def _flow(probe: Probe) -> DataFlow:
 
 
 def _macs(probe: Probe) -> MacCount:
-    stated = stated_samples(probe.batches[0], probe._num_samples)
+    stated = stated_samples(probe.batches[probe.first_idx], probe._num_samples)
     try:
         return count_macs(
             probe.module,
@@ -703,7 +774,7 @@ def _macs(probe: Probe) -> MacCount:
 
 
 def _count_samples(probe: Probe) -> int | None:
-    stated = stated_samples(probe.batches[0], probe._num_samples)
+    stated = stated_samples(probe.batches[probe.first_idx], probe._num_samples)
     if stated is not None:
         return stated
     batch = probe.first_batch

@@ -101,5 +101,5 @@ class EPENAS(Proxy):
     def measure(self, probe: Probe) -> float:
         """Correlate the input Jacobians of the first batch, class by class."""
         rows = probe.observed(InputJacobian()).rows
-        labels = class_labels(probe.batches[0], len(rows)).to(rows.device)
+        labels = class_labels(probe.batches[probe.first_idx], len(rows)).to(rows.device)
         return epe_nas_score(rows, labels, probe.observed(_OutputSize()).size)

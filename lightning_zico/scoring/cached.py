@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property, partial
 from typing import Any, NoReturn
 
-from lightning_zico.bridge import overrides_transfer, uncompiled
+from lightning_zico.bridge import OPTIMIZERS_FAIL, overrides_transfer, uncompiled
 from lightning_zico.candidates import Built, Candidate
 from lightning_zico.errors import (
     IdenticalBatchesError,
@@ -28,6 +28,7 @@ from lightning_zico.scoring.cache import ScoreCache
 from lightning_zico.scoring.fingerprint import fingerprint, surroundings
 from lightning_zico.scoring.scorer import STEP_FAILS
 from lightning_zico.scoring.work import Work
+from lightning_zico.trainers import TrainingLoader
 
 # Reasons that hold as long as nothing in the fingerprint changes. Memory, time, a disk or a network that failed may be
 # there again the next time, and an exception of the user's own code may come from them.
@@ -97,7 +98,9 @@ class Entry:
     @property
     def is_lasting(self) -> bool:
         """Whether scoring once more would find the same."""
-        failure = None if self.untrainable is None else self.untrainable.removeprefix(STEP_FAILS)
+        failure = None if self.untrainable is None else self.untrainable
+        for prefix in (STEP_FAILS, f"untrainable: {OPTIMIZERS_FAIL}"):
+            failure = None if failure is None else failure.removeprefix(prefix)
         return is_lasting([self.score.error, self.error, failure])
 
 
@@ -195,12 +198,12 @@ def with_cache(work: Work, cache: ScoreCache) -> Work:
     """Let a work look into a cache before it scores.
 
     In the key of a score stand the model, its blocks and samples, the proxy and its settings, and all of the work:
-    batches, loss function, axis, chunk size, seed, budget, kind of device, precision, and the data module if it
-    overrides a transfer hook; besides them, as they are where it is scored, what `fingerprint.surroundings` lists:
-    versions, global precision, the state of autocast, and the number of threads (``torch.get_num_threads()``), which
-    moves ZiCo by up to a percent. So a worker with fewer threads does not find what this process scored with more. A
-    proxy that is not repeatable has the machine in its key as well, and under a limit on latency all have it. Names of
-    candidates are not in it.
+    batches, loss function, axis, chunk size, seed, budget, kind of device, precision, the settings of the trainer, the
+    lengths of the loader and its dataset, and the data module if it overrides a transfer hook; besides them, as they
+    are where it is scored, what `fingerprint.surroundings` lists: versions, global precision, the state of autocast,
+    and the number of threads (``torch.get_num_threads()``), which moves ZiCo by up to a percent. So a worker with fewer
+    threads does not find what this process scored with more. A proxy that is not repeatable has the machine in its key
+    as well, and under a limit on latency all have it. Names of candidates are not in it.
 
     Args:
         work: What to do.
@@ -215,6 +218,7 @@ def with_cache(work: Work, cache: ScoreCache) -> Work:
         **named,
         "datamodule": work.datamodule if overrides_transfer(work.datamodule) else None,
         "placement": work.placement.kind,
+        "loader": (work.loader or TrainingLoader(work.batches)).facts,
     }
     del seen["proxies"]
     is_timed = work.budget is not None and work.budget.latency_s is not None

@@ -177,6 +177,30 @@ def check_placement(accelerator: str | None, devices: Devices, precision: Any, c
         raise ValueError('`precision` is "64-true", which `mps` does not have. Take "32-true", or `accelerator="cpu"`.')
 
 
+def trainers_precision(precision: str, accelerator: str | None) -> PrecisionName | None:
+    """Choose the precision to score in from that of the trainer.
+
+    Args:
+        precision: As the trainer names it.
+        accelerator: Where candidates are scored; see `placement_of`.
+
+    Returns:
+        None, for that in which candidates are built, where the trainer leaves modules as they are, or has a precision
+        that candidates cannot be scored in.
+
+    Example:
+        >>> trainers_precision("bf16-mixed", None)
+        'bf16-mixed'
+    """
+    if precision == "32-true" or precision not in get_args(PrecisionName):
+        return None
+    try:
+        check_placement(accelerator, "auto", precision, channels_last=False)
+    except ValueError:
+        return None
+    return precision  # type: ignore[return-value]
+
+
 def placement_of(
     accelerator: AcceleratorName | None, devices: Devices, precision: PrecisionLike | None, channels_last: bool
 ) -> Placement:

@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
 from lightning_zico._typing import Batch
-from lightning_zico.bridge import is_datamodule, read_batches
+from lightning_zico.bridge import Reading, TrainingData
 from lightning_zico.candidates import Built, Candidate, Candidates, iterate_candidates
 from lightning_zico.engine.batches import all_equal
 from lightning_zico.errors import IdenticalBatchesError, TooFewBatchesError
@@ -22,36 +22,43 @@ from lightning_zico.zoo import ZooModel
 
 
 def read_repeats(data: Any, num_batches: int, repeats: int, *, seed: int = 0) -> list[list[Batch]]:
+    """Read the batches of every repeat, and tear a data module down; see `readings`."""
+    with TrainingData(data) as training_data:
+        return [reading.batches for reading in readings(training_data, num_batches, repeats, seed=seed)]
+
+
+def readings(data: TrainingData, num_batches: int, repeats: int, *, seed: int = 0) -> list[Reading]:
     """Read the batches of every repeat, all at once: they are few, and a wrong number is an error before any scoring.
 
     Args:
-        data: As for `bridge.read_batches`. A data module and loaders are read anew for every repeat, under its own
-            seed. An iterable of batches, which knows no seed, is read on: it must give ``repeats`` times
-            ``num_batches`` of them.
+        data: A data module and loaders are read anew for every repeat, under its own seed; the data module is set up
+            once per repeat, and stays as the last one left it. An iterable of batches, which knows no seed, is read on:
+            it must give ``repeats`` times ``num_batches`` of them.
         num_batches: Of each repeat.
         repeats: How many.
         seed: Of the first repeat; repeat r has ``seed + r``.
 
     Returns:
-        The batches by repeat.
+        The batches by repeat, with their loader.
 
     Raises:
         TooFewBatchesError: If the data gives too few.
         IdenticalBatchesError: If all repeats have the same batches.
     """
-    read_anew = is_datamodule(data) or any(isinstance(leaf, DataLoader) for leaf in tree_leaves(data))
-    if read_anew or repeats == 1:
-        by_repeat = [read_batches(data, num_batches, seed=seed + idx) for idx in range(repeats)]
+    loaders = any(isinstance(leaf, DataLoader) for leaf in tree_leaves(data.data))
+    if data.datamodule is not None or loaders or repeats == 1:
+        by_repeat = [data.read(num_batches, seed=seed + idx) for idx in range(repeats)]
     else:
         try:
-            batches = read_batches(data, num_batches * repeats, seed=seed)
+            batches, loader = data.read(num_batches * repeats, seed=seed)
         except TooFewBatchesError as error:
             raise TooFewBatchesError(
                 f"An iterable of batches cannot be shuffled, so that {repeats} repeats of {num_batches} batches need "
                 f"{num_batches * repeats}. Give as many, or a DataLoader that shuffles. {error}"
             ) from error
-        by_repeat = [batches[start : start + num_batches] for start in range(0, len(batches), num_batches)]
-    if all_equal(by_repeat):
+        starts = range(0, len(batches), num_batches)
+        by_repeat = [Reading(batches[start : start + num_batches], loader) for start in starts]
+    if all_equal([reading.batches for reading in by_repeat]):
         raise IdenticalBatchesError(
             f"All {repeats} repeats have the same batches: the data is not shuffled, or by a generator of its own, "
             f"which no seed reaches. Shuffle without one, or give a list of {num_batches * repeats} batches."

@@ -33,8 +33,9 @@ from lightning_zico.scoring.arguments import check_loss, whole_number
 from lightning_zico.scoring.choice import chosen
 from lightning_zico.scoring.given_data import check_data
 from lightning_zico.scoring.placement import AS_BUILT, Placement
+from lightning_zico.trainers import DEFAULT_SETTINGS, TrainerSettings, TrainingLoader
 
-# How a card's `untrainable` begins where the step raised something; what it raised follows.
+# How a card's `untrainable` begins where the module raised something; what it raised follows.
 STEP_FAILS = "untrainable: its training step fails: "
 
 
@@ -49,6 +50,7 @@ def score(
     chunk_size: ChunkSize = None,
     seed: int = 0,
     datamodule: Any = None,
+    trainer: Any = None,
     blocks: Sequence[str] | None = None,
     num_samples: NumSamples | None = None,
 ) -> ScoreCard:
@@ -69,7 +71,9 @@ def score(
         chunk_size: Per sample: how many samples to differentiate at once; None for all of a batch, ``"auto"`` for as
             many as fit the memory.
         seed: Of dropout and other randomness in the model.
-        datamodule: Whose transfer hooks run, if it overrides them.
+        datamodule: The data module of the batches. Its transfer hooks run, if it overrides them; it is not set up here.
+        trainer: The trainer that is to train the model: ``training_step`` then sees its settings, such as
+            ``max_epochs`` (see `TrainerSettings`). It is only read. None for Lightning's defaults.
         blocks: Names of the submodules that are the network's blocks, for proxies that look at blocks; None to find
             them.
         num_samples: Samples of a batch, or a function that counts them in a batch as it is given; None to read them
@@ -123,6 +127,8 @@ def score(
         chunk_size=chunk_size,
         seed=seed,
         datamodule=datamodule,
+        settings=TrainerSettings.of(trainer),
+        loader=TrainingLoader(batches),
         blocks=blocks,
         num_samples=num_samples,
         placement=AS_BUILT,
@@ -196,6 +202,8 @@ def score_checked(
     seed: int,
     placement: Placement,
     datamodule: Any = None,
+    settings: TrainerSettings = DEFAULT_SETTINGS,
+    loader: TrainingLoader | None = None,
     blocks: Sequence[str] | None = None,
     budget: Budget | None = None,
     num_samples: NumSamples | None = None,
@@ -214,6 +222,8 @@ def score_checked(
         seed: See `score`.
         placement: Where the model is put, in which precision; it is written to, if it is not there already.
         datamodule: See `score`.
+        settings: Of the trainer that the model sees.
+        loader: That the trainer shows; None for one with these batches.
         blocks: See `score`.
         budget: A candidate above it is not scored.
         num_samples: See `score`.
@@ -228,10 +238,17 @@ def score_checked(
             preserved_rng(seed),
             placement.entered(),
             bridged(
-                model, loss_fn=loss_fn, step=step, datamodule=datamodule, precision=placement.plugin(model)
+                model,
+                loss_fn=loss_fn,
+                step=step,
+                datamodule=datamodule,
+                settings=settings,
+                loader=loader or TrainingLoader(batches),
+                precision=placement.plugin(model),
+                device=placement.devices[0] if placement.devices else None,
+                place=placement.place,
             ) as bridge,
         ):
-            placement.place(model)  # behind `configure_model`, as a trainer does
             probe = Probe(
                 model,
                 bridge.step,
@@ -258,6 +275,8 @@ def score_checked(
             untrainable = probe.untrainable
             if untrainable is None and (failure := probe.step_error) is not None:
                 untrainable = STEP_FAILS + described(failure)
+            if untrainable is None and bridge.refused is not None:
+                untrainable = f"untrainable: {' '.join(bridge.refused.split())}"
     except (Exception, SystemExit) as raised:
         error, traceback = described(raised), traceback_of(raised)
     seconds = time.perf_counter() - start
@@ -276,7 +295,7 @@ def measured(proxy: Proxy, probe: Probe, precision: str | None) -> Score:
     """
     start = time.perf_counter()
     try:
-        result = proxy.measure(probe)
+        result = probe.past_skipped(lambda: proxy.measure(probe))
         measurement = result if isinstance(result, Measurement) else Measurement(float(result))
         if not math.isfinite(measurement.value):
             raise NonFiniteError(f"`{proxy.name}` is {measurement.value}, which no ranking can use.")
@@ -285,15 +304,20 @@ def measured(proxy: Proxy, probe: Probe, precision: str | None) -> Score:
             probe.doubt()
         # Of what does not apply the reason says all, and many candidates with many texts would fill the memory.
         traceback = None if isinstance(raised, NotApplicableError) else traceback_of(raised)
-        return Score(proxy.name, None, described(raised), time.perf_counter() - start, traceback=traceback)
+        reason = described(raised)
+        if isinstance(raised, TooFewBatchesError) and probe.skipped_batches:
+            reason += f" Of {len(probe.batches)} batches, training passes over {probe.skipped_batches}."
+        return Score(proxy.name, None, reason, time.perf_counter() - start, traceback=traceback)
     parameter = next(iter(probe.module.parameters()), None)
-    where = (
+    where: dict[str, Any] = (
         {}
         if parameter is None
         else {"device": str(parameter.device), "dtype": str(parameter.dtype).removeprefix("torch.")}
     )
     if precision is not None:
         where["precision"] = precision
+    if probe.skipped_batches:
+        where["skipped_batches"] = probe.skipped_batches
     return Score(
         proxy.name,
         float(measurement.value),

@@ -1,5 +1,6 @@
 """What there is to do in a ranking: works, one a repeat, and jobs, one a candidate and repeat."""
 
+import copy
 import time
 from collections.abc import Generator, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ from lightning_zico.proxies import Proxy
 from lightning_zico.results import ScoreCard
 from lightning_zico.scoring.placement import AS_BUILT, Placement
 from lightning_zico.scoring.scorer import described, score_checked
+from lightning_zico.trainers import DEFAULT_SETTINGS, TrainerSettings, TrainingLoader
 
 
 @dataclass(frozen=True)
@@ -32,11 +34,13 @@ class Work:
         axis: See `scorer.score`.
         chunk_size: See `scorer.score`.
         seed: Of the weights that factories draw, and of dropout.
-        datamodule: Whose transfer hooks run, if it overrides them.
+        datamodule: The data module of the batches, set up; its transfer hooks run, if it overrides them.
         budget: A candidate above it is not scored.
         placement: Where and in which precision candidates are scored.
         step: See `scorer.score`.
         num_samples: See `scorer.score`; a candidate's own is taken instead.
+        settings: Of the trainer that candidates see.
+        loader: Of the batches; None for a loader of exactly these.
     """
 
     batches: Sequence[Batch]
@@ -50,6 +54,8 @@ class Work:
     placement: Placement = AS_BUILT
     step: Step | None = None
     num_samples: NumSamples | None = None
+    settings: TrainerSettings = DEFAULT_SETTINGS
+    loader: TrainingLoader | None = None
 
     @property
     def names(self) -> list[str]:
@@ -67,6 +73,14 @@ class Work:
         if not isinstance(model, nn.Module):
             raise TypeError(f"'{candidate.name}' built a {type(model).__name__}; needed is a module.")
         return model
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the trainer that a data module is attached to out of what is sent to other processes."""
+        state = dict(vars(self))
+        if getattr(self.datamodule, "trainer", None) is not None:
+            state["datamodule"] = copy.copy(self.datamodule)
+            state["datamodule"].trainer = None
+        return state
 
     def score(self, candidate: Candidate) -> ScoreCard:
         """Build a candidate, score it and let it go; whatever it does wrong stands in the card.
@@ -98,6 +112,8 @@ class Work:
                 chunk_size=self.chunk_size,
                 seed=self.seed,
                 datamodule=self.datamodule,
+                settings=self.settings,
+                loader=self.loader,
                 blocks=candidate.blocks,
                 budget=self.budget,
                 placement=self.placement,

@@ -14,7 +14,7 @@ from rich.progress import TimeRemainingColumn
 from torch import nn
 
 from lightning_zico._typing import Axis, Batch, LossFn, Step
-from lightning_zico.bridge import is_datamodule, read_batches
+from lightning_zico.bridge import Reading, TrainingData
 from lightning_zico.budget import ARCH_COSTS, Budget
 from lightning_zico.candidates import Candidate
 from lightning_zico.engine.batches import tensors_of
@@ -243,20 +243,26 @@ class ZeroShotSearch:
         """
         check_data(datamodule, pairs=self.loss_fn is not None or self._needs_loss)
         choice = self._choice()
+        with TrainingData(datamodule) as data:
+            reading = data.read(self.num_batches, seed=self.seed)
+            check_batches(reading.batches, choice.proxies, self.axis)
+            self._search(choice, reading, data.datamodule)
+        return self.result_
+
+    def _search(self, choice: Choice, reading: Reading, datamodule: Any) -> None:
         placement = placement_of(self.accelerator, self.devices, self.precision, channels_last=False)
-        batches = read_batches(datamodule, self.num_batches, seed=self.seed)
-        check_batches(batches, choice.proxies, self.axis)
         work = Work(
-            batches,
+            reading.batches,
             choice.proxies,
             loss_fn=nn.functional.cross_entropy if self._needs_loss else self.loss_fn,
             step=self.step,
             axis=self.axis,
             chunk_size=self.chunk_size,
             seed=self.seed,
-            datamodule=datamodule if is_datamodule(datamodule) else None,
+            datamodule=datamodule,
             budget=self.budget.without_arch_costs() if self.budget else None,
             placement=placement,
+            loader=reading.loader,
         )
         settings = self._settings(choice, work)
         shape = {key: settings[key] for key in ("resolution", "num_classes", "in_channels")}
@@ -273,7 +279,6 @@ class ZeroShotSearch:
                     self.result_ = running.result()
                 finally:
                     trials.close()
-        return self.result_
 
     def candidates(self, result: SearchResult, k: int) -> list[Candidate]:
         """Offer the best archs that were found to a `ZeroShotSelector`, for finals and training.

@@ -367,3 +367,73 @@ def test_data_that_can_be_read_once_is_left_to_training() -> None:
         seen = photographed([callback], build_data=_one_shot, limit_train_batches=6)
     assert "once" in callback.history[0]["error"]
     assert_same(without, seen)
+
+
+class Hooked(Classifier):
+    """Its hooks before the first step set attributes, count calls, draw numbers, append, and write to weights."""
+
+    def __init__(self) -> None:
+        super().__init__(dropout=0.5)
+        self.calls = 0
+        self.seen: list[Any] = []
+        self.scale = 1.0
+
+    def _meddle(self) -> None:
+        self.calls += 1
+        self.seen.append(self.calls)
+        self.scale = 1.0 + 0.1 * torch.rand(()).item() + 0.1 * random.random() + 0.1 * np.random.rand()
+        with torch.no_grad():
+            self.network[0].weight.mul_(1 + 0.01 * self.scale)
+            self.network[1].running_mean.add_(0.1)
+
+    def on_train_start(self) -> None:
+        self._meddle()
+
+    def on_train_epoch_start(self) -> None:
+        self._meddle()
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        self._meddle()
+        batch[0].mul_(self.scale)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        assert (
+            self.calls == self.current_epoch + self.global_step + 3
+        )  # at each batch that is scored, those of the first
+        return super().training_step(batch, batch_idx) * self.scale
+
+
+class Shaping(Callback):
+    """Counts, draws, changes the batch and the trainer."""
+
+    def __init__(self) -> None:
+        self.num_batches = 0
+        self.rng = np.random.default_rng(7)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.shift = self.rng.standard_normal()
+        for group in trainer.optimizers[0].param_groups:
+            group["lr"] *= 0.9
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        self.num_batches += 1
+        batch[0].add_(0.1 * self.shift + 0.01 * self.num_batches + 0.01 * torch.randn(()))
+
+
+class BringsCallback(Classifier):
+    def configure_callbacks(self) -> Any:
+        return [Shaping()]
+
+
+@pytest.mark.parametrize("axis", ["batch", "sample"])
+@pytest.mark.parametrize("build_module", [Hooked, BringsCallback])
+def test_hooks_that_are_still_to_come_run_as_if_for_the_first_time(build_module: Any, axis: str) -> None:
+    assert_training_does_not_notice(build_module, axis=axis)
+
+
+@pytest.mark.parametrize("position", [0, 1])
+def test_callbacks_that_change_the_batch_go_on(position: int) -> None:
+    without = photographed([Shaping()], Hooked)
+    callbacks: list[Callback] = [Shaping()]
+    callbacks.insert(position, ZiCoCallback(every_n_epochs=1))
+    assert_same(without, photographed(callbacks, Hooked))

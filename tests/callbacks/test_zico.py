@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger
@@ -25,7 +25,7 @@ from lightning_zico import ZiCo, ZiCoCallback, score
 from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.errors import UnsupportedModuleError
 from tests.callbacks.training import BATCH_SIZE, PlainImages, Recorder, loader, quiet_trainer
-from tests.modules import Classifier
+from tests.modules import Classifier, make_batches
 
 FIELDS = {"epoch", "step", "score", "layers", "seconds", "error"}
 
@@ -505,3 +505,43 @@ def test_arguments_left_out_of_the_file_are_the_defaults(monkeypatch: pytest.Mon
     arguments = list(inspect.signature(ZiCoCallback).parameters)
     assert "log_layers" in arguments
     assert {key: getattr(callback, key) for key in arguments} == {key: getattr(default, key) for key in arguments}
+
+
+class LateScale(Classifier):
+    """Gets what its step needs in the hooks that Lightning runs after those of callbacks."""
+
+    def on_train_start(self) -> None:
+        self.scales = [2.0]
+
+    def on_train_epoch_start(self) -> None:
+        self.scales.append(3.0)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        batch[0].div_(2.0)
+        self.scales.append(5.0)
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        assert self.scales == [2.0, 3.0, 5.0] or self.trainer.global_step
+        return super().training_step(batch, batch_idx)
+
+
+class Halving(Callback):
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        batch[0].div_(2.0)
+
+
+@pytest.mark.parametrize("position", [0, 1])
+def test_the_score_at_the_start_is_that_of_the_batches_as_the_step_gets_them(position: int) -> None:
+    torch.manual_seed(0)
+    module, plain = LateScale(), Classifier()
+    plain.load_state_dict(module.state_dict())
+    batches = make_batches()
+    callback = ZiCoCallback()
+    callbacks: list[Callback] = [Halving()]
+    callbacks.insert(position, callback)
+    samples = [(image, int(label)) for batch in batches for image, label in zip(*batch, strict=True)]
+    data = DataLoader(samples, len(samples) // len(batches))
+    quiet_trainer(*callbacks, max_steps=1).fit(module, data)
+    quarter = [(images / 4, labels) for images, labels in batches]
+    assert callback.history[0]["error"] is None
+    assert callback.history[0]["score"] == pytest.approx(score(plain, quarter)["zico"].value, rel=1e-6)

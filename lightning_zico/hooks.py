@@ -1,0 +1,196 @@
+"""Hooks of modules and callbacks, run in the order in which Lightning runs them before the first training step."""
+
+import importlib
+import warnings
+from collections import deque
+from collections.abc import Sequence
+from traceback import walk_tb
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from lightning_zico._typing import Batch
+from lightning_zico.errors import HookError, SkippedBatchError, SurroundingsError, ZiCoError
+from lightning_zico.trainers import TrainerSettings, acts, package_of, without_chatter
+
+TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
+# Those of a module that may write to its parameters, in Lightning's order. `configure_optimizers` is left out: every
+# module has it, and a copy of the parameters of each would cost more than scoring small ones.
+WRITING_HOOKS = (
+    *("prepare_data", "setup", "configure_model", "configure_callbacks", "on_fit_start", "on_train_start"),
+    *("on_train_epoch_start", "on_train_batch_start", *TRANSFER_HOOKS),
+)
+_OF_LIGHTNING = ("lightning", "lightning_fabric", "pytorch_lightning")
+# What stands between in a traceback: this package, and what contexts are made of.
+_OF_FRAMES = ("contextlib", "lightning_zico", "torch")
+_OF_TRAINING = {"trainer", "logger", "loggers"}
+
+
+def is_lightning(module: nn.Module) -> bool:
+    """Whether a module is a LightningModule, of whichever package: they are told by what they can do."""
+    return callable(getattr(module, "training_step", None)) and hasattr(module, "automatic_optimization")
+
+
+def is_overridden(obj: Any, hook: str) -> bool:
+    """Whether an object has a hook that is not Lightning's own empty one."""
+    method = getattr(obj, "__dict__", {}).get(hook) or getattr(type(obj), hook, None)
+    return method is not None and getattr(method, "__module__", "").partition(".")[0] not in _OF_LIGHTNING
+
+
+class Opening:
+    """The hooks before the first step of a module, with the callbacks that take part.
+
+    Args:
+        module: A LightningModule.
+        trainer: That it sees.
+        callbacks: In the trainer's order.
+        left_out: Names of callbacks that have hooks before the step, and take no part.
+    """
+
+    def __init__(self, module: Any, trainer: Any, callbacks: Sequence[Any] = (), left_out: Sequence[str] = ()) -> None:
+        self.module = module
+        self.trainer = trainer
+        self.callbacks = list(callbacks)
+        self.left_out = left_out
+
+    @property
+    def changes_batches(self) -> bool:
+        """Whether anybody has ``on_train_batch_start``."""
+        return any(is_overridden(obj, "on_train_batch_start") for obj in (self.module, *self.callbacks))
+
+    def run(self, hook: str, *args: Any, callbacks: Sequence[Any] | None = None, **kwargs: Any) -> Any:
+        """Run a hook of the callbacks, then that of the module.
+
+        Args:
+            hook: Its name.
+            args: Behind the trainer and the module, for callbacks; all of them, for the module.
+            callbacks: Those that have not run it yet; None for all.
+            kwargs: For both.
+
+        Returns:
+            What the module's hook returns.
+
+        Raises:
+            HookError: If one of them fails.
+        """
+        for callback in self.callbacks if callbacks is None else callbacks:
+            if callable(getattr(callback, hook, None)):
+                self.call(callback, hook, self.trainer, self.module, *args, **kwargs)
+        return self.call(self.module, hook, *args, **kwargs) if is_overridden(self.module, hook) else None
+
+    def call(self, obj: Any, hook: str, *args: Any, **kwargs: Any) -> Any:
+        """Run one hook of one object.
+
+        Raises:
+            HookError: If it fails.
+            SurroundingsError: If it fails for want of a real trainer.
+        """
+        try:
+            return getattr(obj, hook)(*args, **kwargs)
+        except ZiCoError:
+            raise
+        except Exception as error:
+            name = f"{type(obj).__name__}.{hook}"
+            check_surroundings(error, name, self.left_out)
+            raise HookError(f"`{name}` raised {type(error).__name__}: {error}") from error
+
+    def take_callbacks(self, settings: TrainerSettings) -> list[Any]:
+        """Merge the callbacks that the module brings with those of the user's trainer, as Lightning does.
+
+        Of the module's, all take part but Lightning's own that only watch training.
+
+        Returns:
+            All of them, those that do not take part as well.
+        """
+        module = self.module
+        brought = self.call(module, "configure_callbacks") if is_overridden(module, "configure_callbacks") else []
+        brought = list(brought) if isinstance(brought, Sequence) else [brought] if brought else []
+        kept = [own for own in settings.callbacks if not any(isinstance(new, type(own)) for new in brought)]
+        self.callbacks = kept + [callback for callback in brought if acts(callback)]
+        self.left_out = settings.left_out
+        return kept + brought
+
+    def state(self) -> list[Any]:
+        """List what a hook may change of the module: its attributes by identity, containers by what they hold.
+
+        Returns:
+            Equal to another such list if nothing was changed in between.
+        """
+        return [
+            (name, _identity(value))
+            for part in self.module.modules()
+            for table in (vars(part), part._parameters, part._buffers)
+            for name, value in table.items()
+        ]
+
+    def start_batch(self, batch: Batch, batch_idx: int) -> None:
+        """Run ``on_train_batch_start``; callbacks may change the batch in place.
+
+        Raises:
+            SkippedBatchError: If the module returns -1.
+        """
+        if self.run("on_train_batch_start", batch, batch_idx) == -1:
+            raise SkippedBatchError(
+                f"`on_train_batch_start` of {type(self.module).__name__} returned -1 for batch {batch_idx}, with which "
+                "Lightning skips the rest of the epoch",
+                ends_epoch=True,
+            )
+
+
+def _identity(value: Any) -> Any:
+    if isinstance(value, dict):
+        return id(value), [(key, id(part)) for key, part in value.items()]
+    if isinstance(value, list | tuple | set | deque):
+        return id(value), [id(part) for part in value]
+    if isinstance(value, Tensor):
+        return id(value), None if value.is_inference() else value._version, value.requires_grad
+    if isinstance(value, np.ndarray):
+        return id(value), value.tobytes()
+    return value if isinstance(value, int | float | str) else id(value)
+
+
+def refusal(trainer: Any) -> str | None:
+    """Ask Lightning why its trainer refuses to fit the module that is attached to it; None if it does not."""
+    verify = importlib.import_module(f"{package_of(trainer)}.trainer.configuration_validator")
+    try:
+        with warnings.catch_warnings(), without_chatter():
+            warnings.simplefilter("ignore")  # what validation lacks is for `fit` to say
+            verify._verify_loop_configurations(trainer)
+    except Exception as error:
+        return f"Lightning's trainer refuses it: {type(error).__name__}: {error}"
+    return None
+
+
+def check_surroundings(error: Exception, name: str, left_out: Sequence[str]) -> None:
+    """Blame the surroundings, and not the module, for an error that training might not meet.
+
+    Args:
+        error: That the step or a hook raised.
+        name: Of the step or hook.
+        left_out: Names of callbacks that have hooks before the step, and take no part.
+
+    Raises:
+        SurroundingsError: If the error comes from Lightning's own code, from something of the trainer that is None, or
+            from an attribute of a module that a callback which took no part may set.
+    """
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    roots = [str(frame.f_globals.get("__name__", "")).partition(".")[0] for frame in frames]
+    users = [idx for idx, root in enumerate(roots) if root not in (*_OF_LIGHTNING, *_OF_FRAMES)]
+    if not users or isinstance(error, ZiCoError):
+        return
+    said = f"{type(error).__name__}: {error}"
+    if isinstance(error, AttributeError) and isinstance(getattr(error, "obj", None), nn.Module) and left_out:
+        raise SurroundingsError(
+            f"`{name}` raised {said}. Callbacks of the trainer that also act after a step take no part in scoring: "
+            f"{', '.join(left_out)}. If one of them sets the attribute, return it from `configure_callbacks`, or set "
+            "the attribute in a hook of the module."
+        ) from error
+    is_lightnings = users[-1] < len(roots) - 1 and roots[-1] in _OF_LIGHTNING
+    is_none = "NoneType" in str(error) and not _OF_TRAINING.isdisjoint(frames[-1].f_code.co_names)
+    if is_lightnings or is_none:
+        raise SurroundingsError(
+            f"`{name}` raised {said}. It asks for something that only a running training has, and scoring runs none. "
+            "Pass the trainer and the data module that training uses, or `loss_fn=`, called as "
+            "`loss_fn(outputs, targets)`."
+        ) from error

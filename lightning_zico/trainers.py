@@ -1,0 +1,474 @@
+"""The trainer that a candidate sees while it is scored: a private one, with the settings of the user's trainer.
+
+Lightning comes as two packages, `lightning.pytorch` and `pytorch_lightning`, whose classes do not know each other. A
+private trainer is of the package of the module, or of the data module, that is attached to it.
+"""
+
+import copy
+import functools
+import importlib
+import logging
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, fields
+from types import SimpleNamespace
+from typing import Any
+
+import cloudpickle
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.data import DataLoader
+
+from lightning_zico.engine.scope import refill
+
+PACKAGES = ("lightning.pytorch", "pytorch_lightning")
+# Hooks of a callback that run before the first training step, in Lightning's order.
+HOOKS_BEFORE_STEP = ("setup", "on_fit_start", "on_train_start", "on_train_epoch_start", "on_train_batch_start")
+# Lightning's own callbacks that change what a step computes or which parameters it trains. The others log, save, stop,
+# time or draw. Names, because `pytorch_lightning` has its own classes. `LambdaCallback` holds functions of the user.
+_CHANGING_STEP = {"BaseFinetuning", "GradientAccumulationScheduler", "LambdaCallback"}
+# A loader that takes more than this, pickled, is not sent to worker processes.
+_MOST_PICKLED_BYTES = 2**26
+_INF = float("inf")
+
+
+def roots_of(cls: type) -> Iterator[type]:
+    """Iterate over the bases of a class that are Lightning's own."""
+    return (base for base in cls.__mro__ if base.__module__.partition(".")[0] in ("lightning", "pytorch_lightning"))
+
+
+def is_trainer(value: Any) -> bool:
+    """Whether a value is a trainer of either package; also a weak reference that stands for one."""
+    return any(base.__name__ == "Trainer" for base in roots_of(value.__class__))
+
+
+def package_of(*objects: Any) -> str:
+    """Name the package that the first object of Lightning's comes from; ``lightning.pytorch`` if there is none."""
+    for obj in objects:
+        for base in roots_of(type(obj)):
+            return PACKAGES[base.__module__.startswith(PACKAGES[1])]
+    return PACKAGES[0]
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """What a training step can see of the trainer it runs in; the defaults are those of Lightning.
+
+    Args:
+        max_epochs: As at the first batch of ``fit``, where None has become a number.
+        min_epochs: Likewise.
+        max_steps: As in the trainer, as are the others.
+        min_steps: See there.
+        accumulate_grad_batches: See there.
+        gradient_clip_val: See there.
+        gradient_clip_algorithm: See there.
+        limit_train_batches: See there.
+        limit_val_batches: See there.
+        overfit_batches: See there.
+        fast_dev_run: See there.
+        val_check_interval: See there.
+        check_val_every_n_epoch: See there.
+        reload_dataloaders_every_n_epochs: See there.
+        log_every_n_steps: See there.
+        num_sanity_val_steps: See there.
+        precision: As Lightning names it. The precision of a score also depends on where candidates are scored.
+        num_loggers: How many loggers there are; those that a step sees log nothing.
+        callbacks: Callbacks of the user's trainer that change the batch or the step (`changes_step`).
+        left_out: Class names of the user's other callbacks that have hooks before the step.
+    """
+
+    max_epochs: int = 1000
+    min_epochs: int = 0
+    max_steps: int = -1
+    min_steps: int | None = None
+    accumulate_grad_batches: int = 1
+    gradient_clip_val: float | None = None
+    gradient_clip_algorithm: str | None = None
+    limit_train_batches: int | float = 1.0
+    limit_val_batches: int | float = 1.0
+    overfit_batches: int | float = 0.0
+    fast_dev_run: int | bool = False
+    val_check_interval: int | float = 1.0
+    check_val_every_n_epoch: int | None = 1
+    reload_dataloaders_every_n_epochs: int = 0
+    log_every_n_steps: int = 50
+    num_sanity_val_steps: int | float = 2
+    precision: str = "32-true"
+    num_loggers: int = 1
+    callbacks: tuple[Any, ...] = ()
+    left_out: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, trainer: Any) -> "TrainerSettings":
+        """Read the settings of a trainer of either package; those of Lightning's defaults for None."""
+        if trainer is None:
+            return DEFAULT_SETTINGS
+        limits = importlib.import_module(f"{package_of(trainer)}.loops.utilities")._parse_loop_limits
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that `max_epochs` was not set is for `fit` to say
+            min_epochs, max_epochs = limits(
+                trainer.min_steps, trainer.max_steps, trainer.min_epochs, trainer.max_epochs, trainer
+            )
+        callbacks = [callback for callback in trainer.callbacks if changes_step(callback)]
+        left_out = [callback for callback in trainer.callbacks if callback not in callbacks]
+        told = {
+            "min_epochs": min_epochs,
+            "max_epochs": max_epochs,
+            "precision": str(trainer.precision),
+            "num_loggers": len(trainer.loggers),
+            "callbacks": tuple(map(_detached, callbacks)),
+            "left_out": tuple(type(callback).__name__ for callback in left_out if _is_users_and_acts_before(callback)),
+        }
+        others = [field.name for field in fields(cls) if field.name not in told]
+        return cls(**{name: getattr(trainer, name) for name in others}, **told)
+
+    def apply(self, trainer: Any) -> None:
+        """Give a private trainer these settings, callbacks, loggers and precision excepted."""
+        loop = trainer.fit_loop
+        loop.max_epochs, loop.min_epochs = self.max_epochs, self.min_epochs
+        loop.epoch_loop.max_steps, loop.epoch_loop.min_steps = self.max_steps, self.min_steps
+        for name in _PLAIN:
+            setattr(trainer, name, getattr(self, name))
+
+
+# Settings that are plain attributes of a trainer.
+_PLAIN = tuple(
+    field.name
+    for field in fields(TrainerSettings)
+    if field.name.partition("_")[0] not in ("max", "min", "callbacks", "left", "precision")
+    and field.name != "num_loggers"
+)
+DEFAULT_SETTINGS = TrainerSettings()
+
+
+def changes_step(callback: Any) -> bool:
+    """Whether a callback takes part in scoring because it changes the batch or the step.
+
+    Of Lightning's own callbacks, and of classes derived from them, these are the few that change what is trained;
+    the others log, save, stop, time or draw. A callback of the user's changes the step if it has
+    ``on_train_batch_start``, the hook that is given the batch, or if all its hooks run before the first step, so that
+    it can only prepare one.
+
+    Example:
+        >>> from lightning.pytorch.callbacks import EarlyStopping
+        >>> changes_step(EarlyStopping("val_loss"))
+        False
+    """
+    own = _callback_classes(callback)
+    if own:
+        return not own.isdisjoint(_CHANGING_STEP)
+    if any(base.__module__.partition(".")[0] == "lightning_zico" for base in type(callback).__mro__):
+        return False
+    hooks = _overridden_hooks(callback)
+    return "on_train_batch_start" in hooks or (bool(hooks) and hooks <= set(HOOKS_BEFORE_STEP))
+
+
+def acts(callback: Any) -> bool:
+    """Whether a callback that the module itself brings takes part: all but Lightning's own that only watch training."""
+    own = _callback_classes(callback)
+    return not own or not own.isdisjoint(_CHANGING_STEP)
+
+
+def _callback_classes(callback: Any) -> set[str]:
+    """Name Lightning's own callbacks that a callback is derived from."""
+    callbacks = {base.__name__ for base in roots_of(type(callback)) if "callbacks" in base.__module__.split(".")}
+    return callbacks - {"Callback"}
+
+
+def _overridden_hooks(callback: Any) -> set[str]:
+    base = next((base for base in roots_of(type(callback)) if base.__name__ == "Callback"), None)
+    names = [name for name in vars(base) if name.startswith("on_") or name == "setup"] if base else []
+    return {name for name in names if getattr(type(callback), name) is not getattr(base, name)}
+
+
+def _is_users_and_acts_before(callback: Any) -> bool:
+    return not _callback_classes(callback) and not _overridden_hooks(callback).isdisjoint(HOOKS_BEFORE_STEP)
+
+
+def _detached(callback: Any) -> Any:
+    """Copy a callback without what an earlier ``fit`` attached to it, which would lead to the module it trained."""
+    attributes = vars(callback)
+    if not {"log", "log_dict"} & attributes.keys():
+        return callback
+    own = object.__new__(type(callback))
+    vars(own).update({name: value for name, value in attributes.items() if name not in ("log", "log_dict")})
+    return own
+
+
+class TrainingLoader:
+    """The loader behind the batches that candidates are scored on, as ``trainer.train_dataloader`` shows it.
+
+    Sent to another process, it takes the loader along if that can be pickled and is small, and its lengths always.
+
+    Args:
+        loader: A loader, a collection of loaders, a `CombinedLoader`, or an iterable of batches.
+    """
+
+    def __init__(self, loader: Any) -> None:
+        is_combined = type(loader).__name__ == "CombinedLoader"
+        self._iterables = loader.iterables if is_combined else loader
+        self._mode: str = loader._mode if is_combined else "max_size_cycle"  # Lightning's own for training
+        leaves = loader.flattened if is_combined else _leaves(loader)
+        self._lengths = [_length(leaf) for leaf in leaves]
+        self._num_samples = [_length(getattr(leaf, "dataset", None)) for leaf in leaves]
+        self._pickled: bytes | None = None
+
+    @property
+    def facts(self) -> tuple[Any, ...]:
+        """What of the loader enters the key of a cached score: how it combines, batches and samples."""
+        return self._mode, self._lengths, self._num_samples
+
+    @property
+    def iterables(self) -> Any:
+        """The loader, or the collection of loaders; None in a process that it was not sent to."""
+        if self._iterables is None and self._pickled is not None:
+            self._iterables = cloudpickle.loads(self._pickled)
+        return self._iterables
+
+    def num_batches(self, limit: int | float) -> int | float:
+        """Count the batches of an epoch; infinite only if the loader has no length.
+
+        Args:
+            limit: The trainer's ``limit_train_batches``: a number, or a share as a float.
+
+        Example:
+            >>> TrainingLoader([[1, 2, 3], [4, 5]]).num_batches(1.0)
+            2
+        """
+        limited = [_limited(length, limit) for length in self._lengths]
+        combine: Any = {"min_size": min, "sequential": sum}.get(self._mode, max)
+        return combine(limited) if limited else 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Replace the loader by its pickle, which is made once for all processes and read only if asked for."""
+        if self._pickled is None and self._iterables is not None:
+            self._pickled = b""
+            if sum(map(_held_bytes, _leaves(self._iterables))) <= _MOST_PICKLED_BYTES:
+                with suppress(Exception):
+                    pickled = cloudpickle.dumps(tree_map_only(DataLoader, without_iterator, self._iterables))
+                    self._pickled = pickled if len(pickled) <= _MOST_PICKLED_BYTES else b""
+        return {**vars(self), "_iterables": None, "_pickled": self._pickled or None}
+
+
+def without_iterator(loader: "DataLoader[Any]") -> "DataLoader[Any]":
+    """Copy a loader without the iterator that it keeps, with its worker processes, between epochs."""
+    own = copy.copy(loader)
+    own._iterator = None
+    return own
+
+
+def _leaves(loader: Any) -> list[Any]:
+    """List the loaders in a collection of loaders; an iterable of batches is one itself."""
+    leaves = tree_leaves(loader)
+    return leaves if any(isinstance(leaf, DataLoader) for leaf in leaves) else [loader]
+
+
+def _held_bytes(loader: Any) -> int:
+    """Count the bytes of the tensors and arrays that a loader's dataset holds as attributes, as far as is seen."""
+    dataset = getattr(loader, "dataset", loader)
+    leaves = tree_leaves(list(getattr(dataset, "__dict__", {}).values()))
+    return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor | np.ndarray))
+
+
+def _length(iterable: Any) -> int | float:
+    try:
+        return len(iterable)
+    except (TypeError, NotImplementedError):
+        return float("inf")
+
+
+def _limited(length: int | float, limit: int | float) -> int | float:
+    if isinstance(limit, int):
+        return min(length, limit)
+    return length if length == float("inf") else int(length * limit)
+
+
+class TemporaryFolder:
+    """A folder that is made when somebody asks where it is, and removed at the end."""
+
+    def __init__(self) -> None:
+        self._path: str | None = None
+
+    def __call__(self) -> str:
+        """Give the folder's path."""
+        if self._path is None:
+            self._path = tempfile.mkdtemp(prefix="lightning_zico_")
+        return self._path
+
+    def remove(self) -> None:
+        """Remove the folder, if it was made, with all that is in it."""
+        if self._path is not None:
+            shutil.rmtree(self._path, ignore_errors=True)
+            self._path = None
+
+
+def quiet_loggers(package: str, number: int, folder: TemporaryFolder) -> list[Any]:
+    """Make loggers that write nothing; the folder in which they seem to is a temporary one."""
+    return [_classes(package).logger(folder) for _ in range(number)]
+
+
+@functools.cache
+def _classes(package: str) -> Any:
+    """Make the classes of a private trainer and its logger for one of Lightning's packages."""
+    trainer: Any = importlib.import_module(package).Trainer
+    dummy: Any = importlib.import_module(f"{package}.loggers.logger").DummyLogger
+
+    class QuietLogger(dummy):
+        def __init__(self, folder: TemporaryFolder) -> None:
+            super().__init__()
+            self._folder = folder
+
+        @property
+        def save_dir(self) -> str:
+            return self._folder()
+
+        log_dir = root_dir = save_dir
+
+    class PrivateTrainer(trainer):
+        private_folder: TemporaryFolder
+        private_loader: TrainingLoader | None = None
+
+        @property
+        def default_root_dir(self) -> str:
+            return self.private_folder()
+
+        @property
+        def train_dataloader(self) -> Any:
+            return None if self.private_loader is None else self.private_loader.iterables
+
+        @property
+        def val_dataloaders(self) -> Any:
+            # In `fit` they are there before the first step, since it begins with a check of the validation.
+            loop = self.fit_loop.epoch_loop.val_loop
+            if loop._combined_loader is None and self.datamodule is not None and self.limit_val_batches:
+                return self.datamodule.val_dataloader()
+            return super().val_dataloaders
+
+    return SimpleNamespace(trainer=PrivateTrainer, logger=QuietLogger)
+
+
+@contextmanager
+def private_trainer(
+    settings: TrainerSettings = DEFAULT_SETTINGS,
+    *,
+    module: nn.Module | None = None,
+    datamodule: Any = None,
+    loader: TrainingLoader | None = None,
+    precision: Any = None,
+    device: torch.device | None = None,
+) -> Iterator[Any]:
+    """Make a trainer that trains nothing, writes nothing and says nothing, in the state of one that begins to fit.
+
+    Args:
+        settings: What it shows of the user's trainer.
+        module: What it seems to train.
+        datamodule: Shown as ``trainer.datamodule``.
+        loader: Shown as ``trainer.train_dataloader``, and counted.
+        precision: Plugin; None for Lightning's default.
+        device: Shown as that of the strategy; None for the CPU.
+    """
+    package = package_of(module, datamodule)
+    fabric = "lightning.fabric" if package == PACKAGES[0] else "lightning_fabric"
+    # Its own environment, whatever cluster this process belongs to.
+    environment = importlib.import_module(f"{fabric}.plugins.environments.lightning").LightningEnvironment()
+    with without_chatter():
+        trainer = _classes(package).trainer(
+            accelerator="cpu",
+            devices=1,
+            plugins=[environment],
+            max_epochs=settings.max_epochs,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+    settings.apply(trainer)
+    trainer.private_folder = folder = TemporaryFolder()
+    trainer.loggers = quiet_loggers(package, settings.num_loggers, folder)
+    trainer.datamodule = datamodule
+    states = importlib.import_module(f"{package}.trainer.states")
+    trainer.state.fn, trainer.state.status = states.TrainerFn.FITTING, states.TrainerStatus.RUNNING
+    trainer.training = True
+    strategy = trainer.strategy
+    if precision is not None:
+        strategy.precision_plugin = precision
+    if device is not None:
+        strategy._root_device = device
+    trainer.fit_loop.setup_data = lambda: None  # would begin to read
+    if loader is not None:
+        trainer.private_loader = loader
+        trainer.fit_loop.max_batches = number = loader.num_batches(settings.limit_train_batches)
+        if isinstance(settings.val_check_interval, int):
+            trainer.val_check_batch = settings.val_check_interval
+        else:
+            trainer.val_check_batch = max(1, int(number * settings.val_check_interval)) if number != _INF else number
+    strategy.connect(module)
+    try:
+        yield trainer
+    finally:
+        # A trainer is a knot of cycles: what it holds would live until the garbage collector comes by.
+        strategy.connect(None)
+        strategy.optimizers, strategy.lr_scheduler_configs = [], []
+        trainer.datamodule = trainer.private_loader = None
+        folder.remove()
+
+
+def at_batch(trainer: Any, batch_idx: int) -> None:
+    """Set the counters of a trainer to what they are when a batch is trained on in the first epoch that is not over."""
+    loop = trainer.fit_loop
+    progress, epochs = loop.epoch_loop.batch_progress, loop.epoch_progress
+    progress.is_last_batch = batch_idx + 1 >= trainer.num_training_batches
+    # In a trainer at work, counters go on from those of the epoch before until the next epoch has begun.
+    is_over = progress.current.completed >= trainer.num_training_batches
+    finished = progress.total.completed - (0 if is_over else progress.current.completed)
+    for count, start in ((progress.current, 0), (progress.total, finished)):
+        count.ready = count.started = start + batch_idx + 1
+        count.processed = count.completed = start + batch_idx
+    for count in (epochs.current, epochs.total):
+        count.ready = count.started = count.completed + 1
+
+
+@contextmanager
+def quieted(trainer: Any) -> Iterator[None]:
+    """Take the loggers and the folder of a trainer at work away, and put back what the body changes of it.
+
+    These are its attributes, those of its loops, its counters and its state, and the learning rates, momenta and
+    parameter groups of its optimisers. The loggers in their place write nothing.
+    """
+    loop = trainer.fit_loop
+    batches, epochs = loop.epoch_loop.batch_progress, loop.epoch_progress
+    parts = [trainer, trainer.state, trainer.strategy, loop, loop.epoch_loop, batches]
+    parts += [batches.current, batches.total, epochs.current, epochs.total]
+    parts += [config.scheduler for config in trainer.lr_scheduler_configs]
+    groups = [optimizer.param_groups for optimizer in trainer.optimizers]
+    changeable = [*map(vars, parts), *groups, *(group for of_one in groups for group in of_one)]
+    saved = [copy.copy(part) for part in changeable]
+    folder = TemporaryFolder()
+    try:
+        trainer.loggers = quiet_loggers(package_of(trainer), len(trainer.loggers), folder)
+        trainer._default_root_dir = folder()
+        yield
+    finally:
+        for part, contents in zip(changeable, saved, strict=True):
+            refill(part, contents)
+        folder.remove()
+
+
+@contextmanager
+def without_chatter() -> Iterator[None]:
+    """Keep Lightning from telling what it does."""
+    # Both packages speak through the logger of the one that was imported last.
+    chatter = [logging.getLogger(f"{package}.utilities.rank_zero") for package in PACKAGES]
+    levels = [logger.level for logger in chatter]
+    for logger in chatter:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(chatter, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,58 @@
+"""Put back what reading data, or a hook that is not the module's, moves in the objects it reaches."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import IOBase
+from multiprocessing.process import BaseProcess
+from threading import Thread
+from types import CellType, ModuleType
+from typing import Any
+
+from torch.utils.data.dataloader import _BaseDataLoaderIter as _LoaderIter
+
+from lightning_zico.engine.scope import remembered
+from lightning_zico.errors import UnsupportedBatchError
+from lightning_zico.trainers import is_trainer
+
+# A generator that stands behind this many elements of one list is not looked for: such lists hold samples.
+_MOST_ELEMENTS = 1000
+# Of tensors and arrays that are small enough to be an order of samples, so much together is copied.
+_MOST_BYTES_TOGETHER = 2**28
+_EMPTY_CELL = CellType()
+# Threads and processes go on by themselves; so do trainers, which lead to everything.
+_NOT_LOOKED_INTO = (type, ModuleType, Thread, BaseProcess, IOBase)
+
+
+@contextmanager
+def undisturbed(*roots: Any, readable_once: bool = True) -> Iterator[None]:
+    """Put back what reading moves: generators, counters, caches and orders in loaders, samplers, datasets, transforms.
+
+    Of every object that is reached through attributes, containers, bound methods, partial functions and closures,
+    generators of torch, NumPy and Python get their state back, and objects their attributes; lists, dictionaries, sets
+    and deques their elements, small tensors and arrays their numbers. What stands in global variables is not reached.
+
+    Args:
+        roots: Where to start.
+        readable_once: Whether iterators, which cannot be put back, are let pass.
+
+    Raises:
+        UnsupportedBatchError: If an iterator is reached that must not be moved.
+    """
+
+    def is_open(obj: Any) -> bool:
+        if isinstance(obj, _NOT_LOOKED_INTO) or is_trainer(obj):
+            return False
+        is_read_once = isinstance(obj, Iterator) and (isinstance(obj, _LoaderIter) or not hasattr(obj, "__dict__"))
+        if is_read_once and not readable_once:
+            raise UnsupportedBatchError(
+                f"The training data holds a {type(obj).__name__}, which can be read once, and training needs it. Use "
+                "a loader that starts anew whenever it is iterated."
+            )
+        return True
+
+    restore = remembered(roots, is_open=is_open)
+    try:
+        yield
+    finally:
+        for undo in restore:
+            undo()
