@@ -172,13 +172,24 @@ def zico_by_hand(gradients: list[Gradients]) -> dict[str, float]:
         if first is None:
             continue
         stack = torch.stack([g[name].to(first.dtype) for g in gradients])
-        stack = stack.to(torch.complex128 if stack.is_complex() else torch.float64)
-        deviation = stack.std(0, correction=0)
-        varies = deviation > 0
-        total = float((stack.abs().mean(0)[varies] / deviation[varies]).sum())
-        if total > 0:
-            layers[name] = math.log(total)
+        # Optimisers step real and imaginary parts apart.
+        stack = (torch.view_as_real(stack) if stack.is_complex() else stack).double()
+        for part, entries in parts_of(name, stack):
+            deviation = entries.std(0, correction=0)
+            varies = deviation > 0
+            total = float((entries.abs().mean(0)[varies] / deviation[varies]).sum())
+            if total > 0:
+                layers[part] = math.log(total)
     return layers
+
+
+def parts_of(name: str, stack: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """Split the projections that `nn.MultiheadAttention` keeps in one parameter, which are three layers."""
+    if name.rpartition(".")[2] != "in_proj_weight":
+        yield name, stack
+        return
+    for letter, third in zip("qkv", stack.chunk(3, dim=1), strict=True):
+        yield f"{name}[{letter}]", third
 
 
 class TestModule:
@@ -220,7 +231,8 @@ class TestModule:
         weights = {
             name
             for name in zico_by_hand(gradients)
-            if gradients[0][name].ndim >= 2 and not any(fnmatch(name, p) for p in result.entry.unweighted)
+            if gradients[0][name.partition("[")[0]].ndim >= 2
+            and not any(fnmatch(name, p) for p in result.entry.unweighted)
         }
         assert weights <= set(result.card["zico"].layers)
 
