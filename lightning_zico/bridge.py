@@ -203,9 +203,10 @@ def bridged(
             module.train()
         plugin = precision if trainer is None else trainer.precision_plugin
         prepare = _preparer(module, datamodule, None if trainer is None else plugin)
-        run = _step_of(module, opening) if step is None else _returning_loss(step)
         if loss_fn is not None:
             run = _step_with(loss_fn)
+        else:
+            run = _step_of(module, opening) if step is None else _returning_loss(step)
         if plugin is not None:
             run = _in_precision(plugin, run)
         if opening is not None:
