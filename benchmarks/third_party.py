@@ -8,6 +8,7 @@ import importlib
 import importlib.metadata
 import json
 import logging
+import os
 import platform
 import random
 import signal
@@ -34,6 +35,7 @@ from lightning_zico.errors import ZiCoError
 
 NUM_STEPS = 2
 TIMEOUT_S = 180.0
+NOT_INSTALLED = "not installed"
 TABLE = Path(__file__).with_suffix(".md")
 
 # What the table is to show: of the modules that train, the share that the default recipe ranks.
@@ -98,7 +100,7 @@ def trained(entry: Entry, *callbacks: Any) -> dict[str, torch.Tensor]:
     trainer = trainer_class_of(module)(
         max_epochs=1,
         limit_train_batches=NUM_STEPS,
-        limit_val_batches=0,
+        limit_val_batches=int(entry.validates),
         num_sanity_val_steps=0,
         accelerator="cpu",
         logger=False,
@@ -215,8 +217,8 @@ def rows_of(name: str, modules: Sequence[str], timeout_s: float) -> list[Row]:
 
 
 def _why(error: str) -> str:
-    missing = error.startswith(("ModuleNotFoundError", "PackageNotFoundError", "ImportError"))
-    return f"not installed: {error}" if missing else error
+    missing = error.startswith(("ModuleNotFoundError", "PackageNotFoundError"))
+    return f"{NOT_INSTALLED}: {error}" if missing else error
 
 
 def read(journal: Path) -> list[dict[str, Any]]:
@@ -250,7 +252,8 @@ def alarm(timeout_s: float) -> Iterator[None]:
 
 
 def quiet() -> None:
-    """Silence what packages say of themselves; what is wrong comes back as a row."""
+    """Silence what packages say of themselves, and let none ask for weights."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
 
@@ -301,7 +304,7 @@ def cells(row: Row) -> list[str]:
     """Put a row in words."""
     return [
         row.package,
-        row.version or "not installed",
+        row.version or (NOT_INSTALLED if (row.trains or "").startswith(NOT_INSTALLED) else ""),
         row.module,
         verdict(row.trains),
         verdict(row.ranked),
