@@ -44,6 +44,10 @@ LEAST_RANKED = 0.95
 COLUMNS = ("package", "version", "module", "trains", "ranked", "recipe", "MACs", "covered", "callback")
 
 
+class TookTooLongError(BaseException):
+    """Time is up. It is no `Exception`, since those that a proxy raises are reasons in a ranking."""
+
+
 @dataclass(frozen=True)
 class Row:
     """What came of one module.
@@ -95,7 +99,7 @@ def attempt(function: Callable[[], Any]) -> Any:
 
 
 def trained(entry: Entry, *callbacks: Any) -> dict[str, torch.Tensor]:
-    """Train the larger size for two steps, always from the same seeds, and give its weights."""
+    """Train the larger size for two steps, always from the same seeds, and give its weights and buffers."""
     module, data = seeded(entry), entry.data()
     trainer = trainer_class_of(module)(
         max_epochs=1,
@@ -113,7 +117,7 @@ def trained(entry: Entry, *callbacks: Any) -> dict[str, torch.Tensor]:
     trainer.fit(module, data)
     if trainer.global_step == 0:
         raise RuntimeError("The trainer took no step.")
-    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+    return {name: tensor.detach().clone() for name, tensor in (*module.named_parameters(), *module.named_buffers())}
 
 
 def ranked(entry: Entry) -> dict[str, Any]:
@@ -181,7 +185,6 @@ def package_tried(name: str, modules: Sequence[str], journal: Path, timeout_s: f
         journal: Where lines are added. What is in it already is not tried again.
         timeout_s: What takes longer is a row that says so.
     """
-    quiet()
     file = importlib.import_module(f"packages.{name}_models")
     version = importlib.metadata.version(file.PACKAGE)
     done = {line["module"] for line in read(journal)}
@@ -193,7 +196,7 @@ def package_tried(name: str, modules: Sequence[str], journal: Path, timeout_s: f
             try:
                 with alarm(timeout_s):
                     row = tried(file.PACKAGE, version, entry)
-            except TimeoutError as error:
+            except TookTooLongError as error:
                 row = Row(file.PACKAGE, version, entry.name, str(error))
             add(out, asdict(row))
 
@@ -203,7 +206,7 @@ def rows_of(name: str, modules: Sequence[str], timeout_s: float) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         journal, rows = Path(folder, "journal.jsonl"), []
         while True:
-            task = partial(package_tried, name, modules, journal, timeout_s)
+            task = partial(quietly, package_tried, name, modules, journal, timeout_s)
             ((_, outcome),) = outcomes({name: task}, num_workers=1, timeout_s=timeout_s * 30)
             lines = read(journal)
             rows = [Row(**line) for line in lines if "trains" in line]
@@ -237,7 +240,7 @@ def alarm(timeout_s: float) -> Iterator[None]:
     """Raise in the body when time is up, where there is such a signal."""
 
     def ring(*_: Any) -> None:
-        raise TimeoutError(f"It took longer than {timeout_s:g} s.")
+        raise TookTooLongError(f"It took longer than {timeout_s:g} s.")
 
     if not hasattr(signal, "SIGALRM"):
         yield
@@ -251,11 +254,12 @@ def alarm(timeout_s: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def quiet() -> None:
-    """Silence what packages say of themselves, and let none ask for weights."""
+def quietly(function: Callable[..., None], *arguments: Any) -> None:
+    """Call a function in a process of its own, where packages say nothing of themselves and ask for no weights."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
+    function(*arguments)
 
 
 # --- the table -----------------------------------------------------------------------------------

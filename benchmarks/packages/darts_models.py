@@ -32,7 +32,9 @@ ENTRIES = (
     _entry(NBEATSModel, layer_widths=_width, num_stacks=2, num_layers=2),
     _entry(BlockRNNModel, model="LSTM", hidden_dim=_width, n_rnn_layers=2),
     _entry(TCNModel, num_filters=_width, kernel_size=3),
-    _entry(TransformerModel, d_model=_width, nhead=2, num_encoder_layers=1, num_decoder_layers=1, dim_feedforward=_width),
+    _entry(
+        TransformerModel, d_model=_width, nhead=2, num_encoder_layers=1, num_decoder_layers=1, dim_feedforward=_width
+    ),
     _entry(TiDEModel, hidden_size=_width),
     _entry(TSMixerModel, hidden_size=_width, ff_size=_width),
 )

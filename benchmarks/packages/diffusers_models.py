@@ -87,7 +87,11 @@ _data = batches(lambda g: (2 * images(g, 16) - 1, labels(g)))
 
 ENTRIES = (
     Entry("UNet2DModel", lambda w: _Denoiser(_unet(w)), _data),
-    Entry("UNet1DModel", lambda w: _Denoiser(_unet1d(w)), batches(lambda g: (torch.randn(NUM_SAMPLES, 2, 32, generator=g), labels(g)))),
+    Entry(
+        "UNet1DModel",
+        lambda w: _Denoiser(_unet1d(w)),
+        batches(lambda g: (torch.randn(NUM_SAMPLES, 2, 32, generator=g), labels(g))),
+    ),
     Entry("DiTTransformer2DModel", lambda w: _Denoiser(_dit(w), class_labels=True), _data),
     Entry("AutoencoderKL", lambda w: Fitted(_autoencoder(w), _reconstruction), _data),
 )

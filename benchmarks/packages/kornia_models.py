@@ -2,7 +2,7 @@
 
 import kornia.augmentation as augmentation
 import torch.nn.functional as F  # noqa: N812
-from kornia.models.vit import VisionTransformer
+from kornia.contrib import TinyViT
 from kornia.losses import ssim_loss
 from torch import nn
 
@@ -34,14 +34,16 @@ def _cnn(width):
     )
 
 
-class _ViT(nn.Module):
-    def __init__(self, width):
-        super().__init__()
-        self.tokens = VisionTransformer(image_size=32, patch_size=8, embed_dim=width, depth=1, num_heads=2)
-        self.head = nn.Linear(width, 4)
-
-    def forward(self, x):
-        return self.head(self.tokens(x).mean(1))
+def _vit(width):
+    return TinyViT(
+        img_size=32,
+        num_classes=4,
+        embed_dims=[width, width, 2 * width, 2 * width],
+        depths=[1, 1, 1, 1],
+        num_heads=[2, 2, 2, 2],
+        window_sizes=[4, 4, 4, 2],
+        drop_path_rate=0.0,
+    )
 
 
 def _restored(module, batch):
@@ -56,7 +58,6 @@ _data = batches(lambda g: (images(g), labels(g)))
 
 ENTRIES = (
     Entry("AugmentationSequential", lambda w: _Augmented(_cnn(w)), _data),
-    Entry("VisionTransformer", lambda w: _Augmented(_ViT(w)), _data),
+    Entry("TinyViT", lambda w: _Augmented(_vit(w)), _data),
     Entry("ssim_loss", lambda w: Fitted(_autoencoder(w), _restored), _data),
 )
-

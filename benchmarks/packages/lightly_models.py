@@ -1,6 +1,7 @@
 """lightly: self-supervision after the package's own examples."""
 
 import copy
+from functools import partial
 
 import torch
 from lightly.loss import (
@@ -61,8 +62,9 @@ class _WithTeacher(Fitted):
     """A copy follows the network slowly."""
 
     def __init__(self, width, loss, head, criterion, **parts):
-        super().__init__(_backbone(width), loss, head=head, criterion=criterion, **parts)
-        self.teacher, self.teacher_head = copy.deepcopy(self.network), copy.deepcopy(self.head)
+        super().__init__(_backbone(width), loss, head=head(), criterion=criterion, **parts)
+        self.teacher, self.teacher_head = copy.deepcopy(self.network), head()
+        self.teacher_head.load_state_dict(self.head.state_dict())
         deactivate_requires_grad(self.teacher)
         deactivate_requires_grad(self.teacher_head)
 
@@ -83,7 +85,7 @@ def _byol_loss(module, batch):
 
 
 def _byol(width):
-    head = BYOLProjectionHead(width, 2 * width, _OUT)
+    head = partial(BYOLProjectionHead, width, 2 * width, _OUT)
     prediction = BYOLPredictionHead(_OUT, 2 * width, _OUT)
     return _WithTeacher(width, _byol_loss, head, NegativeCosineSimilarity(), prediction=prediction)
 
@@ -94,7 +96,7 @@ def _moco_loss(module, batch):
 
 def _moco(width):
     return _WithTeacher(
-        width, _moco_loss, MoCoProjectionHead(width, 2 * width, _OUT), NTXentLoss(memory_bank_size=(32, _OUT))
+        width, _moco_loss, partial(MoCoProjectionHead, width, 2 * width, _OUT), NTXentLoss(memory_bank_size=(32, _OUT))
     )
 
 
@@ -105,7 +107,7 @@ def _dino_loss(module, batch):
 
 
 def _dino(width):
-    head = DINOProjectionHead(width, 2 * width, _OUT, 2 * _OUT, batch_norm=False)
+    head = partial(DINOProjectionHead, width, 2 * width, _OUT, 2 * _OUT, batch_norm=False)
     return _WithTeacher(width, _dino_loss, head, DINOLoss(output_dim=2 * _OUT))
 
 
@@ -114,7 +116,7 @@ def _tico_loss(module, batch):
 
 
 def _tico(width):
-    return _WithTeacher(width, _tico_loss, BYOLProjectionHead(width, 2 * width, _OUT), TiCoLoss())
+    return _WithTeacher(width, _tico_loss, partial(BYOLProjectionHead, width, 2 * width, _OUT), TiCoLoss())
 
 
 def _simsiam_loss(module, batch):

@@ -64,5 +64,7 @@ ENTRIES = (
     _entry(_attention, "AttentionUnet", lambda: TverskyLoss(sigmoid=True), _volumes(16)),
     _entry(_residual, "SegResNet", lambda: FocalLoss(), _volumes(16)),
     _entry(_unetr, "UNETR", lambda: DiceLoss(sigmoid=True), _volumes(32)),
-    Entry("DenseNet", lambda w: Fitted(_densenet(w), _classified), batches(lambda g: (images(g, channels=1), labels(g)))),
+    Entry(
+        "DenseNet", lambda w: Fitted(_densenet(w), _classified), batches(lambda g: (images(g, channels=1), labels(g)))
+    ),
 )

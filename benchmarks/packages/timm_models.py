@@ -16,7 +16,9 @@ def _loss(module, batch):
 
 def _entry(name, small, big, **options):
     def build(width):
-        return Fitted(timm.create_model(name, num_classes=4, **{key: value(width) for key, value in options.items()}), _loss)
+        return Fitted(
+            timm.create_model(name, num_classes=4, **{key: value(width) for key, value in options.items()}), _loss
+        )
 
     return Entry(name, build, _data, small, big)
 

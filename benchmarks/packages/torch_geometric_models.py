@@ -64,7 +64,9 @@ class _Neighbours(nn.Module):
 
 
 def _node_loss(module, batch):
-    return F.cross_entropy(module.network(batch.x, batch.edge_index), global_add_pool(batch.x, batch.batch)[batch.batch].argmax(1) % 4)
+    return F.cross_entropy(
+        module.network(batch.x, batch.edge_index), global_add_pool(batch.x, batch.batch)[batch.batch].argmax(1) % 4
+    )
 
 
 ENTRIES = (

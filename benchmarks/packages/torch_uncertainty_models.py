@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 from torch_uncertainty.layers import BayesLinear
-from torch_uncertainty.losses import DistributionNLLLoss, ELBOLoss
 from torch_uncertainty.layers.distributions import NormalLinear
+from torch_uncertainty.losses import DistributionNLLLoss, ELBOLoss
 from torch_uncertainty.methods import mc_dropout
 from torch_uncertainty.optim_recipes import optim_cifar10_resnet18
 from torch_uncertainty.routines import ClassificationRoutine, RegressionRoutine, SegmentationRoutine
