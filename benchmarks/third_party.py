@@ -8,6 +8,7 @@ import importlib
 import importlib.metadata
 import json
 import logging
+import os
 import platform
 import random
 import signal
@@ -34,12 +35,17 @@ from lightning_zico.errors import ZiCoError
 
 NUM_STEPS = 2
 TIMEOUT_S = 180.0
+NOT_INSTALLED = "not installed"
 TABLE = Path(__file__).with_suffix(".md")
 
 # What the table is to show: of the modules that train, the share that the default recipe ranks.
 LEAST_RANKED = 0.95
 
 COLUMNS = ("package", "version", "module", "trains", "ranked", "recipe", "MACs", "covered", "callback")
+
+
+class TookTooLongError(BaseException):
+    """Time is up. It is no `Exception`, since those that a proxy raises are reasons in a ranking."""
 
 
 @dataclass(frozen=True)
@@ -93,12 +99,12 @@ def attempt(function: Callable[[], Any]) -> Any:
 
 
 def trained(entry: Entry, *callbacks: Any) -> dict[str, torch.Tensor]:
-    """Train the larger size for two steps, always from the same seeds, and give its weights."""
+    """Train the larger size for two steps, always from the same seeds, and give its weights and buffers."""
     module, data = seeded(entry), entry.data()
     trainer = trainer_class_of(module)(
         max_epochs=1,
         limit_train_batches=NUM_STEPS,
-        limit_val_batches=0,
+        limit_val_batches=int(entry.validates),
         num_sanity_val_steps=0,
         accelerator="cpu",
         logger=False,
@@ -111,7 +117,7 @@ def trained(entry: Entry, *callbacks: Any) -> dict[str, torch.Tensor]:
     trainer.fit(module, data)
     if trainer.global_step == 0:
         raise RuntimeError("The trainer took no step.")
-    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+    return {name: tensor.detach().clone() for name, tensor in (*module.named_parameters(), *module.named_buffers())}
 
 
 def ranked(entry: Entry) -> dict[str, Any]:
@@ -179,7 +185,6 @@ def package_tried(name: str, modules: Sequence[str], journal: Path, timeout_s: f
         journal: Where lines are added. What is in it already is not tried again.
         timeout_s: What takes longer is a row that says so.
     """
-    quiet()
     file = importlib.import_module(f"packages.{name}_models")
     version = importlib.metadata.version(file.PACKAGE)
     done = {line["module"] for line in read(journal)}
@@ -191,7 +196,7 @@ def package_tried(name: str, modules: Sequence[str], journal: Path, timeout_s: f
             try:
                 with alarm(timeout_s):
                     row = tried(file.PACKAGE, version, entry)
-            except TimeoutError as error:
+            except TookTooLongError as error:
                 row = Row(file.PACKAGE, version, entry.name, str(error))
             add(out, asdict(row))
 
@@ -201,7 +206,7 @@ def rows_of(name: str, modules: Sequence[str], timeout_s: float) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         journal, rows = Path(folder, "journal.jsonl"), []
         while True:
-            task = partial(package_tried, name, modules, journal, timeout_s)
+            task = partial(quietly, package_tried, name, modules, journal, timeout_s)
             ((_, outcome),) = outcomes({name: task}, num_workers=1, timeout_s=timeout_s * 30)
             lines = read(journal)
             rows = [Row(**line) for line in lines if "trains" in line]
@@ -215,8 +220,8 @@ def rows_of(name: str, modules: Sequence[str], timeout_s: float) -> list[Row]:
 
 
 def _why(error: str) -> str:
-    missing = error.startswith(("ModuleNotFoundError", "PackageNotFoundError", "ImportError"))
-    return f"not installed: {error}" if missing else error
+    missing = error.startswith(("ModuleNotFoundError", "PackageNotFoundError"))
+    return f"{NOT_INSTALLED}: {error}" if missing else error
 
 
 def read(journal: Path) -> list[dict[str, Any]]:
@@ -235,7 +240,7 @@ def alarm(timeout_s: float) -> Iterator[None]:
     """Raise in the body when time is up, where there is such a signal."""
 
     def ring(*_: Any) -> None:
-        raise TimeoutError(f"It took longer than {timeout_s:g} s.")
+        raise TookTooLongError(f"It took longer than {timeout_s:g} s.")
 
     if not hasattr(signal, "SIGALRM"):
         yield
@@ -249,10 +254,12 @@ def alarm(timeout_s: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def quiet() -> None:
-    """Silence what packages say of themselves; what is wrong comes back as a row."""
+def quietly(function: Callable[..., None], *arguments: Any) -> None:
+    """Call a function in a process of its own, where packages say nothing of themselves and ask for no weights."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
+    function(*arguments)
 
 
 # --- the table -----------------------------------------------------------------------------------
@@ -301,7 +308,7 @@ def cells(row: Row) -> list[str]:
     """Put a row in words."""
     return [
         row.package,
-        row.version or "not installed",
+        row.version or (NOT_INSTALLED if (row.trains or "").startswith(NOT_INSTALLED) else ""),
         row.module,
         verdict(row.trains),
         verdict(row.ranked),

@@ -28,6 +28,7 @@ class Entry:
         small: Width of the smaller one.
         big: Width of the larger one.
         options: What has to be said where it is scored, such as ``num_samples``.
+        validates: Whether it is validated as well, since its learning rate follows a metric of that.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Entry:
     small: int = 8
     big: int = 16
     options: Mapping[str, Any] = field(default_factory=dict)
+    validates: bool = False
 
 
 class Fitted(LightningModule):

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from diffusers import AutoencoderKL, DDPMScheduler, DiTTransformer2DModel, UNet1DModel, UNet2DModel
 
-from packages import Entry, Fitted, batches, images, labels
+from packages import NUM_SAMPLES, Entry, Fitted, batches, images, labels
 
 PACKAGE = "diffusers"
 
@@ -44,7 +44,10 @@ def _unet1d(width):
         sample_size=32,
         in_channels=2,
         out_channels=2,
-        extra_in_channels=16,
+        extra_in_channels=width,
+        flip_sin_to_cos=True,
+        use_timestep_embedding=False,
+        time_embedding_type="positional",
         block_out_channels=(width, 2 * width),
         down_block_types=("DownBlock1DNoSkip", "DownBlock1D"),
         up_block_types=("UpBlock1D", "UpBlock1DNoSkip"),
@@ -87,7 +90,7 @@ ENTRIES = (
     Entry(
         "UNet1DModel",
         lambda w: _Denoiser(_unet1d(w)),
-        batches(lambda g: (torch.randn(8, 2, 32, generator=g), labels(g))),
+        batches(lambda g: (torch.randn(NUM_SAMPLES, 2, 32, generator=g), labels(g))),
     ),
     Entry("DiTTransformer2DModel", lambda w: _Denoiser(_dit(w), class_labels=True), _data),
     Entry("AutoencoderKL", lambda w: Fitted(_autoencoder(w), _reconstruction), _data),
