@@ -32,7 +32,12 @@ _FIT_HELP = "Train a model with Lightning's own command line; ZiCoCallback and m
 _PROG = "lightning-zico"
 _ENV_PREFIX = "LIGHTNING_ZICO"
 _NO_ZOO_SPEC = f"Not of type {commands.ZooSpec.__name__}"  # of the many reasons, not the one
-_FLAGS = ("--layers", "--race", "--prior_lower_is_better")  # booleans, to which jsonargparse wants a value
+_FLAGS = (
+    "--layers",
+    "--race",
+    "--prior_lower_is_better",
+    "--data.skip_unreadable",
+)  # booleans, to which jsonargparse wants a value
 
 
 def main(args: Sequence[str] | None = None) -> int:

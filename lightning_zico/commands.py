@@ -153,7 +153,7 @@ def rank(
     if finalists > 1 and trainer is None:
         raise ValueError("`--finalists` needs a trainer to train them: add --trainer.max_epochs 10.")
     given = {"num_classes": num_classes, "in_chans": in_chans, "input_size": input_size, "vocab_size": vocab_size}
-    datamodule = datamodule_of(data)
+    datamodule = _asked_for(datamodule_of(data), num_batches)
     offered: Candidates = ()
     if candidates is not None:
         _refuse(given)
@@ -235,7 +235,7 @@ def score(
         vocab_size: As for rank.
     """
     given = {"num_classes": num_classes, "in_chans": in_chans, "input_size": input_size, "vocab_size": vocab_size}
-    datamodule = datamodule_of(data)
+    datamodule = _asked_for(datamodule_of(data), num_batches)
     if isinstance(model, str):
         check_model(model)
         options = _fitted(datamodule, _specs(model), given, num_batches, seed=seed)
@@ -315,7 +315,7 @@ def search(
         precision: As for rank.
         output: Folder for what is written; also -o.
     """
-    datamodule = datamodule_of(data)
+    datamodule = _asked_for(datamodule_of(data), num_batches)
     if num_classes is None:
         _, num_classes, by = _seen(datamodule, "--num_classes", num_batches, seed=seed)
         _say(f"Networks tell {num_classes} classes apart, as {by}. Others: --num_classes.")
@@ -427,6 +427,13 @@ def datamodule_of(data: LightningDataModule | str) -> LightningDataModule:
     if "." in data and "/" not in data:
         _imported(data, "data")  # says what is missing
     raise ValueError(no_data(data))
+
+
+def _asked_for(datamodule: LightningDataModule, num_batches: int) -> LightningDataModule:
+    """Tell a folder of images how many batches it must have, at the least."""
+    if isinstance(datamodule, ImageFolderDataModule):
+        datamodule.min_batches = max(datamodule.min_batches, num_batches)
+    return datamodule
 
 
 def check_model(model: str) -> None:

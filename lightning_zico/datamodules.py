@@ -2,7 +2,9 @@
 
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,13 +13,16 @@ import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, random_split
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from lightning_zico._imports import imported
 
 # Of ImageNet, as every model zoo normalises: https://pytorch.org/vision/stable/models.html.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _VAL_FRACTION = 0.1  # of images that have no folder of their own for validation
+_LEAST_BATCHES = 2  # as ZiCo needs
+# Photographs of a phone, some sixty of them, are looked through in seconds; more are when one cannot be read.
+_MOST_BYTES_AT_ONCE = 2**28
 _PATIENCE_S = 30  # a network that swallows packets would keep a download waiting for ever
 
 
@@ -52,10 +57,13 @@ class _ImageDataModule(LightningDataModule):
         super().__init__()
         self.batch_size = batch_size
         self.num_workers = num_workers
+        self.min_batches = _LEAST_BATCHES
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled; the last, smaller batch is dropped."""
-        return DataLoader(self.train_data, self.batch_size, shuffle=True, drop_last=True, num_workers=self.num_workers)
+        """Shuffled; the last, smaller batch is dropped. Batches are smaller where there would be too few of them."""
+        most = max(1, len(self.train_data) // self.min_batches)  # type: ignore[arg-type]
+        batch_size = min(self.batch_size, most)
+        return DataLoader(self.train_data, batch_size, shuffle=True, drop_last=True, num_workers=self.num_workers)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """In order."""
@@ -67,26 +75,41 @@ class ImageFolderDataModule(_ImageDataModule):
 
     Where ``root`` has a folder ``train`` with folders in it, these are the classes, and those in ``val`` or ``test``
     are for validation; not all of them need be there. Otherwise every tenth image, drawn by a fixed seed, is kept for
-    validation. Images are cut to squares, and normalised as ImageNet's. Grey values of 16 bits and those in 0..1 are
-    scaled to 8 bits.
+    validation, and each class keeps an image to train on. Images are cut to squares, and normalised as ImageNet's. Grey
+    values of 16 bits and those in 0..1 are scaled to 8 bits.
 
     Args:
         root: The folder.
-        batch_size: Images in a batch.
+        batch_size: Images in a batch; fewer where the folder has too few of them for ``min_batches`` batches.
         image_size: Side of the squares.
         num_workers: Processes that read images; 0 for none.
+        skip_unreadable: Leave out images that cannot be read, and list them on standard error.
+        min_batches: Batches to train on that there must be. The command line passes those that it scores on.
 
     Raises:
         FileNotFoundError: In ``setup``, if there is no folder with images.
-        ValueError: In ``setup``, if there is a class for validation alone; in loaders, if grey values have no scale.
-        OSError: In loaders, if an image cannot be read.
+        ValueError: In ``setup``, if there is a class for validation alone, or a single image; in loaders, if grey
+            values have no scale.
+        OSError: If images cannot be read, with the names of all of them: in ``setup``, or in loaders where there are so
+            many images that they are looked through only when one fails.
         ModuleNotFoundError: In ``setup``, if torchvision is not installed.
     """
 
-    def __init__(self, root: str, batch_size: int = 64, image_size: int = 224, num_workers: int = 0) -> None:
+    def __init__(
+        self,
+        root: str,
+        batch_size: int = 64,
+        image_size: int = 224,
+        num_workers: int = 0,
+        skip_unreadable: bool = False,
+        min_batches: int = _LEAST_BATCHES,
+    ) -> None:
         super().__init__(batch_size, num_workers)
         self.root = root
         self.image_size = image_size
+        self.skip_unreadable = skip_unreadable
+        self.min_batches = min_batches
+        self._unreadable: dict[Path, list[str]] = {}  # by folder, so that each is looked through once
 
     @property
     def num_classes(self) -> int:
@@ -102,9 +125,13 @@ class ImageFolderDataModule(_ImageDataModule):
             self.val_data = self._images(val_root)
             self._number_as_in_train(self.val_data)
             return
-        num_val = max(1, round(_VAL_FRACTION * len(self.train_data)))  # type: ignore[arg-type]
-        parts = [len(self.train_data) - num_val, num_val]  # type: ignore[arg-type]
-        self.train_data, self.val_data = random_split(self.train_data, parts, torch.Generator().manual_seed(0))
+        images: Any = self.train_data
+        train, val = _split([label for _, label in images.samples])
+        if not val:
+            raise ValueError(
+                f"'{self.root}' has {len(images)} image to read: expected at least two, one of them for validation."
+            )
+        self.train_data, self.val_data = Subset(images, train), Subset(images, val)
 
     @property
     def _is_split(self) -> bool:
@@ -124,8 +151,25 @@ class ImageFolderDataModule(_ImageDataModule):
             transforms.ToTensor(),
             transforms.Normalize(_MEAN, _STD),
         ]
-        images: Dataset[Any] = torchvision.datasets.ImageFolder(str(root), transforms.Compose(steps), loader=read_image)
-        return images
+        if root.is_dir() and not any(entry.is_dir() for entry in root.iterdir()):
+            raise FileNotFoundError(
+                f"'{root}' has no folders in it: expected one folder of images a class, such as "
+                f"'{root / 'cat' / '1.png'}'."
+            )
+        images: Any = torchvision.datasets.ImageFolder(str(root), transforms.Compose(steps))
+        paths = [path for path, _ in images.samples]
+        if root not in self._unreadable and (self.skip_unreadable or _num_bytes(paths) <= _MOST_BYTES_AT_ONCE):
+            self._unreadable[root] = unreadable(paths)
+            if self._unreadable[root] and self.skip_unreadable:
+                print(f"Left out {_listed(self._unreadable[root], paths, root)}.", file=sys.stderr, flush=True)
+        left_out = set(self._unreadable.get(root, ()))
+        if left_out and not self.skip_unreadable:
+            raise OSError(_refusal(self._unreadable[root], paths, root))
+        images.samples = [sample for sample in images.samples if sample[0] not in left_out]
+        images.targets = [label for _, label in images.samples]
+        images.loader = _Reader(root, paths)
+        found: Dataset[Any] = images
+        return found
 
     def _number_as_in_train(self, val_data: Any) -> None:
         """Give the classes for validation their numbers in training: a folder numbers those that are in it."""
@@ -137,6 +181,19 @@ class ImageFolderDataModule(_ImageDataModule):
                 "there, or remove it."
             )
         val_data.target_transform = [numbers[name] for name in val_data.classes].__getitem__
+
+
+class _Reader:
+    """Reads images; where one cannot be read, looks for all others that cannot."""
+
+    def __init__(self, root: Path, paths: Sequence[str]) -> None:
+        self._root, self._paths = root, paths
+
+    def __call__(self, path: str) -> Any:
+        try:
+            return read_image(path)
+        except OSError:
+            raise OSError(_refusal(unreadable(self._paths) or [path], self._paths, self._root)) from None
 
 
 class TorchvisionDataModule(_ImageDataModule):
@@ -219,6 +276,58 @@ def read_image(path: str) -> Any:
             return (Image.fromarray(_in_8_bits(np.asarray(image), path)) if deep else image).convert("RGB")
     except (OSError, SyntaxError) as error:  # PIL has SyntaxError for a damaged PNG
         raise OSError(f"'{path}' cannot be read as an image: {error}. Mend or remove it.") from error
+
+
+def unreadable(paths: Sequence[str]) -> list[str]:
+    """Find the files that cannot be read as images, in their order."""
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # PIL reads and decompresses without holding Python's lock
+        return [path for path, can in zip(paths, threads.map(_can_be_read, paths), strict=True) if not can]
+
+
+def _can_be_read(path: str) -> bool:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            image.draft("RGB", (1, 1))  # of a JPEG, the coarsest version, which is read to its end as well
+            image.load()
+    except (OSError, SyntaxError):
+        return False
+    return True
+
+
+def _num_bytes(paths: Sequence[str]) -> int:
+    return sum(os.path.getsize(path) for path in paths)
+
+
+def _listed(unread: Sequence[str], paths: Sequence[str], root: Path) -> str:
+    names = ", ".join(f"'{os.path.relpath(path, root)}'" for path in unread)
+    return f"{len(unread)} of {len(paths)} images in '{root}', which cannot be read: {names}"
+
+
+def _refusal(unread: Sequence[str], paths: Sequence[str], root: Path) -> str:
+    return (
+        f"Found {_listed(unread, paths, root)}. Mend or remove them, or pass `skip_unreadable=True` "
+        "(--data.skip_unreadable on the command line)."
+    )
+
+
+def _split(labels: Sequence[int]) -> tuple[list[int], list[int]]:
+    """Draw every tenth image for validation, always the same ones, such that each class keeps one to train on.
+
+    Returns:
+        Indices of the images for training and for validation.
+    """
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).tolist()
+    num_val = min(max(1, round(_VAL_FRACTION * len(labels))), len(labels) - 1)
+    train, val = order[: len(labels) - num_val], order[len(labels) - num_val :]
+    have = {labels[idx] for idx in train}
+    for idx in list(val):
+        if labels[idx] not in have and len(val) > 1:
+            have.add(labels[idx])
+            val.remove(idx)
+            train.append(idx)
+    return train, val
 
 
 def _in_8_bits(values: NDArray[Any], path: str) -> NDArray[np.uint8]:

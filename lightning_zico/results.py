@@ -92,6 +92,8 @@ class ScoreCard:
         seconds: Time it took in all, in seconds.
         untrainable: Why the candidate cannot be ranked although it was scored: its training step fails, its loss is
             not finite, or none of its parameters is trainable; else None.
+        weights: Hash of the weights that it was scored with, by which repeats tell whether they are fresh; None if it
+            did not build.
 
     Example:
         >>> card = ScoreCard("mlp", {"zico": Score("zico", 12.5)})
@@ -104,6 +106,7 @@ class ScoreCard:
     error: str | None = None
     seconds: float = 0.0
     untrainable: str | None = None
+    weights: str | None = None
 
     @classmethod
     def failed(
@@ -135,7 +138,7 @@ class ScoreCard:
     def from_dict(cls, data: Mapping[str, Any]) -> "ScoreCard":
         """Make a card from what `to_dict` gave."""
         scores = {name: Score.from_dict(score) for name, score in data["scores"].items()}
-        return cls(data["name"], scores, data["error"], data["seconds"], data["untrainable"])
+        return cls(data["name"], scores, data["error"], data["seconds"], data["untrainable"], data.get("weights"))
 
     def plot(self, proxy: str = "zico", ax: Any = None) -> tuple[Any, Any]:
         """Draw what each layer added to a score; see `report.plot_layers`."""
@@ -311,6 +314,17 @@ class Leaderboard:
             notes.append(
                 f"{self.provenance['num_instances']} of the candidates were offered built and keep their weights: "
                 "their repeats differ in the batches alone."
+            )
+        if same := self.provenance.get("num_with_same_weights"):
+            notes.append(
+                f"{same} of the factories {'makes' if same == 1 else 'make'} the same weights in every repeat, by "
+                "a seed or a file: the repeats differ in the batches only."
+            )
+        if equal := self.provenance.get("equal_repeats"):
+            more = f" and {len(equal) - _MOST_NAMES} more" if len(equal) > _MOST_NAMES else ""
+            notes.append(
+                f"The repeats of {', '.join(equal[:_MOST_NAMES])}{more} are equal: their weights are the same in each, "
+                f"and `{self.provenance['rank_by']}` depends on nothing else. They do not say how sure a rank is."
             )
         return notes
 

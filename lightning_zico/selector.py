@@ -483,12 +483,20 @@ class ZeroShotSelector:
             provenance={
                 **self._provenance(rank_by, tally, choice, work),
                 "num_instances": tally.num_instances,
+                **(self._of_repeats(tally, rank_by) if self.repeats > 1 else {}),
                 "num_of_a_zoo": tally.num_of_a_zoo,
                 "kendall_with": agreement_with_baselines(cards, standings),
                 "broke_off": broke_off,
             },
         )
         return True
+
+    @staticmethod
+    def _of_repeats(tally: Tally, rank_by: str) -> dict[str, Any]:
+        return {
+            "num_with_same_weights": tally.num_with_same_weights(),
+            "equal_repeats": tally.equal_repeats(rank_by),
+        }
 
     def _provenance(self, rank_by: str, tally: Tally, choice: Choice, work: Work) -> dict[str, Any]:
         cards = tally.settled()

@@ -221,6 +221,22 @@ def test_options_follow_data_of_every_kind(images: Path, capsys: pytest.CaptureF
         assert written["provenance"]["batch_shapes"][0][0] == 9
 
 
+def test_a_folder_with_few_images_is_ranked_and_unreadable_ones_are_named_or_left_out(
+    images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = ["--data.image_size", "32", "--zoo", "timm:lcnet_035", "--proxies", "zico"]
+    assert main(["rank", "--data", "images", *small, "--num_batches", "3"]) == 0
+    written = json.loads(Path("zico-results/leaderboard.json").read_text(encoding="utf-8"))
+    assert written["provenance"]["batch_shapes"][0][0] == 22 // 3
+    capsys.readouterr()
+    for name in ("cats/3", "dogs/11"):
+        (images / f"{name}.png").write_bytes(b"no image")
+    assert main(["rank", "--data", "images", *small]) == 2
+    assert "2 of 24 images in 'images', which cannot be read: 'cats/3.png', 'dogs/11.png'" in capsys.readouterr().err
+    assert main(["rank", "--data", "images", "--data.skip_unreadable", *small]) == 0
+    assert "Left out 2 of 24 images in 'images'" in capsys.readouterr().err
+
+
 def test_folders_for_training_and_validation_are_told_apart(images: Path) -> None:
     (images.parent / "split").mkdir()
     for part in ("train", "val"):
@@ -453,7 +469,10 @@ def test_options_follow_short_data_wherever_it_stands(
 
 @pytest.mark.parametrize(
     ("data", "options"),
-    [("images", {"root", "image_size", "batch_size", "num_workers"}), ("my_pkg.MyDataModule", {"batch_size"})],
+    [
+        ("images", {"root", "image_size", "batch_size", "num_workers", "skip_unreadable", "min_batches"}),
+        ("my_pkg.MyDataModule", {"batch_size"}),
+    ],
 )
 def test_help_on_data_lists_its_options(
     data: str, options: set[str], images: Path, capsys: pytest.CaptureFixture[str]

@@ -1,5 +1,6 @@
 """Image folders as people have them, and what is found out of data before models are built for it."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,9 @@ import pytest
 import torch
 from lightning.pytorch import LightningDataModule
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, random_split
 
+from lightning_zico import datamodules
 from lightning_zico.bridge import read_batches
 from lightning_zico.commands import _seen
 from lightning_zico.datamodules import ImageFolderDataModule, read_image
@@ -88,29 +90,102 @@ def test_other_images_are_what_pil_makes_of_them(mode: str, tmp_path: Path) -> N
     assert (np.asarray(read_image(str(path))) == expected).all()
 
 
-@pytest.mark.parametrize("damage", [lambda content: content[: len(content) // 2], lambda content: b"no image"])
-def test_an_image_that_cannot_be_read_is_named(damage: Any, tmp_path: Path) -> None:
-    fill(tmp_path, cats=4, dogs=4)
+DAMAGES = [lambda content: content[: len(content) // 2], lambda content: b"no image", lambda content: b""]
+
+
+def damaged(root: Path, pattern: str, suffix: str = "png", damage: Any = DAMAGES[0]) -> list[str]:
+    """Write noise to files and damage them; give their names in order."""
     noise = np.random.default_rng(0).integers(0, 256, (40, 40, 3), dtype=np.uint8)
-    for path in tmp_path.glob("dogs/*.png"):
+    paths = [path.rename(path.with_suffix(f".{suffix}")) for path in sorted(root.glob(pattern))]
+    for path in paths:
         Image.fromarray(noise).save(path)
         path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(OSError, match=r"dogs/\d\.png' cannot be read as an image: .* Mend or remove it"):
-        list(set_up(tmp_path).train_dataloader())
+    return [path.relative_to(root).as_posix() for path in paths]
 
 
-@pytest.mark.parametrize(("num_images", "most"), [(20, 9), (64, 29)])
-def test_too_few_images_say_which_batch_size_would_do(num_images: int, most: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_images_that_cannot_be_read_are_all_named_in_one_error(damage: Any, suffix: str, tmp_path: Path) -> None:
+    names = damaged(fill(tmp_path, cats=4, dogs=14), "dogs/1*.png", suffix, damage)
+    told = f"5 of 18 images in '{tmp_path}', which cannot be read: {', '.join(f'{name!r}' for name in names)}."
+    with pytest.raises(OSError, match=re.escape(told) + r" Mend or remove them, or pass `skip_unreadable=True`"):
+        set_up(tmp_path)
+
+
+def test_where_there_are_many_images_they_are_looked_through_when_one_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(datamodules, "_MOST_BYTES_AT_ONCE", 10)
+    names = damaged(fill(tmp_path, cats=4, dogs=14), "dogs/1*.png")
+    data = set_up(tmp_path)
+    with pytest.raises(OSError, match="5 of 18 images") as caught:
+        list(data.train_dataloader())
+    assert all(name in str(caught.value) for name in names)
+
+
+def test_images_that_cannot_be_read_are_skipped_and_listed_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fill(tmp_path / "train", cats=4, dogs=14)
+    fill(tmp_path / "val", cats=3, dogs=3)
+    names = damaged(tmp_path / "train", "dogs/1*.png") + damaged(tmp_path / "val", "cats/0.png")
+    data = ImageFolderDataModule(str(tmp_path), 2, image_size=8, skip_unreadable=True)
+    for _ in range(2):
+        data.setup("fit")
+    said = capsys.readouterr().err
+    assert [said.count(f"'{name}'") for name in names] == [1] * 6
+    assert "Left out 5 of 18 images" in said
+    assert sum(len(labels) for _, labels in data.train_dataloader()) == 12  # of 13, in batches of two
+    assert sum(len(labels) for _, labels in data.val_dataloader()) == 5
+
+
+@pytest.mark.parametrize("num_batches", [2, 3, 5])
+@pytest.mark.parametrize("num_images", [10, 20, 60])
+def test_batches_are_no_larger_than_the_folder_allows(num_images: int, num_batches: int, tmp_path: Path) -> None:
     fill(tmp_path, cats=num_images // 2, dogs=num_images // 2)
-    data = ImageFolderDataModule(str(tmp_path), batch_size=64, image_size=8)
-    num_train = num_images - round(num_images / 10)
-    said = rf"from {num_train} samples in batches of 64: lower `batch_size` to at most {most}\.$"
+    data = ImageFolderDataModule(str(tmp_path), image_size=8, min_batches=num_batches)
+    num_train = num_images - max(1, round(num_images / 10))
+    batches = read_batches(data, num_batches)
+    assert {len(labels) for _, labels in batches} == {num_train // num_batches}
+    large = ImageFolderDataModule(str(tmp_path), batch_size=1, image_size=8, min_batches=num_batches)
+    assert {len(labels) for _, labels in read_batches(large, num_batches)} == {1}
+
+
+def test_every_class_keeps_an_image_to_train_on(tmp_path: Path) -> None:
+    fill(tmp_path, **{f"class{idx}": 1 + idx % 2 for idx in range(40)})
+    data = set_up(tmp_path)
+    trained = {data.train_data.dataset.samples[idx][1] for idx in data.train_data.indices}  # type: ignore[attr-defined]
+    assert trained == set(range(40))
+    assert 1 <= len(data.val_data) <= 6  # type: ignore[arg-type]
+    assert not set(data.train_data.indices) & set(data.val_data.indices)  # type: ignore[attr-defined]
+
+
+def test_the_split_is_that_of_random_split_where_classes_are_large(tmp_path: Path) -> None:
+    data = set_up(fill(tmp_path, cats=12, dogs=13))
+    train, val = random_split(range(25), [23, 2], torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+    assert (data.train_data.indices, data.val_data.indices) == (train.indices, val.indices)  # type: ignore[attr-defined]
+
+
+def test_images_without_a_folder_a_class_say_so(tmp_path: Path) -> None:
+    for path in fill(tmp_path, cats=3).glob("cats/*"):
+        path.rename(tmp_path / path.name)
+    (tmp_path / "cats").rmdir()
+    with pytest.raises(FileNotFoundError, match="has no folders in it: expected one folder of images a class"):
+        set_up(tmp_path)
+
+
+def test_a_single_image_is_too_few(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="has 1 image to read: expected at least two"):
+        set_up(fill(tmp_path, cats=1))
+
+
+@pytest.mark.parametrize(("num_samples", "most"), [(18, 9), (58, 29)])
+def test_too_few_samples_say_which_batch_size_would_do(num_samples: int, most: int) -> None:
+    data = TensorDataset(torch.arange(num_samples))
+    said = rf"from {num_samples} samples in batches of 64: lower `batch_size` to at most {most}\.$"
     with pytest.raises(TooFewBatchesError, match=said):
-        read_batches(data, 2)
-    data.batch_size = most
-    assert len(read_batches(data, 2)) == 2
-    data.batch_size = most + 1  # one batch, which is drawn anew in the second reading
-    assert read_batches(data, 2).num_passes == 2
+        read_batches(DataLoader(data, 64, drop_last=True), 2)
+    assert len(read_batches(DataLoader(data, most, drop_last=True), 2)) == 2
 
 
 def test_where_no_batch_size_would_do_nothing_is_counted() -> None:

@@ -5,6 +5,8 @@ import json
 import math
 import weakref
 from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -107,6 +109,51 @@ def test_a_built_module_keeps_its_weights_and_the_notes_say_so() -> None:
     said = "1 of the candidates were offered built and keep their weights: their repeats differ in the batches alone."
     assert said in leaderboard.notes
     assert said not in ZeroShotSelector(proxies="zico").rank([Classifier()], Data()).notes
+
+
+class Seeded(Classifier):
+    """Draws its weights from a seed of its own."""
+
+    def __init__(self, width: int = 4) -> None:
+        torch.manual_seed(width)
+        super().__init__(width)
+
+
+def test_factories_that_make_the_same_weights_are_counted_and_a_file_of_scores_knows_it(tmp_path: Path) -> None:
+    candidates = {"seeded": Seeded, "fresh": Classifier, "built": Seeded(5)}
+    for _ in range(2):  # scored, then found
+        selector = ZeroShotSelector(proxies=["zico", "l2_norm", "params"], repeats=3, cache=tmp_path / "scores.db")
+        leaderboard = selector.rank(candidates, Data())
+        notes = "\n".join(leaderboard.notes)
+        assert "1 of the candidates were offered built" in notes
+        assert "1 of the factories makes the same weights in every repeat" in notes
+        assert leaderboard.provenance["equal_repeats"] == []
+        for name, card in selector.cards_.items():
+            assert len(set(card["zico"].repeats)) == 3  # by the batches
+            assert card["zico"].std_error > 0
+            assert card["params"].std_error == 0  # is as sure as it looks
+            assert (card["l2_norm"].std_error is None) == (name != "fresh")
+
+
+@pytest.mark.parametrize("race", [False, True])
+def test_equal_repeats_show_no_certainty(race: bool) -> None:
+    candidates = {f"seeded-{width}": partial(Seeded, width) for width in (2, 4, 8)}
+    selector = ZeroShotSelector(proxies="l2_norm", repeats=4, race=race)
+    leaderboard = selector.rank({**candidates, "fresh": Classifier}, Data())
+    several = [row for row in leaderboard if row["num_repeats"] > 1 and row["name"] != "fresh"]
+    assert several
+    for row in several:
+        assert [row[column] for column in ("std_error", "rank_low", "rank_high", "p_best")] == [None] * 4
+    names = [row["name"] for row in several]
+    assert set(leaderboard.provenance["equal_repeats"]) == set(names)
+    (note,) = [note for note in leaderboard.notes if "are equal" in note]
+    assert all(name in note for name in names)
+    assert "`l2_norm` depends on nothing else" in note
+    assert "±" not in "".join(line for line in str(leaderboard).splitlines() if "seeded" in line)
+    assert leaderboard_table(leaderboard).row_count == 4
+    counted = ZeroShotSelector(proxies="params", repeats=3).rank(candidates, Data())
+    assert counted.provenance["equal_repeats"] == []
+    assert [row["std_error"] for row in counted] == [0.0] * 3
 
 
 def test_a_recipe_is_combined_within_each_repeat() -> None:

@@ -10,10 +10,13 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lightning_zico._typing import Batch
 from lightning_zico.engine.batches import tensors_of
+
+_NUM_COMPARED = 8
 
 
 def contents(batch: Batch) -> bytes:
@@ -46,6 +49,29 @@ def contents(batch: Batch) -> bytes:
         return _digest(_digest(_rows(tensor)) for tensor in compared)
     except Exception:  # sparse and nested tensors, and objects that cannot be pickled
         return str(id(batch)).encode()
+
+
+def weights_digest(module: nn.Module) -> str:
+    """Hash the first numbers of every parameter, to tell whether a second building drew the same weights.
+
+    Eight of each tell draws apart, and cost less than a thousandth of a pass.
+
+    Example:
+        >>> weights_digest(nn.Linear(2, 2)) == weights_digest(nn.Linear(2, 2))
+        False
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    parts = []
+    for parameter in module.parameters():
+        if is_lazy(parameter) or parameter.is_meta or parameter.layout != torch.strided:
+            continue
+        numbers = parameter.detach().reshape(-1)[:_NUM_COMPARED]
+        if numbers.is_complex():
+            numbers = torch.view_as_real(numbers).reshape(-1)
+        parts.append(numbers.to(torch.float64))
+    if parts:
+        digest.update(torch.cat(parts).cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _tensors_in(batch: Any) -> list[Tensor]:

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 from lightning_zico.bridge import OPTIMIZERS_FAIL, overrides_transfer, uncompiled
 from lightning_zico.candidates import Built, Candidate
+from lightning_zico.engine.contents import weights_digest
 from lightning_zico.errors import (
     IdenticalBatchesError,
     NoGradientError,
@@ -134,6 +135,7 @@ class CachedWork(Work):
             return super().score(replace(candidate, build=partial(_raise, raised)))
         # A factory's model is not made twice; a module that was offered built must be told from it.
         built = candidate if isinstance(candidate.build, Built) else replace(candidate, build=lambda: model)
+        weights = weights_digest(model)  # now, since scoring may convert the model
         key = fingerprint_or_warning(
             self.context, surroundings(), uncompiled(model), candidate.blocks, candidate.num_samples
         )
@@ -144,7 +146,7 @@ class CachedWork(Work):
         if missing:
             card = Work.score(replace(self, proxies=missing), built)
             entries |= self._kept(key, replace(card, seconds=time.perf_counter() - start))
-        return self._card(candidate.name, entries)
+        return replace(self._card(candidate.name, entries), weights=weights)
 
     def _known(self, candidate: str) -> dict[str, Entry]:
         kept = self.cache.read(candidate)

@@ -1,7 +1,7 @@
 """Scores of several repeats: collected as they come in, made into one card a candidate."""
 
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from lightning_zico.bridge import Reading, TrainingData
 from lightning_zico.candidates import Built, Candidate, Candidates, iterate_candidates
 from lightning_zico.engine.batches import all_equal
 from lightning_zico.errors import IdenticalBatchesError, TooFewBatchesError
+from lightning_zico.proxies import BASELINES
 from lightning_zico.ranking.racing import race
 from lightning_zico.ranking.uncertainty import standard_error, uncertainties
 from lightning_zico.results import Row, Score, ScoreCard
@@ -74,7 +75,6 @@ class Tally:
         repeats: How many repeats a candidate may have; with one, cards stay as they are.
 
     Attributes:
-        num_instances: How many candidates were offered as modules, and keep their weights.
         num_of_a_zoo: How many come from a zoo.
     """
 
@@ -83,7 +83,7 @@ class Tally:
         self.repeats = repeats
         self._cards: dict[str, dict[int, ScoreCard]] = {}
         self._places: dict[str, int] = {}
-        self.num_instances = 0
+        self._built: set[str] = set()
         self.num_of_a_zoo = 0
 
     def jobs(self, candidates: Iterable[Candidate], repeats: Iterable[int]) -> Iterator[Job]:
@@ -97,12 +97,18 @@ class Tally:
             if candidate.name not in self._cards:
                 self._cards[candidate.name] = {}
                 self._places[candidate.name] = len(self._places)
-                self.num_instances += isinstance(candidate.build, Built)
+                if isinstance(candidate.build, Built):
+                    self._built.add(candidate.name)
                 self.num_of_a_zoo += isinstance(candidate.build, ZooModel)
             cards = self._cards[candidate.name]
             for repeat_idx in repeats:
                 if not any(_cannot_rank(card) for card in cards.values()):
                     yield Job(candidate, repeat_idx)
+
+    @property
+    def num_instances(self) -> int:
+        """How many candidates were offered as modules, and keep their weights."""
+        return len(self._built)
 
     def add(self, job: Job, card: ScoreCard) -> list[ScoreCard]:
         """Keep a card, in whatever order they come.
@@ -159,7 +165,8 @@ class Tally:
 
         Returns:
             The columns, by candidate. For one that left a race the interval of its rank is that of the moment when it
-            left, among those who had come as far; whether it is the best, or tied, was not asked any more.
+            left, among those who had come as far; whether it is the best, or tied, was not asked any more. Repeats that
+            are equal because the weights are say nothing.
         """
         said: dict[str, Row] = {}
         in_repeats = self._in_repeats()
@@ -172,7 +179,29 @@ class Tally:
                 name: uncertainty._asdict()
                 for name, uncertainty in zip(table, uncertainties(list(table.values()), seed=seed), strict=True)
             }
+        for name in self.equal_repeats(rank_by):
+            said[name] |= dict.fromkeys(("std_error", "rank_low", "rank_high", "p_best"))
         return said
+
+    def num_with_same_weights(self) -> int:
+        """Count the factories that made the same weights in all repeats."""
+        return sum(_have_same_weights(cards.values()) for name, cards in self._cards.items() if name not in self._built)
+
+    def equal_repeats(self, rank_by: str) -> list[str]:
+        """Name the candidates whose scores are equal in all repeats because their weights are.
+
+        What counts weights or operations is the same in all repeats for everybody, and as sure as it looks.
+        """
+        if set(self.choice.read_by(rank_by)[0]) <= {*BASELINES, "prior"}:
+            return []
+        scores = {
+            name: directed_repeats(_averaged(row), rank_by, self.choice) for name, row in self._in_repeats().items()
+        }
+        return [
+            name
+            for name, values in scores.items()
+            if values is not None and len(set(values)) == 1 and _have_same_weights(self._cards[name].values())
+        ]
 
     def used(self) -> dict[str, Used]:
         """Find what takes the named recipes' places, once for all repeats, from all candidates."""
@@ -287,6 +316,11 @@ def _cannot_rank(card: ScoreCard) -> bool:
     return card.error is not None or card.untrainable is not None
 
 
+def _have_same_weights(cards: Collection[ScoreCard]) -> bool:
+    found = {card.weights for card in cards}
+    return len(cards) > 1 and len(found) == 1 and None not in found
+
+
 def _settled(cards: list[ScoreCard]) -> list[ScoreCard]:
     """Let what failed in one repeat have failed in all: a mean over the others would not be comparable.
 
@@ -331,6 +365,10 @@ def _averaged(cards: Sequence[ScoreCard]) -> ScoreCard:
     """Make one card of those of all repeats; reasons are the same in all of them."""
     first = cards[0]
     scores = {name: _mean([card[name] for card in cards]) for name in first}
+    if _have_same_weights(cards):
+        # Of no deviation follows no certainty where nothing was drawn anew; counts are sure at any rate.
+        unsure = [name for name, score in scores.items() if score.std_error == 0 and name not in (*BASELINES, "prior")]
+        scores |= {name: replace(scores[name], std_error=None) for name in unsure}
     return replace(first, scores=scores, seconds=sum(card.seconds for card in cards))
 
 

@@ -13,6 +13,7 @@ from lightning_zico._typing import Axis, Batch, LossFn, NumSamples, Step
 from lightning_zico.bridge import uncompiled
 from lightning_zico.budget import Budget
 from lightning_zico.candidates import Built, Candidate
+from lightning_zico.engine.contents import weights_digest
 from lightning_zico.engine.gradients import ChunkSize
 from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.errors import traceback_of
@@ -91,9 +92,10 @@ class Work:
             The card; its seconds include building.
         """
         start = time.perf_counter()
-        stage = "does not build"
+        stage, weights = "does not build", None
         try:
             model = self.build(candidate)
+            weights = weights_digest(model)
             stage = "cannot be copied, which other devices and precisions need; offer a factory"
             if isinstance(candidate.build, Built):
                 model = self.placement.own(uncompiled(model))
@@ -121,7 +123,7 @@ class Work:
             )
         if card.traceback is not None and torch.cuda.is_initialized():
             torch.cuda.empty_cache()  # what an out-of-memory leaves in pieces, the next candidate gets whole
-        return replace(card, seconds=time.perf_counter() - start)
+        return replace(card, seconds=time.perf_counter() - start, weights=weights)
 
 
 class Job(NamedTuple):
