@@ -239,11 +239,6 @@ class Watch:
         """Whether the network is known to have put out its output, though the step may not have ended."""
         return self._is_whole is not None and self._is_whole(self.calls)
 
-    @property
-    def is_blind(self) -> bool:
-        """Whether no observer looks at the forward pass, so that none is watched."""
-        return self._is_blind
-
     def finish(self) -> None:
         """Report the end of the forward pass, and let go of what it left."""
         self.finished = True
