@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
+from lightning_zico.engine.lazy import copied
 from lightning_zico.engine.scope import preserved_rng, rng_restorer, seed_all
 from lightning_zico.errors import NotLoggedError
 from lightning_zico.hooks import is_lightning
@@ -342,7 +343,7 @@ def _monitored(metrics: Mapping[str, Any], monitor: str) -> float:
 def _apart(build: Callable[[], nn.Module]) -> nn.Module:
     """Build a model that nobody else has a part of: an instance or a backbone of the user's only the winner trains."""
     model, other = build(), build()
-    return deepcopy(other) if model is other or _memory(model) & _memory(other) else other
+    return copied(other) if model is other or _memory(model) & _memory(other) else other
 
 
 def _memory(model: nn.Module) -> set[int]:

@@ -101,7 +101,7 @@ def _frozen() -> Classifier:
         (_PerSample, "UnsupportedModuleError", "(6,)"),
         (_frozen, "NoGradientError", "trainable weight"),
         (lambda: Classifier().to("meta"), "UnsupportedModuleError", "meta device"),
-        (lambda: _with(nn.LazyLinear(3)), "UnsupportedModuleError", "not initialised"),
+        (lambda: _with(nn.Sequential(nn.Linear(3, 3), nn.LazyLinear(3))), "UnsupportedModuleError", "step fails"),
     ],
 )
 def test_each_fault_of_a_model_is_its_own_clear_error(build: Any, kind: str, message: str) -> None:

@@ -14,8 +14,10 @@ from torch import nn
 
 from lightning_zico._typing import Axis, LossFn, NumSamples, Step, check_num_samples
 from lightning_zico.bridge import Running, bridged, check_training_step, read_training_batches
+from lightning_zico.engine.batches import map_tensors
 from lightning_zico.engine.gradients import ChunkSize, check_chunk_size
 from lightning_zico.engine.layers import Patterns
+from lightning_zico.engine.lazy import initialise, own_if_lazy
 from lightning_zico.engine.moments import Moments
 from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.scope import preserved_rng
@@ -239,10 +241,13 @@ class ZiCoCallback(Callback):
         self._note = note_on_reading(reading(batches))
         check_batches(batches, [self._proxy], self.axis, self.num_samples)
         datamodule = getattr(trainer, "datamodule", None)
+        module = own_if_lazy(pl_module)
+        if module is not pl_module:
+            vars(module)["_trainer"] = trainer  # which copies do not take along
         with (
             preserved_rng(self.seed),
             bridged(
-                pl_module,
+                module,
                 loss_fn=self.loss_fn,
                 step=self.step,
                 datamodule=datamodule,
@@ -250,8 +255,11 @@ class ZiCoCallback(Callback):
                 running=running,
             ) as bridge,
         ):
+            if module is not pl_module:
+                first = bridge.prepare(map_tensors(torch.clone, batches[0]), 0)
+                initialise(module, lambda: bridge.step(module, first, 0), self.seed)
             probe = Probe(
-                pl_module,
+                module,
                 bridge.step,
                 batches,
                 prepare=bridge.prepare,

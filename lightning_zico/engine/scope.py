@@ -48,13 +48,20 @@ def preserved(module: nn.Module) -> Iterator[Callable[[], None]]:
         >>> layer.training
         True
     """
-    state = _ModuleState(module)
-    with preserved_rng():
-        try:
-            state.exchange_tensors()
-            yield state.reset
-        finally:
-            state.put_back()
+    with preserved_rng(), module_put_back(module) as reset:
+        yield reset
+
+
+@contextmanager
+def module_put_back(module: nn.Module, *, apart: Iterable[nn.Module] = ()) -> Iterator[Callable[[], None]]:
+    """Do as `preserved`, without the generators of random numbers and without some submodules."""
+    left = set(map(id, apart))
+    state = _ModuleState([part for part in module.modules() if id(part) not in left])
+    try:
+        state.exchange_tensors()
+        yield state.reset
+    finally:
+        state.put_back()
 
 
 @contextmanager
@@ -184,10 +191,9 @@ _REGISTERED = ("_parameters", "_buffers")  # the tensors in them are exchanged b
 
 
 class _ModuleState:
-    """All that `preserved` puts back, for every submodule of one module."""
+    """All that `preserved` puts back, for the submodules of one module."""
 
-    def __init__(self, module: nn.Module) -> None:
-        submodules = list(module.modules())
+    def __init__(self, submodules: list[nn.Module]) -> None:
         self._attributes = [(vars(submodule), dict(vars(submodule))) for submodule in submodules]
         parameters = {id(p): p for submodule in submodules for p in submodule._parameters.values() if p is not None}
         self._parameters = [(p, p.grad, p.requires_grad) for p in parameters.values()]
@@ -344,11 +350,11 @@ def _copy_of(value: Any) -> Any:
 
 def _own_restorers(obj: Any) -> list[Callable[[], Any]]:
     if isinstance(obj, list | deque | dict | set):
-        return [partial(refill, obj, obj.copy())]
+        return [partial(_refill_changed, obj, obj.copy())]
     restorers: list[Callable[[], Any]] = []
     attributes = getattr(obj, "__dict__", None)
     if isinstance(attributes, dict):
-        restorers.append(partial(refill, attributes, attributes.copy()))
+        restorers.append(partial(_refill_changed, attributes, attributes.copy()))
     slots = [name for name in _slots_of(_class(obj)) if hasattr(obj, name)]
     if slots:
         restorers.append(partial(_set_slots, obj, {name: getattr(obj, name) for name in slots}))
@@ -421,20 +427,18 @@ def _holds(kind: type) -> bool:
 
 
 def refill(container: Any, saved: Any) -> None:
-    """Give a list, deque, dictionary or set the contents of another, unless it has them."""
-    if _is_same(container, saved):
-        return
+    """Give a list, deque, dictionary or set the contents of another."""
     container.clear()
     (container.extend if isinstance(container, list | deque) else container.update)(saved)
 
 
-def _is_same(container: Any, saved: Any) -> bool:
-    """Whether a container still has the very objects, in the same order."""
-    if len(container) != len(saved):
-        return False
-    if isinstance(container, dict):
-        return all(map(operator.is_, container.values(), saved.values())) and all(map(operator.is_, container, saved))
-    return all(map(operator.is_, container, saved))
+def _refill_changed(container: Any, saved: Any) -> None:
+    """Do as `refill`, unless the container still has the very objects: somebody may be reading it."""
+    is_same = len(container) == len(saved) and all(map(operator.is_, container, saved))
+    if is_same and isinstance(container, dict):
+        is_same = all(map(operator.is_, container.values(), saved.values()))
+    if not is_same:
+        refill(container, saved)
 
 
 def put_back(value: Any, saved: Any) -> None:

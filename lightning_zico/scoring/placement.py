@@ -1,6 +1,5 @@
 """Where and in which precision candidates are scored, as Lightning names accelerators, devices and precisions."""
 
-import copy
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -14,6 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from lightning_zico._typing import Batch
 from lightning_zico.engine.batches import map_tensors
+from lightning_zico.engine.lazy import copied
 
 AcceleratorName: TypeAlias = Literal["cpu", "gpu", "cuda", "mps", "auto"]
 Devices: TypeAlias = int | str | list[int]
@@ -77,7 +77,7 @@ class Placement:
 
     def own(self, module: nn.Module) -> nn.Module:
         """Give a module that `place` may write to: a copy, if it has anything to do."""
-        return module if self._fits(module) else copy.deepcopy(module)
+        return module if self._fits(module) else copied(module)
 
     def place(self, module: nn.Module) -> None:
         """Move and convert a module, if it is not so already."""

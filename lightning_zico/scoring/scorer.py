@@ -12,8 +12,9 @@ from torch.utils.data import DataLoader
 from lightning_zico._typing import Axis, Batch, LossFn, NumSamples, Step, check_num_samples
 from lightning_zico.bridge import Reread, bridged, is_datamodule, uncompiled
 from lightning_zico.budget import Budget
-from lightning_zico.engine.batches import all_equal
+from lightning_zico.engine.batches import all_equal, map_tensors
 from lightning_zico.engine.gradients import ChunkSize, check_chunk_size
+from lightning_zico.engine.lazy import initialise, is_uninitialised, own_if_lazy
 from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.samples import cut_length, stated_samples
 from lightning_zico.engine.scope import preserved_rng
@@ -229,10 +230,10 @@ def score_checked(
         num_samples: See `score`.
     """
     start = time.perf_counter()
-    model = uncompiled(model)
     scores: dict[str, Score] = {}
     error = untrainable = traceback = None
     try:
+        model = own_if_lazy(uncompiled(model))
         with (
             torch.inference_mode(False),  # a proxy's own tensors, made outside of any pass, are leaves of graphs
             preserved_rng(seed),
@@ -249,11 +250,15 @@ def score_checked(
                 place=placement.place,
             ) as bridge,
         ):
+            prepare = placement.prepared(bridge.prepare)
+            if is_uninitialised(model):
+                first = prepare(map_tensors(torch.clone, batches[0]), 0)
+                initialise(model, lambda: bridge.step(model, first, 0), seed)
             probe = Probe(
                 model,
                 bridge.step,
                 batches,
-                prepare=placement.prepared(bridge.prepare),
+                prepare=prepare,
                 axis=axis,
                 chunk_size=chunk_size,
                 seed=seed,

@@ -1,0 +1,90 @@
+"""Lazy modules, whose parameters get their sizes from the first batch."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import UninitializedBuffer, is_lazy
+
+from lightning_zico.engine.scope import module_put_back, seed_all
+from lightning_zico.errors import UnsupportedModuleError
+
+
+def is_uninitialised(module: nn.Module) -> bool:
+    """Whether a parameter or buffer of a module has no size yet."""
+    return any(is_lazy(tensor) for tensor in (*module.parameters(), *module.buffers()))
+
+
+def copied(module: nn.Module) -> nn.Module:
+    """Copy a module, lazy buffers included, which `copy.deepcopy` refuses (torch 2.14)."""
+    memo: dict[int, Any] = {}
+    new: Any = UninitializedBuffer  # typed as what it becomes
+    for buffer in module.buffers():
+        if is_lazy(buffer):
+            memo[id(buffer)] = new(buffer.requires_grad, buffer.device, buffer.dtype)
+    return copy.deepcopy(module, memo)
+
+
+def own_if_lazy(module: nn.Module) -> nn.Module:
+    """Copy a module that is to be initialised, so that the given one stays lazy; any other module is given itself.
+
+    Raises:
+        UnsupportedModuleError: If it cannot be copied.
+    """
+    if not is_uninitialised(module):
+        return module
+    try:
+        return copied(module)
+    except Exception as error:
+        raise UnsupportedModuleError(
+            f"{type(module).__name__} has lazy modules, which are initialised on a copy, and it cannot be copied. Run "
+            "one batch through it first."
+        ) from error
+
+
+def initialise(module: nn.Module, run: Callable[[], object], seed: int) -> None:
+    """Give lazy parameters sizes and values by running a step; everything else stays as it was.
+
+    Statistics that a lazy norm has seen are forgotten.
+
+    Args:
+        module: Written to.
+        run: Runs a training step of the module.
+        seed: Of the values.
+
+    Raises:
+        UnsupportedModuleError: If the step fails, or does not reach a lazy parameter.
+    """
+    lazy = [part for part in module.modules() if any(map(is_lazy, _own_tensors(part)))]
+    others = [tensor for tensor in (*module.parameters(), *module.buffers()) if not is_lazy(tensor)]
+    kept = [(tensor, tensor.detach().clone()) for tensor in others]
+    seed_all(seed)
+    try:
+        # Not those that are lazy, which become other modules with fewer hooks.
+        with module_put_back(module, apart=lazy), torch.enable_grad():
+            run()
+    except Exception as error:
+        raise UnsupportedModuleError(
+            "The training step fails on the first batch, so that lazy parameters get no sizes: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    finally:
+        with torch.no_grad():
+            for tensor, value in kept:
+                tensor.copy_(value)
+    for part in lazy:
+        if isinstance(part, nn.modules.batchnorm._NormBase):
+            part.reset_running_stats()
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if is_lazy(tensor):
+            raise UnsupportedModuleError(
+                f"Parameter '{name}' is lazy, and the training step does not run the module that it belongs to, so its "
+                "size is not known. Build that module with its sizes, or remove it."
+            )
+
+
+def _own_tensors(part: nn.Module) -> list[Tensor]:
+    registered = (*part._parameters.values(), *part._buffers.values())
+    return [tensor for tensor in registered if tensor is not None]
