@@ -419,7 +419,7 @@ def private_trainer(
         trainer.fit_loop.max_batches = number = loader.num_batches(settings.limit_train_batches)
         if isinstance(settings.val_check_interval, int):
             trainer.val_check_batch = settings.val_check_interval
-        else:
+        elif isinstance(settings.val_check_interval, float):  # and not a time
             trainer.val_check_batch = max(1, int(number * settings.val_check_interval)) if number != _INF else number
     strategy.connect(module)
     try:
