@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_zico._typing import Batch
 from lightning_zico.errors import HookError, SkippedBatchError, SurroundingsError, ZiCoError
-from lightning_zico.trainers import TrainerSettings, acts, package_of, without_chatter
+from lightning_zico.trainers import TrainerSettings, acts, is_trainer, package_of, without_chatter
 
 TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 # Those of a module that may write to its parameters, in Lightning's order. `configure_optimizers` is left out: every
@@ -171,8 +171,8 @@ def check_surroundings(error: Exception, name: str, left_out: Sequence[str]) -> 
         left_out: Names of callbacks that have hooks before the step, and take no part.
 
     Raises:
-        SurroundingsError: If the error comes from Lightning's own code, from something of the trainer that is None, or
-            from an attribute of a module that a callback which took no part may set.
+        SurroundingsError: If the error comes from Lightning's own code, from something of the trainer that is None or
+            missing, or from an attribute of a module that a callback which took no part may set.
     """
     frames = [frame for frame, _ in walk_tb(error.__traceback__)]
     roots = [str(frame.f_globals.get("__name__", "")).partition(".")[0] for frame in frames]
@@ -186,9 +186,11 @@ def check_surroundings(error: Exception, name: str, left_out: Sequence[str]) -> 
             f"{', '.join(left_out)}. If one of them sets the attribute, return it from `configure_callbacks`, or set "
             "the attribute in a hook of the module."
         ) from error
-    is_lightnings = users[-1] < len(roots) - 1 and roots[-1] in _OF_LIGHTNING
+    is_lightnings = not {*roots[users[0] :]}.isdisjoint(_OF_LIGHTNING)
     is_none = "NoneType" in str(error) and not _OF_TRAINING.isdisjoint(frames[-1].f_code.co_names)
-    if is_lightnings or is_none:
+    # A trainer of a class of the user's own, or one that a callback writes to, has more attributes.
+    is_of_trainer = isinstance(error, AttributeError) and is_trainer(getattr(error, "obj", None))
+    if is_lightnings or is_none or is_of_trainer:
         raise SurroundingsError(
             f"`{name}` raised {said}. It asks for something that only a running training has, and scoring runs none. "
             "Pass the trainer and the data module that training uses, or `loss_fn=`, called as "

@@ -334,6 +334,20 @@ def _classes(package: str) -> Any:
         private_loader: TrainingLoader | None = None
 
         @property
+        def _callback_connector(self) -> Any:
+            return self._private_connector
+
+        @_callback_connector.setter
+        def _callback_connector(self, connector: Any) -> None:
+            # It would look through all installed packages for factories of callbacks: four fifths of the time that it
+            # takes to make a trainer. Here callbacks are set by who runs their hooks.
+            connector.on_trainer_init = self._begin_without_callbacks
+            self._private_connector = connector
+
+        def _begin_without_callbacks(self, *_: Any) -> None:
+            self.callbacks: list[Any] = []
+
+        @property
         def default_root_dir(self) -> str:
             return self.private_folder()
 
@@ -405,7 +419,7 @@ def private_trainer(
         trainer.fit_loop.max_batches = number = loader.num_batches(settings.limit_train_batches)
         if isinstance(settings.val_check_interval, int):
             trainer.val_check_batch = settings.val_check_interval
-        else:
+        elif isinstance(settings.val_check_interval, float):  # and not a time
             trainer.val_check_batch = max(1, int(number * settings.val_check_interval)) if number != _INF else number
     strategy.connect(module)
     try:
@@ -464,11 +478,12 @@ def without_chatter() -> Iterator[None]:
     """Keep Lightning from telling what it does."""
     # Both packages speak through the logger of the one that was imported last.
     chatter = [logging.getLogger(f"{package}.utilities.rank_zero") for package in PACKAGES]
-    levels = [logger.level for logger in chatter]
+    # Not by their levels: to set one goes through all loggers there are.
+    disabled = [logger.disabled for logger in chatter]
     for logger in chatter:
-        logger.setLevel(logging.WARNING)
+        logger.disabled = True
     try:
         yield
     finally:
-        for logger, level in zip(chatter, levels, strict=True):
-            logger.setLevel(level)
+        for logger, was_disabled in zip(chatter, disabled, strict=True):
+            logger.disabled = was_disabled

@@ -758,13 +758,22 @@ def test_a_loss_function_needs_no_optimisers() -> None:
     assert score(kind(), scaled(1.0), loss_fn=nn.functional.cross_entropy).untrainable is None
 
 
-def test_what_only_a_running_trainer_has_does_not_make_a_candidate_untrainable() -> None:
-    class AsksForCheckpoint(Linear):
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda self: self.trainer.checkpoint_callback.save_top_k,
+        lambda self: self.trainer.attribute_of_a_subclass,
+        lambda self: self.trainer.save_checkpoint(None),
+    ],
+    ids=["None", "missing", "Lightning's own code"],
+)
+def test_what_only_a_running_trainer_has_does_not_make_a_candidate_untrainable(ask: Any) -> None:
+    class Asks(Linear):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-            assert self.trainer.checkpoint_callback.save_top_k == 1
+            ask(self)
             return super().training_step(batch, batch_idx)
 
-    card = score(AsksForCheckpoint(), scaled(1.0))
+    card = score(Asks(), scaled(1.0))
     assert card.untrainable is None
     assert "only a running training has" in card["zico"].error
     assert "loss_fn=" in card["zico"].error
