@@ -109,6 +109,7 @@ class GradientPenalty(Trained):
     batches(lambda g: (torch.rand(NUM_SAMPLES, 1, 8, 8, generator=g), torch.randint(2, (NUM_SAMPLES, 1), generator=g))),
     # Power iteration multiplies each weight with two vectors, and once more for the norm, for the batch.
     lambda w: (16 * 9 * w + 16 * w, 16 * 9 * w + 16 * w + 3 * (9 * w + 16 * w) / NUM_SAMPLES + 1),
+    comparable=False,
 )
 class SpectralCritic(Trained):
     """The old spectral normalisation, which keeps the weight under another name."""

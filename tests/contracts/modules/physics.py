@@ -148,6 +148,7 @@ def functions(g: Generator) -> Any:
     batches(functions),
     # The trunk sees the ten places once a batch.
     lambda w: mlp_macs(GRID, w, 5) + 10 * mlp_macs(1, w, 5) / NUM_SAMPLES + 5 * 10,
+    num_samples=NUM_SAMPLES,
 )
 class DeepONet(Trained):
     """A function from its values, evaluated at places that all samples share."""

@@ -31,9 +31,10 @@ class Entry:
         step: ``(module, batch, batch_idx) -> loss`` for modules that optimise manually.
         unweighted: Shell patterns of parameters of two or more dimensions that no product reads: tables, offsets,
             scales.
-        comparable: Whether a step draws no random numbers and keeps nothing from batch to batch, so that its gradients
-            are the same wherever they are computed.
+        comparable: Whether its gradients are the same wherever they are computed: it has its weights before it is
+            trained, and a step draws no random numbers and keeps nothing for the next one.
         num_batches: How many batches to score it on.
+        num_samples: In a batch, where its tensors leave that open.
     """
 
     field: str
@@ -46,6 +47,7 @@ class Entry:
     unweighted: Sequence[str] = ()
     comparable: bool = True
     num_batches: int = 2
+    num_samples: int | None = None
 
     @property
     def options(self) -> dict[str, Any]:

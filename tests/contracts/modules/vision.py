@@ -297,7 +297,7 @@ class NormalizedImages(LightningDataModule):
         return x, y
 
 
-@ordinary(NormalizedImages, lambda w: 4 * 48 * w + 4 * w * 2 * w + 2 * w * 5)
+@ordinary(NormalizedImages, lambda w: 4 * 48 * w + 4 * w * 2 * w + 2 * w * 5, comparable=False)
 class PatchNet(Trained):
     """Builds its layers when the trainer asks it to, and its loss when fitting starts."""
 
@@ -342,7 +342,7 @@ class Mixup(Trained):
         return weight * F.cross_entropy(logits, y) + (1 - weight) * F.cross_entropy(logits, y[order])
 
 
-@ordinary(images, lambda w: 192 * w + w * w + w * 5)
+@ordinary(images, lambda w: 192 * w + w * w + w * 5, comparable=False)
 class LazyMLP(Trained):
     """Does not know the size of its inputs."""
 
