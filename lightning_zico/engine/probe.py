@@ -28,7 +28,7 @@ from lightning_zico.engine.observers import GradientFacts, Observer, Watch, list
 from lightning_zico.engine.scope import preserved, preserved_rng, seed_all
 from lightning_zico.engine.size import MacCount, count_macs, count_params
 from lightning_zico.engine.stateless import Stateless
-from lightning_zico.errors import NoGradientError, UnsupportedModuleError, again, kept
+from lightning_zico.errors import NoGradientError, NotApplicableError, UnsupportedModuleError, ZiCoError, again, kept
 
 T = TypeVar("T")
 O = TypeVar("O", bound=Observer)  # noqa: E741
@@ -128,15 +128,15 @@ class Probe:
             patterns: Which layers, see `chosen`.
             seen: Names of those among them that count; None for all.
         """
-        trainable = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+        shapes = self.once(_trainable_shapes)
         weights = None if seen is None else {weight_name(name) for name in seen}
         counted = 0
         for name, layer in self.chosen(patterns).items():
             if weights is None or weight_name(name) in weights:
-                parameter = trainable[layer.parameter]
-                rows = 1.0 if layer.rows is None else (layer.rows[1] - layer.rows[0]) / len(parameter)
-                counted += round(parameter.numel() * rows)
-        return counted / sum(parameter.numel() for parameter in trainable.values())
+                shape = shapes[layer.parameter]
+                rows = shape[0] if layer.rows is None else layer.rows[1] - layer.rows[0]
+                counted += shape.numel() // max(shape[0], 1) * rows
+        return counted / sum(shape.numel() for shape in shapes.values())
 
     @property
     def blocks(self) -> list[str]:
@@ -265,7 +265,7 @@ class Probe:
             batch: On the module's device; None for the first.
             mode: Entered around the step.
         """
-        watch = Watch(self.module, observers, self.layout)
+        watch = Watch(self.module, observers, self.layout, self._read)
         self._watched_forward(watch, tensors or {}, self.first_batch if batch is None else batch, mode)
         for error in watch.errors.values():
             raise again(error)
@@ -274,6 +274,9 @@ class Probe:
     def stateless(self) -> Stateless:
         """The module as one that runs on tensors which are handed to it."""
         return self.once(_stateless)
+
+    def _read(self) -> frozenset[int]:
+        return self.flow.inputs
 
     def layout(self) -> Layout:
         """Where things are in the module."""
@@ -323,7 +326,7 @@ class Probe:
         )
 
     def _pass(self, observers: Sequence[Observer], axis: Axis) -> None:
-        watch = Watch(self.module, observers, self.layout)
+        watch = Watch(self.module, observers, self.layout, self._read)
         learners: dict[Observer, Layers] = {}
 
         def enrol(observer: Observer) -> None:
@@ -345,10 +348,13 @@ class Probe:
                 if observer.needs_gradients or not watch.finished:
                     watch.errors.setdefault(observer, error)
             undemanding = [observer for observer in observers if not observer.needs_graph]
-            if watch.needs_graph and undemanding and not watch.finished:
+            if watch.needs_graph and not watch.finished:
                 # There are steps that fail on inputs which require a gradient, as `.numpy()` does.
                 observers = [observer for observer in observers if observer.needs_graph]
-                self._pass(undemanding, axis)
+                if not isinstance(error, ZiCoError) and not is_out_of_memory(error) and self.step_error is None:
+                    watch.errors = dict.fromkeys(observers, _no_gradients_of_inputs())
+                if undemanding:
+                    self._pass(undemanding, axis)
         if watch.loss is not None:
             self._first_loss = watch.loss
         for observer in observers:
@@ -419,8 +425,21 @@ class Probe:
             return self._prepare(map_tensors(torch.clone, self.batches[batch_idx]), batch_idx)
 
 
+def _no_gradients_of_inputs() -> NotApplicableError:
+    return NotApplicableError(
+        "the step fails on inputs that require a gradient, and this proxy differentiates with respect to them. Detach "
+        "what the step converts to numbers or arrays."
+    )
+
+
 def _found_blocks(probe: Probe) -> list[str]:
     return block_names(probe.module, probe.structure)
+
+
+def _trainable_shapes(probe: Probe) -> dict[str, torch.Size]:
+    return {
+        name: p.shape if p.ndim else torch.Size([1]) for name, p in probe.module.named_parameters() if p.requires_grad
+    }
 
 
 def _layers(probe: Probe) -> Layers:
