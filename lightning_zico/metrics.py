@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics import Metric
 
-from lightning_zico.engine.layers import weight_names
+from lightning_zico.engine.layers import Layer, Layers, known_layers, matching_layers
 from lightning_zico.engine.moments import Moments
 from lightning_zico.proxies.zico import zico_layers, zico_score
 
@@ -31,7 +31,8 @@ class ZiCoMetric(Metric):
 
     Args:
         module: Whose gradients are to come. Only names and shapes are kept.
-        parameters: Shell patterns of the parameters to score; None for the weights of linear and convolutional layers.
+        parameters: Shell patterns of the parameters to score; None for the layers that the classes of the module's
+            parts tell, see `engine.layers.known_layers`.
         kwargs: Of `torchmetrics.Metric`.
 
     Raises:
@@ -55,13 +56,26 @@ class ZiCoMetric(Metric):
 
     def __init__(self, module: nn.Module, parameters: Sequence[str] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        named = dict(module.named_parameters())
-        self._shapes: _Shapes = {name: named[name].shape for name in weight_names(module, parameters)}
-        if not self._shapes:
+        layers = known_layers(module) if parameters is None else matching_layers(module, parameters)
+        if not layers:
             raise ValueError(
                 f"{type(module).__name__} has no trainable parameter to score; choose some with `parameters=`."
             )
-        dtype = torch.float64 if any(named[name].dtype == torch.float64 for name in self._shapes) else torch.float32
+        named = {name: parameter.detach() for name, parameter in module.named_parameters()}
+        self._prepare(layers, layers.split(named))
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor]) -> "ZiCoMetric":
+        """Make a metric for gradients of known names and shapes, whatever module they are from."""
+        metric = cls.__new__(cls)
+        Metric.__init__(metric)
+        metric._prepare(Layers({name: Layer(name, name) for name in tensors}), tensors)
+        return metric
+
+    def _prepare(self, layers: Layers, tensors: Mapping[str, Tensor]) -> None:
+        self._layers = layers
+        self._shapes: _Shapes = {name: tensor.shape for name, tensor in tensors.items()}
+        dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors.values()) else torch.float32
         # The registered default is empty, since torchmetrics keeps a copy of it for ever.
         self.add_state("moments", torch.zeros(0, dtype=dtype), dist_reduce_fx=partial(_merge_ranks, self._shapes))
         self._clear()
@@ -75,7 +89,8 @@ class ZiCoMetric(Metric):
         """Take in one gradient of every scored weight, or the moments of several.
 
         Args:
-            gradients: By parameter name; tensors of the parameter's shape ``[*]``. More names than needed do no harm.
+            gradients: By layer or parameter name; tensors of its shape ``[*]``, or moments by layer. More
+                names than needed do no harm.
 
         Raises:
             KeyError: If a scored weight is missing.
@@ -83,7 +98,8 @@ class ZiCoMetric(Metric):
         """
         new = {}
         for name, shape in self._shapes.items():
-            given = gradients[name]
+            layer = self._layers[name]
+            given = gradients[name] if name in gradients else layer.of(gradients[layer.parameter])  # type: ignore[arg-type]
             given_shape = given.mean.shape if isinstance(given, Moments) else given.shape
             if given_shape != shape:
                 raise ValueError(

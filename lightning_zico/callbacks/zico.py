@@ -2,7 +2,6 @@
 
 import math
 import time
-from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -15,6 +14,7 @@ from torch import nn
 from lightning_zico._typing import Axis, LossFn
 from lightning_zico.bridge import bridged, check_training_step, read_training_batches
 from lightning_zico.engine.gradients import ChunkSize, check_chunk_size
+from lightning_zico.engine.layers import Patterns
 from lightning_zico.engine.moments import Moments
 from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.scope import preserved_rng
@@ -42,7 +42,8 @@ class ZiCoCallback(Callback):
         chunk_size: Per sample: how many samples to differentiate at once; None for all of a batch, ``"auto"`` for as
             many as fit the memory.
         std_of: ``"signed"`` as the published code, ``"abs"`` as the paper's equation.
-        parameters: Shell patterns of the parameters to score; None for the weights of linear and convolutional layers.
+        parameters: Shell patterns of the parameters to score; None for the weights of all layers, ``"published"`` for
+            those of linear and convolutional layers only.
         log_layers: Log what each layer adds, too, as ``zico/layers/<parameter>``.
         loss_fn: ``(outputs, targets) -> mean loss`` for batches ``(inputs, targets)``, instead of ``training_step``.
         seed: Of shuffling, augmentation and dropout while scoring.
@@ -67,7 +68,7 @@ class ZiCoCallback(Callback):
         axis: Axis = "batch",
         chunk_size: ChunkSize = None,
         std_of: Literal["signed", "abs"] = "signed",
-        parameters: Sequence[str] | None = None,
+        parameters: Patterns = None,
         log_layers: bool = False,
         loss_fn: LossFn | nn.Module | None = None,
         seed: int = 0,
@@ -187,7 +188,7 @@ class ZiCoCallback(Callback):
         try:
             if trainer.world_size == 1:
                 return zico_layers(moments), None
-            metric = ZiCoMetric(pl_module, self.parameters).to(pl_module.device)
+            metric = ZiCoMetric.of({name: m.mean for name, m in moments.items()}).to(pl_module.device)
             metric.update(moments)
             return metric.layers(), None
         except ZiCoError as raised:  # on all ranks alike, since all hold the same moments

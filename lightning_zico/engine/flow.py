@@ -26,6 +26,7 @@ class DataFlow:
             multiplies, directly or through a tensor that is computed from parameters only.
         inputs: Positions, in the order of `batches.tensors_of`, of the tensors that the network reads: those that meet
             a parameter on their way, rather than the loss only.
+        fan_ins: Of products that multiply a parameter as it is: how many of its entries make one output.
         reached: Parameters that the loss depends on for autograd; None if a checkpoint hides them.
         failure: Why the step could not be followed; None if it was. Nothing is known then: ``products`` is empty, and
             ``inputs`` has all tensors.
@@ -34,6 +35,7 @@ class DataFlow:
     products: frozenset[str]
     inputs: frozenset[int]
     reached: frozenset[str] | None
+    fan_ins: Mapping[str, int] = field(default_factory=dict)
     failure: str | None = None
 
 
@@ -80,7 +82,7 @@ def trace_flow(
         products = frozenset(
             name for name in follower.products if stateless.params[name].requires_grad and params[name].ndim > 1
         )
-        return DataFlow(products, frozenset(follower.read), reached)
+        return DataFlow(products, frozenset(follower.read), reached, follower.fan_ins)
 
     with torch.inference_mode(False), torch.enable_grad(), unfused(), preserved(module) as reset:
         muted(module)
@@ -92,7 +94,7 @@ def trace_flow(
             return trace(None)
         except Exception as error:
             everything = frozenset(range(len(tensors_of(batch))))
-            return DataFlow(frozenset(), everything, None, f"{type(error).__name__}: {error}")
+            return DataFlow(frozenset(), everything, None, failure=f"{type(error).__name__}: {error}")
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,8 @@ _WEIGHT_SLOTS: Mapping[str, tuple[int, ...]] = {
     "linear": (1,),
     "mkldnn_rnn_layer": (1, 2),
 }
+# Their last two operands are matrices, or a vector in the place of one.
+_MATRIX_PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv"})
 _LOOK_UPS = frozenset({"embedding", "_embedding_bag", "_embedding_bag_forward_only"})
 # Only the shape of what they are given matters.
 _SHAPED = ("empty_like", "zeros_like", "ones_like", "full_like", "new_empty", "new_zeros", "new_ones", "new_full")
@@ -168,6 +172,7 @@ class _Follower(TorchDispatchMode):
         super().__init__()
         self.products: set[str] = set()
         self.read: set[int] = set()
+        self.fan_ins: dict[str, int] = {}
         # A weak reference keeps the address of freed memory from being used again.
         self._origins: dict[StorageWeakRef, _Origin] = {}
         for tensor in constants:
@@ -178,7 +183,7 @@ class _Follower(TorchDispatchMode):
             self._origins[_key(tensor)] = _Origin(is_data=True, fresh=frozenset([position]))
         for name, tensor in params.items():
             self._origins[_key(tensor)] = _Origin(frozenset([name]))
-        self._fixed = {_key(tensor) for tensor in params.values()}
+        self._fixed = {_key(tensor): name for name, tensor in params.items()}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -199,6 +204,7 @@ class _Follower(TorchDispatchMode):
         origins = [(position, _CONSTANT if is_constant else self._origin_of(tensor)) for position, tensor in given]
         out = func(*args, **kwargs)
         result = self._result(func, name, origins)
+        self._note_fan_ins(name, given)
         for tensor in _tensors_in(out):
             key = _key(tensor)
             if key not in keys:
@@ -254,6 +260,14 @@ class _Follower(TorchDispatchMode):
             is_bias = name.startswith("_scaled_dot_product") and position > 2
             if not (is_added or is_bias) and (origin.is_weight or position in slots):
                 self.products |= origin.params
+
+    def _note_fan_ins(self, name: str, given: list[tuple[int, Tensor]]) -> None:
+        if name not in _MATRIX_PRODUCTS:
+            return
+        left, right = [tensor for _, tensor in given][-2:]
+        for matrix, fan_in in ((left, left.shape[-1]), (right, right.shape[-2 if right.ndim > 1 else -1])):
+            if (parameter := self._fixed.get(_key(matrix))) is not None:
+                self.fan_ins[parameter] = fan_in
 
 
 def _is_product(func: Any, name: str) -> bool:

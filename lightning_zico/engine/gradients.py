@@ -86,9 +86,9 @@ def stream_gradients(
     afterwards, whatever happens. Every batch starts from the same parameters and buffers, and from ``seed`` plus its
     index, so that without dropout gradients do not depend on the order of the batches.
 
-    Per sample, ``vmap`` is tried first, and where it cannot follow (autograd functions without ``setup_context``,
-    checkpointing, a write to a tensor that is neither parameter nor buffer, ``.item()``), plain autograd goes from
-    sample to sample. Both give the same numbers, and the result says which gave them.
+    Per sample, ``vmap`` is tried first, and where it cannot follow (hooks on parameters, autograd functions without
+    ``setup_context``, checkpointing, a write to a tensor that is neither parameter nor buffer, ``.item()``), plain
+    autograd goes from sample to sample. Both give the same numbers, and the result says which gave them.
 
     Batch normalisation in training mode is, per batch, differentiated through the statistics of that batch. Per sample
     it is differentiated with the statistics of the whole batch held constant (one more forward records them), since a
@@ -125,6 +125,8 @@ def stream_gradients(
     # Tensors made in inference mode, as in a validation loop, cannot be differentiated.
     with torch.inference_mode(False), preserved(module) as reset:
         task = _Task(module, step, names, reset, watch)
+        if backend is None and any(task.stateless.params[name]._backward_hooks for name in names):
+            candidates = (_BACKENDS[axis][-1],)  # torch.func does not call hooks on parameters
         for batch_idx, batch in enumerate(batches):
             task.take(batch, batch_idx, seed + batch_idx)
             if axis == "batch":
@@ -226,7 +228,7 @@ class _Task:
         if backend == "autograd":
             watch = self.watch if self.batch_idx == 0 else None
             gradients, loss = self.stateless.plain_gradients(
-                self.step, self.params | buffers, self.scored, batch, self.batch_idx, watch
+                self.step, self.params, buffers, self.scored, batch, self.batch_idx, watch
             )
         else:
             gradients, loss = self._pulled_back(self.scored, self._others(), buffers, batch)
@@ -256,7 +258,7 @@ class _Task:
             one = with_tensors(self.batch, sample)
             with self.batch_norm.replayed():
                 gradients, loss = self.stateless.plain_gradients(
-                    self._replayable_step, self.params | own_buffers, self.scored, one, self.batch_idx
+                    self._replayable_step, self.params, own_buffers, self.scored, one, self.batch_idx
                 )
             self.put_back()
             losses.append(loss)
@@ -282,7 +284,11 @@ class _Task:
             # Cloned here, since torch.func lets a function write to nothing that it captures.
             own_others = {name: tensor.clone() for name, tensor in others.items()}
             own_buffers = {name: tensor.clone() for name, tensor in buffers.items()}
-            return self._loss(scored, own_others, own_buffers, map_tensors(torch.clone, batch))
+            trainable = [tensor for name, tensor in own_others.items() if self.stateless.params[name].requires_grad]
+            for tensor in (*own_others.values(), *scored.values()):
+                tensor._is_param = True  # what `isinstance(_, nn.Parameter)` asks for
+            with _Trainable(trainable):
+                return self._loss(scored, own_others, own_buffers, map_tensors(torch.clone, batch))
 
         loss, pull_back = vjp(loss_of, scored)  # type: ignore[misc]  # typed with a third part that is not there
         (gradients,) = pull_back(torch.ones_like(loss), retain_graph=False, create_graph=False)
@@ -324,11 +330,33 @@ class _Task:
             return tensor
 
         with self.batch_norm.replayed(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            self.stateless.plain_gradients(self.step, self.params | buffers, self.scored, batch, self.batch_idx)
+            self.stateless.plain_gradients(self.step, self.params, buffers, self.scored, batch, self.batch_idx)
         gradients = sum(tensor.nbytes for tensor in self.scored.values())
         # Twice: the backward pass makes as much again as the forward kept, and taking moments as much as gradients
         # weigh.
         return max(1, min(total, budget // (2 * (sum(kept.values()) + gradients))))
+
+
+class _Trainable(TorchFunctionMode):
+    """Lets tensors that torch.func does not differentiate with respect to say that they require a gradient.
+
+    A step that asks gets the answer of training; one that then differentiates with respect to them fails, and plain
+    autograd has its turn.
+    """
+
+    def __init__(self, tensors: list[Tensor]) -> None:
+        super().__init__()
+        self._ids = frozenset(map(id, tensors))
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func == _REQUIRES_GRAD and id(args[0]) in self._ids:
+            return True
+        return func(*args, **(kwargs or {}))
+
+
+_REQUIRES_GRAD = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
 
 
 def _owned(gradients: Params) -> Params:

@@ -1,10 +1,19 @@
 """Layers and blocks: which parts of a module the formulas speak of."""
 
 import fnmatch
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Literal, TypeAlias
 
+import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import ParametrizationList
+
+from lightning_zico._typing import Params
+from lightning_zico.engine.copies import copies_in
 
 # The layers whose weights ZiCo scores, as published (there in two dimensions).
 WEIGHT_LAYERS = (
@@ -17,47 +26,260 @@ WEIGHT_LAYERS = (
     nn.ConvTranspose3d,
 )
 
+# Which parameters to look at: shell patterns of their names; "published" for the weights of `WEIGHT_LAYERS`; None for
+# all weights that a layer multiplies its input with.
+Patterns: TypeAlias = Sequence[str] | Literal["published"] | None
 
-def weight_names(module: nn.Module, patterns: Sequence[str] | None = None) -> list[str]:
-    """List the trainable parameters that make up the layers of a module, in the module's order.
+# Their weights are looked up or applied entry by entry: they multiply nothing.
+_LOOKED_UP = (nn.Embedding, nn.EmbeddingBag)
+_NO_PRODUCTS = (*_LOOKED_UP, nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.PReLU)
+
+# Shell patterns of the weights that layers multiply their input with, by class.
+_REGISTERED: dict[type, tuple[str, ...]] = {
+    **dict.fromkeys(WEIGHT_LAYERS, ("weight",)),
+    nn.Bilinear: ("weight",),
+    nn.RNNBase: ("weight_ih_*", "weight_hh_*", "weight_hr_*"),
+    nn.RNNCellBase: ("weight_ih", "weight_hh"),
+    nn.MultiheadAttention: ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"),
+}
+
+
+def register_layer(cls: type[nn.Module], *weight_names: str) -> None:
+    """Declare which parameters of a class of modules are weights of layers.
+
+    Most classes need no declaration: whatever a matrix product, a convolution or the like multiplies is found by
+    running the module once. Declare a class if that run cannot see its product, as inside of an extension written in
+    C++, or to spare the run. Call this where the class is defined, so that worker processes know it as well.
+
+    Args:
+        cls: The class; its subclasses are included.
+        weight_names: Names, or shell patterns, of its own parameters, such as ``"weight"``. The first dimension of such
+            a parameter counts the outputs. None of them for a class that has no such weight.
+
+    Raises:
+        TypeError: If ``cls`` is not a class of modules, or a name is not a string.
+
+    Example:
+        >>> class Scaled(nn.Module):
+        ...     def __init__(self) -> None:
+        ...         super().__init__()
+        ...         self.kernel = nn.Parameter(torch.ones(2, 3))
+        >>> register_layer(Scaled, "kernel")
+        >>> list(known_layers(nn.Sequential(Scaled())))
+        ['0.kernel']
+    """
+    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
+        raise TypeError(f"Invalid cls={cls!r}: expected a subclass of `torch.nn.Module`.")
+    for name in weight_names:
+        if not isinstance(name, str):
+            raise TypeError(f"Invalid weight name {name!r}: expected the name of a parameter, such as 'weight'.")
+    _REGISTERED[cls] = weight_names
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The weight of one layer: a parameter, or some rows of one.
+
+    Args:
+        name: Of the parameter; where it is cut, with the part in brackets: ``"attention.in_proj_weight[q]"``.
+        parameter: Name of the parameter.
+        rows: First row and the one behind the last, if the layer is only a part of the parameter.
+        fan_in: Numbers that each output is computed from; None for those of one row.
+    """
+
+    name: str
+    parameter: str
+    rows: tuple[int, int] | None = None
+    fan_in: int | None = None
+
+    def of(self, tensor: Tensor, dim: int = 0) -> Tensor:
+        """Cut the layer's part out of a tensor shaped like the parameter, with its rows in dimension ``dim``.
+
+        A complex tensor becomes real, ``[*, 2]``, since a complex weight is trained as two real ones.
+        """
+        if self.rows is not None:
+            tensor = tensor.narrow(dim, self.rows[0], self.rows[1] - self.rows[0])
+        return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+@dataclass(frozen=True)
+class Layers(Mapping[str, Layer]):
+    """The layers of a module by name, in the order of its parameters.
+
+    Args:
+        by_name: The layers.
+        unknown: Trainable parameters of two or more dimensions of which the classes do not tell whether they are
+            weights of layers.
+        twins: Pairs of submodules that are copies of each other, of which one may not be trained.
+        copies: Submodules that are copies of others and not trained.
+    """
+
+    by_name: Mapping[str, Layer]
+    unknown: Sequence[str] = ()
+    twins: Sequence[tuple[str, str]] = ()
+    copies: Set[str] = field(default_factory=frozenset)
+
+    def __getitem__(self, name: str) -> Layer:
+        return self.by_name[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.by_name)
+
+    def __len__(self) -> int:
+        return len(self.by_name)
+
+    @property
+    def needs_run(self) -> bool:
+        """Whether the classes of the module's parts leave open what its layers are, see `with_run`."""
+        return bool(self.unknown or self.twins)
+
+    @property
+    def parameters(self) -> list[str]:
+        """Names of the parameters that the layers are made of, each once."""
+        return list(dict.fromkeys(layer.parameter for layer in self.values()))
+
+    def split(self, tensors: Params, dim: int = 0) -> Params:
+        """Cut tensors that are shaped like parameters into those of layers; without copies.
+
+        Args:
+            tensors: By parameter, ``[..., *]``.
+            dim: Where the parameters' first dimension is.
+        """
+        return {name: layer.of(tensors[layer.parameter], dim) for name, layer in self.items()}
+
+    def with_run(
+        self, module: nn.Module, products: Set[str], fan_ins: Mapping[str, int], reached: Set[str] | None
+    ) -> "Layers":
+        """Complete the layers by what a run of the module shows, see `flow.DataFlow`."""
+        copies = set(self.copies)
+        for pair in self.twins if reached is not None else ():
+            idle = [name for name in pair if not any(is_inside(parameter, name) for parameter in reached)]  # type: ignore[union-attr]
+            if len(idle) == 1:
+                copies.add(idle[0])
+        by_parameter: dict[str, list[Layer]] = {}
+        for layer in self.values():
+            by_parameter.setdefault(layer.parameter, []).append(layer)
+        for name in self.unknown:
+            if name in products:
+                by_parameter[name] = [Layer(name, name, fan_in=fan_ins.get(name))]
+        ordered = (
+            layer
+            for name, _ in module.named_parameters()
+            for layer in by_parameter.get(name, ())
+            if not any(is_inside(name, copy) for copy in copies)
+        )
+        return replace(
+            self, by_name={layer.name: layer for layer in ordered}, unknown=(), twins=(), copies=frozenset(copies)
+        )
+
+
+def known_layers(module: nn.Module) -> Layers:
+    """Find the layers that the classes of a module's parts tell.
+
+    These are linear, bilinear and convolutional layers, recurrent ones and attention; the input projection of
+    ``nn.MultiheadAttention`` is three layers, for queries, keys and values. What a weight is computed from stands in
+    its place where it is parametrised, normalised or pruned. Frozen weights are left out.
 
     Args:
         module: Any module.
-        patterns: Shell patterns of parameter names, such as ``"*.weight"``. None for the ``weight`` of every linear and
-            convolutional layer (1d, 2d, 3d, transposed), and what it is computed from where it is parametrised.
 
     Returns:
         Names as in ``module.named_parameters()``: a weight that two layers share stands once, under its first name.
 
     Example:
-        >>> weight_names(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2)))
+        >>> list(known_layers(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))))
         ['0.weight', '3.weight']
     """
-    trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
-    if patterns is not None:
-        return [name for name in trainable if any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)]
-    weights: set[int] = set()
-    for layer in module.modules():
-        if isinstance(layer, WEIGHT_LAYERS):
-            for name, parameter in layer.named_parameters():
-                # "weight"; "parametrizations.weight.original0"; "weight_g" and "weight_v" of the old weight_norm
-                if name in ("weight", "weight_g", "weight_v") or name.startswith("parametrizations.weight."):
-                    weights.add(id(parameter))
-    return [name for name, parameter in trainable.items() if id(parameter) in weights]
+    trainable = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+    weights, others = _classified(module)
+    layers = [layer for name, p in trainable.items() if id(p) in weights for layer in _parts(name, p, weights[id(p)])]
+    unknown = [name for name, p in trainable.items() if id(p) not in weights | others and (is_lazy(p) or p.ndim > 1)]
+    copies, twins = copies_in(module)
+    return Layers({layer.name: layer for layer in layers}, unknown, twins, copies)
 
 
-def layer_weights(module: nn.Module) -> dict[int, str]:
-    """Name the weight of each layer, by ``id`` of the layer; a weight that two layers share is both layers'."""
-    names = {id(parameter): name for name, parameter in module.named_parameters()}
-    wanted = set(weight_names(module))
-    found: dict[int, str] = {}
-    for layer in module.modules():
-        if isinstance(layer, WEIGHT_LAYERS):
-            own = (names[id(parameter)] for parameter in layer.parameters())
-            name = next((name for name in own if name in wanted), None)
-            if name is not None:
-                found[id(layer)] = name
-    return found
+def published_layers(module: nn.Module) -> Layers:
+    """Find the layers that ZiCo scores as published: the trainable weights of `WEIGHT_LAYERS`."""
+    weights = {
+        id(parameter)
+        for part in module.modules()
+        if isinstance(part, WEIGHT_LAYERS)
+        for parameter in _own_weights(part, _patterns_of(type(part)))
+    }
+    names = [name for name, p in module.named_parameters() if p.requires_grad and id(p) in weights]
+    return Layers({name: Layer(name, name) for name in names})
+
+
+def matching_layers(module: nn.Module, patterns: Sequence[str]) -> Layers:
+    """Find the trainable parameters whose names match a shell pattern, such as ``"*.weight"``; each is one layer."""
+    names = [
+        name
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+    ]
+    return Layers({name: Layer(name, name) for name in names})
+
+
+def owned_weights(part: nn.Module) -> list[Tensor]:
+    """List the weights that a module multiplies its input with, frozen ones included, as far as its class tells."""
+    return _own_weights(part, _patterns_of(type(part)))
+
+
+def parts_of(part: nn.Module, weight: Tensor) -> list[tuple[str, tuple[int, int]]]:
+    """Name the parts of a weight that are layers of their own, and their rows; none where all of it is one layer."""
+    if not isinstance(part, nn.MultiheadAttention) or weight.shape[0] != 3 * part.embed_dim:
+        return []
+    width = part.embed_dim
+    return [(letter, (start * width, (start + 1) * width)) for start, letter in enumerate("qkv")]
+
+
+def _classified(module: nn.Module) -> tuple[dict[int, nn.Module], dict[int, nn.Module]]:
+    """Find the parameters that are weights of layers and those that are not, with their module, by ``id``."""
+    weights: dict[int, nn.Module] = {}
+    others: dict[int, nn.Module] = {}
+    for part in module.modules():
+        patterns = _patterns_of(type(part))
+        if patterns is not None:
+            for parameter in _own_weights(part, patterns):
+                weights.setdefault(id(parameter), part)
+        if not patterns and (patterns is not None or isinstance(part, _NO_PRODUCTS)):
+            others.update((id(parameter), part) for parameter in part.parameters(recurse=False))
+    return weights, others
+
+
+def _patterns_of(cls: type) -> tuple[str, ...] | None:
+    return next((_REGISTERED[base] for base in cls.__mro__ if base in _REGISTERED), None)
+
+
+def _own_weights(part: nn.Module, patterns: tuple[str, ...] | None) -> list[Tensor]:
+    if not patterns:
+        return []
+    matches = _matcher(patterns)
+    own = [(name, parameter) for name, parameter in part._parameters.items() if parameter is not None]
+    if (parametrizations := part._modules.get("parametrizations")) is not None:
+        own += parametrizations.named_parameters("parametrizations")
+    return [parameter for name, parameter in own if matches(name)]
+
+
+@cache
+def _matcher(patterns: tuple[str, ...]) -> Callable[[str], object]:
+    """Match the name of a weight, or of what it is computed from.
+
+    That is "weight"; "parametrizations.weight.original0"; "weight_orig" of the old spectral norm and of pruning;
+    "weight_g" and "weight_v" of the old weight norm.
+    """
+    names = "|".join(fnmatch.translate(pattern).removesuffix(r"\Z").removesuffix(r"\z") for pattern in patterns)
+    return re.compile(rf"(?:{names})(?:_orig|_g|_v)?|parametrizations\.(?:{names})\..*").fullmatch
+
+
+def _parts(name: str, parameter: Tensor, part: nn.Module) -> list[Layer]:
+    parts = parts_of(part, parameter)
+    return [Layer(f"{name}[{own}]", name, rows) for own, rows in parts] or [Layer(name, name)]
+
+
+def is_inside(parameter: str, submodule: str) -> bool:
+    """Check by their names whether a parameter, or another submodule, is in a submodule."""
+    return parameter.startswith(f"{submodule}.")
 
 
 @dataclass(frozen=True)
@@ -66,89 +288,85 @@ class Layout:
 
     Args:
         names: Of the submodules, by ``id``.
-        layers: See `layer_weights`.
-        holding: Ids of the submodules with a layer of these in them.
+        owned: Names of the layers of each submodule, by ``id``: one where the submodule is a layer, and several where
+            it computes more than one, as attention does. A weight that two submodules share is both submodules'.
+        holding: Ids of the submodules with a layer in them.
     """
 
     names: Mapping[int, str]
-    layers: Mapping[int, str]
+    owned: Mapping[int, Sequence[str]]
     holding: frozenset[int]
 
+    @property
+    def layers(self) -> dict[int, str]:
+        """Names of the submodules' layers, by ``id``, of those that are a layer."""
+        return {part: names[0] for part, names in self.owned.items() if len(names) == 1}
+
     @classmethod
-    def of(cls, module: nn.Module) -> "Layout":
-        """Look a module up."""
-        layers = layer_weights(module)
-        holding = {id(part) for part in module.modules() if any(id(layer) in layers for layer in part.modules())}
-        return cls({id(part): name for name, part in module.named_modules()}, layers, frozenset(holding))
+    def of(cls, module: nn.Module, layers: Layers | None = None) -> "Layout":
+        """Look a module up.
+
+        Args:
+            module: Any module.
+            layers: Its layers; None for those that the classes of its parts tell.
+        """
+        layers = known_layers(module) if layers is None else layers
+        owned = owned_layers(module, layers)
+        names = {}
+        outputs = {}
+        holding = set()
+        for name, part in module.named_modules():
+            names[id(part)] = name
+            if any(id(inner) in owned for inner in part.modules()):
+                holding.add(id(part))
+            # What a subclass of a linear layer adds, as a low-rank update does, has no output of its own.
+            if id(part) in owned:
+                is_one = isinstance(part, WEIGHT_LAYERS) or len({weight_name(own) for own in owned[id(part)]}) == 1
+                outputs[id(part)] = owned[id(part)][:1] if is_one else owned[id(part)]
+        return cls(names, outputs, frozenset(holding))
+
+
+def owned_layers(module: nn.Module, layers: Layers) -> dict[int, list[str]]:
+    """List the layers whose weights a submodule owns, or computes its weight from, by ``id`` of the submodule."""
+    by_parameter: dict[str, list[str]] = {}
+    for name, layer in layers.items():
+        by_parameter.setdefault(layer.parameter, []).append(name)
+    names = {id(p): by_parameter[name] for name, p in module.named_parameters() if name in by_parameter}
+    owned: dict[int, list[str]] = {}
+    for part in module.modules():
+        if isinstance(part, (ParametrizationList, *_NO_PRODUCTS)):
+            continue
+        own = list(part._parameters.values())
+        if isinstance(parametrizations := part._modules.get("parametrizations"), nn.ModuleDict):
+            own += list(parametrizations.parameters())
+        found = [name for parameter in own for name in names.get(id(parameter), ())]
+        if found:
+            owned[id(part)] = found
+    return owned
+
+
+def weight_name(layer: str) -> str:
+    """Name the weight that is computed from a layer's parameter where it is normalised or pruned; else the parameter.
+
+    Example:
+        >>> [weight_name(name) for name in ("0.weight_g", "0.parametrizations.weight.original0", "0.weight")]
+        ['0.weight', '0.weight', '0.weight']
+    """
+    if ".parametrizations." in f".{layer}":
+        prefix, _, rest = f".{layer}".partition(".parametrizations.")
+        return f"{prefix}.{rest.partition('.')[0]}".lstrip(".")
+    return re.sub(r"(?<=weight)(_orig|_g|_v)$", "", layer)
+
+
+def weight_in(part: nn.Module, layer: str) -> Tensor:
+    """Look up the weight that a submodule multiplies with, by the name of its layer."""
+    weight: Tensor = getattr(part, weight_name(layer).rpartition(".")[2])
+    return weight
 
 
 def channel_dim(layer: nn.Module, output: Tensor) -> int:
-    """Tell where the channels of a layer's output are: last for a linear layer, second for a convolution."""
-    return output.ndim - 1 if isinstance(layer, nn.Linear) else 1
-
-
-def block_names(module: nn.Module) -> list[str]:
-    """Find the blocks of a network: what it repeats, or the links of its chain.
-
-    The module is walked down from the root. A submodule with a linear or convolutional layer somewhere inside, other
-    than such a layer and than a plain container (``Sequential``, ``ModuleList``, ``ModuleDict``), is a block if its
-    class stands at least twice among those that are met in this way; what is inside a block is not looked at, and what
-    is no block is looked into. Residual blocks, cells of a search space, inverted bottlenecks and transformer blocks
-    are found by this. Where nothing is repeated, the longest ``Sequential`` is taken for a chain: a link begins with a
-    child that holds a layer and ends before the next one; the block is its last child that does not reshape.
-
-    Args:
-        module: Any module.
-
-    Returns:
-        Names of submodules, in the module's order; fewer than two are none.
-
-    Example:
-        >>> block_names(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
-        ['1', '2']
-    """
-    holding = {id(part) for part in module.modules() if any(isinstance(m, WEIGHT_LAYERS) for m in part.modules())}
-    met = _met(module, holding)
-    classes = [type(part) for _, part in met]
-    # A class that stands once is a stage or a backbone, so the repeated ones may be inside of it.
-    while any(classes.count(kind) == 1 for kind in classes):
-        met = [
-            pair
-            for name, part in met
-            for pair in ([(name, part)] if classes.count(type(part)) > 1 else _met(part, holding, f"{name}."))
-        ]
-        classes = [type(part) for _, part in met]
-    names = [name for name, _ in met]
-    return names if len(names) > 1 else _links(module, holding)
-
-
-_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
-_RESHAPING = (nn.Flatten, nn.Unflatten, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
-
-
-def _met(module: nn.Module, holding: set[int], prefix: str = "") -> list[tuple[str, nn.Module]]:
-    found: list[tuple[str, nn.Module]] = []
-    for name, child in module.named_children():
-        if id(child) not in holding or isinstance(child, WEIGHT_LAYERS):
-            continue
-        if type(child) in _CONTAINERS:
-            found += _met(child, holding, f"{prefix}{name}.")
-        else:
-            found.append((f"{prefix}{name}", child))
-    return found
-
-
-def _links(module: nn.Module, holding: set[int]) -> list[str]:
-    chains: list[list[str]] = [[]]
-    for prefix, part in module.named_modules():
-        if isinstance(part, nn.Sequential):
-            links: list[str] = []
-            for name, child in part.named_children():
-                full = f"{prefix}.{name}" if prefix else name
-                if id(child) in holding:
-                    links.append(full)
-                elif links and not isinstance(child, _RESHAPING):
-                    links[-1] = full
-            chains.append(links)
-    longest = max(chains, key=len)
-    return longest if len(longest) > 1 else []
+    """Find the dimension of a layer's output that has the channels: the second for a convolution, else the last."""
+    if isinstance(layer, WEIGHT_LAYERS):
+        return output.ndim - 1 if isinstance(layer, nn.Linear) else 1
+    kernels = (p for p in layer._parameters.values() if p is not None and 2 < p.ndim == output.ndim)
+    return 1 if any(output.shape[1] == kernel.shape[0] for kernel in kernels) else output.ndim - 1

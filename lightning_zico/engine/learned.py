@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_zico._typing import Params
-from lightning_zico.engine.layers import weight_names
+from lightning_zico.engine.layers import Patterns
 from lightning_zico.engine.moments import Moments
 from lightning_zico.engine.observers import GradientFacts, Observer
 from lightning_zico.errors import NoGradientError, NonFiniteError
@@ -31,11 +31,11 @@ class MomentsOverBatches(Observer):
     """Takes the moments of the gradients over all batches, or samples.
 
     Args:
-        patterns: Which parameters; see `layers.weight_names`.
+        patterns: Which parameters; see `layers.Patterns`.
         of: The gradient, or its magnitude.
     """
 
-    patterns: tuple[str, ...] | None = None
+    patterns: Patterns = None
     of: Literal["signed", "abs"] = "signed"
 
     needs_gradients: ClassVar[bool] = True
@@ -46,9 +46,9 @@ class MomentsOverBatches(Observer):
         self._merged: dict[str, Moments] = {}
         self._losses: list[Tensor] = []
 
-    def names(self, module: nn.Module) -> list[str]:
-        """List the parameters; there must be one."""
-        return chosen_names(module, self.patterns)
+    def wanted(self) -> Patterns:
+        """Name the parameters."""
+        return self.patterns
 
     def gradients(self, gradients: Params, losses: Tensor) -> Callable[[], None] | None:
         """Merge the moments of a chunk into those of all."""
@@ -87,17 +87,13 @@ class MomentsOverBatches(Observer):
 
 @dataclass(unsafe_hash=True)
 class FirstGradients(Observer):
-    """Keeps the gradient of the first batch's mean loss for the weights of linear and convolutional layers."""
+    """Keeps the gradient of the first batch's mean loss for the weights of layers."""
 
     needs_gradients: ClassVar[bool] = True
 
     def start(self, module: nn.Module) -> None:
         """Begin with nothing."""
         self.by_name: Params = {}
-
-    def names(self, module: nn.Module) -> list[str]:
-        """List the weights; there must be one."""
-        return chosen_names(module)
 
     def gradients(self, gradients: Params, losses: Tensor) -> Callable[[], None] | None:
         """Keep them."""
@@ -128,24 +124,6 @@ class WeightDifferentiator(Observer):
         """Differentiate one number; zeros where it does not depend on a weight."""
         leaves = list(self.weights.values())
         return torch.autograd.grad(number, leaves, retain_graph=retain_graph, allow_unused=True, materialize_grads=True)
-
-
-def chosen_names(module: nn.Module, patterns: tuple[str, ...] | None = None) -> list[str]:
-    """List the parameters to differentiate with respect to.
-
-    Raises:
-        NoGradientError: If there is none.
-    """
-    names = weight_names(module, patterns)
-    if not names:
-        wanted = (
-            "trainable weight of a linear or convolutional layer" if patterns is None else f"match for {list(patterns)}"
-        )
-        raise NoGradientError(
-            f"There is no {wanted} among {len(list(module.parameters()))} parameters. "
-            "Unfreeze some, or choose others with `parameters=`."
-        )
-    return names
 
 
 def check_gradients(names: list[str], largest: list[Tensor], losses: list[Tensor]) -> None:

@@ -5,7 +5,8 @@ Index conventions:
     *: shape of one parameter
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -18,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from lightning_zico._typing import Axis, Batch, Params
 from lightning_zico.engine.batches import map_tensors, tensors_of
-from lightning_zico.engine.layers import Layout
+from lightning_zico.engine.layers import Layout, Patterns
 from lightning_zico.engine.scope import unfused
 from lightning_zico.engine.transforms import is_transforming, outside_transforms, real_view, unwrapped
 from lightning_zico.errors import NotApplicableError, kept
@@ -77,7 +78,7 @@ class Observer:
         needs_input_graph: With ``needs_graph``: whether it differentiates with respect to the batch.
         needs_gradients: Whether `gradients` is to be called, with those of the first batch.
         all_batches: With ``needs_gradients``: whether all batches (or samples) are to be handed over.
-        layers: Names of the weights of layers, by ``id`` of the layer; there before `start`.
+        layout: Where layers are in the module; there before `start`.
         may_repeat: Whether memory may run out, and a chunk of gradients have to be taken again.
     """
 
@@ -85,7 +86,7 @@ class Observer:
     needs_input_graph: ClassVar[bool] = True
     needs_gradients: ClassVar[bool] = False
     all_batches: ClassVar[bool] = False
-    layers: ClassVar[Mapping[int, str]] = {}
+    layout: ClassVar[Layout] = Layout({}, {}, frozenset())
     may_repeat = False
 
     def start(self, module: nn.Module) -> None:
@@ -98,10 +99,10 @@ class Observer:
         """See what goes into a batch normalisation that takes the statistics of the batch, ``[N, C, ...]``."""
 
     def module_call(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        """See a call of a submodule, when it is over, and what it was given by position."""
+        """See a call of a submodule, when it is over, and what it was given, by position and then by name."""
 
     def forwarded(self, output: Tensor, inputs: Sequence[Tensor]) -> None:
-        """See the network's output and the floating-point tensors of the batch, at the end of the forward pass.
+        """See the network's output and its floating-point inputs, at the end of the forward pass.
 
         Autograd is on, and the graph is there, if ``needs_graph``; observers that differentiate have their turn first.
         """
@@ -109,9 +110,9 @@ class Observer:
     def ended(self) -> None:
         """See the end of the forward pass, after `forwarded`, also where the network has no output to be seen."""
 
-    def names(self, module: nn.Module) -> list[str]:
-        """List the parameters whose gradients are wanted."""
-        return []
+    def wanted(self) -> Patterns:
+        """Parameters whose gradients are wanted."""
+        return None
 
     def gradients(self, gradients: Params, losses: Tensor) -> Callable[[], None] | None:
         """See the gradients of a chunk, ``[n, *]`` each, which are the observer's own, and its losses, ``[n]``.
@@ -138,14 +139,16 @@ _NO_LAYOUT = Layout({}, {}, frozenset())
 class Watch:
     """Reports one forward pass to observers; one that fails is told of nothing more, and the others go on.
 
-    The network's output is what came of the last call to end of a submodule that holds trainable weights of linear or
-    convolutional layers. It is the module's own if the step calls the module. Where an observer differentiates, calls
-    under ``no_grad`` (as of a branch that is not trained) are passed by.
+    The network's output is what came of the last call to end of a submodule that holds trainable weights of layers. It
+    is the module's own if the step calls the module. Where an observer differentiates, calls under ``no_grad`` (as of a
+    branch that is not trained) are passed by.
 
     Args:
         module: Put back by the caller.
         observers: Started.
         layout: Gives that of the module, if somebody has it; it is asked for only if the forward pass is looked at.
+        read: Gives the positions of the tensors of a batch that the network reads; asked for only if a batch has
+            several floating-point tensors and an observer differentiates with respect to them. None for all.
         is_whole: Given the names of `calls`, whether the network has run to its end. A step that fails then, in its
             loss, fails behind the network, and observers see the end of the forward pass. None if that is not known.
 
@@ -159,9 +162,11 @@ class Watch:
         module: nn.Module,
         observers: Sequence[Observer],
         layout: Callable[[], Layout] | None = None,
+        read: Callable[[], Set[int]] | None = None,
         is_whole: Callable[[Sequence[str]], bool] | None = None,
     ) -> None:
         self.observers = list(observers)
+        self._read = read
         self.errors: dict[Observer, Exception] = {}
         self.inputs: list[Tensor] = []
         self.calls: list[str] = []
@@ -178,19 +183,27 @@ class Watch:
         self._dtype = torch.get_default_dtype()
         self._listeners: dict[str, list[Observer]] = {}
         self._is_blind = bool(observers) and not any(map(self._listening, _EVENTS))
-        self._layout = _NO_LAYOUT if self._is_blind else layout() if layout else Layout.of(module)
+        self._sees_calls = not observers or any(map(self._listening, ("module_call", "forwarded")))
+        self._layout = _NO_LAYOUT if not self._sees_calls else layout() if layout else Layout.of(module)
         self.needs_graph = any(observer.needs_graph for observer in observers)
         self._needs_input_graph = any(observer.needs_graph and observer.needs_input_graph for observer in observers)
         for observer in observers:
-            observer.layers = self._layout.layers  # type: ignore[misc]
+            observer.layout = self._layout  # type: ignore[misc]
             self.tell(observer, observer.start, module)
 
     def prepared(self, batch: Batch) -> Batch:
-        """Clone a batch; its floating-point tensors can be differentiated with respect to, if an observer does."""
+        """Clone a batch; the floating-point inputs can be differentiated with respect to, if an observer does.
+
+        Targets do not require a gradient: a step may turn them into something that cannot have one.
+        """
         self.inputs = []
+        floating = [position for position, t in enumerate(tensors_of(batch)) if t.is_floating_point()]
+        read = self._read() if self._read and self._needs_input_graph and len(floating) > 1 else floating
+        positions = itertools.count()
 
         def clone(tensor: Tensor) -> Tensor:
-            if not tensor.is_floating_point():
+            position = next(positions)
+            if not (tensor.is_floating_point() and position in read):
                 return tensor.clone()
             leaf = tensor.detach().clone().requires_grad_(self._needs_input_graph)
             self.inputs.append(leaf)
@@ -209,9 +222,9 @@ class Watch:
         self._unwraps = not is_transforming()
         self._output, self._is_hidden = None, False
         self.calls.clear()
-        functions = self._listening("activation") or self._listening("batch_norm")
+        functions = self._listening("activation") or self._listening("batch_norm") or self.needs_graph
         # For all modules at once: a hook on each of hundreds takes longer than to run a small network.
-        handle = register_module_forward_hook(self._called)
+        handle = register_module_forward_hook(self._called, with_kwargs=True) if self._sees_calls else None
         try:
             with unfused(), _Functions(self) if functions else nullcontext():
                 yield
@@ -219,7 +232,8 @@ class Watch:
             self.broke_off = True
             raise
         finally:
-            handle.remove()
+            if handle is not None:
+                handle.remove()
 
     @property
     def has_run_through(self) -> bool:
@@ -249,8 +263,8 @@ class Watch:
             raise NotApplicableError("the network runs under `torch.no_grad()`, so that nothing can be differentiated.")
         if output is None:
             raise NotApplicableError(
-                "the step called no submodule with trainable linear or convolutional layers that put out a "
-                "floating-point tensor with a row for each sample."
+                "the step called no submodule with trainable layers that put out a floating-point tensor with a row "
+                "for each sample."
             )
         return output
 
@@ -259,7 +273,7 @@ class Watch:
         with torch.set_grad_enabled(observer.needs_graph):
             observer.forwarded(output, self.inputs)
 
-    def _called(self, module: nn.Module, args: Any, output: Any) -> None:
+    def _called(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         name = self._layout.names.get(id(module))
         # While autograd runs, in a step that itself differentiates, a checkpoint calls again what has been seen. Modes
         # do not see that; torch's checkpoints ask in the same way.
@@ -274,7 +288,7 @@ class Watch:
                         self._output = unwrapped(output)
             else:
                 self._is_hidden = True
-        self.report("module_call", name, module, args, output)
+        self.report("module_call", name, module, (*args, *kwargs.values()), output)
 
     def _listening(self, event: str) -> list[Observer]:
         if event not in self._listeners:
@@ -322,6 +336,9 @@ class Watch:
             self._listeners.clear()
 
 
+_SET_REQUIRES_GRAD = Tensor.requires_grad.__set__  # type: ignore[attr-defined]
+
+
 class _Functions(TorchFunctionMode):
     """Sees activation functions and batch normalisations, whether a module, a function or a method calls them.
 
@@ -344,6 +361,8 @@ class _Functions(TorchFunctionMode):
             after = func(*args, **kwargs)
             self._watch.report("activation", real_view(kept), real_view(after))
             return after
+        if func == _SET_REQUIRES_GRAD and args[0].requires_grad and args[1]:
+            return None  # torch refuses what is true already, where an input is watched
         if func is F.batch_norm and (args[5] if len(args) > 5 else kwargs.get("training", False)):
             self._watch.report("batch_norm", args[0] if args else kwargs["input"])
         return func(*args, **kwargs)

@@ -1,6 +1,6 @@
 """Probe: one candidate, placed and ready to be measured."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Literal, TypeVar
@@ -11,15 +11,32 @@ from torch import Tensor, nn
 from lightning_zico._registry import unknown_name
 from lightning_zico._typing import Axis, Batch, Params, Step
 from lightning_zico.engine.batches import map_tensors, tensors_of
+from lightning_zico.engine.blocks import block_names
 from lightning_zico.engine.flow import DataFlow, trace_flow
 from lightning_zico.engine.gradients import ChunkSize, GradientChunk, is_out_of_memory, stream_gradients
-from lightning_zico.engine.layers import Layout, block_names, weight_names
+from lightning_zico.engine.layers import (
+    Layers,
+    Layout,
+    Patterns,
+    known_layers,
+    matching_layers,
+    published_layers,
+    weight_name,
+)
 from lightning_zico.engine.learned import FirstGradients, GradientMoments, MomentsOverBatches
 from lightning_zico.engine.observers import GradientFacts, Observer, Watch, listens
 from lightning_zico.engine.scope import preserved, preserved_rng, seed_all
 from lightning_zico.engine.size import MacCount, count_macs, count_params
 from lightning_zico.engine.stateless import Stateless, reaches
-from lightning_zico.errors import NotApplicableError, UnsupportedModuleError, ZiCoError, again, in_words, kept
+from lightning_zico.errors import (
+    NoGradientError,
+    NotApplicableError,
+    UnsupportedModuleError,
+    ZiCoError,
+    again,
+    in_words,
+    kept,
+)
 
 T = TypeVar("T")
 O = TypeVar("O", bound=Observer)  # noqa: E741
@@ -38,7 +55,7 @@ class Probe:
         chunk_size: Per sample: how many at once; see `gradients.stream_gradients`.
         seed: Of dropout, of other weights and inputs that are drawn, and of other randomness.
         muted: Silences, on a module that will be put back, what cannot run on the meta device.
-        blocks: Names of the submodules that are the network's blocks; None to find them, see `layers.block_names`.
+        blocks: Names of the submodules that are the network's blocks; None to find them, see `blocks.block_names`.
         name: Of the candidate.
     """
 
@@ -80,13 +97,61 @@ class Probe:
         return count_params(self.module)
 
     @property
-    def layers(self) -> dict[str, nn.Parameter]:
-        """Trainable weights of the linear and convolutional layers, by name."""
+    def layers(self) -> Params:
+        """Trainable weights of the layers, by name; not to be written to.
+
+        A layer is what multiplies its input with a weight. The classes of the module's parts mostly tell; where they do
+        not, the step is run once, see `flow.trace_flow`.
+        """
+        return self.once(_weights)
+
+    @property
+    def structure(self) -> Layers:
+        """What the layers are made of."""
         return self.once(_layers)
+
+    def chosen(self, patterns: Patterns = None) -> Layers:
+        """Choose layers, or parameters.
+
+        Args:
+            patterns: Which; None for all layers.
+
+        Raises:
+            NoGradientError: If there is none.
+        """
+        if patterns is None:
+            layers, wanted = self.structure, "trainable weight of a layer"
+        elif patterns == "published":
+            layers, wanted = published_layers(self.module), "trainable weight of a linear or convolutional layer"
+        else:
+            layers, wanted = matching_layers(self.module, patterns), f"match for {list(patterns)}"
+        if not layers:
+            raise NoGradientError(
+                f"There is no {wanted} among {len(list(self.module.parameters()))} parameters. "
+                "Unfreeze some, or choose others with `parameters=`."
+            )
+        return layers
+
+    def covered(self, patterns: Patterns = None, seen: Collection[str] | None = None) -> float:
+        """Compute the share of the trainable parameters, by their entries, that layers are made of.
+
+        Args:
+            patterns: Which layers, see `chosen`.
+            seen: Names of those among them that count; None for all.
+        """
+        shapes = self.once(_trainable_shapes)
+        weights = None if seen is None else {weight_name(name) for name in seen}
+        counted = 0
+        for name, layer in self.chosen(patterns).items():
+            if weights is None or weight_name(name) in weights:
+                shape = shapes[layer.parameter]
+                rows = shape[0] if layer.rows is None else layer.rows[1] - layer.rows[0]
+                counted += shape.numel() // max(shape[0], 1) * rows
+        return counted / sum(shape.numel() for shape in shapes.values())
 
     @property
     def blocks(self) -> list[str]:
-        """Names of the submodules that are the network's blocks, as given or as `layers.block_names` finds them.
+        """Names of the submodules that are the network's blocks, as given or as `blocks.block_names` finds them.
 
         Raises:
             UnknownNameError: If one that was given is not there.
@@ -166,20 +231,19 @@ class Probe:
             raise again(result)
         return result  # type: ignore[return-value]
 
-    def moments(
-        self, patterns: Sequence[str] | None = None, of: Literal["signed", "abs"] = "signed"
-    ) -> GradientMoments:
+    def moments(self, patterns: Patterns = None, of: Literal["signed", "abs"] = "signed") -> GradientMoments:
         """Take the moments of the gradients over all batches (or samples), in one pass.
 
         Args:
-            patterns: Which parameters; see `layers.weight_names`.
+            patterns: Which parameters.
             of: The gradient, or its magnitude.
 
         Raises:
             NoGradientError: If there is no parameter to score, or no gradient reaches any of them.
             NonFiniteError: If a loss or a gradient is NaN or infinite.
         """
-        return self.observed(MomentsOverBatches(None if patterns is None else tuple(patterns), of)).result
+        hashable = patterns if patterns is None or isinstance(patterns, str) else tuple(patterns)
+        return self.observed(MomentsOverBatches(hashable, of)).result
 
     @property
     def gradients(self) -> Params:
@@ -241,7 +305,7 @@ class Probe:
         """
         given = (tensors or {}, self.first_batch if batch is None else batch, mode)
         if fed is None:
-            watch = Watch(self.module, observers, self.layout)
+            watch = Watch(self.module, observers, self.layout, self._read)
             if (failure := self._run(watch, *given, as_trained=self._differentiates)) is not None:
                 raise again(failure)
         else:
@@ -255,6 +319,9 @@ class Probe:
     def stateless(self) -> Stateless:
         """The module as one that runs on tensors which are handed to it."""
         return self.once(_stateless)
+
+    def _read(self) -> frozenset[int]:
+        return self.flow.inputs
 
     def layout(self) -> Layout:
         """Where things are in the module."""
@@ -272,7 +339,7 @@ class Probe:
 
     def stream(
         self,
-        names: Sequence[str],
+        layers: Layers,
         consume: Callable[[GradientChunk], None],
         *,
         axis: Axis,
@@ -283,21 +350,25 @@ class Probe:
         """Differentiate the loss of batch after batch, or of sample after sample; see `gradients.stream_gradients`.
 
         Args:
-            names: Of the parameters.
-            consume: Called with each chunk of gradients.
+            layers: With respect to what.
+            consume: Called with each chunk of gradients, by layer.
             axis: What a gradient is of.
             num_batches: How many of the batches; None for all.
             step: Another loss than the candidate's.
             watch: Sees the first batch.
         """
         chosen = range(len(self.batches) if num_batches is None else num_batches)
+
+        def consume_layers(chunk: GradientChunk) -> None:
+            consume(GradientChunk(layers.split(chunk.gradients, dim=1), chunk.losses))
+
         try:
             return stream_gradients(
                 self.module,
                 step or self.step,
                 map(self._prepared, chosen),
-                consume,
-                names=names,
+                consume_layers,
+                names=layers.parameters,
                 axis=axis,
                 chunk_size=self._chunk_size,
                 seed=self.seed,
@@ -309,11 +380,11 @@ class Probe:
             raise self._blamed(kept(error), "one sample at a time") from None
 
     def _pass(self, observers: Sequence[Observer], axis: Axis) -> None:
-        watch = Watch(self.module, observers, self.layout)
-        learners: dict[Observer, list[str]] = {}
+        watch = Watch(self.module, observers, self.layout, self._read)
+        learners: dict[Observer, Layers] = {}
 
         def enrol(observer: Observer) -> None:
-            learners[observer] = observer.names(self.module)
+            learners[observer] = self.chosen(observer.wanted())
 
         for observer in list(watch.observers):
             observer.may_repeat = self._chunk_size == "auto"
@@ -374,20 +445,20 @@ class Probe:
         Returns:
             What watched the last run, and how that failed. What it saw counts if it has finished nevertheless.
         """
-        watch = Watch(self.module, observers, self.layout)
+        watch = Watch(self.module, observers, self.layout, self._read)
         failure = self._run(watch, tensors, batch, mode, self._differentiates)
         if failure is None or watch.finished or is_out_of_memory(failure):
             return watch, failure
         if not self._differentiates:
             # A step that differentiates needs a graph of the parameters, and cannot run under `no_grad`.
-            watch = Watch(self.module, observers, self.layout)
+            watch = Watch(self.module, observers, self.layout, self._read)
             failure = self._run(watch, tensors, batch, mode, True)
             self._differentiates = failure is None
             if failure is None:
                 return watch, None
         whole = self.whole_run(is_cut)
         if whole is not None:
-            watch = Watch(self.module, observers, self.layout, whole)
+            watch = Watch(self.module, observers, self.layout, self._read, whole)
             failure = self._run(watch, tensors, batch, mode, True)
         return watch, failure
 
@@ -413,9 +484,8 @@ class Probe:
                 stateless = self.stateless
                 tensors = stateless.copied_params() | stateless.copied_buffers() | tensors
                 if as_trained:
-                    for name, parameter in stateless.params.items():
-                        if parameter.requires_grad and not tensors[name].requires_grad:
-                            tensors[name] = tensors[name].detach().requires_grad_()
+                    plain = {name: tensors[name] for name in stateless.params if not tensors[name].requires_grad}
+                    tensors |= stateless.leaves(plain)
                 seed_all(self.seed)
                 with torch.set_grad_enabled(watch.needs_graph or as_trained), mode or nullcontext():
                     stateless.call(tensors, lambda: stateless.watched_loss(self.step, batch, 0, watch))
@@ -440,8 +510,8 @@ class Probe:
             return again(failure)
         return NotApplicableError(f"the step fails on {fed}: {in_words(failure)}")
 
-    def _stream(self, watch: Watch, learners: dict[Observer, list[str]], axis: Axis) -> None:
-        names = list(dict.fromkeys(name for wanted in learners.values() for name in wanted))
+    def _stream(self, watch: Watch, learners: dict[Observer, Layers], axis: Axis) -> None:
+        layers = Layers({name: layer for wanted in learners.values() for name, layer in wanted.items()})
         keeping = [o for o in learners if listens(o, "gradients")]
         seen = 0
 
@@ -468,7 +538,7 @@ class Probe:
 
         everything = any(observer.all_batches for observer in learners)
         facts = self.stream(
-            names,
+            layers,
             consume,
             axis=axis,
             num_batches=None if everything else 1,
@@ -483,12 +553,11 @@ class Probe:
         with torch.inference_mode(False), torch.enable_grad(), preserved(self.module) as put_back:
             for batch_idx in range(len(self.batches)):
                 batch = self._prepared(batch_idx)
-                params = self.stateless.copied_params()
-                for name, tensor in params.items():
-                    tensor.requires_grad_(self.stateless.params[name].requires_grad)
+                leaves = self.stateless.leaves(self.stateless.copied_params())
                 seed_all(self.seed + batch_idx)
-                loss = self.stateless.loss(self.step, params | self.stateless.copied_buffers(), batch, batch_idx)
-                depends = depends or reaches(loss, params.values())
+                tensors = {**leaves, **self.stateless.copied_buffers()}
+                loss = self.stateless.loss(self.step, tensors, batch, batch_idx)
+                depends = depends or reaches(loss, leaves.values())
                 put_back()
         return depends
 
@@ -501,7 +570,7 @@ class Probe:
 
 
 def _found_blocks(probe: Probe) -> list[str]:
-    return block_names(probe.module)
+    return block_names(probe.module, probe.structure)
 
 
 def _inputs(probe: Probe) -> frozenset[int]:
@@ -511,13 +580,27 @@ def _inputs(probe: Probe) -> frozenset[int]:
     return frozenset(floating) if floating in ([], [0]) else probe.flow.inputs & frozenset(floating)
 
 
-def _layers(probe: Probe) -> dict[str, nn.Parameter]:
-    named = dict(probe.module.named_parameters())
-    return {name: named[name] for name in weight_names(probe.module)}
+def _trainable_shapes(probe: Probe) -> dict[str, torch.Size]:
+    return {
+        name: p.shape if p.ndim else torch.Size([1]) for name, p in probe.module.named_parameters() if p.requires_grad
+    }
+
+
+def _layers(probe: Probe) -> Layers:
+    layers = known_layers(probe.module)
+    if not layers.needs_run:
+        return layers
+    flow = probe.flow
+    return layers.with_run(probe.module, flow.products, flow.fan_ins, flow.reached)
+
+
+@torch.no_grad()
+def _weights(probe: Probe) -> Params:
+    return probe.structure.split(dict(probe.module.named_parameters()))
 
 
 def _layout(probe: Probe) -> Layout:
-    return Layout.of(probe.module)
+    return Layout.of(probe.module, probe.structure)
 
 
 def _stateless(probe: Probe) -> Stateless:

@@ -39,8 +39,8 @@ def hessian_times_gradient(
     """
     with torch.inference_mode(False), preserved(module), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         stateless = Stateless(module)
-        tensors = stateless.copied_params() | stateless.copied_buffers()
-        weights = {name: tensors[name].requires_grad_() for name in names}
+        tensors = {**stateless.leaves(stateless.copied_params()), **stateless.copied_buffers()}
+        weights = {name: tensors[name] for name in names}
         seed_all(seed)
 
         def differentiate() -> tuple[torch.Tensor, ...]:

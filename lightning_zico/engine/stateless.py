@@ -1,6 +1,6 @@
 """A module's loss as a function of its parameters: the one place where `torch.func.functional_call` is called."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -66,6 +66,17 @@ class Stateless:
         """Copy the buffers, detached."""
         return _copied(self.buffers)
 
+    def leaves(self, params: Params) -> dict[str, nn.Parameter]:
+        """Make parameters of tensors, as the module's own are: trainable, frozen, with their hooks and attributes.
+
+        Code of the module finds in them what it finds in training: it may take penalties over all that is trainable,
+        differentiate with respect to it, or switch ``requires_grad`` for a while.
+
+        Args:
+            params: By name; the leaves share their memory.
+        """
+        return {name: _like(self.params[name], tensor) for name, tensor in params.items()}
+
     def call(self, tensors: Params, function: Callable[[], T]) -> T:
         """Call a function, which runs the module, with tensors in the places of parameters and buffers.
 
@@ -94,36 +105,47 @@ class Stateless:
         return self.call(tensors, lambda: _loss_of(step(self.module, batch, batch_idx)))
 
     def plain_gradients(
-        self, step: Step, tensors: Params, scored: Params, batch: Batch, batch_idx: int, watch: Watch | None = None
+        self,
+        step: Step,
+        params: Params,
+        buffers: Buffers,
+        names: Iterable[str],
+        batch: Batch,
+        batch_idx: int,
+        watch: Watch | None = None,
     ) -> tuple[Params, Tensor]:
         """Differentiate the mean loss of one batch by plain reverse-mode autograd.
 
+        All trainable parameters require a gradient, as in training; only that for ``names`` is computed.
+
         Args:
             step: See `loss`, as for the others.
-            tensors: Those that are not differentiated with respect to, and perhaps those that are.
-            scored: Parameters to differentiate with respect to.
+            params: All parameters.
+            buffers: All buffers; see `call`.
+            names: Parameters to differentiate with respect to.
             batch: See `loss`.
             batch_idx: See `loss`.
             watch: Sees the forward pass.
 
         Returns:
-            The gradient for each name in ``scored`` (zero where the loss does not depend on it), and the loss, a
-            scalar.
+            The gradient for each name in ``names`` (zero where the loss does not depend on it, or the step froze it),
+            and the loss, a scalar.
 
         Raises:
-            NoGradientError: If the loss depends on none of ``scored``.
+            NoGradientError: If the loss depends on none of ``names``.
         """
-        leaves = {name: tensor.detach().requires_grad_() for name, tensor in scored.items()}
+        leaves = self.leaves(params)
+        scored = {name: leaves[name] for name in names}
 
         def differentiate() -> tuple[Params, Tensor]:
             loss = self.watched_loss(step, batch, batch_idx, watch)
             check_depends(loss)
-            return _backward(loss, leaves), loss.detach()
+            return _backward(loss, scored), loss.detach()
 
         # Differentiated inside the call: checkpointing runs parts of the module again during the backward pass, and
         # must find these tensors there and not the user's.
         with torch.enable_grad():
-            return self.call(tensors | leaves, differentiate)
+            return self.call({**leaves, **buffers}, differentiate)
 
     def watched_loss(self, step: Step, batch: Batch, batch_idx: int, watch: Watch | None) -> Tensor:
         """Compute the mean loss of a batch, within `call`, and let observers see it.
@@ -165,10 +187,7 @@ def check_depends(loss: Tensor) -> None:
         NoGradientError: If it depends on no parameter that is differentiated with respect to.
     """
     if not loss.requires_grad:
-        raise NoGradientError(
-            "The loss depends on no scored parameter: it is detached, or computed without them. Return a loss that "
-            "`backward()` can run from."
-        )
+        raise _no_gradient()
 
 
 def reaches(loss: Tensor, leaves: Iterable[Tensor]) -> bool:
@@ -189,14 +208,44 @@ def reaches(loss: Tensor, leaves: Iterable[Tensor]) -> bool:
     return False
 
 
-def _backward(loss: Tensor, leaves: Params) -> Params:
+def _no_gradient() -> NoGradientError:
+    return NoGradientError(
+        "The loss depends on no scored parameter: it is detached, or computed without them. Return a loss that "
+        "`backward()` can run from."
+    )
+
+
+def _like(parameter: nn.Parameter, tensor: Tensor) -> nn.Parameter:
+    leaf: nn.Parameter
+    if type(tensor) is Tensor and isinstance(type(parameter), type(nn.Parameter)):  # or a class derived from it
+        leaf = Tensor._make_subclass(type(parameter), tensor, parameter.requires_grad)
+    else:
+        leaf = nn.Parameter(tensor.detach(), parameter.requires_grad)
+    if parameter.__dict__:
+        leaf.__dict__.update(parameter.__dict__)
+    if parameter.requires_grad and parameter._backward_hooks:
+        for hook in parameter._backward_hooks.values():
+            leaf.register_hook(hook)
+    return leaf
+
+
+def _backward(loss: Tensor, leaves: Mapping[str, Tensor]) -> Params:
+    # The step may have frozen a leaf for a while.
+    active = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
     if not has_reentrant_checkpoint(loss):
-        gradients = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
-        # Detached, since torch 2.5 materialises zeros that require a gradient.
-        return {name: gradient.detach() for name, gradient in zip(leaves, gradients, strict=True)}
-    loss.backward()  # the only call that such a checkpoint allows; the leaves are ours, and so are their ``.grad``
+        found: Sequence[Tensor | None] = (
+            torch.autograd.grad(loss, list(active.values()), allow_unused=True) if active else ()
+        )
+    else:
+        for leaf in active.values():
+            leaf.grad = None  # of what the step itself differentiated
+        loss.backward()  # the only call that such a checkpoint allows; the leaves are ours, and so are their ``.grad``
+        found = tuple(leaf.grad for leaf in active.values())
+    gradients = {name: gradient for name, gradient in zip(active, found, strict=True) if gradient is not None}
+    if not gradients:
+        raise _no_gradient()
     return {
-        name: torch.zeros_like(leaf, requires_grad=False) if leaf.grad is None else leaf.grad
+        name: gradients[name].detach() if name in gradients else torch.zeros_like(leaf, requires_grad=False)
         for name, leaf in leaves.items()
     }
 

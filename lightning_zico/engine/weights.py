@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from lightning_zico._typing import Batch, Params
 from lightning_zico.engine.batches import map_tensors
-from lightning_zico.engine.layers import WEIGHT_LAYERS
+from lightning_zico.engine.layers import Layers, known_layers, owned_weights, parts_of
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
 
-def gaussian_weights(module: nn.Module, generator: torch.Generator) -> Params:
-    """Draw the weights of linear and convolutional layers from N(0, 1).
+def gaussian_weights(module: nn.Module, generator: torch.Generator, layers: Layers | None = None) -> Params:
+    """Draw the weights of layers from N(0, 1).
 
     Their biases are zero; norms have weight one and bias zero; all other parameters stay, among them those that a
     parametrised weight is computed from.
@@ -24,17 +24,18 @@ def gaussian_weights(module: nn.Module, generator: torch.Generator) -> Params:
     Args:
         module: Any module.
         generator: On the CPU, so that every device gets the same numbers.
+        layers: Its layers, see `Probe.chosen`; None for those that the classes of its parts tell.
     """
-    return _drawn(module, generator, lambda _: 1.0)
+    return _drawn(module, generator, layers, lambda _: 1.0)
 
 
-def kaiming_weights(module: nn.Module, generator: torch.Generator) -> Params:
-    """Draw the weights of linear and convolutional layers from N(0, 2 / fan_in), the rest as in `gaussian_weights`.
+def kaiming_weights(module: nn.Module, generator: torch.Generator, layers: Layers | None = None) -> Params:
+    """Draw the weights of layers from N(0, 2 / fan_in), the rest as in `gaussian_weights`.
 
     Source:
         He et al., *Delving Deep into Rectifiers*, 2015; ``fan_in`` as in `torch.nn.init`.
     """
-    return _drawn(module, generator, lambda weight: math.sqrt(2 / max(weight[0].numel(), 1)))
+    return _drawn(module, generator, layers, lambda fan_in: math.sqrt(2 / max(fan_in, 1)))
 
 
 def gaussian_batch(batch: Batch, generator: torch.Generator, inputs: Container[int] | None = None) -> Batch:
@@ -75,21 +76,44 @@ def drawn_indices(total: int, kept: int, device: torch.device) -> Tensor:
     return torch.randperm(total, generator=torch.Generator().manual_seed(0), device="cpu")[:kept].to(device, copy=True)
 
 
-def _drawn(module: nn.Module, generator: torch.Generator, std_of: Callable[[Tensor], float]) -> Params:
+def _drawn(
+    module: nn.Module, generator: torch.Generator, layers: Layers | None, std_of: Callable[[int], float]
+) -> Params:
     drawn: Params = {}
     names = {id(parameter): name for name, parameter in module.named_parameters()}
+    known = {id(weight) for part in module.modules() for weight in owned_weights(part)}
+    found = (known_layers(module) if layers is None else layers).values()
+    by_id = {name: identity for identity, name in names.items()}
+    # those that were found by running the module
+    traced = {layer.parameter: layer for layer in found if by_id[layer.parameter] not in known}
     for part in module.modules():
-        is_layer, is_norm = isinstance(part, WEIGHT_LAYERS), isinstance(part, _NORMS)
-        if not (is_layer or is_norm):
+        weights = {id(weight) for weight in owned_weights(part)}
+        own = dict(part.named_parameters(recurse=False))
+        is_norm = isinstance(part, _NORMS)
+        is_layer = any(id(parameter) in weights or names[id(parameter)] in traced for parameter in own.values())
+        if not (is_norm or is_layer or weights):
             continue
-        for own_name, parameter in part.named_parameters(recurse=False):
+        for own_name, parameter in own.items():
             name, tensor = names[id(parameter)], parameter.detach()
             if name in drawn:  # shared with another layer
                 continue
-            if own_name == "bias":
+            if "bias" in own_name and tensor.ndim < 2:
                 drawn[name] = torch.zeros_like(tensor)
             elif is_norm:
                 drawn[name] = torch.ones_like(tensor)
-            elif own_name == "weight":
-                drawn[name] = drawn_like(tensor, generator).mul_(std_of(tensor))
+            elif id(parameter) in weights:
+                if own_name.endswith(("_g", "_v")):  # length and direction of a normalised weight
+                    continue
+                drawn[name] = _drawn_rows(tensor, [rows for _, rows in parts_of(part, tensor)], generator, std_of)
+            elif name in traced:
+                fan_in = traced[name].fan_in or math.prod(tensor.shape[1:])
+                drawn[name] = drawn_like(tensor, generator).mul_(std_of(fan_in))
     return drawn
+
+
+def _drawn_rows(
+    weight: Tensor, parts: list[tuple[int, int]], generator: torch.Generator, std_of: Callable[[int], float]
+) -> Tensor:
+    """Draw a weight part by part, so that it gets the numbers of as many weights of layers."""
+    drawn = [drawn_like(weight[start:stop], generator) for start, stop in parts or [(0, len(weight))]]
+    return torch.cat(drawn).mul_(std_of(math.prod(weight.shape[1:])))

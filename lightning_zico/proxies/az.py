@@ -187,7 +187,7 @@ def block_statistics(probe: Probe) -> BlockStatistics:
     if len(blocks) < 2:
         raise NotApplicableError("the network has no blocks: nothing is repeated in it. Name them with `blocks=`.")
     generator = torch.Generator().manual_seed(probe.seed)
-    weights = kaiming_weights(probe.module, generator)
+    weights = kaiming_weights(probe.module, generator, probe.structure)
     batch = gaussian_batch(first_samples(probe.first_batch, NUM_INPUTS), generator, probe.inputs)
     # Leaves, since tokens have no gradient: the graph then begins at the embeddings.
     own = probe.stateless.copied_params()

@@ -12,8 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from lightning_zico.engine.layers import channel_dim
-from lightning_zico.engine.learned import chosen_names
+from lightning_zico.engine.layers import channel_dim, weight_in
 from lightning_zico.engine.observers import GradientFacts, Observer
 from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.transforms import real_view
@@ -61,13 +60,9 @@ class ChannelSaliencies(Observer):
         self._errors: list[str] = []
         self._loss_is_next = False
 
-    def names(self, module: nn.Module) -> list[str]:
-        """Ask for the gradient of the weights, so that the outputs have one."""
-        return chosen_names(module)
-
     def module_call(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """Wait for the gradient of a layer's output."""
-        layer = self.layers.get(id(module))
+        layer = self.layout.layers.get(id(module))
         if layer is None or not isinstance(output, Tensor) or not output.requires_grad:
             return
         # An activation in place would overwrite the output before its gradient is there.
@@ -85,7 +80,7 @@ class ChannelSaliencies(Observer):
             taken = channel_fisher(real_view(kept), real_view(gradient.detach()), dim).sum()
             self.by_layer[layer] = self.by_layer[layer] + taken if layer in self.by_layer else taken
 
-        self.fan_in[layer] = module.weight.numel() // output.shape[dim]  # type: ignore[operator]
+        self.fan_in[layer] = weight_in(module, layer).numel() // output.shape[dim]
         output.register_hook(take)
 
     def ended(self) -> None:
@@ -134,4 +129,4 @@ class Fisher(Proxy):
             )
         factors = [seen.fan_in[name] if self.fan_in else 1 for name in seen.by_layer]
         layers = {name: value * factor for name, value, factor in zip(seen.by_layer, values, factors, strict=True)}
-        return Measurement(math.fsum(layers.values()), layers)
+        return Measurement(math.fsum(layers.values()), layers, {"covered": probe.covered(seen=layers)})

@@ -72,4 +72,5 @@ class GradNorm(Proxy):
     def measure(self, probe: Probe) -> Measurement:
         """Take the norms of the gradients of the first batch."""
         layers = norms(probe.gradients)
-        return Measurement(_combined(layers, self.total), {} if self.total else layers)
+        parts = {} if self.total else layers
+        return Measurement(_combined(layers, self.total), parts, {"covered": probe.covered()})

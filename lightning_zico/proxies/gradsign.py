@@ -13,7 +13,6 @@ from torch import Tensor
 
 from lightning_zico._typing import Params
 from lightning_zico.engine.gradients import GradientChunk
-from lightning_zico.engine.learned import chosen_names
 from lightning_zico.engine.observers import GradientFacts
 from lightning_zico.engine.probe import Probe
 from lightning_zico.errors import NoGradientError, NonFiniteError
@@ -49,7 +48,7 @@ def sample_gradients(probe: Probe) -> SampleGradients:
             signs[name] = signs[name].add_(sign) if name in signs else sign
             sums[name] = sums[name].add_(total) if name in sums else total
 
-    facts = probe.stream(chosen_names(probe.module), consume, axis="sample", num_batches=1)
+    facts = probe.stream(probe.chosen(), consume, axis="sample", num_batches=1)
     if not bool(torch.stack([total.isfinite().all() for total in sums.values()]).all()):
         raise NonFiniteError("The gradient of a sample has NaN or infinite entries.")
     # Gradients that cancel in every weight, signs included, would be said to vanish too.
@@ -61,9 +60,14 @@ def sample_gradients(probe: Probe) -> SampleGradients:
     return SampleGradients(signs, sums, sum(map(len, losses)), facts)
 
 
-def _details(found: SampleGradients) -> dict[str, object]:
+def _details(found: SampleGradients, probe: Probe) -> dict[str, object]:
     facts = found.facts
-    return {"num_samples": found.num_samples, "backend": "+".join(facts.backends), "batch_norm": facts.batch_norm}
+    return {
+        "num_samples": found.num_samples,
+        "backend": "+".join(facts.backends),
+        "batch_norm": facts.batch_norm,
+        "covered": probe.covered(),
+    }
 
 
 @register_proxy("gradsign")
@@ -95,7 +99,7 @@ class GradSign(Proxy):
         sums = torch.stack([signs.abs().sum(dtype=torch.float64) for signs in found.signs.values()]).tolist()
         size = 1 if self.total else sum(signs.numel() for signs in found.signs.values())
         layers = {name: part / size for name, part in zip(found.signs, sums, strict=True)}
-        return Measurement(math.fsum(layers.values()), layers, _details(found))
+        return Measurement(math.fsum(layers.values()), layers, _details(found, probe))
 
 
 @register_proxy("knas")
@@ -116,4 +120,4 @@ class KNAS(Proxy):
         found = probe.once(sample_gradients)
         squares = [g.double().div_(found.num_samples).square_().sum() for g in found.gradients.values()]
         layers = dict(zip(found.gradients, torch.stack(squares).tolist(), strict=True))
-        return Measurement(math.fsum(layers.values()), layers, _details(found))
+        return Measurement(math.fsum(layers.values()), layers, _details(found, probe))

@@ -2,7 +2,6 @@
 
 import math
 
-from lightning_zico.engine.learned import chosen_names
 from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.products import hessian_times_gradient
 from lightning_zico.errors import NonFiniteError
@@ -28,9 +27,12 @@ class GraSP(Proxy):
 
     def measure(self, probe: Probe) -> Measurement:
         """Differentiate twice on the first batch."""
-        names = chosen_names(probe.module)
-        weights, products = hessian_times_gradient(probe.module, probe.step, probe.first_batch, names, seed=probe.seed)
-        layers = {name: -part for name, part in saliencies(weights, products, signed=True).items()}
+        chosen = probe.chosen()
+        weights, products = hessian_times_gradient(
+            probe.module, probe.step, probe.first_batch, chosen.parameters, seed=probe.seed
+        )
+        parts = saliencies(chosen.split(weights), chosen.split(products), signed=True)
+        layers = {name: -part for name, part in parts.items()}
         if not all(map(math.isfinite, layers.values())):
             raise NonFiniteError("The Hessian times the gradient has NaN or infinite entries.")
-        return Measurement(math.fsum(layers.values()), layers)
+        return Measurement(math.fsum(layers.values()), layers, {"covered": probe.covered()})

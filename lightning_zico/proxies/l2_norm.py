@@ -2,7 +2,6 @@
 
 import math
 
-from lightning_zico.engine.learned import chosen_names
 from lightning_zico.engine.probe import Probe
 from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
 from lightning_zico.proxies.grad_norm import norms
@@ -21,6 +20,6 @@ class L2Norm(Proxy):
 
     def measure(self, probe: Probe) -> Measurement:
         """Take the norms of the weights."""
-        chosen_names(probe.module)
+        probe.chosen()
         layers = norms({name: weight.detach() for name, weight in probe.layers.items()})
-        return Measurement(math.fsum(layers.values()), layers)
+        return Measurement(math.fsum(layers.values()), layers, {"covered": probe.covered()})

@@ -4,16 +4,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from lightning_zico.engine.layers import channel_dim
+from lightning_zico.engine.calls import layer_calls
 from lightning_zico.engine.learned import FirstGradients
 from lightning_zico.engine.observers import Observer
 from lightning_zico.engine.probe import Probe
 from lightning_zico.errors import NotApplicableError
 from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
-
-_TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 
 def live_layers(probe: Probe) -> list[str]:
@@ -32,18 +30,14 @@ class LayerMacs(Observer):
         self.by_layer: dict[str, int] = {}
 
     def module_call(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        """Every weight is used once for each position: of the output, or for a transposed convolution of the input."""
-        layer = self.layers.get(id(module))
-        maps = next(iter(inputs), None) if isinstance(module, _TRANSPOSED) else output
-        if layer is not None and isinstance(maps, Tensor):
-            positions = maps[0].numel() // maps.shape[channel_dim(module, maps)]
-            weight: Any = module.weight
-            self.by_layer[layer] = self.by_layer.get(layer, 0) + positions * weight.numel()
+        """Count a call."""
+        for call in layer_calls(self.layout.owned, module, inputs, output):
+            self.by_layer[call.layer] = self.by_layer.get(call.layer, 0) + call.macs
 
 
 @register_proxy("params_live")
 class ParamsLive(Proxy):
-    """Number of weights of those linear and convolutional layers that the gradient of one batch reaches.
+    """Number of weights of those layers that the gradient of one batch reaches.
 
     Layers on edges that lead nowhere, as the ``none`` operation of a search space leaves them, do not count.
     """
@@ -54,7 +48,7 @@ class ParamsLive(Proxy):
         """Count them on the first batch."""
         layers = probe.layers
         sizes = {name: float(layers[name].numel()) for name in live_layers(probe)}
-        return Measurement(sum(sizes.values()), sizes)
+        return Measurement(sum(sizes.values()), sizes, {"covered": probe.covered()})
 
 
 @register_proxy("macs_live")
@@ -62,8 +56,7 @@ class MacsLive(Proxy):
     """Multiply-accumulate operations, per sample, of those layers that the gradient of one batch reaches.
 
     Unlike `Macs` it counts no products outside of layers, such as attention's. Layers whose weight is used without a
-    call of the layer, as ``nn.MultiheadAttention`` uses that of its last one, are not counted either; the details name
-    them.
+    call of the layer, and those of recurrent modules, are not counted either; the details name them.
     """
 
     needs = (FirstGradients(), LayerMacs())
@@ -76,4 +69,5 @@ class MacsLive(Proxy):
         if not layers:
             raise NotApplicableError("no layer that learns is called: their weights are used without a call.")
         uncounted = [name for name in alive if name not in macs]
-        return Measurement(sum(layers.values()), layers, {"uncounted_layers": uncounted})
+        details = {"uncounted_layers": uncounted, "covered": probe.covered(seen=macs)}
+        return Measurement(sum(layers.values()), layers, details)

@@ -85,4 +85,5 @@ class LSWAG(Proxy):
         first, last = (round(share * len(names)) for share in self.depths)
         layers = steadiness({name: moments[name] for name in names[first : max(last, first + 1)]})
         patterns = probe.observed(SignPatterns()).count
-        return Measurement(math.fsum(layers.values()) * patterns, details={"patterns": patterns, "steadiness": layers})
+        details = {"patterns": patterns, "steadiness": layers, "covered": probe.covered()}
+        return Measurement(math.fsum(layers.values()) * patterns, details=details)

@@ -10,12 +10,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lightning_zico.engine.learned import WeightDifferentiator, chosen_names
+from lightning_zico.engine.learned import WeightDifferentiator
 from lightning_zico.engine.observers import check_graph
 from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.transforms import real_view
 from lightning_zico.errors import NonFiniteError, NotApplicableError
-from lightning_zico.proxies.base import Proxy, register_proxy
+from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
 
 # A smallest eigenvalue that is this part of the largest is rounding of float32 gradients.
 _SMALLEST = 1e-9
@@ -84,9 +84,9 @@ class NTKCond(Proxy):
 
     needs_labels = False
 
-    def measure(self, probe: Probe) -> float:
+    def measure(self, probe: Probe) -> Measurement:
         """Build the kernel of the first batch."""
-        own = probe.stateless.copied_params()
-        kernel = _TangentKernel({name: own[name].requires_grad_() for name in chosen_names(probe.module)})
-        probe.forward(kernel, tensors=own)
-        return ntk_cond_score(kernel.kernel)
+        own = probe.stateless.leaves(probe.stateless.copied_params())
+        kernel = _TangentKernel({name: own[name] for name in probe.chosen().parameters})
+        probe.forward(kernel, tensors=dict(own))
+        return Measurement(ntk_cond_score(kernel.kernel), details={"covered": probe.covered()})

@@ -62,18 +62,19 @@ class Macs(Proxy):
 
 @register_proxy("num_layers")
 class NumLayers(Proxy):
-    """Number of linear and convolutional layers with a trainable weight (a weight that two share counts once)."""
+    """Number of layers with a trainable weight (a weight that two share counts once)."""
 
     needs_labels = False
 
-    def measure(self, probe: Probe) -> float:
+    def measure(self, probe: Probe) -> Measurement:
         """Count them."""
-        return float(len(probe.layers))
+        layers = probe.layers
+        return Measurement(float(len(layers)), details={"covered": probe.covered()} if layers else {})
 
 
 @register_proxy("sum_log_numel")
 class SumLogNumel(Proxy):
-    """Sum over the linear and convolutional layers of the logarithm of the weight's size: ZiCo without a gradient."""
+    """Sum over the layers of the logarithm of the weight's size: ZiCo without a gradient."""
 
     needs_labels = False
 
@@ -81,5 +82,5 @@ class SumLogNumel(Proxy):
         """Sum them up."""
         layers = sum_log_numel(probe.layers)
         if not layers:
-            raise NoGradientError("There is no linear or convolutional layer with a trainable weight to count.")
-        return Measurement(math.fsum(layers.values()), layers)
+            raise NoGradientError("There is no layer with a trainable weight to count.")
+        return Measurement(math.fsum(layers.values()), layers, {"covered": probe.covered()})

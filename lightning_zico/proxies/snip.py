@@ -57,7 +57,7 @@ class SNIP(Proxy):
     def measure(self, probe: Probe) -> Measurement:
         """Multiply the weights with the gradients of the first batch."""
         layers = saliencies(probe.layers, probe.gradients, signed=False)
-        return Measurement(math.fsum(layers.values()), layers)
+        return Measurement(math.fsum(layers.values()), layers, {"covered": probe.covered()})
 
 
 @register_proxy("plain")
@@ -73,4 +73,4 @@ class Plain(Proxy):
     def measure(self, probe: Probe) -> Measurement:
         """Multiply the weights with the gradients of the first batch."""
         layers = saliencies(probe.layers, probe.gradients, signed=True)
-        return Measurement(math.fsum(layers.values()), layers)
+        return Measurement(math.fsum(layers.values()), layers, {"covered": probe.covered()})

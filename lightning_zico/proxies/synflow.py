@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lightning_zico._typing import Batch
 from lightning_zico.engine.batches import map_tensors, tensors_of
 from lightning_zico.engine.dtypes import OneDtype, as_dtype
-from lightning_zico.engine.learned import WeightDifferentiator, chosen_names
+from lightning_zico.engine.learned import WeightDifferentiator
 from lightning_zico.engine.observers import check_graph
 from lightning_zico.engine.probe import Probe
 from lightning_zico.errors import NonFiniteError, NotApplicableError
@@ -76,7 +76,7 @@ class SynFlow(Proxy):
         total = math.fsum(parts.values())
         shares = {name: part / total for name, part in parts.items()}
         value = math.log(largest) + math.log(total) + flow.log_factor - math.log(way.num_samples or 1)
-        details: dict[str, Any] = {"shares": shares}
+        details: dict[str, Any] = {"shares": shares, "covered": probe.covered()}
         if (way.num_samples, way.dtype) != (1, torch.float64):
             details |= {"num_samples": way.num_samples, "computed_in": str(way.dtype).removeprefix("torch.")}
         return Measurement(value, details=details)
@@ -115,7 +115,7 @@ def _flow_of(probe: Probe) -> tuple[_Flow, _Way]:
 
 
 def _run(probe: Probe, ones: Batch, way: _Way) -> _Flow:
-    names = chosen_names(probe.module)
+    names = probe.chosen().parameters
     tensors = {name: as_dtype(_positive(p.detach()), way.dtype) for name, p in probe.module.named_parameters()}
     tensors |= {name: as_dtype(buffer.detach().clone(), way.dtype) for name, buffer in probe.module.named_buffers()}
     flow = _Flow({name: tensors[name].requires_grad_() for name in names})

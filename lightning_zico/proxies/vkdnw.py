@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from lightning_zico._typing import Batch
 from lightning_zico.engine.gradients import GradientChunk
-from lightning_zico.engine.learned import chosen_names
 from lightning_zico.engine.observers import Watch
 from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.spectra import eigenvalues_of
@@ -87,11 +86,11 @@ class VKDNW(Proxy):
             if not watch.broke_off or (whole := probe.whole_run(is_cut=True)) is None:
                 raise
         # Perhaps the loss alone fails on one sample, which does not matter.
-        return _measured(probe, Watch(probe.module, (), probe.layout, whole))
+        return _measured(probe, Watch(probe.module, (), probe.layout, None, whole))
 
 
 def _measured(probe: Probe, watch: Watch) -> Measurement:
-    names = chosen_names(probe.module)
+    layers = probe.chosen()
     num_classes = 0
     label = 0
 
@@ -115,7 +114,7 @@ def _measured(probe: Probe, watch: Watch) -> Measurement:
 
     def consume(chunk: GradientChunk) -> None:
         nonlocal fisher
-        scores = torch.cat([chunk.gradients[name].flatten(1)[:, :_WEIGHTS_PER_LAYER] for name in names], dim=1)
+        scores = torch.cat([chunk.gradients[name].flatten(1)[:, :_WEIGHTS_PER_LAYER] for name in layers], dim=1)
         scores = scores.double()  # [n, D]
         weighted = scores * (-chunk.losses.detach().double()).exp().unsqueeze(1)  # p = exp(-loss)
         product = scores.T @ weighted  # [D, n] @ [n, D] -> [D, D]
@@ -124,10 +123,11 @@ def _measured(probe: Probe, watch: Watch) -> Measurement:
     classes = [0]
     while classes:
         label = classes.pop(0)
-        probe.stream(names, consume, axis="sample", num_batches=1, step=negative_log_probability)
+        probe.stream(layers, consume, axis="sample", num_batches=1, step=negative_log_probability)
         if label == 0:
             generator = torch.Generator().manual_seed(probe.seed)
             classes = (torch.randperm(num_classes - 1, generator=generator)[: _MOST_CLASSES - 1] + 1).tolist()
     assert fisher is not None
     entropy = decile_entropy(fisher)
-    return Measurement(len(names) + entropy, details={"entropy": entropy, "num_layers": len(names)})
+    details = {"entropy": entropy, "num_layers": len(layers), "covered": probe.covered()}
+    return Measurement(len(layers) + entropy, details=details)

@@ -40,7 +40,7 @@ class _LastMap(Observer):
             positions = output.shape[1] if output.ndim == 3 else math.prod(output.shape[2:])
             if positions > 1:
                 self.last_map = output
-        if id(module) in self.layers and inputs:
+        if id(module) in self.layout.layers and inputs:
             self.last_input = inputs[0]
 
     def ended(self) -> None:
@@ -104,7 +104,7 @@ class Zen(Proxy):
         if not probe.inputs:
             raise NotApplicableError("the input holds no floating-point numbers to change a little.")
         generator = torch.Generator().manual_seed(probe.seed)
-        weights = gaussian_weights(probe.module, generator)
+        weights = gaussian_weights(probe.module, generator, probe.structure)
         inputs = gaussian_batch(batch, generator, probe.inputs)
         moved = map_inputs(lambda t: t + _PERTURBATION * drawn_like(t, generator), inputs, probe.inputs)
         here, there = _LastMapAndScales(), _LastMap()

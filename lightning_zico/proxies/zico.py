@@ -6,12 +6,13 @@ Index conventions:
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from lightning_zico.engine.layers import Patterns
 from lightning_zico.engine.learned import MomentsOverBatches
 from lightning_zico.engine.moments import Moments, pieces
 from lightning_zico.engine.probe import Probe
@@ -107,8 +108,9 @@ class ZiCo(Proxy):
     Args:
         std_of: ``"signed"`` takes the standard deviation of the gradient, as the published code does; ``"abs"`` that of
             its magnitude, as the paper's equation writes it.
-        parameters: Shell patterns of the parameters to score, such as ``["*.weight"]``. None for the weights of linear
-            and convolutional layers (1d, 2d, 3d, transposed), as published.
+        parameters: Shell patterns of the parameters to score, such as ``["*.weight"]``. None for all
+            weights that a layer multiplies its input with; ``"published"`` for those of linear and convolutional layers
+            (1d, 2d, 3d, transposed) only. The two differ where a network has other layers, such as recurrent ones.
         name: Of the column, for several variants side by side.
     """
 
@@ -117,29 +119,31 @@ class ZiCo(Proxy):
     def __init__(
         self,
         std_of: Literal["signed", "abs"] = "signed",
-        parameters: Sequence[str] | None = None,
+        parameters: Patterns = None,
         name: str = "zico",
     ) -> None:
         if std_of not in ("signed", "abs"):
             raise ValueError(f"`std_of` is {std_of!r}; needed is 'signed' (the published code) or 'abs' (the paper).")
-        if isinstance(parameters, str):
+        if isinstance(parameters, str) and parameters != "published":
             raise TypeError(
                 f"`parameters` is the string {parameters!r}; needed is a list of patterns: [{parameters!r}]."
             )
         self.std_of: Literal["signed", "abs"] = std_of
         self.parameters = parameters
         self.name = name
-        self.needs = (MomentsOverBatches(None if parameters is None else tuple(parameters), std_of),)
+        self._patterns: Patterns = parameters if parameters is None or parameters == "published" else tuple(parameters)
+        self.needs = (MomentsOverBatches(self._patterns, std_of),)
 
     def measure(self, probe: Probe) -> Measurement:
         """Take the moments of the gradients and combine them."""
-        moments, facts = probe.moments(self.parameters, of=self.std_of)
+        moments, facts = probe.moments(self._patterns, of=self.std_of)
         layers = zico_layers(moments)
         details: dict[str, Any] = {
             "axis": facts.axis,
             "num_gradients": next(iter(moments.values())).count,
             "backend": "+".join(facts.backends),
             "std_of": self.std_of,
+            "covered": probe.covered(self._patterns),
         }
         if facts.axis == "sample":
             details |= {"chunk_sizes": facts.chunk_sizes, "batch_norm": facts.batch_norm}

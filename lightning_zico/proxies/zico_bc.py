@@ -4,11 +4,13 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from lightning_zico.engine.layers import channel_dim
+from lightning_zico.engine.calls import layer_calls
+from lightning_zico.engine.layers import weight_name
 from lightning_zico.engine.observers import Observer
 from lightning_zico.engine.probe import Probe
+from lightning_zico.errors import NotApplicableError
 from lightning_zico.proxies.base import Measurement, register_proxy
 from lightning_zico.proxies.zico import ZiCo
 
@@ -23,10 +25,8 @@ class LayerShapes(Observer):
 
     def module_call(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """Note a shape; that of the last call, if a layer runs several times."""
-        layer = self.layers.get(id(module))
-        if layer is not None and isinstance(output, Tensor):
-            channels = output.shape[channel_dim(module, output)]
-            self.by_layer[layer] = output[0].numel() // channels, channels
+        for call in layer_calls(self.layout.owned, module, inputs, output):
+            self.by_layer[call.layer] = call.positions, call.channels
 
 
 @register_proxy("zico_bc")
@@ -57,6 +57,13 @@ class ZiCoBC(ZiCo):
         """Subtract the penalty of each layer from what it adds to ZiCo."""
         plain = super().measure(probe)
         layers = dict(plain.layers)
-        for name, (positions, channels) in probe.observed(LayerShapes()).by_layer.items():
+        shapes = probe.observed(LayerShapes()).by_layer
+        seen = {weight_name(name) for name in shapes}
+        if unknown := [name for name in layers if weight_name(name) not in seen]:
+            raise NotApplicableError(
+                f"the penalty needs the shape of every layer's output, and that of '{unknown[0]}' cannot be seen "
+                f"({len(unknown)} such layers). Use `zico`."
+            )
+        for name, (positions, channels) in shapes.items():
             layers[name] = layers.get(name, 0.0) - self.beta * math.log(positions / math.sqrt(channels))
         return Measurement(math.fsum(layers.values()), layers, {**plain.details, "beta": self.beta})

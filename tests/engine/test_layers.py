@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm, weight_norm
 
-from lightning_zico.engine.layers import block_names, channel_dim, layer_weights, weight_names
+from lightning_zico.engine.blocks import block_names
+from lightning_zico.engine.layers import Layout, channel_dim, known_layers, matching_layers
 from lightning_zico.spaces import NASBench201
 from tests.engine.models import Tied, cnn, mlp
 
@@ -27,34 +28,34 @@ from tests.engine.models import Tied, cnn, mlp
     ids=lambda layer: type(layer).__name__,
 )
 def test_the_layers_of_zico_are_linear_and_convolutional(layer):
-    assert weight_names(nn.Sequential(layer, nn.BatchNorm2d(2), nn.Embedding(3, 2))) == ["0.weight"]
+    assert list(known_layers(nn.Sequential(layer, nn.BatchNorm2d(2), nn.Embedding(3, 2)))) == ["0.weight"]
 
 
 def test_weights_come_in_the_modules_order_without_frozen_ones():
     module = nn.ModuleDict({"b": nn.Linear(1, 1), "a": nn.Conv1d(1, 1, 1), "frozen": nn.Linear(1, 1)})
     module["frozen"].weight.requires_grad_(False)
-    assert weight_names(module) == ["b.weight", "a.weight"]
+    assert list(known_layers(module)) == ["b.weight", "a.weight"]
 
 
 def test_patterns_choose_any_parameter_that_is_trainable():
     module = nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2))
     module[0].bias.requires_grad_(False)
-    assert weight_names(module, ["*.weight"]) == ["0.weight", "1.weight"]
-    assert weight_names(module, ["1.*", "0.bias"]) == ["1.weight", "1.bias"]
-    assert weight_names(module, ["*.WEIGHT"]) == []
+    assert list(matching_layers(module, ["*.weight"])) == ["0.weight", "1.weight"]
+    assert list(matching_layers(module, ["1.*", "0.bias"])) == ["1.weight", "1.bias"]
+    assert list(matching_layers(module, ["*.WEIGHT"])) == []
 
 
 def test_a_tied_weight_stands_once_under_its_first_name():
-    assert weight_names(Tied()) == ["first.weight", "head.weight"]
+    assert list(known_layers(Tied())) == ["first.weight", "head.weight"]
     # also where the first to hold it is no layer of ZiCo
     module = nn.ModuleDict({"embed": nn.Embedding(3, 4), "head": nn.Linear(4, 3)})
     module["head"].weight = module["embed"].weight
-    assert weight_names(module) == ["embed.weight"]
+    assert list(known_layers(module)) == ["embed.weight"]
 
 
 def test_a_parametrised_weight_is_what_it_is_computed_from():
     module = nn.Sequential(weight_norm(nn.Linear(3, 2)), spectral_norm(nn.Conv2d(2, 2, 1)))
-    assert weight_names(module) == [
+    assert list(known_layers(module)) == [
         "0.parametrizations.weight.original0",
         "0.parametrizations.weight.original1",
         "1.parametrizations.weight.original",
@@ -62,7 +63,7 @@ def test_a_parametrised_weight_is_what_it_is_computed_from():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its deprecation
         old = torch.nn.utils.weight_norm(nn.Linear(3, 2))
-    assert weight_names(old) == ["weight_g", "weight_v"]
+    assert list(known_layers(old)) == ["weight_g", "weight_v"]
 
 
 # The weight of each layer
@@ -70,34 +71,34 @@ def test_a_parametrised_weight_is_what_it_is_computed_from():
 
 def test_each_layer_has_the_name_of_its_weight():
     module = cnn()
-    assert layer_weights(module) == {id(module[idx]): f"{idx}.weight" for idx in (0, 3, 7)}
+    assert Layout.of(module).layers == {id(module[idx]): f"{idx}.weight" for idx in (0, 3, 7)}
 
 
 def test_a_tied_weight_is_both_layers():
     module = Tied()
-    names = layer_weights(module)
+    names = Layout.of(module).layers
     assert names[id(module.first)] == names[id(module.second)] == "first.weight"
     module = nn.ModuleDict({"embed": nn.Embedding(3, 4), "head": nn.Linear(4, 3)})
     module["head"].weight = module["embed"].weight
-    assert layer_weights(module) == {id(module["head"]): "embed.weight"}
+    assert Layout.of(module).layers == {id(module["head"]): "embed.weight"}
 
 
 def test_a_parametrised_layer_has_the_name_of_a_part_of_its_weight():
     module = nn.Sequential(weight_norm(nn.Linear(3, 2)), nn.Linear(2, 2))
-    assert layer_weights(module) == {
+    assert Layout.of(module).layers == {
         id(module[0]): "0.parametrizations.weight.original0",
         id(module[1]): "1.weight",
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its deprecation
         old = torch.nn.utils.weight_norm(nn.Linear(3, 2))
-    assert layer_weights(old) == {id(old): "weight_g"}
+    assert Layout.of(old).layers == {id(old): "weight_g"}
 
 
 def test_a_layer_whose_weight_is_frozen_has_none():
     module = mlp()
     module[0].weight.requires_grad_(False)
-    assert layer_weights(module) == {id(module[3]): "3.weight"}
+    assert Layout.of(module).layers == {id(module[3]): "3.weight"}
 
 
 @pytest.mark.parametrize(

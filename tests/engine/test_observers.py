@@ -42,8 +42,8 @@ class Everything(Observer):
         assert torch.is_grad_enabled() == self.needs_graph
         self.outputs.append((output.detach().clone(), inputs))
 
-    def names(self, module):
-        return [name for name, _ in module.named_parameters()]
+    def wanted(self):
+        return ("*",)
 
 
 @dataclass(unsafe_hash=True)
@@ -233,7 +233,7 @@ def test_calls_of_nested_modules_are_seen_when_they_end():
         assert seen[later][2][0] is seen[earlier][3]
 
 
-def test_inputs_are_what_was_given_by_position():
+def test_inputs_are_what_was_given_by_position_and_then_by_name():
     class Scaled(nn.Linear):
         def forward(self, x, scale):
             return super().forward(x) * scale
@@ -247,8 +247,8 @@ def test_inputs_are_what_was_given_by_position():
             return self.layer(x, scale=2.0) + self.layer(scale=3.0, x=x)
 
     (first, second, _) = watched(Keywords(), *batches_of(4, num_batches=1)).calls
-    assert [type(part) for part in first[2]] == [Tensor]
-    assert second[2] == ()
+    assert [type(part) for part in first[2]] == [Tensor, float]
+    assert [type(part) for part in second[2]] == [float, Tensor]
 
 
 def test_a_module_that_is_called_by_its_forward_is_not_seen():
@@ -451,7 +451,7 @@ def test_packed_outputs_work_in_a_step(kind):
     ],
 )
 def test_a_step_without_an_output_is_not_for_those_who_want_it(module, step):
-    with pytest.raises(NotApplicableError, match="called no submodule with trainable linear"):
+    with pytest.raises(NotApplicableError, match="called no submodule with trainable layers"):
         watched(module, torch.randn(2, 4), step)
 
 
@@ -483,9 +483,31 @@ def test_inputs_require_a_gradient_only_if_an_observer_differentiates():
 
     for kind in (Everything, WithGradients, WithGraph):
         watched(mlp(), nested_batch(), noting_step, kind)
-    assert required == [False, False, True]
+    assert required == [False, False, False, True]  # the third run tells what the network reads
     ((_, inputs),) = watched(mlp(), nested_batch(), nested_step, WithGraph).outputs
+    assert [tensor.shape for tensor in inputs] == [(6, 4)]
     assert all(tensor.is_leaf and tensor.requires_grad for tensor in inputs)
+
+
+def test_targets_do_not_require_a_gradient():
+    def strict_step(module, batch, batch_idx):
+        batch[1].numpy()
+        return F.mse_loss(module(batch[0]), batch[1])
+
+    batch = torch.randn(6, 4), torch.randn(6, 3)
+    ((_, inputs),) = watched(mlp(), batch, strict_step, WithGraph).outputs
+    assert [tensor.shape for tensor in inputs] == [(6, 4)]
+
+
+def test_a_step_may_switch_the_gradient_of_its_input_on():
+    def switching_step(module, batch, batch_idx):
+        hidden = batch[0][:, None]
+        hidden.requires_grad = True
+        return F.cross_entropy(module(hidden[:, 0]), batch[1])
+
+    module, batch = mlp(), batches_of(4)[0]
+    switched, plain = (watched(module, batch, made, InputGradient) for made in (switching_step, step))
+    assert torch.equal(switched.gradient, plain.gradient)
 
 
 @dataclass(unsafe_hash=True)
@@ -536,7 +558,7 @@ def test_the_callers_mode_does_not_matter(mode, kind):
 
 
 @pytest.mark.parametrize(
-    "event", ["start", "activation", "batch_norm", "module_call", "forwarded", "names", "finished"]
+    "event", ["start", "activation", "batch_norm", "module_call", "forwarded", "wanted", "finished"]
 )
 @pytest.mark.parametrize("others", [Everything, WithGradients, WithGraph])
 def test_an_observer_that_fails_is_told_of_nothing_more_and_the_others_go_on(event, others):

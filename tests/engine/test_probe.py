@@ -311,8 +311,8 @@ class Exhausting(Observer):
     error: type[Exception] = KeyError
     needs_gradients: ClassVar[bool] = True
 
-    def names(self, module):
-        return ["0.weight"]
+    def wanted(self):
+        return ("0.weight",)
 
     def gradients(self, gradients, losses):
         raise self.error("while it takes gradients")

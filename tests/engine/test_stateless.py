@@ -12,7 +12,8 @@ from tests.reference.gradients import gradient_of
 
 def plain(module, step, batch):
     stateless = Stateless(module)
-    return stateless.plain_gradients(step, stateless.copied_buffers(), stateless.copied_params(), batch, 0)
+    params, buffers = stateless.copied_params(), stateless.copied_buffers()
+    return stateless.plain_gradients(step, params, buffers, params, batch, 0)
 
 
 @pytest.mark.parametrize("how", ["data", "no_grad"])

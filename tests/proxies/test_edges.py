@@ -135,18 +135,30 @@ def test_what_a_step_without_submodules_does_not_show_is_not_applicable(name: st
 
 
 def test_layers_whose_weight_is_used_without_a_call_are_named() -> None:
-    class Attending(nn.Module):
+    class Recurrent(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.attention, self.head = nn.MultiheadAttention(5, 1), nn.Linear(50, 3)
+            self.cell, self.head = nn.GRU(5, 5, batch_first=True), nn.Linear(50, 3)
 
         def forward(self, images: Tensor) -> Tensor:
-            tokens = images.flatten(1, 2)
-            return self.head(self.attention(tokens, tokens, tokens)[0].flatten(1))
+            return self.head(self.cell(images.flatten(1, 2))[0].flatten(1))
 
-    found = score(Attending(), make_batches(), proxies="macs_live", loss_fn=F.cross_entropy)["macs_live"]
+    found = score(Recurrent(), make_batches(), proxies="macs_live", loss_fn=F.cross_entropy)["macs_live"]
     assert found.value == 150
-    assert found.details["uncounted_layers"] == ["attention.out_proj.weight"]
+    assert found.details["uncounted_layers"] == ["cell.weight_ih_l0", "cell.weight_hh_l0"]
+    assert found.details["covered"] == 150 / (150 + 3 + 2 * 15 * 5 + 2 * 15)
+
+
+def test_a_penalty_on_outputs_that_cannot_be_seen_is_no_number() -> None:
+    module = nn.Sequential(nn.Flatten(), nn.RNN(50, 4), First(), nn.Linear(4, 3))
+    card = score(module, make_batches(), proxies=["zico", "zico_bc"], loss_fn=F.cross_entropy)
+    assert card["zico"].value is not None
+    assert (card["zico_bc"].error or "").startswith("not applicable: the penalty needs the shape of every layer")
+
+
+class First(nn.Module):
+    def forward(self, outputs: tuple[Tensor, Tensor]) -> Tensor:
+        return outputs[0]
 
 
 def test_logits_beside_a_loss_are_the_output() -> None:

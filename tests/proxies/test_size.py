@@ -15,7 +15,7 @@ def test_baselines_of_a_network_are_those_of_the_closed_form():
     probe = Probe(cnn(), step, batches_of(2, 5, 5))
     weights = {"0.weight": 4 * 2 * 9, "3.weight": 4 * 4 * 9, "7.weight": 100 * 3}
     assert Params().measure(probe) == sum(weights.values()) + 4 + 4 + 3 + 2 * 4 + 2 * 4
-    assert NumLayers().measure(probe) == 3
+    assert NumLayers().measure(probe).value == 3
     macs = Macs().measure(probe)
     assert macs.value == 25 * (weights["0.weight"] + weights["3.weight"]) + weights["7.weight"]
     assert macs.details == {"counted_on": "meta", "uncounted_operators": []}
@@ -26,14 +26,14 @@ def test_baselines_of_a_network_are_those_of_the_closed_form():
 
 def test_baselines_count_a_tied_weight_once():
     probe = Probe(Tied(), step, batches_of(4))
-    assert NumLayers().measure(probe) == 2
+    assert NumLayers().measure(probe).value == 2
     assert SumLogNumel().measure(probe).value == pytest.approx(math.log(16) + math.log(12))
 
 
 def test_a_network_without_layers_has_none_to_sum():
     probe = Probe(nn.LayerNorm(4), step, batches_of(4))
-    assert NumLayers().measure(probe) == 0
-    with pytest.raises(NoGradientError, match="no linear or convolutional layer"):
+    assert NumLayers().measure(probe).value == 0
+    with pytest.raises(NoGradientError, match="no layer with a trainable weight"):
         SumLogNumel().measure(probe)
 
 

@@ -123,7 +123,14 @@ def test_proxy_is_the_formula_on_the_gradients_of_backward(make, std_of, num_bat
     assert measured.value == pytest.approx(zico_from_stacks(stacks, std_of), rel=1e-5)
     assert measured.value == pytest.approx(math.fsum(measured.layers.values()))
     assert set(measured.layers) <= set(stacks)
-    assert measured.details == {"axis": "batch", "num_gradients": num_batches, "backend": "autograd", "std_of": std_of}
+    trainable = sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+    assert measured.details == {
+        "axis": "batch",
+        "num_gradients": num_batches,
+        "backend": "autograd",
+        "std_of": std_of,
+        "covered": sum(weight.numel() for weight in probe.layers.values()) / trainable,
+    }
 
 
 def test_proxy_per_sample_is_the_formula_on_the_gradients_of_samples():
@@ -137,6 +144,7 @@ def test_proxy_per_sample_is_the_formula_on_the_gradients_of_samples():
         "num_gradients": 12,
         "backend": "vmap",
         "std_of": "signed",
+        "covered": (4 * 5 + 5 * 3) / sum(parameter.numel() for parameter in module.parameters()),
         "chunk_sizes": [4, 4],
         "batch_norm": None,
     }

@@ -35,6 +35,44 @@ def copy_of(model: nn.Module) -> nn.Module:
     return twin
 
 
+class Separate(nn.Module):
+    """Attention of one sequence to itself with a linear layer for each projection, from ``nn.MultiheadAttention``."""
+
+    def __init__(self, fused: nn.MultiheadAttention) -> None:
+        super().__init__()
+        self.num_heads = fused.num_heads
+        self.batch_first = True  # asked for by ``nn.TransformerEncoderLayer``, as are the next two
+        self.query, self.key, self.value = (nn.Linear(fused.embed_dim, fused.embed_dim) for _ in range(3))
+        self.out = nn.Linear(fused.embed_dim, fused.embed_dim)
+        with torch.no_grad():
+            for layer, weight, bias in zip(
+                (self.query, self.key, self.value),
+                fused.in_proj_weight.chunk(3),
+                fused.in_proj_bias.chunk(3),
+                strict=True,
+            ):
+                layer.weight.copy_(weight)
+                layer.bias.copy_(bias)
+            self.out.load_state_dict(fused.out_proj.state_dict())
+
+    def forward(self, query: Tensor, *_args: Any, **_kwargs: Any) -> tuple[Tensor, None]:
+        heads = [
+            layer(query).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            for layer in (self.query, self.key, self.value)
+        ]
+        return self.out(nn.functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)), None
+
+
+def separated(model: nn.Module) -> nn.Module:
+    """Copy a network, with `Separate` in the place of every ``nn.MultiheadAttention``."""
+    twin = copy.deepcopy(model)
+    for name, module in list(twin.named_modules()):
+        if isinstance(module, nn.MultiheadAttention):
+            parent, _, child = name.rpartition(".")
+            setattr(twin.get_submodule(parent), child, Separate(module).to(module.in_proj_weight))
+    return twin
+
+
 def as_double(tensor: Tensor) -> Tensor:
     """Make floating-point numbers float64 and leave labels."""
     return tensor.detach().clone().double() if tensor.is_floating_point() else tensor

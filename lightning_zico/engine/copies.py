@@ -1,0 +1,66 @@
+"""Copies of submodules, such as teachers and moving averages, that take part in a step and are not trained."""
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import ParametrizationList
+
+# Trained copies, as of a moving average, keep pointing where the original does; independent weights do not.
+_SAME_DIRECTION = 0.5
+
+
+def copies_in(module: nn.Module) -> tuple[frozenset[str], list[tuple[str, str]]]:
+    """Find submodules that are built alike and stand beside each other, as student and teacher do.
+
+    Returns:
+        Frozen ones whose twin is trained; and pairs of trainable ones whose weights are those of a copy, of which only
+        a run tells whether both are trained.
+    """
+    frozen: set[str] = set()
+    doubtful: list[tuple[str, str]] = []
+    for prefix, parent in module.named_modules():
+        if isinstance(parent, nn.Sequential | nn.ModuleList | ParametrizationList) or len(parent._modules) < 2:
+            continue
+        alike: dict[tuple[type, int, int], list[tuple[str, nn.Module]]] = {}
+        for own_name, child in parent.named_children():
+            name, inner = f"{prefix}.{own_name}" if prefix else own_name, _unwrapped(child)
+            sizes = [parameter.numel() for parameter in inner.parameters() if not is_lazy(parameter)]
+            if sum(sizes):
+                alike.setdefault((type(inner), len(sizes), sum(sizes)), []).append((name, inner))
+        for group in alike.values():
+            for position, (name, first) in enumerate(group):
+                for other, second in group[position + 1 :]:
+                    trained = [any(p.requires_grad for p in part.parameters()) for part in (first, second)]
+                    if not any(trained) or not _are_alike(first, second):
+                        continue
+                    if not all(trained):
+                        frozen.add(other if trained[0] else name)
+                    elif _point_alike(first, second):
+                        doubtful.append((name, other))
+    return frozenset(frozen), doubtful
+
+
+def _unwrapped(module: nn.Module) -> nn.Module:
+    """Look into a module that only wraps another one, as ``AveragedModel`` does."""
+    while len(module._modules) == 1 and not module._parameters and not isinstance(module, nn.Sequential):
+        (child,) = module._modules.values()
+        if child is None:
+            break
+        module = child
+    return module
+
+
+def _are_alike(first: nn.Module, second: nn.Module) -> bool:
+    shapes = [[(name, p.shape) for name, p in part.named_parameters() if not is_lazy(p)] for part in (first, second)]
+    shared = {id(parameter) for parameter in first.parameters()} & {id(parameter) for parameter in second.parameters()}
+    return shapes[0] == shapes[1] and not shared
+
+
+def _point_alike(first: nn.Module, second: nn.Module) -> bool:
+    """Check whether the largest weights of two modules point in one direction."""
+    pairs = [(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True) if a.ndim > 1 or b.ndim > 1]
+    if not pairs or any(is_lazy(a) or a.is_meta or is_lazy(b) or b.is_meta for a, b in pairs):
+        return False
+    a, b = (part.detach().flatten() for part in max(pairs, key=lambda pair: pair[0].numel()))
+    a, b = (torch.view_as_real(part).flatten() if part.is_complex() else part for part in (a, b))
+    return bool(torch.nn.functional.cosine_similarity(a.to(b).float(), b.float(), dim=0) > _SAME_DIRECTION)
