@@ -4,6 +4,7 @@ from lightning_zico.__about__ import __version__
 from lightning_zico.budget import Budget
 from lightning_zico.callbacks import ZiCoCallback
 from lightning_zico.candidates import Candidate
+from lightning_zico.engine.layers import register_layer
 from lightning_zico.proxies import Prior, Proxy, ZiCo, list_proxies, register_proxy
 from lightning_zico.ranking import list_recipes
 from lightning_zico.results import Leaderboard, Score, ScoreCard, SearchResult
@@ -30,6 +31,7 @@ __all__ = [
     "__version__",
     "list_proxies",
     "list_recipes",
+    "register_layer",
     "register_proxy",
     "score",
 ]

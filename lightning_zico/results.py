@@ -44,6 +44,9 @@ _MOST_MISSING = 3
 # How many of a zoo's candidates are to be trained before one is chosen.
 _NUM_FINALISTS = 5
 
+# Scores of layers that cover less of a candidate's trainable weights are named in a note.
+_LEAST_COVERED = 0.9
+
 # How the reason begins where a proxy's formula has no meaning for a candidate.
 NOT_APPLICABLE = "not applicable"
 
@@ -209,7 +212,8 @@ class Leaderboard:
             higher_is_better: Direction of that score.
             uncertainty: Of each candidate that can be ranked, what its repeats say (`UNCERTAINTY_COLUMNS`); None where
                 nothing was repeated. Candidates with fewer repeats than others left a race, and are ranked behind them.
-            provenance: Kept as it is; ``missing`` is added where numbers are.
+            provenance: Kept as it is; ``missing`` is added where numbers are, and ``covered`` where scores of layers
+                cover less than nine tenths of the trainable weights.
         """
         rows = [_row_of(card, rank_by, columns, uncertainty) for card in cards]
         ranked = [row for row in rows if row["score"] is not None]
@@ -218,8 +222,14 @@ class Leaderboard:
         for row, rank in zip(ranked, _ranks([standing(row) for row in ranked]), strict=True):
             row["rank"] = rank
         failed = [row for row in rows if row["score"] is None]
-        missing = _missing({row["name"] for row in ranked}, cards, columns)
-        return cls((*ranked, *failed), {**(provenance or {}), **({"missing": missing} if missing else {})})
+        scored = {row["name"] for row in ranked}
+        missing = _missing(scored, cards, columns)
+        covered = _covered(
+            scored, cards, [name for name in columns if name not in (provenance or {}).get("kendall_with", {})]
+        )
+        added = {"missing": missing} if missing else {}
+        added |= {"covered": covered} if covered else {}
+        return cls((*ranked, *failed), {**(provenance or {}), **added})
 
     def with_finals(self, finals: Sequence[Final], provenance: Mapping[str, Any]) -> "Leaderboard":
         """Rank anew after finals: the finalists first, in the order that training gave them, then the others.
@@ -280,8 +290,9 @@ class Leaderboard:
         Whether candidates are missing because ranking broke off; how finals were held; of repeats whether the first can
         be told apart, who left a race, and which candidates keep their weights; what the recipe that ranks combines,
         and which one took the place of a recipe whose members do not apply; Kendall's tau of the ranking with each
-        trivial baseline on the same candidates, and in words where one of them gives almost the same; why numbers are
-        missing; of a zoo's candidates what decides more than any score.
+        trivial baseline on the same candidates, and in words where one of them gives almost the same; which scores of
+        layers look at few of the trainable weights; why numbers are missing; of a zoo's candidates what decides more
+        than any score.
         """
         notes = []
         if self.provenance.get("broke_off"):
@@ -293,7 +304,7 @@ class Leaderboard:
         notes += _if_there(note_on_reading(self.provenance.get("reading")))
         notes += self._notes_on_repeats()
         notes += _notes_on_ranking(self.provenance, ranking)
-        return notes + self._notes_on_missing() + self._notes_on_zoos()
+        return notes + self._notes_on_covered() + self._notes_on_missing() + self._notes_on_zoos()
 
     def _notes_on_repeats(self) -> list[str]:
         notes = []
@@ -326,6 +337,18 @@ class Leaderboard:
                 f"The repeats of {', '.join(equal[:_MOST_NAMES])}{more} are equal: their weights are the same in each, "
                 f"and `{self.provenance['rank_by']}` depends on nothing else. They do not say how sure a rank is."
             )
+        return notes
+
+    def _notes_on_covered(self) -> list[str]:
+        notes = []
+        for said in self.provenance.get("covered", ()):
+            more = f" and {len(said['proxies']) - _MOST_NAMES} more" if len(said["proxies"]) > _MOST_NAMES else ""
+            note = f"{', '.join(said['proxies'][:_MOST_NAMES])}{more} looked at {100 * said['share']:.2g} % of "
+            note += f"{said['name']}'s trainable weights"
+            if rest := said["count"] - 1:
+                candidates = "1 other candidate" if rest == 1 else f"{rest} other candidates"
+                note += f", and at less than {100 * _LEAST_COVERED:.0f} % in {candidates}"
+            notes.append(f"{note}.")
         return notes
 
     def _notes_on_missing(self) -> list[str]:
@@ -679,6 +702,28 @@ def _missing(scored: Container[str], cards: Sequence[ScoreCard], columns: Sequen
         proxies.setdefault((reason, tuple(missing)), []).append(column)
     return [
         {"reason": reason, "proxies": alike, "names": list(missing)} for (reason, missing), alike in proxies.items()
+    ]
+
+
+def _covered(scored: Container[str], cards: Sequence[ScoreCard], columns: Sequence[str]) -> list[dict[str, Any]]:
+    """Collect which scores of layers look at too few of a candidate's trainable weights.
+
+    Returns:
+        For scores that are alike in this: the lowest share, whose it is, and how many candidates have a low one.
+    """
+    alike: dict[tuple[float, str, int], list[str]] = {}
+    for column in columns:
+        shares = [
+            (card.scores[column].details["covered"], card.name)
+            for card in cards
+            if card.name in scored and column in card.scores and "covered" in card.scores[column].details
+        ]
+        low = [pair for pair in shares if pair[0] < _LEAST_COVERED]
+        if low:
+            alike.setdefault((*min(low), len(low)), []).append(column)
+    return [
+        {"proxies": proxies, "share": share, "name": name, "count": count}
+        for (share, name, count), proxies in alike.items()
     ]
 
 

@@ -23,7 +23,7 @@ def copies_in(module: nn.Module) -> tuple[frozenset[str], list[tuple[str, str]]]
             continue
         alike: dict[tuple[type, int, int], list[tuple[str, nn.Module]]] = {}
         for own_name, child in parent.named_children():
-            name, inner = _unwrapped(f"{prefix}.{own_name}" if prefix else own_name, child)
+            name, inner = f"{prefix}.{own_name}" if prefix else own_name, _unwrapped(child)
             sizes = [parameter.numel() for parameter in inner.parameters() if not is_lazy(parameter)]
             if sum(sizes):
                 alike.setdefault((type(inner), len(sizes), sum(sizes)), []).append((name, inner))
@@ -40,14 +40,14 @@ def copies_in(module: nn.Module) -> tuple[frozenset[str], list[tuple[str, str]]]
     return frozenset(frozen), doubtful
 
 
-def _unwrapped(name: str, module: nn.Module) -> tuple[str, nn.Module]:
+def _unwrapped(module: nn.Module) -> nn.Module:
     """Look into a module that only wraps another one, as ``AveragedModel`` does."""
     while len(module._modules) == 1 and not module._parameters and not isinstance(module, nn.Sequential):
-        ((own_name, child),) = module._modules.items()
+        (child,) = module._modules.values()
         if child is None:
             break
-        name, module = f"{name}.{own_name}", child
-    return name, module
+        module = child
+    return module
 
 
 def _are_alike(first: nn.Module, second: nn.Module) -> bool:

@@ -255,7 +255,10 @@ def _own_weights(part: nn.Module, patterns: tuple[str, ...] | None) -> list[Tens
     if not patterns:
         return []
     matches = _matcher(patterns)
-    return [parameter for name, parameter in part.named_parameters() if matches(name)]
+    own = [(name, parameter) for name, parameter in part._parameters.items() if parameter is not None]
+    if (parametrizations := part._modules.get("parametrizations")) is not None:
+        own += parametrizations.named_parameters("parametrizations")
+    return [parameter for name, parameter in own if matches(name)]
 
 
 @cache

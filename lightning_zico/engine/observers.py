@@ -5,7 +5,8 @@ Index conventions:
     *: shape of one parameter
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -105,7 +106,7 @@ class Observer:
         """See a call of a submodule, when it is over, and what it was given, by position and then by name."""
 
     def forwarded(self, output: Tensor, inputs: Sequence[Tensor]) -> None:
-        """See the network's output and the floating-point tensors of the batch, at the end of the forward pass.
+        """See the network's output and its floating-point inputs, at the end of the forward pass.
 
         Autograd is on, and the graph is there, if ``needs_graph``; observers that differentiate have their turn first.
         """
@@ -150,6 +151,8 @@ class Watch:
         module: Put back by the caller.
         observers: Started.
         layout: Gives that of the module, if somebody has it; it is asked for only if the forward pass is looked at.
+        read: Gives the positions of the tensors of a batch that the network reads; asked for only if a batch has
+            several floating-point tensors and an observer differentiates with respect to them. None for all.
         is_whole: Given the names of `calls`, whether the network has run to its end. A step that fails then, in its
             loss, fails behind the network, and observers see the end of the forward pass. None if that is not known.
 
@@ -163,9 +166,11 @@ class Watch:
         module: nn.Module,
         observers: Sequence[Observer],
         layout: Callable[[], Layout] | None = None,
+        read: Callable[[], Set[int]] | None = None,
         is_whole: Callable[[Sequence[str]], bool] | None = None,
     ) -> None:
         self.observers = list(observers)
+        self._read = read
         self.errors: dict[Observer, Exception] = {}
         self.inputs: list[Tensor] = []
         self.calls: list[str] = []
@@ -198,11 +203,18 @@ class Watch:
             self.tell(observer, observer.start, self._module)
 
     def prepared(self, batch: Batch) -> Batch:
-        """Clone a batch; its floating-point tensors can be differentiated with respect to, if an observer does."""
+        """Clone a batch; the floating-point inputs can be differentiated with respect to, if an observer does.
+
+        Targets do not require a gradient: a step may turn them into something that cannot have one.
+        """
         self.inputs = []
+        floating = [position for position, t in enumerate(tensors_of(batch)) if t.is_floating_point()]
+        read = self._read() if self._read and self._needs_input_graph and len(floating) > 1 else floating
+        positions = itertools.count()
 
         def clone(tensor: Tensor) -> Tensor:
-            if not tensor.is_floating_point():
+            position = next(positions)
+            if not (tensor.is_floating_point() and position in read):
                 return tensor.clone()
             leaf = tensor.detach().clone().requires_grad_(self._needs_input_graph)
             self.inputs.append(leaf)
@@ -221,7 +233,7 @@ class Watch:
         self._unwraps = not is_transforming()
         self._output, self._is_hidden = None, False
         self.calls.clear()
-        functions = self._listening("activation") or self._listening("batch_norm")
+        functions = self._listening("activation") or self._listening("batch_norm") or self.needs_graph
         # For all modules at once: a hook on each of hundreds takes longer than to run a small network.
         handle = register_module_forward_hook(self._called, with_kwargs=True) if self._sees_calls else None
         try:
@@ -335,6 +347,9 @@ class Watch:
             self._listeners.clear()
 
 
+_SET_REQUIRES_GRAD = Tensor.requires_grad.__set__  # type: ignore[attr-defined]
+
+
 class _Functions(TorchFunctionMode):
     """Sees activation functions and batch normalisations, whether a module, a function or a method calls them.
 
@@ -357,6 +372,8 @@ class _Functions(TorchFunctionMode):
             after = func(*args, **kwargs)
             self._watch.report("activation", real_view(kept), real_view(after))
             return after
+        if func == _SET_REQUIRES_GRAD and args[0].requires_grad and args[1]:
+            return None  # torch refuses what is true already, where an input is watched
         if func is F.batch_norm and (args[5] if len(args) > 5 else kwargs.get("training", False)):
             self._watch.report("batch_norm", args[0] if args else kwargs["input"])
         return func(*args, **kwargs)

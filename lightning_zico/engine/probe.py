@@ -150,15 +150,15 @@ class Probe:
             patterns: Which layers, see `chosen`.
             seen: Names of those among them that count; None for all.
         """
-        trainable = {name: p for name, p in self.module.named_parameters() if p.requires_grad}
+        shapes = self.once(_trainable_shapes)
         weights = None if seen is None else {weight_name(name) for name in seen}
         counted = 0
         for name, layer in self.chosen(patterns).items():
             if weights is None or weight_name(name) in weights:
-                parameter = trainable[layer.parameter]
-                rows = 1.0 if layer.rows is None else (layer.rows[1] - layer.rows[0]) / len(parameter)
-                counted += round(parameter.numel() * rows)
-        return counted / sum(parameter.numel() for parameter in trainable.values())
+                shape = shapes[layer.parameter]
+                rows = shape[0] if layer.rows is None else layer.rows[1] - layer.rows[0]
+                counted += shape.numel() // max(shape[0], 1) * rows
+        return counted / sum(shape.numel() for shape in shapes.values())
 
     @property
     def blocks(self) -> list[str]:
@@ -388,7 +388,7 @@ class Probe:
         """
         given = (tensors or {}, self.first_batch if batch is None else batch, mode)
         if fed is None:
-            watch = Watch(self.module, observers, self.layout)
+            watch = Watch(self.module, observers, self.layout, self._read)
             if (failure := self._run(watch, *given, as_trained=self._differentiates)) is not None:
                 raise again(failure)
         else:
@@ -402,6 +402,9 @@ class Probe:
     def stateless(self) -> Stateless:
         """The module as one that runs on tensors which are handed to it."""
         return self.once(_stateless)
+
+    def _read(self) -> frozenset[int]:
+        return self.flow.inputs
 
     def layout(self) -> Layout:
         """Where things are in the module."""
@@ -473,7 +476,7 @@ class Probe:
         return facts
 
     def _pass(self, observers: Sequence[Observer], axis: Axis) -> None:
-        watch = Watch(self.module, observers, self.layout)
+        watch = Watch(self.module, observers, self.layout, self._read)
         learners: dict[Observer, Layers] = {}
 
         def enrol(observer: Observer) -> None:
@@ -549,20 +552,20 @@ class Probe:
         Returns:
             What watched the last run, and how that failed. What it saw counts if it has finished nevertheless.
         """
-        watch = Watch(self.module, observers, self.layout)
+        watch = Watch(self.module, observers, self.layout, self._read)
         failure = self._run(watch, tensors, batch, mode, self._differentiates)
         if failure is None or watch.finished or is_out_of_memory(failure) or isinstance(failure, SkippedBatchError):
             return watch, failure
         if not self._differentiates:
             # A step that differentiates needs a graph of the parameters, and cannot run under `no_grad`.
-            watch = Watch(self.module, observers, self.layout)
+            watch = Watch(self.module, observers, self.layout, self._read)
             failure = self._run(watch, tensors, batch, mode, True)
             self._differentiates = failure is None
             if failure is None:
                 return watch, None
         whole = self.whole_run(is_cut)
         if whole is not None:
-            watch = Watch(self.module, observers, self.layout, whole)
+            watch = Watch(self.module, observers, self.layout, self._read, whole)
             failure = self._run(watch, tensors, batch, mode, True)
         return watch, failure
 
@@ -588,9 +591,8 @@ class Probe:
                 stateless = self.stateless
                 tensors = stateless.copied_params() | stateless.copied_buffers() | tensors
                 if as_trained:
-                    for name, parameter in stateless.params.items():
-                        if parameter.requires_grad and not tensors[name].requires_grad:
-                            tensors[name] = tensors[name].detach().requires_grad_()
+                    plain = {name: tensors[name] for name in stateless.params if not tensors[name].requires_grad}
+                    tensors |= stateless.leaves(plain)
                 seed_all(self.seed)
                 with torch.set_grad_enabled(watch.needs_graph or as_trained), mode or nullcontext():
                     stateless.call(tensors, lambda: stateless.watched_loss(self.step, batch, 0, watch))
@@ -690,6 +692,12 @@ def _inputs(probe: Probe) -> frozenset[int]:
         _ = probe.first_batch
     floating = probe._floating or []
     return frozenset(floating) if floating in ([], [0]) else probe.flow.inputs & frozenset(floating)
+
+
+def _trainable_shapes(probe: Probe) -> dict[str, torch.Size]:
+    return {
+        name: p.shape if p.ndim else torch.Size([1]) for name, p in probe.module.named_parameters() if p.requires_grad
+    }
 
 
 def _layers(probe: Probe) -> Layers:

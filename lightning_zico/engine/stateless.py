@@ -216,13 +216,13 @@ def _no_gradient() -> NoGradientError:
 
 
 def _like(parameter: nn.Parameter, tensor: Tensor) -> nn.Parameter:
-    data, kind = tensor.detach(), type(parameter)
-    if kind is nn.Parameter or not issubclass(kind, nn.Parameter):
-        leaf = nn.Parameter(data, parameter.requires_grad)
-    else:  # a class of the user's own
-        leaf = Tensor._make_subclass(kind, data, parameter.requires_grad)
-    if attributes := getattr(parameter, "__dict__", None):
-        leaf.__dict__.update(attributes)
+    leaf: nn.Parameter
+    if type(tensor) is Tensor and isinstance(type(parameter), type(nn.Parameter)):  # or a class derived from it
+        leaf = Tensor._make_subclass(type(parameter), tensor, parameter.requires_grad)
+    else:
+        leaf = nn.Parameter(tensor.detach(), parameter.requires_grad)
+    if parameter.__dict__:
+        leaf.__dict__.update(parameter.__dict__)
     if parameter.requires_grad and parameter._backward_hooks:
         for hook in parameter._backward_hooks.values():
             leaf.register_hook(hook)

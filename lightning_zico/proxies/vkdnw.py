@@ -86,7 +86,7 @@ class VKDNW(Proxy):
             if not watch.broke_off or (whole := probe.whole_run(is_cut=True)) is None:
                 raise
         # Perhaps the loss alone fails on one sample, which does not matter.
-        return _measured(probe, Watch(probe.module, (), probe.layout, whole))
+        return _measured(probe, Watch(probe.module, (), probe.layout, None, whole))
 
 
 def _measured(probe: Probe, watch: Watch) -> Measurement:

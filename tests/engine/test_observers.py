@@ -483,9 +483,31 @@ def test_inputs_require_a_gradient_only_if_an_observer_differentiates():
 
     for kind in (Everything, WithGradients, WithGraph):
         watched(mlp(), nested_batch(), noting_step, kind)
-    assert required == [False, False, True]
+    assert required == [False, False, False, True]  # the third run tells what the network reads
     ((_, inputs),) = watched(mlp(), nested_batch(), nested_step, WithGraph).outputs
+    assert [tensor.shape for tensor in inputs] == [(6, 4)]
     assert all(tensor.is_leaf and tensor.requires_grad for tensor in inputs)
+
+
+def test_targets_do_not_require_a_gradient():
+    def strict_step(module, batch, batch_idx):
+        batch[1].numpy()
+        return F.mse_loss(module(batch[0]), batch[1])
+
+    batch = torch.randn(6, 4), torch.randn(6, 3)
+    ((_, inputs),) = watched(mlp(), batch, strict_step, WithGraph).outputs
+    assert [tensor.shape for tensor in inputs] == [(6, 4)]
+
+
+def test_a_step_may_switch_the_gradient_of_its_input_on():
+    def switching_step(module, batch, batch_idx):
+        hidden = batch[0][:, None]
+        hidden.requires_grad = True
+        return F.cross_entropy(module(hidden[:, 0]), batch[1])
+
+    module, batch = mlp(), batches_of(4)[0]
+    switched, plain = (watched(module, batch, made, InputGradient) for made in (switching_step, step))
+    assert torch.equal(switched.gradient, plain.gradient)
 
 
 @dataclass(unsafe_hash=True)

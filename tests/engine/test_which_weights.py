@@ -1,0 +1,326 @@
+"""Which weights make up the layers of a module: those that it multiplies its input with."""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, prune
+from torch.optim.swa_utils import AveragedModel
+
+import lightning_zico.engine.probe as probe_module
+from lightning_zico import Leaderboard, ZiCo, register_layer, score
+from lightning_zico.engine.blocks import block_names
+from lightning_zico.engine.layers import _REGISTERED, Layout, channel_dim, known_layers
+from lightning_zico.engine.probe import Probe
+from lightning_zico.engine.weights import kaiming_weights
+from tests.engine.models import batches_of, step
+from tests.reference.watch import separated
+
+X = torch.randn(6, 4)
+
+
+class Apply(nn.Module):
+    """Applies a function to itself and to its input."""
+
+    def __init__(self, function: Callable[..., Tensor], **parts: Any) -> None:
+        super().__init__()
+        for name, part in parts.items():
+            setattr(self, name, nn.Parameter(torch.randn(part)) if isinstance(part, tuple) else part)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+class Conv1D(nn.Module):
+    """Linear, with the weight that Hugging Face's class of this name has, ``[in, out]``."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(inputs, outputs)), nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias, x, self.weight)
+
+
+class LoRA(nn.Module):
+    def __init__(self, linear: nn.Linear, rank: int) -> None:
+        super().__init__()
+        self.linear = linear.requires_grad_(False)
+        self.a = nn.Parameter(torch.randn(rank, linear.in_features))
+        self.b = nn.Parameter(torch.randn(linear.out_features, rank))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) + x @ self.a.T @ self.b.T
+
+
+def pruned(layer: nn.Module) -> nn.Module:
+    prune.random_unstructured(layer, "weight", 0.5)
+    return layer
+
+
+def last(m: Any, x: Tensor) -> Tensor:
+    return m.head(m.cell(x.unflatten(1, (2, 2)))[0][:, -1])
+
+
+# by kind: a module, the names of its layers, and how often it is run to find them
+KINDS: dict[str, tuple[Callable[[], nn.Module], list[str], int]] = {
+    "ordinary": (
+        lambda: nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.PReLU(), nn.Linear(4, 3)),
+        ["0.weight", "3.weight"],
+        0,
+    ),
+    "pruned": (lambda: pruned(nn.Linear(4, 3)), ["weight_orig"], 0),
+    "spectral norm, old": (lambda: torch.nn.utils.spectral_norm(nn.Linear(4, 3)), ["weight_orig"], 0),
+    "orthogonal": (lambda: parametrizations.orthogonal(nn.Linear(4, 3)), ["parametrizations.weight.original"], 0),
+    "bilinear": (lambda: Apply(lambda m, x: m.b(x, x), b=nn.Bilinear(4, 4, 3)), ["b.weight"], 0),
+    "lstm": (
+        lambda: recurrent(nn.LSTM(2, 5, batch_first=True), 5),
+        ["cell.weight_ih_l0", "cell.weight_hh_l0", "head.weight"],
+        0,
+    ),
+    "projected lstm, both ways": (
+        lambda: recurrent(nn.LSTM(2, 5, batch_first=True, bidirectional=True, proj_size=3), 6),
+        [f"cell.weight_{kind}_l0{way}" for way in ("", "_reverse") for kind in ("ih", "hh", "hr")] + ["head.weight"],
+        0,
+    ),
+    "cell": (
+        lambda: Apply(lambda m, x: m.cell(x, torch.zeros(len(x), 3)), cell=nn.GRUCell(4, 3)),
+        ["cell.weight_ih", "cell.weight_hh"],
+        0,
+    ),
+    "attention": (
+        lambda: Apply(lambda m, x: m.a(*[x[:, None]] * 3)[0][:, 0], a=nn.MultiheadAttention(4, 2)),
+        [f"a.in_proj_weight[{part}]" for part in "qkv"] + ["a.out_proj.weight"],
+        0,
+    ),
+    "attention to something else": (
+        lambda: Apply(
+            lambda m, x: m.a(x[:, None, :3], x[:, None], x[:, None, :2])[0][:, 0],
+            a=nn.MultiheadAttention(3, 1, kdim=4, vdim=2),
+        ),
+        ["a.q_proj_weight", "a.k_proj_weight", "a.v_proj_weight", "a.out_proj.weight"],
+        0,
+    ),
+    "conv1d": (lambda: nn.Sequential(Conv1D(4, 5), nn.ReLU(), Conv1D(5, 3)), ["0.weight", "2.weight"], 1),
+    "low rank": (lambda: nn.Sequential(LoRA(nn.Linear(4, 3), 2)), ["0.a", "0.b"], 1),
+    "einsum": (
+        lambda: Apply(lambda m, x: torch.einsum("ni,io->no", x + m.table, m.w), table=(1, 4), w=(4, 3)),
+        ["w"],
+        1,
+    ),
+    "batched": (lambda: Apply(lambda m, x: (x.view(6, 2, 1, 2) @ m.w).sum((1, 2)), w=(2, 2, 3)), ["w"], 1),
+    "complex": (lambda: Apply(lambda m, x: (x + 0j).matmul(torch.view_as_complex(m.w)).abs(), w=(4, 3, 2)), ["w"], 1),
+    "tied to an embedding": (
+        lambda: tied(Apply(lambda m, x: m.head(m.e(x.argmax(1) % 3)), e=nn.Embedding(3, 4), head=nn.Linear(4, 3))),
+        ["e.weight"],
+        0,
+    ),
+}  # fmt: skip
+
+
+def tied(module: Any) -> nn.Module:
+    module.head.weight = module.e.weight
+    return module
+
+
+def recurrent(cell: nn.Module, width: int) -> nn.Module:
+    return Apply(last, cell=cell, head=nn.Linear(width, 3))
+
+
+# torch's own, of LSTMs with projections on a CPU
+pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not supported with oneDNN")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_are_what_multiplies(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    build, expected, num_runs = KINDS[kind]
+    runs = []
+    trace = probe_module.trace_flow
+    monkeypatch.setattr(probe_module, "trace_flow", lambda *args: runs.append(1) or trace(*args))
+    module = build()
+    probe = Probe(module, step, batches_of(4))
+    assert list(probe.layers) == expected
+    measured = ZiCo().measure(probe)
+    assert set(measured.layers) <= set(expected)
+    assert len(runs) == num_runs
+    named = dict(module.named_parameters())
+    own = {name.partition("[")[0] for name in expected}
+    trainable = sum(p.numel() for p in named.values() if p.requires_grad)
+    assert measured.details["covered"] == pytest.approx(sum(named[name].numel() for name in own) / trainable)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_published_rule_knows_linear_and_convolutional_weights(kind: str) -> None:
+    module = KINDS[kind][0]()
+    card = score(module, batches_of(4), ["zico", ZiCo(parameters="published", name="published")], F.cross_entropy)
+    layers = {id(part.weight): name for name, part in module.named_modules() if isinstance(part, nn.Linear)}
+    if kind in ("ordinary", "tied to an embedding"):
+        assert card["published"].value == card["zico"].value
+        assert card["published"].layers == card["zico"].layers
+    elif card["published"].value is None:
+        assert "linear or convolutional" in card["published"].error
+    else:
+        assert len(card["published"].layers) <= len(layers)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")  # torch's own, of scripting
+def test_scripted_layers_are_seen() -> None:
+    plain = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
+    batches = batches_of(4)
+    values = [score(m, batches, "zico", F.cross_entropy)["zico"].value for m in (plain, torch.jit.script(plain))]
+    assert values[1] == pytest.approx(values[0], rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["zico", "num_layers", "sum_log_numel", "grad_norm", "snip", "synflow", "params_live"])
+def test_attention_has_one_score_fused_or_not(name: str) -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=True)
+    fused = Apply(
+        lambda m, x: m.head(m.layer(m.up(x[:, :, None])).mean(1)), up=nn.Linear(1, 8), layer=layer, head=nn.Linear(8, 3)
+    )
+    batches = batches_of(4)
+    values = [score(m, batches, name, F.cross_entropy)[name].value for m in (fused, separated(fused))]
+    assert values[1] == pytest.approx(values[0], rel=1e-4)  # float32
+
+
+def test_a_class_of_ones_own_can_be_declared(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Opaque(nn.Module):
+        """Multiplies by hand, which no run can tell from a gain."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.kernel = nn.Parameter(torch.randn(3, 4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (x.unsqueeze(1) * self.kernel).sum(-1)
+
+    monkeypatch.setattr("lightning_zico.engine.layers._REGISTERED", dict(_REGISTERED))
+    assert list(Probe(Opaque(), step, batches_of(4)).layers) == []
+    register_layer(Opaque, "kernel")
+    assert list(Probe(Opaque(), step, batches_of(4)).layers) == ["kernel"]
+    with pytest.raises(TypeError, match="expected a subclass"):
+        register_layer(Opaque(), "kernel")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="expected the name"):
+        register_layer(Opaque, 3)  # type: ignore[arg-type]
+
+
+def test_fans_and_channels_are_where_the_product_has_them() -> None:
+    module = nn.Sequential(Conv1D(400, 5), Conv1D(5, 3))
+    probe = Probe(module, step, batches_of(400))
+    assert [layer.fan_in for layer in probe.structure.values()] == [400, 5]
+    drawn = kaiming_weights(module, torch.Generator().manual_seed(0), probe.structure)
+    assert float(drawn["0.weight"].std()) == pytest.approx(math.sqrt(2 / 400), rel=0.1)
+    assert Layout.of(module, probe.structure).layers == {id(module[0]): "0.weight", id(module[1]): "1.weight"}
+    assert channel_dim(module[0], torch.zeros(2, 7, 5)) == 2
+    assert channel_dim(Apply(F.relu, kernel=(8, 3, 5)), torch.zeros(2, 8, 9)) == 1
+
+
+def body() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3))
+
+
+def taught(m: Any, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        target = m.teacher(x)
+    return m.student(x) * (1 + target.square().mean())
+
+
+def moved(module: nn.Module) -> nn.Module:
+    """Let a moving average lag behind its model."""
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter += 0.1 * torch.randn_like(parameter)
+    return module
+
+
+def copied(how: str) -> nn.Module:
+    student = body()
+    teacher: nn.Module = copy.deepcopy(student)
+    if how == "frozen":
+        teacher.requires_grad_(False)
+    elif how == "average":
+        teacher = AveragedModel(student)
+    elif how == "lagging":
+        moved(teacher)
+    return Apply(taught, student=student, teacher=teacher)
+
+
+@pytest.mark.parametrize("how", ["frozen", "under no_grad", "average", "lagging"])
+def test_untrained_copies_are_neither_layers_nor_blocks(how: str) -> None:
+    module = copied(how)
+    probe = Probe(module, step, batches_of(4))
+    assert list(probe.layers) == ["student.0.weight", "student.2.weight", "student.4.weight"]
+    assert probe.blocks == ["student.1", "student.3", "student.4"]
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(4, 4), nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(self.first(x).relu())
+
+
+def test_whole_twins_are_not_taken_for_blocks() -> None:
+    class Encoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.Sequential(Block(), Block())
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.blocks(x)
+
+    student = Encoder()
+    module = Apply(taught, student=student, teacher=copy.deepcopy(student).requires_grad_(False))
+    assert block_names(module) == ["student.blocks.0", "student.blocks.1"]
+
+
+def test_twins_that_are_both_trained_stay() -> None:
+    first = body()
+    module = Apply(lambda m, x: m.first(x) + m.second(x), first=first, second=copy.deepcopy(first))
+    assert len(Probe(module, step, batches_of(4)).layers) == 6
+
+
+def test_ordinary_networks_are_known_without_a_run() -> None:
+    decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(4, 2, 8), 2)
+    for module in (body(), nn.ModuleDict({"a": body(), "b": body()}), decoder, nn.LSTM(3, 4, 2)):
+        assert not known_layers(module).needs_run
+
+
+def test_a_step_that_cannot_be_followed_leaves_what_the_classes_tell() -> None:
+    module = Apply(lambda m, x: m.head(x) + m.w.sum(), head=nn.Linear(4, 3), w=(2, 2))
+    calls = []
+
+    def failing(m: nn.Module, b: Any, i: int) -> Tensor:
+        calls.append(1)
+        if len(calls) <= 2:  # on the meta device, and on the module's own
+            raise RuntimeError("not yet")
+        return step(m, b, i)
+
+    assert list(Probe(module, failing, batches_of(4)).layers) == ["head.weight"]
+
+
+def test_a_note_says_whose_weights_were_hardly_looked_at() -> None:
+    module = nn.Sequential(nn.Linear(4, 3), Apply(lambda m, x: x * m.gain.sum(), gain=(20, 30)))
+    cards = []
+    for name in ("a", "b"):
+        card = score(module, batches_of(4), ["zico"], F.cross_entropy)
+        cards.append(type(card)(name, card.scores))
+    share = cards[0]["zico"].details["covered"]
+    assert share == pytest.approx(12 / (12 + 3 + 600))
+    (note,) = Leaderboard.of(cards[:1], rank_by="zico", columns=["zico"]).notes
+    assert note == "zico looked at 2 % of a's trainable weights."
+    (note,) = Leaderboard.of(cards, rank_by="zico", columns=["zico"]).notes
+    assert note == "zico looked at 2 % of a's trainable weights, and at less than 90 % in 1 other candidate."
+    plain = score(body(), batches_of(4), ["num_layers"], F.cross_entropy)
+    assert Leaderboard.of([plain], rank_by="num_layers", columns=["num_layers"]).provenance["covered"]
+    ignored = Leaderboard.of(
+        [plain], rank_by="num_layers", columns=["num_layers"], provenance={"kendall_with": {"num_layers": None}}
+    )
+    assert "covered" not in ignored.provenance
