@@ -30,7 +30,7 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
-from lightning_zico import Candidate, score
+from lightning_zico import Candidate, ZiCo, score
 from lightning_zico.candidates import Built
 from lightning_zico.proxies import resolve_proxies
 from lightning_zico.ranking.correlation import bootstrap_interval, spearman
@@ -83,8 +83,8 @@ def backward(model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
 
 
 def ours(model: nn.Module, batches: Batches, **options: Any) -> float:
-    """Score with the package."""
-    result = score(model, batches, proxies=["zico"], loss_fn=_loss_fn, **options)["zico"]
+    """Score with the package, by the weights of linear and convolutional layers."""
+    result = score(model, batches, proxies=[ZiCo(parameters="published")], loss_fn=_loss_fn, **options)["zico"]
     if result.value is None:
         raise RuntimeError(result.error)
     return result.value

@@ -42,6 +42,7 @@ _REGISTERED: dict[type, tuple[str, ...]] = {
     nn.RNNCellBase: ("weight_ih", "weight_hh"),
     nn.MultiheadAttention: ("in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight"),
 }
+_DECLARED: dict[type, tuple[str, ...]] = {}  # by `register_layer`
 
 
 def register_layer(cls: type[nn.Module], *weight_names: str) -> None:
@@ -73,7 +74,12 @@ def register_layer(cls: type[nn.Module], *weight_names: str) -> None:
     for name in weight_names:
         if not isinstance(name, str):
             raise TypeError(f"Invalid weight name {name!r}: expected the name of a parameter, such as 'weight'.")
-    _REGISTERED[cls] = weight_names
+    _DECLARED[cls] = weight_names
+
+
+def declared_layers() -> tuple[tuple[str, tuple[str, ...]], ...]:
+    """List what `register_layer` was given, by the names of the classes."""
+    return tuple(sorted((f"{cls.__module__}.{cls.__qualname__}", names) for cls, names in _DECLARED.items()))
 
 
 @dataclass(frozen=True)
@@ -248,7 +254,8 @@ def _classified(module: nn.Module) -> tuple[dict[int, nn.Module], dict[int, nn.M
 
 
 def _patterns_of(cls: type) -> tuple[str, ...] | None:
-    return next((_REGISTERED[base] for base in cls.__mro__ if base in _REGISTERED), None)
+    known = (of[base] for base in cls.__mro__ for of in (_DECLARED, _REGISTERED) if base in of)
+    return next(known, None)
 
 
 def _own_weights(part: nn.Module, patterns: tuple[str, ...] | None) -> list[Tensor]:

@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_zico.__about__ import __version__
+from lightning_zico.engine.layers import declared_layers
 from lightning_zico.errors import UnfingerprintableError
 from lightning_zico.trainers import is_trainer
 
@@ -135,12 +136,13 @@ def surroundings() -> tuple[Any, ...]:
     """List what every number depends on where it is computed: in another process or thread it may be different.
 
     These are the versions of this package, torch, Lightning and Python, torch's global precision, the state of
-    autocast, and the number of threads, since another number of them sums in another order.
+    autocast, the number of threads, since another number of them sums in another order, and declared layers.
     """
     return (
         (__version__, _own_source(), torch.__version__, lightning.__version__, platform.python_version()),
         (torch.get_default_dtype(), torch.get_float32_matmul_precision(), torch.get_num_threads()),
         autocasts(),
+        declared_layers(),
     )
 
 

@@ -15,9 +15,10 @@ from torch.optim.swa_utils import AveragedModel
 import lightning_zico.engine.probe as probe_module
 from lightning_zico import Leaderboard, ZiCo, register_layer, score
 from lightning_zico.engine.blocks import block_names
-from lightning_zico.engine.layers import _REGISTERED, Layout, channel_dim, known_layers
+from lightning_zico.engine.layers import Layout, channel_dim, known_layers
 from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.weights import kaiming_weights
+from lightning_zico.scoring.fingerprint import surroundings
 from tests.engine.models import batches_of, step
 from tests.reference.watch import separated
 
@@ -199,10 +200,12 @@ def test_a_class_of_ones_own_can_be_declared(monkeypatch: pytest.MonkeyPatch) ->
         def forward(self, x: Tensor) -> Tensor:
             return (x.unsqueeze(1) * self.kernel).sum(-1)
 
-    monkeypatch.setattr("lightning_zico.engine.layers._REGISTERED", dict(_REGISTERED))
+    monkeypatch.setattr("lightning_zico.engine.layers._DECLARED", {})
+    undeclared = surroundings()
     assert list(Probe(Opaque(), step, batches_of(4)).layers) == []
     register_layer(Opaque, "kernel")
     assert list(Probe(Opaque(), step, batches_of(4)).layers) == ["kernel"]
+    assert surroundings() != undeclared  # so that a cache does not know its scores
     with pytest.raises(TypeError, match="expected a subclass"):
         register_layer(Opaque(), "kernel")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="expected the name"):
