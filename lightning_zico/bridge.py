@@ -43,6 +43,7 @@ from lightning_zico.hooks import (
     check_surroundings,
     is_lightning,
     is_overridden,
+    message_of,
     refusal,
 )
 from lightning_zico.trainers import (
@@ -570,13 +571,13 @@ def _set_up_optimizers(trainer: Any, module: nn.Module, has_own_loss: bool) -> s
             warnings.simplefilter("ignore")  # a module without optimisers can be scored
             trainer.strategy.setup_optimizers(trainer)
     except Exception as error:
-        if has_own_loss and "multiple optimizers" in str(error):
+        if has_own_loss and "multiple optimizers" in message_of(error):
             raise UnsupportedModuleError(
                 f"{type(module).__name__} configures several optimisers, so there is no one loss. {_WAY_OUT}"
             ) from None
         with suppress(SurroundingsError):
             check_surroundings(error, "configure_optimizers", ())
-            return None if not has_own_loss else f"{OPTIMIZERS_FAIL}{type(error).__name__}: {error}"
+            return OPTIMIZERS_FAIL + message_of(error) if has_own_loss else None
     return None
 
 

@@ -93,7 +93,7 @@ class Opening:
         except Exception as error:
             name = f"{type(obj).__name__}.{hook}"
             check_surroundings(error, name, self.left_out)
-            raise HookError(f"`{name}` raised {type(error).__name__}: {error}") from error
+            raise HookError(f"`{name}` raised {message_of(error)}") from error
 
     def take_callbacks(self, settings: TrainerSettings) -> list[Any]:
         """Merge the callbacks that the module brings with those of the user's trainer, as Lightning does.
@@ -158,8 +158,16 @@ def refusal(trainer: Any) -> str | None:
             warnings.simplefilter("ignore")  # what validation lacks is for `fit` to say
             verify._verify_loop_configurations(trainer)
     except Exception as error:
-        return f"Lightning's trainer refuses it: {type(error).__name__}: {error}"
+        return f"Lightning's trainer refuses it: {message_of(error)}"
     return None
+
+
+def message_of(error: BaseException) -> str:
+    """Name an error's kind, and what it says, if it can say it."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # a `__str__` of the user's own that fails
+        return type(error).__name__
 
 
 def check_surroundings(error: Exception, name: str, left_out: Sequence[str]) -> None:
@@ -179,7 +187,7 @@ def check_surroundings(error: Exception, name: str, left_out: Sequence[str]) -> 
     users = [idx for idx, root in enumerate(roots) if root not in (*_OF_LIGHTNING, *_OF_FRAMES)]
     if not users or isinstance(error, ZiCoError):
         return
-    said = f"{type(error).__name__}: {error}"
+    said = message_of(error)
     if isinstance(error, AttributeError) and isinstance(getattr(error, "obj", None), nn.Module) and left_out:
         raise SurroundingsError(
             f"`{name}` raised {said}. Callbacks of the trainer that also act after a step take no part in scoring: "
@@ -187,7 +195,7 @@ def check_surroundings(error: Exception, name: str, left_out: Sequence[str]) -> 
             "the attribute in a hook of the module."
         ) from error
     is_lightnings = not {*roots[users[0] :]}.isdisjoint(_OF_LIGHTNING)
-    is_none = "NoneType" in str(error) and not _OF_TRAINING.isdisjoint(frames[-1].f_code.co_names)
+    is_none = "NoneType" in said and not _OF_TRAINING.isdisjoint(frames[-1].f_code.co_names)
     # A trainer of a class of the user's own, or one that a callback writes to, has more attributes.
     is_of_trainer = isinstance(error, AttributeError) and is_trainer(getattr(error, "obj", None))
     if is_lightnings or is_none or is_of_trainer:
