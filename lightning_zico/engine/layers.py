@@ -263,8 +263,8 @@ def _own_weights(part: nn.Module, patterns: tuple[str, ...] | None) -> list[Tens
         return []
     matches = _matcher(patterns)
     own = [(name, parameter) for name, parameter in part._parameters.items() if parameter is not None]
-    if (parametrizations := part._modules.get("parametrizations")) is not None:
-        own += parametrizations.named_parameters("parametrizations")
+    if "parametrizations" in part._modules:
+        own += part._modules["parametrizations"].named_parameters("parametrizations")  # type: ignore[union-attr]
     return [parameter for name, parameter in own if matches(name)]
 
 
@@ -344,8 +344,8 @@ def owned_layers(module: nn.Module, layers: Layers) -> dict[int, list[str]]:
         if isinstance(part, (ParametrizationList, *_NO_PRODUCTS)):
             continue
         own = list(part._parameters.values())
-        if isinstance(parametrizations := part._modules.get("parametrizations"), nn.ModuleDict):
-            own += list(parametrizations.parameters())
+        if "parametrizations" in part._modules:
+            own += list(part._modules["parametrizations"].parameters())  # type: ignore[union-attr]
         found = [name for parameter in own for name in names.get(id(parameter), ())]
         if found:
             owned[id(part)] = found

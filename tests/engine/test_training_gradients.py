@@ -49,11 +49,6 @@ def adapted(m: nn.Module, b: Any, i: int) -> Tensor:
     return F.cross_entropy(functional_call(m, moved, (b[0],)), b[1])
 
 
-def counted(m: nn.Module, b: Any, i: int) -> Tensor:
-    share = sum(isinstance(p, nn.Parameter) and p.requires_grad and p.is_leaf for p in m.parameters())
-    return loss_of(m, b) * share
-
-
 def zeroed(m: nn.Module, b: Any, i: int) -> Tensor:
     m.zero_grad()
     loss_of(m, b).backward()

@@ -174,8 +174,11 @@ def test_the_published_rule_knows_linear_and_convolutional_weights(kind: str) ->
 def test_scripted_layers_are_seen() -> None:
     plain = nn.Sequential(nn.Linear(4, 5), nn.ReLU(), nn.Linear(5, 3))
     batches = batches_of(4)
-    values = [score(m, batches, "zico", F.cross_entropy)["zico"].value for m in (plain, torch.jit.script(plain))]
-    assert values[1] == pytest.approx(values[0], rel=1e-5)
+    scripted = nn.Sequential(torch.jit.script(plain))  # one within another module
+    values = [
+        score(m, batches, "zico", F.cross_entropy)["zico"].value for m in (plain, torch.jit.script(plain), scripted)
+    ]
+    assert values[1:] == pytest.approx([values[0]] * 2, rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["zico", "num_layers", "sum_log_numel", "grad_norm", "snip", "synflow", "params_live"])
