@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from lightning_zico import ZiCoCallback
+
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 import third_party as benchmark
@@ -36,15 +38,23 @@ def failing(width: int) -> Fitted:
     raise ValueError("no such\nwidth")
 
 
-class Forgetful(Fitted):
-    """Goes on where the last one of its kind stopped, so that no two trainings are alike."""
+class Counting(Fitted):
+    """Has a buffer that is another in each one of its kind."""
 
     num_built = 0
 
     def __init__(self, width: int) -> None:
         super().__init__(nn.Sequential(nn.Flatten(), nn.Linear(75, width), nn.ReLU(), nn.Linear(width, 3)), classified)
-        Forgetful.num_built += 1
-        nn.init.constant_(self.network[1].bias, float(Forgetful.num_built))
+        Counting.num_built += 1
+        self.register_buffer("number", torch.tensor(Counting.num_built))
+
+
+class Noticing(Counting):
+    """Trains otherwise where a callback of ours is."""
+
+    def on_train_start(self) -> None:
+        if any(isinstance(callback, ZiCoCallback) for callback in self.trainer.callbacks):
+            nn.init.zeros_(self.network[1].bias)
 
 
 data = batches(lambda g: (torch.randn(8, 3, 5, 5, generator=g), torch.randint(3, (8,), generator=g)))
@@ -77,9 +87,14 @@ def test_a_module_that_does_not_train_is_a_row_with_a_reason_in_one_line() -> No
 
 
 def test_training_that_differs_is_told() -> None:
-    row = benchmark.tried("own", "1.0", Entry("Forgetful", Forgetful, data))
-    assert row.callback.startswith("training differs: network.1.")
+    row = benchmark.tried("own", "1.0", Entry("Noticing", Noticing, data))
+    assert row.callback.startswith("training differs: network.1.bias and ")
     assert benchmark.cells(row)[-1] == "differs"
+
+
+def test_what_differs_without_the_callback_is_not_its_doing() -> None:
+    row = benchmark.tried("own", "1.0", Entry("Counting", Counting, data))
+    assert row.callback is None
 
 
 def test_what_takes_too_long_is_a_row(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

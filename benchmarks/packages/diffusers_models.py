@@ -91,6 +91,8 @@ ENTRIES = (
         "UNet1DModel",
         lambda w: _Denoiser(_unet1d(w)),
         batches(lambda g: (torch.randn(NUM_SAMPLES, 2, 32, generator=g), labels(g))),
+        small=32,
+        big=64,
     ),
     Entry("DiTTransformer2DModel", lambda w: _Denoiser(_dit(w), class_labels=True), _data),
     Entry("AutoencoderKL", lambda w: Fitted(_autoencoder(w), _reconstruction), _data),
