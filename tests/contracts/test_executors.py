@@ -191,6 +191,9 @@ def test_proxies_that_workers_cannot_load_are_a_wrong_call(executor: Executor) -
         pytest.skip("the serial executor scores in this process, which has the proxies loaded")
 
     class Unloadable:
+        def __call__(self, outputs: Any, targets: Any) -> Any:
+            return outputs.mean()
+
         def __reduce__(self) -> Any:
             return int, ("x",)
 
