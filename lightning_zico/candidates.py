@@ -1,6 +1,5 @@
 """Candidates: models offered for scoring, built only when their turn comes."""
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -63,8 +62,6 @@ def iterate_candidates(candidates: Candidates) -> Iterator[Candidate]:
 
     Raises:
         TypeError: If an element is none of these, or if ``candidates`` is a single model.
-        ValueError: If two `Candidate` objects of a list have one name. In an iterator, which is read on while others
-            are scored, the second is renamed as if it had no name.
 
     Example:
         >>> [candidate.name for candidate in iterate_candidates([nn.Identity(), nn.Identity, nn.Linear(2, 2)])]
@@ -75,8 +72,6 @@ def iterate_candidates(candidates: Candidates) -> Iterator[Candidate]:
             f"`candidates` is {type(candidates).__name__}; needed a mapping of names to candidates or an iterable of "
             "them. Put a single one in a list."
         )
-    if isinstance(candidates, Sequence):
-        _check_names(candidates)
     pairs = candidates.items() if isinstance(candidates, Mapping) else ((None, c) for c in candidates)
     counts: dict[str, int] = {}  # by wanted name, so that a thousand namesakes are not tried one by one
     taken: set[str] = set()
@@ -92,13 +87,6 @@ def iterate_candidates(candidates: Candidates) -> Iterator[Candidate]:
             unique = f"{wanted}-{counts[wanted]}"
         taken.add(unique)
         yield Candidate(unique, build, blocks, num_samples)
-
-
-def _check_names(candidates: Sequence[CandidateLike]) -> None:
-    named = Counter(candidate.name for candidate in candidates if isinstance(candidate, Candidate))
-    name, count = next(iter(named.most_common(1)), ("", 0))
-    if count > 1:
-        raise ValueError(f"{count} candidates are named '{name}'. Give each a name of its own.")
 
 
 def _build_of(candidate: CandidateLike) -> Callable[[], nn.Module]:

@@ -29,7 +29,7 @@ class DigitsDataModule(LightningDataModule):
 
     num_classes = _NUM_CLASSES
 
-    def __init__(self, batch_size: int = 64) -> None:
+    def __init__(self, batch_size: int = 32) -> None:
         super().__init__()
         self.batch_size = batch_size
 

@@ -676,7 +676,7 @@ def test_search_prints_and_writes_what_the_search_finds(tmp_path: Path, capsys: 
     assert (tmp_path / "page.html").read_text(encoding="utf-8") == search_page(result)
     capsys.readouterr()
     assert main([*args, "--num_trials", "0"]) == 2
-    assert "`num_trials` is 0" in capsys.readouterr().err
+    assert "Invalid num_trials=0: expected" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -347,7 +347,7 @@ def _one_shot() -> Any:
     ("build_module", "build_data", "reason"),
     [
         (NotANumber, loader, "NonFiniteError: The loss of gradient 0 is nan"),
-        (Raising, loader, "only its own parameters will do"),
+        (Raising, loader, "only real parameters will do"),
         (LinearLoss, loader, "IdenticalBatchesError"),
         (Classifier, _same_samples, "IdenticalBatchesError: the training data has one batch"),
         (Classifier, _one_shuffled_batch, "IdenticalBatchesError: the training data has one batch"),

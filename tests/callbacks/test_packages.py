@@ -69,7 +69,7 @@ def test_training_is_bit_identical_and_the_score_that_of_its_first_batches(packa
     assert_same(without.state_dict(), beside.state_dict())
     assert_same(plain.optimizers[0].state_dict(), trainer.optimizers[0].state_dict())
     assert_same(plain.callback_metrics["loss"], trainer.callback_metrics["loss"])
-    first.training_step = lambda batch, idx: nn.functional.cross_entropy(first.network(batch[0]), batch[1])
+    first.training_step = lambda batch, batch_idx: nn.functional.cross_entropy(first.network(batch[0]), batch[1])
     expected = score(first, first_batches(loader(PlainImages())), axis=axis)["zico"]
     assert callback.history[0]["score"] == expected.value
     assert callback.history[0]["layers"] == expected.layers

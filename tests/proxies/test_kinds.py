@@ -37,7 +37,12 @@ def network(last: int = NUM_CLASSES) -> nn.Sequential:
     return nn.Sequential(nn.Linear(NUM_INPUTS, width), nn.ReLU(), *hidden, nn.Linear(width, last))
 
 
-class Plain(LightningModule):
+class Trained(LightningModule):
+    def configure_optimizers(self) -> Any:
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+
+class Plain(Trained):
     """Puts a network's outputs into a loss that bears everything."""
 
     num_outputs = NUM_CLASSES
@@ -242,7 +247,7 @@ def test_autocast_within_a_network_changes_no_flow() -> None:
     assert found["synflow"].value == expected["synflow"].value
 
 
-class Complex(LightningModule):
+class Complex(Trained):
     """A network of complex layers, whose imaginary parts are zero or are not."""
 
     def __init__(self, dtype: torch.dtype, is_real: bool = False) -> None:
@@ -295,7 +300,7 @@ class Graph:
     targets: Tensor
 
 
-class Messages(LightningModule):
+class Messages(Trained):
     """Passes messages along edges, and adds up the nodes of a graph."""
 
     def __init__(self) -> None:
@@ -319,7 +324,7 @@ def graph(seed: int) -> Graph:
     return Graph(nodes, edges, graph_of, torch.tensor([0, 1, 0]))
 
 
-class Images(LightningModule):
+class Images(Trained):
     """Detects: takes a list of images of several sizes, and a list of dictionaries."""
 
     def __init__(self) -> None:

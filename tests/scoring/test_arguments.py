@@ -12,7 +12,7 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_zico import Budget, Candidate, ZeroShotSearch, ZeroShotSelector, ZiCoCallback, score
+from lightning_zico import Budget, ZeroShotSearch, ZeroShotSelector, ZiCoCallback, score
 from lightning_zico.scoring.given_data import check_data
 from lightning_zico.scoring.placement import check_placement, placement_of
 from tests.modules import Classifier, make_batches, make_network
@@ -207,14 +207,6 @@ def test_results_are_asked_for_after_the_call_that_makes_them() -> None:
             getattr(owner, name)
         with pytest.raises(AttributeError, match="has no attribute 'leaderbord_'"):
             owner.leaderbord_  # noqa: B018
-
-
-def test_names_of_candidates_in_a_list_are_their_own() -> None:
-    twice = [Candidate("a", Classifier), Candidate("b", Classifier), Candidate("a", Classifier)]
-    with pytest.raises(ValueError, match="2 candidates are named 'a'"):
-        ZeroShotSelector(proxies="params").rank(twice, make_batches())
-    names = [row["name"] for row in ZeroShotSelector(proxies="params").rank(iter(twice), make_batches())]
-    assert names == ["a", "b", "a-2"]
 
 
 @pytest.mark.parametrize(

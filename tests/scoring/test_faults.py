@@ -76,7 +76,7 @@ FAULTS: dict[str, tuple[Any, str]] = {
     "leaves": (partial(Faulty, gives_up), "SystemExit: gives up"),
     "nan": (partial(Faulty, lambda loss: loss * torch.nan), "nan"),
     "inf": (partial(Faulty, lambda loss: loss + torch.inf), "inf"),
-    "no gradient": (partial(Faulty, Tensor.detach), "NoGradientError"),
+    "no gradient": (partial(Faulty, Tensor.detach), "untrainable: its loss depends on none of its parameters"),
     "wrong shapes": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(49, 3)), "RuntimeError: mat1 and mat2 shapes"),
     "allocates": (partial(Faulty, allocates), str(2**52)),
     "out of memory": (partial(Faulty, out_of_memory), "MemoryError: numpy wanted 9 GiB"),
