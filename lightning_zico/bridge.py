@@ -496,9 +496,11 @@ def _counted(
     the module is put back after every step.
     """
     changes_batches = opening.changes_batches
+    changes_module = False
     to_repeat: dict[int, Batch] = {}
 
     def prepare_counted(batch: Batch, batch_idx: int) -> Batch:
+        nonlocal changes_module
         at_batch(opening.trainer, batch_idx)
         batch = prepare(batch, batch_idx)
         if batch is None:
@@ -510,7 +512,9 @@ def _counted(
             state = opening.state()
             opening.start_batch(batch, batch_idx)
             to_repeat.clear()  # one batch at a time is held
-            if opening.state() != state:
+            # Once for all: between two batches of a pass the module is as the hook has left it.
+            changes_module = changes_module or opening.state() != state
+            if changes_module:
                 to_repeat[batch_idx] = before
         return batch
 

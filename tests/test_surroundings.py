@@ -669,6 +669,32 @@ def test_validation_data_is_at_hand() -> None:
     assert not ZeroShotSelector(proxies="zico").rank({"one": AsksForValidation}, Data()).errors
 
 
+class Weighted(Linear):
+    """Weighs the loss by what its hook sets for each batch; without the hook by its own rule."""
+
+    def __init__(self, hook: bool) -> None:
+        super().__init__()
+        self.hook = hook
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        if self.hook:
+            self.weight = 1.0 + batch_idx
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return super().training_step(batch, batch_idx) * (self.weight if self.hook else 1.0 + batch_idx)
+
+
+@pytest.mark.parametrize("axis", ["batch", "sample"])
+def test_what_a_hook_sets_for_a_batch_is_there_in_every_step(axis: Any) -> None:
+    batches = list(DataLoader(images(), 4))[:3]
+    module = Weighted(hook=True)
+    with assert_untouched(module):
+        card = score(module, batches, ["zico", "snip", "naswot"], axis=axis)
+    want = score(Weighted(hook=False), batches, ["zico", "snip", "naswot"], axis=axis)
+    assert {name: card[name].error for name in card} == dict.fromkeys(card)
+    assert [card[name].value for name in card] == [want[name].value for name in card]
+
+
 # Steps without a loss
 
 
