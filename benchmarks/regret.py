@@ -71,10 +71,7 @@ class Curve:
 
 
 class HeldOutDigits(DigitsDataModule):
-    """Digits in batches of 64, of which 360 are neither trained on nor looked at in finals."""
-
-    def __init__(self) -> None:
-        super().__init__(batch_size=64)
+    """Digits of which 360 are neither trained on nor looked at in finals."""
 
     def setup(self, stage: str) -> None:
         """Take the test images from those to train on, always the same."""

@@ -439,31 +439,34 @@ def _step_of(module: nn.Module, opening: Opening | None) -> Step:
         except Exception as error:
             check_surroundings(error, name, () if opening is None else opening.left_out)
             raise
-        if output is None:
-            raise SkippedBatchError(f"`{name}` returned None for batch {batch_idx}")
-        loss = output.get("loss") if isinstance(output, Mapping) else output
-        if loss is None:
-            raise UnsupportedModuleError(
-                f"`{name}` returned no `loss`: expected a tensor, or a dictionary with the key 'loss'. If the module "
-                "has no loss of its own, pass `loss_fn=` or `step=`."
-            )
-        return loss
+        return _loss_in(output, name, batch_idx)
 
     return training_step
 
 
 def _returning_loss(step: Step) -> Step:
     def returning_loss(module: nn.Module, batch: Batch, batch_idx: int) -> Tensor:
-        output: Any = step(module, batch, batch_idx)
-        loss = output.get("loss") if isinstance(output, Mapping) else output
-        if loss is None:
-            raise UnsupportedModuleError(
-                f"`step=` returned {'a dictionary without a loss' if output is not None else 'None'}: expected the "
-                "mean loss of the batch as a tensor, or a dictionary with the key 'loss'."
-            )
-        return loss
+        return _loss_in(step(module, batch, batch_idx), "step=", batch_idx)
 
     return returning_loss
+
+
+def _loss_in(output: Any, name: str, batch_idx: int) -> Tensor:
+    """Take the loss from what a step returned.
+
+    Raises:
+        SkippedBatchError: If it returned None.
+        UnsupportedModuleError: If it returned a dictionary without a loss.
+    """
+    if output is None:
+        raise SkippedBatchError(f"`{name}` returned None for batch {batch_idx}")
+    loss = output.get("loss") if isinstance(output, Mapping) else output
+    if loss is None:
+        raise UnsupportedModuleError(
+            f"`{name}` returned a dictionary without a loss: expected the mean loss of the batch as a tensor, or a "
+            "dictionary with the key 'loss'. If the module has no loss of its own, pass `loss_fn=` or `step=`."
+        )
+    return loss
 
 
 def _step_with(loss_fn: LossFn) -> Step:

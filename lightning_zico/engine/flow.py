@@ -12,7 +12,7 @@ from torch.utils.flop_counter import flop_registry
 
 from lightning_zico._typing import Batch, Params, Step
 from lightning_zico.engine.batches import map_tensors, tensors_of
-from lightning_zico.engine.observers import has_reentrant_checkpoint
+from lightning_zico.engine.observers import graph_of, has_reentrant_checkpoint
 from lightning_zico.engine.scope import preserved, seed_all, unfused
 from lightning_zico.engine.stateless import Stateless
 from lightning_zico.errors import SkippedBatchError
@@ -361,15 +361,5 @@ def _reached(loss: Tensor, params: Params) -> frozenset[str] | None:
     if has_reentrant_checkpoint(loss):
         return None
     names = {id(tensor): name for name, tensor in params.items()}
-    found: set[str] = set()
-    seen: set[Any] = set()
-    remaining: list[Any] = [loss.grad_fn]
-    while remaining:
-        node = remaining.pop()
-        if node is None or node in seen:
-            continue
-        seen.add(node)
-        if hasattr(node, "variable") and id(node.variable) in names:
-            found.add(names[id(node.variable)])
-        remaining.extend(parent for parent, _ in node.next_functions)
-    return frozenset(found)
+    leaves = (id(getattr(node, "variable", None)) for node in graph_of(loss))
+    return frozenset(names[leaf] for leaf in leaves if leaf in names)

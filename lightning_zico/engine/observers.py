@@ -412,17 +412,19 @@ def per_sample(values: Tensor) -> Tensor:
 
 def has_reentrant_checkpoint(tensor: Tensor) -> bool:
     """Look for a ``torch.utils.checkpoint.checkpoint(..., use_reentrant=True)`` in the graph of a tensor."""
+    return any(node.name() == "CheckpointFunctionBackward" for node in graph_of(tensor))
+
+
+def graph_of(tensor: Tensor) -> Iterator[Any]:
+    """Iterate over the nodes of the autograd graph that a tensor ends, each once."""
     seen: set[Any] = set()
     remaining: list[Any] = [tensor.grad_fn]
     while remaining:
         node = remaining.pop()
-        if node is None or node in seen:
-            continue
-        if node.name() == "CheckpointFunctionBackward":
-            return True
-        seen.add(node)
-        remaining.extend(parent for parent, _ in node.next_functions)
-    return False
+        if node is not None and node not in seen:
+            yield node
+            seen.add(node)
+            remaining.extend(parent for parent, _ in node.next_functions)
 
 
 def check_graph(tensor: Tensor) -> None:

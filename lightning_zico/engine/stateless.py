@@ -9,7 +9,7 @@ from torch.func import functional_call
 from torch.nn.parameter import is_lazy
 
 from lightning_zico._typing import Batch, Buffers, Params, Step
-from lightning_zico.engine.observers import Watch, has_reentrant_checkpoint
+from lightning_zico.engine.observers import Watch, graph_of, has_reentrant_checkpoint
 from lightning_zico.errors import NoGradientError, UnsupportedModuleError
 
 T = TypeVar("T")
@@ -195,17 +195,7 @@ def reaches(loss: Tensor, leaves: Iterable[Tensor]) -> bool:
     if has_reentrant_checkpoint(loss):
         return True
     wanted = {id(leaf) for leaf in leaves}
-    seen: set[Any] = set()
-    remaining: list[Any] = [loss.grad_fn]
-    while remaining:
-        node = remaining.pop()
-        if node is None or node in seen:
-            continue
-        if id(getattr(node, "variable", None)) in wanted:
-            return True
-        seen.add(node)
-        remaining.extend(parent for parent, _ in node.next_functions)
-    return False
+    return any(id(getattr(node, "variable", None)) in wanted for node in graph_of(loss))
 
 
 def _no_gradient() -> NoGradientError:
