@@ -91,7 +91,7 @@ def _classifier_that(**methods: Any) -> LightningModule:
     ("module", "reason"),
     [
         (_classifier_that(training_step=lambda self, batch, batch_idx: None), "returned None"),
-        (_classifier_that(training_step=lambda self, batch, batch_idx: {"logits": 1}), "no `loss`"),
+        (_classifier_that(training_step=lambda self, batch, batch_idx: {"logits": 1}), "without a loss"),
         (_classifier_that(training_step=lambda self, batch, batch_idx, optimizer_idx: None), "optimizer_idx"),
         (_classifier_that(training_step=lambda self, dataloader_iter: None), "dataloader_iter"),
         (_classifier_that(automatic_optimization=False), "optimises manually"),

@@ -55,9 +55,43 @@ class Manual(Classifier):
         self.automatic_optimization = False
 
 
-class WithoutLoss(Classifier):
-    def training_step(self, batch: Any, batch_idx: int) -> None:
-        super().training_step(batch, batch_idx)
+class Without(torch.autograd.Function):
+    """Has no way back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        raise RuntimeError("no way back")
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda loss: None, "Training passes over all 2 batches"),
+        (lambda loss: {}, "returned a dictionary without a loss"),
+        (lambda loss: {"logits": loss}, "returned a dictionary without a loss"),
+        (lambda loss: loss.expand(2), "The loss is a tensor of shape (2,)"),
+        (lambda loss: loss.item(), "The loss is float"),
+        (lambda loss: Without.apply(loss), "its training step fails: RuntimeError: no way back"),
+    ],
+    ids=["None", "empty", "another key", "vector", "number", "backward fails"],
+)
+def test_what_gives_no_gradient_is_ranked_by_no_recipe_and_moves_nobody(make: Any, reason: str) -> None:
+    class Odd(Classifier):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return make(super().training_step(batch, batch_idx))
+
+    batches = make_batches()
+    selector = ZeroShotSelector(proxies=["default", "zico"])
+    alone = selector.rank({"good": Classifier()}, batches)
+    board = selector.rank({"odd": Odd(), "good": Classifier()}, batches)
+    assert [(row["name"], row["rank"]) for row in board] == [("good", 1), ("odd", None)]
+    assert reason in board.errors["odd"]
+    assert board.errors["odd"].startswith("untrainable: ")
+    assert board.provenance["recipes"] == alone.provenance["recipes"]
 
 
 @pytest.mark.parametrize("axis", ["batch", "sample"])
@@ -80,7 +114,7 @@ def test_a_step_that_fails_is_the_cards_own_reason_and_leaves_no_trace(build: An
 
 
 @pytest.mark.parametrize("axis", ["batch", "sample"])
-@pytest.mark.parametrize("build", [PenalisesGradients, LooksWithNumPy, WithoutLoss])
+@pytest.mark.parametrize("build", [PenalisesGradients, LooksWithNumPy])
 def test_what_only_scoring_cannot_bear_does_not_count(build: Any, axis: Any) -> None:
     card = score(build(), make_batches(), [*PROXIES, "grasp", "synflow", "jacob_cov"], axis=axis)
     assert any(part.error for part in card.scores.values())

@@ -29,11 +29,12 @@ from lightning_zico.engine.observers import GradientFacts, Observer, Watch, list
 from lightning_zico.engine.samples import check_cut, first_samples, is_settled, num_samples, stated_samples
 from lightning_zico.engine.scope import generator_states, preserved, preserved_rng, seed_all
 from lightning_zico.engine.size import MacCount, count_macs, count_params, may_be_time_first
-from lightning_zico.engine.stateless import Stateless, reaches
+from lightning_zico.engine.stateless import Stateless
 from lightning_zico.errors import (
     NoGradientError,
     NotApplicableError,
     SkippedBatchError,
+    SurroundingsError,
     UnsupportedModuleError,
     ZiCoError,
     again,
@@ -200,12 +201,12 @@ class Probe:
         """What the step raises as a trainer would run it; None if it raises nothing, or no pass has broken off.
 
         A pass also breaks off for reasons of its own, such as an input that requires a gradient. So the step is then
-        run plainly. That it gives no loss to differentiate does not say that the module's own training fails.
+        run plainly. That it asks for what scoring does not have does not say that the module's own training fails.
         """
         try:
             if self._broke_off or self._is_doubted:
                 self.once(_plain_steps)
-        except UnsupportedModuleError:
+        except SurroundingsError:
             return None
         except Exception as error:
             return error
@@ -655,21 +656,30 @@ class Probe:
             watch.tell(observer, observer.finished, facts)
 
     def _run_plainly(self) -> bool:
-        """Run the step on every batch, with gradients that nobody takes; return whether a loss depends on anything."""
-        depends = False
-        with torch.inference_mode(False), torch.enable_grad(), preserved(self.module) as put_back:
+        """Run the step on every batch as a trainer does, with its backward pass; return whether it learns anything.
+
+        Raises:
+            UnsupportedModuleError: If training passes over all batches.
+        """
+        stateless, learns, skipped = self.stateless, False, 0
+        trainable = [name for name, parameter in stateless.params.items() if parameter.requires_grad]
+        with torch.inference_mode(False), preserved(self.module) as put_back:
             for batch_idx in range(len(self.batches)):
                 try:
                     batch = self._prepared(batch_idx)
-                    leaves = self.stateless.leaves(self.stateless.copied_params())
                     seed_all(self.seed + batch_idx)
-                    tensors = {**leaves, **self.stateless.copied_buffers()}
-                    loss = self.stateless.loss(self._step, tensors, batch, batch_idx)
-                    depends = depends or reaches(loss, leaves.values())
-                except SkippedBatchError:
+                    tensors = stateless.copied_params(), stateless.copied_buffers()
+                    stateless.plain_gradients(self._step, *tensors, trainable, batch, batch_idx)
+                    learns = True
+                except NoGradientError:
                     pass
+                except SkippedBatchError as error:
+                    self._skipped[batch_idx] = error.reason
+                    skipped += 1
                 put_back()
-        return depends
+        if skipped == len(self.batches):
+            raise self._none_left()
+        return learns
 
     def _prepared(self, batch_idx: int) -> Batch:
         # Cloned, since hooks that move or augment a batch may write to it; seeded, so that they augment it in the same

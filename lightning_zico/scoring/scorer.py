@@ -24,6 +24,7 @@ from lightning_zico.errors import (
     NonFiniteError,
     NotApplicableError,
     TooFewBatchesError,
+    UnsupportedModuleError,
     message_of,
     traceback_of,
 )
@@ -279,7 +280,8 @@ def score_checked(
                     scores[proxy.name] = measured(proxy, probe, placement.precision)
             untrainable = probe.untrainable
             if untrainable is None and (failure := probe.step_error) is not None:
-                untrainable = STEP_FAILS + described(failure)
+                has_no_loss = isinstance(failure, UnsupportedModuleError)
+                untrainable = f"untrainable: {failure}" if has_no_loss else STEP_FAILS + described(failure)
             if untrainable is None and bridge.refused is not None:
                 untrainable = f"untrainable: {' '.join(bridge.refused.split())}"
     except (Exception, SystemExit) as raised:
