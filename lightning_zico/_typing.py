@@ -1,5 +1,6 @@
 """Names for the types that many signatures share, and a check of the one that users give in two ways."""
 
+import inspect
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias
 
@@ -30,11 +31,16 @@ def check_num_samples(num_samples: Any) -> None:
     Raises:
         ValueError: If it is neither None, nor a positive int, nor callable.
     """
+    expected = "expected a positive int, a function of a batch that returns one, or None to read it from the batch."
     if not (num_samples is None or callable(num_samples) or is_count(num_samples)):
-        raise ValueError(
-            f"Invalid num_samples={num_samples!r}: expected a positive int, a function of a batch that returns one, or "
-            "None to read it from the batch."
-        )
+        raise ValueError(f"Invalid num_samples={num_samples!r}: {expected}")
+    if callable(num_samples):
+        try:
+            inspect.signature(num_samples).bind(None)
+        except TypeError as error:
+            raise ValueError(f"Invalid num_samples: it cannot be called with a batch ({error}): {expected}") from None
+        except ValueError:  # functions written in C have no signature
+            return
 
 
 def is_count(value: Any) -> bool:

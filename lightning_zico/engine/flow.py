@@ -13,6 +13,7 @@ from torch.utils.flop_counter import flop_registry
 from lightning_zico._typing import Batch, Params, Step
 from lightning_zico.engine.batches import map_tensors, tensors_of
 from lightning_zico.engine.observers import graph_of, has_reentrant_checkpoint
+from lightning_zico.engine.outside import outside_put_back
 from lightning_zico.engine.scope import preserved, seed_all, unfused
 from lightning_zico.engine.stateless import Stateless
 from lightning_zico.errors import SkippedBatchError
@@ -88,7 +89,8 @@ def trace_flow(
     with torch.inference_mode(False), torch.enable_grad(), unfused(), preserved(module) as reset:
         muted(module)
         try:
-            return trace(torch.device("meta"))
+            with outside_put_back(module, step):
+                return trace(torch.device("meta"))
         except SkippedBatchError:
             raise
         except Exception:  # a step that looks at values, or makes tensors on the CPU

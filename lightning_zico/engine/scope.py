@@ -212,7 +212,7 @@ class _ModuleState:
                 id(tensor) for part in submodules for tensor in (*part._parameters.values(), *part._buffers.values())
             }
             self._restorers += remembered(
-                self._objects, is_open=_is_plain, seen=seen, room=MOST_BYTES, most=_MOST_OBJECTS
+                self._objects, is_open=is_plain, seen=seen, room=MOST_BYTES, most=_MOST_OBJECTS
             )
 
     def _scan(self, container: Any, items: Iterable[tuple[Any, Any]], seen: set[int]) -> None:
@@ -404,7 +404,7 @@ def _set_slots(obj: Any, saved: Mapping[str, Any]) -> None:
             object.__setattr__(obj, name, value)  # also where the class is frozen
 
 
-def _is_plain(obj: Any) -> bool:
+def is_plain(obj: Any) -> bool:
     """Whether an object merely holds what it is given, so that putting it back disturbs nothing that is at work."""
     if not _holds(_class(obj)):
         return False

@@ -20,6 +20,7 @@ from lightning_zico.engine.batches import map_tensors
 from lightning_zico.engine.layers import Layout
 from lightning_zico.engine.observers import ACTIVATIONS, floating_tensor_in, is_in_place
 from lightning_zico.engine.operators import counts_nothing, macs_of, most_macs_of
+from lightning_zico.engine.outside import outside_put_back
 from lightning_zico.engine.samples import WAY_OUT, Seen, is_settled, num_samples
 from lightning_zico.engine.scope import preserved, seed_all, unfused
 from lightning_zico.engine.stateless import Stateless
@@ -161,7 +162,8 @@ def count_macs(
     with torch.inference_mode(False), unfused(), preserved(module) as reset:
         muted(module)
         try:
-            return either(torch.device("meta"))
+            with outside_put_back(module, step):
+                return either(torch.device("meta"))
         except Exception:
             # A step that looks at values, makes tensors on the CPU, or is itself broken: the next line tells.
             reset()

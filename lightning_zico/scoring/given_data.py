@@ -72,6 +72,8 @@ def _is_one_batch(data: Sequence[Any], pairs: bool) -> bool:
     """
     if not data or any(isinstance(leaf, DataLoader) for leaf in tree_leaves(list(data))):
         return False
+    if all(isinstance(part, np.ndarray) for part in data):
+        return True
     if all(isinstance(part, Tensor) for part in data):
         return pairs or len({(part.dtype, part.ndim) for part in data}) > 1 or _has_a_column_of_targets(data)
     if len({_family(part) for part in data}) > 1:

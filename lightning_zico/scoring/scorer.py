@@ -31,7 +31,7 @@ from lightning_zico.errors import (
 from lightning_zico.proxies import Measurement, Proxy
 from lightning_zico.proxies.base import Proxies
 from lightning_zico.results import NOT_APPLICABLE, Score, ScoreCard
-from lightning_zico.scoring.arguments import check_loss, whole_number
+from lightning_zico.scoring.arguments import check_is_trainer, check_loss, whole_number
 from lightning_zico.scoring.choice import chosen
 from lightning_zico.scoring.given_data import check_data
 from lightning_zico.scoring.placement import AS_BUILT, Placement
@@ -115,6 +115,7 @@ def score(
     check_axis(axis)
     check_chunk_size(chunk_size)
     check_loss(loss_fn, step)
+    check_is_trainer(trainer)
     seed = whole_number("seed", seed)
     check_num_samples(num_samples)
     check_batches(batches, resolved, axis, num_samples)
