@@ -715,7 +715,7 @@ def _layers(probe: Probe) -> Layers:
     if not layers.needs_run:
         return layers
     flow = probe.flow
-    return layers.with_run(probe.module, flow.products, flow.fan_ins, flow.reached)
+    return layers.with_run(probe.module, flow.products, flow.fan_ins, flow.reached, flow.is_fixed)
 
 
 @torch.no_grad()
