@@ -170,7 +170,9 @@ _WEIGHT_SLOTS: Mapping[str, tuple[int, ...]] = {
 _MATRIX_PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv"})
 _LOOK_UPS = frozenset({"embedding", "_embedding_bag", "_embedding_bag_forward_only"})
 # They turn values into numbers or shapes of Python, on which code may branch.
-_VALUE_READS = frozenset({"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "_unique2", "unique_dim"})
+_VALUE_READS = frozenset(
+    {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "_unique2", "unique_dim"}
+)
 # Only the shape of what they are given matters.
 _SHAPED = ("empty_like", "zeros_like", "ones_like", "full_like", "new_empty", "new_zeros", "new_ones", "new_full")
 _SHAPED_RANDOM = ("rand_like", "randn_like", "randint_like")

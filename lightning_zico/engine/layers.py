@@ -389,7 +389,7 @@ def owned_layers(module: nn.Module, layers: Layers) -> dict[int, list[str]]:
 
 
 # The old forms of weight norm, spectral norm and pruning, of "weight" and of those of recurrent layers.
-_REPARAMETRISED = re.compile(r"(?<=weight)(_orig|_g|_v)$|(?<=_l\d)(_orig|_g|_v)$|(?<=_[hi]h)(_orig|_g|_v)$|(?<=_reverse)(_orig|_g|_v)$")
+_REPARAMETRISED = re.compile(r"(weight(?:_(?:ih|hh|hr)(?:_l\d+)?(?:_reverse)?)?)(?:_orig|_g|_v)$")
 
 
 def weight_name(layer: str) -> str:
@@ -402,7 +402,7 @@ def weight_name(layer: str) -> str:
     if ".parametrizations." in f".{layer}":
         prefix, _, rest = f".{layer}".partition(".parametrizations.")
         return f"{prefix}.{rest.partition('.')[0]}".lstrip(".")
-    return _REPARAMETRISED.sub("", layer)
+    return _REPARAMETRISED.sub(r"\1", layer)
 
 
 def weight_in(part: nn.Module, layer: str) -> Tensor:

@@ -302,8 +302,8 @@ def test_whole_twins_are_not_taken_for_blocks() -> None:
 def test_layers_that_take_no_part_are_left_out_where_every_batch_takes_one_path(is_chosen_by_data: bool) -> None:
     def forward(m: Any, x: Tensor) -> Tensor:
         hidden = x @ m.w
-        first, second = (m.head, m.idle) if not is_chosen_by_data or hidden.abs().sum() >= 0 else (m.idle, m.head)
-        return first(hidden)
+        is_head = not is_chosen_by_data or hidden.abs().sum() >= 0
+        return (m.head if is_head else m.idle)(hidden)
 
     module = Apply(forward, w=(4, 4), head=nn.Linear(4, 3), idle=nn.Linear(4, 3))
     probe = Probe(module, step, batches_of(4))
@@ -358,6 +358,12 @@ def test_a_weight_counts_once_whatever_it_is_computed_from(how: str) -> None:
     assert SumLogNumel().measure(probe).value == pytest.approx(math.log(4 * 8) + math.log(8 * 3))
     assert Budget(depth=2).excess(probe) is None
     assert Budget(depth=1).excess(probe) is not None
+
+
+@pytest.mark.filterwarnings("ignore:.torch.nn.utils.weight_norm:FutureWarning")
+def test_a_recurrent_weight_under_the_old_weight_norm_counts_once() -> None:
+    cell = torch.nn.utils.weight_norm(nn.LSTM(3, 4, bidirectional=True), "weight_hh_l0_reverse")
+    assert len(known_layers(cell).weights) == 4
 
 
 def test_attention_that_is_normed_keeps_its_three_layers() -> None:
