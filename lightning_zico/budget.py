@@ -80,7 +80,7 @@ class Budget:
 
         What costs little to know is asked first, and what has no limit is not asked.
         """
-        excess = self.exceeded_by({"params": lambda: probe.params, "depth": lambda: len(probe.layers)})
+        excess = self.exceeded_by({"params": lambda: probe.params, "depth": lambda: len(probe.structure.weights)})
         if excess is not None:
             return excess
         excess = self.exceeded_by({"macs": lambda: _macs(probe.macs)})

@@ -213,7 +213,7 @@ class Leaderboard:
             uncertainty: Of each candidate that can be ranked, what its repeats say (`UNCERTAINTY_COLUMNS`); None where
                 nothing was repeated. Candidates with fewer repeats than others left a race, and are ranked behind them.
             provenance: Kept as it is; ``missing`` is added where numbers are, and ``covered`` where scores of layers
-                cover less than nine tenths of the trainable weights.
+                cover less than nine tenths of the trainable weights, and not all that have two or more dimensions.
         """
         rows = [_row_of(card, rank_by, columns, uncertainty) for card in cards]
         ranked = [row for row in rows if row["score"] is not None]
@@ -713,12 +713,15 @@ def _covered(scored: Container[str], cards: Sequence[ScoreCard], columns: Sequen
     """
     alike: dict[tuple[float, str, int], list[str]] = {}
     for column in columns:
-        shares = [
-            (card.scores[column].details["covered"], card.name)
-            for card in cards
-            if card.name in scored and column in card.scores and "covered" in card.scores[column].details
+        said = [
+            (card.scores[column].details, card.name) for card in cards if card.name in scored and column in card.scores
         ]
-        low = [pair for pair in shares if pair[0] < _LEAST_COVERED]
+        low = [
+            (details["covered"], name)
+            for details, name in said
+            # Where all but biases, gains and norms was looked at, there is nothing to say.
+            if details.get("covered", 1.0) < min(_LEAST_COVERED, details.get("coverable", 1.0))
+        ]
         if low:
             alike.setdefault((*min(low), len(low)), []).append(column)
     return [

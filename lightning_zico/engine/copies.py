@@ -13,8 +13,9 @@ def copies_in(module: nn.Module) -> tuple[frozenset[str], list[tuple[str, str]]]
     """Find submodules that are built alike and stand beside each other, as student and teacher do.
 
     Returns:
-        Frozen ones whose twin is trained; and pairs of trainable ones whose weights are those of a copy, of which only
-        a run tells whether both are trained.
+        Frozen ones whose twin is trained; and pairs of trainable ones of which only a run tells whether both are
+        trained: those whose weights are those of a copy, and those of several layers that are the module's own parts,
+        as an encoder and its momentum encoder.
     """
     frozen: set[str] = set()
     doubtful: list[tuple[str, str]] = []
@@ -35,7 +36,7 @@ def copies_in(module: nn.Module) -> tuple[frozenset[str], list[tuple[str, str]]]
                         continue
                     if not all(trained):
                         frozen.add(other if trained[0] else name)
-                    elif _point_alike(first, second):
+                    elif _point_alike(first, second) or (parent is module and _has_layers(parent, first)):
                         doubtful.append((name, other))
     return frozenset(frozen), doubtful
 
@@ -64,3 +65,12 @@ def _point_alike(first: nn.Module, second: nn.Module) -> bool:
     a, b = (part.detach().flatten() for part in max(pairs, key=lambda pair: pair[0].numel()))
     a, b = (torch.view_as_real(part).flatten() if part.is_complex() else part for part in (a, b))
     return bool(torch.nn.functional.cosine_similarity(a.to(b).float(), b.float(), dim=0) > _SAME_DIRECTION)
+
+
+def _has_layers(parent: nn.Module, part: nn.Module) -> bool:
+    """Check whether a part of a user's module has several layers, unlike the attentions of a transformer's block."""
+    own = (parent, part) if type(part) is not nn.Sequential else (parent,)
+    if any(f"{type(module).__module__}.".startswith("torch.nn.") for module in own):
+        return False
+    parameters = list(part.parameters())
+    return not any(is_lazy(p) for p in parameters) and sum(p.ndim > 1 for p in parameters) > 1

@@ -1,5 +1,6 @@
 """Where the data of a step goes: which parameters are multiplied with it, and which tensors the network reads."""
 
+import random
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +31,7 @@ class DataFlow:
             a parameter on their way, rather than the loss only.
         fan_ins: Of products that multiply a parameter as it is: how many of its entries make one output.
         reached: Parameters that the loss depends on for autograd; None if a checkpoint hides them.
+        is_fixed: Whether no value of data and no random number was read, on which the path of a run may depend.
         failure: Why the step could not be followed; None if it was. Nothing is known then: ``products`` is empty, and
             ``inputs`` has all tensors.
     """
@@ -38,6 +40,7 @@ class DataFlow:
     inputs: frozenset[int]
     reached: frozenset[str] | None
     fan_ins: Mapping[str, int] = field(default_factory=dict)
+    is_fixed: bool = False
     failure: str | None = None
 
 
@@ -80,11 +83,14 @@ def trace_flow(
                 loss = step(module, own_batch, 0)
             return _reached(loss, params) if isinstance(loss, Tensor) else frozenset()
 
+        state = random.getstate()
+
         reached = stateless.call(params | buffers, run)
+        is_fixed = not follower.reads_values and random.getstate() == state
         products = frozenset(
             name for name in follower.products if stateless.params[name].requires_grad and params[name].ndim > 1
         )
-        return DataFlow(products, frozenset(follower.read), reached, follower.fan_ins)
+        return DataFlow(products, frozenset(follower.read), reached, follower.fan_ins, is_fixed)
 
     with torch.inference_mode(False), torch.enable_grad(), unfused(), preserved(module) as reset:
         muted(module)
@@ -165,6 +171,10 @@ _WEIGHT_SLOTS: Mapping[str, tuple[int, ...]] = {
 # Their last two operands are matrices, or a vector in the place of one.
 _MATRIX_PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv"})
 _LOOK_UPS = frozenset({"embedding", "_embedding_bag", "_embedding_bag_forward_only"})
+# They turn values into numbers or shapes of Python, on which code may branch.
+_VALUE_READS = frozenset(
+    {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "_unique2", "unique_dim"}
+)
 # Only the shape of what they are given matters.
 _SHAPED = ("empty_like", "zeros_like", "ones_like", "full_like", "new_empty", "new_zeros", "new_ones", "new_full")
 _SHAPED_RANDOM = ("rand_like", "randn_like", "randint_like")
@@ -180,6 +190,7 @@ class _Follower(TorchDispatchMode):
         self.products: set[str] = set()
         self.read: set[int] = set()
         self.fan_ins: dict[str, int] = {}
+        self.reads_values = False
         # A weak reference keeps the address of freed memory from being used again.
         self._origins: dict[StorageWeakRef, _Origin] = {}
         for tensor in constants:
@@ -209,6 +220,8 @@ class _Follower(TorchDispatchMode):
         name = _name_of(func)
         is_constant = name == "lift_fresh"  # `torch.tensor(...)` within the step
         origins = [(position, _CONSTANT if is_constant else self._origin_of(tensor)) for position, tensor in given]
+        if name in _VALUE_READS:
+            self.reads_values |= any(origin.is_data or origin.is_random for _, origin in origins)
         out = func(*args, **kwargs)
         result = self._result(func, name, origins)
         self._note_fan_ins(name, given)

@@ -3,7 +3,7 @@
 import fnmatch
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Literal, TypeAlias
 
@@ -14,6 +14,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from lightning_zico._typing import Params
 from lightning_zico.engine.copies import copies_in
+from lightning_zico.engine.reads import reads_attribute
 
 # The layers whose weights ZiCo scores, as published (there in two dimensions).
 WEIGHT_LAYERS = (
@@ -98,6 +99,11 @@ class Layer:
     rows: tuple[int, int] | None = None
     fan_in: int | None = None
 
+    @property
+    def weight(self) -> str:
+        """Name of the weight that it is, or is a part of what that weight is computed from."""
+        return f"{weight_name(self.parameter)}{self.name.removeprefix(self.parameter)}"
+
     def of(self, tensor: Tensor, dim: int = 0) -> Tensor:
         """Cut the layer's part out of a tensor shaped like the parameter, with its rows in dimension ``dim``.
 
@@ -118,12 +124,16 @@ class Layers(Mapping[str, Layer]):
             weights of layers.
         twins: Pairs of submodules that are copies of each other, of which one may not be trained.
         copies: Submodules that are copies of others and not trained.
+        looked_up: Trainable weights of embeddings.
+        is_read: Whether code of the module may use such a weight for something else than looking it up.
     """
 
     by_name: Mapping[str, Layer]
     unknown: Sequence[str] = ()
     twins: Sequence[tuple[str, str]] = ()
     copies: Set[str] = field(default_factory=frozenset)
+    looked_up: Sequence[str] = ()
+    is_read: bool = False
 
     def __getitem__(self, name: str) -> Layer:
         return self.by_name[name]
@@ -137,7 +147,15 @@ class Layers(Mapping[str, Layer]):
     @property
     def needs_run(self) -> bool:
         """Whether the classes of the module's parts leave open what its layers are, see `with_run`."""
-        return bool(self.unknown or self.twins)
+        return bool(self.unknown or self.twins or self.is_read)
+
+    @property
+    def weights(self) -> dict[str, list[str]]:
+        """Names of the layers by the weight that they are, or that is computed from them, as weight norm does."""
+        groups: dict[str, list[str]] = {}
+        for name, layer in self.items():
+            groups.setdefault(layer.weight, []).append(name)
+        return groups
 
     @property
     def parameters(self) -> list[str]:
@@ -154,29 +172,44 @@ class Layers(Mapping[str, Layer]):
         return {name: layer.of(tensors[layer.parameter], dim) for name, layer in self.items()}
 
     def with_run(
-        self, module: nn.Module, products: Set[str], fan_ins: Mapping[str, int], reached: Set[str] | None
+        self,
+        module: nn.Module,
+        products: Set[str],
+        fan_ins: Mapping[str, int],
+        reached: Set[str] | None,
+        is_fixed: bool = False,
     ) -> "Layers":
-        """Complete the layers by what a run of the module shows, see `flow.DataFlow`."""
+        """Complete the layers by what a run of the module shows, see `flow.DataFlow`.
+
+        What the loss does not depend on is left out where every run takes the same path. Elsewhere another batch may
+        reach it, as the expert that no sample of this one was sent to.
+        """
+        named = dict(module.named_parameters())
         copies = set(self.copies)
-        for pair in self.twins if reached is not None else ():
-            idle = [name for name in pair if not any(is_inside(parameter, name) for parameter in reached)]  # type: ignore[union-attr]
-            if len(idle) == 1:
-                copies.add(idle[0])
+        if reached is not None:
+            # by identity, since one parameter may be in several submodules
+            trained = {id(named[name]) for name in reached}
+            for pair in self.twins:
+                parts = [module.get_submodule(name) for name in pair]
+                idle = [not any(id(p) in trained for p in part.parameters()) for part in parts]
+                if any(idle) and not all(idle):
+                    copies.add(pair[idle.index(True)])
+        copied = {id(p) for copy in copies - set(self.copies) for p in module.get_submodule(copy).parameters()}
+        idle_names = set(named) - set(reached) if reached and is_fixed else set()
         by_parameter: dict[str, list[Layer]] = {}
         for layer in self.values():
             by_parameter.setdefault(layer.parameter, []).append(layer)
-        for name in self.unknown:
+        for name in (*self.unknown, *self.looked_up):
             if name in products:
                 by_parameter[name] = [Layer(name, name, fan_in=fan_ins.get(name))]
         ordered = (
             layer
-            for name, _ in module.named_parameters()
+            for name, parameter in named.items()
             for layer in by_parameter.get(name, ())
-            if not any(is_inside(name, copy) for copy in copies)
+            if not (id(parameter) in copied or name in idle_names)
         )
-        return replace(
-            self, by_name={layer.name: layer for layer in ordered}, unknown=(), twins=(), copies=frozenset(copies)
-        )
+        by_name = {layer.name: layer for layer in ordered}
+        return Layers(by_name, copies=frozenset(copies))
 
 
 def known_layers(module: nn.Module) -> Layers:
@@ -201,7 +234,10 @@ def known_layers(module: nn.Module) -> Layers:
     layers = [layer for name, p in trainable.items() if id(p) in weights for layer in _parts(name, p, weights[id(p)])]
     unknown = [name for name, p in trainable.items() if id(p) not in weights | others and (is_lazy(p) or p.ndim > 1)]
     copies, twins = copies_in(module)
-    return Layers({layer.name: layer for layer in layers}, unknown, twins, copies)
+    embedded = {id(part.weight) for part in module.modules() if isinstance(part, _LOOKED_UP)}
+    looked_up = [name for name, p in trainable.items() if id(p) in embedded - weights.keys()]
+    is_read = bool(looked_up) and reads_attribute(module, "weight")
+    return Layers({layer.name: layer for layer in layers}, unknown, twins, copies, looked_up, is_read)
 
 
 def published_layers(module: nn.Module) -> Layers:
@@ -352,6 +388,10 @@ def owned_layers(module: nn.Module, layers: Layers) -> dict[int, list[str]]:
     return owned
 
 
+# The old forms of weight norm, spectral norm and pruning, of "weight" and of those of recurrent layers.
+_REPARAMETRISED = re.compile(r"(weight(?:_(?:ih|hh|hr)(?:_l\d+)?(?:_reverse)?)?)(?:_orig|_g|_v)$")
+
+
 def weight_name(layer: str) -> str:
     """Name the weight that is computed from a layer's parameter where it is normalised or pruned; else the parameter.
 
@@ -362,7 +402,7 @@ def weight_name(layer: str) -> str:
     if ".parametrizations." in f".{layer}":
         prefix, _, rest = f".{layer}".partition(".parametrizations.")
         return f"{prefix}.{rest.partition('.')[0]}".lstrip(".")
-    return re.sub(r"(?<=weight)(_orig|_g|_v)$", "", layer)
+    return _REPARAMETRISED.sub(r"\1", layer)
 
 
 def weight_in(part: nn.Module, layer: str) -> Tensor:

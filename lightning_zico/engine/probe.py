@@ -162,6 +162,12 @@ class Probe:
         return counted / sum(shape.numel() for shape in shapes.values())
 
     @property
+    def coverable(self) -> float:
+        """Share of the trainable parameters, by their entries, that have two or more dimensions: no biases or norms."""
+        shapes = self.once(_trainable_shapes).values()
+        return sum(shape.numel() for shape in shapes if len(shape) > 1) / sum(shape.numel() for shape in shapes)
+
+    @property
     def blocks(self) -> list[str]:
         """Names of the submodules that are the network's blocks, as given or as `blocks.block_names` finds them.
 
@@ -715,7 +721,7 @@ def _layers(probe: Probe) -> Layers:
     if not layers.needs_run:
         return layers
     flow = probe.flow
-    return layers.with_run(probe.module, flow.products, flow.fan_ins, flow.reached)
+    return layers.with_run(probe.module, flow.products, flow.fan_ins, flow.reached, flow.is_fixed)
 
 
 @torch.no_grad()

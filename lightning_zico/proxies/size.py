@@ -68,8 +68,8 @@ class NumLayers(Proxy):
 
     def measure(self, probe: Probe) -> Measurement:
         """Count them."""
-        layers = probe.layers
-        return Measurement(float(len(layers)), details={"covered": probe.covered()} if layers else {})
+        weights = probe.structure.weights
+        return Measurement(float(len(weights)), details={"covered": probe.covered()} if weights else {})
 
 
 @register_proxy("sum_log_numel")
@@ -80,7 +80,16 @@ class SumLogNumel(Proxy):
 
     def measure(self, probe: Probe) -> Measurement:
         """Sum them up."""
-        layers = sum_log_numel(probe.layers)
+        layers = sum_log_numel(_whole_weights(probe))
         if not layers:
             raise NoGradientError("There is no layer with a trainable weight to count.")
         return Measurement(math.fsum(layers.values()), layers, {"covered": probe.covered()})
+
+
+def _whole_weights(probe: Probe) -> dict[str, Tensor]:
+    """Take one tensor of the size of each weight: of the parts that it is computed from the largest."""
+    layers = probe.layers
+    weights = {}
+    for weight, names in probe.structure.weights.items():
+        weights[names[0] if len(names) == 1 else weight] = max((layers[name] for name in names), key=Tensor.numel)
+    return weights

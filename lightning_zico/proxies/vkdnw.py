@@ -129,5 +129,6 @@ def _measured(probe: Probe, watch: Watch) -> Measurement:
             classes = (torch.randperm(num_classes - 1, generator=generator)[: _MOST_CLASSES - 1] + 1).tolist()
     assert fisher is not None
     entropy = decile_entropy(fisher)
-    details = {"entropy": entropy, "num_layers": len(layers), "covered": probe.covered()}
-    return Measurement(len(layers) + entropy, details=details)
+    num_layers = len(probe.structure.weights)
+    details = {"entropy": entropy, "num_layers": num_layers, "covered": probe.covered()}
+    return Measurement(num_layers + entropy, details=details)

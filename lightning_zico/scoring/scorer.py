@@ -326,6 +326,8 @@ def measured(proxy: Proxy, probe: Probe, precision: str | None) -> Score:
         where["precision"] = precision
     if probe.skipped_batches:
         where["skipped_batches"] = probe.skipped_batches
+    if "covered" in measurement.details:
+        where["coverable"] = probe.coverable
     return Score(
         proxy.name,
         float(measurement.value),

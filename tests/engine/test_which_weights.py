@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -13,11 +13,12 @@ from torch.nn.utils import parametrizations, prune
 from torch.optim.swa_utils import AveragedModel
 
 import lightning_zico.engine.probe as probe_module
-from lightning_zico import Leaderboard, ZiCo, register_layer, score
+from lightning_zico import Budget, Leaderboard, ZiCo, register_layer, score
 from lightning_zico.engine.blocks import block_names
 from lightning_zico.engine.layers import Layout, channel_dim, known_layers
 from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.weights import kaiming_weights
+from lightning_zico.proxies.size import NumLayers, SumLogNumel
 from lightning_zico.scoring.fingerprint import surroundings
 from tests.engine.models import batches_of, step
 from tests.reference.watch import separated
@@ -236,6 +237,11 @@ def taught(m: Any, x: Tensor) -> Tensor:
     return m.student(x) * (1 + target.square().mean())
 
 
+class Pair(NamedTuple):
+    student: nn.Module
+    teacher: nn.Module
+
+
 def moved(module: nn.Module) -> nn.Module:
     """Let a moving average lag behind its model."""
     with torch.no_grad():
@@ -246,6 +252,9 @@ def moved(module: nn.Module) -> nn.Module:
 
 def copied(how: str) -> nn.Module:
     student = body()
+    if how == "in two places":
+        parts = nn.ModuleDict({"s": student, "t": copy.deepcopy(student)})
+        return Apply(lambda m, x: taught(Pair(m.student, m.parts["t"]), x), student=student, parts=parts)
     teacher: nn.Module = copy.deepcopy(student)
     if how == "frozen":
         teacher.requires_grad_(False)
@@ -253,10 +262,12 @@ def copied(how: str) -> nn.Module:
         teacher = AveragedModel(student)
     elif how == "lagging":
         moved(teacher)
+    elif how == "of its own":
+        teacher = body()
     return Apply(taught, student=student, teacher=teacher)
 
 
-@pytest.mark.parametrize("how", ["frozen", "under no_grad", "average", "lagging"])
+@pytest.mark.parametrize("how", ["frozen", "under no_grad", "average", "lagging", "of its own", "in two places"])
 def test_untrained_copies_are_neither_layers_nor_blocks(how: str) -> None:
     module = copied(how)
     probe = Probe(module, step, batches_of(4))
@@ -285,6 +296,80 @@ def test_whole_twins_are_not_taken_for_blocks() -> None:
     student = Encoder()
     module = Apply(taught, student=student, teacher=copy.deepcopy(student).requires_grad_(False))
     assert block_names(module) == ["student.blocks.0", "student.blocks.1"]
+
+
+@pytest.mark.parametrize("is_chosen_by_data", [False, True])
+def test_layers_that_take_no_part_are_left_out_where_every_batch_takes_one_path(is_chosen_by_data: bool) -> None:
+    def forward(m: Any, x: Tensor) -> Tensor:
+        hidden = x @ m.w
+        is_head = not is_chosen_by_data or hidden.abs().sum() >= 0
+        return (m.head if is_head else m.idle)(hidden)
+
+    module = Apply(forward, w=(4, 4), head=nn.Linear(4, 3), idle=nn.Linear(4, 3))
+    probe = Probe(module, step, batches_of(4))
+    assert list(probe.layers) == ["w", "head.weight", *(["idle.weight"] if is_chosen_by_data else [])]
+    assert probe.covered() == pytest.approx((28 + 12 * is_chosen_by_data) / 46)
+
+
+EMBEDDED: dict[str, tuple[Callable[[Any, Tensor], Tensor], int]] = {
+    "matmul": (lambda m, h: h @ m.e.weight.T, 1),
+    "linear": (lambda m, h: F.linear(h, m.e.weight), 1),
+    "by a function": (lambda m, h: by_hand(m, h), 1),
+    "looked up alone": (lambda m, h: h.cumsum(-1)[:, :3], 0),
+}
+
+
+def by_hand(m: Any, hidden: Tensor) -> Tensor:
+    return torch.einsum("nc,vc->nv", hidden, m.e.weight)
+
+
+@pytest.mark.parametrize("kind", EMBEDDED)
+def test_an_embedding_is_a_layer_where_it_is_the_output_matrix_as_well(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, num_runs = EMBEDDED[kind]
+    runs = []
+    trace = probe_module.trace_flow
+    monkeypatch.setattr(probe_module, "trace_flow", lambda *args: runs.append(1) or trace(*args))
+    module = Apply(
+        lambda m, x: m.out(m, m.l(m.e(x.argmax(1) % 3)).relu()), e=nn.Embedding(3, 4), l=nn.Linear(4, 4), out=out
+    )
+    assert list(Probe(module, step, batches_of(4)).layers) == ["e.weight"] * num_runs + ["l.weight"]
+    assert len(runs) == num_runs
+
+
+def normed(how: str) -> nn.Module:
+    module = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
+    for layer in (module[0], module[2]):
+        if how == "weight norm":
+            parametrizations.weight_norm(layer)
+        elif how == "old weight norm":
+            torch.nn.utils.weight_norm(layer)
+        elif how == "pruned":
+            prune.l1_unstructured(layer, "weight", 0.5)
+    return module
+
+
+@pytest.mark.filterwarnings("ignore:.torch.nn.utils.weight_norm:FutureWarning")
+@pytest.mark.parametrize("how", ["plain", "weight norm", "old weight norm", "pruned"])
+def test_a_weight_counts_once_whatever_it_is_computed_from(how: str) -> None:
+    probe = Probe(normed(how), step, batches_of(4))
+    assert NumLayers().measure(probe).value == 2
+    assert SumLogNumel().measure(probe).value == pytest.approx(math.log(4 * 8) + math.log(8 * 3))
+    assert Budget(depth=2).excess(probe) is None
+    assert Budget(depth=1).excess(probe) is not None
+
+
+@pytest.mark.filterwarnings("ignore:.torch.nn.utils.weight_norm:FutureWarning")
+def test_a_recurrent_weight_under_the_old_weight_norm_counts_once() -> None:
+    cell = torch.nn.utils.weight_norm(nn.LSTM(3, 4, bidirectional=True), "weight_hh_l0_reverse")
+    assert len(known_layers(cell).weights) == 4
+
+
+def test_attention_that_is_normed_keeps_its_three_layers() -> None:
+    attention = parametrizations.weight_norm(nn.MultiheadAttention(4, 2), "in_proj_weight")
+    assert len(known_layers(attention)) == 7
+    assert len(known_layers(attention).weights) == 4
 
 
 def test_twins_that_are_both_trained_stay() -> None:
@@ -324,9 +409,23 @@ def test_a_note_says_whose_weights_were_hardly_looked_at() -> None:
     assert note == "zico looked at 2 % of a's trainable weights."
     (note,) = Leaderboard.of(cards, rank_by="zico", columns=["zico"]).notes
     assert note == "zico looked at 2 % of a's trainable weights, and at less than 90 % in 1 other candidate."
-    plain = score(body(), batches_of(4), ["num_layers"], F.cross_entropy)
+    plain = score(module, batches_of(4), ["num_layers"], F.cross_entropy)
     assert Leaderboard.of([plain], rank_by="num_layers", columns=["num_layers"]).provenance["covered"]
     ignored = Leaderboard.of(
         [plain], rank_by="num_layers", columns=["num_layers"], provenance={"kendall_with": {"num_layers": None}}
     )
     assert "covered" not in ignored.provenance
+
+
+@pytest.mark.parametrize(
+    ("build", "is_noted"),
+    [
+        (body, False),
+        (lambda: nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3), nn.Linear(3, 3)), False),
+        (lambda: nn.Sequential(Apply(lambda m, x: x + m.table.mean(0), table=(9, 4)), nn.Linear(4, 3)), True),
+    ],
+)
+def test_biases_and_norms_alone_give_no_note(build: Callable[[], nn.Module], is_noted: bool) -> None:
+    card = score(build(), batches_of(4), ["zico"], F.cross_entropy)
+    assert card["zico"].details["covered"] < 0.9
+    assert bool(Leaderboard.of([card], rank_by="zico", columns=["zico"]).notes) == is_noted
