@@ -410,9 +410,13 @@ def per_sample(values: Tensor) -> Tensor:
     return values.flatten(1) if values.ndim > 1 else values.unsqueeze(1)
 
 
+# The node of a `torch.utils.checkpoint.checkpoint(..., use_reentrant=True)`.
+REENTRANT_CHECKPOINT = "CheckpointFunctionBackward"
+
+
 def has_reentrant_checkpoint(tensor: Tensor) -> bool:
     """Look for a ``torch.utils.checkpoint.checkpoint(..., use_reentrant=True)`` in the graph of a tensor."""
-    return any(node.name() == "CheckpointFunctionBackward" for node in graph_of(tensor))
+    return any(node.name() == REENTRANT_CHECKPOINT for node in graph_of(tensor))
 
 
 def graph_of(tensor: Tensor) -> Iterator[Any]:

@@ -665,7 +665,7 @@ class Probe:
                     seed_all(self.seed + batch_idx)
                     tensors = {**leaves, **self.stateless.copied_buffers()}
                     loss = self.stateless.loss(self._step, tensors, batch, batch_idx)
-                    depends = depends or reaches(loss, leaves.values())
+                    depends = depends or reaches(loss, [*leaves.values(), *self.stateless.params.values()])
                 except SkippedBatchError:
                     pass
                 put_back()
