@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from lightning_zico.engine.observers import Observer, floating_tensor_in
+from lightning_zico.engine.observers import Observer, Rows, floating_tensor_in
 from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.weights import gaussian_batch, kaiming_weights
 from lightning_zico.errors import NonFiniteError, NotApplicableError
@@ -106,12 +106,14 @@ class _Blocks(Observer):
     def start(self, module: nn.Module) -> None:
         """Begin with nothing."""
         self._outputs: list[tuple[str, nn.Module, Tensor]] = []
+        self.rows = Rows()
         self._isotropies: dict[str, Tensor] = {}
 
     def module_call(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """Keep the output of a block."""
         tensor = floating_tensor_in(output) if name in self.names_of_blocks else None
         if tensor is not None:
+            self.rows.see(tensor)
             self._outputs.append((name, module, tensor))
             self._isotropies[name] = isotropy(_rows(tensor.detach(), module))
 
@@ -180,7 +182,7 @@ def block_statistics(probe: Probe) -> BlockStatistics:
     """Run a candidate with Kaiming weights on Gaussian inputs, as many as the batch has but at most 32.
 
     Raises:
-        NotApplicableError: If the candidate has fewer than two blocks.
+        NotApplicableError: If the candidate has fewer than two blocks, or runs them on a part of the batch at a time.
     """
     blocks = probe.blocks
     if len(blocks) < 2:
@@ -194,6 +196,8 @@ def block_statistics(probe: Probe) -> BlockStatistics:
     weights = {name: t.requires_grad_(t.is_floating_point()) for name, t in (own | weights).items()}
     observer = _Blocks(tuple(blocks), probe.seed)
     probe.forward(observer, tensors=weights, batch=batch, fed="Gaussian inputs and Kaiming weights", is_cut=True)
+    count = probe.num_samples
+    observer.rows.check(count and min(count, NUM_INPUTS), "its blocks")
     return observer.statistics
 
 

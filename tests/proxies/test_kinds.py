@@ -165,6 +165,21 @@ class Differentiates(Plain):
         return energies.square().mean() + forces.square().mean()
 
 
+class HasATeacher(Plain):
+    """Looks at itself in inference mode first."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        with torch.inference_mode():
+            target = self(batch[0]).softmax(-1)
+        return F.cross_entropy(self(batch[0]), target.clone())
+
+
+class Freezes(Plain):
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.network[-1].weight.requires_grad = False
+        return self(batch[0]).square().mean()
+
+
 class Chooses(Plain):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         outputs = self(batch[0])
@@ -192,6 +207,28 @@ AROUND: dict[str, tuple[type[Plain], type[Plain], list[str]]] = {
 }
 
 
+class Halves(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.network(part) for part in x.chunk(2)])
+
+
+class EachSample(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.network(sample[None]) for sample in x])
+
+
+class TwoViews(Plain):
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self(torch.cat([batch[0], batch[0] + 1])).square().mean()
+
+
+class InWindows(Plain):
+    """Puts the samples into the second dimension."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self(torch.stack([batch[0], batch[0] + 1])).square().mean()
+
+
 def batches() -> list[Any]:
     one_hot = F.one_hot(labels(), NUM_CLASSES).float()
     return [(inputs(), labels(), one_hot), (inputs() + 1, labels(), one_hot)]
@@ -211,6 +248,43 @@ def test_what_a_step_does_around_its_network_changes_no_number(kind: str) -> Non
     for name in names:
         # 1e-5: in float32 instead of float64, or with another kernel inside `vmap`
         assert card[name].value == pytest.approx(expected[name].value, rel=1e-5), name
+
+
+COMPARING = ["naswot", "log_neurons", "swap", "near", "az_expressivity_mean", "az_trainability"]
+
+
+@pytest.mark.parametrize(("kind", "seen"), [(Halves, NUM_SAMPLES // 2), (EachSample, 1)])
+def test_a_network_that_sees_a_part_of_the_batch_at_a_time_is_not_compared(kind: type[Plain], seen: int) -> None:
+    card = score(kind(), batches(), COMPARING)
+    for name in COMPARING:
+        what = "blocks" if name.startswith("az") else "activation functions"
+        reason = f"not applicable: its {what} see at most {seen} of the {NUM_SAMPLES} samples at a time"
+        assert str(card[name].error).startswith(reason), card[name].error
+
+
+@pytest.mark.parametrize("kind", [TwoViews, InWindows])
+def test_more_rows_than_samples_are_those_of_views_or_tokens(kind: type[Plain]) -> None:
+    card = score(kind(), batches(), ["log_neurons", "swap", "az_expressivity_mean"])
+    assert {name: card[name].error for name in card} == dict.fromkeys(card)
+
+
+def test_a_pass_in_inference_mode_is_seen_as_any_other() -> None:
+    names = ["naswot", "swap", "lswag", "log_neurons", "near", *GRAPHS]
+    card, expected = score(HasATeacher(), batches(), names), score(Plain(), batches(), names)
+    assert {name: card[name].error for name in names} == dict.fromkeys(names)
+    for name in ("swap", *GRAPHS):  # the others count both passes
+        assert card[name].value == pytest.approx(expected[name].value, rel=1e-5), name
+
+
+@pytest.mark.parametrize("name", ["synflow", "grasp", "ntk_cond"])
+def test_weights_that_a_step_freezes_are_constants(name: str) -> None:
+    frozen = Plain()
+    frozen.network[-1].weight.requires_grad_(False)
+    module = Freezes()
+    module.network.load_state_dict(frozen.network.state_dict())
+    with assert_untouched(module):
+        card = score(module, batches(), [name])
+    assert card[name].value == pytest.approx(score(frozen, batches(), [name])[name].value, rel=1e-9)
 
 
 class Halved(Plain):
