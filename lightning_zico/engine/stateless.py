@@ -262,9 +262,7 @@ def differentiated(
     wanted = [*active.values(), *direct.values()]
     if not wanted:
         return {}
-    found = torch.autograd.grad(
-        number, wanted, create_graph=create_graph, retain_graph=retain_graph, allow_unused=True
-    )
+    found = torch.autograd.grad(number, wanted, create_graph=create_graph, retain_graph=retain_graph, allow_unused=True)
     return _together((*active, *direct), found)
 
 

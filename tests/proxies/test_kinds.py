@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.utils.checkpoint import checkpoint
 
 from lightning_zico import ScoreCard, ZeroShotSelector, score
 from tests.modules import assert_untouched
@@ -266,6 +267,56 @@ def test_a_network_that_sees_a_part_of_the_batch_at_a_time_is_not_compared(kind:
 def test_more_rows_than_samples_are_those_of_views_or_tokens(kind: type[Plain]) -> None:
     card = score(kind(), batches(), ["log_neurons", "swap", "az_expressivity_mean"])
     assert {name: card[name].error for name in card} == dict.fromkeys(card)
+
+
+class Hidden(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, net: nn.Module, x: Tensor, *params: Tensor) -> Tensor:
+        with torch.no_grad():
+            return net(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        raise AssertionError("not needed")
+
+
+class InCheckpoint(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.network, x.clone().requires_grad_(), use_reentrant=True)
+
+
+class InFunction(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return Hidden.apply(self.network, x, *self.network.parameters())
+
+
+@pytest.mark.parametrize("kind", [InCheckpoint, InFunction])
+def test_blocks_that_autograd_does_not_follow_are_named(kind: type[Plain]) -> None:
+    error = score(kind(), batches(), ["az_trainability"])["az_trainability"].error
+    assert str(error).startswith("not applicable: autograd does not follow "), error
+
+
+def test_blocks_that_are_checkpoints_are_named() -> None:
+    class Block(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return checkpoint(super().forward, x, use_reentrant=True)
+
+    module = Plain()
+    module.network = nn.Sequential(nn.Linear(NUM_INPUTS, 8), *(Block(nn.Linear(8, 8), nn.ReLU()) for _ in range(3)))
+    error = score(module, batches(), ["az_trainability"])["az_trainability"].error
+    assert str(error).startswith("not applicable: a checkpoint with `use_reentrant=True`"), error
+
+
+def test_an_internal_message_of_torch_is_no_reason() -> None:
+    class Overwrites(Plain):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            hidden = self.network[0](batch[0]).exp()
+            loss = self.network[2:](hidden).square().mean()
+            hidden.add_(1)
+            return loss
+
+    error = score(Overwrites(), batches(), ["zico"])["zico"].error
+    assert str(error).startswith("RuntimeError: an operation in place overwrites what the backward pass needs."), error
 
 
 def test_a_pass_in_inference_mode_is_seen_as_any_other() -> None:

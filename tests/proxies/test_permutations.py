@@ -83,7 +83,8 @@ def test_naswot_is_decided_by_an_exact_rank(num_samples: int, num_units: int, se
         assert naswot_score(matrix, num_units) == float(torch.linalg.slogdet(matrix)[1])
     else:
         with pytest.raises(
-            NotApplicableError, match=f" {num_units} units give the {num_samples} samples of the first batch only {rank} independent"
+            NotApplicableError,
+            match=f" {num_units} units give the {num_samples} samples of the first batch only {rank} independent",
         ):
             naswot_score(matrix, num_units)
 
