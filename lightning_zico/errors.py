@@ -99,6 +99,14 @@ _PLACE = "__zico_place__"
 
 # Internal messages of torch, and what they mean to a user. Those of `torch.func` are many.
 _INTERNAL = {
+    "modified by an inplace operation": "an operation in place overwrites what the backward pass needs. Write `x = x + "
+    "y` instead of `x += y`.",
+    "One of the differentiated Tensors does not require grad": "it differentiates with respect to what requires no "
+    "gradient.",
+    "appears to not have been used in the graph": "it differentiates with respect to what its result does not depend "
+    "on.",
+    "Inplace update to inference tensor": "a tensor that was made in `torch.inference_mode()` is written to outside of "
+    "it. Clone it first.",
     "does not require grad and does not have a grad_fn": "what it differentiates depends on nothing that requires a "
     "gradient.",
     "vmap": "an operation of it cannot run inside `torch.func.vmap`.",
@@ -109,9 +117,15 @@ _INTERNAL = {
 
 def in_words(error: Exception) -> str:
     """Put an exception of a user's code in one line: its kind and its message, or the line of code that raised it."""
+    return f"{type(error).__name__}: {meaning_of(error)}".rstrip(": ")
+
+
+def meaning_of(error: BaseException) -> str:
+    """Put what an exception says in one line, and an internal message of torch in words."""
     message = message_of(error)
-    message = next((words for part, words in _INTERNAL.items() if part in message), message)
-    return f"{type(error).__name__}: {message}".rstrip(": ")
+    if isinstance(error, ZiCoError | LookupError | ImportError):
+        return message
+    return next((words for part, words in _INTERNAL.items() if part in message), message)
 
 
 def message_of(error: BaseException) -> str:

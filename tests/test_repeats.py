@@ -251,7 +251,7 @@ def test_a_loss_that_is_nan_in_one_repeat_bars_from_the_ranking() -> None:
     batches[2][0].flatten()[0] = 5  # the first batch of repeat 1
     leaderboard = ZeroShotSelector(repeats=3).rank([Unlucky, Classifier], batches)
     assert "its loss on the first batch is nan" in leaderboard.errors["Unlucky"]
-    assert leaderboard.errors["Unlucky"].endswith("(in repeat 1)")
+    assert leaderboard.errors["Unlucky"].endswith("(in repeat 1).")
 
 
 def test_an_iterable_of_batches_is_read_on_and_must_have_enough() -> None:

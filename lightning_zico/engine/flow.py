@@ -13,10 +13,9 @@ from torch.utils.flop_counter import flop_registry
 
 from lightning_zico._typing import Batch, Params, Step
 from lightning_zico.engine.batches import map_tensors, tensors_of
-from lightning_zico.engine.observers import graph_of, has_reentrant_checkpoint
 from lightning_zico.engine.outside import outside_put_back
 from lightning_zico.engine.scope import preserved, seed_all, unfused
-from lightning_zico.engine.stateless import Stateless
+from lightning_zico.engine.stateless import Ends, Stateless
 from lightning_zico.errors import SkippedBatchError
 
 
@@ -81,7 +80,7 @@ def trace_flow(
         def run() -> frozenset[str] | None:
             with follower:
                 loss = step(module, own_batch, 0)
-            return _reached(loss, params) if isinstance(loss, Tensor) else frozenset()
+            return _reached(loss, params, dict(stateless.params)) if isinstance(loss, Tensor) else frozenset()
 
         state = random.getstate()
 
@@ -372,9 +371,8 @@ def _collect(value: Any, found: _Found, depth: int) -> None:
         _collect(part, found, depth - 1)
 
 
-def _reached(loss: Tensor, params: Params) -> frozenset[str] | None:
-    if has_reentrant_checkpoint(loss):
+def _reached(loss: Tensor, params: Params, originals: Params) -> frozenset[str] | None:
+    ends = Ends.of(loss)
+    if ends.are_hidden:
         return None
-    names = {id(tensor): name for name, tensor in params.items()}
-    leaves = (id(getattr(node, "variable", None)) for node in graph_of(loss))
-    return frozenset(names[leaf] for leaf in leaves if leaf in names)
+    return frozenset(name for name, tensor in params.items() if ends.hold(tensor) or ends.hold(originals[name]))

@@ -90,9 +90,10 @@ def stream_gradients(
     afterwards, whatever happens. Every batch starts from the same parameters and buffers, and from ``seed`` plus its
     index, so that without dropout gradients do not depend on the order of the batches.
 
-    Per sample, ``vmap`` is tried first, and where it cannot follow (hooks on parameters, autograd functions without
-    ``setup_context``, checkpointing, a write to a tensor that is neither parameter nor buffer, ``.item()``), plain
-    autograd goes from sample to sample. Both give the same numbers, and the result says which gave them.
+    Per sample, ``vmap`` is tried first, and where it cannot follow (hooks on parameters, parameters that the step
+    reaches other than through the module tree, autograd functions without ``setup_context``, checkpointing, a write to
+    a tensor that is neither parameter nor buffer, ``.item()``), plain autograd goes from sample to sample. Both give
+    the same numbers, and the result says which gave them.
 
     Batch normalisation in training mode is, per batch, differentiated through the statistics of that batch. Per sample
     it is differentiated with the statistics of the whole batch held constant (one more forward records them), since a
@@ -130,7 +131,7 @@ def stream_gradients(
     # Tensors made in inference mode, as in a validation loop, cannot be differentiated.
     with torch.inference_mode(False), preserved(module) as reset:
         task = _Task(module, step, names, reset, watch)
-        if backend is None and any(task.stateless.params[name]._backward_hooks for name in names):
+        if backend is None and any(_has_hooks(task.stateless.params[name]) for name in names):
             candidates = (_BACKENDS[axis][-1],)  # torch.func does not call hooks on parameters
         batches = iter(batches)
         for batch_idx in itertools.count():
@@ -265,6 +266,9 @@ class _Task:
         # The fused kernels of attention have no batching rule: vmap would run them sample by sample.
         with sdpa_kernel(SDPBackend.MATH):
             gradients, losses = over_samples(self.scored, self._others(), buffers, tensors)
+        if losses.requires_grad:
+            # The copies require no gradient, so that the loss depends on something else that does.
+            raise RuntimeError("The loss depends on parameters that are not reached through the module tree.")
         return GradientChunk(_owned(gradients), losses)
 
     def _loop_over(self, tensors: list[Tensor], buffers: Buffers) -> GradientChunk:
@@ -374,6 +378,10 @@ class _Trainable(TorchFunctionMode):
 
 
 _REQUIRES_GRAD = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
+
+
+def _has_hooks(parameter: nn.Parameter) -> bool:
+    return bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)
 
 
 def _owned(gradients: Params) -> Params:

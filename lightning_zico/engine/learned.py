@@ -16,6 +16,7 @@ from lightning_zico._typing import Params
 from lightning_zico.engine.layers import Patterns
 from lightning_zico.engine.moments import Moments
 from lightning_zico.engine.observers import GradientFacts, Observer
+from lightning_zico.engine.stateless import differentiated
 from lightning_zico.errors import NoGradientError, NonFiniteError
 
 
@@ -121,9 +122,12 @@ class WeightDifferentiator(Observer):
     needs_input_graph: ClassVar[bool] = False
 
     def differentiated(self, number: Tensor, *, retain_graph: bool = False) -> tuple[Tensor, ...]:
-        """Differentiate one number; zeros where it does not depend on a weight."""
-        leaves = list(self.weights.values())
-        return torch.autograd.grad(number, leaves, retain_graph=retain_graph, allow_unused=True, materialize_grads=True)
+        """Differentiate one number; zeros where it does not depend on a weight, or the step froze it."""
+        found = differentiated(number, self.weights, retain_graph=retain_graph)
+        return tuple(
+            found[name] if name in found else torch.zeros_like(weight, requires_grad=False)
+            for name, weight in self.weights.items()
+        )
 
 
 def check_gradients(names: list[str], largest: list[Tensor], losses: list[Tensor]) -> None:

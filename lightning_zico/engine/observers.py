@@ -16,6 +16,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
 from lightning_zico._typing import Axis, Batch, Params
 from lightning_zico.engine.batches import map_tensors, tensors_of
@@ -315,6 +316,11 @@ class Watch:
             with outside_transforms():
                 self.report(event, *unwrapped(args))
             return
+        if torch.is_inference_mode_enabled():
+            # What an observer keeps could not be written to outside of it, nor differentiated.
+            with torch.inference_mode(False):
+                self.report(event, *tree_map_only(Tensor, torch.clone, args))
+            return
         # Leaves the step's autograd, and its precision: in half of it sums would be wrong. By hand and asked first,
         # since this happens at every call of a submodule, and contexts cost more than most observers.
         grad, default = torch.is_grad_enabled(), torch.get_default_dtype()
@@ -410,9 +416,43 @@ def per_sample(values: Tensor) -> Tensor:
     return values.flatten(1) if values.ndim > 1 else values.unsqueeze(1)
 
 
+class Rows:
+    """Counts the rows that several calls see, to tell a network that is run on a part of a batch at a time."""
+
+    def __init__(self) -> None:
+        self.most = 0
+        self._seconds: set[int] = set()
+
+    def see(self, tensor: Tensor) -> None:
+        """See what a call is given, or puts out, ``[N, ...]``."""
+        self.most = max(self.most, len(tensor))
+        if tensor.ndim == 3:  # there are networks with time in front
+            self._seconds.add(tensor.shape[1])
+
+    def check(self, num_samples: int | None, of: str) -> None:
+        """Refuse fewer rows than samples; more are those of tokens, nodes or views.
+
+        Args:
+            num_samples: Of a batch; None if unknown.
+            of: What was called, in the plural.
+
+        Raises:
+            NotApplicableError: If no call sees all samples.
+        """
+        if num_samples is not None and self.most < num_samples and num_samples not in self._seconds:
+            raise NotApplicableError(
+                f"{of} see at most {self.most} of the {num_samples} samples at a time, and all of them are compared. "
+                "Let the step run the network on the whole batch at once."
+            )
+
+
+# The node of a `torch.utils.checkpoint.checkpoint(..., use_reentrant=True)`.
+REENTRANT_CHECKPOINT = "CheckpointFunctionBackward"
+
+
 def has_reentrant_checkpoint(tensor: Tensor) -> bool:
     """Look for a ``torch.utils.checkpoint.checkpoint(..., use_reentrant=True)`` in the graph of a tensor."""
-    return any(node.name() == "CheckpointFunctionBackward" for node in graph_of(tensor))
+    return any(node.name() == REENTRANT_CHECKPOINT for node in graph_of(tensor))
 
 
 def graph_of(tensor: Tensor) -> Iterator[Any]:

@@ -25,7 +25,7 @@ from lightning_zico.engine.layers import (
     weight_name,
 )
 from lightning_zico.engine.learned import FirstGradients, GradientMoments, MomentsOverBatches
-from lightning_zico.engine.observers import GradientFacts, Observer, Watch, listens
+from lightning_zico.engine.observers import GradientFacts, Observer, Rows, Watch, listens
 from lightning_zico.engine.samples import check_cut, first_samples, is_settled, num_samples, stated_samples
 from lightning_zico.engine.scope import generator_states, preserved, preserved_rng, seed_all
 from lightning_zico.engine.size import MacCount, count_macs, count_params, may_be_time_first
@@ -293,6 +293,19 @@ class Probe:
         Where the batch does not tell, the pass that counts `macs` does.
         """
         return self.once(_count_samples)
+
+    def check_rows(self, rows: Rows, of: str) -> None:
+        """Refuse a network that sees a part of the first batch at a time.
+
+        Args:
+            rows: Of the calls on it.
+            of: What was called, in the plural.
+
+        Raises:
+            NotApplicableError: If no call sees all samples.
+        """
+        if rows.most < self.once(_longest):  # otherwise nobody needs to count the samples, which may cost a pass
+            rows.check(self.num_samples, of)
 
     def first_samples(self, most: int) -> tuple[Batch, frozenset[int]]:
         """Cut the first batch to some samples.
@@ -708,6 +721,13 @@ def _inputs(probe: Probe) -> frozenset[int]:
         _ = probe.first_batch
     floating = probe._floating or []
     return frozenset(floating) if floating in ([], [0]) else probe.flow.inputs & frozenset(floating)
+
+
+def _longest(probe: Probe) -> int:
+    stated = stated_samples(probe.batches[probe.first_idx], probe._num_samples)
+    if stated is not None:
+        return stated
+    return max((len(tensor) for tensor in tensors_of(probe.first_batch) if tensor.ndim), default=0)
 
 
 def _trainable_shapes(probe: Probe) -> dict[str, torch.Size]:

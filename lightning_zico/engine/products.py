@@ -9,7 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from lightning_zico._typing import Batch, Params, Step
 from lightning_zico.engine.observers import check_graph
 from lightning_zico.engine.scope import preserved, seed_all
-from lightning_zico.engine.stateless import Stateless, check_depends
+from lightning_zico.engine.stateless import Stateless, check_depends, differentiated
 from lightning_zico.engine.transforms import real_view
 from lightning_zico.errors import NoGradientError, NotApplicableError
 
@@ -43,24 +43,22 @@ def hessian_times_gradient(
         weights = {name: tensors[name] for name in names}
         seed_all(seed)
 
-        def differentiate() -> tuple[torch.Tensor, ...]:
+        def differentiate() -> Params:
             loss = stateless.watched_loss(step, batch, 0, None)
             check_depends(loss)
             check_graph(loss)
-            leaves = list(weights.values())
-            gradients = torch.autograd.grad(loss, leaves, create_graph=True, allow_unused=True, materialize_grads=True)
-            if not bool(torch.stack([gradient.any() for gradient in gradients]).any()):
+            gradients = differentiated(loss, weights, stateless.params, create_graph=True)
+            if not gradients or not bool(torch.stack([gradient.any() for gradient in gradients.values()]).any()):
                 raise NoGradientError(
                     f"The gradient of all {len(names)} scored parameters is zero, and so is every product with it. "
                     "Look for `detach()`, zero-initialised layers and activations that are always off."
                 )
             # <stopgrad(g), g>, whose gradient is the Hessian times g
-            parts = [real_view(gradient) for gradient in gradients]
+            parts = [real_view(gradient) for gradient in gradients.values()]
             product = sum(((g.detach() * g).sum() for g in parts), torch.zeros((), device=loss.device))
-            if not product.requires_grad:  # a loss that is linear in the parameters
-                return tuple(torch.zeros_like(leaf, requires_grad=False) for leaf in leaves)
             try:
-                return torch.autograd.grad(product, leaves, allow_unused=True, materialize_grads=True)
+                # Nothing where the loss is linear in the parameters.
+                return differentiated(product, weights, stateless.params)
             except RuntimeError as error:
                 if not _NO_SECOND_DERIVATIVE.search(str(error)):
                     raise
@@ -69,6 +67,8 @@ def hessian_times_gradient(
         products = stateless.call(tensors, differentiate)
     return (
         {name: weight.detach() for name, weight in weights.items()},
-        # detached, since torch 2.5 materialises zeros that require a gradient
-        {name: real_view(product.detach()) for name, product in zip(names, products, strict=True)},
+        {
+            name: real_view(products[name].detach() if name in products else torch.zeros_like(weight.detach()))
+            for name, weight in weights.items()
+        },
     )

@@ -1,6 +1,7 @@
 """A module's loss as a function of its parameters: the one place where `torch.func.functional_call` is called."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -9,7 +10,7 @@ from torch.func import functional_call
 from torch.nn.parameter import is_lazy
 
 from lightning_zico._typing import Batch, Buffers, Params, Step
-from lightning_zico.engine.observers import Watch, graph_of, has_reentrant_checkpoint
+from lightning_zico.engine.observers import REENTRANT_CHECKPOINT, Watch, graph_of
 from lightning_zico.errors import NoGradientError, UnsupportedModuleError
 
 T = TypeVar("T")
@@ -140,7 +141,7 @@ class Stateless:
         def differentiate() -> tuple[Params, Tensor]:
             loss = self.watched_loss(step, batch, batch_idx, watch)
             check_depends(loss)
-            return _backward(loss, scored), loss.detach()
+            return _backward(loss, scored, self.params), loss.detach()
 
         # Differentiated inside the call: checkpointing runs parts of the module again during the backward pass, and
         # must find these tensors there and not the user's.
@@ -190,12 +191,86 @@ def check_depends(loss: Tensor) -> None:
         raise _no_gradient()
 
 
-def reaches(loss: Tensor, leaves: Iterable[Tensor]) -> bool:
-    """Whether autograd gets from a loss to one of some leaves; also yes where a checkpoint hides them."""
-    if has_reentrant_checkpoint(loss):
-        return True
-    wanted = {id(leaf) for leaf in leaves}
-    return any(id(getattr(node, "variable", None)) in wanted for node in graph_of(loss))
+@dataclass(frozen=True)
+class Ends:
+    """Where the graph of a number ends.
+
+    Args:
+        leaves: Ids of the tensors there; they live as long as the graph.
+        are_hidden: Whether a checkpoint hides some.
+    """
+
+    leaves: frozenset[int]
+    are_hidden: bool
+
+    @classmethod
+    def of(cls, number: Tensor) -> "Ends":
+        """Walk over the graph once."""
+        leaves: set[int] = set()
+        are_hidden = False
+        for node in graph_of(number):
+            name = node.name()
+            if name.endswith("AccumulateGrad"):
+                leaves.add(id(node.variable))
+            elif name == REENTRANT_CHECKPOINT:
+                are_hidden = True
+        return cls(frozenset(leaves), are_hidden)
+
+    def hold(self, leaf: Tensor) -> bool:
+        """Whether a tensor is among them."""
+        return id(leaf) in self.leaves
+
+
+def differentiated(
+    number: Tensor,
+    leaves: Mapping[str, Tensor],
+    originals: Mapping[str, Tensor] | None = None,
+    *,
+    ends: Ends | None = None,
+    create_graph: bool = False,
+    retain_graph: bool | None = None,
+) -> dict[str, Tensor]:
+    """Differentiate a number with respect to leaves, and to the module's own parameters that they stand for.
+
+    Code of the module may hold on to its own parameters outside of the places where leaves are put: in a list made in
+    ``__init__``, in a closure, or in an optimizer. Both are the same weight, so that the gradients are added.
+
+    Args:
+        number: Scalar.
+        leaves: By name. The step may have frozen some.
+        originals: The module's own, by name; None if nothing but the leaves counts.
+        ends: Of the number's graph, if they are known.
+        create_graph: As for `torch.autograd.grad`.
+        retain_graph: As for `torch.autograd.grad`.
+
+    Returns:
+        By name; without those that the number does not depend on, or that the step froze.
+    """
+    if not number.requires_grad:
+        return {}
+    active = dict(_active(leaves, originals or leaves))
+    direct: dict[str, Tensor] = {}
+    if originals is not None:
+        ends = ends or Ends.of(number)
+        direct = {name: originals[name] for name in active if ends.hold(originals[name])}
+    wanted = [*active.values(), *direct.values()]
+    if not wanted:
+        return {}
+    found = torch.autograd.grad(number, wanted, create_graph=create_graph, retain_graph=retain_graph, allow_unused=True)
+    return _together((*active, *direct), found)
+
+
+def _active(leaves: Mapping[str, Tensor], originals: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
+    # The step may have frozen either for a while.
+    return ((name, leaf) for name, leaf in leaves.items() if leaf.requires_grad and originals[name].requires_grad)
+
+
+def _together(names: Iterable[str], found: Iterable[Tensor | None]) -> dict[str, Tensor]:
+    gradients: dict[str, Tensor] = {}
+    for name, gradient in zip(names, found, strict=True):
+        if gradient is not None:
+            gradients[name] = gradients[name] + gradient if name in gradients else gradient
+    return gradients
 
 
 def _no_gradient() -> NoGradientError:
@@ -219,25 +294,47 @@ def _like(parameter: nn.Parameter, tensor: Tensor) -> nn.Parameter:
     return leaf
 
 
-def _backward(loss: Tensor, leaves: Mapping[str, Tensor]) -> Params:
-    # The step may have frozen a leaf for a while.
-    active = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
-    if not has_reentrant_checkpoint(loss):
-        found: Sequence[Tensor | None] = (
-            torch.autograd.grad(loss, list(active.values()), allow_unused=True) if active else ()
-        )
+def _backward(loss: Tensor, leaves: Mapping[str, Tensor], originals: Mapping[str, nn.Parameter]) -> Params:
+    ends = Ends.of(loss)
+    if not ends.are_hidden:
+        gradients = differentiated(loss, leaves, originals, ends=ends)
     else:
-        for leaf in active.values():
-            leaf.grad = None  # of what the step itself differentiated
-        loss.backward()  # the only call that such a checkpoint allows; the leaves are ours, and so are their ``.grad``
-        found = tuple(leaf.grad for leaf in active.values())
-    gradients = {name: gradient for name, gradient in zip(active, found, strict=True) if gradient is not None}
+        active = dict(_active(leaves, originals))
+        # ``.grad`` of the leaves is ours, and that of the module's own is put back by `scope.preserved`.
+        written = [tensors[name] for tensors in (leaves, originals) for name in active]
+        for tensor in written:
+            tensor.grad = None  # of what the step itself differentiated
+        loss.backward()  # the only call that such a checkpoint allows
+        gradients = _together((*active, *active), (tensor.grad for tensor in written))
     if not gradients:
         raise _no_gradient()
+    gradients = {name: gradient.detach() for name, gradient in gradients.items()}
+    for name in gradients:
+        if hooks := originals[name]._post_accumulate_grad_hooks:
+            gradients[name] = _accumulated(leaves[name], gradients[name], list(hooks.values()))
     return {
-        name: gradients[name].detach() if name in gradients else torch.zeros_like(leaf, requires_grad=False)
+        name: gradients[name] if name in gradients else torch.zeros_like(leaf, requires_grad=False)
         for name, leaf in leaves.items()
     }
+
+
+def _accumulated(leaf: Tensor, gradient: Tensor, hooks: Iterable[Callable[[Tensor], None]]) -> Tensor:
+    """Let hooks change a gradient where `backward` would have put it.
+
+    One that takes the gradient away, to step an optimizer with it, has it as it was.
+    """
+    leaf.grad = gradient.clone()  # it may share its memory
+    with torch.no_grad():
+        for hook in hooks:
+            try:
+                hook(leaf)
+            except KeyError:  # it looks for an optimizer of the module's own parameter
+                leaf.grad = None
+            if leaf.grad is None:
+                return gradient
+            gradient = leaf.grad
+    leaf.grad = None
+    return gradient
 
 
 class _Caller(nn.Module):

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from lightning_zico.engine.observers import Observer, floating_tensor_in
+from lightning_zico.engine.observers import Observer, Rows, check_graph, floating_tensor_in
 from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.weights import gaussian_batch, kaiming_weights
 from lightning_zico.errors import NonFiniteError, NotApplicableError
@@ -82,10 +82,12 @@ class BlockStatistics(NamedTuple):
         expressivities: `isotropy` of each block's output, in the order in which they run.
         trainabilities: `spectral_balance` of each block that follows another, by its name; identities, and blocks whose
             positions cannot be lined up with those before, are left out.
+        num_hidden: Blocks whose output autograd does not follow.
     """
 
     expressivities: dict[str, float]
     trainabilities: dict[str, float]
+    num_hidden: int
 
 
 @dataclass(unsafe_hash=True)
@@ -106,12 +108,14 @@ class _Blocks(Observer):
     def start(self, module: nn.Module) -> None:
         """Begin with nothing."""
         self._outputs: list[tuple[str, nn.Module, Tensor]] = []
+        self.rows = Rows()
         self._isotropies: dict[str, Tensor] = {}
 
     def module_call(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """Keep the output of a block."""
         tensor = floating_tensor_in(output) if name in self.names_of_blocks else None
         if tensor is not None:
+            self.rows.see(tensor)
             self._outputs.append((name, module, tensor))
             self._isotropies[name] = isotropy(_rows(tensor.detach(), module))
 
@@ -127,7 +131,11 @@ class _Blocks(Observer):
             signs = torch.randint(2, later.shape, generator=generator, dtype=torch.int8).mul_(2).sub_(1).to(later)
             if not (later.requires_grad and earlier.requires_grad):
                 continue
-            (back,) = torch.autograd.grad(later, [earlier], signs, retain_graph=True, allow_unused=True)
+            try:
+                (back,) = torch.autograd.grad(later, [earlier], signs, retain_graph=True, allow_unused=True)
+            except RuntimeError:
+                check_graph(later)
+                raise
             if back is None or (back.shape == signs.shape and torch.equal(back, signs)):
                 continue  # not one after the other, or an identity
             aligned = _aligned(back, before, signs, block)
@@ -137,7 +145,9 @@ class _Blocks(Observer):
         values = torch.stack([*self._isotropies.values(), *balances.values()]).tolist()
         split = len(self._isotropies)
         self.statistics = BlockStatistics(
-            dict(zip(keys[:split], values[:split], strict=True)), dict(zip(keys[split:], values[split:], strict=True))
+            dict(zip(keys[:split], values[:split], strict=True)),
+            dict(zip(keys[split:], values[split:], strict=True)),
+            sum(not output.requires_grad for _, _, output in self._outputs),
         )
         self._outputs = []
 
@@ -180,7 +190,7 @@ def block_statistics(probe: Probe) -> BlockStatistics:
     """Run a candidate with Kaiming weights on Gaussian inputs, as many as the batch has but at most 32.
 
     Raises:
-        NotApplicableError: If the candidate has fewer than two blocks.
+        NotApplicableError: If the candidate has fewer than two blocks, or runs them on a part of the batch at a time.
     """
     blocks = probe.blocks
     if len(blocks) < 2:
@@ -194,6 +204,8 @@ def block_statistics(probe: Probe) -> BlockStatistics:
     weights = {name: t.requires_grad_(t.is_floating_point()) for name, t in (own | weights).items()}
     observer = _Blocks(tuple(blocks), probe.seed)
     probe.forward(observer, tensors=weights, batch=batch, fed="Gaussian inputs and Kaiming weights", is_cut=True)
+    count = probe.num_samples
+    observer.rows.check(count and min(count, NUM_INPUTS), "its blocks")
     return observer.statistics
 
 
@@ -260,7 +272,14 @@ class AZTrainability(Proxy):
 
     def measure(self, probe: Probe) -> Measurement:
         """Average over the blocks that follow another."""
-        parts = probe.once(block_statistics).trainabilities
+        statistics = probe.once(block_statistics)
+        parts = statistics.trainabilities
+        if not parts and statistics.num_hidden:
+            raise NotApplicableError(
+                f"autograd does not follow {statistics.num_hidden} of its blocks: they run under `torch.no_grad()`, in "
+                "a checkpoint with `use_reentrant=True`, or in a `torch.autograd.Function` of the network's own. Use "
+                "`use_reentrant=False`, or switch checkpointing off for scoring."
+            )
         if not parts:
             raise NotApplicableError(
                 "no block follows another whose positions it keeps, or all that do are identities."

@@ -15,7 +15,7 @@ from lightning_zico.engine.moments import Moments
 from lightning_zico.engine.probe import Probe
 from lightning_zico.errors import IdenticalBatchesError
 from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
-from lightning_zico.proxies.swap import SignPatterns
+from lightning_zico.proxies.swap import SignPatterns, num_patterns
 
 
 def steadiness(moments: Mapping[str, Moments]) -> dict[str, float]:
@@ -84,6 +84,6 @@ class LSWAG(Proxy):
         names = list(moments)
         first, last = (round(share * len(names)) for share in self.depths)
         layers = steadiness({name: moments[name] for name in names[first : max(last, first + 1)]})
-        patterns = probe.observed(SignPatterns()).count
+        patterns = num_patterns(probe)
         details = {"patterns": patterns, "steadiness": layers, "covered": probe.covered()}
         return Measurement(math.fsum(layers.values()) * patterns, details=details)

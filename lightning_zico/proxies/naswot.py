@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lightning_zico.engine.observers import Observer, signs
+from lightning_zico.engine.observers import Observer, Rows, signs
 from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.spectra import rank_of
 from lightning_zico.errors import NotApplicableError
@@ -49,8 +49,9 @@ def naswot_score(agreements: Tensor, num_units: int | None = None) -> float:
     if rank < len(matrix):
         units = "" if num_units is None else f" {num_units}"
         raise NotApplicableError(
-            f"the network's{units} units tell only {rank} of the {len(matrix)} samples of the first batch apart: two "
-            "samples switch on the same units, or there are fewer units than samples. Lower the batch size."
+            f"the network's{units} units give the {len(matrix)} samples of the first batch only {rank} independent "
+            "patterns: two samples switch on the same units, or there are fewer units than samples. Lower the batch "
+            "size."
         )
     return float(torch.linalg.slogdet(matrix).logabsdet)
 
@@ -61,6 +62,7 @@ class Agreements(Observer):
 
     def start(self, module: nn.Module) -> None:
         """Begin at zero."""
+        self.rows = Rows()
         self.num_units = 0  # of one sample
         self._both: Tensor | None = None  # [N, N], units that are on for both samples
 
@@ -68,6 +70,7 @@ class Agreements(Observer):
         """Compare the samples' codes."""
         if before.ndim == 0:
             return
+        self.rows.see(before)
         codes = signs(before)  # [N, U]
         both = (codes @ codes.T).double()  # [N, U] @ [U, N] -> [N, N]
         if self._both is None:
@@ -90,6 +93,12 @@ class Agreements(Observer):
         _ = self.matrix
 
 
+def _agreements(probe: Probe) -> Agreements:
+    seen = probe.observed(Agreements())
+    probe.check_rows(seen.rows, "its activation functions")
+    return seen
+
+
 @register_proxy("naswot")
 class NASWOT(Proxy):
     """Log-determinant of how many activations the samples of a batch share (Mellor et al., ICML 2021).
@@ -103,7 +112,7 @@ class NASWOT(Proxy):
 
     def measure(self, probe: Probe) -> float:
         """Compare the samples of the first batch."""
-        seen = probe.observed(Agreements())
+        seen = _agreements(probe)
         return naswot_score(seen.matrix, seen.num_units)
 
 
@@ -116,4 +125,4 @@ class LogNeurons(Proxy):
 
     def measure(self, probe: Probe) -> float:
         """Count them."""
-        return math.log(probe.observed(Agreements()).num_units)
+        return math.log(_agreements(probe).num_units)

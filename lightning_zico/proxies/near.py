@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lightning_zico.engine.observers import Observer
+from lightning_zico.engine.observers import Observer, Rows
 from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.weights import drawn_indices
 from lightning_zico.errors import NonFiniteError, NotApplicableError
@@ -69,10 +69,13 @@ class EffectiveRanks(Observer):
 
     def start(self, module: nn.Module) -> None:
         """Begin with nothing."""
+        self.rows = Rows()
         self._matrices: dict[torch.Size, list[Tensor]] = {}
 
     def activation(self, before: Tensor, after: Tensor) -> None:
         """Keep both as matrices."""
+        if before.ndim:
+            self.rows.see(before)
         for units in (before, after):
             if units.ndim >= 2:
                 matrix = as_matrix(units)
@@ -102,4 +105,6 @@ class NEAR(Proxy):
 
     def measure(self, probe: Probe) -> float:
         """Take the ranks on the first batch."""
-        return probe.observed(EffectiveRanks()).total
+        seen = probe.observed(EffectiveRanks())
+        probe.check_rows(seen.rows, "its activation functions")
+        return seen.total

@@ -12,7 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from lightning_zico.engine.observers import Observer, signs
+from lightning_zico.engine.observers import Observer, Rows, signs
 from lightning_zico.engine.probe import Probe
 from lightning_zico.errors import NotApplicableError
 from lightning_zico.proxies.base import Proxy, register_proxy
@@ -67,6 +67,7 @@ class SignPatterns(Observer):
 
     def start(self, module: nn.Module) -> None:
         """Begin with none."""
+        self.rows = Rows()
         self._table: Tensor | None = None  # [2 ** N], of the patterns seen
         self._seen: list[Tensor] = []
         self._num_kept = 0
@@ -75,6 +76,7 @@ class SignPatterns(Observer):
         """Note the patterns."""
         if before.ndim == 0:
             return
+        self.rows.see(before)
         patterns = patterns_of(before)
         if len(before) <= _TABLE_SAMPLES:
             if self._table is None:
@@ -96,6 +98,17 @@ class SignPatterns(Observer):
         else:
             raise NotApplicableError("the network has no activation function.")
         self._table, self._seen = None, []
+
+
+def num_patterns(probe: Probe) -> int:
+    """Count the patterns on the first batch.
+
+    Raises:
+        NotApplicableError: If the network has no activation function, or sees a part of the batch at a time.
+    """
+    seen = probe.observed(SignPatterns())
+    probe.check_rows(seen.rows, "its activation functions")
+    return seen.count
 
 
 @register_proxy("swap")
@@ -130,7 +143,7 @@ class SWAP(Proxy):
 
     def measure(self, probe: Probe) -> float:
         """Count the patterns on the first batch."""
-        count = float(probe.observed(SignPatterns()).count)
+        count = float(num_patterns(probe))
         if self.mu is None or self.sigma is None:
             return count
         return count * math.exp(-((probe.params - self.mu) ** 2) / self.sigma)

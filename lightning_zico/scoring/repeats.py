@@ -358,7 +358,8 @@ def _told(card: ScoreCard, repeat_idx: int) -> ScoreCard:
 
 
 def _with_repeat(error: str, repeat_idx: int) -> str:
-    return f"{error} (in repeat {repeat_idx})"
+    sentence = error.removesuffix(".")
+    return f"{sentence} (in repeat {repeat_idx}){error[len(sentence) :]}"
 
 
 def _averaged(cards: Sequence[ScoreCard]) -> ScoreCard:

@@ -25,7 +25,7 @@ from lightning_zico.errors import (
     NotApplicableError,
     TooFewBatchesError,
     UnsupportedModuleError,
-    message_of,
+    meaning_of,
     traceback_of,
 )
 from lightning_zico.proxies import Measurement, Proxy
@@ -341,4 +341,4 @@ def measured(proxy: Proxy, probe: Probe, precision: str | None) -> Score:
 def described(error: BaseException) -> str:
     """Put an exception in one line: its kind and its message, or the line of code that raised it without one."""
     kind = NOT_APPLICABLE if isinstance(error, NotApplicableError) else type(error).__name__
-    return f"{kind}: {message_of(error)}".rstrip(": ")
+    return f"{kind}: {meaning_of(error)}".rstrip(": ")

@@ -119,3 +119,28 @@ def test_what_has_no_second_derivative_is_not_applicable_and_says_which() -> Non
     module = nn.Sequential(nn.Linear(3, 3), nn.Hardsigmoid(), nn.Linear(3, 2))
     with pytest.raises(NotApplicableError, match=r"no second derivative.*hardsigmoid"):
         hessian_times_gradient(module, lambda m, batch, _: m(batch).square().mean(), torch.randn(4, 3), ["0.weight"])
+
+
+def test_parameters_in_a_list_are_the_same_weights():
+    module, batch, names = made("mlp")
+    module.kept = list(module.parameters())
+
+    def penalised(m, b, i, weights=None):
+        return step(m, b, i) + sum(p.norm() for p in (weights or m.parameters()))
+
+    _, plain = hessian_times_gradient(module, penalised, batch, names)
+    _, kept = hessian_times_gradient(module, lambda m, b, i: penalised(m, b, i, m.kept), batch, names)
+    assert_same([kept], [plain], TIGHT)
+
+
+def test_what_the_step_freezes_has_no_product():
+    module, batch, names = made("mlp")
+
+    def frozen(m, b, i):
+        m[0].weight.requires_grad_(False)
+        return step(m, b, i)
+
+    _, products = hessian_times_gradient(module, frozen, batch, names)
+    _, expected = hessian_times_gradient(module, step, batch, [name for name in names if name != "0.weight"])
+    assert_same([products], [expected | {"0.weight": torch.zeros_like(module[0].weight)}], TIGHT)
+    assert module[0].weight.requires_grad

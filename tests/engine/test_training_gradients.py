@@ -97,6 +97,43 @@ def test_per_sample_as_well(step: Any) -> None:
     assert_same(actual, expected, FLOAT32)
 
 
+@pytest.mark.parametrize("build", [lambda: listed(), lambda: clamped(network())], ids=["in a list", "clamped"])
+def test_per_sample_what_vmap_does_not_see(build: Callable[[], Any]) -> None:
+    def step(m: Any, b: Any, i: int) -> Tensor:
+        return loss_of(m, b) + sum(p.norm() for p in getattr(m, "kept", ()))
+
+    module, batches = build(), batches_of(4, num_batches=1, num_samples=3)
+    before = copy.deepcopy(module.state_dict())
+    samples = [tuple(tensor[i : i + 1] for tensor in batches[0]) for i in range(3)]
+    actual, facts = gradients_of(module, batches, step, axis="sample")
+    assert facts.backends == ["loop"]
+    assert identical(module, before)
+    assert all(p.grad is None for p in module.parameters())
+    expected = []
+    for sample in samples:
+        step(module, sample, 0).backward()
+        expected.append({name: p.grad.clone() for name, p in module.named_parameters()})
+        module.zero_grad()
+    assert_same(actual, expected, FLOAT32)
+
+
+def test_a_hook_that_steps_an_optimizer_leaves_gradient_and_weights() -> None:
+    module, batches = network(), batches_of(4)
+    plain, _ = gradients_of(module, batches)
+    before = copy.deepcopy(module.state_dict())
+    optimizers = {p: torch.optim.SGD([p], lr=1.0) for p in module.parameters()}
+
+    def step(parameter: Tensor) -> None:
+        optimizers[parameter].step()
+        optimizers[parameter].zero_grad()
+
+    for parameter in module.parameters():
+        parameter.register_post_accumulate_grad_hook(step)
+    stepped, _ = gradients_of(module, batches)
+    assert_same(stepped, plain, 0)
+    assert identical(module, before)
+
+
 @pytest.mark.parametrize("axis", ["batch", "sample"])
 def test_parameters_are_what_they_are_in_training(axis: Any) -> None:
     module = network()
@@ -199,6 +236,54 @@ def half_frozen(net: nn.Sequential) -> nn.Sequential:
     return net
 
 
+def listed() -> nn.Module:
+    net = network()
+    net.kept = list(net.parameters())
+    return net
+
+
+def bound() -> nn.Module:
+    net = network()
+    weight = net[3].weight
+    net.penalty = lambda: weight.norm()
+    return net
+
+
+def behind(m: Any, b: Any, i: int) -> Tensor:
+    """A checkpoint that only `backward()` follows, and a parameter that is kept beside it."""
+    x = b[0].clone().requires_grad_()
+    return F.cross_entropy(checkpoint(m.net, x, use_reentrant=True), b[1]) + m.net.kept[0].norm()
+
+
+def alone(m: Any, b: Any, i: int) -> Tensor:
+    """Nothing but what is kept."""
+    weight, bias, *_ = m.net.kept
+    return F.cross_entropy(F.linear(b[0], weight, bias)[:, :3], b[1])
+
+
+class Adjoint(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, net: nn.Module, x: Tensor, *params: Tensor) -> Tensor:
+        ctx.net, ctx.x = net, x
+        with torch.no_grad():
+            return net(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        with torch.enable_grad():
+            found = torch.autograd.grad(ctx.net(ctx.x), list(ctx.net.parameters()), gradient)
+        return None, None, *found
+
+
+def clamped(net: nn.Sequential) -> nn.Sequential:
+    def clamp(parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        parameter.grad.clamp_(-0.01, 0.01)
+
+    net[0].weight.register_post_accumulate_grad_hook(clamp)
+    return net
+
+
 def attended(m: Any, x: Tensor) -> Tensor:
     h = x.unsqueeze(1) + m.positions
     return m.head(m.attention(h, h, h, need_weights=False)[0].mean(1))
@@ -254,6 +339,12 @@ KINDS: dict[str, Kind] = {
     ),
     "checkpoint": (lambda: Apply(lambda m, x: checkpoint(m.net, x, use_reentrant=False), net=network()), plain_loss),
     "teacher": (taught, distilled),
+    "in a list": (listed, lambda m, b, i: loss_of(m, b) + sum(p.norm() for p in m.net.kept)),
+    "in a list, beside a checkpoint": (listed, behind),
+    "in a list alone": (listed, alone),
+    "in a closure": (bound, lambda m, b, i: loss_of(m, b) + m.net.penalty()),
+    "in an adjoint function": (listed, lambda m, b, i: F.cross_entropy(Adjoint.apply(m.net, b[0], *m.net.kept), b[1])),
+    "clamped afterwards": (lambda: clamped(network()), plain_loss),
 }
 
 

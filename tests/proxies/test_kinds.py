@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+from torch.utils.checkpoint import checkpoint
 
 from lightning_zico import ScoreCard, ZeroShotSelector, score
 from tests.modules import assert_untouched
@@ -165,6 +166,21 @@ class Differentiates(Plain):
         return energies.square().mean() + forces.square().mean()
 
 
+class HasATeacher(Plain):
+    """Looks at itself in inference mode first."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        with torch.inference_mode():
+            target = self(batch[0]).softmax(-1)
+        return F.cross_entropy(self(batch[0]), target.clone())
+
+
+class Freezes(Plain):
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.network[-1].weight.requires_grad = False
+        return self(batch[0]).square().mean()
+
+
 class Chooses(Plain):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         outputs = self(batch[0])
@@ -192,6 +208,28 @@ AROUND: dict[str, tuple[type[Plain], type[Plain], list[str]]] = {
 }
 
 
+class Halves(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.network(part) for part in x.chunk(2)])
+
+
+class EachSample(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([self.network(sample[None]) for sample in x])
+
+
+class TwoViews(Plain):
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self(torch.cat([batch[0], batch[0] + 1])).square().mean()
+
+
+class InWindows(Plain):
+    """Puts the samples into the second dimension."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return self(torch.stack([batch[0], batch[0] + 1])).square().mean()
+
+
 def batches() -> list[Any]:
     one_hot = F.one_hot(labels(), NUM_CLASSES).float()
     return [(inputs(), labels(), one_hot), (inputs() + 1, labels(), one_hot)]
@@ -211,6 +249,93 @@ def test_what_a_step_does_around_its_network_changes_no_number(kind: str) -> Non
     for name in names:
         # 1e-5: in float32 instead of float64, or with another kernel inside `vmap`
         assert card[name].value == pytest.approx(expected[name].value, rel=1e-5), name
+
+
+COMPARING = ["naswot", "log_neurons", "swap", "near", "az_expressivity_mean", "az_trainability"]
+
+
+@pytest.mark.parametrize(("kind", "seen"), [(Halves, NUM_SAMPLES // 2), (EachSample, 1)])
+def test_a_network_that_sees_a_part_of_the_batch_at_a_time_is_not_compared(kind: type[Plain], seen: int) -> None:
+    card = score(kind(), batches(), COMPARING)
+    for name in COMPARING:
+        what = "blocks" if name.startswith("az") else "activation functions"
+        reason = f"not applicable: its {what} see at most {seen} of the {NUM_SAMPLES} samples at a time"
+        assert str(card[name].error).startswith(reason), card[name].error
+
+
+@pytest.mark.parametrize("kind", [TwoViews, InWindows])
+def test_more_rows_than_samples_are_those_of_views_or_tokens(kind: type[Plain]) -> None:
+    card = score(kind(), batches(), ["log_neurons", "swap", "az_expressivity_mean"])
+    assert {name: card[name].error for name in card} == dict.fromkeys(card)
+
+
+class Hidden(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, net: nn.Module, x: Tensor, *params: Tensor) -> Tensor:
+        with torch.no_grad():
+            return net(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        raise AssertionError("not needed")
+
+
+class InCheckpoint(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return checkpoint(self.network, x.clone().requires_grad_(), use_reentrant=True)
+
+
+class InFunction(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        return Hidden.apply(self.network, x, *self.network.parameters())
+
+
+@pytest.mark.parametrize("kind", [InCheckpoint, InFunction])
+def test_blocks_that_autograd_does_not_follow_are_named(kind: type[Plain]) -> None:
+    error = score(kind(), batches(), ["az_trainability"])["az_trainability"].error
+    assert str(error).startswith("not applicable: autograd does not follow "), error
+
+
+def test_blocks_that_are_checkpoints_are_named() -> None:
+    class Block(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            return checkpoint(super().forward, x, use_reentrant=True)
+
+    module = Plain()
+    module.network = nn.Sequential(nn.Linear(NUM_INPUTS, 8), *(Block(nn.Linear(8, 8), nn.ReLU()) for _ in range(3)))
+    error = score(module, batches(), ["az_trainability"])["az_trainability"].error
+    assert str(error).startswith("not applicable: a checkpoint with `use_reentrant=True`"), error
+
+
+def test_an_internal_message_of_torch_is_no_reason() -> None:
+    class Overwrites(Plain):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            hidden = self.network[0](batch[0]).exp()
+            loss = self.network[2:](hidden).square().mean()
+            hidden.add_(1)
+            return loss
+
+    error = score(Overwrites(), batches(), ["zico"])["zico"].error
+    assert str(error).startswith("RuntimeError: an operation in place overwrites what the backward pass needs."), error
+
+
+def test_a_pass_in_inference_mode_is_seen_as_any_other() -> None:
+    names = ["naswot", "swap", "lswag", "log_neurons", "near", *GRAPHS]
+    card, expected = score(HasATeacher(), batches(), names), score(Plain(), batches(), names)
+    assert {name: card[name].error for name in names} == dict.fromkeys(names)
+    for name in ("swap", *GRAPHS):  # the others count both passes
+        assert card[name].value == pytest.approx(expected[name].value, rel=1e-5), name
+
+
+@pytest.mark.parametrize("name", ["synflow", "grasp", "ntk_cond"])
+def test_weights_that_a_step_freezes_are_constants(name: str) -> None:
+    frozen = Plain()
+    frozen.network[-1].weight.requires_grad_(False)
+    module = Freezes()
+    module.network.load_state_dict(frozen.network.state_dict())
+    with assert_untouched(module):
+        card = score(module, batches(), [name])
+    assert card[name].value == pytest.approx(score(frozen, batches(), [name])[name].value, rel=1e-9)
 
 
 class Halved(Plain):
