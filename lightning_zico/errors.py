@@ -93,6 +93,7 @@ class CacheError(ZiCoError, OSError):
 
 
 _MOST_CODE = 80
+_MOST_SAID = 300  # characters: torch names every backend where an operation is missing
 
 # Where the place that raised an error is kept on it.
 _PLACE = "__zico_place__"
@@ -109,18 +110,27 @@ _INTERNAL = {
 
 def in_words(error: Exception) -> str:
     """Put an exception of a user's code in one line: its kind and its message, or the line of code that raised it."""
-    message = message_of(error)
-    message = next((words for part, words in _INTERNAL.items() if part in message), message)
+    said = _said_by(error)
+    message = next((words for part, words in _INTERNAL.items() if part in said), message_of(error))
     return f"{type(error).__name__}: {message}".rstrip(": ")
 
 
 def message_of(error: BaseException) -> str:
-    """Put what an exception says in one line; one that says nothing is told by the line of code that raised it."""
-    try:
-        message = " ".join(str(error).split())
-    except Exception:  # a `__str__` of the user's own that fails
-        message = ""
+    """Put what an exception says in one line; one that says nothing is told by the line of code that raised it.
+
+    What others say at length is cut; the errors of this package end with what to do.
+    """
+    message = _said_by(error)
+    if len(message) > _MOST_SAID and not isinstance(error, ZiCoError):
+        message = f"{message[: _MOST_SAID - 4].rstrip()} ..."
     return message or vars(error).get(_PLACE) or _place_of(error)
+
+
+def _said_by(error: BaseException) -> str:
+    try:
+        return " ".join(str(error).split())
+    except Exception:  # a `__str__` of the user's own that fails
+        return ""
 
 
 def _place_of(error: BaseException) -> str:
