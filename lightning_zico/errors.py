@@ -122,7 +122,7 @@ def message_of(error: BaseException) -> str:
     """
     message = _said_by(error)
     if len(message) > _MOST_SAID and not isinstance(error, ZiCoError):
-        message = f"{message[: _MOST_SAID - 4].rstrip()} ..."
+        message = f"{message[: _MOST_SAID - 4].rsplit(' ', 1)[0]} ..."
     return message or vars(error).get(_PLACE) or _place_of(error)
 
 

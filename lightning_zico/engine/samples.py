@@ -346,6 +346,8 @@ def _of_list(listed: list[Batch], seen: Seen) -> tuple[bool, int | None]:
     lengths = {shape[0] for shape in shapes}
     is_loop = seen.calls > 1 and seen.calls % len(listed) == 0
     has_one_shape = isinstance(listed[0], Tensor) and len(set(shapes)) == 1
+    if seen.calls == 1 and len(lengths) > 1 and not isinstance(listed[0], Tensor):  # perhaps run on one part alone
+        return True, len(listed) if seen.rows == len(listed) else None
     if seen.calls == 1:  # joined to one tensor, views give a row for each sample and view
         rows = len(listed) * shapes[0][0] if has_one_shape else None
         return rows is not None and seen.rows == rows, shapes[0][0]
