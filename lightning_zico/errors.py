@@ -93,6 +93,7 @@ class CacheError(ZiCoError, OSError):
 
 
 _MOST_CODE = 80
+_MOST_SAID = 300  # characters: torch names every backend where an operation is missing
 
 # Where the place that raised an error is kept on it.
 _PLACE = "__zico_place__"
@@ -122,19 +123,28 @@ def in_words(error: Exception) -> str:
 
 def meaning_of(error: BaseException) -> str:
     """Put what an exception says in one line, and an internal message of torch in words."""
-    message = message_of(error)
     if isinstance(error, ZiCoError | LookupError | ImportError):
-        return message
-    return next((words for part, words in _INTERNAL.items() if part in message), message)
+        return message_of(error)
+    said = _said_by(error)
+    return next((words for part, words in _INTERNAL.items() if part in said), message_of(error))
 
 
 def message_of(error: BaseException) -> str:
-    """Put what an exception says in one line; one that says nothing is told by the line of code that raised it."""
-    try:
-        message = " ".join(str(error).split())
-    except Exception:  # a `__str__` of the user's own that fails
-        message = ""
+    """Put what an exception says in one line; one that says nothing is told by the line of code that raised it.
+
+    What others say at length is cut; the errors of this package end with what to do.
+    """
+    message = _said_by(error)
+    if len(message) > _MOST_SAID and not isinstance(error, ZiCoError):
+        message = f"{message[: _MOST_SAID - 4].rsplit(' ', 1)[0]} ..."
     return message or vars(error).get(_PLACE) or _place_of(error)
+
+
+def _said_by(error: BaseException) -> str:
+    try:
+        return " ".join(str(error).split())
+    except Exception:  # a `__str__` of the user's own that fails
+        return ""
 
 
 def _place_of(error: BaseException) -> str:

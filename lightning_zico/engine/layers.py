@@ -232,12 +232,18 @@ def known_layers(module: nn.Module) -> Layers:
     trainable = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
     weights, others = _classified(module)
     layers = [layer for name, p in trainable.items() if id(p) in weights for layer in _parts(name, p, weights[id(p)])]
-    unknown = [name for name, p in trainable.items() if id(p) not in weights | others and (is_lazy(p) or p.ndim > 1)]
+    told = weights.keys() | others
+    unknown = [name for name, p in trainable.items() if id(p) not in told and _may_multiply(p)]
     copies, twins = copies_in(module)
     embedded = {id(part.weight) for part in module.modules() if isinstance(part, _LOOKED_UP)}
     looked_up = [name for name, p in trainable.items() if id(p) in embedded - weights.keys()]
     is_read = bool(looked_up) and reads_attribute(module, "weight")
     return Layers({layer.name: layer for layer in layers}, unknown, twins, copies, looked_up, is_read)
+
+
+def _may_multiply(parameter: nn.Parameter) -> bool:
+    """Whether a parameter may be a matrix: tokens and tables of positions, ``[1, T, D]``, are joined or added."""
+    return is_lazy(parameter) or parameter.ndim == 2 or (parameter.ndim > 2 and parameter.shape[0] > 1)
 
 
 def published_layers(module: nn.Module) -> Layers:

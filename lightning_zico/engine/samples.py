@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from lightning_zico._typing import Batch, NumSamples, is_count
 from lightning_zico.engine.batches import is_nest, map_parts, tensors_of
-from lightning_zico.errors import UnsupportedBatchError
+from lightning_zico.errors import NotApplicableError, UnsupportedBatchError
 
 # What to do where samples cannot be counted.
 WAY_OUT = "Pass `num_samples=`, a number or a function of the batch."
@@ -29,12 +29,16 @@ class Seen:
     """What a pass showed of the samples in its batch.
 
     Args:
-        rows: Length of dimension 0 of the network's output; None if it had none.
+        rows: Length of dimension 0 that what networks put out shares; None if nothing has it, or they differ.
+        outputs: Lengths of dimension 0 of what all networks put out that the step itself called.
+        calls: Most calls of one of them.
         compared: Lengths of dimension 0 that a loss function compared with each other.
         sequences: Samples in what recurrent layers and attention took, by their own ``batch_first``.
     """
 
     rows: int | None = None
+    outputs: set[int] = field(default_factory=set)
+    calls: int = 1
     compared: set[int] = field(default_factory=set)
     sequences: set[int] = field(default_factory=set)
 
@@ -90,11 +94,19 @@ def num_samples(batch: Batch, seen: Seen | None = None) -> int | None:
     only = next(iter(shared)) if len(shared) == 1 else None
     if seen is None:
         return only
-    if only not in seen.sequences:
-        along_second = [count for count in seen.sequences if _in_first_two(batch, count)]
+    sequences = _evident(batch, seen.sequences)
+    if sequences is None:
+        return None
+    if only not in sequences:
+        along_second = [count for count in sequences if _in_first_two(batch, count, has_flat=only is None)]
         if len(along_second) == 1:
             return along_second[0]
-    return only if only is not None else _voted(batch, shared or frozenset.union(*fields), seen)
+    if only is not None:
+        return only
+    listed = _listed(batch)
+    is_told, count = _of_list(listed, seen) if len(listed) > 1 else (False, None)
+    count = count if is_told else _voted(batch, shared or frozenset.union(*fields), seen)
+    return count if not sequences or count in sequences else None
 
 
 def is_settled(batch: Batch) -> bool:
@@ -149,6 +161,9 @@ def first_samples(batch: Batch, most: int, count: int | None = None) -> Batch:
         most: Samples to keep.
         count: Its samples; None for what `num_samples` reads from the batch.
 
+    Raises:
+        NotApplicableError: If a tensor to cut is sparse.
+
     Example:
         >>> first_samples((torch.arange(5), [torch.zeros(n) for n in range(5)]), 2, 5)
         (tensor([0, 1]), [tensor([]), tensor([0.])])
@@ -185,7 +200,21 @@ def _cut(batch: Batch, most: int, count: int) -> Batch:
     return map_parts(partial(_cut, most=most, count=count), batch)
 
 
+def check_strided(*tensors: Tensor) -> None:
+    """Refuse sparse tensors, of which no sample is cut out and no row differentiated.
+
+    Raises:
+        NotApplicableError: If one is sparse.
+    """
+    if any(tensor.layout != torch.strided and not tensor.is_nested for tensor in tensors):
+        raise NotApplicableError(
+            "the batch holds a sparse tensor, whose samples cannot be taken apart. Make it dense, or leave this proxy "
+            "out."
+        )
+
+
 def _cut_tensor(tensor: Tensor, most: int, count: int) -> Tensor:
+    check_strided(tensor)
     if tensor.is_nested:
         raise _UncuttableError
     if not tensor.ndim:
@@ -280,10 +309,56 @@ def _possible(batch: Batch, *, inside: bool = True) -> list[frozenset[int]]:
     fields = [counts for part in batch for counts in _possible(part)]
     if not batch or isinstance(batch[0], _NO_SAMPLES) or not _are_alike(batch):
         return fields
-    # A batch may be a list of a few fields, but a field of it that lists dictionaries or objects lists samples.
-    if not fields or (inside and not (isinstance(batch[0], Tensor) or _is_list(batch[0]))):
+    # A batch may be a list of a few fields, but a field of it that lists dictionaries or objects lists samples, and
+    # so does any list of parts with fields of their own, such as an image and its boxes, that share no length.
+    is_nested = not isinstance(batch[0], Tensor)
+    if not fields or (inside and is_nested and not _is_list(batch[0])) or (is_nested and _lists_samples(batch)):
         return [frozenset({len(batch)})]
     return [(frozenset.intersection(*fields) or frozenset.union(*fields)) | {len(batch)}]
+
+
+def _lists_samples(parts: Any) -> bool:
+    if not isinstance(parts, list) or len(parts) < 2:
+        return False
+    inside = [_possible(part, inside=False) if _is_list(part) else _possible(part) for part in parts]
+    return any(len(fields) > 1 and not frozenset.intersection(*fields) for fields in inside)
+
+
+def _listed(batch: Batch) -> list[Batch]:
+    """Elements of the lists that a batch consists of, such as images, and their masks; none if it has other fields."""
+    if isinstance(batch, (Tensor, *_NO_SAMPLES)):
+        return []
+    parts = [part for part in (batch if _is_list(batch) else _fields_of(batch)) if _possible(part)]
+    inside = [_listed(part) for part in parts]
+    if inside and all(len(each) > 1 for each in inside) and len({len(each) for each in inside}) == 1:
+        return inside[0]
+    return parts if _is_list(batch) and len(parts) == len(batch) > 1 and _are_alike(batch) else []
+
+
+def _of_list(listed: list[Batch], seen: Seen) -> tuple[bool, int | None]:
+    """Whether what was called tells what a list of like parts is, several views of samples or samples, and the count.
+
+    Args:
+        listed: At least two parts.
+        seen: What a pass showed.
+    """
+    shapes = [tuple(tensor.shape) for part in listed for tensor in _leaves(part) if tensor.ndim]
+    lengths = {shape[0] for shape in shapes}
+    is_loop = seen.calls > 1 and seen.calls % len(listed) == 0
+    has_one_shape = isinstance(listed[0], Tensor) and len(set(shapes)) == 1
+    if seen.calls == 1 and len(lengths) > 1 and not isinstance(listed[0], Tensor):  # perhaps run on one part alone
+        return True, len(listed) if seen.rows == len(listed) else None
+    if seen.calls == 1:  # joined to one tensor, views give a row for each sample and view
+        rows = len(listed) * shapes[0][0] if has_one_shape else None
+        return rows is not None and seen.rows == rows, shapes[0][0]
+    if seen.rows == 1 and is_loop:  # one sample at a time, or views of one
+        return True, None if has_one_shape and lengths == {1} else len(listed)
+    if has_one_shape:
+        return False, None
+    if len(lengths) == 1:  # views of different sizes; a loop over samples may give as many rows by chance
+        return not (seen.compared & lengths), None
+    # Two parts of different lengths may be two batches, such as one with labels and one without.
+    return True, len(listed) if is_loop and len(listed) > 2 else None
 
 
 def _leaves(batch: Batch) -> Iterator[Tensor]:
@@ -294,13 +369,42 @@ def _leaves(batch: Batch) -> Iterator[Tensor]:
             yield from _leaves(part)
 
 
-def _in_first_two(batch: Batch, count: int) -> bool:
-    return all(count in tensor.shape[:2] for tensor in _leaves(batch) if tensor.ndim)
+def _evident(batch: Batch, sequences: set[int]) -> set[int] | None:
+    """What sequence layers say of samples; None if it has two meanings.
+
+    Layers for which the samples themselves are one sequence are given one of them, which no field counts.
+    """
+    shapes = [tensor.shape for tensor in _leaves(batch) if tensor.ndim]
+    if 1 not in sequences or any(shape[0] == 1 for shape in shapes):
+        return sequences
+    if sequences == {1} and any(len(shape) == 3 and shape[1] == 1 for shape in shapes):
+        return None
+    return sequences - {1}
+
+
+def _in_first_two(batch: Batch, count: int, *, has_flat: bool) -> bool:
+    """Whether all fields may have so many samples along dimension 0 or 1, and one of several dimensions has.
+
+    Masks of attention, which are square, have no samples; with ``has_flat``, targets of all steps may come in a row.
+    """
+    found = False
+    for tensor in _leaves(batch):
+        shape = tensor.shape
+        if count in shape[:2]:
+            found = found or len(shape) > 1
+        elif len(shape) == 1 and has_flat and shape[0] % count == 0:
+            continue
+        elif shape and not (len(shape) > 1 and shape[-1] == shape[-2]):
+            return False
+    return found
 
 
 def _voted(batch: Batch, among: frozenset[int], seen: Seen) -> int | None:
     """The one length that outputs and loss functions agree on, as far as fields of the batch have it."""
-    votes = (seen.compared | {seen.rows}) & among
+    outputs = (seen.outputs or {seen.rows}) & among
+    if len(outputs) > 1 and seen.calls == 1:  # of several networks, such as one for nodes and one for graphs
+        outputs &= seen.compared
+    votes = (seen.compared & among) | outputs
     groups = {(parts, whole) for tensor in _leaves(batch) for parts, whole in _groupings(tensor, among)}
     counts = {parts for parts, _ in groups}
     if len(counts) == 1 and votes <= {length for group in groups for length in group}:

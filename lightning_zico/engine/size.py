@@ -1,6 +1,7 @@
 """Sizes of a module: parameters, multiply-accumulate operations."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
@@ -180,22 +181,37 @@ def may_be_time_first(module: nn.Module) -> bool:
 
 @contextmanager
 def _looking(seen: Seen, layout: Layout) -> Iterator[None]:
-    """Note rows of the network's output, and the samples of what goes into recurrent layers and attention."""
+    """Note rows of what networks put out, and the samples of what goes into recurrent layers and attention.
+
+    Of calls within calls the outermost tells, or those within it, if it puts out no rows, as a loss has none.
+    """
+    calls: Counter[int] = Counter()
+    open_calls: list[tuple[int, set[int]]] = [(0, seen.outputs)]  # modules, and the lengths within
+
+    def begins(module: nn.Module, args: Any) -> None:
+        if id(module) in layout.holding:
+            if len(open_calls) == 1:
+                calls[id(module)] += 1
+            open_calls.append((id(module), set()))
 
     def called(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if id(module) in layout.holding:
+            within = open_calls.pop()[1]
             tensor = floating_tensor_in(output)
-            seen.rows = seen.rows if tensor is None else len(tensor)
+            open_calls[-1][1].update(within if tensor is None else {len(tensor)})
+            seen.rows = next(iter(seen.outputs)) if len(seen.outputs) == 1 else None
+            seen.calls = max(calls.values())
         if isinstance(module, (*_SEQUENTIAL, nn.RNNCellBase)):
             count = _samples_into(module, next(iter((*args, *kwargs.values())), None))
             if count is not None:
                 seen.sequences.add(count)
 
-    handle = register_module_forward_hook(called, with_kwargs=True)
+    handles = (register_module_forward_pre_hook(begins), register_module_forward_hook(called, with_kwargs=True))
     try:
         yield
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()
 
 
 def _samples_into(module: nn.Module, given: Any) -> int | None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lightning_zico._typing import Batch, Params
 from lightning_zico.engine.batches import map_tensors
 from lightning_zico.engine.layers import Layers, known_layers, owned_weights, parts_of
+from lightning_zico.engine.samples import check_strided
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
@@ -65,6 +66,7 @@ def map_inputs(function: Callable[[Tensor], Tensor], batch: Batch, inputs: Conta
 
 def drawn_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
     """Draw a tensor of the same shape, type and device from N(0, 1)."""
+    check_strided(tensor)
     # said out loud, since there may be another default device and type
     dtype = torch.complex64 if tensor.is_complex() else torch.float32
     return torch.randn(tensor.shape, generator=generator, device="cpu", dtype=dtype).to(tensor)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lightning_zico.engine.observers import Observer, check_graph, per_sample
 from lightning_zico.engine.probe import Probe
+from lightning_zico.engine.samples import check_strided
 from lightning_zico.errors import NonFiniteError, NotApplicableError
 from lightning_zico.proxies.base import Proxy, register_proxy
 
@@ -81,6 +82,7 @@ class InputJacobian(Observer):
         """Differentiate, and leave the graph for whoever comes next."""
         if not (inputs and output.requires_grad):
             raise NotApplicableError("the input holds no floating-point numbers to differentiate with respect to.")
+        check_strided(*inputs)
         check_graph(output)
         gradients = torch.autograd.grad(output.sum(), list(inputs), retain_graph=True, allow_unused=True)
         rows = [per_sample(g) for g in gradients if g is not None and g.ndim and len(g) == len(output)]

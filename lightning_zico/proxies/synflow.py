@@ -15,6 +15,7 @@ from lightning_zico.engine.dtypes import OneDtype, as_dtype
 from lightning_zico.engine.learned import WeightDifferentiator
 from lightning_zico.engine.observers import check_graph
 from lightning_zico.engine.probe import Probe
+from lightning_zico.engine.samples import check_strided
 from lightning_zico.errors import NonFiniteError, NotApplicableError
 from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
 
@@ -174,6 +175,7 @@ def _ones(batch: Batch, way: _Way, inputs: Container[int]) -> Batch:
     positions = itertools.count()
 
     def one(tensor: Tensor) -> Tensor:
+        check_strided(tensor)
         sample = tensor
         if way.num_samples is not None and tensor.ndim:
             sample = tensor[:1].expand(way.num_samples, *tensor.shape[1:])

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from lightning_zico import score
 from lightning_zico._typing import check_num_samples
 from lightning_zico.engine.samples import (
     Seen,
@@ -21,7 +22,7 @@ from lightning_zico.engine.samples import (
     stated_samples,
 )
 from lightning_zico.engine.size import count_macs
-from lightning_zico.errors import NotApplicableError, UnsupportedBatchError
+from lightning_zico.errors import NotApplicableError, UnsupportedBatchError, message_of
 
 
 class Graphs:
@@ -384,3 +385,147 @@ def test_the_first_samples_are_those_of_every_field(batch, count, cut):
 )
 def test_what_cannot_be_cut_as_a_whole_stays_whole(batch, count):
     assert first_samples(batch, 3, count) is batch
+
+
+# What a pass shows of batches whose samples several things could be, through modules that are run in different ways.
+
+
+class OneByOne(nn.Module):
+    """Has no forward call of its own: the step runs its convolution on each image."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 1)
+
+    def run(self, images):
+        return sum(self.conv(image[None]).pow(2).mean() for image in images)
+
+
+SQUARES = [zeros(3, 4, 4), zeros(3, 4, 5), zeros(3, 6, 4)]
+AREAS = (16 + 20 + 24) / 3
+BOXES = [{"boxes": zeros(k, 4), "labels": labels(k)} for k in (1, 3, 2)]
+
+
+@pytest.mark.parametrize(
+    ("batch", "images_of"),
+    [
+        (SQUARES, list),
+        ({"images": SQUARES}, lambda batch: batch["images"]),
+        ({"images": SQUARES, "masks": [image[:1] for image in SQUARES]}, lambda batch: batch["images"]),
+        ([*zip(SQUARES, BOXES, strict=True)], lambda batch: [image for image, _ in batch]),
+        ([{"image": image, **target} for image, target in zip(SQUARES, BOXES, strict=True)], None),
+        ([{"image": image, "target": target} for image, target in zip(SQUARES, BOXES, strict=True)], None),
+        ([{"image": image, "boxes": zeros(1, 4)} for image in SQUARES], None),
+        ([{"image": image, "boxes": zeros(3, 4)} for image in SQUARES], None),
+    ],
+)
+def test_samples_of_a_list_that_are_run_one_by_one_are_its_elements(batch, images_of):
+    images_of = images_of or (lambda batch: [sample["image"] for sample in batch])
+    count = count_macs(OneByOne(), lambda module, batch, i: module.run(images_of(batch)), batch)
+    assert (count.num_samples, count.macs) == (3, round(AREAS * 3 * 4))
+
+
+def squared(*outputs):
+    return sum(output.pow(2).mean() for output in outputs)
+
+
+@pytest.mark.parametrize(
+    ("batch", "step", "by_hand"),
+    [
+        ([zeros(n, 4) for n in (3, 5, 2, 7, 3)], lambda net, b: squared(*map(net, b)), 5),
+        ([zeros(4, 4), zeros(12, 4)], lambda net, b: squared(*map(net, b)), None),  # perhaps two batches
+        ([(zeros(4, 4), labels(4)), (zeros(12, 4), labels(12))], lambda net, b: squared(net(b[0][0])), None),
+        ([zeros(8, 4), zeros(8, 4)], lambda net, b: squared(net(torch.cat(b))), 8),
+        (([zeros(8, 4)] * 3,), lambda net, b: squared(net(torch.cat(b[0]))), 8),
+        ([zeros(8, 4)] * 3, lambda net, b: F.triplet_margin_loss(*map(net, b)), 8),
+        ([zeros(3, 4), zeros(5, 4)], lambda net, b: squared(net(torch.cat(b))), None),
+        ([zeros(8, 2, 4), zeros(8, 3, 4)], lambda net, b: F.mse_loss(net(b[0]).mean(1), net(b[1]).mean(1)), 8),
+        ([zeros(1, 4)] * 3, lambda net, b: squared(*map(net, b)), None),  # views of one sample, or samples
+    ],
+)
+def test_calls_tell_views_from_samples(batch, step, by_hand):
+    net = nn.ModuleDict({"net": nn.Linear(4, 3)})
+    assert count_macs(net, lambda module, batch, i: step(module["net"], batch), batch).num_samples == by_hand
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("b", "a")])
+@pytest.mark.parametrize(("has_target", "by_hand"), [(False, None), (True, 16)])
+def test_the_order_in_which_networks_are_called_decides_nothing(names, has_target, by_hand):
+    towers = nn.ModuleDict({"a": nn.Linear(4, 5), "b": nn.Linear(2, 5)})
+    batch = {"a": zeros(16, 4), "b": zeros(9, 2), "matches": labels(16 if has_target else 30)}
+
+    def step(module, batch, batch_idx):
+        out = {name: module[name](batch[name]) for name in names}
+        products = out["a"] @ out["b"].T
+        return F.cross_entropy(products, batch["matches"]) if has_target else -products.log_softmax(-1).mean()
+
+    assert count_macs(towers, step, batch).num_samples == by_hand
+
+
+def test_a_loss_on_one_of_two_batches_counts_none_of_them():
+    batch = {"labelled": (zeros(4, 4), labels(4)), "others": (zeros(12, 4), labels(12))}
+
+    def step(module, batch, batch_idx):
+        others = squared(module["net"](batch["others"][0]))
+        return F.cross_entropy(module["net"](batch["labelled"][0]), batch["labelled"][1]) + others
+
+    assert count_macs(nn.ModuleDict({"net": nn.Linear(4, 3)}), step, batch).num_samples is None
+
+
+@pytest.mark.parametrize(
+    ("batch", "seen", "by_hand"),
+    [
+        ({"m": zeros(7, 7), "s": zeros(5, 8, 4), "t": zeros(7, 8, 4), "p": zeros(8, 5)}, Seen(7, compared={7}), 8),
+        ((zeros(7, 8, 4), zeros(7, 7)), Seen(7), 8),
+        ((labels(7, 5), labels(35)), Seen(7, compared={35}), 5),
+        ((labels(7, 5), labels(35), zeros(7, 7)), Seen(7, compared={35}), 5),
+        ((labels(7, 7), labels(49)), Seen(7, compared={49}), 7),
+        ((labels(7, 5), zeros(9, 3)), Seen(7, compared={7}), None),  # cannot be used, so that nothing is known
+        ((zeros(16, 8, 3), labels(16)), Seen(16, compared={16}), 16),  # a multiple by chance
+    ],
+)
+def test_time_first_holds_beside_masks_and_targets_in_a_row(batch, seen, by_hand):
+    seen.sequences = {5 if by_hand is None else 8 if by_hand == 16 else by_hand}
+    assert num_samples(batch, seen) == by_hand
+
+
+@pytest.mark.parametrize(
+    ("batch", "by_hand"),
+    [
+        ((zeros(8, 1), zeros(8, 1)), 8),
+        ((zeros(8, 6), labels(8)), 8),
+        ((zeros(7, 1, 4), labels(1)), 1),
+        (zeros(1, 7, 4), 1),
+        (zeros(7, 1, 4), None),  # one sequence of seven steps, or seven samples
+    ],
+)
+def test_attention_between_samples_makes_no_batch_of_one(batch, by_hand):
+    assert num_samples(batch, Seen(rows=8, sequences={1})) == by_hand
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR:UserWarning")
+@pytest.mark.parametrize("to_sparse", [torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr])
+@pytest.mark.parametrize("proxy", ["synflow", "zen", "jacob_cov", "epe_nas"])
+@pytest.mark.parametrize("nodes", [5, 16])
+def test_sparse_tensors_are_refused_in_words(to_sparse, proxy, nodes):
+    class Graph(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inside, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
+
+        def forward(self, adjacency, x):
+            return self.head(torch.sparse.mm(adjacency, self.inside(x)).relu())
+
+    batches = [
+        (to_sparse(torch.eye(nodes)), torch.randn(nodes, 4, generator=torch.manual_seed(i)), torch.arange(nodes) % 3)
+        for i in (0, 1)
+    ]
+    step = lambda module, batch, i: F.cross_entropy(module(*batch[:2]), batch[2])  # noqa: E731
+    error = score(Graph(), batches, (proxy,), step=step)[proxy].error
+    assert error.startswith("not applicable: the batch holds a sparse tensor")
+
+
+def test_what_others_say_at_length_is_cut():
+    assert len(message_of(RuntimeError("word " * 1000))) <= 300
+    assert message_of(RuntimeError("word " * 1000)).endswith("word ...")
+    assert message_of(NotApplicableError("x" * 400)) == "x" * 400
