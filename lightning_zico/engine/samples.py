@@ -401,7 +401,7 @@ def _in_first_two(batch: Batch, count: int, *, has_flat: bool) -> bool:
 
 def _voted(batch: Batch, among: frozenset[int], seen: Seen) -> int | None:
     """The one length that outputs and loss functions agree on, as far as fields of the batch have it."""
-    outputs = (seen.outputs or {seen.rows}) & among
+    outputs = {length for length in among if length in (seen.outputs or (seen.rows,))}
     if len(outputs) > 1 and seen.calls == 1:  # of several networks, such as one for nodes and one for graphs
         outputs &= seen.compared
     votes = (seen.compared & among) | outputs

@@ -483,7 +483,7 @@ def test_inputs_require_a_gradient_only_if_an_observer_differentiates():
 
     for kind in (Everything, WithGradients, WithGraph):
         watched(mlp(), nested_batch(), noting_step, kind)
-    assert required == [False, False, False, True]  # the third run tells what the network reads
+    assert required == [False, False, True]  # what is noted while the network's inputs are found is put back
     ((_, inputs),) = watched(mlp(), nested_batch(), nested_step, WithGraph).outputs
     assert [tensor.shape for tensor in inputs] == [(6, 4)]
     assert all(tensor.is_leaf and tensor.requires_grad for tensor in inputs)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_zico import ZeroShotSelector
-from tests.modules import Classifier, make_batches, make_network
+from tests.modules import make_batches, make_network
 
 
 class Scheduler:
@@ -34,18 +34,6 @@ class WeightedLoss(nn.Module):
         return F.cross_entropy(self.scheduler(logits), targets % 3)
 
 
-GLOBAL = Scheduler()
-
-
-def through_a_global(logits: Tensor) -> Tensor:
-    return GLOBAL(logits)
-
-
-class Named(Classifier):
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        return F.cross_entropy(through_a_global(self(batch[0])), batch[1] % 3)
-
-
 def of_a_loss() -> tuple[Scheduler, dict[str, Any], Callable[[], nn.Module]]:
     loss = WeightedLoss()
     return loss.scheduler, {"loss_fn": loss}, make_network
@@ -60,11 +48,7 @@ def of_a_closure() -> tuple[Scheduler, dict[str, Any], Callable[[], nn.Module]]:
     return scheduler, {"step": step}, make_network
 
 
-def of_a_global() -> tuple[Scheduler, dict[str, Any], Callable[[], nn.Module]]:
-    return GLOBAL, {}, Named
-
-
-@pytest.mark.parametrize("case", [of_a_loss, of_a_closure, of_a_global])
+@pytest.mark.parametrize("case", [of_a_loss, of_a_closure])
 def test_nothing_outside_of_the_module_stays_on_the_meta_device(case: Any) -> None:
     scheduler, given, build = case()
     before = scheduler.factors

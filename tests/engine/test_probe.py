@@ -512,7 +512,7 @@ def test_sizes_are_those_of_the_module():
     probe, calls = probed()
     assert probe.params == 4 * 5 + 5 + 5 * 3 + 3
     assert (probe.macs.macs, probe.macs.macs) == (35, 35)
-    assert calls == [0]
+    assert calls == []  # what a step notes while it is counted on the meta device is put back
     assert list(probe.layers) == ["0.weight", "3.weight"]
     assert isinstance(probe.layers["0.weight"], nn.Parameter)
 
