@@ -660,6 +660,18 @@ def test_a_data_module_is_torn_down_when_ranking_breaks_off() -> None:
     assert data.trainer is None
 
 
+def test_a_data_module_that_cannot_be_torn_down_does_not_lose_the_ranking() -> None:
+    class Broken(Data):
+        def teardown(self, stage: str) -> None:
+            raise OSError("busy")
+
+    selector = ZeroShotSelector(proxies="zico")
+    with pytest.raises(OSError, match="busy"):
+        selector.rank({"one": Linear, "two": Wide}, Broken())
+    assert len(selector.leaderboard_) == len(selector.cards_) == 2
+    assert selector.best_model_ is not None
+
+
 def test_validation_data_is_at_hand() -> None:
     class AsksForValidation(Linear):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
