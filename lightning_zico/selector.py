@@ -274,7 +274,9 @@ class ZeroShotSelector:
             by_name = {candidate.name: candidate for candidate in contenders}
             first = [row["name"] for row in self.leaderboard_.rows[: self.finalists] if row["rank"]]
             self.best_model_ = _built_again(by_name[first[0]], works[0]) if first else None
-            self._finalists = {name: partial(works[0].build, by_name[name]) for name in first} if self.finalists > 1 else {}
+            self._finalists = (
+                {name: partial(works[0].build, by_name[name]) for name in first} if self.finalists > 1 else {}
+            )
         self._show()
         return self.leaderboard_
 

@@ -12,7 +12,6 @@ from torch.utils.data.dataloader import _BaseDataLoaderIter as _LoaderIter
 
 from lightning_zico.engine.scope import remembered
 from lightning_zico.errors import UnsupportedBatchError
-from lightning_zico.hooks import is_lightning
 from lightning_zico.trainers import is_trainer
 
 # A generator that stands behind this many elements of one list is not looked for: such lists hold samples.
@@ -43,7 +42,7 @@ def undisturbed(*roots: Any, readable_once: bool = True) -> Iterator[None]:
     def is_open(obj: Any) -> bool:
         if isinstance(obj, _NOT_LOOKED_INTO) or is_trainer(obj):
             return False
-        if isinstance(obj, MethodType) and is_lightning(obj.__self__):
+        if isinstance(obj, MethodType) and hasattr(obj.__self__, "automatic_optimization"):
             return False  # a callback's `log` is that of the module in training, which is put back by itself
         is_read_once = isinstance(obj, Iterator) and (isinstance(obj, _LoaderIter) or not hasattr(obj, "__dict__"))
         if is_read_once and not readable_once:

@@ -117,7 +117,7 @@ def initialise(module: nn.Module, run: Callable[[], object], seed: int) -> None:
             for tensor, value in kept:
                 tensor.copy_(value)
     for part in lazy:
-        if isinstance(part, nn.modules.batchnorm._NormBase):
+        if isinstance(part, nn.modules.batchnorm._NormBase) and not any(map(is_lazy, _own_tensors(part))):
             part.reset_running_stats()
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if is_lazy(tensor):
