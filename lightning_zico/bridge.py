@@ -53,6 +53,7 @@ from lightning_zico.trainers import (
     acts,
     at_batch,
     changes_step,
+    goes_on,
     private_trainer,
     quieted,
     without_chatter,
@@ -186,13 +187,17 @@ def bridged(
         opening, refused = None, None
         if trainer is not None:
             enter(quieted(trainer))
+            enter(undisturbed(*_shown_by(trainer)))
             opening = Opening(module, trainer, callbacks) if lightning else None
             if opening is not None and running is not None:
                 _go_on(opening, running)
         elif lightning or hooked:
             device = device or _device_of(module)
             seen: dict[str, Any] = {"datamodule": datamodule, "loader": loader, "precision": precision}
-            private = enter(private_trainer(settings, module=module, device=device, **seen))
+            reached = _put_back_once_reached(stack)
+            if datamodule is not None and any(value is datamodule for value in vars(module).values()):
+                reached(datamodule)
+            private = enter(private_trainer(settings, module=module, device=device, reached=reached, **seen))
             if datamodule is not None:
                 enter(_attached(datamodule, private))
             if lightning:
@@ -213,6 +218,36 @@ def bridged(
         if opening is not None:
             run, prepare = _counted(opening, run, prepare)
         yield Bridge(run, prepare, _mute_metrics, refused)
+
+
+def _put_back_once_reached(stack: ExitStack) -> Callable[[Any], None]:
+    """Make a function that remembers an object the first time that somebody reaches it, to be put back at the end.
+
+    Most modules look at neither the data module nor the loaders, and need not pay for copies of what these hold.
+    """
+    seen: dict[int, Any] = {}
+
+    def reached(obj: Any) -> None:
+        if id(obj) not in seen:
+            seen[id(obj)] = obj
+            stack.enter_context(undisturbed(obj))
+
+    return reached
+
+
+def _shown_by(trainer: Any) -> list[Any]:
+    """List what hooks reach through a trainer at work: its data module, its loaders and its callbacks.
+
+    Left out are callbacks that draw, whose threads go on, and those of this package, which hold the scores.
+    """
+    loops = (trainer.fit_loop, trainer.fit_loop.epoch_loop.val_loop)
+    loaders = [loop._combined_loader.iterables for loop in loops if loop._combined_loader is not None]
+    callbacks = [callback for callback in trainer.callbacks if not goes_on(callback)]
+    return [*_if_there(getattr(trainer, "datamodule", None)), *loaders, *callbacks]
+
+
+def _if_there(obj: Any) -> list[Any]:
+    return [] if obj is None else [obj]
 
 
 def _open(

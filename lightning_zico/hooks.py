@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from lightning_zico._typing import Batch
 from lightning_zico.errors import HookError, SkippedBatchError, SurroundingsError, ZiCoError
@@ -144,6 +145,8 @@ def _identity(value: Any) -> Any:
     if isinstance(value, list | tuple | set | deque):
         return id(value), [id(part) for part in value]
     if isinstance(value, Tensor):
+        if is_lazy(value):
+            return id(value), type(value)  # it becomes another class when it gets its size
         return id(value), None if value.is_inference() else value._version, value.requires_grad
     if isinstance(value, np.ndarray):
         return id(value), value.tobytes()

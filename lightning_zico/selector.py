@@ -242,7 +242,8 @@ class ZeroShotSelector:
 
         Returns:
             The leaderboard, also kept as ``leaderboard_``. When ranking breaks off, by Ctrl-C or an error in the
-            iterable, ``leaderboard_`` and ``cards_`` hold the candidates that are done, and the exception goes on.
+            iterable, ``leaderboard_`` and ``cards_`` hold the candidates that are done, and the exception goes on; so
+            it does when the data module's ``teardown`` fails.
 
         Raises:
             TooFewBatchesError: If the data gives fewer batches than ``num_batches``.
@@ -266,13 +267,16 @@ class ZeroShotSelector:
                 self.best_model_ = None
                 self._keep(tally, rank_by, works[0], broke_off=True)
                 raise
-        if not self._keep(tally, rank_by, works[0], broke_off=False):
-            raise ValueError("`candidates` is empty; needed is at least one.")
-        self._check_variation()
-        by_name = {candidate.name: candidate for candidate in contenders}
-        first = [row["name"] for row in self.leaderboard_.rows[: self.finalists] if row["rank"]]
-        self.best_model_ = _built_again(by_name[first[0]], works[0]) if first else None
-        self._finalists = {name: partial(works[0].build, by_name[name]) for name in first} if self.finalists > 1 else {}
+            # Before the data module is torn down: should that fail, what was scored is kept.
+            if not self._keep(tally, rank_by, works[0], broke_off=False):
+                raise ValueError("`candidates` is empty; needed is at least one.")
+            self._check_variation()
+            by_name = {candidate.name: candidate for candidate in contenders}
+            first = [row["name"] for row in self.leaderboard_.rows[: self.finalists] if row["rank"]]
+            self.best_model_ = _built_again(by_name[first[0]], works[0]) if first else None
+            self._finalists = (
+                {name: partial(works[0].build, by_name[name]) for name in first} if self.finalists > 1 else {}
+            )
         self._show()
         return self.leaderboard_
 

@@ -11,7 +11,7 @@ import logging
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from types import SimpleNamespace
@@ -35,6 +35,7 @@ _CHANGING_STEP = {"BaseFinetuning", "GradientAccumulationScheduler", "LambdaCall
 # A loader that takes more than this, pickled, is not sent to worker processes.
 _MOST_PICKLED_BYTES = 2**26
 _INF = float("inf")
+_OF_LIGHTNING = ("lightning", "pytorch_lightning")
 
 
 def roots_of(cls: type) -> Iterator[type]:
@@ -174,6 +175,12 @@ def acts(callback: Any) -> bool:
     return not own or not own.isdisjoint(_CHANGING_STEP)
 
 
+def goes_on(callback: Any) -> bool:
+    """Whether a callback is at work while a module is scored: bars of progress, and those of this package."""
+    is_own = any(base.__module__.partition(".")[0] == "lightning_zico" for base in type(callback).__mro__)
+    return is_own or "ProgressBar" in _callback_classes(callback)
+
+
 def _callback_classes(callback: Any) -> set[str]:
     """Name Lightning's own callbacks that a callback is derived from."""
     callbacks = {base.__name__ for base in roots_of(type(callback)) if "callbacks" in base.__module__.split(".")}
@@ -222,6 +229,11 @@ class TrainingLoader:
     def facts(self) -> tuple[Any, ...]:
         """What of the loader enters the key of a cached score: how it combines, batches and samples."""
         return self._mode, self._lengths, self._num_samples
+
+    @property
+    def mode(self) -> Any:
+        """How a collection of loaders is combined, as `CombinedLoader` names it."""
+        return self._mode
 
     @property
     def iterables(self) -> Any:
@@ -317,6 +329,8 @@ def _classes(package: str) -> Any:
     """Make the classes of a private trainer and its logger for one of Lightning's packages."""
     trainer: Any = importlib.import_module(package).Trainer
     dummy: Any = importlib.import_module(f"{package}.loggers.logger").DummyLogger
+    loop: Any = importlib.import_module(f"{package}.loops.fit_loop")._FitLoop
+    combined: Any = importlib.import_module(f"{package}.utilities").CombinedLoader
 
     class QuietLogger(dummy):
         def __init__(self, folder: TemporaryFolder) -> None:
@@ -332,6 +346,8 @@ def _classes(package: str) -> Any:
     class PrivateTrainer(trainer):
         private_folder: TemporaryFolder
         private_loader: TrainingLoader | None = None
+        private_datamodule: Any = None
+        private_reached: Callable[[Any], None] = staticmethod(lambda _: None)
 
         @property
         def _callback_connector(self) -> Any:
@@ -352,18 +368,57 @@ def _classes(package: str) -> Any:
             return self.private_folder()
 
         @property
+        def datamodule(self) -> Any:
+            if self.private_datamodule is not None:
+                self.private_reached(self.private_datamodule)
+            return self.private_datamodule
+
+        @datamodule.setter
+        def datamodule(self, datamodule: Any) -> None:
+            self.private_datamodule = datamodule
+
+        @property
         def train_dataloader(self) -> Any:
-            return None if self.private_loader is None else self.private_loader.iterables
+            iterables = None if self.private_loader is None else self.private_loader.iterables
+            if iterables is not None:
+                self.private_reached(iterables)
+            return iterables
 
         @property
         def val_dataloaders(self) -> Any:
             # In `fit` they are there before the first step, since it begins with a check of the validation.
             loop = self.fit_loop.epoch_loop.val_loop
-            if loop._combined_loader is None and self.datamodule is not None and self.limit_val_batches:
+            if loop._combined_loader is None and self._validates():
                 return self.datamodule.val_dataloader()
             return super().val_dataloaders
 
-    return SimpleNamespace(trainer=PrivateTrainer, logger=QuietLogger)
+        @property
+        def num_val_batches(self) -> list[int | float]:
+            module = self.strategy.lightning_module
+            if not self._validates() or not _is_users(module, "validation_step"):
+                return []
+            return [_limited(_length(leaf), self.limit_val_batches) for leaf in _leaves(self.val_dataloaders)]
+
+        @property
+        def num_sanity_val_batches(self) -> list[int | float]:
+            return [min(self.num_sanity_val_steps, number) for number in self.num_val_batches]
+
+        def _validates(self) -> bool:
+            return bool(self.limit_val_batches) and _is_users(self.private_datamodule, "val_dataloader")
+
+    class PrivateFitLoop(loop):
+        @property
+        def _combined_loader(self) -> Any:
+            iterables, loader = self.trainer.train_dataloader, self.trainer.private_loader
+            return None if iterables is None else combined(iterables, loader.mode)
+
+    return SimpleNamespace(trainer=PrivateTrainer, fit_loop=PrivateFitLoop, logger=QuietLogger)
+
+
+def _is_users(obj: Any, hook: str) -> bool:
+    """Whether an object has a method that is not Lightning's own."""
+    method = getattr(obj, hook, None)
+    return method is not None and (getattr(method, "__module__", None) or "").partition(".")[0] not in _OF_LIGHTNING
 
 
 @contextmanager
@@ -375,6 +430,7 @@ def private_trainer(
     loader: TrainingLoader | None = None,
     precision: Any = None,
     device: torch.device | None = None,
+    reached: Callable[[Any], None] = lambda _: None,
 ) -> Iterator[Any]:
     """Make a trainer that trains nothing, writes nothing and says nothing, in the state of one that begins to fit.
 
@@ -385,6 +441,7 @@ def private_trainer(
         loader: Shown as ``trainer.train_dataloader``, and counted.
         precision: Plugin; None for Lightning's default.
         device: Shown as that of the strategy; None for the CPU.
+        reached: Told whenever somebody asks for the data module or the loaders, before that object is given away.
     """
     package = package_of(module, datamodule)
     fabric = "lightning.fabric" if package == PACKAGES[0] else "lightning_fabric"
@@ -414,6 +471,8 @@ def private_trainer(
     if device is not None:
         strategy._root_device = device
     trainer.fit_loop.setup_data = lambda: None  # would begin to read
+    trainer.fit_loop.__class__ = _classes(package).fit_loop
+    trainer.private_reached = reached
     if loader is not None:
         trainer.private_loader = loader
         trainer.fit_loop.max_batches = number = loader.num_batches(settings.limit_train_batches)
@@ -429,6 +488,7 @@ def private_trainer(
         strategy.connect(None)
         strategy.optimizers, strategy.lr_scheduler_configs = [], []
         trainer.datamodule = trainer.private_loader = None
+        trainer.private_reached = lambda _: None
         folder.remove()
 
 

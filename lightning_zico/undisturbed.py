@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from io import IOBase
 from multiprocessing.process import BaseProcess
 from threading import Thread
-from types import CellType, ModuleType
+from types import CellType, MethodType, ModuleType
 from typing import Any
 
 from torch.utils.data.dataloader import _BaseDataLoaderIter as _LoaderIter
@@ -42,6 +42,8 @@ def undisturbed(*roots: Any, readable_once: bool = True) -> Iterator[None]:
     def is_open(obj: Any) -> bool:
         if isinstance(obj, _NOT_LOOKED_INTO) or is_trainer(obj):
             return False
+        if isinstance(obj, MethodType) and hasattr(obj.__self__, "automatic_optimization"):
+            return False  # a callback's `log` is that of the module in training, which is put back by itself
         is_read_once = isinstance(obj, Iterator) and (isinstance(obj, _LoaderIter) or not hasattr(obj, "__dict__"))
         if is_read_once and not readable_once:
             raise UnsupportedBatchError(

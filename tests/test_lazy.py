@@ -202,3 +202,41 @@ class _Listed(torch.utils.data.Dataset[Any]):
 
     def __getitem__(self, idx: int) -> Any:
         return self.batches[idx]
+
+
+class Skips(Lazy):
+    """Passes over its first batches: before it looks at them, after, or by its hook."""
+
+    def __init__(self, how: str, skipped: int) -> None:
+        super().__init__()
+        self.how, self.skipped = how, skipped
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor | None:  # type: ignore[override]
+        if batch_idx >= self.skipped:
+            return super().training_step(batch, batch_idx)
+        if self.how == "after":
+            super().training_step(batch, batch_idx)
+        return None
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> int | None:
+        return -1 if self.how == "hook" and batch_idx < self.skipped else None
+
+
+@pytest.mark.parametrize(("how", "skipped"), [("before", 1), ("before", 2), ("after", 1), ("before", 4), ("hook", 1)])
+@pytest.mark.filterwarnings("ignore")
+def test_a_lazy_module_is_initialised_by_the_first_batch_that_is_not_skipped(how: str, skipped: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    samples = [(torch.randn(2, 5, 5, generator=generator), label % 3) for label in range(16)]
+    loader = torch.utils.data.DataLoader(samples, 4)  # type: ignore[arg-type, var-annotated]
+    batches, has_batches = list(loader), skipped + 2 <= 4 and how != "hook"
+    card = score(Skips(how, skipped), batches)
+    callback = ZiCoCallback(num_batches=4)
+    trainer = Trainer(accelerator="cpu", max_epochs=1, logger=False, enable_checkpointing=False, callbacks=[callback])
+    trainer.fit(Skips(how, skipped), loader)
+    if not has_batches:
+        assert "Training passes over all 4 batches" in (card["zico"].error or "")
+        assert "Training passes over all 4 batches" in (callback.history[0]["error"] or "")
+        return
+    assert card["zico"].error is None
+    assert card["zico"].details["skipped_batches"] == list(range(skipped))
+    assert callback.history[0]["error"] is None

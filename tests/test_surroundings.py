@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import (
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
-from lightning_zico import ZeroShotSelector, score
+from lightning_zico import ZeroShotSelector, ZiCoCallback, score
 from lightning_zico.bridge import bridged
 from lightning_zico.trainers import TrainerSettings, TrainingLoader, private_trainer
 from tests.modules import Classifier, assert_same, assert_untouched, make_batches
@@ -660,6 +660,18 @@ def test_a_data_module_is_torn_down_when_ranking_breaks_off() -> None:
     assert data.trainer is None
 
 
+def test_a_data_module_that_cannot_be_torn_down_does_not_lose_the_ranking() -> None:
+    class Broken(Data):
+        def teardown(self, stage: str) -> None:
+            raise OSError("busy")
+
+    selector = ZeroShotSelector(proxies="zico")
+    with pytest.raises(OSError, match="busy"):
+        selector.rank({"one": Linear, "two": Wide}, Broken())
+    assert len(selector.leaderboard_) == len(selector.cards_) == 2
+    assert selector.best_model_ is not None
+
+
 def test_validation_data_is_at_hand() -> None:
     class AsksForValidation(Linear):
         def training_step(self, batch: Any, batch_idx: int) -> Tensor:
@@ -815,3 +827,108 @@ def test_settings_travel_and_name_no_module() -> None:
     assert pickle.loads(pickle.dumps(settings)).max_steps == 1
     with private_trainer(settings) as private:
         assert private.max_steps == 1
+
+
+# What a module writes to what it reaches through its trainer
+
+
+def _count(obj: Any) -> int:
+    obj.written = getattr(obj, "written", 0) + 1
+    return int(obj.written)
+
+
+REACHED: dict[str, Callable[[Any], Any]] = {
+    "datamodule": lambda trainer: trainer.datamodule,
+    "dataset": lambda trainer: trainer.train_dataloader.dataset,
+    "sampler": lambda trainer: trainer.train_dataloader.sampler,
+    "fit_loop": lambda trainer: trainer.fit_loop._combined_loader.flattened[0].dataset,
+    "val_dataset": lambda trainer: trainer.val_dataloaders.dataset,
+    "callback": lambda trainer: trainer.callbacks[-1],
+}
+
+
+class Plain(LightningDataModule):
+    """Has no transfer hooks."""
+
+    def setup(self, stage: str) -> None:
+        self.train, self.val = images(), images()
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.train, 4)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.val, 4)
+
+
+class Writes(Linear):
+    """Weighs its loss by how often it, or another candidate, has written."""
+
+    def __init__(self, where: str, hook: str) -> None:
+        super().__init__()
+        self.reach, self.hook, self.times = REACHED[where], hook, 1
+
+    def on_train_start(self) -> None:
+        if self.hook == "on_train_start":
+            self.times = _count(self.reach(self.trainer))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        times = _count(self.reach(self.trainer)) if self.hook == "training_step" else self.times
+        return super().training_step(batch, batch_idx) * times
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        pass
+
+
+@pytest.mark.parametrize("hook", ["on_train_start", "training_step"])
+@pytest.mark.parametrize("where", REACHED)
+def test_what_a_module_writes_to_what_its_trainer_shows_reaches_no_other_candidate(where: str, hook: str) -> None:
+    def build() -> Writes:
+        torch.manual_seed(0)
+        return Writes(where, hook)
+
+    data, trainer = Plain(), Trainer(**QUIET, logger=False, callbacks=[OnlyPrepares()])
+    leaderboard = ZeroShotSelector(trainer, proxies=["snip", "zico"]).rank({"a": build, "b": build}, data)
+    assert not leaderboard.errors
+    first, second = leaderboard.rows
+    assert first["snip"] == second["snip"]
+    assert not any(hasattr(obj, "written") for obj in (data, data.train, data.val, *trainer.callbacks))
+
+
+@pytest.mark.parametrize("hook", ["on_train_start", "training_step"])
+@pytest.mark.parametrize("where", REACHED)
+@pytest.mark.filterwarnings("ignore")
+def test_what_a_module_writes_to_what_its_trainer_shows_is_that_of_training_alone(where: str, hook: str) -> None:
+    def trained(*callbacks: Any) -> list[Any]:
+        torch.manual_seed(0)
+        module, data, shown = Writes(where, hook), Plain(), Callback()
+        trainer = Trainer(**QUIET, logger=False, callbacks=[*callbacks, shown], max_epochs=2, limit_train_batches=2)
+        trainer.fit(module, data)
+        written = [getattr(obj, "written", 0) for obj in (data, data.train, data.val, shown)]
+        return [*written, *(p.detach().clone() for p in module.parameters())]
+
+    alone, scored = trained(), trained(ZiCoCallback(every_n_epochs=1))
+    assert all(torch.equal(torch.as_tensor(one), torch.as_tensor(two)) for one, two in zip(alone, scored, strict=True))
+
+
+@pytest.mark.parametrize(
+    "kwargs",
+    [{}, {"limit_val_batches": 3}, {"limit_val_batches": 0.5}, {"limit_val_batches": 0}, {"num_sanity_val_steps": 1}],
+    ids=str,
+)
+@pytest.mark.filterwarnings("ignore")
+def test_validation_batches_are_counted_as_in_fit(kwargs: dict[str, Any]) -> None:
+    seen: list[Any] = []
+
+    class Looks(Linear):
+        def on_train_start(self) -> None:
+            trainer = self.trainer
+            seen.append((trainer.num_val_batches, trainer.num_sanity_val_batches))
+            seen.append(len(trainer.fit_loop._combined_loader.flattened[0]))
+
+        def validation_step(self, batch: Any, batch_idx: int) -> None:
+            pass
+
+    trainer = Trainer(**QUIET, logger=False, max_steps=1, **kwargs)
+    assert not ZeroShotSelector(trainer, proxies="zico").rank({"one": Looks}, Plain()).errors
+    trainer.fit(Looks(), Plain())
+    assert seen[:2] == seen[2:]

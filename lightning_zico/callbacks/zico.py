@@ -14,10 +14,9 @@ from torch import nn
 
 from lightning_zico._typing import Axis, LossFn, NumSamples, Step, check_num_samples
 from lightning_zico.bridge import Running, bridged, check_training_step, read_training_batches
-from lightning_zico.engine.batches import map_tensors
 from lightning_zico.engine.gradients import ChunkSize, check_chunk_size
 from lightning_zico.engine.layers import Patterns
-from lightning_zico.engine.lazy import initialise, own_if_lazy
+from lightning_zico.engine.lazy import initialise_on_first, own_if_lazy
 from lightning_zico.engine.moments import Moments
 from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.scope import preserved_rng
@@ -113,7 +112,6 @@ class ZiCoCallback(Callback):
         self.step = step
         self.seed = whole_number("seed", seed)
         self.num_samples = num_samples
-        self.seed = seed
         self.history: list[dict[str, Any]] = []
         self._note: str | None = None
         self._proxy = ZiCo(std_of, parameters)
@@ -256,8 +254,7 @@ class ZiCoCallback(Callback):
             ) as bridge,
         ):
             if module is not pl_module:
-                first = bridge.prepare(map_tensors(torch.clone, batches[0]), 0)
-                initialise(module, lambda: bridge.step(module, first, 0), self.seed)
+                initialise_on_first(module, bridge.step, bridge.prepare, batches, self.seed)
             probe = Probe(
                 module,
                 bridge.step,

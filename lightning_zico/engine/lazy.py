@@ -1,15 +1,18 @@
 """Lazy modules, whose parameters get their sizes from the first batch."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, is_lazy
 
+from lightning_zico._typing import Batch, Step
+from lightning_zico.engine.batches import map_tensors
 from lightning_zico.engine.scope import module_put_back, seed_all
-from lightning_zico.errors import UnsupportedModuleError
+from lightning_zico.errors import SkippedBatchError, UnsupportedModuleError, in_words
 
 
 def is_uninitialised(module: nn.Module) -> bool:
@@ -44,6 +47,42 @@ def own_if_lazy(module: nn.Module) -> nn.Module:
         ) from error
 
 
+def initialise_on_first(
+    module: nn.Module,
+    step: Step,
+    prepare: Callable[[Batch, int], Batch],
+    batches: Sequence[Batch],
+    seed: int,
+) -> None:
+    """Do as `initialise` with the first batch that training does not pass over.
+
+    Args:
+        module: Written to.
+        step: ``(module, batch, batch_idx) -> mean loss``.
+        prepare: ``(batch, batch_idx) -> batch``, as the step takes it; it is given clones.
+        batches: As they were read.
+        seed: Of the values.
+
+    Raises:
+        UnsupportedModuleError: If training passes over all batches, the step fails, or it does not reach a lazy
+            parameter.
+    """
+    reasons: list[str] = []
+    for idx, batch in enumerate(batches):
+        try:
+            prepared = prepare(map_tensors(torch.clone, batch), idx)
+            initialise(module, partial(step, module, prepared, idx), seed)
+        except SkippedBatchError as error:
+            reasons.append(error.reason)
+            if error.ends_epoch:
+                break
+        else:
+            return
+    raise UnsupportedModuleError(
+        f"Training passes over all {len(batches)} batches, so that lazy parameters get no sizes: {'; '.join(reasons)}."
+    )
+
+
 def initialise(module: nn.Module, run: Callable[[], object], seed: int) -> None:
     """Give lazy parameters sizes and values by running a step; everything else stays as it was.
 
@@ -55,8 +94,10 @@ def initialise(module: nn.Module, run: Callable[[], object], seed: int) -> None:
         seed: Of the values.
 
     Raises:
+        SkippedBatchError: If training passes over the batch before all of them have sizes.
         UnsupportedModuleError: If the step fails, or does not reach a lazy parameter.
     """
+    skipped: SkippedBatchError | None = None
     lazy = [part for part in module.modules() if any(map(is_lazy, _own_tensors(part)))]
     others = [tensor for tensor in (*module.parameters(), *module.buffers()) if not is_lazy(tensor)]
     kept = [(tensor, tensor.detach().clone()) for tensor in others]
@@ -65,20 +106,23 @@ def initialise(module: nn.Module, run: Callable[[], object], seed: int) -> None:
         # Not those that are lazy, which become other modules with fewer hooks.
         with module_put_back(module, apart=lazy), torch.enable_grad():
             run()
+    except SkippedBatchError as error:
+        skipped = error
     except Exception as error:
         raise UnsupportedModuleError(
-            "The training step fails on the first batch, so that lazy parameters get no sizes: "
-            f"{type(error).__name__}: {error}"
+            f"The training step fails on the first batch, so that lazy parameters get no sizes: {in_words(error)}"
         ) from error
     finally:
         with torch.no_grad():
             for tensor, value in kept:
                 tensor.copy_(value)
     for part in lazy:
-        if isinstance(part, nn.modules.batchnorm._NormBase):
+        if isinstance(part, nn.modules.batchnorm._NormBase) and not any(map(is_lazy, _own_tensors(part))):
             part.reset_running_stats()
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if is_lazy(tensor):
+            if skipped is not None:
+                raise skipped
             raise UnsupportedModuleError(
                 f"Parameter '{name}' is lazy, and the training step does not run the module that it belongs to, so its "
                 "size is not known. Build that module with its sizes, or remove it."

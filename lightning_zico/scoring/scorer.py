@@ -12,9 +12,9 @@ from torch.utils.data import DataLoader
 from lightning_zico._typing import Axis, Batch, LossFn, NumSamples, Step, check_num_samples
 from lightning_zico.bridge import Reread, bridged, is_datamodule, uncompiled
 from lightning_zico.budget import Budget
-from lightning_zico.engine.batches import all_equal, map_tensors
+from lightning_zico.engine.batches import all_equal
 from lightning_zico.engine.gradients import ChunkSize, check_chunk_size
-from lightning_zico.engine.lazy import initialise, is_uninitialised, own_if_lazy
+from lightning_zico.engine.lazy import initialise_on_first, is_uninitialised, own_if_lazy
 from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.samples import cut_length, stated_samples
 from lightning_zico.engine.scope import preserved_rng
@@ -254,8 +254,7 @@ def score_checked(
         ):
             prepare = placement.prepared(bridge.prepare)
             if is_uninitialised(model):
-                first = prepare(map_tensors(torch.clone, batches[0]), 0)
-                initialise(model, lambda: bridge.step(model, first, 0), seed)
+                initialise_on_first(model, bridge.step, prepare, batches, seed)
             probe = Probe(
                 model,
                 bridge.step,
