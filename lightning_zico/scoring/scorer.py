@@ -25,6 +25,8 @@ from lightning_zico.errors import (
     NotApplicableError,
     TooFewBatchesError,
     UnsupportedModuleError,
+    ZiCoError,
+    blamed,
     meaning_of,
     traceback_of,
 )
@@ -280,8 +282,7 @@ def score_checked(
                     scores[proxy.name] = measured(proxy, probe, placement.precision)
             untrainable = probe.untrainable
             if untrainable is None and (failure := probe.step_error) is not None:
-                has_no_loss = isinstance(failure, UnsupportedModuleError)
-                untrainable = f"untrainable: {failure}" if has_no_loss else STEP_FAILS + described(failure)
+                untrainable = _why_unranked(failure)
             if untrainable is None and bridge.refused is not None:
                 untrainable = f"untrainable: {' '.join(bridge.refused.split())}"
     except (Exception, SystemExit) as raised:
@@ -290,6 +291,15 @@ def score_checked(
     if error is not None:
         return ScoreCard.failed(name, [proxy.name for proxy in proxies], error, seconds, traceback)
     return ScoreCard(name, scores, None, seconds, untrainable)
+
+
+def _why_unranked(failure: Exception) -> str:
+    """Say of what a step has raised who raised it: a candidate is called untrainable if it is its own module."""
+    name = blamed(failure)
+    if name is not None:
+        return str(failure) if isinstance(failure, ZiCoError) else f"{name} raised {described(failure)}"
+    has_no_loss = isinstance(failure, UnsupportedModuleError)
+    return f"untrainable: {failure}" if has_no_loss else STEP_FAILS + described(failure)
 
 
 def measured(proxy: Proxy, probe: Probe, precision: str | None) -> Score:
