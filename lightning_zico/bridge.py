@@ -53,6 +53,7 @@ from lightning_zico.trainers import (
     TrainerSettings,
     TrainingLoader,
     at_batch,
+    begin,
     goes_on,
     private_trainer,
     quieted,
@@ -204,6 +205,8 @@ def bridged(
             if lightning:
                 opening = Opening(module, private)
                 refused = _open(opening, settings, stack, place, has_own_loss=has_own_loss)
+            else:
+                begin(private)
         if not lightning and place is not None:
             place(module)
         if not module.training:
@@ -286,7 +289,9 @@ def _open(
         failed = _set_up_optimizers(trainer, module, has_own_loss)
         if not module.training:
             module.train()
-        for hook in ("on_fit_start", "on_train_start", "on_train_epoch_start"):
+        opening.run("on_fit_start")
+        begin(trainer)
+        for hook in ("on_train_start", "on_train_epoch_start"):
             opening.run(hook)
     return refused or failed
 

@@ -307,8 +307,8 @@ class Leaderboard:
         notes += _notes_on_ranking(self.provenance, ranking)
         if left_out := self.provenance.get("left_out_callbacks"):
             notes.append(
-                f"Callbacks with hooks before the first step that did not run: {', '.join(left_out)}, derived from "
-                "Lightning's callbacks that watch training."
+                f"Callbacks of the trainer whose hooks before the first step did not run: {', '.join(left_out)}. They "
+                "are Lightning's, or derived from its callbacks that watch training."
             )
         return notes + self._notes_on_covered() + self._notes_on_missing() + self._notes_on_zoos()
 

@@ -34,6 +34,8 @@ HOOKS_BEFORE_STEP = ("setup", "on_fit_start", "on_train_start", "on_train_epoch_
 # save, stop, time, draw or average. Names, because `pytorch_lightning` has its own classes. `LambdaCallback` holds
 # functions of the user.
 _CHANGING_STEP = {"BaseFinetuning", "GradientAccumulationScheduler", "LambdaCallback"}
+# Those that change the batch size or the learning rate by training for a while, which scoring does not.
+_TUNING = {"BatchSizeFinder", "LearningRateFinder"}
 # A loader that takes more than this, pickled, is not sent to worker processes.
 _MOST_PICKLED_BYTES = 2**26
 _INF = float("inf")
@@ -128,8 +130,10 @@ class TrainerSettings:
 
     @property
     def left_out(self) -> list[str]:
-        """Names of classes derived from Lightning's callbacks that take no part, and add a hook before the step."""
-        return [type(each).__name__ for each in self.callbacks if not takes_part(each) and _acts_before(each)]
+        """Names of Lightning's callbacks that tune, and of classes derived from the others that add a hook."""
+        shown = [each for each in self.callbacks if not takes_part(each)]
+        acting = [each for each in shown if _acts_before(each) or not _callback_classes(each).isdisjoint(_TUNING)]
+        return [type(each).__name__ for each in acting]
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -332,6 +336,9 @@ def _classes(package: str) -> Any:
     combined: Any = importlib.import_module(f"{package}.utilities").CombinedLoader
 
     class QuietLogger(dummy):
+        name = "lightning_logs"  # of Lightning's default logger in a new folder
+        version = 0
+
         def __init__(self, folder: TemporaryFolder, kind: type) -> None:
             super().__init__()
             self._folder = folder
@@ -351,6 +358,7 @@ def _classes(package: str) -> Any:
         private_folder: TemporaryFolder
         private_serves_all = False
         private_loader: TrainingLoader | None = None
+        private_has_begun = False
         private_datamodule: Any = None
         private_callbacks: list[Any]
         private_reached: Callable[[Any], None] = staticmethod(lambda _: None)
@@ -414,14 +422,16 @@ def _classes(package: str) -> Any:
 
         @property
         def train_dataloader(self) -> Any:
-            iterables = None if self.private_loader is None else self.private_loader.iterables
+            # `fit` sets it up before `on_train_start`, or when somebody asks for the number of steps.
+            loader = self.private_loader if self.fit_loop.private_is_set_up else None
+            iterables = None if loader is None else loader.iterables
             if iterables is not None:
                 self.private_reached(iterables)
             return iterables
 
         @property
         def val_dataloaders(self) -> Any:
-            # In `fit` they are there before the first step, since it begins with a check of the validation.
+            # In `fit` they are there before `on_train_start`, since it begins with a check of the validation.
             loop = self.fit_loop.epoch_loop.val_loop
             if loop._combined_loader is None and self._validates():
                 return self.datamodule.val_dataloader()
@@ -439,9 +449,32 @@ def _classes(package: str) -> Any:
             return [min(self.num_sanity_val_steps, number) for number in self.num_val_batches]
 
         def _validates(self) -> bool:
-            return bool(self.limit_val_batches) and _is_users(self.private_datamodule, "val_dataloader")
+            return (
+                self.private_has_begun
+                and bool(self.limit_val_batches)
+                and _is_users(self.private_datamodule, "val_dataloader")
+            )
+
+        @property
+        def estimated_stepping_batches(self) -> int | float:
+            self.fit_loop.setup_data()  # which Lightning would announce
+            return super().estimated_stepping_batches
 
     class PrivateFitLoop(loop):
+        private_is_set_up = False
+
+        def setup_data(self) -> None:
+            trainer, loader = self.trainer, self.trainer.private_loader
+            if loader is None or self.private_is_set_up:
+                return
+            self.private_is_set_up = True
+            self.max_batches = number = loader.num_batches(trainer.limit_train_batches)
+            if isinstance(trainer.val_check_interval, int):
+                trainer.val_check_batch = trainer.val_check_interval
+            elif isinstance(trainer.val_check_interval, float):  # and not a time
+                share = trainer.val_check_interval
+                trainer.val_check_batch = number if number == _INF else max(1, int(number * share))
+
         @property
         def _combined_loader(self) -> Any:
             iterables, loader = self.trainer.train_dataloader, self.trainer.private_loader
@@ -473,7 +506,7 @@ def private_trainer(
         settings: What it shows of the user's trainer.
         module: What it seems to train; None where a data module is read for all candidates, which must not ask for one.
         datamodule: Shown as ``trainer.datamodule``.
-        loader: Shown as ``trainer.train_dataloader``, and counted.
+        loader: Shown as ``trainer.train_dataloader``, and counted, once `begin` was called.
         precision: Plugin; None for Lightning's default.
         device: Shown as that of the strategy; None for the CPU.
         reached: Told whenever somebody asks for the data module, the loaders or the callbacks, before they are given
@@ -507,16 +540,9 @@ def private_trainer(
         strategy.precision_plugin = precision
     if device is not None:
         strategy._root_device = device
-    trainer.fit_loop.setup_data = lambda: None  # would begin to read
     trainer.fit_loop.__class__ = _classes(package).fit_loop
     trainer.private_reached = reached
-    if loader is not None:
-        trainer.private_loader = loader
-        trainer.fit_loop.max_batches = number = loader.num_batches(settings.limit_train_batches)
-        if isinstance(settings.val_check_interval, int):
-            trainer.val_check_batch = settings.val_check_interval
-        elif isinstance(settings.val_check_interval, float):  # and not a time
-            trainer.val_check_batch = max(1, int(number * settings.val_check_interval)) if number != _INF else number
+    trainer.private_loader = loader
     strategy.connect(module)
     trainer.private_serves_all = module is None
     try:
@@ -529,6 +555,12 @@ def private_trainer(
         trainer.callbacks = []
         trainer.private_reached = lambda _: None
         folder.remove()
+
+
+def begin(trainer: Any) -> None:
+    """Let a private trainer show its loaders, as `fit` does before ``on_train_start``."""
+    trainer.fit_loop.setup_data()
+    trainer.private_has_begun = True
 
 
 def at_batch(trainer: Any, batch_idx: int) -> None:

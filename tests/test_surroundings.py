@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
+    BatchSizeFinder,
     EarlyStopping,
     GradientAccumulationScheduler,
     ModelCheckpoint,
@@ -530,6 +531,8 @@ def test_callbacks_derived_from_lightnings_that_watch_take_no_part_and_are_named
     assert "Watches" in card["zico"].error
     leaderboard = ZeroShotSelector(trainer, "params").rank([Classifier()], make_batches())
     assert any("Watches" in note for note in leaderboard.notes)
+    tuning = Trainer(**QUIET, logger=False, callbacks=[BatchSizeFinder()])
+    assert "BatchSizeFinder" in str(ZeroShotSelector(tuning, "params").rank([Classifier()], make_batches()))
     watching = Trainer(**QUIET, logger=False, callbacks=[EarlyStopping("loss"), AlsoActsLater()])
     leaderboard = ZeroShotSelector(watching, "params").rank([Classifier()], make_batches())
     assert not any("did not run" in note for note in leaderboard.notes)
@@ -1101,3 +1104,41 @@ def test_a_data_module_that_asks_for_a_candidate_is_told_that_it_serves_all(hook
     kind = type("Asks", (Plain,), {hook: asks})
     with pytest.raises(SurroundingsError, match="serves all candidates"):
         ZeroShotSelector(proxies="params").rank({"one": Linear}, kind())
+
+
+# When loaders are there
+
+
+WHEN = ["setup", "configure_model", "configure_optimizers", "on_fit_start", "on_train_start", "training_step"]
+
+
+@pytest.mark.parametrize("asks_for_steps", [False, True])
+@pytest.mark.filterwarnings("ignore")
+def test_loaders_are_there_when_they_are_in_fit(asks_for_steps: bool) -> None:
+    def watching(seen: dict[str, Any]) -> LightningModule:
+        def look(self: Any, hook: str) -> None:
+            if hook == "configure_optimizers" and asks_for_steps:
+                seen["steps"] = self.trainer.estimated_stepping_batches
+            trainer, loop = self.trainer, self.trainer.fit_loop
+            loaders = (trainer.train_dataloader is None, trainer.val_dataloaders is None, loop._combined_loader is None)
+            counts = (trainer.num_training_batches, list(trainer.num_val_batches), trainer.val_check_batch)
+            seen.setdefault(hook, (*loaders, *counts))
+
+        def hooked(hook: str) -> Any:
+            def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+                look(self, hook)
+                return getattr(super(kind, self), hook)(*args, **kwargs)
+
+            return run
+
+        validates = {"validation_step": lambda self, batch, batch_idx: None}
+        kind = type("Watching", (Linear,), {hook: hooked(hook) for hook in WHEN} | validates)
+        return kind()  # type: ignore[no-any-return]
+
+    trained: dict[str, Any] = {}
+    ranked: dict[str, Any] = {}
+    Trainer(**QUIET, logger=False, max_epochs=1, limit_train_batches=3).fit(watching(trained), Plain())
+    trainer = Trainer(**QUIET, logger=False, max_epochs=1, limit_train_batches=3)
+    assert not ZeroShotSelector(trainer, "zico").rank({"one": lambda: watching(ranked)}, Plain()).errors
+    assert set(WHEN) <= set(trained)
+    assert ranked == trained
