@@ -383,6 +383,7 @@ class TrainingData:
         Raises:
             TooFewBatchesError: If there are fewer.
             UnsupportedBatchError: If the data is nothing that can be read.
+            SurroundingsError: If a data module asks for a candidate, or for what only a running training has.
         """
         if self.datamodule is None and not isinstance(self.data, Iterable):
             raise UnsupportedBatchError(
@@ -401,16 +402,24 @@ class TrainingData:
                 yield self.data
             return
         with self._seen_by_trainer(), preserved_rng(seed):
-            self.datamodule.prepare_data()
-            self.datamodule.setup(stage="fit")
+            self._call("prepare_data")
+            self._call("setup", stage="fit")
             self._is_set_up = True
-            yield self.datamodule.train_dataloader()
+            yield self._call("train_dataloader")
 
     def _tear_down(self) -> None:
         if self._is_set_up:
             self._is_set_up = False
             with self._seen_by_trainer(), preserved_rng():
-                self.data.teardown(stage="fit")
+                self._call("teardown", stage="fit")
+
+    def _call(self, hook: str, **kwargs: Any) -> Any:
+        """Run a hook of the data module; what it raises ends the reading as it is, other than for want of training."""
+        try:
+            return getattr(self.datamodule, hook)(**kwargs)
+        except Exception as error:
+            check_surroundings(error, f"{type(self.datamodule).__name__}.{hook}", ())
+            raise
 
     @contextmanager
     def _seen_by_trainer(self) -> Iterator[None]:

@@ -1095,6 +1095,24 @@ def test_a_forward_pass_that_fails_is_the_modules_fault_also_with_a_loss_functio
     assert card.untrainable == "untrainable: its training step fails: ValueError: on purpose"
 
 
+@pytest.mark.parametrize(("options", "shape"), [({}, "untrainable: "), ({"step": True}, ""), ({"loss_fn": True}, "")])
+def test_a_loss_that_is_no_number_is_the_modules_fault_where_it_is_its_own(options: dict[str, Any], shape: str) -> None:
+    losses = nn.CrossEntropyLoss(reduction="none")
+    step = lambda self, batch, batch_idx=0: losses(self(batch[0]), batch[1])  # noqa: E731
+    given = {"step": step, "loss_fn": losses}
+    kind = type("Vector", (WithForward,), {"training_step": step})
+    card = score(kind(), scaled(1.0), **{name: given[name] for name in options})
+    assert (card.untrainable or "").startswith(f"{shape}The loss is a tensor of shape (4,)")
+
+
+@pytest.mark.parametrize("kwargs", [{"step": fails}, {"loss_fn": fails}], ids=str)
+def test_the_callback_names_what_fails(kwargs: dict[str, Any]) -> None:
+    callback = ZiCoCallback(**kwargs)
+    with pytest.warns(UserWarning, match="has no score"):
+        Trainer(**QUIET, logger=False, max_steps=1, callbacks=[callback]).fit(WithForward(), _Loader(scaled(1.0)))
+    assert callback.history[0]["error"] == f"`{next(iter(kwargs))}=` raised ValueError: on purpose"
+
+
 @pytest.mark.parametrize("ask", [lambda trainer: trainer.lightning_module.width, lambda trainer: trainer.model.width])
 @pytest.mark.parametrize("hook", ["prepare_data", "setup", "train_dataloader", "teardown"])
 def test_a_data_module_that_asks_for_a_candidate_is_told_that_it_serves_all(hook: str, ask: Any) -> None:
@@ -1142,3 +1160,14 @@ def test_loaders_are_there_when_they_are_in_fit(asks_for_steps: bool) -> None:
     assert not ZeroShotSelector(trainer, "zico").rank({"one": lambda: watching(ranked)}, Plain()).errors
     assert set(WHEN) <= set(trained)
     assert ranked == trained
+
+
+@pytest.mark.parametrize("hook", ["prepare_data", "setup", "train_dataloader", "teardown"])
+def test_a_data_module_that_asks_for_what_only_training_has_says_so_and_other_errors_stay(hook: str) -> None:
+    def asks(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self.trainer.strategy.lightning_module.width  # noqa: B018
+
+    with pytest.raises(SurroundingsError, match=rf"`Asks.{hook}` raised AttributeError: 'NoneType'.* running training"):
+        ZeroShotSelector(proxies="params").rank({"one": Linear}, type("Asks", (Plain,), {hook: asks})())
+    with pytest.raises(ValueError, match="on purpose"):
+        ZeroShotSelector(proxies="params").rank({"one": Linear}, type("Fails", (Plain,), {hook: fails})())
