@@ -128,6 +128,10 @@ class TrainerSettings:
         others = [field.name for field in fields(cls) if field.name not in told]
         return cls(**{name: getattr(trainer, name) for name in others}, **told)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave callbacks out that are only shown and cannot be sent to other processes."""
+        return {**vars(self), "callbacks": tuple(filter(_can_be_sent, self.callbacks))}
+
     @property
     def left_out(self) -> list[str]:
         """Names of Lightning's callbacks that tune, and of classes derived from the others that add a hook."""
@@ -185,6 +189,17 @@ def _callback_classes(callback: Any) -> set[str]:
 
 def _acts_before(callback: Any) -> bool:
     return any(_is_users(callback, hook) for hook in HOOKS_BEFORE_STEP)
+
+
+def _can_be_sent(callback: Any) -> bool:
+    """Whether a callback can be pickled; one that takes part must be, so that it is an error if it cannot."""
+    if takes_part(callback):
+        return True
+    try:
+        cloudpickle.dumps(callback)
+    except Exception:
+        return False
+    return True
 
 
 def _detached(callback: Any) -> Any:

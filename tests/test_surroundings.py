@@ -1034,6 +1034,25 @@ def test_callbacks_that_do_not_act_and_the_kinds_of_loggers_are_seen(tmp_path: P
     assert torch.equal(seen[0], loss)
 
 
+class Unpicklable(EarlyStopping):
+    def __reduce__(self) -> Any:
+        raise TypeError("an open file")
+
+
+class UnpicklableAndActs(OnlyPrepares):
+    __reduce__ = Unpicklable.__reduce__
+
+
+def test_a_callback_that_is_only_shown_need_not_be_picklable() -> None:
+    def ranked(callback: Callback) -> Any:
+        trainer = Trainer(**QUIET, logger=False, callbacks=[callback])
+        return ZeroShotSelector(trainer, "zico", executor="processes").rank({"one": Linear}, scaled(1.0))
+
+    assert not ranked(Unpicklable("loss")).errors
+    with pytest.raises(TypeError, match=r"callbacks\) cannot be sent to them: .*an open file"):
+        ranked(UnpicklableAndActs())
+
+
 def test_callbacks_that_are_only_shown_enter_the_key_of_a_score_without_their_counters() -> None:
     cache, stopping = MemoryCache(), EarlyStopping("loss", patience=7)
 
