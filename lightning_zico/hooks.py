@@ -82,6 +82,7 @@ class Opening:
         self.module = module
         self.trainer = trainer
         self.callbacks = list(callbacks)
+        self.brought: list[Any] = []  # callbacks of the module's own
         self.left_out: Sequence[str] = ()  # names of callbacks that have hooks before the step, and take no part
 
     @property
@@ -111,7 +112,8 @@ class Opening:
 
     def call(self, obj: Any, hook: str, *args: Any, **kwargs: Any) -> Any:
         """Run one hook of one object, as `call_hook` does."""
-        return call_hook(obj, hook, *args, blamed=obj is not self.module, left_out=self.left_out, **kwargs)
+        is_modules = any(obj is own for own in (self.module, *self.brought))
+        return call_hook(obj, hook, *args, blamed=not is_modules, left_out=self.left_out, **kwargs)
 
     def take_callbacks(self, settings: TrainerSettings) -> list[Any]:
         """Merge the callbacks that the module brings with those of the user's trainer, as Lightning does.
@@ -122,6 +124,7 @@ class Opening:
         module = self.module
         brought = self.call(module, "configure_callbacks") if is_overridden(module, "configure_callbacks") else []
         brought = list(brought) if isinstance(brought, Sequence) else [brought] if brought else []
+        self.brought = brought
         kept = [own for own in settings.callbacks if not any(isinstance(new, type(own)) for new in brought)]
         self.callbacks = [callback for callback in kept + brought if takes_part(callback)]
         self.left_out = settings.left_out

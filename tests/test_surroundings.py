@@ -1108,6 +1108,13 @@ def test_what_fails_for_all_candidates_is_named_and_makes_none_untrainable(
     assert all(error.startswith(reason) for error in errors.values()), errors
 
 
+def test_a_callback_that_the_module_brings_is_the_modules_own() -> None:
+    kind = type("Brings", (Linear,), {"configure_callbacks": lambda self: FailingCallback()})
+    untrainable = score(kind(), scaled(1.0)).untrainable or ""
+    assert untrainable.startswith("untrainable: ")
+    assert "`FailingCallback.on_train_batch_start` raised ValueError: on purpose" in untrainable
+
+
 def test_a_forward_pass_that_fails_is_the_modules_fault_also_with_a_loss_function() -> None:
     kind = type("Failing", (Linear,), {"forward": fails})
     card = score(kind(), scaled(1.0), loss_fn=nn.functional.cross_entropy)
