@@ -7,7 +7,7 @@ returns.
 import inspect
 import itertools
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from typing import Any, NamedTuple
@@ -35,11 +35,13 @@ from lightning_zico.errors import (
     TooFewBatchesError,
     UnsupportedBatchError,
     UnsupportedModuleError,
+    blame,
 )
 from lightning_zico.hooks import (
     TRANSFER_HOOKS,
     WRITING_HOOKS,
     Opening,
+    call_hook,
     check_surroundings,
     is_lightning,
     is_overridden,
@@ -50,12 +52,12 @@ from lightning_zico.trainers import (
     DEFAULT_SETTINGS,
     TrainerSettings,
     TrainingLoader,
-    acts,
     at_batch,
-    changes_step,
+    begin,
     goes_on,
     private_trainer,
     quieted,
+    takes_part,
     without_chatter,
     without_iterator,
 )
@@ -175,7 +177,7 @@ def bridged(
         check_training_step(module)
     # The hooks of a data module may count or draw, too.
     hooked = [datamodule] if overrides_transfer(datamodule) else []
-    callbacks = settings.callbacks if trainer is None else _taking_part(trainer, running)
+    callbacks = [each for each in (settings if trainer is None else trainer).callbacks if takes_part(each)]
     writes = bool(callbacks) or any(is_overridden(module, hook) for hook in WRITING_HOOKS)
     with ExitStack() as stack:
         enter = stack.enter_context
@@ -203,6 +205,8 @@ def bridged(
             if lightning:
                 opening = Opening(module, private)
                 refused = _open(opening, settings, stack, place, has_own_loss=has_own_loss)
+            else:
+                begin(private)
         if not lightning and place is not None:
             place(module)
         if not module.training:
@@ -212,7 +216,9 @@ def bridged(
         if loss_fn is not None:
             run = _step_with(loss_fn)
         else:
-            run = _step_of(module, opening) if step is None else _returning_loss(step)
+            run = _step_of(module) if step is None else _returning_loss(step)
+        name = f"{type(module).__name__}.training_step" if has_own_loss else "loss_fn=" if step is None else "step="
+        run = _in_surroundings(run, name, () if opening is None else opening.left_out)
         if plugin is not None:
             run = _in_precision(plugin, run)
         if opening is not None:
@@ -283,7 +289,9 @@ def _open(
         failed = _set_up_optimizers(trainer, module, has_own_loss)
         if not module.training:
             module.train()
-        for hook in ("on_fit_start", "on_train_start", "on_train_epoch_start"):
+        opening.run("on_fit_start")
+        begin(trainer)
+        for hook in ("on_train_start", "on_train_epoch_start"):
             opening.run(hook)
     return refused or failed
 
@@ -296,13 +304,6 @@ def _go_on(opening: Opening, running: Running) -> None:
         opening.run(running.hook, callbacks=[callback for callback in opening.callbacks if callback in behind])
         for hook in hooks[hooks.index(running.hook) + 1 :]:
             opening.run(hook)
-
-
-def _taking_part(trainer: Any, running: Running | None) -> list[Any]:
-    """List the callbacks of a trainer at work that take part; those that a module brings stand behind the others."""
-    brings = is_overridden(trainer.lightning_module, "configure_callbacks")
-    behind = running.behind(trainer) if brings and running is not None else []
-    return [each for each in trainer.callbacks if changes_step(each) or (each in behind and acts(each))]
 
 
 def uncompiled(module: nn.Module) -> nn.Module:
@@ -382,6 +383,7 @@ class TrainingData:
         Raises:
             TooFewBatchesError: If there are fewer.
             UnsupportedBatchError: If the data is nothing that can be read.
+            SurroundingsError: If a data module asks for a candidate, or for what only a running training has.
         """
         if self.datamodule is None and not isinstance(self.data, Iterable):
             raise UnsupportedBatchError(
@@ -400,16 +402,24 @@ class TrainingData:
                 yield self.data
             return
         with self._seen_by_trainer(), preserved_rng(seed):
-            self.datamodule.prepare_data()
-            self.datamodule.setup(stage="fit")
+            self._call("prepare_data")
+            self._call("setup", stage="fit")
             self._is_set_up = True
-            yield self.datamodule.train_dataloader()
+            yield self._call("train_dataloader")
 
     def _tear_down(self) -> None:
         if self._is_set_up:
             self._is_set_up = False
             with self._seen_by_trainer(), preserved_rng():
-                self.data.teardown(stage="fit")
+                self._call("teardown", stage="fit")
+
+    def _call(self, hook: str, **kwargs: Any) -> Any:
+        """Run a hook of the data module; what it raises ends the reading as it is, other than for want of training."""
+        try:
+            return getattr(self.datamodule, hook)(**kwargs)
+        except Exception as error:
+            check_surroundings(error, f"{type(self.datamodule).__name__}.{hook}", ())
+            raise
 
     @contextmanager
     def _seen_by_trainer(self) -> Iterator[None]:
@@ -462,28 +472,44 @@ def overrides_transfer(datamodule: Any) -> bool:
     return any(is_overridden(datamodule, hook) for hook in TRANSFER_HOOKS)
 
 
-def _step_of(module: nn.Module, opening: Opening | None) -> Step:
+def _in_surroundings(step: Step, name: str, left_out: Sequence[str]) -> Step:
+    def in_surroundings(module: nn.Module, batch: Batch, batch_idx: int) -> Tensor:
+        try:
+            return step(module, batch, batch_idx)
+        except Exception as error:
+            check_surroundings(error, name, left_out)
+            raise
+
+    return in_surroundings
+
+
+def _step_of(module: nn.Module) -> Step:
     # Lightning's own rule: the second argument is the index, whatever its name.
     takes_index = is_param_in_hook_signature(module.training_step, "batch_idx", min_args=2)  # type: ignore[arg-type]
     name = f"{type(module).__name__}.training_step"
 
     def training_step(module: nn.Module, batch: Batch, batch_idx: int) -> Tensor:
         step: Any = module.training_step
-        try:
-            output = step(batch, batch_idx) if takes_index else step(batch)
-        except Exception as error:
-            check_surroundings(error, name, () if opening is None else opening.left_out)
-            raise
-        return _loss_in(output, name, batch_idx)
+        return _loss_in(step(batch, batch_idx) if takes_index else step(batch), name, batch_idx)
 
     return training_step
 
 
 def _returning_loss(step: Step) -> Step:
     def returning_loss(module: nn.Module, batch: Batch, batch_idx: int) -> Tensor:
-        return _loss_in(step(module, batch, batch_idx), "step=", batch_idx)
+        with _blaming("`step=`"):
+            return _loss_in(step(module, batch, batch_idx), "step=", batch_idx)
 
     return returning_loss
+
+
+@contextmanager
+def _blaming(name: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        blame(error, name)
+        raise
 
 
 def _loss_in(output: Any, name: str, batch_idx: int) -> Tensor:
@@ -511,7 +537,9 @@ def _step_with(loss_fn: LossFn) -> Step:
                 f"A batch is {type(batch).__name__}; with `loss_fn=`, needed is a pair `(inputs, targets)`. For other "
                 "batches pass `step=`, called as `step(module, batch, batch_idx)`."
             )
-        return loss_fn(module(batch[0]), batch[1])
+        outputs = module(batch[0])
+        with _blaming("`loss_fn=`"):
+            return loss_fn(outputs, batch[1])
 
     return step
 
@@ -639,10 +667,12 @@ def _device_of(module: nn.Module) -> torch.device:
 
 
 def _preparer(module: nn.Module, datamodule: Any, plugin: Precision | None) -> Callable[[Batch, int], Batch]:
-    def hook(name: str) -> Any:
+    def hook(name: str, *args: Any) -> Any:
         if is_overridden(datamodule, name):
-            return getattr(datamodule, name)
-        return getattr(module if is_lightning(module) else DataHooks(), name)
+            return call_hook(datamodule, name, *args, blamed=True)
+        if is_overridden(module, name):
+            return call_hook(module, name, *args)
+        return getattr(module if is_lightning(module) else DataHooks(), name)(*args)
 
     def prepare(batch: Batch, batch_idx: int) -> Batch:
         # Asked now, since the module may have been moved and converted meanwhile.
@@ -658,9 +688,9 @@ def _preparer(module: nn.Module, datamodule: Any, plugin: Precision | None) -> C
             batch = plugin.convert_input(batch)
         elif own_dtype != torch.float32:
             batch = map_tensors(cast, batch)  # as Lightning's "16-true", "bf16-true" and "64-true" do
-        batch = hook("on_before_batch_transfer")(batch, 0)
-        batch = hook("transfer_batch_to_device")(batch, device, 0)
-        batch = hook("on_after_batch_transfer")(batch, 0)
+        batch = hook("on_before_batch_transfer", batch, 0)
+        batch = hook("transfer_batch_to_device", batch, device, 0)
+        batch = hook("on_after_batch_transfer", batch, 0)
         return map_tensors(_contiguous, batch)
 
     return prepare

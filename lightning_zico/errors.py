@@ -51,7 +51,7 @@ class SurroundingsError(UnsupportedModuleError):
 
 
 class HookError(ZiCoError, RuntimeError):
-    """A hook that fails, of a module or of a callback."""
+    """A hook that fails, of a module, a data module or a callback."""
 
 
 class SkippedBatchError(ZiCoError, RuntimeError):
@@ -90,6 +90,21 @@ class UnfingerprintableError(ZiCoError, TypeError):
 
 class CacheError(ZiCoError, OSError):
     """A file that is no cache of scores, or is damaged, or cannot be read or written."""
+
+
+# Where on an error it is kept who raised it, if that is neither the module nor this package.
+_BLAMED = "__zico_blamed__"
+
+
+def blame(error: BaseException, name: str) -> None:
+    """Note on an error what of the user's, other than the module that is scored, has raised it."""
+    vars(error).setdefault(_BLAMED, name)
+
+
+def blamed(error: BaseException) -> str | None:
+    """Name what has raised an error, as `blame` noted it; None for the module that is scored."""
+    name: str | None = vars(error).get(_BLAMED)
+    return name
 
 
 _MOST_CODE = 80

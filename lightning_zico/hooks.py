@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_zico._typing import Batch
-from lightning_zico.errors import HookError, SkippedBatchError, SurroundingsError, ZiCoError
-from lightning_zico.trainers import TrainerSettings, acts, is_trainer, package_of, without_chatter
+from lightning_zico.errors import HookError, SkippedBatchError, SurroundingsError, ZiCoError, blame
+from lightning_zico.trainers import TrainerSettings, is_trainer, package_of, takes_part, without_chatter
 
 TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 # Those of a module that may write to its parameters, in Lightning's order. `configure_optimizers` is left out: every
@@ -39,6 +39,36 @@ def is_overridden(obj: Any, hook: str) -> bool:
     return method is not None and getattr(method, "__module__", "").partition(".")[0] not in _OF_LIGHTNING
 
 
+def call_hook(
+    obj: Any, hook: str, *args: Any, blamed: bool = False, left_out: Sequence[str] = (), **kwargs: Any
+) -> Any:
+    """Run one hook of one object.
+
+    Args:
+        obj: A module, a data module or a callback.
+        hook: Its name.
+        args: Of the hook.
+        blamed: Whether the object is not the module that is scored, so that the module is not to blame.
+        left_out: See `check_surroundings`.
+        kwargs: Of the hook.
+
+    Raises:
+        HookError: If it fails.
+        SurroundingsError: If it fails for want of a real trainer.
+    """
+    try:
+        return getattr(obj, hook)(*args, **kwargs)
+    except ZiCoError:
+        raise
+    except Exception as error:
+        name = f"{type(obj).__name__}.{hook}"
+        check_surroundings(error, name, left_out)
+        failure = HookError(f"`{name}` raised {message_of(error)}")
+        if blamed:
+            blame(failure, f"`{name}`")
+        raise failure from error
+
+
 class Opening:
     """The hooks before the first step of a module, with the callbacks that take part.
 
@@ -46,14 +76,14 @@ class Opening:
         module: A LightningModule.
         trainer: That it sees.
         callbacks: In the trainer's order.
-        left_out: Names of callbacks that have hooks before the step, and take no part.
     """
 
-    def __init__(self, module: Any, trainer: Any, callbacks: Sequence[Any] = (), left_out: Sequence[str] = ()) -> None:
+    def __init__(self, module: Any, trainer: Any, callbacks: Sequence[Any] = ()) -> None:
         self.module = module
         self.trainer = trainer
         self.callbacks = list(callbacks)
-        self.left_out = left_out
+        self.brought: list[Any] = []  # callbacks of the module's own
+        self.left_out: Sequence[str] = ()  # names of callbacks that have hooks before the step, and take no part
 
     @property
     def changes_batches(self) -> bool:
@@ -81,25 +111,12 @@ class Opening:
         return self.call(self.module, hook, *args, **kwargs) if is_overridden(self.module, hook) else None
 
     def call(self, obj: Any, hook: str, *args: Any, **kwargs: Any) -> Any:
-        """Run one hook of one object.
-
-        Raises:
-            HookError: If it fails.
-            SurroundingsError: If it fails for want of a real trainer.
-        """
-        try:
-            return getattr(obj, hook)(*args, **kwargs)
-        except ZiCoError:
-            raise
-        except Exception as error:
-            name = f"{type(obj).__name__}.{hook}"
-            check_surroundings(error, name, self.left_out)
-            raise HookError(f"`{name}` raised {message_of(error)}") from error
+        """Run one hook of one object, as `call_hook` does."""
+        is_modules = any(obj is own for own in (self.module, *self.brought))
+        return call_hook(obj, hook, *args, blamed=not is_modules, left_out=self.left_out, **kwargs)
 
     def take_callbacks(self, settings: TrainerSettings) -> list[Any]:
         """Merge the callbacks that the module brings with those of the user's trainer, as Lightning does.
-
-        Of the module's, all take part but Lightning's own that only watch training.
 
         Returns:
             All of them, those that do not take part as well.
@@ -107,8 +124,9 @@ class Opening:
         module = self.module
         brought = self.call(module, "configure_callbacks") if is_overridden(module, "configure_callbacks") else []
         brought = list(brought) if isinstance(brought, Sequence) else [brought] if brought else []
+        self.brought = brought
         kept = [own for own in settings.callbacks if not any(isinstance(new, type(own)) for new in brought)]
-        self.callbacks = kept + [callback for callback in brought if acts(callback)]
+        self.callbacks = [callback for callback in kept + brought if takes_part(callback)]
         self.left_out = settings.left_out
         return kept + brought
 
@@ -193,9 +211,9 @@ def check_surroundings(error: Exception, name: str, left_out: Sequence[str]) -> 
     said = message_of(error)
     if isinstance(error, AttributeError) and isinstance(getattr(error, "obj", None), nn.Module) and left_out:
         raise SurroundingsError(
-            f"`{name}` raised {said}. Callbacks of the trainer that also act after a step take no part in scoring: "
-            f"{', '.join(left_out)}. If one of them sets the attribute, return it from `configure_callbacks`, or set "
-            "the attribute in a hook of the module."
+            f"`{name}` raised {said}. Callbacks of the trainer that are derived from Lightning's own take no part in "
+            f"scoring: {', '.join(left_out)}. If one of them sets the attribute, set it in a hook of the module, or in "
+            "a callback that is derived from `Callback` alone."
         ) from error
     is_lightnings = not {*roots[users[0] :]}.isdisjoint(_OF_LIGHTNING)
     is_none = "NoneType" in said and not _OF_TRAINING.isdisjoint(frames[-1].f_code.co_names)

@@ -94,7 +94,8 @@ class ScoreCard:
             None.
         seconds: Time it took in all, in seconds.
         untrainable: Why the candidate cannot be ranked although it was scored: its training step fails, its loss is
-            not finite, or none of its parameters is trainable; else None.
+            not finite, or none of its parameters is trainable; or what was given to score it fails, such as ``step=``;
+            else None.
         weights: Hash of the weights that it was scored with, by which repeats tell whether they are fresh; None if it
             did not build.
 
@@ -291,8 +292,8 @@ class Leaderboard:
         be told apart, who left a race, and which candidates keep their weights; what the recipe that ranks combines,
         and which one took the place of a recipe whose members do not apply; Kendall's tau of the ranking with each
         trivial baseline on the same candidates, and in words where one of them gives almost the same; which scores of
-        layers look at few of the trainable weights; why numbers are missing; of a zoo's candidates what decides more
-        than any score.
+        layers look at few of the trainable weights; which callbacks of the trainer took no part; why numbers are
+        missing; of a zoo's candidates what decides more than any score.
         """
         notes = []
         if self.provenance.get("broke_off"):
@@ -304,6 +305,11 @@ class Leaderboard:
         notes += _if_there(note_on_reading(self.provenance.get("reading")))
         notes += self._notes_on_repeats()
         notes += _notes_on_ranking(self.provenance, ranking)
+        if left_out := self.provenance.get("left_out_callbacks"):
+            notes.append(
+                f"Callbacks of the trainer whose hooks before the first step did not run: {', '.join(left_out)}. They "
+                "are Lightning's, or derived from its callbacks that watch training."
+            )
         return notes + self._notes_on_covered() + self._notes_on_missing() + self._notes_on_zoos()
 
     def _notes_on_repeats(self) -> list[str]:

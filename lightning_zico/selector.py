@@ -525,6 +525,7 @@ class ZeroShotSelector:
             "devices": [str(device) for device in work.placement.devices],
             "precision": work.placement.precision,
             "channels_last": self.channels_last,
+            "left_out_callbacks": work.settings.left_out,
             "versions": versions(),
         }
 

@@ -11,7 +11,7 @@ import logging
 import shutil
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from types import SimpleNamespace
@@ -25,13 +25,17 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.data import DataLoader
 
 from lightning_zico.engine.scope import refill
+from lightning_zico.errors import SurroundingsError
 
 PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 # Hooks of a callback that run before the first training step, in Lightning's order.
 HOOKS_BEFORE_STEP = ("setup", "on_fit_start", "on_train_start", "on_train_epoch_start", "on_train_batch_start")
-# Lightning's own callbacks that change what a step computes or which parameters it trains. The others log, save, stop,
-# time or draw. Names, because `pytorch_lightning` has its own classes. `LambdaCallback` holds functions of the user.
+# Lightning's own callbacks that change what the first step computes or which parameters it trains. The others log,
+# save, stop, time, draw or average. Names, because `pytorch_lightning` has its own classes. `LambdaCallback` holds
+# functions of the user.
 _CHANGING_STEP = {"BaseFinetuning", "GradientAccumulationScheduler", "LambdaCallback"}
+# Those that change the batch size or the learning rate by training for a while, which scoring does not.
+_TUNING = {"BatchSizeFinder", "LearningRateFinder"}
 # A loader that takes more than this, pickled, is not sent to worker processes.
 _MOST_PICKLED_BYTES = 2**26
 _INF = float("inf")
@@ -78,9 +82,9 @@ class TrainerSettings:
         log_every_n_steps: See there.
         num_sanity_val_steps: See there.
         precision: As Lightning names it. The precision of a score also depends on where candidates are scored.
-        num_loggers: How many loggers there are; those that a step sees log nothing.
-        callbacks: Callbacks of the user's trainer that change the batch or the step (`changes_step`).
-        left_out: Class names of the user's other callbacks that have hooks before the step.
+        loggers: Classes of the trainer's loggers, None for Lightning's default; those that a step sees log nothing.
+        callbacks: Those of the user's trainer that a step sees, whether they take part (`takes_part`) or not: all but
+            bars of progress and those of this package.
     """
 
     max_epochs: int = 1000
@@ -100,9 +104,8 @@ class TrainerSettings:
     log_every_n_steps: int = 50
     num_sanity_val_steps: int | float = 2
     precision: str = "32-true"
-    num_loggers: int = 1
+    loggers: tuple[type | None, ...] = (None,)
     callbacks: tuple[Any, ...] = ()
-    left_out: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, trainer: Any) -> "TrainerSettings":
@@ -115,18 +118,32 @@ class TrainerSettings:
             min_epochs, max_epochs = limits(
                 trainer.min_steps, trainer.max_steps, trainer.min_epochs, trainer.max_epochs, trainer
             )
-        callbacks = [callback for callback in trainer.callbacks if changes_step(callback)]
-        left_out = [callback for callback in trainer.callbacks if callback not in callbacks]
         told = {
             "min_epochs": min_epochs,
             "max_epochs": max_epochs,
             "precision": str(trainer.precision),
-            "num_loggers": len(trainer.loggers),
-            "callbacks": tuple(map(_detached, callbacks)),
-            "left_out": tuple(type(callback).__name__ for callback in left_out if _is_users_and_acts_before(callback)),
+            "loggers": tuple(type(logger) for logger in trainer.loggers),
+            "callbacks": tuple(_detached(callback) for callback in trainer.callbacks if not goes_on(callback)),
         }
         others = [field.name for field in fields(cls) if field.name not in told]
         return cls(**{name: getattr(trainer, name) for name in others}, **told)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave callbacks out that are only shown and cannot be sent to other processes."""
+        return {**vars(self), "callbacks": tuple(filter(_can_be_sent, self.callbacks))}
+
+    @property
+    def left_out(self) -> list[str]:
+        """Names of Lightning's callbacks that tune, and of classes derived from the others that add a hook."""
+        shown = [each for each in self.callbacks if not takes_part(each)]
+        acting = [each for each in shown if _acts_before(each) or not _callback_classes(each).isdisjoint(_TUNING)]
+        return [type(each).__name__ for each in acting]
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What enters the key of a cached score: of callbacks that are only shown, which they are, and no counters."""
+        shown = [each if takes_part(each) else (type(each), each.state_key) for each in self.callbacks]
+        return {**vars(self), "callbacks": shown}
 
     def apply(self, trainer: Any) -> None:
         """Give a private trainer these settings, callbacks, loggers and precision excepted."""
@@ -137,42 +154,25 @@ class TrainerSettings:
             setattr(trainer, name, getattr(self, name))
 
 
-# Settings that are plain attributes of a trainer.
-_PLAIN = tuple(
-    field.name
-    for field in fields(TrainerSettings)
-    if field.name.partition("_")[0] not in ("max", "min", "callbacks", "left", "precision")
-    and field.name != "num_loggers"
-)
+# Settings that are no plain attributes of a trainer.
+_OTHERS = {"max_epochs", "min_epochs", "max_steps", "min_steps", "precision", "loggers", "callbacks"}
+_PLAIN = tuple(field.name for field in fields(TrainerSettings) if field.name not in _OTHERS)
 DEFAULT_SETTINGS = TrainerSettings()
 
 
-def changes_step(callback: Any) -> bool:
-    """Whether a callback takes part in scoring because it changes the batch or the step.
+def takes_part(callback: Any) -> bool:
+    """Whether the hooks of a callback run while a module is scored, since they may prepare the first step.
 
     Of Lightning's own callbacks, and of classes derived from them, these are the few that change what is trained;
-    the others log, save, stop, time or draw. A callback of the user's changes the step if it has
-    ``on_train_batch_start``, the hook that is given the batch, or if all its hooks run before the first step, so that
-    it can only prepare one.
+    the others log, save, stop, time, draw or average. Of other callbacks, all do that have a hook before the step.
 
     Example:
         >>> from lightning.pytorch.callbacks import EarlyStopping
-        >>> changes_step(EarlyStopping("val_loss"))
+        >>> takes_part(EarlyStopping("val_loss"))
         False
     """
     own = _callback_classes(callback)
-    if own:
-        return not own.isdisjoint(_CHANGING_STEP)
-    if any(base.__module__.partition(".")[0] == "lightning_zico" for base in type(callback).__mro__):
-        return False
-    hooks = _overridden_hooks(callback)
-    return "on_train_batch_start" in hooks or (bool(hooks) and hooks <= set(HOOKS_BEFORE_STEP))
-
-
-def acts(callback: Any) -> bool:
-    """Whether a callback that the module itself brings takes part: all but Lightning's own that only watch training."""
-    own = _callback_classes(callback)
-    return not own or not own.isdisjoint(_CHANGING_STEP)
+    return not own.isdisjoint(_CHANGING_STEP) if own else not goes_on(callback) and _acts_before(callback)
 
 
 def goes_on(callback: Any) -> bool:
@@ -187,14 +187,19 @@ def _callback_classes(callback: Any) -> set[str]:
     return callbacks - {"Callback"}
 
 
-def _overridden_hooks(callback: Any) -> set[str]:
-    base = next((base for base in roots_of(type(callback)) if base.__name__ == "Callback"), None)
-    names = [name for name in vars(base) if name.startswith("on_") or name == "setup"] if base else []
-    return {name for name in names if getattr(type(callback), name) is not getattr(base, name)}
+def _acts_before(callback: Any) -> bool:
+    return any(_is_users(callback, hook) for hook in HOOKS_BEFORE_STEP)
 
 
-def _is_users_and_acts_before(callback: Any) -> bool:
-    return not _callback_classes(callback) and not _overridden_hooks(callback).isdisjoint(HOOKS_BEFORE_STEP)
+def _can_be_sent(callback: Any) -> bool:
+    """Whether a callback can be pickled; one that takes part must be, so that it is an error if it cannot."""
+    if takes_part(callback):
+        return True
+    try:
+        cloudpickle.dumps(callback)
+    except Exception:
+        return False
+    return True
 
 
 def _detached(callback: Any) -> Any:
@@ -319,9 +324,22 @@ class TemporaryFolder:
             self._path = None
 
 
-def quiet_loggers(package: str, number: int, folder: TemporaryFolder) -> list[Any]:
-    """Make loggers that write nothing; the folder in which they seem to is a temporary one."""
-    return [_classes(package).logger(folder) for _ in range(number)]
+def quiet_loggers(package: str, kinds: Iterable[type | None], folder: TemporaryFolder) -> list[Any]:
+    """Make loggers that write nothing; the folder in which they seem to is a temporary one.
+
+    Args:
+        package: Of Lightning's two.
+        kinds: Classes that `isinstance` takes them for; None for that of the logger which Lightning makes by default.
+        folder: The temporary one.
+    """
+    return [_classes(package).logger(folder, kind or _default_logger(package)) for kind in kinds]
+
+
+@functools.cache
+def _default_logger(package: str) -> Any:
+    chooses: Any = importlib.import_module(f"{package}.trainer.connectors.logger_connector.logger_connector")
+    has_tensorboard = chooses._TENSORBOARD_AVAILABLE or chooses._TENSORBOARDX_AVAILABLE
+    return chooses.TensorBoardLogger if has_tensorboard else chooses.CSVLogger
 
 
 @functools.cache
@@ -333,9 +351,17 @@ def _classes(package: str) -> Any:
     combined: Any = importlib.import_module(f"{package}.utilities").CombinedLoader
 
     class QuietLogger(dummy):
-        def __init__(self, folder: TemporaryFolder) -> None:
+        name = "lightning_logs"  # of Lightning's default logger in a new folder
+        version = 0
+
+        def __init__(self, folder: TemporaryFolder, kind: type) -> None:
             super().__init__()
             self._folder = folder
+            self._kind = kind
+
+        @property  # type: ignore[misc]
+        def __class__(self) -> Any:
+            return self._kind
 
         @property
         def save_dir(self) -> str:
@@ -345,8 +371,11 @@ def _classes(package: str) -> Any:
 
     class PrivateTrainer(trainer):
         private_folder: TemporaryFolder
+        private_serves_all = False
         private_loader: TrainingLoader | None = None
+        private_has_begun = False
         private_datamodule: Any = None
+        private_callbacks: list[Any]
         private_reached: Callable[[Any], None] = staticmethod(lambda _: None)
 
         @property
@@ -357,15 +386,44 @@ def _classes(package: str) -> Any:
         def _callback_connector(self, connector: Any) -> None:
             # It would look through all installed packages for factories of callbacks: four fifths of the time that it
             # takes to make a trainer. Here callbacks are set by who runs their hooks.
-            connector.on_trainer_init = self._begin_without_callbacks
+            connector.on_trainer_init = lambda *_: None
             self._private_connector = connector
 
-        def _begin_without_callbacks(self, *_: Any) -> None:
-            self.callbacks: list[Any] = []
+        @property
+        def callbacks(self) -> list[Any]:
+            for callback in self.private_callbacks:
+                self.private_reached(callback)
+            return self.private_callbacks
+
+        @callbacks.setter
+        def callbacks(self, callbacks: list[Any]) -> None:
+            self.private_callbacks = callbacks
 
         @property
         def default_root_dir(self) -> str:
             return self.private_folder()
+
+        @property
+        def lightning_module(self) -> Any:
+            self._check_serves_one()
+            return super().lightning_module
+
+        @property
+        def model(self) -> Any:
+            self._check_serves_one()
+            return super().model
+
+        @model.setter
+        def model(self, model: Any) -> None:
+            self.strategy.model = model
+
+        def _check_serves_one(self) -> None:
+            if self.private_serves_all:
+                raise SurroundingsError(
+                    "A data module asks its trainer for the module when it is set up, read or torn down. It serves all "
+                    "candidates, so there is no module then. Pass what it needs as an argument of its own, or ask in "
+                    "its `on_after_batch_transfer`, which runs for each candidate."
+                )
 
         @property
         def datamodule(self) -> Any:
@@ -379,14 +437,16 @@ def _classes(package: str) -> Any:
 
         @property
         def train_dataloader(self) -> Any:
-            iterables = None if self.private_loader is None else self.private_loader.iterables
+            # `fit` sets it up before `on_train_start`, or when somebody asks for the number of steps.
+            loader = self.private_loader if self.fit_loop.private_is_set_up else None
+            iterables = None if loader is None else loader.iterables
             if iterables is not None:
                 self.private_reached(iterables)
             return iterables
 
         @property
         def val_dataloaders(self) -> Any:
-            # In `fit` they are there before the first step, since it begins with a check of the validation.
+            # In `fit` they are there before `on_train_start`, since it begins with a check of the validation.
             loop = self.fit_loop.epoch_loop.val_loop
             if loop._combined_loader is None and self._validates():
                 return self.datamodule.val_dataloader()
@@ -404,9 +464,32 @@ def _classes(package: str) -> Any:
             return [min(self.num_sanity_val_steps, number) for number in self.num_val_batches]
 
         def _validates(self) -> bool:
-            return bool(self.limit_val_batches) and _is_users(self.private_datamodule, "val_dataloader")
+            return (
+                self.private_has_begun
+                and bool(self.limit_val_batches)
+                and _is_users(self.private_datamodule, "val_dataloader")
+            )
+
+        @property
+        def estimated_stepping_batches(self) -> int | float:
+            self.fit_loop.setup_data()  # which Lightning would announce
+            return super().estimated_stepping_batches
 
     class PrivateFitLoop(loop):
+        private_is_set_up = False
+
+        def setup_data(self) -> None:
+            trainer, loader = self.trainer, self.trainer.private_loader
+            if loader is None or self.private_is_set_up:
+                return
+            self.private_is_set_up = True
+            self.max_batches = number = loader.num_batches(trainer.limit_train_batches)
+            if isinstance(trainer.val_check_interval, int):
+                trainer.val_check_batch = trainer.val_check_interval
+            elif isinstance(trainer.val_check_interval, float):  # and not a time
+                share = trainer.val_check_interval
+                trainer.val_check_batch = number if number == _INF else max(1, int(number * share))
+
         @property
         def _combined_loader(self) -> Any:
             iterables, loader = self.trainer.train_dataloader, self.trainer.private_loader
@@ -436,12 +519,13 @@ def private_trainer(
 
     Args:
         settings: What it shows of the user's trainer.
-        module: What it seems to train.
+        module: What it seems to train; None where a data module is read for all candidates, which must not ask for one.
         datamodule: Shown as ``trainer.datamodule``.
-        loader: Shown as ``trainer.train_dataloader``, and counted.
+        loader: Shown as ``trainer.train_dataloader``, and counted, once `begin` was called.
         precision: Plugin; None for Lightning's default.
         device: Shown as that of the strategy; None for the CPU.
-        reached: Told whenever somebody asks for the data module or the loaders, before that object is given away.
+        reached: Told whenever somebody asks for the data module, the loaders or the callbacks, before they are given
+            away.
     """
     package = package_of(module, datamodule)
     fabric = "lightning.fabric" if package == PACKAGES[0] else "lightning_fabric"
@@ -459,8 +543,9 @@ def private_trainer(
             enable_model_summary=False,
         )
     settings.apply(trainer)
+    trainer.callbacks = list(settings.callbacks)
     trainer.private_folder = folder = TemporaryFolder()
-    trainer.loggers = quiet_loggers(package, settings.num_loggers, folder)
+    trainer.loggers = quiet_loggers(package, settings.loggers, folder)
     trainer.datamodule = datamodule
     states = importlib.import_module(f"{package}.trainer.states")
     trainer.state.fn, trainer.state.status = states.TrainerFn.FITTING, states.TrainerStatus.RUNNING
@@ -470,17 +555,11 @@ def private_trainer(
         strategy.precision_plugin = precision
     if device is not None:
         strategy._root_device = device
-    trainer.fit_loop.setup_data = lambda: None  # would begin to read
     trainer.fit_loop.__class__ = _classes(package).fit_loop
     trainer.private_reached = reached
-    if loader is not None:
-        trainer.private_loader = loader
-        trainer.fit_loop.max_batches = number = loader.num_batches(settings.limit_train_batches)
-        if isinstance(settings.val_check_interval, int):
-            trainer.val_check_batch = settings.val_check_interval
-        elif isinstance(settings.val_check_interval, float):  # and not a time
-            trainer.val_check_batch = max(1, int(number * settings.val_check_interval)) if number != _INF else number
+    trainer.private_loader = loader
     strategy.connect(module)
+    trainer.private_serves_all = module is None
     try:
         yield trainer
     finally:
@@ -488,8 +567,15 @@ def private_trainer(
         strategy.connect(None)
         strategy.optimizers, strategy.lr_scheduler_configs = [], []
         trainer.datamodule = trainer.private_loader = None
+        trainer.callbacks = []
         trainer.private_reached = lambda _: None
         folder.remove()
+
+
+def begin(trainer: Any) -> None:
+    """Let a private trainer show its loaders, as `fit` does before ``on_train_start``."""
+    trainer.fit_loop.setup_data()
+    trainer.private_has_begun = True
 
 
 def at_batch(trainer: Any, batch_idx: int) -> None:
@@ -524,7 +610,7 @@ def quieted(trainer: Any) -> Iterator[None]:
     saved = [copy.copy(part) for part in changeable]
     folder = TemporaryFolder()
     try:
-        trainer.loggers = quiet_loggers(package_of(trainer), len(trainer.loggers), folder)
+        trainer.loggers = quiet_loggers(package_of(trainer), map(type, trainer.loggers), folder)
         trainer._default_root_dir = folder()
         yield
     finally:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import lightning.pytorch
 import pytest
@@ -12,15 +12,19 @@ import torch
 from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import (
     BackboneFinetuning,
+    BatchSizeFinder,
     EarlyStopping,
     GradientAccumulationScheduler,
     ModelCheckpoint,
 )
+from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_zico import ZeroShotSelector, ZiCoCallback, score
 from lightning_zico.bridge import bridged
+from lightning_zico.errors import SurroundingsError
+from lightning_zico.scoring import MemoryCache
 from lightning_zico.trainers import TrainerSettings, TrainingLoader, private_trainer
 from tests.modules import Classifier, assert_same, assert_untouched, make_batches
 
@@ -473,32 +477,65 @@ class OnlyPrepares(Callback):
         pl_module.temperature = 2.0
 
 
-class Logs(OnlyPrepares):
-    calls: ClassVar[list[str]] = []
-
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        self.calls.append("start")
-
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self.calls.append("end")
-
-
 class NeedsTemperature(Classifier):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         return super().training_step(batch, batch_idx) / self.temperature
 
 
-def test_which_callbacks_of_the_user_take_part() -> None:
-    preparing = Trainer(**QUIET, logger=False, callbacks=[OnlyPrepares()])
-    assert score(NeedsTemperature(), make_batches(), trainer=preparing)["zico"].error is None
-    card = score(NeedsTemperature(), make_batches(), trainer=Trainer(**QUIET, logger=False, callbacks=[Logs()]))
-    assert Logs.calls == []
+class AlsoActsLater(Callback):
+    """Prepares the first step, and goes on while training."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self.calls.append("start")
+        pl_module.temperature = 2.0
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        pl_module.temperature *= 0.9
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self.calls.append("end")
+
+
+@pytest.mark.parametrize("kind", [OnlyPrepares, AlsoActsLater])
+def test_what_callbacks_of_the_user_prepare_is_seen_by_the_step(kind: Any) -> None:
+    callback, module = kind(), NeedsTemperature()
+    before = dict(vars(callback))
+    with assert_untouched(module):
+        card = score(
+            module, make_batches(), ["zico", "snip"], trainer=Trainer(**QUIET, logger=False, callbacks=[kind()])
+        )
+    halved = lambda module, batch, batch_idx: Classifier.training_step(module, batch, batch_idx) / 2.0  # noqa: E731
+    want = score(module, make_batches(), ["zico", "snip"], step=halved)
+    assert {name: card[name].value for name in card} == {name: want[name].value for name in want}
+    assert vars(callback) == before
+    card = score(NeedsTemperature(), make_batches())
+    assert "untrainable: its training step fails: AttributeError" in card.untrainable
+
+
+class Watches(EarlyStopping):
+    """Derived from one of Lightning's that watch training."""
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        pl_module.temperature = 2.0
+
+
+def test_callbacks_derived_from_lightnings_that_watch_take_no_part_and_are_named() -> None:
+    trainer = Trainer(**QUIET, logger=False, callbacks=[Watches("loss")])
+    card = score(NeedsTemperature(), make_batches(), trainer=trainer)
     assert card.untrainable is None  # with the callback, it trains
     assert card["zico"].error.startswith("SurroundingsError")
     assert "temperature" in card["zico"].error
-    assert "Logs" in card["zico"].error
-    card = score(NeedsTemperature(), make_batches())
-    assert "untrainable: its training step fails: AttributeError" in card.untrainable
+    assert "Watches" in card["zico"].error
+    leaderboard = ZeroShotSelector(trainer, "params").rank([Classifier()], make_batches())
+    assert any("Watches" in note for note in leaderboard.notes)
+    tuning = Trainer(**QUIET, logger=False, callbacks=[BatchSizeFinder()])
+    assert "BatchSizeFinder" in str(ZeroShotSelector(tuning, "params").rank([Classifier()], make_batches()))
+    watching = Trainer(**QUIET, logger=False, callbacks=[EarlyStopping("loss"), AlsoActsLater()])
+    leaderboard = ZeroShotSelector(watching, "params").rank([Classifier()], make_batches())
+    assert not any("did not run" in note for note in leaderboard.notes)
 
 
 @pytest.mark.filterwarnings("ignore:Starting from v1.9.0")
@@ -932,3 +969,231 @@ def test_validation_batches_are_counted_as_in_fit(kwargs: dict[str, Any]) -> Non
     assert not ZeroShotSelector(trainer, proxies="zico").rank({"one": Looks}, Plain()).errors
     trainer.fit(Looks(), Plain())
     assert seen[:2] == seen[2:]
+
+
+# Callbacks and loggers of the user's trainer
+
+
+class Looks(Linear):
+    """Weighs its loss by what it finds at its trainer."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        trainer: Any = self.trainer
+        callbacks = [
+            each for each in trainer.callbacks if not isinstance(each, lightning.pytorch.callbacks.ProgressBar)
+        ]
+        kinds = [type(each).__name__ for each in callbacks if type(each).__name__ not in ("ZiCoCallback", "Keep")]
+        patience = trainer.early_stopping_callback.patience
+        monitor = next(each for each in trainer.callbacks if isinstance(each, ModelCheckpoint)).monitor
+        assert kinds[-1] == type(trainer.checkpoint_callback).__name__
+        loggers = [logger for logger in self.loggers if isinstance(logger, Own)]
+        assert isinstance(self.logger, CSVLogger)
+        weight = len(kinds) + patience * len(monitor) * len(loggers)
+        return super().training_step(batch, batch_idx) * weight
+
+
+class Own(CSVLogger):
+    pass
+
+
+def looked_at(folder: Path, *callbacks: Callback) -> Trainer:
+    return Trainer(
+        accelerator="cpu",
+        enable_model_summary=False,
+        enable_progress_bar=False,
+        max_steps=1,
+        logger=[CSVLogger(folder), Own(folder)],
+        callbacks=[
+            ModelCheckpoint(folder, monitor="val_loss"),
+            EarlyStopping("loss", patience=7, strict=False),
+            *callbacks,
+        ],
+    )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_callbacks_that_do_not_act_and_the_kinds_of_loggers_are_seen(tmp_path: Path) -> None:
+    trainer, module = looked_at(tmp_path), Looks()
+    states = [dict(vars(callback)) for callback in trainer.callbacks]
+    loss = loss_while_scored(module, scaled(1.0), settings=TrainerSettings.of(trainer))
+    assert not score(module, scaled(1.0), trainer=trainer)["zico"].error
+    assert [vars(callback) for callback in trainer.callbacks] == states
+    assert os.listdir(tmp_path) == []
+    selector = ZeroShotSelector(trainer, "zico", executor="processes")
+    assert not selector.rank({"one": Looks}, scaled(1.0)).errors
+    assert selector.cards_["one"]["zico"].value == score(Looks(), scaled(1.0), trainer=trainer)["zico"].value
+    callback = ZiCoCallback()
+    seen: list[Tensor] = []
+
+    class Keep(Callback):
+        def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
+            seen.append(loss.detach().clone())
+
+    looked_at(tmp_path, callback, Keep()).fit(Looks(), _Loader(scaled(1.0)))
+    assert callback.history[0]["error"] is None
+    assert torch.equal(seen[0], loss)
+
+
+class Unpicklable(EarlyStopping):
+    def __reduce__(self) -> Any:
+        raise TypeError("an open file")
+
+
+class UnpicklableAndActs(OnlyPrepares):
+    __reduce__ = Unpicklable.__reduce__
+
+
+def test_a_callback_that_is_only_shown_need_not_be_picklable() -> None:
+    def ranked(callback: Callback) -> Any:
+        trainer = Trainer(**QUIET, logger=False, callbacks=[callback])
+        return ZeroShotSelector(trainer, "zico", executor="processes").rank({"one": Linear}, scaled(1.0))
+
+    assert not ranked(Unpicklable("loss")).errors
+    with pytest.raises(TypeError, match=r"callbacks\) cannot be sent to them: .*an open file"):
+        ranked(UnpicklableAndActs())
+
+
+def test_callbacks_that_are_only_shown_enter_the_key_of_a_score_without_their_counters() -> None:
+    cache, stopping = MemoryCache(), EarlyStopping("loss", patience=7)
+
+    def seconds(callback: Callback) -> float:
+        trainer = Trainer(**QUIET, logger=False, callbacks=[callback])
+        return ZeroShotSelector(trainer, "zico", cache=cache).rank({"one": Linear}, scaled(1.0)).rows[0]["seconds"]
+
+    first = seconds(stopping)
+    stopping.wait_count = 3
+    assert seconds(stopping) == first  # it was in the cache
+    assert seconds(EarlyStopping("another")) != first
+
+
+# Who raises
+
+
+def fails(*_: Any, **__: Any) -> Any:
+    raise ValueError("on purpose")
+
+
+class FailingData(Plain):
+    on_after_batch_transfer = fails
+
+
+class FailingCallback(Callback):
+    on_train_batch_start = fails
+
+
+class WithForward(Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "data", "reason"),
+    [
+        ({"step": fails}, None, "`step=` raised ValueError: on purpose"),
+        ({"loss_fn": fails}, None, "`loss_fn=` raised ValueError: on purpose"),
+        ({}, FailingData, "`FailingData.on_after_batch_transfer` raised ValueError: on purpose"),
+        ({"trainer": FailingCallback}, None, "`FailingCallback.on_train_batch_start` raised ValueError: on purpose"),
+        ({"step": lambda *_: {}}, None, "`step=` returned a dictionary without a loss"),
+    ],
+    ids=["step", "loss_fn", "data module", "callback", "no loss"],
+)
+def test_what_fails_for_all_candidates_is_named_and_makes_none_untrainable(
+    kwargs: dict[str, Any], data: Any, reason: str
+) -> None:
+    if "trainer" in kwargs:
+        kwargs = {"trainer": Trainer(**QUIET, logger=False, callbacks=[kwargs["trainer"]()])}
+    selector = ZeroShotSelector(proxies=["zico", "params"], **kwargs)
+    errors = selector.rank({"one": WithForward, "two": WithForward}, data() if data else scaled(1.0)).errors
+    assert list(errors) == ["one", "two"]
+    assert all(error.startswith(reason) for error in errors.values()), errors
+
+
+def test_a_callback_that_the_module_brings_is_the_modules_own() -> None:
+    kind = type("Brings", (Linear,), {"configure_callbacks": lambda self: FailingCallback()})
+    untrainable = score(kind(), scaled(1.0)).untrainable or ""
+    assert untrainable.startswith("untrainable: ")
+    assert "`FailingCallback.on_train_batch_start` raised ValueError: on purpose" in untrainable
+
+
+def test_a_forward_pass_that_fails_is_the_modules_fault_also_with_a_loss_function() -> None:
+    kind = type("Failing", (Linear,), {"forward": fails})
+    card = score(kind(), scaled(1.0), loss_fn=nn.functional.cross_entropy)
+    assert card.untrainable == "untrainable: its training step fails: ValueError: on purpose"
+
+
+@pytest.mark.parametrize(("options", "shape"), [({}, "untrainable: "), ({"step": True}, ""), ({"loss_fn": True}, "")])
+def test_a_loss_that_is_no_number_is_the_modules_fault_where_it_is_its_own(options: dict[str, Any], shape: str) -> None:
+    losses = nn.CrossEntropyLoss(reduction="none")
+    step = lambda self, batch, batch_idx=0: losses(self(batch[0]), batch[1])  # noqa: E731
+    given = {"step": step, "loss_fn": losses}
+    kind = type("Vector", (WithForward,), {"training_step": step})
+    card = score(kind(), scaled(1.0), **{name: given[name] for name in options})
+    assert (card.untrainable or "").startswith(f"{shape}The loss is a tensor of shape (4,)")
+
+
+@pytest.mark.parametrize("kwargs", [{"step": fails}, {"loss_fn": fails}], ids=str)
+def test_the_callback_names_what_fails(kwargs: dict[str, Any]) -> None:
+    callback = ZiCoCallback(**kwargs)
+    with pytest.warns(UserWarning, match="has no score"):
+        Trainer(**QUIET, logger=False, max_steps=1, callbacks=[callback]).fit(WithForward(), _Loader(scaled(1.0)))
+    assert callback.history[0]["error"] == f"`{next(iter(kwargs))}=` raised ValueError: on purpose"
+
+
+@pytest.mark.parametrize("ask", [lambda trainer: trainer.lightning_module.width, lambda trainer: trainer.model.width])
+@pytest.mark.parametrize("hook", ["prepare_data", "setup", "train_dataloader", "teardown"])
+def test_a_data_module_that_asks_for_a_candidate_is_told_that_it_serves_all(hook: str, ask: Any) -> None:
+    def asks(self: Any, *args: Any, **kwargs: Any) -> Any:
+        ask(self.trainer)
+
+    kind = type("Asks", (Plain,), {hook: asks})
+    with pytest.raises(SurroundingsError, match="serves all candidates"):
+        ZeroShotSelector(proxies="params").rank({"one": Linear}, kind())
+
+
+# When loaders are there
+
+
+WHEN = ["setup", "configure_model", "configure_optimizers", "on_fit_start", "on_train_start", "training_step"]
+
+
+@pytest.mark.parametrize("asks_for_steps", [False, True])
+@pytest.mark.filterwarnings("ignore")
+def test_loaders_are_there_when_they_are_in_fit(asks_for_steps: bool) -> None:
+    def watching(seen: dict[str, Any]) -> LightningModule:
+        def look(self: Any, hook: str) -> None:
+            if hook == "configure_optimizers" and asks_for_steps:
+                seen["steps"] = self.trainer.estimated_stepping_batches
+            trainer, loop = self.trainer, self.trainer.fit_loop
+            loaders = (trainer.train_dataloader is None, trainer.val_dataloaders is None, loop._combined_loader is None)
+            counts = (trainer.num_training_batches, list(trainer.num_val_batches), trainer.val_check_batch)
+            seen.setdefault(hook, (*loaders, *counts))
+
+        def hooked(hook: str) -> Any:
+            def run(self: Any, *args: Any, **kwargs: Any) -> Any:
+                look(self, hook)
+                return getattr(super(kind, self), hook)(*args, **kwargs)
+
+            return run
+
+        validates = {"validation_step": lambda self, batch, batch_idx: None}
+        kind = type("Watching", (Linear,), {hook: hooked(hook) for hook in WHEN} | validates)
+        return kind()  # type: ignore[no-any-return]
+
+    trained: dict[str, Any] = {}
+    ranked: dict[str, Any] = {}
+    Trainer(**QUIET, logger=False, max_epochs=1, limit_train_batches=3).fit(watching(trained), Plain())
+    trainer = Trainer(**QUIET, logger=False, max_epochs=1, limit_train_batches=3)
+    assert not ZeroShotSelector(trainer, "zico").rank({"one": lambda: watching(ranked)}, Plain()).errors
+    assert set(WHEN) <= set(trained)
+    assert ranked == trained
+
+
+@pytest.mark.parametrize("hook", ["prepare_data", "setup", "train_dataloader", "teardown"])
+def test_a_data_module_that_asks_for_what_only_training_has_says_so_and_other_errors_stay(hook: str) -> None:
+    def asks(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self.trainer.strategy.lightning_module.width  # noqa: B018
+
+    with pytest.raises(SurroundingsError, match=rf"`Asks.{hook}` raised AttributeError: 'NoneType'.* running training"):
+        ZeroShotSelector(proxies="params").rank({"one": Linear}, type("Asks", (Plain,), {hook: asks})())
+    with pytest.raises(ValueError, match="on purpose"):
+        ZeroShotSelector(proxies="params").rank({"one": Linear}, type("Fails", (Plain,), {hook: fails})())

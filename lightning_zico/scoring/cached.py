@@ -220,6 +220,7 @@ def with_cache(work: Work, cache: ScoreCache) -> Work:
         **named,
         "datamodule": work.datamodule if overrides_transfer(work.datamodule) else None,
         "placement": work.placement.kind,
+        "settings": work.settings.facts,
         "loader": (work.loader or TrainingLoader(work.batches)).facts,
     }
     del seen["proxies"]

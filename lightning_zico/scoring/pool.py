@@ -144,8 +144,8 @@ def packed(function: Callable[..., Any]) -> bytes:
         return cloudpickle.dumps(function)
     except Exception as raised:
         raise TypeError(
-            "What all worker processes need (batches, proxies, loss function, data module) cannot be sent to them: "
-            f"{described(raised)}. Make it picklable, or score in this process."
+            "What all worker processes need (batches, proxies, loss function, data module, callbacks) cannot be sent "
+            f"to them: {described(raised)}. Make it picklable, or score in this process."
         ) from raised
 
 

@@ -25,6 +25,8 @@ from lightning_zico.errors import (
     NotApplicableError,
     TooFewBatchesError,
     UnsupportedModuleError,
+    ZiCoError,
+    blamed,
     meaning_of,
     traceback_of,
 )
@@ -280,8 +282,7 @@ def score_checked(
                     scores[proxy.name] = measured(proxy, probe, placement.precision)
             untrainable = probe.untrainable
             if untrainable is None and (failure := probe.step_error) is not None:
-                has_no_loss = isinstance(failure, UnsupportedModuleError)
-                untrainable = f"untrainable: {failure}" if has_no_loss else STEP_FAILS + described(failure)
+                untrainable = _why_unranked(failure, is_own_step=loss_fn is None and step is None)
             if untrainable is None and bridge.refused is not None:
                 untrainable = f"untrainable: {' '.join(bridge.refused.split())}"
     except (Exception, SystemExit) as raised:
@@ -290,6 +291,15 @@ def score_checked(
     if error is not None:
         return ScoreCard.failed(name, [proxy.name for proxy in proxies], error, seconds, traceback)
     return ScoreCard(name, scores, None, seconds, untrainable)
+
+
+def _why_unranked(failure: Exception, *, is_own_step: bool) -> str:
+    """Say of what a step has raised who raised it: a candidate is called untrainable if it is its own module."""
+    if blamed(failure) is not None:
+        return str(failure) if isinstance(failure, ZiCoError) else described(failure)
+    if isinstance(failure, UnsupportedModuleError):
+        return f"untrainable: {failure}" if is_own_step else str(failure)
+    return STEP_FAILS + described(failure)
 
 
 def measured(proxy: Proxy, probe: Probe, precision: str | None) -> Score:
@@ -338,6 +348,11 @@ def measured(proxy: Proxy, probe: Probe, precision: str | None) -> Score:
 
 
 def described(error: BaseException) -> str:
-    """Put an exception in one line: its kind and its message, or the line of code that raised it without one."""
+    """Put an exception in one line: its kind and its message, or the line of code that raised it without one.
+
+    Named is what of the user's has raised it, if that is not the module that is scored.
+    """
     kind = NOT_APPLICABLE if isinstance(error, NotApplicableError) else type(error).__name__
-    return f"{kind}: {meaning_of(error)}".rstrip(": ")
+    said = f"{kind}: {meaning_of(error)}".rstrip(": ")
+    name = None if isinstance(error, ZiCoError) else blamed(error)  # ours say it themselves
+    return said if name is None else f"{name} raised {said}"
