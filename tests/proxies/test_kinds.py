@@ -251,7 +251,7 @@ def test_what_a_step_does_around_its_network_changes_no_number(kind: str) -> Non
         assert card[name].value == pytest.approx(expected[name].value, rel=1e-5), name
 
 
-COMPARING = ["naswot", "log_neurons", "swap", "near", "az_expressivity_mean", "az_trainability"]
+COMPARING = ["naswot", "log_neurons", "swap", "near", "linear_regions", "az_expressivity_mean", "az_trainability"]
 
 
 @pytest.mark.parametrize(("kind", "seen"), [(Halves, NUM_SAMPLES // 2), (EachSample, 1)])
