@@ -197,15 +197,14 @@ def block_statistics(probe: Probe) -> BlockStatistics:
         raise NotApplicableError("the network has no blocks: nothing is repeated in it. Name them with `blocks=`.")
     generator = torch.Generator().manual_seed(probe.seed)
     weights = kaiming_weights(probe.module, generator, probe.structure)
-    batch, inputs = probe.first_samples(NUM_INPUTS)
+    batch, inputs, count = probe.first_samples(NUM_INPUTS)
     batch = gaussian_batch(batch, generator, inputs)
     # Leaves, since tokens have no gradient: the graph then begins at the embeddings.
     own = probe.stateless.copied_params()
     weights = {name: t.requires_grad_(t.is_floating_point()) for name, t in (own | weights).items()}
     observer = _Blocks(tuple(blocks), probe.seed)
     probe.forward(observer, tensors=weights, batch=batch, fed="Gaussian inputs and Kaiming weights", is_cut=True)
-    count = probe.num_samples
-    observer.rows.check(count and min(count, NUM_INPUTS), "its blocks")
+    observer.rows.check(count, "its blocks")
     return observer.statistics
 
 

@@ -15,7 +15,7 @@ from lightning_zico._typing import Batch
 from lightning_zico.engine.batches import map_tensors, tensors_of
 from lightning_zico.engine.observers import Observer, Rows, per_sample
 from lightning_zico.engine.probe import Probe
-from lightning_zico.engine.samples import check_cut, cut_length
+from lightning_zico.engine.samples import cut_length
 from lightning_zico.engine.weights import gaussian_batch
 from lightning_zico.errors import NotApplicableError
 from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
@@ -80,9 +80,8 @@ class LinearRegions(Proxy):
             raise NotApplicableError("the input holds no floating-point numbers to draw.")
         codes, inputs = _Codes(), "3 x 3"
         try:
-            check_cut(batch, probe.num_samples)
             generator = torch.Generator().manual_seed(probe.seed)
-            small = gaussian_batch(_shrunk(batch), generator, probe.inputs)
+            small = gaussian_batch(_shrunk(batch, probe.num_samples), generator, probe.inputs)
             probe.forward(codes, batch=small, fed=None)
             codes.rows.check(NUM_INPUTS, _SEEING)
         except Exception:  # not made for so small an image, or for none
@@ -93,9 +92,11 @@ class LinearRegions(Proxy):
         return Measurement(float(codes.count), details={"inputs": inputs, "num_inputs": codes.num_samples})
 
 
-def _shrunk(batch: Batch) -> Batch:
+def _shrunk(batch: Batch, count: int | None) -> Batch:
     """Repeat samples until there are a thousand, and make images small; what is in them will be drawn."""
-    rows = torch.arange(NUM_INPUTS) % cut_length(batch)
+    if cut_length(batch) != count:
+        raise NotApplicableError("dimension 0 does not count samples.")
+    rows = torch.arange(NUM_INPUTS) % count
     if not any(tensor.is_floating_point() and tensor.ndim == 4 for tensor in tensors_of(batch)):
         raise NotApplicableError("the input holds no image.")
 

@@ -99,7 +99,7 @@ class Zen(Proxy):
 
     def measure(self, probe: Probe) -> Measurement:
         """Run the network on noise, twice."""
-        batch, positions = probe.first_samples(NUM_INPUTS)
+        batch, positions, _ = probe.first_samples(NUM_INPUTS)
         if not positions:
             raise NotApplicableError("the input holds no floating-point numbers to change a little.")
         generator = torch.Generator().manual_seed(probe.seed)
