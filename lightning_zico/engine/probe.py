@@ -827,8 +827,9 @@ def _flow(probe: Probe) -> DataFlow:
 
 
 def _macs(probe: Probe) -> MacCount:
+    stated = stated_samples(probe.batches[probe.first_idx], probe._num_samples)
     try:
-        return _counted(probe, probe.first_batch)
+        return _counted(probe, probe.first_batch, stated)
     except ZiCoError:
         raise
     except Exception:
@@ -838,8 +839,7 @@ def _macs(probe: Probe) -> MacCount:
         ) from None
 
 
-def _counted(probe: Probe, batch: Batch) -> MacCount:
-    stated = stated_samples(probe.batches[probe.first_idx], probe._num_samples)
+def _counted(probe: Probe, batch: Batch, stated: int | None = None) -> MacCount:
     return count_macs(probe.module, probe.step, batch, probe.muted, stated=stated, layout=probe.layout)
 
 

@@ -150,12 +150,14 @@ def check_cut(batch: Batch, count: int | None, *, may_be_time_first: bool = Fals
     except _UncuttableError:
         shapes = [tuple(tensor.shape) for tensor in tensors_of(batch)]
         shown = ", ".join(map(str, shapes[:_MOST_SHAPES])) + (", ..." if len(shapes) > _MOST_SHAPES else "")
+        held = f"tensors of the shapes {shown}" if shown else "no tensors in tuples, lists, mappings or dataclasses"
         raise NotApplicableError(
-            f"no single sample can be cut out of a batch of {count} whose tensors have the shapes {shown or 'of none'}. "
-            'Use `axis="batch"` or proxies that take the batch as a whole, or a loader that puts the sample dimension '
-            "first."
+            f'no single sample can be cut out of a batch of {count} with {held}. Use `axis="batch"`, proxies that take '
+            "the batch as a whole, or a loader that puts the sample dimension first."
         ) from None
-    if may_be_time_first and any(tensor.ndim > 1 and tensor.shape[:2] == (count, count) for tensor in tensors_of(batch)):
+    if may_be_time_first and any(
+        tensor.ndim > 1 and tensor.shape[:2] == (count, count) for tensor in tensors_of(batch)
+    ):
         raise NotApplicableError(
             f"the first two dimensions of a tensor have length {count}, and either may count samples. Use a batch size "
             "that differs from the number of time steps."

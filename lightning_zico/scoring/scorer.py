@@ -163,7 +163,9 @@ def check_batches(
     needed = max(proxies, key=lambda proxy: proxy.min_gradients)
     least = max(needed.min_gradients, 1)
     if not batches or needed.min_gradients:
-        counts = [counted_samples(batch) if count is None else count for batch, count in zip(batches, stated, strict=True)]
+        counts = [
+            counted_samples(batch) if count is None else count for batch, count in zip(batches, stated, strict=True)
+        ]
         # Where a batch does not tell its samples, a candidate's pass may.
         given = sum(count or least for count in counts) if axis == "sample" else len(batches)
         unit, way_out = ("samples", "Give more of them") if axis == "sample" else ("batches", "Raise `num_batches`")

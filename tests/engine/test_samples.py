@@ -348,10 +348,11 @@ def test_what_has_no_common_length_is_not_cut_to_single_samples(batch, said):
     ("batch", "count", "is_time_first", "said"),
     [
         (IMAGES, None, False, "nothing tells how many samples a batch has.*Pass `num_samples=`"),
-        ((zeros(7, 4, 3), labels(7, 4)), 4, False, r"a batch of 4 whose tensors have the shapes \(7, 4, 3\), \(7, 4\)\."),
+        ((zeros(7, 4, 3), labels(7, 4)), 4, False, r"a batch of 4 with tensors of the shapes \(7, 4, 3\), \(7, 4\)\."),
         ((zeros(20, 3), labels(2, 60), labels(4)), 4, False, "a batch of 4"),
         ((zeros(5, 3), labels(2, 5)), 5, False, "a batch of 5"),  # five edges between five nodes
         ((zeros(5, 3), Graphs(5)), 5, False, "a batch of 5"),
+        (Graphs(5), 5, False, "a batch of 5 with no tensors in tuples"),
         ((packed([5, 3, 2]), labels(3)), 3, False, "a batch of 3"),
         (([zeros(3, 8, 8)] * 3, labels(3)), 3, False, "a batch of 3"),  # three views, or images of three channels
         ((zeros(5, 5, 3), labels(5)), 5, True, "first two dimensions of a tensor have length 5"),
@@ -365,7 +366,11 @@ def test_single_samples_are_cut_out_of_a_batch_or_there_is_a_reason(batch, count
 
 SINGLE = {
     "tensors": ((zeros(5, 3), labels(5)), 5, [(1, 3), (1,)]),
-    "values that all share": ({"x": zeros(5, 3), "weight": torch.tensor(0.5), "task": "qa", "none": None, "n": 5}, 5, None),
+    "values that all share": (
+        {"x": zeros(5, 3), "weight": torch.tensor(0.5), "task": "qa", "none": None, "n": 5},
+        5,
+        None,
+    ),
     "a value for each": ({"x": zeros(3, 3), "ids": [7, 8, 9], "names": ["a", "b", "c"]}, 3, None),
     "arrays": ((zeros(3, 3), np.arange(3), np.arange(4)), 3, None),
     "views": (([zeros(5, 3), zeros(5, 3)], labels(5)), 5, [[(1, 3), (1, 3)], (1,)]),
