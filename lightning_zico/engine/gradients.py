@@ -92,10 +92,10 @@ def stream_gradients(
     afterwards, whatever happens. Every batch starts from the same parameters and buffers, and from ``seed`` plus its
     index, so that without dropout gradients do not depend on the order of the batches.
 
-    Per sample, ``vmap`` is tried first, and where it cannot follow (samples in lists or along dimension 1, hooks on parameters, parameters that the step
-    reaches other than through the module tree, autograd functions without ``setup_context``, checkpointing, a write to
-    a tensor that is neither parameter nor buffer, ``.item()``), plain autograd goes from sample to sample. Both give
-    the same numbers, and the result says which gave them.
+    Per sample, ``vmap`` is tried first, and where it cannot follow (samples in lists or along dimension 1, hooks on
+    parameters, parameters that the step reaches other than through the module tree, autograd functions without
+    ``setup_context``, checkpointing, a write to a tensor that is neither parameter nor buffer, ``.item()``), plain
+    autograd goes from sample to sample. Both give the same numbers, and the result says which gave them.
 
     Batch normalisation in training mode is, per batch, differentiated through the statistics of that batch. Per sample
     it is differentiated with the statistics of the whole batch held constant (one more forward records them), since a

@@ -51,7 +51,8 @@ def jacob_cov_score(jacobian: Tensor) -> float:
         No unit, higher is better, at most ``-N``.
 
     Raises:
-        NonFiniteError: If the gradient at an input is constant.
+        NonFiniteError: If a gradient is not finite.
+        NotApplicableError: If the gradient at an input is constant.
 
     Example:
         >>> round(jacob_cov_score(torch.eye(4) - 0.25), 4)  # correlations of -1/3: eigenvalues 0, 4/3, 4/3, 4/3
@@ -60,9 +61,13 @@ def jacob_cov_score(jacobian: Tensor) -> float:
     Source:
         Mellor et al., *Neural Architecture Search without Training*, arXiv:2006.04647v1, and its public code.
     """
+    if not bool(jacobian.isfinite().all()):
+        raise NonFiniteError("The gradient of the output at an input has NaN or infinite entries.")
     matrix = correlations(jacobian)
     if not bool(matrix.isfinite().all()):
-        raise NonFiniteError("The gradient of the output at an input is constant or not finite, so nothing correlates.")
+        raise NotApplicableError(
+            "the gradient of the output at an input has equal entries, such as zeros, which correlate with nothing."
+        )
     eigenvalues = torch.linalg.eigvalsh(matrix).clamp_(min=0)
     stabilised = eigenvalues + _STABILISER
     return float(-(stabilised.log() + 1 / stabilised).sum())
