@@ -433,7 +433,7 @@ class Probe:
         """
         given = (tensors or {}, self.first_batch if batch is None else batch, mode)
         if fed is None:
-            watch = Watch(self.module, observers, self.layout, self._read)
+            watch = self.watch(observers)
             if (failure := self._run(watch, *given, as_trained=self._differentiates)) is not None:
                 raise again(failure)
         else:
@@ -447,6 +447,11 @@ class Probe:
     def stateless(self) -> Stateless:
         """The module as one that runs on tensors which are handed to it."""
         return self.once(_stateless)
+
+    def watch(self, observers: Sequence[Observer], whole: Callable[[Sequence[str]], bool] | None = None) -> Watch:
+        """Let observers watch a pass on the first batch."""
+        time_first = self.num_samples if observers and self.may_be_time_first else None
+        return Watch(self.module, observers, self.layout, self._read, whole, time_first)
 
     def _read(self) -> frozenset[int]:
         return self.flow.inputs
@@ -525,7 +530,7 @@ class Probe:
         return facts
 
     def _pass(self, observers: Sequence[Observer], axis: Axis) -> None:
-        watch = Watch(self.module, observers, self.layout, self._read)
+        watch = self.watch(observers)
         learners: dict[Observer, Layers] = {}
 
         def enrol(observer: Observer) -> None:
@@ -601,20 +606,20 @@ class Probe:
         Returns:
             What watched the last run, and how that failed. What it saw counts if it has finished nevertheless.
         """
-        watch = Watch(self.module, observers, self.layout, self._read)
+        watch = self.watch(observers)
         failure = self._run(watch, tensors, batch, mode, self._differentiates)
         if failure is None or watch.finished or is_out_of_memory(failure) or isinstance(failure, SkippedBatchError):
             return watch, failure
         if not self._differentiates:
             # A step that differentiates needs a graph of the parameters, and cannot run under `no_grad`.
-            watch = Watch(self.module, observers, self.layout, self._read)
+            watch = self.watch(observers)
             failure = self._run(watch, tensors, batch, mode, True)
             self._differentiates = failure is None
             if failure is None:
                 return watch, None
         whole = self.whole_run(is_cut)
         if whole is not None:
-            watch = Watch(self.module, observers, self.layout, self._read, whole)
+            watch = self.watch(observers, whole)
             failure = self._run(watch, tensors, batch, mode, True)
         return watch, failure
 

@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from lightning_zico.engine.observers import Observer, check_graph, per_sample
+from lightning_zico.engine.observers import Observer, check_graph, per_sample, samples_first
 from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.samples import check_strided
 from lightning_zico.errors import NonFiniteError, NotApplicableError
@@ -90,7 +90,8 @@ class InputJacobian(Observer):
         check_strided(*inputs)
         check_graph(output)
         gradients = torch.autograd.grad(output.sum(), list(inputs), retain_graph=True, allow_unused=True)
-        rows = [per_sample(g) for g in gradients if g is not None and g.ndim and len(g) == len(output)]
+        given = [samples_first(gradient, self.time_first) for gradient in gradients if gradient is not None]
+        rows = [per_sample(gradient) for gradient in given if gradient.ndim and len(gradient) == len(output)]
         if not rows:
             raise NotApplicableError("the output depends on no floating-point input that has a row for each sample.")
         self.rows = torch.cat(rows, dim=1)

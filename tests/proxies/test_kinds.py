@@ -14,6 +14,9 @@ from torch.func import functional_call, grad, vmap
 from torch.utils.checkpoint import checkpoint
 
 from lightning_zico import ScoreCard, ZeroShotSelector, score
+from lightning_zico.engine import weights
+from lightning_zico.engine.weights import drawn_like
+from lightning_zico.proxies import zen
 from tests.modules import assert_untouched
 
 NUM_SAMPLES, NUM_INPUTS, NUM_CLASSES = 8, 12, 3
@@ -267,6 +270,53 @@ def test_a_network_that_sees_a_part_of_the_batch_at_a_time_is_not_compared(kind:
 def test_more_rows_than_samples_are_those_of_views_or_tokens(kind: type[Plain]) -> None:
     card = score(kind(), batches(), ["log_neurons", "swap", "az_expressivity_mean"])
     assert {name: card[name].error for name in card} == dict.fromkeys(card)
+
+
+class Steps(Trained):
+    """Recurrent layers, attention, and layers between them, on ``[N, T, C]`` or ``[T, N, C]``."""
+
+    def __init__(self, batch_first: bool) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.inside = nn.Linear(5, 8)
+        self.lstm = nn.LSTM(8, 8, batch_first=batch_first)
+        how = {"dropout": 0.0, "batch_first": batch_first}
+        self.attention = nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(8, 2, 8, **how), 2, enable_nested_tensor=False
+        )
+        self.head = nn.Linear(8, 3)
+        self.steps = int(batch_first)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.attention(self.lstm(F.relu(self.inside(x)))[0]))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(self(batch[0]).mean(self.steps), batch[1])
+
+
+@pytest.mark.parametrize("num_steps", [4, 12])
+def test_steps_before_samples_change_no_number(num_steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = [torch.randn(NUM_SAMPLES, num_steps, 5, generator=torch.manual_seed(seed)) for seed in (1, 2)]
+    names = ["macs", "naswot", "log_neurons", "swap", "near", "linear_regions", "jacob_cov", "epe_nas", "ntk_cond"]
+    names += ["meco_opt", "zen", "synflow", "gradsign", "knas", "zico", "lswag", "fisher"]
+
+    def drawn_alike(tensor: Tensor, generator: torch.Generator) -> Tensor:
+        is_second = tensor.shape == (num_steps, NUM_SAMPLES, 5)
+        drawn = drawn_like(tensor.transpose(0, 1) if is_second else tensor, generator)
+        return drawn.transpose(0, 1) if is_second else drawn
+
+    def cards(batch_first: bool) -> list[ScoreCard]:
+        batches = [(x if batch_first else x.transpose(0, 1), labels()) for x in samples]
+        return [score(Steps(batch_first), batches, names), score(Steps(batch_first), batches, "zico", axis="sample")]
+
+    for module in (weights, zen):
+        monkeypatch.setattr(module, "drawn_like", drawn_alike)
+    for expected, found in zip(cards(batch_first=True), cards(batch_first=False), strict=True):
+        assert {name for name in found if found[name].error} == {name for name in expected if expected[name].error}
+        for name in found:
+            # 1e-3: sums of float32 in another order, of which ZiCo divides by small deviations
+            other = expected[name].value
+            assert found[name].value == (None if other is None else pytest.approx(other, rel=1e-3)), name
 
 
 class Hidden(torch.autograd.Function):
