@@ -258,6 +258,34 @@ def _are_plain(batch: Batch) -> bool:
     return _is_list(batch) and len(batch) > 0 and all(isinstance(part, _NO_SAMPLES) for part in batch)
 
 
+def listed(batch: Batch, count: int) -> frozenset[int]:
+    """Find the tensors that are samples, or parts of one, in a list of them, by position in `batches.tensors_of`.
+
+    Args:
+        batch: Any nest.
+        count: Its samples.
+
+    Example:
+        >>> sorted(listed((torch.zeros(2, 5), [{"boxes": torch.zeros(3, 4)}, {"boxes": torch.zeros(1, 4)}]), 2))
+        [1, 2]
+    """
+    found: list[bool] = []
+
+    def visit(part: Batch, *, inside: bool, is_listed: bool) -> Batch:
+        if isinstance(part, Tensor):
+            found.append(is_listed)
+        elif is_nest(part):
+            if not is_listed and _is_list(part) and len(part) == count:
+                # A batch itself may be a list of a few fields, which have a row for each sample.
+                are_fields = not inside and all(isinstance(field, Tensor) and len(field) == count for field in part)
+                is_listed = _are_alike(part) and not are_fields
+            map_parts(partial(visit, inside=True, is_listed=is_listed), part)
+        return part
+
+    visit(batch, inside=False, is_listed=False)
+    return frozenset(position for position, is_listed in enumerate(found) if is_listed)
+
+
 def check_strided(*tensors: Tensor) -> None:
     """Refuse sparse tensors, of which no sample is cut out and no row differentiated.
 

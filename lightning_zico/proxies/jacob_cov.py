@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lightning_zico.engine.observers import Observer, check_graph, per_sample, samples_first
 from lightning_zico.engine.probe import Probe
-from lightning_zico.engine.samples import check_strided
+from lightning_zico.engine.samples import check_strided, listed
 from lightning_zico.errors import NonFiniteError, NotApplicableError
 from lightning_zico.proxies.base import Proxy, register_proxy
 
@@ -97,6 +97,21 @@ class InputJacobian(Observer):
         self.rows = torch.cat(rows, dim=1)
 
 
+def input_jacobian(probe: Probe) -> Tensor:
+    """Differentiate the output for the first batch with respect to its inputs, ``[N, D]``.
+
+    Raises:
+        NotApplicableError: If inputs or outputs have no row for each sample.
+    """
+    rows = probe.observed(InputJacobian()).rows
+    count = probe.num_samples
+    if count not in (None, len(rows)):
+        raise NotApplicableError(f"the network puts out {len(rows)} rows for the {count} samples of the first batch.")
+    if probe.inputs & listed(probe.first_batch, len(rows)):
+        raise NotApplicableError("the samples of the input are a list, and not rows of one tensor.")
+    return rows
+
+
 @register_proxy("jacob_cov")
 class JacobCov(Proxy):
     """How little the input Jacobians of a batch's samples correlate (Mellor et al., 2020); needs no labels.
@@ -110,4 +125,4 @@ class JacobCov(Proxy):
 
     def measure(self, probe: Probe) -> float:
         """Correlate the input Jacobians of the first batch."""
-        return jacob_cov_score(probe.observed(InputJacobian()).rows)
+        return jacob_cov_score(input_jacobian(probe))

@@ -10,7 +10,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from lightning_zico._typing import Batch
-from lightning_zico.engine.batches import map_tensors
+from lightning_zico.engine.batches import map_tensors, tensors_of
 from lightning_zico.engine.dtypes import OneDtype, as_dtype
 from lightning_zico.engine.learned import WeightDifferentiator
 from lightning_zico.engine.observers import check_graph
@@ -56,7 +56,8 @@ class SynFlow(Proxy):
     The network's output alone is differentiated: what the step does with it afterwards may fail on ones. Casts within
     the network to another precision are casts to float64. A network that fails on a single sample is given two of them,
     and one that fails in float64 float32; the flow of a sample is the same. Where no
-    sample can be cut out of a batch, as of nodes and edges, the flow is that of the whole batch.
+    sample can be cut out of a batch, as of nodes and edges, or samples are a list and may differ in size, the flow is
+    that of the whole batch.
 
     Source:
         Tanaka et al., arXiv:2006.05467; as a proxy in Abdelfattah et al., ICLR 2021, arXiv:2101.08134. That code writes
@@ -99,10 +100,13 @@ class _Way(NamedTuple):
 
 def _flow_of(probe: Probe) -> tuple[_Flow, _Way]:
     """Take the flow in the first way that the network bears."""
+    whole = probe.first_batch
     batch, inputs, count = probe.first_samples(1)
     samples: tuple[int | None, ...] = (None,)
-    if count == 1:
-        samples = (1, 2) if are_first(probe.first_batch, probe.num_samples or 1) else (1,)
+    if count != 1 or len(tensors_of(batch)) < len(tensors_of(whole)):
+        batch, inputs = whole, probe.inputs
+    else:
+        samples = (1, 2) if are_first(whole, probe.num_samples or 1) else (1,)
     ways = [_Way(dtype, count, True) for dtype in (torch.float64, torch.float32) for count in samples]
     failures: list[NotApplicableError] = []
     for way in (ways[0]._replace(follows_casts=False), *ways):

@@ -319,6 +319,34 @@ def test_steps_before_samples_change_no_number(num_steps: int, monkeypatch: pyte
             assert found[name].value == (None if other is None else pytest.approx(other, rel=1e-3)), name
 
 
+class FromList(Plain):
+    """Takes its samples as a list of sequences, which it averages."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(self(torch.stack([steps.mean(0) for steps in batch[0]])), batch[1])
+
+
+@pytest.mark.parametrize("lengths", [[NUM_SAMPLES] * NUM_SAMPLES, range(NUM_SAMPLES, 2 * NUM_SAMPLES)])
+def test_a_sample_of_a_list_is_not_taken_for_a_batch(lengths: Any) -> None:
+    """It may have as many rows as there are samples."""
+    batches = [([torch.randn(n, NUM_INPUTS) for n in lengths], labels()) for _ in range(2)]
+    card = score(FromList(), batches, ["jacob_cov", "epe_nas"])
+    for name in card:
+        assert card[name].error == "not applicable: the samples of the input are a list, and not rows of one tensor."
+
+
+def test_the_flow_does_not_depend_on_the_order_of_samples_of_different_sizes() -> None:
+    samples = [torch.randn(n, NUM_INPUTS) for n in range(3, 3 + NUM_SAMPLES)]
+    whole, other = (samples, labels()), (samples[::-1], labels())
+
+    class Summed(FromList):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return self(torch.stack([steps.sum(0) for steps in batch[0]])).square().mean()
+
+    values = [score(Summed(), [batch], "synflow")["synflow"].value for batch in (whole, other)]
+    assert None is not values[0] == pytest.approx(values[1])
+
+
 class Hidden(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, net: nn.Module, x: Tensor, *params: Tensor) -> Tensor:
