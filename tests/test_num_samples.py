@@ -48,9 +48,21 @@ def test_a_stated_number_of_samples_makes_numbers_per_sample(num_samples: Any) -
 
 
 def test_without_it_numbers_per_sample_are_not_applicable() -> None:
-    error = score(Pairs(), pairs(), ["macs"])["macs"].error
-    assert error is not None
-    assert error.startswith("not applicable: nothing tells how many samples a batch has. Pass `num_samples=`")
+    card = score(Pairs(), pairs(), ["macs", "macs_live"])
+    for name in card:
+        reason = "not applicable: nothing tells how many samples a batch has. Pass `num_samples=`"
+        assert str(card[name].error).startswith(reason)
+
+
+def test_rows_of_layers_are_not_taken_for_samples() -> None:
+    class Tokens(Pairs):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return self.network(batch.flatten(0, 1)).square().mean()
+
+    card = score(Tokens(), [torch.randn(4, 7, 3) for _ in range(2)], ["macs", "macs_live"])
+    assert [card[name].value for name in card] == [7 * MACS, 7 * MACS]
+    card = score(Pairs(), pairs(), ["macs", "macs_live"], num_samples=count_both)
+    assert [card[name].value for name in card] == [MACS, MACS]
 
 
 def test_a_candidates_own_number_is_taken_instead() -> None:

@@ -132,6 +132,17 @@ def cut_length(batch: Batch) -> int:
     return int(lengths.pop() or 0)
 
 
+def known_samples(count: int | None) -> int:
+    """Return the samples of a batch, for a number per sample.
+
+    Raises:
+        NotApplicableError: If they are unknown.
+    """
+    if count is None:
+        raise NotApplicableError(f"nothing tells how many samples a batch has. {WAY_OUT}")
+    return count
+
+
 def check_cut(batch: Batch, count: int | None, *, may_be_time_first: bool = False) -> int:
     """Return the samples of a batch that single ones can be cut out of.
 

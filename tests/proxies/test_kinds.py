@@ -297,7 +297,18 @@ class Steps(Trained):
 @pytest.mark.parametrize("num_steps", [4, 12])
 def test_steps_before_samples_change_no_number(num_steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
     samples = [torch.randn(NUM_SAMPLES, num_steps, 5, generator=torch.manual_seed(seed)) for seed in (1, 2)]
-    names = ["macs", "naswot", "log_neurons", "swap", "near", "linear_regions", "jacob_cov", "epe_nas", "ntk_cond"]
+    names = [
+        "macs",
+        "macs_live",
+        "naswot",
+        "log_neurons",
+        "swap",
+        "near",
+        "linear_regions",
+        "jacob_cov",
+        "epe_nas",
+        "ntk_cond",
+    ]
     names += ["meco_opt", "zen", "synflow", "gradsign", "knas", "zico", "lswag", "fisher"]
 
     def drawn_alike(tensor: Tensor, generator: torch.Generator) -> Tensor:
