@@ -77,8 +77,10 @@ class ChannelSaliencies(Observer):
                 self._errors.append(layer)
                 return
             # A complex channel is made of two real ones, which are taken away together.
-            both = (samples_first(real_view(tensor), self.time_first) for tensor in (kept, gradient.detach()))
-            taken = channel_fisher(*both, dim).sum()
+            outputs, gradients = (
+                samples_first(real_view(tensor), self.time_first) for tensor in (kept, gradient.detach())
+            )
+            taken = channel_fisher(outputs, gradients, dim).sum()
             self.by_layer[layer] = self.by_layer[layer] + taken if layer in self.by_layer else taken
 
         self.fan_in[layer] = weight_in(module, layer).numel() // output.shape[dim]
