@@ -80,6 +80,7 @@ def rank(
     prior_lower_is_better: bool = False,
     num_batches: int = 2,
     axis: _Axis = "batch",
+    num_samples: int | None = None,
     seed: int = 0,
     repeats: int = 1,
     race: bool = False,
@@ -120,6 +121,7 @@ def rank(
         prior_lower_is_better: Of these numbers, the lower are the better ones.
         num_batches: Batches that every candidate is scored on.
         axis: What varies between two gradients.
+        num_samples: Samples of a batch; None to read them from the batch.
         seed: Of batches, weights and training.
         repeats: How often every candidate is scored, to know how sure its rank is.
         race: Give repeats to those alone who may still win.
@@ -169,6 +171,7 @@ def rank(
         prior=prior and Prior.from_csv(prior, prior_column, higher_is_better=not prior_lower_is_better),
         num_batches=num_batches,
         axis=axis,
+        num_samples=num_samples,
         budget=budget,
         repeats=repeats,
         race=race,
@@ -211,6 +214,7 @@ def score(
     proxies: str | list[str] = "zico",
     num_batches: int = 2,
     axis: _Axis = "batch",
+    num_samples: int | None = None,
     seed: int = 0,
     layers: bool = False,
     num_classes: int | None = None,
@@ -227,6 +231,7 @@ def score(
         proxies: Names of proxies, with commas; of a recipe, its members. The baselines are always computed.
         num_batches: Batches that it is scored on.
         axis: What varies between two gradients.
+        num_samples: As for rank.
         seed: Of batches and weights.
         layers: Print also what each layer added to a score.
         num_classes: As for rank.
@@ -247,7 +252,13 @@ def score(
         function = getattr(model, "args", [model])[-1]  # jsonargparse hands over a partial of its own
         candidates = [Candidate(getattr(function, "__name__", "model"), model)]
     selector = ZeroShotSelector(
-        None, _names(proxies), num_batches=num_batches, axis=axis, seed=seed, enable_progress_bar=False
+        None,
+        _names(proxies),
+        num_batches=num_batches,
+        axis=axis,
+        num_samples=num_samples,
+        seed=seed,
+        enable_progress_bar=False,
     )
     selector.rank(candidates, datamodule)
     card = selector.cards_[candidates[0].name]

@@ -800,15 +800,19 @@ def _notes_on_ranking(provenance: Mapping[str, Any], ranking: str) -> list[str]:
 
 
 def _why_lacking(lacking: Sequence[Mapping[str, Any]]) -> str:
-    """Say which members of a recipe have no number, and why, as the end of a sentence."""
-    reasons = []
+    """Say which members of a recipe have no number, and why, as the end of a sentence: each reason once."""
+    members: dict[tuple[str, str], list[str]] = {}
     for said in lacking:
         others = f" and {said['count'] - 1} more" if said["count"] > 1 else ""
         often = f" (the most frequent of {said['num_reasons']} reasons)" if said["num_reasons"] > 1 else ""
-        is_undefined = said["reason"].startswith(NOT_APPLICABLE)
-        verb = "does not hold for" if is_undefined else "failed for"
-        reason = said["reason"].removeprefix(f"{NOT_APPLICABLE}: ").rstrip(".")
-        reasons.append(f"{said['member']} {verb} {said['name']}{others}{often}: {reason}")
+        members.setdefault((f"{said['name']}{others}{often}", said["reason"]), []).append(said["member"])
+    reasons = []
+    for (whom, said_reason), names in members.items():
+        is_undefined = said_reason.startswith(NOT_APPLICABLE)
+        verb = ("does not hold" if len(names) == 1 else "do not hold") if is_undefined else "failed"
+        reason = said_reason.removeprefix(f"{NOT_APPLICABLE}: ").rstrip(".")
+        listed = " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+        reasons.append(f"{listed} {verb} for {whom}: {reason}")
     return f": {'; '.join(reasons)}." if reasons else "."
 
 

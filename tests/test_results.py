@@ -218,6 +218,18 @@ def test_what_the_note_on_a_replaced_recipe_says_is_not_said_again() -> None:
     assert "snip" in missing(*errors, recipes={"mine": recipe}).missing
 
 
+def test_a_reason_that_several_members_share_is_said_once() -> None:
+    recipe = {"used": "size", "members": ["params"], "aggregate": None, "dropped": ["snip", "zen", "naswot", "ntk"]}
+    reason = "not applicable: it has none."
+    shared = [lacking(member, reason, 3) for member in ("snip", "zen", "naswot")]
+    recipe["lacking"] = [*shared, lacking("ntk", reason, 2), lacking("fisher", "KeyError: 'x'", 3)]
+    assert missing(recipes={"mine": recipe}).notes == [
+        "mine fell back to size (the score of params) for all of these candidates: snip, zen and naswot do not hold "
+        "for c0 and 2 more: it has none; ntk does not hold for c0 and 1 more: it has none; fisher failed for c0 and 2 "
+        "more: KeyError: 'x'."
+    ]
+
+
 def test_notes_name_who_is_placed_beside_the_others_by_what_and_why() -> None:
     recipe = {"used": "mine", "members": ["params", "snip"], "aggregate": "log_rank", "dropped": []}
     recipe["beside"] = {"used": "size", "members": ["params"], "names": ["c0", "c1"]}

@@ -19,7 +19,7 @@ class LayerCall:
         layer: Its name.
         positions: Of its output, per sample.
         channels: Of its output.
-        macs: Multiply-accumulate operations, per sample.
+        macs: Multiply-accumulate operations, of all that it was given.
     """
 
     layer: str
@@ -47,7 +47,7 @@ def layer_calls(
         channels = output.shape[channel_dim(module, output)]
         # Every weight is used once for each position: of the output, or for a transposed convolution of the input.
         maps = next(iter(inputs), None) if isinstance(module, _TRANSPOSED) else output
-        used = maps[0].numel() // maps.shape[channel_dim(module, maps)] if isinstance(maps, Tensor) else 0
+        used = maps.numel() // maps.shape[channel_dim(module, maps)] if isinstance(maps, Tensor) else 0
         yield LayerCall(names[0], output[0].numel() // channels, channels, used * weight.numel())
 
 
@@ -66,5 +66,5 @@ def _projections(
         source = sources[part]
         samples = 1 if source.ndim == 2 else source.shape[0 if attention.batch_first else 1]
         positions = source.numel() // (samples * source.shape[-1])
-        macs = positions * source.shape[-1] * attention.embed_dim
+        macs = source.numel() * attention.embed_dim
         yield LayerCall(name, positions, attention.embed_dim, macs)

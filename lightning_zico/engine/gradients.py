@@ -24,7 +24,7 @@ from lightning_zico._typing import Axis, Batch, Buffers, Params, Step
 from lightning_zico.engine.batch_norm import BatchNormMode
 from lightning_zico.engine.batches import map_tensors, tensors_of, with_tensors
 from lightning_zico.engine.observers import GradientFacts, Watch, has_reentrant_checkpoint
-from lightning_zico.engine.samples import cut_length
+from lightning_zico.engine.samples import are_first, cut, cut_length
 from lightning_zico.engine.scope import preserved, seed_all
 from lightning_zico.engine.stateless import Stateless, check_depends
 from lightning_zico.engine.transforms import real_view
@@ -83,6 +83,8 @@ def stream_gradients(
     seed: int = 0,
     backend: Backend | None = None,
     watch: Watch | None = None,
+    samples_of: Callable[[Batch, int], int] = lambda batch, _: cut_length(batch),
+    may_be_time_first: bool = False,
 ) -> GradientFacts:
     """Differentiate the mean loss of every batch, or of every sample, with respect to some parameters.
 
@@ -90,10 +92,10 @@ def stream_gradients(
     afterwards, whatever happens. Every batch starts from the same parameters and buffers, and from ``seed`` plus its
     index, so that without dropout gradients do not depend on the order of the batches.
 
-    Per sample, ``vmap`` is tried first, and where it cannot follow (hooks on parameters, parameters that the step
-    reaches other than through the module tree, autograd functions without ``setup_context``, checkpointing, a write to
-    a tensor that is neither parameter nor buffer, ``.item()``), plain autograd goes from sample to sample. Both give
-    the same numbers, and the result says which gave them.
+    Per sample, ``vmap`` is tried first, and where it cannot follow (samples in lists or along dimension 1, hooks on
+    parameters, parameters that the step reaches other than through the module tree, autograd functions without
+    ``setup_context``, checkpointing, a write to a tensor that is neither parameter nor buffer, ``.item()``), plain
+    autograd goes from sample to sample. Both give the same numbers, and the result says which gave them.
 
     Batch normalisation in training mode is, per batch, differentiated through the statistics of that batch. Per sample
     it is differentiated with the statistics of the whole batch held constant (one more forward records them), since a
@@ -104,8 +106,8 @@ def stream_gradients(
     Args:
         module: A module on a real device.
         step: ``(module, batch, batch_idx) -> mean loss``.
-        batches: Any nests of tensors; per sample, dimension 0 of every tensor counts the samples. Each is read once,
-            and cloned before use.
+        batches: Any nests of tensors; each is read once, and cloned before use. Per sample they are cut by
+            `samples.cut`.
         consume: Called with each chunk, in order. It may raise an out-of-memory error as long as it has kept nothing.
         names: Parameters to differentiate with respect to. Where the loss does not depend on one, its gradient is zero.
         axis: ``"batch"`` for one gradient a batch, ``"sample"`` for one a sample (the loss of a batch of one).
@@ -116,13 +118,16 @@ def stream_gradients(
         backend: Use this one alone and let its errors through; None for plain autograd per batch, and for ``vmap`` with
             a loop behind it per sample.
         watch: Sees the forward pass of the first batch that is not skipped; only per batch, by plain autograd.
+        samples_of: ``(batch, batch_idx) -> samples``, for what is cut per sample.
+        may_be_time_first: See `samples.cut`.
 
     Returns:
         Who computed the gradients, and how. Batches that training passes over (`SkippedBatchError`) have
         none, which may be all.
 
     Raises:
-        UnsupportedBatchError: If samples are asked for and the tensors of a batch differ in length.
+        UnsupportedBatchError: If samples are asked for, nobody says how many there are, and the tensors of a batch
+            differ in length.
         NoGradientError: If the loss depends on none of the parameters.
         ZiCoError: If samples are asked for and the statistics of batch normalisation cannot be held constant.
     """
@@ -130,7 +135,7 @@ def stream_gradients(
     candidates = _BACKENDS[axis] if backend is None else (backend,)
     # Tensors made in inference mode, as in a validation loop, cannot be differentiated.
     with torch.inference_mode(False), preserved(module) as reset:
-        task = _Task(module, step, names, reset, watch)
+        task = _Task(module, step, names, reset, watch, may_be_time_first)
         if backend is None and any(_has_hooks(task.stateless.params[name]) for name in names):
             candidates = (_BACKENDS[axis][-1],)  # torch.func does not call hooks on parameters
         batches = iter(batches)
@@ -143,6 +148,7 @@ def stream_gradients(
                 if axis == "batch":
                     candidates = _first_that_works(candidates, task.differentiate_batch, consume, facts)
                 else:
+                    task.num_samples = samples_of(batch, batch_idx)
                     candidates = _stream_samples(task, candidates, consume, facts, chunk_size, memory_bytes)
             except SkippedBatchError as error:
                 facts.skipped[batch_idx] = error.reason
@@ -184,7 +190,9 @@ def _stream_samples(
     chunk_size: ChunkSize,
     memory_bytes: int | None,
 ) -> tuple[Backend, ...]:
-    total = cut_length(task.batch)
+    total = task.num_samples
+    if not are_first(task.batch, total):
+        candidates = candidates[-1:]  # `vmap` takes samples along dimension 0
     if task.record_batch_norm():
         facts.batch_norm = "statistics of the whole batch, held constant"
     largest = task.samples_that_fit(total, memory_bytes) if chunk_size == "auto" else min(chunk_size or total, total)
@@ -207,7 +215,13 @@ class _Task:
     """One module, and the batch that it is differentiated on at the moment."""
 
     def __init__(
-        self, module: nn.Module, step: Step, names: Sequence[str], reset: Callable[[], None], watch: Watch | None
+        self,
+        module: nn.Module,
+        step: Step,
+        names: Sequence[str],
+        reset: Callable[[], None],
+        watch: Watch | None,
+        may_be_time_first: bool,
     ) -> None:
         self.module = module
         self.step = step
@@ -216,8 +230,10 @@ class _Task:
         self.scored = {name: self.params[name] for name in names}
         self.reset = reset
         self.watch = watch
+        self.may_be_time_first = may_be_time_first
         self.batch: Batch = None
         self.batch_idx = 0
+        self.num_samples = 0  # of the batch, where they are cut out of it
         self.seed = 0
         self.batch_norm = _BatchNormConstants()
         self._untouched = True  # the module, and the copies of its parameters
@@ -252,17 +268,23 @@ class _Task:
             gradients, loss = self._pulled_back(self.scored, self._others(), buffers, batch)
         return GradientChunk(_owned({name: g.unsqueeze(0) for name, g in gradients.items()}), loss.unsqueeze(0))
 
+    def cut(self, samples: slice) -> Batch:
+        return cut(self.batch, samples, self.num_samples, may_be_time_first=self.may_be_time_first)
+
     def differentiate_samples(self, samples: slice, backend: Backend) -> GradientChunk:
-        buffers, batch = self.fresh(map_tensors(lambda tensor: tensor[samples], self.batch), samples.start)
-        tensors = [tensor.unsqueeze(1) for tensor in tensors_of(batch)]  # [n, ...] -> [n, 1, ...]: batches of one
         if backend == "loop":
-            return self._loop_over(tensors, buffers)
+            return self._loop_over(samples)
+        buffers, batch = self.fresh(self.cut(samples), samples.start)
+        # Of tensors that are not the same for all samples: [n, ...] -> [n, 1, ...], batches of one.
+        are_cut = [tensor.ndim > 0 and len(tensor) == self.num_samples for tensor in tensors_of(self.batch)]
+        tensors = [t.unsqueeze(1) if is_cut else t for t, is_cut in zip(tensors_of(batch), are_cut, strict=True)]
+        dims = [0 if is_cut else None for is_cut in are_cut]
 
         def of_one(scored: Params, others: Params, buffers: Buffers, tensors: list[Tensor]) -> tuple[Params, Tensor]:
             with self.batch_norm.replayed():
                 return self._pulled_back(scored, others, buffers, with_tensors(batch, tensors))
 
-        over_samples = vmap(of_one, in_dims=(None, None, None, 0), randomness="different")
+        over_samples = vmap(of_one, in_dims=(None, None, None, dims), randomness="different")
         # The fused kernels of attention have no batching rule: vmap would run them sample by sample.
         with sdpa_kernel(SDPBackend.MATH):
             gradients, losses = over_samples(self.scored, self._others(), buffers, tensors)
@@ -271,12 +293,13 @@ class _Task:
             raise RuntimeError("The loss depends on parameters that are not reached through the module tree.")
         return GradientChunk(_owned(gradients), losses)
 
-    def _loop_over(self, tensors: list[Tensor], buffers: Buffers) -> GradientChunk:
+    def _loop_over(self, samples: slice) -> GradientChunk:
         stacks: dict[str, list[Tensor]] = {name: [] for name in self.scored}
         losses = []
-        for sample in zip(*tensors, strict=True):
+        buffers, _ = self.fresh(None, samples.start)
+        for idx in range(samples.start, samples.stop):
             own_buffers = {name: buffer.clone() for name, buffer in buffers.items()}
-            one = with_tensors(self.batch, sample)
+            one = map_tensors(torch.clone, self.cut(slice(idx, idx + 1)))
             with self.batch_norm.replayed():
                 gradients, loss = self.stateless.plain_gradients(
                     self._replayable_step, self.params, own_buffers, self.scored, one, self.batch_idx
@@ -340,7 +363,7 @@ class _Task:
         """Plan a chunk from what one sample keeps for its backward pass and what its gradients weigh."""
         device = next(iter(self.scored.values())).device
         budget = memory_bytes if memory_bytes is not None else int(free_memory_bytes(device) * _MEMORY_SHARE)
-        buffers, batch = self.fresh(map_tensors(lambda tensor: tensor[:1], self.batch))
+        buffers, batch = self.fresh(self.cut(slice(0, 1)))
         weights = {tensor.untyped_storage().data_ptr() for tensor in self.params.values()}
         kept: dict[int, int] = {}
 

@@ -16,6 +16,8 @@ def forward_latency(
 ) -> float:
     """Time a forward pass of a candidate's first batch, in eval mode and without gradients.
 
+    A step that itself differentiates, such as for forces, cannot run without: it is timed with autograd.
+
     Args:
         probe: Of the candidate. It is timed on its device.
         num_warmups: Passes that do not count.
@@ -27,17 +29,27 @@ def forward_latency(
         Median, in seconds for the whole batch; `latency_conditions` tells the circumstances.
     """
     batch = probe.first_batch
-    with torch.inference_mode(False), preserved(probe.module), preserved_rng(probe.seed), torch.no_grad():
-        probe.module.eval()
-        stateless = probe.stateless
-        tensors = stateless.copied_params() | stateless.copied_buffers()
-        device = next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
 
-        def run() -> None:
-            stateless.call(tensors, lambda: probe.step(probe.module, batch, 0))
+    def timed(*, differentiates: bool) -> float:
+        with torch.inference_mode(False), preserved(probe.module), preserved_rng(probe.seed):
+            probe.module.eval()
+            stateless = probe.stateless
+            params = stateless.copied_params()
+            tensors = (stateless.leaves(params) if differentiates else params) | stateless.copied_buffers()
+            device = next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
 
-        with _threads(num_threads):
-            return measure_latency(run, device, num_warmups=num_warmups, num_repeats=num_repeats)
+            def run() -> None:
+                stateless.call(tensors, lambda: probe.step(probe.module, batch, 0))
+
+            with torch.set_grad_enabled(differentiates), _threads(num_threads):
+                return measure_latency(run, device, num_warmups=num_warmups, num_repeats=num_repeats)
+
+    try:
+        return timed(differentiates=False)
+    except RuntimeError as error:
+        if "does not require grad" not in str(error):
+            raise
+    return timed(differentiates=True)
 
 
 def latency_conditions(probe: Probe, num_threads: int | None = None) -> dict[str, int]:

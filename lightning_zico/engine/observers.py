@@ -84,6 +84,8 @@ class Observer:
         needs_gradients: Whether `gradients` is to be called, with those of the first batch.
         all_batches: With ``needs_gradients``: whether all batches (or samples) are to be handed over.
         layout: Where layers are in the module; there before `start`.
+        time_first: Samples of the batch if parts of the module take steps before samples, see `samples_first`; else
+            None.
         may_repeat: Whether memory may run out, and a chunk of gradients have to be taken again.
     """
 
@@ -92,6 +94,7 @@ class Observer:
     needs_gradients: ClassVar[bool] = False
     all_batches: ClassVar[bool] = False
     layout: ClassVar[Layout] = Layout({}, {}, frozenset())
+    time_first: ClassVar[int | None] = None
     may_repeat = False
 
     def start(self, module: nn.Module) -> None:
@@ -131,6 +134,17 @@ class Observer:
         """See how the gradients came about, when all of them were handed over."""
 
 
+def samples_first(tensor: Tensor, time_first: int | None) -> Tensor:
+    """Bring samples from dimension 1 to the front, where steps are.
+
+    Args:
+        tensor: What a network computes of a batch.
+        time_first: Samples of the batch if the network takes steps before samples, else None.
+    """
+    is_second = tensor.ndim > 2 and tensor.shape[1] == time_first != tensor.shape[0]
+    return tensor.transpose(0, 1) if is_second else tensor
+
+
 def listens(observer: Observer, event: str) -> bool:
     """Tell whether an observer has a method of its own for an event."""
     return getattr(type(observer), event) is not getattr(Observer, event)
@@ -156,6 +170,8 @@ class Watch:
             several floating-point tensors and an observer differentiates with respect to them. None for all.
         is_whole: Given the names of `calls`, whether the network has run to its end. A step that fails then, in its
             loss, fails behind the network, and observers see the end of the forward pass. None if that is not known.
+        time_first: Samples of the batch if parts of the module take steps before samples; activations and outputs are
+            then seen with samples in front.
 
     Attributes:
         calls: Names of the submodules with trainable weights of layers whose calls have ended, in this order.
@@ -169,6 +185,7 @@ class Watch:
         layout: Callable[[], Layout] | None = None,
         read: Callable[[], Set[int]] | None = None,
         is_whole: Callable[[Sequence[str]], bool] | None = None,
+        time_first: int | None = None,
     ) -> None:
         self.observers = list(observers)
         self._read = read
@@ -179,6 +196,7 @@ class Watch:
         self.finished = False
         self.loss: Tensor | None = None
         self._is_whole = is_whole
+        self.time_first = time_first
         self._unwraps = True
         self._is_hidden = False  # whether what the network puts out is, under `no_grad`
         self._output: Any = None
@@ -195,6 +213,7 @@ class Watch:
         self._module = module
         for observer in observers:
             observer.layout = self._layout  # type: ignore[misc]
+            observer.time_first = time_first  # type: ignore[misc]
         self.restart()
 
     def restart(self) -> None:
@@ -281,7 +300,7 @@ class Watch:
         return output
 
     def _forwarded(self, observer: Observer) -> None:
-        output = self.output()
+        output = samples_first(self.output(), self.time_first)
         with torch.set_grad_enabled(observer.needs_graph):
             observer.forwarded(output, self.inputs)
 
@@ -376,7 +395,8 @@ class _Functions(TorchFunctionMode):
             before = args[0] if args else kwargs["input"]
             kept = before.detach().clone() if is_in_place(func, args, kwargs) else before
             after = func(*args, **kwargs)
-            self._watch.report("activation", real_view(kept), real_view(after))
+            seen = (samples_first(real_view(tensor), self._watch.time_first) for tensor in (kept, after))
+            self._watch.report("activation", *seen)
             return after
         if func == _SET_REQUIRES_GRAD and args[0].requires_grad and args[1]:
             return None  # torch refuses what is true already, where an input is watched

@@ -307,20 +307,45 @@ class Probe:
         if rows.most < self.once(_longest):  # otherwise nobody needs to count the samples, which may cost a pass
             rows.check(self.num_samples, of)
 
-    def first_samples(self, most: int) -> tuple[Batch, frozenset[int]]:
+    def samples_of(self, batch: Batch, batch_idx: int) -> int | None:
+        """Count the samples of any of the batches, as for `num_samples`.
+
+        Args:
+            batch: As a step takes it.
+            batch_idx: Its place in the loader.
+        """
+        stated = stated_samples(self.batches[batch_idx], self._num_samples)
+        if stated is not None:
+            return stated
+        if is_settled(batch) or not (num_samples(batch) is None or self.may_be_time_first):
+            return num_samples(batch)
+        try:
+            return (self.macs if batch_idx == self.first_idx else _counted(self, batch)).num_samples
+        except Exception:
+            return None
+
+    @property
+    def may_be_time_first(self) -> bool:
+        """Whether parts of the module count samples elsewhere than along dimension 0."""
+        return may_be_time_first(self.module)
+
+    def first_samples(self, most: int) -> tuple[Batch, frozenset[int], int | None]:
         """Cut the first batch to some samples.
 
         Returns:
-            The batch, which is whole where it cannot be cut (`samples.first_samples`), and which of its tensors are
-            `inputs`.
+            The batch, which is whole where it cannot be cut (`samples.first_samples`), which of its tensors are
+            `inputs`, and its samples; None if they are unknown.
         """
         batch, count = self.first_batch, self.num_samples
         if count is None:
-            return batch, self.inputs
-        cut = first_samples(batch, most, count)
+            return batch, self.inputs, None
+        cut = first_samples(batch, most, count, may_be_time_first=self.may_be_time_first)
+        if cut is batch:
+            return batch, self.inputs, count
         # A list of images has fewer tensors when it is cut; those that are left are views of the ones before.
         kept = {_memory_of(tensor) for idx, tensor in enumerate(tensors_of(batch)) if idx in self.inputs}
-        return cut, frozenset(idx for idx, tensor in enumerate(tensors_of(cut)) if _memory_of(tensor) in kept)
+        inputs = frozenset(idx for idx, tensor in enumerate(tensors_of(cut)) if _memory_of(tensor) in kept)
+        return cut, inputs, most
 
     def once(self, compute: "Callable[[Probe], T]") -> T:
         """Compute something from this probe, or give what was computed, or raise what was raised, the first time."""
@@ -408,7 +433,7 @@ class Probe:
         """
         given = (tensors or {}, self.first_batch if batch is None else batch, mode)
         if fed is None:
-            watch = Watch(self.module, observers, self.layout, self._read)
+            watch = self.watch(observers)
             if (failure := self._run(watch, *given, as_trained=self._differentiates)) is not None:
                 raise again(failure)
         else:
@@ -422,6 +447,11 @@ class Probe:
     def stateless(self) -> Stateless:
         """The module as one that runs on tensors which are handed to it."""
         return self.once(_stateless)
+
+    def watch(self, observers: Sequence[Observer], whole: Callable[[Sequence[str]], bool] | None = None) -> Watch:
+        """Let observers watch a pass on the first batch."""
+        time_first = self.num_samples if observers and self.may_be_time_first else None
+        return Watch(self.module, observers, self.layout, self._read, whole, time_first)
 
     def _read(self) -> frozenset[int]:
         return self.flow.inputs
@@ -467,8 +497,10 @@ class Probe:
         def consume_layers(chunk: GradientChunk) -> None:
             consume(GradientChunk(layers.split(chunk.gradients, dim=1), chunk.losses))
 
-        if axis == "sample":
-            check_cut(self.first_batch, self.num_samples)
+        def checked_samples(batch: Batch, batch_idx: int) -> int:
+            count = self.samples_of(batch, chosen[batch_idx])
+            return check_cut(batch, count, may_be_time_first=self.may_be_time_first)
+
         try:
             facts = stream_gradients(
                 self.module,
@@ -480,6 +512,8 @@ class Probe:
                 chunk_size=self._chunk_size,
                 seed=self.seed,
                 watch=watch,
+                samples_of=checked_samples,
+                may_be_time_first=axis == "sample" and self.may_be_time_first,
             )
         except Exception as error:
             if axis == "batch":
@@ -496,7 +530,7 @@ class Probe:
         return facts
 
     def _pass(self, observers: Sequence[Observer], axis: Axis) -> None:
-        watch = Watch(self.module, observers, self.layout, self._read)
+        watch = self.watch(observers)
         learners: dict[Observer, Layers] = {}
 
         def enrol(observer: Observer) -> None:
@@ -572,20 +606,20 @@ class Probe:
         Returns:
             What watched the last run, and how that failed. What it saw counts if it has finished nevertheless.
         """
-        watch = Watch(self.module, observers, self.layout, self._read)
+        watch = self.watch(observers)
         failure = self._run(watch, tensors, batch, mode, self._differentiates)
         if failure is None or watch.finished or is_out_of_memory(failure) or isinstance(failure, SkippedBatchError):
             return watch, failure
         if not self._differentiates:
             # A step that differentiates needs a graph of the parameters, and cannot run under `no_grad`.
-            watch = Watch(self.module, observers, self.layout, self._read)
+            watch = self.watch(observers)
             failure = self._run(watch, tensors, batch, mode, True)
             self._differentiates = failure is None
             if failure is None:
                 return watch, None
         whole = self.whole_run(is_cut)
         if whole is not None:
-            watch = Watch(self.module, observers, self.layout, self._read, whole)
+            watch = self.watch(observers, whole)
             failure = self._run(watch, tensors, batch, mode, True)
         return watch, failure
 
@@ -800,14 +834,7 @@ def _flow(probe: Probe) -> DataFlow:
 def _macs(probe: Probe) -> MacCount:
     stated = stated_samples(probe.batches[probe.first_idx], probe._num_samples)
     try:
-        return count_macs(
-            probe.module,
-            probe.step,
-            probe.first_batch,
-            probe.muted,
-            stated=stated,
-            layout=probe.layout,
-        )
+        return _counted(probe, probe.first_batch, stated)
     except ZiCoError:
         raise
     except Exception:
@@ -817,14 +844,9 @@ def _macs(probe: Probe) -> MacCount:
         ) from None
 
 
+def _counted(probe: Probe, batch: Batch, stated: int | None = None) -> MacCount:
+    return count_macs(probe.module, probe.step, batch, probe.muted, stated=stated, layout=probe.layout)
+
+
 def _count_samples(probe: Probe) -> int | None:
-    stated = stated_samples(probe.batches[probe.first_idx], probe._num_samples)
-    if stated is not None:
-        return stated
-    batch = probe.first_batch
-    if is_settled(batch) or not (num_samples(batch) is None or may_be_time_first(probe.module)):
-        return num_samples(batch)
-    try:
-        return probe.macs.num_samples
-    except Exception:
-        return None
+    return probe.samples_of(probe.first_batch, probe.first_idx)

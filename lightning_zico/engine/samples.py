@@ -11,6 +11,7 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
@@ -21,6 +22,7 @@ from lightning_zico.errors import NotApplicableError, UnsupportedBatchError
 
 # What to do where samples cannot be counted.
 WAY_OUT = "Pass `num_samples=`, a number or a function of the batch."
+_MOST_SHAPES = 8  # that a reason lists
 _NO_SAMPLES = (str, bytes, int, float, complex, type(None))
 
 
@@ -115,7 +117,7 @@ def is_settled(batch: Batch) -> bool:
 
 
 def cut_length(batch: Batch) -> int:
-    """Length of dimension 0 that all tensors of a batch share, along which it is cut to single samples.
+    """Length of dimension 0 that all tensors of a batch share.
 
     Raises:
         UnsupportedBatchError: If it has no tensor, one without dimensions, or several lengths.
@@ -130,36 +132,89 @@ def cut_length(batch: Batch) -> int:
     return int(lengths.pop() or 0)
 
 
-def check_cut(batch: Batch, count: int | None) -> None:
-    """Refuse a batch whose dimension 0 is not known to count samples, for gradients of single samples.
-
-    Args:
-        batch: All of whose tensors share dimension 0.
-        count: Its samples, as `num_samples` or the user counts them.
+def known_samples(count: int | None) -> int:
+    """Return the samples of a batch, for a number per sample.
 
     Raises:
-        UnsupportedBatchError: If they are unknown, or dimension 0 has another length.
+        NotApplicableError: If they are unknown.
     """
-    length = cut_length(batch)
-    if count == length:
-        return
-    reason = f"it has {count} samples" if count else f"nothing tells whether it counts samples. {WAY_OUT} Or"
-    raise UnsupportedBatchError(
-        f'Dimension 0 of the tensors of a batch has length {length}, but {reason}: use `axis="batch"`, or a loader '
-        "that puts the sample dimension first."
-    )
+    if count is None:
+        raise NotApplicableError(f"nothing tells how many samples a batch has. {WAY_OUT}")
+    return count
 
 
-def first_samples(batch: Batch, most: int, count: int | None = None) -> Batch:
+def check_cut(batch: Batch, count: int | None, *, may_be_time_first: bool = False) -> int:
+    """Return the samples of a batch that single ones can be cut out of.
+
+    Args:
+        batch: Any nest.
+        count: Its samples, as `num_samples` or the user counts them.
+        may_be_time_first: See `cut`.
+
+    Raises:
+        NotApplicableError: If they are unknown, or cannot be told apart.
+    """
+    if count is None:
+        raise NotApplicableError(f"nothing tells how many samples a batch has, so none is cut out of it. {WAY_OUT}")
+    try:
+        _cut(batch, slice(0, 1), count, second=may_be_time_first)
+    except _UncuttableError:
+        shapes = [tuple(tensor.shape) for tensor in tensors_of(batch)]
+        shown = ", ".join(map(str, shapes[:_MOST_SHAPES])) + (", ..." if len(shapes) > _MOST_SHAPES else "")
+        held = f"tensors of the shapes {shown}" if shown else "no tensors in tuples, lists, mappings or dataclasses"
+        raise NotApplicableError(
+            f'no single sample can be cut out of a batch of {count} with {held}. Use `axis="batch"`, proxies that take '
+            "the batch as a whole, or a loader that puts the sample dimension first."
+        ) from None
+    if may_be_time_first and any(
+        tensor.ndim > 1 and tensor.shape[:2] == (count, count) for tensor in tensors_of(batch)
+    ):
+        raise NotApplicableError(
+            f"the first two dimensions of a tensor have length {count}, and either may count samples. Use a batch size "
+            "that differs from the number of time steps."
+        )
+    return count
+
+
+def are_first(batch: Batch, count: int) -> bool:
+    """Whether samples differ in tensors alone, along dimension 0; all else is the same for each of them.
+
+    Args:
+        batch: Any nest.
+        count: Its samples.
+    """
+    if isinstance(batch, Tensor):
+        return not batch.ndim or len(batch) in (count, 1)
+    if isinstance(batch, np.ndarray) or _are_plain(batch):
+        return len(batch) != count if np.ndim(batch) else True
+    return not is_nest(batch) or all(are_first(part, count) for part in _parts(batch))
+
+
+def cut(batch: Batch, samples: slice, count: int, *, may_be_time_first: bool) -> Batch:
+    """Cut some samples out of a batch that `check_cut` has seen.
+
+    Tensors are cut along the dimension that counts samples, lists of samples, and of a value for each of them, at those
+    places. What is the same for all samples, such as numbers and tensors of length 1, stays.
+
+    Args:
+        batch: Any nest.
+        samples: Which.
+        count: Its samples.
+        may_be_time_first: Whether dimension 1 may count samples where dimension 0 does not.
+    """
+    return _cut(batch, samples, count, second=may_be_time_first)
+
+
+def first_samples(batch: Batch, most: int, count: int | None = None, *, may_be_time_first: bool = True) -> Batch:
     """Cut a batch to its first samples; the very same batch if that is not possible, or not necessary.
 
-    Tensors are cut along the dimension that counts samples, lists of samples after so many. A batch is cut as a whole
-    or not at all: of a graph, some nodes would be left without their edges.
+    A batch is cut as a whole or not at all: of a graph, some nodes would be left without their edges.
 
     Args:
         batch: Any nest.
         most: Samples to keep.
         count: Its samples; None for what `num_samples` reads from the batch.
+        may_be_time_first: See `cut`.
 
     Raises:
         NotApplicableError: If a tensor to cut is sparse.
@@ -172,7 +227,7 @@ def first_samples(batch: Batch, most: int, count: int | None = None) -> Batch:
     if count is None or count <= most:
         return batch
     try:
-        return _cut(batch, most, count)
+        return _cut(batch, slice(most), count, second=may_be_time_first)
     except _UncuttableError:
         return batch
 
@@ -181,23 +236,65 @@ class _UncuttableError(Exception):
     """A part of a batch that cannot be cut to fewer samples."""
 
 
-def _cut(batch: Batch, most: int, count: int) -> Batch:
+def _cut(batch: Batch, samples: slice, count: int, *, second: bool, inside: bool = False) -> Batch:
     if isinstance(batch, Tensor):
-        return _cut_tensor(batch, most, count)
+        return _cut_tensor(batch, samples, count, second=second)
+    if isinstance(batch, np.ndarray):
+        return batch[samples] if batch.ndim and len(batch) == count else batch
     if isinstance(batch, _NO_SAMPLES):
         return batch
     if isinstance(getattr(batch, "batch_size", None), torch.Size):
-        return batch[:most]
-    if not is_nest(batch) or isinstance(batch, PackedSequence):
+        return batch[samples]
+    if not is_nest(batch):
+        if callable(getattr(batch, "clone", None)) or _fields_of(batch):  # holds tensors that nobody here can cut
+            raise _UncuttableError
+        return batch
+    if isinstance(batch, PackedSequence):
         raise _UncuttableError
-    if _is_list(batch):
-        try:
-            return map_parts(partial(_cut, most=most, count=count), batch)
-        except _UncuttableError:
-            if len(batch) != count:
-                raise
-            return batch[:most]
-    return map_parts(partial(_cut, most=most, count=count), batch)
+    if not _is_list(batch) or len(batch) != count:
+        return map_parts(partial(_cut, samples=samples, count=count, second=second, inside=True), batch)
+    if _are_plain(batch):
+        return batch[samples]
+    try:
+        parts = map_parts(partial(_cut, samples=samples, count=count, second=False, inside=True), batch)
+    except _UncuttableError:
+        return batch[samples]
+    if inside:  # as many views as samples, or samples that are as long, such as three images of three channels
+        raise _UncuttableError
+    return parts
+
+
+def _are_plain(batch: Batch) -> bool:
+    """Whether a batch is a list of numbers or texts."""
+    return _is_list(batch) and len(batch) > 0 and all(isinstance(part, _NO_SAMPLES) for part in batch)
+
+
+def listed(batch: Batch, count: int) -> frozenset[int]:
+    """Find the tensors that are samples, or parts of one, in a list of them, by position in `batches.tensors_of`.
+
+    Args:
+        batch: Any nest.
+        count: Its samples.
+
+    Example:
+        >>> sorted(listed((torch.zeros(2, 5), [{"boxes": torch.zeros(3, 4)}, {"boxes": torch.zeros(1, 4)}]), 2))
+        [1, 2]
+    """
+    found: list[bool] = []
+
+    def visit(part: Batch, *, inside: bool, is_listed: bool) -> Batch:
+        if isinstance(part, Tensor):
+            found.append(is_listed)
+        elif is_nest(part):
+            if not is_listed and _is_list(part) and len(part) == count:
+                # A batch itself may be a list of a few fields, which have a row for each sample.
+                are_fields = not inside and all(isinstance(field, Tensor) and len(field) == count for field in part)
+                is_listed = _are_alike(part) and not are_fields
+            map_parts(partial(visit, inside=True, is_listed=is_listed), part)
+        return part
+
+    visit(batch, inside=False, is_listed=False)
+    return frozenset(position for position, is_listed in enumerate(found) if is_listed)
 
 
 def check_strided(*tensors: Tensor) -> None:
@@ -213,16 +310,16 @@ def check_strided(*tensors: Tensor) -> None:
         )
 
 
-def _cut_tensor(tensor: Tensor, most: int, count: int) -> Tensor:
+def _cut_tensor(tensor: Tensor, samples: slice, count: int, *, second: bool) -> Tensor:
     check_strided(tensor)
     if tensor.is_nested:
         raise _UncuttableError
     if not tensor.ndim:
         return tensor
     if len(tensor) == count:
-        return tensor[:most]
-    if tensor.ndim > 1 and tensor.shape[1] == count:
-        return tensor[:, :most]
+        return tensor[samples]
+    if second and tensor.ndim > 1 and tensor.shape[1] == count:
+        return tensor[:, samples]
     if len(tensor) == 1:  # the same for all samples
         return tensor
     raise _UncuttableError
@@ -250,6 +347,10 @@ def _stated_by(batch: Batch) -> int | None:
         if isinstance(value, int) and is_count(value):
             return value
     return None
+
+
+def _parts(batch: Batch) -> list[Batch]:
+    return list(batch) if _is_list(batch) else _fields_of(batch)
 
 
 def _fields_of(batch: Batch) -> list[Batch]:

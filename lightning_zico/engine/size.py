@@ -22,7 +22,7 @@ from lightning_zico.engine.layers import Layout
 from lightning_zico.engine.observers import ACTIVATIONS, floating_tensor_in, is_in_place
 from lightning_zico.engine.operators import counts_nothing, macs_of, most_macs_of
 from lightning_zico.engine.outside import outside_put_back
-from lightning_zico.engine.samples import WAY_OUT, Seen, is_settled, num_samples
+from lightning_zico.engine.samples import Seen, is_settled, known_samples, num_samples
 from lightning_zico.engine.scope import preserved, seed_all, unfused
 from lightning_zico.engine.stateless import Stateless
 from lightning_zico.errors import NotApplicableError, ZiCoError
@@ -83,9 +83,7 @@ class MacCount:
             NotApplicableError: If samples cannot be counted, or operators with much of the work have no formula.
         """
         self.check_complete()
-        if self.num_samples is None:
-            raise NotApplicableError(f"nothing tells how many samples a batch has. {WAY_OUT}")
-        return round(self.total / self.num_samples)
+        return round(self.total / known_samples(self.num_samples))
 
     def check_complete(self) -> None:
         """Refuse a total that misses what may be much of the work.

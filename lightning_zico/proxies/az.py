@@ -7,6 +7,7 @@ Index conventions:
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from lightning_zico.engine.observers import Observer, Rows, check_graph, floating_tensor_in
 from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.weights import gaussian_batch, kaiming_weights
-from lightning_zico.errors import NonFiniteError, NotApplicableError
+from lightning_zico.errors import NotApplicableError
 from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
 
 _STABILISER = 1e-8  # of the entropy, as published
@@ -39,7 +40,7 @@ def isotropy(features: Tensor) -> Tensor:
         features: ``[R, C]``.
 
     Returns:
-        Scalar, float64, at most ``log C``; NaN if the features do not vary, but for rounding errors.
+        Scalar, float64, at most ``log C``; NaN if the features do not vary, but for rounding errors, or are not finite.
 
     Example:
         >>> round(float(isotropy(torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]]))), 4)  # log 2
@@ -48,10 +49,10 @@ def isotropy(features: Tensor) -> Tensor:
     mean = features.mean(dim=0)
     centred = features - mean
     covariance = (centred.T @ centred).double() / len(features)  # [C, R] @ [R, C] -> [C, C]
-    eigenvalues = torch.linalg.eigvalsh(covariance).clamp_(min=0)
+    eigenvalues = torch.linalg.eigvalsh(_finite(covariance)).clamp_(min=0)
     total = eigenvalues.sum()
     rounding = torch.finfo(features.dtype).eps ** 2 * mean.double().square().sum()
-    shares = eigenvalues / total.masked_fill(total <= rounding, math.nan)
+    shares = eigenvalues / total.masked_fill(~(total > rounding), math.nan)
     return -(shares * (shares + _STABILISER).log()).sum()
 
 
@@ -68,11 +69,16 @@ def spectral_balance(gradients: Tensor, signs: Tensor) -> Tensor:
         signs: :math:`V`, random signs in the place of the gradient of its output, ``[R, C]``.
 
     Returns:
-        Scalar, float64, at most about 0, where ``sigma`` is 1.
+        Scalar, float64, at most about 0, where ``sigma`` is 1; NaN if something is not finite.
     """
     product = (gradients.T @ signs).double() / len(signs)  # [C', R] @ [R, C] -> [C', C]
-    sigma = torch.linalg.matrix_norm(product, ord=2)
+    sigma = torch.linalg.matrix_norm(_finite(product), ord=2).masked_fill(~product.isfinite().all(), math.nan)
     return 2 - sigma - 1 / (sigma + _INVERSE_STABILISER)
+
+
+def _finite(matrix: Tensor) -> Tensor:
+    """Replace a matrix that is not finite, which no decomposition takes, by zeros, without a look at the numbers."""
+    return matrix.masked_fill(~matrix.isfinite().all(), 0.0)
 
 
 class BlockStatistics(NamedTuple):
@@ -197,24 +203,29 @@ def block_statistics(probe: Probe) -> BlockStatistics:
         raise NotApplicableError("the network has no blocks: nothing is repeated in it. Name them with `blocks=`.")
     generator = torch.Generator().manual_seed(probe.seed)
     weights = kaiming_weights(probe.module, generator, probe.structure)
-    batch, inputs = probe.first_samples(NUM_INPUTS)
+    batch, inputs, count = probe.first_samples(NUM_INPUTS)
     batch = gaussian_batch(batch, generator, inputs)
     # Leaves, since tokens have no gradient: the graph then begins at the embeddings.
     own = probe.stateless.copied_params()
     weights = {name: t.requires_grad_(t.is_floating_point()) for name, t in (own | weights).items()}
     observer = _Blocks(tuple(blocks), probe.seed)
     probe.forward(observer, tensors=weights, batch=batch, fed="Gaussian inputs and Kaiming weights", is_cut=True)
-    count = probe.num_samples
-    observer.rows.check(count and min(count, NUM_INPUTS), "its blocks")
+    observer.rows.check(count, "its blocks")
     return observer.statistics
 
 
 def _expressivities(probe: Probe) -> dict[str, float]:
     parts = probe.once(block_statistics).expressivities
-    for name, value in parts.items():
-        if not math.isfinite(value):  # a minimum may pass over it
-            raise NonFiniteError(f"The features of block '{name}' do not vary, or are not finite.")
+    _check_finite(parts, "features", "do not vary, or are not finite")  # a minimum may pass over it
     return parts
+
+
+def _check_finite(parts: Mapping[str, float], of: str, how: str) -> None:
+    for name, value in parts.items():
+        if not math.isfinite(value):
+            raise NotApplicableError(
+                f"the {of} of block '{name}' {how}, with Kaiming weights on Gaussian inputs instead of its own."
+            )
 
 
 @register_proxy("az_expressivity")
@@ -284,4 +295,5 @@ class AZTrainability(Proxy):
             raise NotApplicableError(
                 "no block follows another whose positions it keeps, or all that do are identities."
             )
+        _check_finite(parts, "gradients", "are not finite")
         return Measurement(math.fsum(parts.values()) / len(parts), details={"blocks": parts})

@@ -19,7 +19,7 @@ from lightning_zico.engine.observers import Observer
 from lightning_zico.engine.probe import Probe
 from lightning_zico.errors import NotApplicableError
 from lightning_zico.proxies.base import Proxy, register_proxy
-from lightning_zico.proxies.jacob_cov import InputJacobian, correlations
+from lightning_zico.proxies.jacob_cov import InputJacobian, correlations, input_jacobian
 
 _STABILISER = 1e-5  # of the published code
 _MANY_CLASSES = 100  # from which on the published code compares classes
@@ -100,6 +100,6 @@ class EPENAS(Proxy):
 
     def measure(self, probe: Probe) -> float:
         """Correlate the input Jacobians of the first batch, class by class."""
-        rows = probe.observed(InputJacobian()).rows
+        rows = input_jacobian(probe)
         labels = class_labels(probe.batches[probe.first_idx], len(rows)).to(rows.device)
         return epe_nas_score(rows, labels, probe.observed(_OutputSize()).size)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_zico.engine.layers import channel_dim, weight_in
-from lightning_zico.engine.observers import GradientFacts, Observer
+from lightning_zico.engine.observers import GradientFacts, Observer, samples_first
 from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.transforms import real_view
 from lightning_zico.errors import NoGradientError, NotApplicableError
@@ -77,7 +77,10 @@ class ChannelSaliencies(Observer):
                 self._errors.append(layer)
                 return
             # A complex channel is made of two real ones, which are taken away together.
-            taken = channel_fisher(real_view(kept), real_view(gradient.detach()), dim).sum()
+            outputs, gradients = (
+                samples_first(real_view(tensor), self.time_first) for tensor in (kept, gradient.detach())
+            )
+            taken = channel_fisher(outputs, gradients, dim).sum()
             self.by_layer[layer] = self.by_layer[layer] + taken if layer in self.by_layer else taken
 
         self.fan_in[layer] = weight_in(module, layer).numel() // output.shape[dim]

@@ -13,9 +13,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from lightning_zico.engine.observers import Observer, check_graph, per_sample
+from lightning_zico.engine.observers import Observer, check_graph, per_sample, samples_first
 from lightning_zico.engine.probe import Probe
-from lightning_zico.engine.samples import check_strided
+from lightning_zico.engine.samples import check_strided, listed
 from lightning_zico.errors import NonFiniteError, NotApplicableError
 from lightning_zico.proxies.base import Proxy, register_proxy
 
@@ -51,7 +51,8 @@ def jacob_cov_score(jacobian: Tensor) -> float:
         No unit, higher is better, at most ``-N``.
 
     Raises:
-        NonFiniteError: If the gradient at an input is constant.
+        NonFiniteError: If a gradient is not finite.
+        NotApplicableError: If the gradient at an input is constant.
 
     Example:
         >>> round(jacob_cov_score(torch.eye(4) - 0.25), 4)  # correlations of -1/3: eigenvalues 0, 4/3, 4/3, 4/3
@@ -60,9 +61,13 @@ def jacob_cov_score(jacobian: Tensor) -> float:
     Source:
         Mellor et al., *Neural Architecture Search without Training*, arXiv:2006.04647v1, and its public code.
     """
+    if not bool(jacobian.isfinite().all()):
+        raise NonFiniteError("The gradient of the output at an input has NaN or infinite entries.")
     matrix = correlations(jacobian)
     if not bool(matrix.isfinite().all()):
-        raise NonFiniteError("The gradient of the output at an input is constant or not finite, so nothing correlates.")
+        raise NotApplicableError(
+            "the gradient of the output at an input has equal entries, such as zeros, which correlate with nothing."
+        )
     eigenvalues = torch.linalg.eigvalsh(matrix).clamp_(min=0)
     stabilised = eigenvalues + _STABILISER
     return float(-(stabilised.log() + 1 / stabilised).sum())
@@ -85,10 +90,26 @@ class InputJacobian(Observer):
         check_strided(*inputs)
         check_graph(output)
         gradients = torch.autograd.grad(output.sum(), list(inputs), retain_graph=True, allow_unused=True)
-        rows = [per_sample(g) for g in gradients if g is not None and g.ndim and len(g) == len(output)]
+        given = [samples_first(gradient, self.time_first) for gradient in gradients if gradient is not None]
+        rows = [per_sample(gradient) for gradient in given if gradient.ndim and len(gradient) == len(output)]
         if not rows:
             raise NotApplicableError("the output depends on no floating-point input that has a row for each sample.")
         self.rows = torch.cat(rows, dim=1)
+
+
+def input_jacobian(probe: Probe) -> Tensor:
+    """Differentiate the output for the first batch with respect to its inputs, ``[N, D]``.
+
+    Raises:
+        NotApplicableError: If inputs or outputs have no row for each sample.
+    """
+    rows = probe.observed(InputJacobian()).rows
+    count = probe.num_samples
+    if count not in (None, len(rows)):
+        raise NotApplicableError(f"the network puts out {len(rows)} rows for the {count} samples of the first batch.")
+    if probe.inputs & listed(probe.first_batch, len(rows)):
+        raise NotApplicableError("the samples of the input are a list, and not rows of one tensor.")
+    return rows
 
 
 @register_proxy("jacob_cov")
@@ -104,4 +125,4 @@ class JacobCov(Proxy):
 
     def measure(self, probe: Probe) -> float:
         """Correlate the input Jacobians of the first batch."""
-        return jacob_cov_score(probe.observed(InputJacobian()).rows)
+        return jacob_cov_score(input_jacobian(probe))

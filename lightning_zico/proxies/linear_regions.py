@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_zico._typing import Batch
 from lightning_zico.engine.batches import map_tensors, tensors_of
-from lightning_zico.engine.observers import Observer, per_sample
+from lightning_zico.engine.observers import Observer, Rows, per_sample
 from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.samples import cut_length
 from lightning_zico.engine.weights import gaussian_batch
@@ -24,6 +24,8 @@ from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
 NUM_INPUTS = 1000
 RESOLUTION = 3
 
+_SEEING = "its activation functions"
+
 
 @dataclass(unsafe_hash=True)
 class _Codes(Observer):
@@ -31,12 +33,14 @@ class _Codes(Observer):
 
     def start(self, module: nn.Module) -> None:
         """Begin with nothing."""
+        self.rows = Rows()
         self._codes: list[np.ndarray[Any, Any]] = []  # [N, bytes] each
 
     def activation(self, before: Tensor, after: Tensor) -> None:
         """Take in the samples' codes."""
         if before.ndim == 0:
             return
+        self.rows.see(before)
         codes = np.packbits(per_sample(before > 0).cpu().numpy(), axis=1)
         if self._codes and len(self._codes[0]) != len(codes):
             raise NotApplicableError("activation functions see different numbers of samples.")
@@ -77,18 +81,22 @@ class LinearRegions(Proxy):
         codes, inputs = _Codes(), "3 x 3"
         try:
             generator = torch.Generator().manual_seed(probe.seed)
-            small = gaussian_batch(_shrunk(batch), generator, probe.inputs)
+            small = gaussian_batch(_shrunk(batch, probe.num_samples), generator, probe.inputs)
             probe.forward(codes, batch=small, fed=None)
+            codes.rows.check(NUM_INPUTS, _SEEING)
         except Exception:  # not made for so small an image, or for none
             codes, inputs = _Codes(), "own size"
             generator = torch.Generator().manual_seed(probe.seed)
             probe.forward(codes, batch=gaussian_batch(batch, generator, probe.inputs), fed="Gaussian inputs")
+            probe.check_rows(codes.rows, _SEEING)
         return Measurement(float(codes.count), details={"inputs": inputs, "num_inputs": codes.num_samples})
 
 
-def _shrunk(batch: Batch) -> Batch:
+def _shrunk(batch: Batch, count: int | None) -> Batch:
     """Repeat samples until there are a thousand, and make images small; what is in them will be drawn."""
-    rows = torch.arange(NUM_INPUTS) % cut_length(batch)
+    if cut_length(batch) != count:
+        raise NotApplicableError("dimension 0 does not count samples.")
+    rows = torch.arange(NUM_INPUTS) % count
     if not any(tensor.is_floating_point() and tensor.ndim == 4 for tensor in tensors_of(batch)):
         raise NotApplicableError("the input holds no image.")
 

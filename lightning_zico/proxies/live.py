@@ -10,6 +10,7 @@ from lightning_zico.engine.calls import layer_calls
 from lightning_zico.engine.learned import FirstGradients
 from lightning_zico.engine.observers import Observer
 from lightning_zico.engine.probe import Probe
+from lightning_zico.engine.samples import known_samples
 from lightning_zico.errors import NotApplicableError
 from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
 
@@ -23,7 +24,7 @@ def live_layers(probe: Probe) -> list[str]:
 
 @dataclass(unsafe_hash=True)
 class LayerMacs(Observer):
-    """Counts the multiply-accumulate operations of each layer, per sample, over all its calls."""
+    """Counts the multiply-accumulate operations of each layer, for the whole batch, over all its calls."""
 
     def start(self, module: nn.Module) -> None:
         """Begin with nothing."""
@@ -65,7 +66,8 @@ class MacsLive(Proxy):
         """Count them on the first batch."""
         macs = probe.observed(LayerMacs()).by_layer
         alive = live_layers(probe)
-        layers = {name: float(macs[name]) for name in alive if name in macs}
+        samples = known_samples(probe.num_samples)
+        layers = {name: macs[name] / samples for name in alive if name in macs}
         if not layers:
             raise NotApplicableError("no layer that learns is called: their weights are used without a call.")
         uncounted = [name for name in alive if name not in macs]

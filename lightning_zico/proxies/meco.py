@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_zico.engine.observers import Observer
+from lightning_zico.engine.observers import Observer, samples_first
 from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.spectra import eigenvalues_of
 from lightning_zico.engine.weights import drawn_indices
@@ -70,7 +70,7 @@ class FeatureMaps(Observer):
         """Keep the map of the first sample, or of some of its channels."""
         if id(module) not in self._leaves or not isinstance(output, Tensor) or output.ndim < 3:
             return
-        sample = output[0]
+        sample = samples_first(output, self.time_first)[0]
         if sample.is_complex():  # both parts are channels
             sample = torch.cat([sample.real, sample.imag], dim=0 if output.ndim > 3 else -1)
         feature_map = sample.flatten(1) if output.ndim > 3 else sample.T  # [C, P]; tokens are [P, C]

@@ -49,9 +49,9 @@ def naswot_score(agreements: Tensor, num_units: int | None = None) -> float:
     if rank < len(matrix):
         units = "" if num_units is None else f" {num_units}"
         raise NotApplicableError(
-            f"the network's{units} units give the {len(matrix)} samples of the first batch only {rank} independent "
-            "patterns: two samples switch on the same units, or there are fewer units than samples. Lower the batch "
-            "size."
+            f"the network's{units} units give the {len(matrix)} rows that it makes of the first batch only {rank} "
+            "independent patterns: two rows switch on the same units, or there are fewer units than rows, which are "
+            "samples, tokens or nodes. Lower the batch size."
         )
     return float(torch.linalg.slogdet(matrix).logabsdet)
 

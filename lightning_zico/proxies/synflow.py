@@ -15,7 +15,7 @@ from lightning_zico.engine.dtypes import OneDtype, as_dtype
 from lightning_zico.engine.learned import WeightDifferentiator
 from lightning_zico.engine.observers import check_graph
 from lightning_zico.engine.probe import Probe
-from lightning_zico.engine.samples import check_strided
+from lightning_zico.engine.samples import are_first, check_strided
 from lightning_zico.errors import NonFiniteError, NotApplicableError
 from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
 
@@ -55,8 +55,9 @@ class SynFlow(Proxy):
 
     The network's output alone is differentiated: what the step does with it afterwards may fail on ones. Casts within
     the network to another precision are casts to float64. A network that fails on a single sample is given two of them,
-    and one that fails in float64 float32; the flow of a sample is the same. Where the tensors of a batch differ in
-    length, as those of a graph do, no sample can be cut out: the flow is then that of the whole batch.
+    and one that fails in float64 float32; the flow of a sample is the same. Where no
+    sample can be cut out of a batch, as of nodes and edges, or samples are a list and may differ in size, the flow is
+    that of the whole batch.
 
     Source:
         Tanaka et al., arXiv:2006.05467; as a proxy in Abdelfattah et al., ICLR 2021, arXiv:2101.08134. That code writes
@@ -99,13 +100,18 @@ class _Way(NamedTuple):
 
 def _flow_of(probe: Probe) -> tuple[_Flow, _Way]:
     """Take the flow in the first way that the network bears."""
-    batch = probe.first_batch
-    samples: tuple[int | None, ...] = (1, 2) if _can_be_cut(batch) else (None,)
+    whole = probe.first_batch
+    batch, inputs, count = probe.first_samples(1)
+    samples: tuple[int | None, ...] = (None,)
+    if count != 1 or len(tensors_of(batch)) < len(tensors_of(whole)):
+        batch, inputs = whole, probe.inputs
+    else:
+        samples = (1, 2) if are_first(whole, probe.num_samples or 1) else (1,)
     ways = [_Way(dtype, count, True) for dtype in (torch.float64, torch.float32) for count in samples]
     failures: list[NotApplicableError] = []
     for way in (ways[0]._replace(follows_casts=False), *ways):
         try:
-            flow = _run(probe, _ones(batch, way, probe.inputs), way)
+            flow = _run(probe, _ones(batch, way, inputs), way)
         except NotApplicableError as error:
             failures.append(error)
             continue
@@ -166,19 +172,13 @@ def _magnitude_of(products: Tensor) -> Tensor:
     return products.abs() if products.is_complex() else products.abs_()
 
 
-def _can_be_cut(batch: Batch) -> bool:
-    return len({len(tensor) for tensor in tensors_of(batch) if tensor.ndim}) == 1
-
-
 def _ones(batch: Batch, way: _Way, inputs: Container[int]) -> Batch:
-    """Take the first sample of a batch, once or twice, or all of it, and ones for what the network reads."""
+    """Take a batch, and twice the only sample along dimension 0 if asked to; ones for what the network reads."""
     positions = itertools.count()
 
     def one(tensor: Tensor) -> Tensor:
         check_strided(tensor)
-        sample = tensor
-        if way.num_samples is not None and tensor.ndim:
-            sample = tensor[:1].expand(way.num_samples, *tensor.shape[1:])
+        sample = tensor.expand(2, *tensor.shape[1:]) if way.num_samples == 2 and tensor.ndim else tensor
         return as_dtype(torch.ones_like(sample) if next(positions) in inputs else sample.clone(), way.dtype)
 
     return map_tensors(one, batch)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_zico.engine.observers import Observer
+from lightning_zico.engine.observers import Observer, samples_first
 from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.transforms import real_view
 from lightning_zico.engine.weights import drawn_like, gaussian_batch, gaussian_weights, map_inputs
@@ -38,9 +38,9 @@ class _LastMap(Observer):
         if isinstance(output, Tensor) and output.ndim > 2:
             positions = output.shape[1] if output.ndim == 3 else math.prod(output.shape[2:])
             if positions > 1:
-                self.last_map = output
+                self.last_map = samples_first(output, self.time_first)
         if id(module) in self.layout.layers and inputs:
-            self.last_input = inputs[0]
+            self.last_input = samples_first(inputs[0], self.time_first)
 
     def ended(self) -> None:
         """Take the features."""
@@ -99,7 +99,7 @@ class Zen(Proxy):
 
     def measure(self, probe: Probe) -> Measurement:
         """Run the network on noise, twice."""
-        batch, positions = probe.first_samples(NUM_INPUTS)
+        batch, positions, _ = probe.first_samples(NUM_INPUTS)
         if not positions:
             raise NotApplicableError("the input holds no floating-point numbers to change a little.")
         generator = torch.Generator().manual_seed(probe.seed)

@@ -16,7 +16,8 @@ from lightning_zico.engine.batches import all_equal
 from lightning_zico.engine.gradients import ChunkSize, check_chunk_size
 from lightning_zico.engine.lazy import initialise_on_first, is_uninitialised, own_if_lazy
 from lightning_zico.engine.probe import Probe
-from lightning_zico.engine.samples import cut_length, stated_samples
+from lightning_zico.engine.samples import num_samples as counted_samples
+from lightning_zico.engine.samples import stated_samples
 from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.errors import (
     IdenticalBatchesError,
@@ -71,7 +72,7 @@ def score(
             optimisation, several optimisers, GANs, and plain modules with several inputs. It runs where
             ``training_step`` would: ``module.trainer`` works and ``module.log`` is silent.
         axis: What varies between two gradients: ``"batch"``, the published ZiCo, or ``"sample"``. They are different
-            numbers. Per sample, dimension 0 of every tensor is cut; what a batch holds besides is passed on whole.
+            numbers. Per sample, every tensor and list of samples is cut; what is the same for all is passed on whole.
         chunk_size: Per sample: how many samples to differentiate at once; None for all of a batch, ``"auto"`` for as
             many as fit the memory.
         seed: Of dropout and other randomness in the model.
@@ -160,13 +161,16 @@ def check_batches(
         IdenticalBatchesError: If per-batch gradients are to vary and all batches are the same.
         ValueError: If ``num_samples`` returns something else than a positive int for one of them.
     """
-    for batch in batches:
-        stated_samples(batch, num_samples)
+    stated = [stated_samples(batch, num_samples) for batch in batches]
     needed = max(proxies, key=lambda proxy: proxy.min_gradients)
+    least = max(needed.min_gradients, 1)
     if not batches or needed.min_gradients:
-        given = sum(cut_length(batch) for batch in batches) if axis == "sample" else len(batches)
+        counts = [
+            counted_samples(batch) if count is None else count for batch, count in zip(batches, stated, strict=True)
+        ]
+        # Where a batch does not tell its samples, a candidate's pass may.
+        given = sum(count or least for count in counts) if axis == "sample" else len(batches)
         unit, way_out = ("samples", "Give more of them") if axis == "sample" else ("batches", "Raise `num_batches`")
-        least = max(needed.min_gradients, 1)
         if given < least:
             raise TooFewBatchesError(f"`{needed.name}` needs at least {least} {unit}; got {given}. {way_out}.")
     if isinstance(batches, Reread) and batches.are_copies:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.progress import TimeRemainingColumn
 from torch import nn
 
-from lightning_zico._typing import Axis, Batch, LossFn, Step
+from lightning_zico._typing import Axis, Batch, LossFn, NumSamples, Step, check_num_samples
 from lightning_zico.bridge import Reading, TrainingData
 from lightning_zico.budget import ARCH_COSTS, Budget
 from lightning_zico.candidates import Candidate
@@ -26,6 +26,7 @@ from lightning_zico.ranking import first_front, kendall
 from lightning_zico.results import Row, ScoreCard, SearchResult, ranks_of
 from lightning_zico.scoring.arguments import (
     check_budget,
+    check_is_trainer,
     check_loss,
     data_is_datamodule,
     missing_attribute,
@@ -37,7 +38,14 @@ from lightning_zico.scoring.choice import Choice, chosen, used_among
 from lightning_zico.scoring.executors import executor_of
 from lightning_zico.scoring.fingerprint import fingerprint, fingerprint_or_none
 from lightning_zico.scoring.given_data import check_data
-from lightning_zico.scoring.placement import AcceleratorName, Devices, PrecisionLike, check_placement, placement_of
+from lightning_zico.scoring.placement import (
+    AcceleratorName,
+    Devices,
+    PrecisionLike,
+    check_placement,
+    placement_of,
+    trainers_precision,
+)
 from lightning_zico.scoring.progress import is_interactive, progress_bar
 from lightning_zico.scoring.provenance import reading, told, versions
 from lightning_zico.scoring.scorer import check_axis, check_batches
@@ -46,8 +54,10 @@ from lightning_zico.search.costs import ArchCosts
 from lightning_zico.search.evolution import Evolution, Member, Population, scores_of
 from lightning_zico.search.trials import Finished, Trials, imported_optuna, quiet_optuna
 from lightning_zico.spaces import SearchSpace, get_space
+from lightning_zico.trainers import DEFAULT_SETTINGS, TrainerSettings
 
 if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
     from optuna.samplers import BaseSampler
 
     from lightning_zico.search.trials import StorageLike
@@ -120,6 +130,9 @@ class ZeroShotSearch:
         chunk_size: See there.
         loss_fn: See there. Where there is none of this, ``step`` and ``wrap``, it is the cross-entropy.
         step: See there.
+        num_samples: See there.
+        trainer: That is to train the networks, which ``wrap`` makes LightningModules of. It is only read: a
+            ``training_step`` sees its settings, and its precision is taken as by `ZeroShotSelector`.
         seed: Of all that is drawn: batches, weights, archs.
         cache: See there.
         executor: See there. With several workers, each has an arch of its own, proposed while the others are scored.
@@ -167,6 +180,8 @@ class ZeroShotSearch:
         chunk_size: ChunkSize = None,
         loss_fn: LossFn | None = None,
         step: Step | None = None,
+        num_samples: NumSamples | None = None,
+        trainer: "Trainer | None" = None,
         seed: int = 0,
         cache: CacheLike | None = None,
         executor: Executor | Literal["processes"] | None = None,
@@ -180,6 +195,8 @@ class ZeroShotSearch:
         check_axis(axis)
         check_chunk_size(chunk_size)
         check_loss(loss_fn, step)
+        check_num_samples(num_samples)
+        check_is_trainer(trainer)
         check_budget(budget)
         check_cache(cache)
         executor_of(executor, timeout_s)
@@ -201,6 +218,8 @@ class ZeroShotSearch:
         self.chunk_size: ChunkSize = chunk_size
         self.loss_fn = loss_fn
         self.step = step
+        self.num_samples: NumSamples | None = num_samples
+        self.trainer = trainer
         self.seed = whole_number("seed", seed)
         self.cache = cache
         self.executor = executor
@@ -243,14 +262,16 @@ class ZeroShotSearch:
         """
         check_data(datamodule, pairs=self.loss_fn is not None or self._needs_loss)
         choice = self._choice()
-        with TrainingData(datamodule) as data:
+        settings = TrainerSettings.of(self.trainer)
+        with TrainingData(datamodule, settings) as data:
             reading = data.read(self.num_batches, seed=self.seed)
-            check_batches(reading.batches, choice.proxies, self.axis)
-            self._search(choice, reading, data.datamodule)
+            check_batches(reading.batches, choice.proxies, self.axis, self.num_samples)
+            self._search(choice, reading, data.datamodule, settings)
         return self.result_
 
-    def _search(self, choice: Choice, reading: Reading, datamodule: Any) -> None:
-        placement = placement_of(self.accelerator, self.devices, self.precision, channels_last=False)
+    def _search(self, choice: Choice, reading: Reading, datamodule: Any, trainers: TrainerSettings) -> None:
+        precision = self.precision or trainers_precision(trainers.precision, self.accelerator)
+        placement = placement_of(self.accelerator, self.devices, precision, channels_last=False)
         work = Work(
             reading.batches,
             choice.proxies,
@@ -262,6 +283,8 @@ class ZeroShotSearch:
             datamodule=datamodule,
             budget=self.budget.without_arch_costs() if self.budget else None,
             placement=placement,
+            num_samples=self.num_samples,
+            settings=trainers,
             loader=reading.loader,
         )
         settings = self._settings(choice, work)
@@ -363,6 +386,8 @@ class ZeroShotSearch:
             "loss_fn": work.loss_fn,
             "chunk_size": self.chunk_size,
             **({} if work.step is None else {"step": work.step}),
+            **({} if work.num_samples is None else {"num_samples": work.num_samples}),
+            **({} if work.settings == DEFAULT_SETTINGS else {"trainer": work.settings}),
         }
         content = {name: fingerprint_or_none(part) for name, part in parts.items()}
         unseen = [name for name, seen in content.items() if seen is None]

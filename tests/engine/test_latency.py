@@ -41,6 +41,19 @@ def test_an_error_of_the_function_is_its_own():
         measure_latency(broken, CPU, num_warmups=1, num_repeats=1)
 
 
+def test_a_step_that_differentiates_is_timed_with_autograd():
+    def forces(module, batch, batch_idx):
+        assert not module.training
+        positions = batch.clone().requires_grad_()
+        return torch.autograd.grad(module(positions).square().sum(), positions, create_graph=True)[0].square().mean()
+
+    module = nn.Linear(3, 2)
+    card = score(module, [torch.randn(4, 3)], ["latency"], step=forces)
+    assert card["latency"].error is None
+    assert card["latency"].value > 0
+    assert all(parameter.grad is None for parameter in module.parameters())
+
+
 class Noting(nn.Linear):
     """Notes with how many threads it runs, and may give it up."""
 

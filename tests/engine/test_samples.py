@@ -4,6 +4,7 @@ import dataclasses
 from collections import UserDict, namedtuple
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,9 @@ from lightning_zico import score
 from lightning_zico._typing import check_num_samples
 from lightning_zico.engine.samples import (
     Seen,
+    are_first,
     check_cut,
+    cut,
     cut_length,
     first_samples,
     num_samples,
@@ -341,12 +344,60 @@ def test_what_has_no_common_length_is_not_cut_to_single_samples(batch, said):
         cut_length(batch)
 
 
-def test_only_a_dimension_that_counts_samples_is_cut_to_single_ones():
-    check_cut((zeros(5, 3), labels(5)), 5)
-    with pytest.raises(UnsupportedBatchError, match="has length 7, but it has 4 samples"):
-        check_cut((zeros(7, 4, 3), labels(7, 4)), 4)
-    with pytest.raises(UnsupportedBatchError, match=r"nothing tells.*Pass `num_samples=`"):
-        check_cut(IMAGES, None)
+@pytest.mark.parametrize(
+    ("batch", "count", "is_time_first", "said"),
+    [
+        (IMAGES, None, False, "nothing tells how many samples a batch has.*Pass `num_samples=`"),
+        ((zeros(7, 4, 3), labels(7, 4)), 4, False, r"a batch of 4 with tensors of the shapes \(7, 4, 3\), \(7, 4\)\."),
+        ((zeros(20, 3), labels(2, 60), labels(4)), 4, False, "a batch of 4"),
+        ((zeros(5, 3), labels(2, 5)), 5, False, "a batch of 5"),  # five edges between five nodes
+        ((zeros(5, 3), Graphs(5)), 5, False, "a batch of 5"),
+        (Graphs(5), 5, False, "a batch of 5 with no tensors in tuples"),
+        ((packed([5, 3, 2]), labels(3)), 3, False, "a batch of 3"),
+        (([zeros(3, 8, 8)] * 3, labels(3)), 3, False, "a batch of 3"),  # three views, or images of three channels
+        ((zeros(5, 5, 3), labels(5)), 5, True, "first two dimensions of a tensor have length 5"),
+        ({"x": zeros(20, 3), **{str(n): labels(n) for n in range(9)}}, 4, False, r"\(6,\), \.\.\.\. Use"),
+    ],
+)
+def test_single_samples_are_cut_out_of_a_batch_or_there_is_a_reason(batch, count, is_time_first, said):
+    with pytest.raises(NotApplicableError, match=said):
+        check_cut(batch, count, may_be_time_first=is_time_first)
+
+
+SINGLE = {
+    "tensors": ((zeros(5, 3), labels(5)), 5, [(1, 3), (1,)]),
+    "values that all share": (
+        {"x": zeros(5, 3), "weight": torch.tensor(0.5), "task": "qa", "none": None, "n": 5},
+        5,
+        None,
+    ),
+    "a value for each": ({"x": zeros(3, 3), "ids": [7, 8, 9], "names": ["a", "b", "c"]}, 3, None),
+    "arrays": ((zeros(3, 3), np.arange(3), np.arange(4)), 3, None),
+    "views": (([zeros(5, 3), zeros(5, 3)], labels(5)), 5, [[(1, 3), (1, 3)], (1,)]),
+    "as many views as fields": ([zeros(2, 3), zeros(2, 1)], 2, [(1, 3), (1, 1)]),
+    "detection": ((IMAGES, TARGETS), 5, [[(3, 12, 10)], [{"boxes": (1, 4), "labels": (1,)}]]),
+    "images as high as there are": (([zeros(3, 4, n) for n in (5, 6, 7, 8)], labels(4)), 4, [[(3, 4, 5)], (1,)]),
+    "time first": ((zeros(7, 5, 3), labels(5)), 5, [(7, 1, 3), (1,)]),
+    "tensor dictionary": ({"x": zeros(5, 3), "positions": zeros(1, 3)}, 5, {"x": (1, 3), "positions": (1, 3)}),
+}
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_a_single_sample_is_cut_out_of_every_field(name):
+    batch, count, expected = SINGLE[name]
+    is_time_first = name == "time first"
+    assert check_cut(batch, count, may_be_time_first=is_time_first) == count
+    first, second = (cut(batch, slice(n, n + 1), count, may_be_time_first=is_time_first) for n in (0, 1))
+    if expected is not None:
+        assert shapes(first) == expected
+    elif name == "a value for each":
+        assert (second["ids"], second["names"], shapes(second["x"])) == ([8], ["b"], (1, 3))
+    elif name == "arrays":
+        assert (second[1].tolist(), second[2].tolist()) == ([1], [0, 1, 2, 3])
+    else:
+        assert shapes(first) == {**batch, "x": (1, 3), "weight": ()}
+    is_plain = name in ("tensors", "values that all share", "views", "as many views as fields", "tensor dictionary")
+    assert are_first(batch, count) == is_plain
 
 
 def shapes(batch):

@@ -84,7 +84,31 @@ def test_a_block_whose_features_do_not_vary_is_an_error_for_all_that_reads_expre
     names = ["az_expressivity", "az_expressivity_mean", "az_progressivity"]
     card = score(network, one_sample, proxies=names, loss_fn=F.cross_entropy)
     for name in names:
-        assert card[name].error == "NonFiniteError: The features of block '5' do not vary, or are not finite."
+        reason = "not applicable: the features of block '5' do not vary, or are not finite, with Kaiming weights"
+        assert str(card[name].error).startswith(reason)
+
+
+@pytest.mark.parametrize("factor", [float("inf"), float("nan"), 1e30])
+def test_features_that_leave_the_range_of_floats_are_told_in_words(factor: float) -> None:
+    class Scaled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return F.relu(x) * factor * factor
+
+    layers = [layer for _ in range(4) for layer in (nn.Linear(6, 6), Scaled())]
+    batches = [(torch.randn(5, 6), torch.arange(5) % 3) for _ in range(2)]
+    names = ["az_expressivity", "az_expressivity_mean", "az_progressivity", "az_trainability"]
+    card = score(nn.Sequential(*layers, nn.Linear(6, 3)), batches, names, F.cross_entropy)
+    for name in names:
+        assert "are not finite, with Kaiming weights" in str(card[name].error)
+        assert str(card[name].error).startswith("not applicable: the ")
+
+
+def test_an_output_that_no_input_moves_correlates_with_nothing() -> None:
+    network = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 3))
+    nn.init.zeros_(network[-1].weight)
+    batches = [(torch.randn(5, 6), torch.arange(5) % 3) for _ in range(2)]
+    error = score(network, batches, "jacob_cov", F.cross_entropy)["jacob_cov"].error
+    assert str(error).startswith("not applicable: the gradient of the output at an input has equal entries")
 
 
 def test_blocks_of_tokens_are_differentiated_also_beside_a_mask_of_floating_point() -> None:

@@ -14,6 +14,9 @@ from torch.func import functional_call, grad, vmap
 from torch.utils.checkpoint import checkpoint
 
 from lightning_zico import ScoreCard, ZeroShotSelector, score
+from lightning_zico.engine import weights
+from lightning_zico.engine.weights import drawn_like
+from lightning_zico.proxies import zen
 from tests.modules import assert_untouched
 
 NUM_SAMPLES, NUM_INPUTS, NUM_CLASSES = 8, 12, 3
@@ -251,7 +254,7 @@ def test_what_a_step_does_around_its_network_changes_no_number(kind: str) -> Non
         assert card[name].value == pytest.approx(expected[name].value, rel=1e-5), name
 
 
-COMPARING = ["naswot", "log_neurons", "swap", "near", "az_expressivity_mean", "az_trainability"]
+COMPARING = ["naswot", "log_neurons", "swap", "near", "linear_regions", "az_expressivity_mean", "az_trainability"]
 
 
 @pytest.mark.parametrize(("kind", "seen"), [(Halves, NUM_SAMPLES // 2), (EachSample, 1)])
@@ -267,6 +270,92 @@ def test_a_network_that_sees_a_part_of_the_batch_at_a_time_is_not_compared(kind:
 def test_more_rows_than_samples_are_those_of_views_or_tokens(kind: type[Plain]) -> None:
     card = score(kind(), batches(), ["log_neurons", "swap", "az_expressivity_mean"])
     assert {name: card[name].error for name in card} == dict.fromkeys(card)
+
+
+class Steps(Trained):
+    """Recurrent layers, attention, and layers between them, on ``[N, T, C]`` or ``[T, N, C]``."""
+
+    def __init__(self, batch_first: bool) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.inside = nn.Linear(5, 8)
+        self.lstm = nn.LSTM(8, 8, batch_first=batch_first)
+        how = {"dropout": 0.0, "batch_first": batch_first}
+        self.attention = nn.TransformerEncoder(
+            nn.TransformerEncoderLayer(8, 2, 8, **how), 2, enable_nested_tensor=False
+        )
+        self.head = nn.Linear(8, 3)
+        self.steps = int(batch_first)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.attention(self.lstm(F.relu(self.inside(x)))[0]))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(self(batch[0]).mean(self.steps), batch[1])
+
+
+@pytest.mark.parametrize("num_steps", [4, 12])
+def test_steps_before_samples_change_no_number(num_steps: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    samples = [torch.randn(NUM_SAMPLES, num_steps, 5, generator=torch.manual_seed(seed)) for seed in (1, 2)]
+    names = [
+        "macs",
+        "macs_live",
+        "naswot",
+        "log_neurons",
+        "swap",
+        "near",
+        "linear_regions",
+        "jacob_cov",
+        "epe_nas",
+        "ntk_cond",
+    ]
+    names += ["meco_opt", "zen", "synflow", "gradsign", "knas", "zico", "lswag", "fisher"]
+
+    def drawn_alike(tensor: Tensor, generator: torch.Generator) -> Tensor:
+        is_second = tensor.shape == (num_steps, NUM_SAMPLES, 5)
+        drawn = drawn_like(tensor.transpose(0, 1) if is_second else tensor, generator)
+        return drawn.transpose(0, 1) if is_second else drawn
+
+    def cards(batch_first: bool) -> list[ScoreCard]:
+        batches = [(x if batch_first else x.transpose(0, 1), labels()) for x in samples]
+        return [score(Steps(batch_first), batches, names), score(Steps(batch_first), batches, "zico", axis="sample")]
+
+    for module in (weights, zen):
+        monkeypatch.setattr(module, "drawn_like", drawn_alike)
+    for expected, found in zip(cards(batch_first=True), cards(batch_first=False), strict=True):
+        assert {name for name in found if found[name].error} == {name for name in expected if expected[name].error}
+        for name in found:
+            # 1e-3: sums of float32 in another order, of which ZiCo divides by small deviations
+            other = expected[name].value
+            assert found[name].value == (None if other is None else pytest.approx(other, rel=1e-3)), name
+
+
+class FromList(Plain):
+    """Takes its samples as a list of sequences, which it averages."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(self(torch.stack([steps.mean(0) for steps in batch[0]])), batch[1])
+
+
+@pytest.mark.parametrize("lengths", [[NUM_SAMPLES] * NUM_SAMPLES, range(NUM_SAMPLES, 2 * NUM_SAMPLES)])
+def test_a_sample_of_a_list_is_not_taken_for_a_batch(lengths: Any) -> None:
+    """It may have as many rows as there are samples."""
+    batches = [([torch.randn(n, NUM_INPUTS) for n in lengths], labels()) for _ in range(2)]
+    card = score(FromList(), batches, ["jacob_cov", "epe_nas"])
+    for name in card:
+        assert card[name].error == "not applicable: the samples of the input are a list, and not rows of one tensor."
+
+
+def test_the_flow_does_not_depend_on_the_order_of_samples_of_different_sizes() -> None:
+    samples = [torch.randn(n, NUM_INPUTS) for n in range(3, 3 + NUM_SAMPLES)]
+    whole, other = (samples, labels()), (samples[::-1], labels())
+
+    class Summed(FromList):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return self(torch.stack([steps.sum(0) for steps in batch[0]])).square().mean()
+
+    values = [score(Summed(), [batch], "synflow")["synflow"].value for batch in (whole, other)]
+    assert None is not values[0] == pytest.approx(values[1])
 
 
 class Hidden(torch.autograd.Function):

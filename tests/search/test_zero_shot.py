@@ -305,6 +305,30 @@ class Wrapped(LightningModule):
         return self.network(images)
 
 
+class Scheduled(Wrapped):
+    """A network whose loss depends on the trainer."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        assert self.trainer.max_epochs is not None
+        return super().training_step(batch, batch_idx) * self.trainer.max_epochs
+
+
+def test_networks_see_the_trainer_and_samples_are_counted_as_stated(tmp_path: Path) -> None:
+    def found(**kwargs: Any) -> SearchResult:
+        return searched(wrap=Scheduled, proxies=["grad_norm", "macs"], num_trials=2, **kwargs)
+
+    alone, stated = found(), found(trainer=Trainer(max_epochs=7, logger=False), num_samples=2)
+    for row, other in zip(alone.ranked, stated.ranked, strict=True):
+        assert row["arch"] == other["arch"]
+        assert other["grad_norm"] == pytest.approx(row["grad_norm"] * 7 / 1000)
+        assert other["macs"] == row["macs"] * len(batches()[0][1]) / 2
+    assert alone.provenance["study"] != stated.provenance["study"]
+    with pytest.raises(ValueError, match="Invalid num_samples="):
+        found(num_samples=0)
+    with pytest.raises(ValueError, match="Invalid trainer="):
+        found(trainer="gpu")
+
+
 def test_the_best_go_on_to_a_selector_that_trains_the_winner() -> None:
     arguments = {"proxies": ["balanced", "zico"], "num_trials": 10, "num_classes": 3, "sampler": SMALL}
     search = ZeroShotSearch(Bits(), wrap=Wrapped, **arguments)
