@@ -91,8 +91,17 @@ def _code_of(given: list[str]) -> int:
 
 def _in_one_line(error: Exception) -> str:
     """Say what is wrong; what other packages and the user raise with its kind."""
+    if _raised_by(error) == "jsonargparse":
+        return _first_reason(str(error))
     is_ours = _raised_by(error) == "lightning_zico" or _is_lightnings_refusal(error)
     return " ".join(str(error).split()) if is_ours else in_words(error)
+
+
+def _first_reason(text: str) -> str:
+    """Keep of the many kinds that a value is not the first, which is the one that is meant."""
+    kinds = rf"Errors:\n(?:\s+- Not of type {commands.ZooSpec.__name__}.*?)?\s+- (.*?)(?:\n\s+- |\n\s+Given value|$)"
+    reason = re.search(kinds, text, re.DOTALL)
+    return " ".join((reason[1] if reason else text).split())
 
 
 def _raised_by(error: Exception) -> str:
@@ -104,7 +113,8 @@ def _raised_by(error: Exception) -> str:
 def _is_wrong_use(error: Exception) -> bool:
     """Whether what was given was refused; else something failed, often the code of the user."""
     has_failed = isinstance(error, RuntimeError | ConnectionError | ArithmeticError)
-    return _is_lightnings_refusal(error) or (_raised_by(error) == "lightning_zico" and not has_failed)
+    has_refused = _raised_by(error) in ("lightning_zico", "jsonargparse") and not has_failed
+    return has_refused or _is_lightnings_refusal(error)
 
 
 def _is_lightnings_refusal(error: Exception) -> bool:
@@ -137,12 +147,7 @@ def _run(given: list[str]) -> None:
             config = parser.parse_args(args)
         except argparse.ArgumentError as error:
             raise InvalidArgumentError(_plainly(str(error), args, options)) from error
-    try:
-        arguments = parser.instantiate(config)[config.command].as_dict()
-    except Exception as error:
-        # Of the many kinds that a value is not, the first is the one that is meant.
-        reason = re.search(r"Errors:\n\s+- (.*?)(?:\n\s+- |\n\s+Given value|$)", str(error), re.DOTALL)
-        raise InvalidArgumentError(reason[1] if reason else _in_one_line(error)) from error
+    arguments = parser.instantiate(config)[config.command].as_dict()
     arguments.pop("config")
     finals = _COMMANDS[config.command](**arguments)
     if finals is not None:
@@ -381,15 +386,16 @@ def _plainly(text: str, args: Sequence[str], options: Mapping[str, Collection[st
         return f"Invalid {option}={config[1]}: expected one of the options behind it, such as `{one} {config[1]}`."
     value = re.search(r"(?:Got|Given) value: (.*?)(?:\. Got value|\n|$)", text)
     innermost = text.rpartition(f'Parser key "{keys[-1]}"')[2] if keys else ""
-    kinds = re.search(r"Subtypes: \[(.*)\]|Expected a (.*?)(?:\. Got value|\n|$)", innermost)
-    if not value or not kinds:
-        return " ".join(text.split())
+    kinds = re.search(r"Subtypes: \[(.*)\]|Expected a (<class .*?|typing.*?)(?:\. Got value|\n|$)", innermost)
+    is_kind = bool(kinds) and ("Errors:" not in innermost or _first_reason(innermost).startswith("Expected a"))
+    if not value or not kinds or not is_kind:
+        return _first_reason(text)
     given = "null" if value[1] == "None" else value[1]
     return f"Invalid {option}={given}: expected {_kinds_in_words(kinds[1] or kinds[2], option)}."
 
 
 def _no_option(name: str, known: Collection[str], else_: str) -> str:
-    nearest = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
+    nearest = difflib.get_close_matches(name, list(known), n=3, cutoff=0.75)
     hint = f" Did you mean {' or '.join(nearest)}?" if nearest else ""
     return f"There is no option {name}.{hint} {else_}"
 

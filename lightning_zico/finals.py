@@ -219,17 +219,16 @@ def check_will_train(trainer: Any) -> None:
         InvalidArgumentError: If it trains nothing, or is done.
     """
     limits = {
-        "max_epochs": (trainer.max_epochs, trainer.current_epoch),
-        "max_steps": (trainer.max_steps, trainer.global_step),
+        "epochs": (trainer.max_epochs, trainer.current_epoch),
+        "steps": (trainer.max_steps, trainer.global_step),
     }
-    for name, (limit, done) in limits.items():
+    for unit, (limit, done) in limits.items():
         if not trainer.fast_dev_run and limit not in (None, -1) and done >= limit:
-            before = (
-                f", of which it has trained {done} before. Pass a new `Trainer`, or raise `{name}`"
-                if done
-                else ". Raise it"
+            before = f"has trained {done} {unit} before, and " if done else ""
+            raise InvalidArgumentError(
+                f"`trainer` {before}ends after `max_{unit}={limit}`, so that it trains nothing. Pass a new `Trainer`, "
+                f"or raise `max_{unit}`; `rank` ranks without training."
             )
-            raise InvalidArgumentError(f"`trainer` ends after `{name}={limit}`{before}; `rank` ranks without training.")
     if trainer.limit_train_batches == 0:
         raise InvalidArgumentError(
             "`trainer` has `limit_train_batches=0`, so that it trains nothing. Raise it; `rank` ranks without training."

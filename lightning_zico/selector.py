@@ -561,8 +561,8 @@ def _fit_arguments(datamodule: Any, val_dataloaders: Any) -> dict[str, Any]:
 
 
 def _for_trainer(data: Any) -> Any:
-    loaders = any(isinstance(leaf, DataLoader) for leaf in tree_leaves(data))
     # Lightning takes a plain list for a collection of loaders.
+    loaders = any(isinstance(leaf, DataLoader | Iterator) for leaf in tree_leaves(data))
     return _Batches(data) if isinstance(data, list | tuple) and not loaders else data
 
 

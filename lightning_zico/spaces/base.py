@@ -51,11 +51,11 @@ _TAKE_AN_ARCH = {"neighbours", "params", "macs", "depth", "build", "blocks"}
 
 
 def _taking_no_text(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Have a method of a space refuse the string of an arch, which is not the arch."""
+    """Have a method of a space refuse the string of an arch where that is not the arch."""
 
     @wraps(method)
     def checked(self: Any, arch: Any, *args: Any, **kwargs: Any) -> Any:
-        if isinstance(arch, str):
+        if isinstance(arch, str) and not isinstance(self.parse(arch), str):
             raise InvalidArgumentError(f"Invalid arch={arch!r}: it is a text. Pass `space.parse(...)` of it.")
         return method(self, arch, *args, **kwargs)
 
