@@ -145,7 +145,7 @@ def _run(given: list[str]) -> None:
         parser, options = _parser()
         try:
             config = parser.parse_args(args)
-        except argparse.ArgumentError as error:
+        except (argparse.ArgumentError, UnicodeDecodeError) as error:  # the latter of a file that is no text
             raise InvalidArgumentError(_plainly(str(error), args, options)) from error
     arguments = parser.instantiate(config)[config.command].as_dict()
     arguments.pop("config")
@@ -366,30 +366,38 @@ def _plainly(text: str, args: Sequence[str], options: Mapping[str, Collection[st
     """
     command = args[0] if args else ""
     known = options.get(command, ())
+    help_ = f"`{_PROG} {command} --help`" if command and not command.startswith("-") else f"`{_PROG} --help`"
     if unknown := re.search(r'Parser key "data".*Expected a dot import path string: ([^\n]+)', text, flags=re.DOTALL):
         return commands.no_data(unknown[1])
     if text.startswith("the following arguments are required: "):
         names = [name.partition(".")[2] for name in text.partition(": ")[2].split(", ")]
         needed = [f"--{name}" if f"--{name}" in known or not known else name.upper() for name in names]
-        return f"`{_PROG} {command}` needs {' and '.join(needed)}. `{_PROG} {command} --help` says what that is."
+        return f"`{_PROG} {command}` needs {' and '.join(needed)}. {help_} says what that is."
     if unknown := re.match(r"unrecognized arguments: (--[^ =]+)|.*does not accept option '([^']+)'", text):
-        return _no_option(unknown[1] or f"--{unknown[2]}", known, f"`{_PROG} {command} --help` lists all.")
+        return _no_option(unknown[1] or f"--{unknown[2]}", known, f"{help_} lists all.")
     # The outermost key first, up to that of the value which is wrong.
     keys = list(dict.fromkeys(re.findall(r'Parser key "([^"]+)"', text)))
     option = f"--{'.'.join(keys)}"
     if unknown := re.search(r"Option '([^']+)' is not accepted", text):
-        path = re.search(r"class_path[ =]'([^']+)'", text)
-        own = [f"{option}.{name}" for name in _parameters_of(path[1])] if path else []
+        # Of the classes in classes the one that was told last, or that is told behind.
+        before, _, behind = text.partition(unknown[0])
+        paths = re.findall(r"class_path[ =]'([^']+)'", before)[-1:] or re.findall(r"class_path[ =]'([^']+)'", behind)
+        own = [f"{option}.{name}" for name in _parameters_of(paths[0])] if paths else []
         return _no_option(f"{option}.{unknown[1]}", own, f"Known: {', '.join(own)}.")
     if config := re.search(r"Unable to load config '([^']*)'", text):
         one = next((name for name in known if name.startswith(f"{option}.")), f"{option}.NAME")
         return f"Invalid {option}={config[1]}: expected one of the options behind it, such as `{one} {config[1]}`."
+    if missing := re.search(r": the following arguments are required: ([\w., ]+)", text):
+        needed = [f"{option}.{name}" for name in missing[1].split(". ")[0].rstrip(".").split(", ")]
+        return f"What {option} names needs {' and '.join(needed)}."
     value = re.search(r"(?:Got|Given) value: (.*?)(?:\. Got value|\n|$)", text)
     innermost = text.rpartition(f'Parser key "{keys[-1]}"')[2] if keys else ""
     kinds = re.search(r"Subtypes: \[(.*)\]|Expected a (<class .*?|typing.*?)(?:\. Got value|\n|$)", innermost)
     is_kind = bool(kinds) and ("Errors:" not in innermost or _first_reason(innermost).startswith("Expected a"))
     if not value or not kinds or not is_kind:
         return _first_reason(text)
+    if nested := re.match(r"NestedArg\(key='(.*)', val='(.*)'\)", value[1]):
+        return f"Invalid {option}.{nested[1]}={nested[2]}: what {option} names has no options."
     given = "null" if value[1] == "None" else value[1]
     return f"Invalid {option}={given}: expected {_kinds_in_words(kinds[1] or kinds[2], option)}."
 
@@ -412,13 +420,13 @@ def _kinds_in_words(kinds: str, option: str) -> str:
         >>> _kinds_in_words("typing.Literal['a', 'b'], <class 'int'>, <class 'NoneType'>", "--c")
         'a, b, a whole number or null'
         >>> _kinds_in_words("<class 'my_pkg.Adam'>, typing.Literal['sgd']", "--optimizer")
-        'options of Adam, such as --optimizer.NAME, or sgd'
+        'a class path of Adam (options: --optimizer.NAME) or sgd'
     """
     words: dict[str, None] = {}
     for choices, kind in re.findall(r"typing\.Literal\[(.*?)\]|<class '(.*?)'>", kinds):
         if choices:
             words.update(dict.fromkeys(choices.replace("'", "").split(", ")))
         else:
-            words[_IN_WORDS.get(kind, f"options of {kind.rpartition('.')[2]}, such as {option}.NAME,")] = None
+            words[_IN_WORDS.get(kind, f"a class path of {kind.rpartition('.')[2]} (options: {option}.NAME)")] = None
     *others, last = words or {kinds: None}
-    return f"{', '.join(others)} or {last}".replace(",,", ",") if others else last.rstrip(",")
+    return f"{', '.join(others)} or {last}" if others else last

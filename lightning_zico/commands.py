@@ -7,6 +7,7 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from functools import partial
 from importlib import import_module
 from operator import index
 from pathlib import Path
@@ -394,10 +395,10 @@ def report(results: str, output: str | None = None) -> None:
     if output is None:
         _print(leaderboard_table(read) if isinstance(read, Leaderboard) else read)
         return
-    if output.endswith(".csv"):
-        read.to_csv(output)
-    else:
-        write_html(read, output)
+    try:
+        (read.to_csv if output.endswith(".csv") else partial(write_html, read))(output)
+    except OSError as error:
+        raise ValueError(f"`--output` is {output!r}, which cannot be written: {error.strerror}.") from error
     _say(f"Written: {output}")
 
 

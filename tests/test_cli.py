@@ -137,6 +137,7 @@ FILES = {
     "typo.yaml": "data: digits\ncandidate: my_pkg.my_candidates\n",
     "typed.yaml": "data: digits\nzoo: timm:lcnet_035\nnum_batches: two\n",
     "broken.yaml": "data: [digits\n",
+    "empty.json": '{"rows": [], "provenance": {}}',
 }
 
 
@@ -363,7 +364,7 @@ def test_a_dataset_that_is_there_needs_no_network(monkeypatch: pytest.MonkeyPatc
         ),
         (
             f"rank {' '.join(DIGITS)} --trainer 3",
-            "Invalid --trainer=3: expected options of Trainer, such as --trainer.NAME,",
+            "Invalid --trainer=3: expected a class path of Trainer (options: --trainer.NAME) or null.",
         ),
         (f"rank {' '.join(DIGITS)} --accelerator cpu --devices x", "Invalid devices='x' of `cpu`"),
         (f"rank {' '.join(DIGITS)} --candidate x", "There is no option --candidate. Did you mean --candidates?"),
@@ -408,9 +409,18 @@ def test_a_dataset_that_is_there_needs_no_network(monkeypatch: pytest.MonkeyPatc
         ("score resnet18 --data digits", "`--model` is 'resnet18'; needed is an import path"),
         (
             "search --data digits --space plainnet --sampler nix",
-            "Invalid --sampler=nix: expected options of Evolution, such as --sampler.NAME, evolution or random.",
+            "Invalid --sampler=nix: expected a class path of Evolution (options: --sampler.NAME), evolution or random.",
         ),
         ("report folder", "'folder' cannot be read: Is a directory"),
+        ("report empty.json -o nix/x.html", "`--output` is 'nix/x.html', which cannot be written: No such file"),
+        ("rank --config binary.yaml", "'utf-8' codec can't decode byte"),
+        ("score timm:lcnet_035 --model.width 3 --data digits", "--model.width=3: what --model names has no options"),
+        ("score lightning_zico.demos.DigitsClassifier --data digits", "What --model names needs --model.network."),
+        (
+            f"rank {' '.join(DIGITS)} --trainer.callbacks lightning_zico.ZiCoCallback --trainer.callbacks.num_batch 3",
+            "no option --trainer.callbacks.num_batch. Did you mean --trainer.callbacks.num_batches",
+        ),
+        ("--versio", "There is no option --versio. `lightning-zico --help` lists all."),
         (
             "fit --model my_pkg.Mlp --data digits --model.widht 3",
             "no option --model.widht. Did you mean --model.width?",
@@ -474,6 +484,7 @@ def test_wrong_use_is_one_line_and_exit_code_2(line: str, said: str, capsys: pyt
     Path("history.json").write_text('{"history": [{"a": 1}], "provenance": {}}', encoding="utf-8")
     Path("known.csv").write_text(KNOWN, encoding="utf-8")
     Path("folder").mkdir()
+    Path("binary.yaml").write_bytes(b"\xff")
     for name, text in FILES.items():
         Path(name).write_text(text, encoding="utf-8")
     assert main(shlex.split(line)) == 2
