@@ -2,11 +2,13 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from torch import nn
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 from lightning_zico._typing import NumSamples, check_num_samples
+from lightning_zico.errors import DuplicateNameError, InvalidArgumentError
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Candidate:
         num_samples: Samples of a batch, for this candidate instead of the ranking's; see `scoring.scorer.score`.
 
     Raises:
+        InvalidArgumentError: If ``name`` is no text, ``build`` no function, or ``blocks`` a text.
         ValueError: If ``num_samples`` is neither a positive int nor a function.
 
     Example:
@@ -35,6 +38,23 @@ class Candidate:
     num_samples: NumSamples | None = None
 
     def __post_init__(self) -> None:
+        if not isinstance(self.name, str):
+            raise InvalidArgumentError(f"Invalid Candidate(name={self.name!r}): expected a text.")
+        if isinstance(self.build, nn.Module):
+            raise InvalidArgumentError(
+                f"Invalid build of Candidate('{self.name}'): it is a {type(self.build).__name__}, built. Pass what "
+                f"makes it, or offer the module itself, as in {{'{self.name}': module}}."
+            )
+        if not callable(self.build):
+            raise InvalidArgumentError(
+                f"Invalid build of Candidate('{self.name}'): expected a function without arguments that makes the "
+                f"module; got {self.build!r}."
+            )
+        if isinstance(self.blocks, str):
+            raise InvalidArgumentError(
+                f"Invalid blocks={self.blocks!r} of Candidate('{self.name}'): expected a list of names, such as "
+                f"[{self.blocks!r}]."
+            )
         check_num_samples(self.num_samples)
 
 
@@ -58,29 +78,27 @@ def iterate_candidates(candidates: Candidates) -> Iterator[Candidate]:
 
     Args:
         candidates: A mapping from names, or an iterable, of modules, zero-argument factories and `Candidate` objects.
-            Nameless ones are called after their class or function; a name that is taken gets ``-2``, ``-3``, ...
+            Nameless ones are called after their class or function; if that is taken, with ``-2``, ``-3``, ...
 
     Raises:
-        TypeError: If an element is none of these, or if ``candidates`` is a single model.
+        DuplicateNameError: If two are given one name.
+        InvalidArgumentError: If an element is none of these, or if ``candidates`` is a single model.
 
     Example:
         >>> [candidate.name for candidate in iterate_candidates([nn.Identity(), nn.Identity, nn.Linear(2, 2)])]
         ['Identity', 'Identity-2', 'Linear']
     """
-    if isinstance(candidates, nn.Module | Candidate) or not isinstance(candidates, Iterable):
-        raise TypeError(
-            f"`candidates` is {type(candidates).__name__}; needed a mapping of names to candidates or an iterable of "
-            "them. Put a single one in a list."
-        )
-    pairs = candidates.items() if isinstance(candidates, Mapping) else ((None, c) for c in candidates)
+    check_candidates(candidates)
+    given: set[str] = set()
     counts: dict[str, int] = {}  # by wanted name, so that a thousand namesakes are not tried one by one
     taken: set[str] = set()
-    for name, candidate in pairs:
+    for name, candidate in _named(candidates):
+        _note(name, given)
         blocks, num_samples = (
             (candidate.blocks, candidate.num_samples) if isinstance(candidate, Candidate) else (None, None)
         )
         build = _build_of(candidate)
-        wanted = str(name) if name is not None else _name_of(candidate)
+        wanted = name if name is not None else _name_of(candidate)
         unique = wanted
         while unique in taken:
             counts[wanted] = counts.get(wanted, 1) + 1
@@ -89,16 +107,86 @@ def iterate_candidates(candidates: Candidates) -> Iterator[Candidate]:
         yield Candidate(unique, build, blocks, num_samples)
 
 
+def check_candidates(candidates: Any) -> Any:
+    """Give back what may be candidates, after a look at them all if they are in a list or a mapping.
+
+    Raises:
+        InvalidArgumentError: If they are none.
+        DuplicateNameError: If two of a list or a mapping are given one name.
+    """
+    expected = "expected a mapping of names to candidates, or a list or another iterable of them"
+    if isinstance(candidates, nn.Module | Candidate | type):
+        kind = (
+            f"the class {candidates.__name__}" if isinstance(candidates, type) else f"one {type(candidates).__name__}"
+        )
+        raise InvalidArgumentError(f"Invalid candidates: {kind}; {expected}. Put a single one in a list.")
+    if hasattr(candidates, "train_dataloader") or isinstance(candidates, DataLoader | Dataset):
+        raise InvalidArgumentError(
+            f"Invalid candidates: a {type(candidates).__name__}, which is data; {expected}. Candidates come first, "
+            "then the data."
+        )
+    if not isinstance(candidates, Iterable) or isinstance(candidates, str | bytes):
+        is_function = callable(candidates)
+        shown = f"the function {getattr(candidates, '__name__', '')}".rstrip() if is_function else repr(candidates)
+        hint = " Call it, or put it in a list if it makes one module." if is_function else ""
+        raise InvalidArgumentError(f"Invalid candidates: {shown}; {expected}.{hint}")
+    if isinstance(candidates, list | tuple | dict):  # others may build what they give
+        given: set[str] = set()
+        for name, candidate in _named(candidates):
+            if not is_candidate(candidate):
+                raise InvalidArgumentError(_no_candidate(candidate))
+            _note(name, given)
+    return candidates
+
+
+def _named(candidates: Any) -> Iterator[tuple[str | None, Any]]:
+    """Give each candidate with the name that the user gave it, or None."""
+    if isinstance(candidates, Mapping):
+        return ((str(name), candidate) for name, candidate in candidates.items())
+    return ((c.name if isinstance(c, Candidate) else None, c) for c in candidates)
+
+
+def _note(name: str | None, given: set[str]) -> None:
+    if name in given:
+        raise DuplicateNameError(f"Two candidates are named '{name}'. Give one of them another name.")
+    if name is not None:
+        given.add(name)
+
+
+def is_candidate(candidate: Any) -> bool:
+    """Tell whether something can be a candidate, without building anything."""
+    return isinstance(candidate, Candidate | nn.Module) or callable(candidate)
+
+
+def nothing_offered(candidates: Any) -> InvalidArgumentError:
+    """Make the error of candidates that are none."""
+    hint = " A generator gives them once: make it anew for each ranking." if isinstance(candidates, Iterator) else ""
+    return InvalidArgumentError(f"`candidates` is empty; needed is at least one.{hint}")
+
+
+def _no_candidate(candidate: Any) -> str:
+    shown = repr(candidate) if isinstance(candidate, str | int | float) else f"a {type(candidate).__name__}"
+    hint = ""
+    if isinstance(candidate, tuple) and len(candidate) == 2 and isinstance(candidate[0], str):
+        hint = " Pass names and candidates as a mapping: `dict(pairs)`."
+    elif isinstance(candidate, Tensor | tuple | list | dict):
+        parts = candidate.values() if isinstance(candidate, dict) else candidate
+        if isinstance(candidate, Tensor) or any(isinstance(part, Tensor) for part in parts):
+            hint = " It looks like a batch: candidates come first, then the data."
+    return (
+        f"Invalid candidate: {shown}; expected a module, a class or function that makes one without arguments, or a "
+        f"`Candidate`.{hint}"
+    )
+
+
 def _build_of(candidate: CandidateLike) -> Callable[[], nn.Module]:
     if isinstance(candidate, Candidate):
         return candidate.build
     if isinstance(candidate, nn.Module):
         return Built(candidate)
-    if callable(candidate):
+    if is_candidate(candidate):
         return candidate
-    raise TypeError(
-        f"A candidate is {type(candidate).__name__}; needed a module, a zero-argument factory of one, or a `Candidate`."
-    )
+    raise InvalidArgumentError(_no_candidate(candidate))
 
 
 def _name_of(candidate: CandidateLike) -> str:

@@ -1,14 +1,17 @@
 """The command line: options from the signatures of `commands`, errors in one line."""
 
 import argparse
+import difflib
+import inspect
 import io
 import json
 import os
 import re
 import shlex
 import sys
+import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
@@ -18,9 +21,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from lightning_zico import commands
 from lightning_zico.__about__ import __version__
 from lightning_zico._imports import imported
+from lightning_zico.errors import InvalidArgumentError, in_words
 
-# Exit codes: as argparse has it, and as shells have it for who was ended by signal 2.
-_WRONG_USE, _INTERRUPTED = 2, 130
+# Exit codes: as argparse has them, and as shells have it for who was ended by signal 2.
+_FAILED, _WRONG_USE, _INTERRUPTED = 1, 2, 130
 _COMMANDS: dict[str, Callable[..., str | None]] = {
     "rank": commands.rank,
     "score": commands.score,
@@ -31,7 +35,8 @@ _COMMANDS: dict[str, Callable[..., str | None]] = {
 _FIT_HELP = "Train a model with Lightning's own command line; ZiCoCallback and models of a zoo come by class path."
 _PROG = "lightning-zico"
 _ENV_PREFIX = "LIGHTNING_ZICO"
-_NO_ZOO_SPEC = f"Not of type {commands.ZooSpec.__name__}"  # of the many reasons, not the one
+# What jsonargparse calls a kind of value, and what people do.
+_IN_WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text", "NoneType": "null"}
 _FLAGS = (
     "--layers",
     "--race",
@@ -47,8 +52,8 @@ def main(args: Sequence[str] | None = None) -> int:
         args: What stands behind the name of the program; of this process if None.
 
     Returns:
-        0 if it did what it was asked, 2 on wrong use, with one line on standard error, 130 after Ctrl-C, 141 if nobody
-        reads what it prints any longer.
+        0 if it did what it was asked; with one line on standard error 2 on wrong use, and 1 if it failed; 130 after
+        Ctrl-C, 141 if nobody reads what it prints any longer.
     """
     given = list(sys.argv[1:] if args is None else args)
     if os.getcwd() not in sys.path:
@@ -80,8 +85,40 @@ def _code_of(given: list[str]) -> int:
         if is_debugging:
             raise
         print(f"{_PROG}: error: {_in_one_line(error)} (--debug shows where)", file=sys.stderr)
-        return _WRONG_USE
+        return _WRONG_USE if _is_wrong_use(error) else _FAILED
     return 0
+
+
+def _in_one_line(error: Exception) -> str:
+    """Say what is wrong; what other packages and the user raise with its kind."""
+    if _raised_by(error) == "jsonargparse":
+        return _first_reason(str(error))
+    is_ours = _raised_by(error) == "lightning_zico" or _is_lightnings_refusal(error)
+    return " ".join(str(error).split()) if is_ours else in_words(error)
+
+
+def _first_reason(text: str) -> str:
+    """Keep of the many kinds that a value is not the first, which is the one that is meant."""
+    kinds = rf"Errors:\n(?:\s+- Not of type {commands.ZooSpec.__name__}.*?)?\s+- (.*?)(?:\n\s+- |\n\s+Given value|$)"
+    reason = re.search(kinds, text, re.DOTALL)
+    return " ".join((reason[1] if reason else text).split())
+
+
+def _raised_by(error: Exception) -> str:
+    """Name the package whose code raised an error."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    return str(frames[-1].f_globals.get("__name__", "")).split(".")[0]
+
+
+def _is_wrong_use(error: Exception) -> bool:
+    """Whether what was given was refused; else something failed, often the code of the user."""
+    has_failed = isinstance(error, RuntimeError | ConnectionError | ArithmeticError)
+    has_refused = _raised_by(error) in ("lightning_zico", "jsonargparse") and not has_failed
+    return has_refused or _is_lightnings_refusal(error)
+
+
+def _is_lightnings_refusal(error: Exception) -> bool:
+    return type(error).__name__ == "MisconfigurationException"  # of either of its packages
 
 
 @contextmanager
@@ -105,8 +142,11 @@ def _run(given: list[str]) -> None:
         if args[:1] == ["fit"]:
             _fit(args)
             return
-        parser = _parser()
-        config = parser.parse_args(args)
+        parser, options = _parser()
+        try:
+            config = parser.parse_args(args)
+        except (argparse.ArgumentError, UnicodeDecodeError) as error:  # the latter of a file that is no text
+            raise InvalidArgumentError(_plainly(str(error), args, options)) from error
     arguments = parser.instantiate(config)[config.command].as_dict()
     arguments.pop("config")
     finals = _COMMANDS[config.command](**arguments)
@@ -126,8 +166,11 @@ def _line_of_finals(given: list[str], zoo: str) -> str:
     return shlex.join([_PROG, *others, *finals])
 
 
-def _parser() -> Any:
+def _parser() -> tuple[Any, dict[str, list[str]]]:
     """Make the parser of all commands.
+
+    Returns:
+        The parser, and the options of each command.
 
     Raises:
         ModuleNotFoundError: If jsonargparse is not installed.
@@ -164,7 +207,7 @@ def _parser() -> Any:
         subcommands.add_subcommand(name, subparser, help=what)
     # Never parsed here: what stands behind it is for Lightning.
     subcommands.add_subcommand("fit", parser_of(**settings), help=_FIT_HELP)
-    return parser
+    return parser, {name: list(subparser._option_string_actions) for name, subparser in subparsers.items()}
 
 
 def _dumped(dump: Callable[..., str], options: Any, **settings: Any) -> str:
@@ -230,6 +273,8 @@ def _fit(args: list[str]) -> None:
     before, sys.argv = sys.argv, [_PROG, *args]  # given as its argument, it would warn of them
     try:
         LightningCLI(seed_everything_default=0, parser_kwargs=settings, save_config_kwargs={"overwrite": True})
+    except argparse.ArgumentError as error:
+        raise InvalidArgumentError(_plainly(str(error), args, {})) from error
     finally:
         sys.argv = before
 
@@ -311,13 +356,77 @@ def _help_on_data(args: list[str]) -> str:
     return f"--data.help={behind[0] if short is None else _as_config(*short)['class_path']}"
 
 
-def _in_one_line(error: Exception) -> str:
-    """Say in a line what is wrong; of what a value is not, keep the first reason, which is about the class path."""
-    text = str(error)
+def _plainly(text: str, args: Sequence[str], options: Mapping[str, Collection[str]]) -> str:
+    """Say in a line, and in the words of the command line, what jsonargparse says of what was given.
+
+    Args:
+        text: Its error message.
+        args: Of the command line.
+        options: Of each command.
+    """
+    command = args[0] if args else ""
+    known = options.get(command, ())
+    help_ = f"`{_PROG} {command} --help`" if command and not command.startswith("-") else f"`{_PROG} --help`"
     if unknown := re.search(r'Parser key "data".*Expected a dot import path string: ([^\n]+)', text, flags=re.DOTALL):
-        text = commands.no_data(unknown[1])
-    reasons = re.search(rf"Errors:\n(?:\s+- {_NO_ZOO_SPEC}.*?)?\s+- (.*?)(\n\s+- |\n\s+Given value|$)", text, re.DOTALL)
-    if reasons:
-        what = text.splitlines()[0]
-        text = reasons[1] if what.startswith("Does not validate") else f"{what} {reasons[1]}"
-    return " ".join(text.split()) or type(error).__name__
+        return commands.no_data(unknown[1])
+    if text.startswith("the following arguments are required: "):
+        names = [name.partition(".")[2] for name in text.partition(": ")[2].split(", ")]
+        needed = [f"--{name}" if f"--{name}" in known or not known else name.upper() for name in names]
+        return f"`{_PROG} {command}` needs {' and '.join(needed)}. {help_} says what that is."
+    if unknown := re.match(r"unrecognized arguments: (--[^ =]+)|.*does not accept option '([^']+)'", text):
+        return _no_option(unknown[1] or f"--{unknown[2]}", known, f"{help_} lists all.")
+    # The outermost key first, up to that of the value which is wrong.
+    keys = list(dict.fromkeys(re.findall(r'Parser key "([^"]+)"', text)))
+    option = f"--{'.'.join(keys)}"
+    if unknown := re.search(r"Option '([^']+)' is not accepted", text):
+        # Of the classes in classes the one that was told last, or that is told behind.
+        before, _, behind = text.partition(unknown[0])
+        paths = re.findall(r"class_path[ =]'([^']+)'", before)[-1:] or re.findall(r"class_path[ =]'([^']+)'", behind)
+        own = [f"{option}.{name}" for name in _parameters_of(paths[0])] if paths else []
+        return _no_option(f"{option}.{unknown[1]}", own, f"Known: {', '.join(own)}.")
+    if config := re.search(r"Unable to load config '([^']*)'", text):
+        one = next((name for name in known if name.startswith(f"{option}.")), f"{option}.NAME")
+        return f"Invalid {option}={config[1]}: expected one of the options behind it, such as `{one} {config[1]}`."
+    if missing := re.search(r": the following arguments are required: ([\w., ]+)", text):
+        needed = [f"{option}.{name}" for name in missing[1].split(". ")[0].rstrip(".").split(", ")]
+        return f"What {option} names needs {' and '.join(needed)}."
+    value = re.search(r"(?:Got|Given) value: (.*?)(?:\. Got value|\n|$)", text)
+    innermost = text.rpartition(f'Parser key "{keys[-1]}"')[2] if keys else ""
+    kinds = re.search(r"Subtypes: \[(.*)\]|Expected a (<class .*?|typing.*?)(?:\. Got value|\n|$)", innermost)
+    is_kind = bool(kinds) and ("Errors:" not in innermost or _first_reason(innermost).startswith("Expected a"))
+    if not value or not kinds or not is_kind:
+        return _first_reason(text)
+    if nested := re.match(r"NestedArg\(key='(.*)', val='(.*)'\)", value[1]):
+        return f"Invalid {option}.{nested[1]}={nested[2]}: what {option} names has no options."
+    given = "null" if value[1] == "None" else value[1]
+    return f"Invalid {option}={given}: expected {_kinds_in_words(kinds[1] or kinds[2], option)}."
+
+
+def _no_option(name: str, known: Collection[str], else_: str) -> str:
+    nearest = difflib.get_close_matches(name, list(known), n=3, cutoff=0.75)
+    hint = f" Did you mean {' or '.join(nearest)}?" if nearest else ""
+    return f"There is no option {name}.{hint} {else_}"
+
+
+def _parameters_of(class_path: str) -> list[str]:
+    """Name the parameters of a class that jsonargparse has found already."""
+    return list(inspect.signature(commands.imported_object(class_path)).parameters)
+
+
+def _kinds_in_words(kinds: str, option: str) -> str:
+    """Say what jsonargparse calls kinds of values in words.
+
+    Example:
+        >>> _kinds_in_words("typing.Literal['a', 'b'], <class 'int'>, <class 'NoneType'>", "--c")
+        'a, b, a whole number or null'
+        >>> _kinds_in_words("<class 'my_pkg.Adam'>, typing.Literal['sgd']", "--optimizer")
+        'a class path of Adam (options: --optimizer.NAME) or sgd'
+    """
+    words: dict[str, None] = {}
+    for choices, kind in re.findall(r"typing\.Literal\[(.*?)\]|<class '(.*?)'>", kinds):
+        if choices:
+            words.update(dict.fromkeys(choices.replace("'", "").split(", ")))
+        else:
+            words[_IN_WORDS.get(kind, f"a class path of {kind.rpartition('.')[2]} (options: {option}.NAME)")] = None
+    *others, last = words or {kinds: None}
+    return f"{', '.join(others)} or {last}" if others else last

@@ -7,9 +7,11 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from functools import partial
 from importlib import import_module
 from operator import index
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, Literal, cast
 
 import torch
@@ -22,7 +24,7 @@ from torch.utils.data import Subset
 
 from lightning_zico.bridge import training_loader
 from lightning_zico.budget import Budget
-from lightning_zico.candidates import Candidate, Candidates, iterate_candidates
+from lightning_zico.candidates import Candidate, Candidates, check_candidates, iterate_candidates
 from lightning_zico.datamodules import TORCHVISION_DATASETS, ImageFolderDataModule, TorchvisionDataModule
 from lightning_zico.demos import DigitsDataModule
 from lightning_zico.finals import Mode
@@ -149,7 +151,10 @@ def rank(
         What `--zoo` has to be for finals among the first, where they should be held and were not.
     """
     if (zoo is None) == (candidates is None):
-        raise ValueError("Needed is `--zoo`, such as --zoo 'timm:resnet*', or `--candidates my_pkg.my_candidates`.")
+        raise ValueError(
+            "Needed is `--zoo`, such as --zoo 'timm:resnet*', or `--candidates my_pkg.my_candidates`"
+            f"{'' if zoo is None else ', and not both'}."
+        )
     if prior is None and (prior_column is not None or prior_lower_is_better):
         raise ValueError("`--prior_column` and `--prior_lower_is_better` need the file itself: add --prior known.csv.")
     if finalists > 1 and trainer is None:
@@ -186,7 +191,7 @@ def rank(
         monitor=monitor,
         mode=mode,
     )
-    Path(output).mkdir(parents=True, exist_ok=True)
+    _make_folder(output)
     try:
         (selector.rank if trainer is None else selector.fit)(offered, datamodule)
     except BaseException as ended:
@@ -351,7 +356,7 @@ def search(
         devices=devices,
         precision=precision,
     )
-    Path(output).mkdir(parents=True, exist_ok=True)
+    _make_folder(output)
     result: SearchResult | None = None
     try:
         searching.run(datamodule)
@@ -401,10 +406,10 @@ def report(results: str, output: str | None = None) -> None:
     if output is None:
         _print(leaderboard_table(read) if isinstance(read, Leaderboard) else read)
         return
-    if output.endswith(".csv"):
-        read.to_csv(output)
-    else:
-        write_html(read, output)
+    try:
+        (read.to_csv if output.endswith(".csv") else partial(write_html, read))(output)
+    except OSError as error:
+        raise ValueError(f"`--output` is {output!r}, which cannot be written: {error.strerror}.") from error
     _say(f"Written: {output}")
 
 
@@ -417,6 +422,8 @@ def _read(path: Path) -> Leaderboard | SearchResult:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
         return SearchResult.from_dict(data) if "history" in data else Leaderboard.from_dict(data)
+    except OSError as error:
+        raise ValueError(f"'{path}' cannot be read: {error.strerror}. Needed is the JSON that `rank` wrote.") from error
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
             f"'{path}' is neither a leaderboard nor a search; needed is a JSON file as `rank` or `search` writes it."
@@ -480,7 +487,7 @@ def short_data(data: str) -> tuple[type[LightningDataModule], dict[str, str]] | 
         return DigitsDataModule, {}
     if data in TORCHVISION_DATASETS:
         return TorchvisionDataModule, {"dataset": data}
-    return (ImageFolderDataModule, {"root": data}) if Path(data).is_dir() else None
+    return (ImageFolderDataModule, {"root": data}) if data and Path(data).is_dir() else None
 
 
 def _refuse(given: Mapping[str, int | None]) -> None:
@@ -732,21 +739,33 @@ def _offered(path: str) -> Candidates:
             f"`--candidates` is {path!r}, which is one model; needed is the import path of a mapping or an iterable of "
             f"models or factories, or of a function that makes one. A model alone: `lightning-zico score {path}`."
         )
-    is_function = callable(found) and not isinstance(found, Iterable)
-    return cast(Candidates, found() if is_function else found)
+    if isinstance(found, type) or not callable(found) or isinstance(found, Iterable):
+        return check_candidates(found)
+    try:
+        return check_candidates(found())
+    except SystemExit as ended:
+        raise RuntimeError(f"`--candidates` is {path!r}, which ended the program with {ended.code!r}.") from ended
 
 
 def _imported(path: str, option: str = "candidates") -> Any:
-    """Import an object by its path.
+    """Import an object by its path, for an option.
 
     Raises:
-        ValueError: If there is no such object.
+        ValueError: If there is no such object, or its module cannot be imported.
     """
-    module, _, name = path.replace(":", ".").rpartition(".")
+    if not re.fullmatch(r"\w+(\.\w+)*[.:]\w+", path):
+        raise ValueError(f"`--{option}` is {path!r}; needed is an import path, such as my_pkg.my_{option}.")
     try:
-        return getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"`--{option}` is {path!r}, which cannot be imported: {error}.") from error
+        return imported_object(path)
+    except (Exception, SystemExit) as error:
+        why = error if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: {error}"
+        raise ValueError(f"`--{option}` is {path!r}, which cannot be imported: {why}.") from error
+
+
+def imported_object(path: str) -> Any:
+    """Import an object by its path."""
+    module, _, name = path.replace(":", ".").rpartition(".")
+    return getattr(import_module(module), name)
 
 
 def _executor(name: str, num_workers: int | None, timeout_s: float | None) -> Executor | None:
@@ -766,6 +785,22 @@ def is_interrupted(ended: BaseException) -> bool:
     return isinstance(ended, KeyboardInterrupt) or (
         isinstance(ended, SystemExit) and isinstance(ended.__context__, KeyboardInterrupt)
     )
+
+
+def _make_folder(output: str) -> None:
+    """Make the folder for results, before anything is computed for it.
+
+    Raises:
+        ValueError: If it cannot be made, or not be written to.
+    """
+    try:
+        Path(output).mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=output):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"`--output` is {output!r}, which cannot be written to: {error.strerror}. Needed is a folder, there or new."
+        ) from error
 
 
 def _write_ranking(selector: ZeroShotSelector, offered: Any, folder: Path) -> None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Subset
 
 from lightning_zico._imports import imported
+from lightning_zico.errors import check_count
 
 # Of ImageNet, as every model zoo normalises: https://pytorch.org/vision/stable/models.html.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -55,6 +56,8 @@ class _ImageDataModule(LightningDataModule):
 
     def __init__(self, batch_size: int, num_workers: int) -> None:
         super().__init__()
+        check_count("batch_size", batch_size)
+        check_count("num_workers", num_workers, least=0)
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.min_batches = _LEAST_BATCHES
@@ -87,6 +90,7 @@ class ImageFolderDataModule(_ImageDataModule):
         min_batches: Batches to train on that there must be. The command line passes those that it scores on.
 
     Raises:
+        InvalidArgumentError: If a number is no whole number, or too small.
         FileNotFoundError: In ``setup``, if there is no folder with images.
         ValueError: In ``setup``, if there is a class for validation alone, or a single image; in loaders, if grey
             values have no scale.
@@ -105,6 +109,8 @@ class ImageFolderDataModule(_ImageDataModule):
         min_batches: int = _LEAST_BATCHES,
     ) -> None:
         super().__init__(batch_size, num_workers)
+        check_count("image_size", image_size)
+        check_count("min_batches", min_batches)
         self.root = root
         self.image_size = image_size
         self.skip_unreadable = skip_unreadable
@@ -156,7 +162,10 @@ class ImageFolderDataModule(_ImageDataModule):
                 f"'{root}' has no folders in it: expected one folder of images a class, such as "
                 f"'{root / 'cat' / '1.png'}'."
             )
-        images: Any = torchvision.datasets.ImageFolder(str(root), transforms.Compose(steps))
+        try:
+            images: Any = torchvision.datasets.ImageFolder(str(root), transforms.Compose(steps))
+        except FileNotFoundError as error:  # a class without images
+            raise FileNotFoundError(f"In '{root}': {error}. Give each folder images, or remove it.") from None
         paths = [path for path, _ in images.samples]
         if root not in self._unreadable and (self.skip_unreadable or _num_bytes(paths) <= _MOST_BYTES_AT_ONCE):
             self._unreadable[root] = unreadable(paths)

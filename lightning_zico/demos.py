@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset, random_split
 
 from lightning_zico._imports import imported
+from lightning_zico.errors import check_count
 
 _NUM_CLASSES = 10
 _NUM_TRAIN = 1437  # four fifths
@@ -24,6 +25,7 @@ class DigitsDataModule(LightningDataModule):
         batch_size: Images in a batch.
 
     Raises:
+        InvalidArgumentError: If ``batch_size`` is no whole number from 1.
         ModuleNotFoundError: In ``setup``, if scikit-learn is not installed.
     """
 
@@ -31,6 +33,7 @@ class DigitsDataModule(LightningDataModule):
 
     def __init__(self, batch_size: int = 32) -> None:
         super().__init__()
+        check_count("batch_size", batch_size)
         self.batch_size = batch_size
 
     def setup(self, stage: str) -> None:

@@ -5,6 +5,7 @@ import sys
 import traceback
 from pathlib import Path
 from textwrap import shorten
+from typing import Any
 
 
 class ZiCoError(Exception):
@@ -20,6 +21,16 @@ class UnknownNameError(ZiCoError, KeyError):
 
 class InvalidArgumentError(ZiCoError, ValueError, TypeError):
     """An argument of the wrong kind or out of range; both built-in errors, as scikit-learn's is."""
+
+
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Check that an argument is a whole number, and large enough.
+
+    Raises:
+        InvalidArgumentError: If it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InvalidArgumentError(f"Invalid {name}={value!r}: expected a whole number of at least {least}.")
 
 
 class NotLoggedError(ZiCoError, ValueError):

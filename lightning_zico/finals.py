@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_zico.engine.lazy import copied
 from lightning_zico.engine.scope import preserved_rng, rng_restorer, seed_all
-from lightning_zico.errors import NotLoggedError
+from lightning_zico.errors import InvalidArgumentError, NotLoggedError
 from lightning_zico.hooks import is_lightning
 from lightning_zico.results import Final
 from lightning_zico.scoring.arguments import whole_number
@@ -210,6 +210,29 @@ def check_finals(finalists: int, final_epochs: int, monitor: str, mode: str) -> 
         raise TypeError(f"`monitor` is {monitor!r}; needed is the name of a logged metric, such as 'val_loss'.")
     if mode not in ("min", "max"):
         raise ValueError(f"`mode` is {mode!r}; needed is 'min' or 'max': which end of `monitor` is the better one.")
+
+
+def check_will_train(trainer: Any) -> None:
+    """Check that a trainer has training before it.
+
+    Raises:
+        InvalidArgumentError: If it trains nothing, or is done.
+    """
+    limits = {
+        "epochs": (trainer.max_epochs, trainer.current_epoch),
+        "steps": (trainer.max_steps, trainer.global_step),
+    }
+    for unit, (limit, done) in limits.items():
+        if not trainer.fast_dev_run and limit not in (None, -1) and done >= limit:
+            before = f"has trained {done} {unit} before, and " if done else ""
+            raise InvalidArgumentError(
+                f"`trainer` {before}ends after `max_{unit}={limit}`, so that it trains nothing. Pass a new `Trainer`, "
+                f"or raise `max_{unit}`; `rank` ranks without training."
+            )
+    if trainer.limit_train_batches == 0:
+        raise InvalidArgumentError(
+            "`trainer` has `limit_train_batches=0`, so that it trains nothing. Raise it; `rank` ranks without training."
+        )
 
 
 def check_trainer(trainer: Any, data: Mapping[str, Any], *, finalists: int, final_epochs: int) -> None:

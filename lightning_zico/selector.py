@@ -18,11 +18,19 @@ from torch.utils.data import DataLoader
 from lightning_zico._typing import Axis, Batch, LossFn, NumSamples, Step, check_num_samples
 from lightning_zico.bridge import TrainingData, is_datamodule
 from lightning_zico.budget import Budget
-from lightning_zico.candidates import Candidate, Candidates, iterate_candidates
+from lightning_zico.candidates import Candidate, Candidates, check_candidates, iterate_candidates, nothing_offered
 from lightning_zico.engine.batches import tensors_of
 from lightning_zico.engine.gradients import ChunkSize, check_chunk_size
 from lightning_zico.errors import IdenticalBatchesError, UnknownNameError
-from lightning_zico.finals import MOST_AT_ONCE, Finalist, Mode, check_finals, check_trainer, hold_finals
+from lightning_zico.finals import (
+    MOST_AT_ONCE,
+    Finalist,
+    Mode,
+    check_finals,
+    check_trainer,
+    check_will_train,
+    hold_finals,
+)
 from lightning_zico.hooks import is_lightning
 from lightning_zico.proxies import BASELINES, Prior, prior_of
 from lightning_zico.proxies.base import Proxies
@@ -34,6 +42,7 @@ from lightning_zico.scoring.arguments import (
     check_is_trainer,
     check_loss,
     data_is_datamodule,
+    flag,
     missing_attribute,
     name_of,
     whole_number,
@@ -44,7 +53,7 @@ from lightning_zico.scoring.choice import Choice, chosen
 from lightning_zico.scoring.contenders import Contenders
 from lightning_zico.scoring.executors import executor_of
 from lightning_zico.scoring.fingerprint import fingerprint_or_none
-from lightning_zico.scoring.given_data import check_data
+from lightning_zico.scoring.given_data import check_data, check_validation_data
 from lightning_zico.scoring.placement import (
     AcceleratorName,
     Devices,
@@ -205,7 +214,7 @@ class ZeroShotSelector:
         self.num_samples: NumSamples | None = num_samples
         self.budget = budget
         self.repeats = whole_number("repeats", repeats, 1, "Some 5 show how far scores vary.")
-        self.race = race
+        self.race = flag("race", race)
         self.seed = whole_number("seed", seed)
         self.cache = cache
         self.executor = executor
@@ -218,7 +227,7 @@ class ZeroShotSelector:
         self.devices: Devices = devices
         self.precision: PrecisionLike | None = precision
         self.channels_last = channels_last
-        self.enable_progress_bar = enable_progress_bar
+        self.enable_progress_bar = flag("enable_progress_bar", enable_progress_bar)
         if race:
             check_race(repeats)
         choice = self._choice()
@@ -248,12 +257,13 @@ class ZeroShotSelector:
         Raises:
             TooFewBatchesError: If the data gives fewer batches than ``num_batches``.
             IdenticalBatchesError: If all of them are the same, or the same in all repeats.
-            ValueError: If there is no candidate.
+            InvalidArgumentError: If there is no candidate, or what is offered is none.
             TypeError: If a race is offered an iterator of built modules.
             UnsupportedBatchError: If ``datamodule`` is none of these: a class, a single batch, a dataset.
             RuntimeError: If there is no such accelerator; Lightning's own error if there are no such devices.
             CacheError: If ``cache`` is a file that is no cache of scores, or is damaged; it is left as it is.
         """
+        check_candidates(candidates)
         check_data(datamodule, pairs=self.loss_fn is not None)
         choice = self._choice()
         rank_by = choice.ranked_by(self.rank_by)
@@ -269,7 +279,7 @@ class ZeroShotSelector:
                 raise
             # Before the data module is torn down: should that fail, what was scored is kept.
             if not self._keep(tally, rank_by, works[0], broke_off=False):
-                raise ValueError("`candidates` is empty; needed is at least one.")
+                raise nothing_offered(candidates)
             self._check_variation()
             by_name = {candidate.name: candidate for candidate in contenders}
             first = [row["name"] for row in self.leaderboard_.rows[: self.finalists] if row["rank"]]
@@ -302,15 +312,19 @@ class ZeroShotSelector:
             The selector; the trained winner is ``best_model_``.
 
         Raises:
-            ValueError: If there is no trainer. If finals are asked for, and it has trained before, has a callback that
-                changes training, ends after ``max_steps``, or with the finals, or does not validate when they end.
+            ValueError: If there is no trainer, or one that would train nothing. If finals are asked for, and it has
+                trained before, has a callback that changes training, ends after ``max_steps``, or with the finals, or
+                does not validate when they end.
             TypeError: If the data can be read only once, or the winner is no LightningModule.
             RuntimeError: If every candidate, or every finalist, failed.
             NotLoggedError: If the first finalist that is trained does not log ``monitor``.
         """
         if self.trainer is None:
             raise ValueError("`fit` trains the winner: pass `ZeroShotSelector(trainer=Trainer(...))`, or call `rank`.")
+        check_candidates(candidates)
         check_data(datamodule, pairs=self.loss_fn is not None)
+        check_validation_data(datamodule, val_dataloaders)
+        check_will_train(self.trainer)
         if isinstance(datamodule, Iterator):
             raise TypeError(
                 f"The training data is a {type(datamodule).__name__}, which ranking would use up. Pass a data module, "
@@ -544,10 +558,13 @@ def _fit_arguments(datamodule: Any, val_dataloaders: Any) -> dict[str, Any]:
     """Say where `Trainer.fit` is to put data."""
     if is_datamodule(datamodule):
         return {"datamodule": datamodule}
-    loaders = any(isinstance(leaf, DataLoader) for leaf in tree_leaves(datamodule))
+    return {"train_dataloaders": _for_trainer(datamodule), "val_dataloaders": _for_trainer(val_dataloaders)}
+
+
+def _for_trainer(data: Any) -> Any:
     # Lightning takes a plain list for a collection of loaders.
-    batches = _Batches(datamodule) if isinstance(datamodule, list | tuple) and not loaders else datamodule
-    return {"train_dataloaders": batches, "val_dataloaders": val_dataloaders}
+    loaders = any(isinstance(leaf, DataLoader | Iterator) for leaf in tree_leaves(data))
+    return _Batches(data) if isinstance(data, list | tuple) and not loaders else data
 
 
 class _Batches:

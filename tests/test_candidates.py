@@ -7,6 +7,7 @@ from torch import nn
 
 from lightning_zico import Candidate
 from lightning_zico.candidates import iterate_candidates
+from lightning_zico.errors import DuplicateNameError
 
 
 def test_names_come_from_keys_classes_and_functions_and_are_unique() -> None:
@@ -43,5 +44,27 @@ def test_a_single_candidate_is_refused(wrong: object) -> None:
 
 
 def test_what_is_no_candidate_is_refused() -> None:
-    with pytest.raises(TypeError, match="str"):
+    with pytest.raises(TypeError, match="Invalid candidate: 'resnet18'; expected a module"):
         next(iterate_candidates(["resnet18"]))
+
+
+def test_names_that_are_given_are_unique() -> None:
+    twice = [Candidate("a", nn.ReLU), Candidate("a", nn.ReLU)]
+    for offered in (twice, iter(twice), {1: nn.ReLU, "1": nn.ReLU}):
+        with pytest.raises(DuplicateNameError, match="Two candidates are named"):
+            list(iterate_candidates(offered))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ((3, nn.ReLU), r"Candidate\(name=3\): expected a text"),
+        ((nn.ReLU, "a"), r"Candidate\(name=<class .*\): expected a text"),
+        (("a", nn.ReLU()), "Invalid build of Candidate\\('a'\\): it is a ReLU, built"),
+        (("a", "relu"), "expected a function without arguments that makes the module; got 'relu'"),
+        (("a", nn.ReLU, "blocks"), r"Invalid blocks='blocks' of Candidate\('a'\): expected a list of names"),
+    ],
+)
+def test_a_candidate_is_a_name_and_a_function(arguments: tuple, said: str) -> None:
+    with pytest.raises(TypeError, match=said):
+        Candidate(*arguments)

@@ -106,7 +106,39 @@ def broken():
 
 def failing():
     return [broken]
+
+
+def ending():
+    raise SystemExit(4)
+
+
+def nothing():
+    return None
+
+
+def texts():
+    return ["resnet18"]
+
+
+class Refusing(DigitsDataModule):
+    def setup(self, stage):
+        raise ValueError("in setup,\\non two lines")
+
+
+class Untrainable(Mlp):
+    def on_train_start(self):
+        raise KeyError("in training")
 """
+
+FILES = {
+    "wrong.py": "def f(:",
+    "raising.py": "raise RuntimeError('on import')",
+    "ending.py": "raise SystemExit(3)",
+    "typo.yaml": "data: digits\ncandidate: my_pkg.my_candidates\n",
+    "typed.yaml": "data: digits\nzoo: timm:lcnet_035\nnum_batches: two\n",
+    "broken.yaml": "data: [digits\n",
+    "empty.json": '{"rows": [], "provenance": {}}',
+}
 
 
 @pytest.fixture(autouse=True)
@@ -176,7 +208,7 @@ def test_models_for_text_take_all_tokens_if_the_vocabulary_is_known(
     data: str, option: list[str], num_tokens: int | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     of_data = ["--data", f"my_pkg.{data}", *option, "--proxies", "zico,params"]
-    assert main(["rank", "--zoo", "transformers:bert-tiny", *of_data]) == (2 if num_tokens is None else 0)
+    assert main(["rank", "--zoo", "transformers:bert-tiny", *of_data]) == (1 if num_tokens is None else 0)
     errors = capsys.readouterr().err
     assert main(["score", "transformers:bert-tiny", *of_data]) == 0
     printed = capsys.readouterr().out
@@ -252,7 +284,7 @@ def test_what_cannot_be_downloaded_says_so(monkeypatch: pytest.MonkeyPatch, caps
 
     monkeypatch.setattr("urllib.request.urlopen", refuse)
     for name in TORCHVISION_DATASETS:
-        assert main(["rank", "--data", name, "--zoo", "timm:lcnet_035"]) == 2
+        assert main(["rank", "--data", name, "--zoo", "timm:lcnet_035"]) == 1
         (line,) = capsys.readouterr().err.splitlines()[-1:]
         assert f"'{name}' is not in 'data' and could not be downloaded" in line, line
 
@@ -280,20 +312,21 @@ def test_a_dataset_that_is_there_needs_no_network(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("rank", "required: rank.data"),
+        ("rank", "`lightning-zico rank` needs --data."),
         ("rank --data digits", "Needed is `--zoo`"),
         ("rank --data nix --zoo timm:lcnet_035", "`--data` is 'nix'; needed is a folder of images"),
         ("rank --data nix --data.batch_size 3 --zoo timm:lcnet_035", "`--data` is 'nix'; needed is a folder of images"),
         ("fit --model my_pkg.Mlp --data nix", "`--data` is 'nix'; needed is a folder of images"),
         ("rank --data nix.Nix --zoo timm:lcnet_035", "`--data` is 'nix.Nix', which cannot be imported"),
         ("rank --data my_pkg.Nix --data.batch_size 3 --zoo timm:a", "module 'my_pkg' has no attribute 'Nix'"),
-        ("rank --data digits --data.batch_size x --zoo timm:a", "Expected a <class 'int'>. Got value: x"),
+        (
+            "rank --data digits --data.batch_size x --zoo timm:a",
+            "Invalid --data.batch_size=x: expected a whole number.",
+        ),
         ("rank --data digits --zoo timm:resnit18", "Did you mean"),
         ("rank --data digits --zoo timn:resnet18", "no zoo named 'timn'"),
         ("rank --data digits --candidates my_pkg.nix", "`--candidates` is 'my_pkg.nix', which cannot be imported"),
         ("rank --data digits --candidates my_pkg.Mlp", "is one model; needed is the import path of a mapping"),
-        ("rank --data digits --candidates my_pkg.broken", "in the user's own code"),
-        ("rank --data digits --candidates my_pkg.failing", "All 1 candidates failed; 'broken' with: does not build"),
         ("rank --data digits --candidates my_pkg.my_candidates --proxies zicoo", "Did you mean 'zico'"),
         ("rank --data digits --candidates my_pkg.my_candidates --finalists 2", "needs a trainer"),
         ("rank --data digits --candidates my_pkg.my_candidates --num_workers 2", "needs `--executor processes`"),
@@ -304,9 +337,100 @@ def test_a_dataset_that_is_there_needs_no_network(monkeypatch: pytest.MonkeyPatc
         ("score my_pkg.Mlp --data digits --num_classes 9", "`--num_classes` is 9, which models of a zoo take; here"),
         ("rank --data digits --zoo timm:lcnet_035 --budget.params=-1", "expected a positive, finite number"),
         (f"rank {' '.join(DIGITS)} --budget.macs 40X", "Invalid Budget(macs='40X'): expected a positive"),
-        (f"rank {' '.join(DIGITS)} --precision 8", '"precision"'),
-        (f"rank {' '.join(DIGITS)} --num_batches 2.0", "\"num_batches\": Expected a <class 'int'>. Got value: 2.0"),
-        ("rank --data digits --nix 3", "unrecognized arguments: --nix 3"),
+        (f"rank {' '.join(DIGITS)} --precision fp8", "Invalid --precision=fp8: expected 32-true, 64-true, bf16-true, "),
+        (f"rank {' '.join(DIGITS)} --seed null", "Invalid --seed=null: expected a whole number."),
+        (
+            f"rank {' '.join(DIGITS)} --budget 40M",
+            "Invalid --budget=40M: expected one of the options behind it, such as `--budget.macs 40M`",
+        ),
+        (f"rank {' '.join(DIGITS)} --n_jobs x", "Invalid --num_workers=x: expected a whole number or null."),
+        (f"rank {' '.join(DIGITS)} --n_jobs 0", "Invalid num_workers=0: expected a whole number of at least 1"),
+        (
+            f"rank {' '.join(DIGITS)} --executor process",
+            "Invalid --executor=process: expected serial, processes or ray.",
+        ),
+        (
+            f"rank {' '.join(DIGITS)} --trainer.max_epoch 2",
+            "no option --trainer.max_epoch. Did you mean --trainer.max_epochs",
+        ),
+        (
+            f"rank {' '.join(DIGITS)} --trainer.max_epochs two",
+            "Invalid --trainer.max_epochs=two: expected a whole number or null.",
+        ),
+        (f"rank {' '.join(DIGITS)} --trainer.accelerator nix", "error: You selected an invalid accelerator name"),
+        (
+            f"rank {' '.join(DIGITS)} --trainer.max_epochs 0 {' '.join(QUIET)}",
+            "`trainer` ends after `max_epochs=0`, so that it trains nothing",
+        ),
+        (
+            f"rank {' '.join(DIGITS)} --trainer 3",
+            "Invalid --trainer=3: expected a class path of Trainer (options: --trainer.NAME) or null.",
+        ),
+        (f"rank {' '.join(DIGITS)} --accelerator cpu --devices x", "Invalid devices='x' of `cpu`"),
+        (f"rank {' '.join(DIGITS)} --candidate x", "There is no option --candidate. Did you mean --candidates?"),
+        (f"rank {' '.join(DIGITS)} --budget.flops 3", "There is no option --budget.flops. Did you mean --budget."),
+        (f"rank {' '.join(DIGITS)} --zoo timm:lcnet_035", "and not both"),
+        (f"rank {' '.join(DIGITS)} --cache folder", "folder' cannot be read"),
+        (
+            f"rank {' '.join(DIGITS)} --output my_pkg.py",
+            "`--output` is 'my_pkg.py', which cannot be written to: File exists",
+        ),
+        (f"rank {' '.join(DIGITS)} --output my_pkg.py/x", "`--output` is 'my_pkg.py/x', which cannot be written to"),
+        (f"rank {' '.join(DIGITS)} --prior nix.csv", "`prior` is 'nix.csv'; needed is a file"),
+        (f"rank {' '.join(DIGITS)} --data.batch_size 0", "Invalid batch_size=0: expected a whole number of at least 1"),
+        (f"rank {' '.join(DIGITS)} --data.batchsize 3", "no option --data.batchsize. Did you mean --data.batch_size?"),
+        ("rank --data '' --zoo timm:lcnet_035", "`--data` is ''; needed is a folder of images"),
+        (
+            "rank --data digits --zoo timm:lcnet_035 --budget.params 1",
+            "None of the 1 models has at most 1 parameters; the",
+        ),
+        ("rank --data digits --zoo timm:lcnet_035 --in_chans 0", "Invalid in_chans=0"),
+        ("rank --data digits --candidates nix", "`--candidates` is 'nix'; needed is an import path"),
+        ("rank --data digits --candidates ./my_pkg.py", "`--candidates` is './my_pkg.py'; needed is an import path"),
+        ("rank --data digits --candidates wrong.a", "'wrong.a', which cannot be imported: SyntaxError: "),
+        (
+            "rank --data digits --candidates raising.a",
+            "'raising.a', which cannot be imported: RuntimeError: on import.",
+        ),
+        ("rank --data digits --candidates ending.a", "'ending.a', which cannot be imported: SystemExit: 3."),
+        ("rank --data wrong.a --zoo timm:lcnet_035", "`--data` is 'wrong.a', which cannot be imported: SyntaxError: "),
+        (
+            "score raising.a --data digits",
+            "`--model` is 'raising.a', which cannot be imported: RuntimeError: on import.",
+        ),
+        ("rank --data digits --candidates my_pkg.nothing", "Invalid candidates: None; expected a mapping"),
+        ("rank --data digits --candidates my_pkg.texts", "Invalid candidate: 'resnet18'; expected a module"),
+        ("rank --data digits --candidates my_pkg.MyDataModule", "Invalid candidates: the class MyDataModule; expected"),
+        ("rank --config typo.yaml", "There is no option --candidate. Did you mean --candidates?"),
+        ("rank --config typed.yaml", "Invalid --num_batches=two: expected a whole number."),
+        ("rank --config broken.yaml", "Problems parsing config"),
+        ("score my_pkg.Mlp --model.widht 3 --data digits", "no option --model.widht. Did you mean --model.width?"),
+        ("score my_pkg.Mlp --model.width x --data digits", "Invalid --model.width=x: expected a whole number."),
+        ("score resnet18 --data digits", "`--model` is 'resnet18'; needed is an import path"),
+        (
+            "search --data digits --space plainnet --sampler nix",
+            "Invalid --sampler=nix: expected a class path of Evolution (options: --sampler.NAME), evolution or random.",
+        ),
+        ("report folder", "'folder' cannot be read: Is a directory"),
+        ("report empty.json -o nix/x.html", "`--output` is 'nix/x.html', which cannot be written: No such file"),
+        ("rank --config binary.yaml", "'utf-8' codec can't decode byte"),
+        ("score timm:lcnet_035 --model.width 3 --data digits", "--model.width=3: what --model names has no options"),
+        ("score lightning_zico.demos.DigitsClassifier --data digits", "What --model names needs --model.network."),
+        (
+            f"rank {' '.join(DIGITS)} --trainer.callbacks lightning_zico.ZiCoCallback --trainer.callbacks.num_batch 3",
+            "no option --trainer.callbacks.num_batch. Did you mean --trainer.callbacks.num_batches",
+        ),
+        ("--versio", "There is no option --versio. `lightning-zico --help` lists all."),
+        (
+            "fit --model my_pkg.Mlp --data digits --model.widht 3",
+            "no option --model.widht. Did you mean --model.width?",
+        ),
+        (
+            "fit --model my_pkg.Mlp --data digits --trainer.max_epochs x",
+            "Invalid --trainer.max_epochs=x: expected a whole number",
+        ),
+        (f"rank {' '.join(DIGITS)} --num_batches 2.0", "Invalid --num_batches=2.0: expected a whole number."),
+        ("rank --data digits --nix 3", "There is no option --nix. `lightning-zico rank --help` lists all."),
         ("rank --config nix.yaml", "File does not exist"),
         ("score timm:lcnet_0* --data digits", "needed is one"),
         ("score my_pkg.Nix --data digits", "`--model` is 'my_pkg.Nix'"),
@@ -359,7 +483,33 @@ def test_wrong_use_is_one_line_and_exit_code_2(line: str, said: str, capsys: pyt
     Path("rows.json").write_text('{"rows": [{"a": 1}], "provenance": {}}', encoding="utf-8")
     Path("history.json").write_text('{"history": [{"a": 1}], "provenance": {}}', encoding="utf-8")
     Path("known.csv").write_text(KNOWN, encoding="utf-8")
+    Path("folder").mkdir()
+    Path("binary.yaml").write_bytes(b"\xff")
+    for name, text in FILES.items():
+        Path(name).write_text(text, encoding="utf-8")
     assert main(shlex.split(line)) == 2
+    errors = [text for text in capsys.readouterr().err.splitlines() if text.startswith("lightning-zico: error: ")]
+    assert len(errors) == 1
+    assert said in errors[0]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("rank --data digits --candidates my_pkg.broken", "error: RuntimeError: in the user's own code"),
+        ("rank --data digits --candidates my_pkg.ending", "'my_pkg.ending', which ended the program with 4"),
+        ("rank --data digits --candidates my_pkg.failing", "All 1 candidates failed; 'broken' with: does not build"),
+        (f"rank {' '.join(DIGITS)} --budget.params 1", "candidates failed"),
+        ("rank --data my_pkg.Refusing --candidates my_pkg.my_candidates", "error: ValueError: in setup, on two lines"),
+        (
+            f"fit --model my_pkg.Untrainable --data digits --trainer.max_epochs 1 {' '.join(QUIET)}",
+            "error: KeyError: 'in training'",
+        ),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:::jsonargparse", "ignore:::lightning.pytorch.cli")  # as in the test of `fit`
+def test_a_failure_is_one_line_and_exit_code_1(line: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(shlex.split(line)) == 1
     errors = [text for text in capsys.readouterr().err.splitlines() if text.startswith("lightning-zico: error: ")]
     assert len(errors) == 1
     assert said in errors[0]
@@ -692,9 +842,9 @@ def test_a_published_search_is_run_by_its_file(path: Path, images: Path, capsys:
     assert len(result) == 2
 
 
-def test_a_search_in_which_nothing_has_a_score_ends_with_2(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_search_in_which_nothing_has_a_score_ends_with_1(capsys: pytest.CaptureFixture[str]) -> None:
     args = "search --space nas_bench_201 --data digits --num_classes 2 --num_trials 2 --proxies zico"
-    assert main(args.split()) == 2
+    assert main(args.split()) == 1
     assert (
         "No arch has a score. Why there was no score, 2 of 2 times: untrainable: its training step fails: IndexError"
         in capsys.readouterr().err

@@ -383,8 +383,15 @@ def test_if_all_finalists_fail_the_error_says_so_and_the_leaderboard_is_kept() -
 
 def test_who_was_not_trained_did_not_win() -> None:
     loader = DataLoader(TensorDataset(torch.randn(8, 2, 5, 5), torch.arange(8) % 3), 4)
+    with pytest.raises(ValueError, match="`limit_train_batches=0`, so that it trains nothing"):
+        selector_of(trainer_of(limit_train_batches=0)).fit([lambda: pytest.fail("built")], loader)
+
+    class Lazy(Mute):
+        def on_fit_start(self) -> None:
+            self.trainer.limit_train_batches = 0
+
     with pytest.raises(RuntimeError, match=r"All 2 finalists failed.*trained no epoch"):
-        selector_of(trainer_of(limit_train_batches=0)).fit([Mute, Mute], loader)
+        selector_of().fit([Lazy, Lazy], loader)
 
 
 def test_networks_without_a_training_step_are_out() -> None:

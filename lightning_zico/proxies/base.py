@@ -7,7 +7,7 @@ from typing import Any, ClassVar, NamedTuple, TypeAlias, TypeVar
 from lightning_zico._registry import Registry
 from lightning_zico.engine.observers import Observer
 from lightning_zico.engine.probe import Probe
-from lightning_zico.errors import DuplicateNameError
+from lightning_zico.errors import DuplicateNameError, InvalidArgumentError
 from lightning_zico.results import RESERVED_NAMES
 
 
@@ -69,8 +69,11 @@ def register_proxy(name: str) -> Callable[[P], P]:
         A decorator for the class, or for any callable that makes a proxy without arguments.
 
     Raises:
+        InvalidArgumentError: If the name is no text.
         DuplicateNameError: If the name is taken, by another proxy or by a column of the leaderboard.
     """
+    if not isinstance(name, str):
+        raise InvalidArgumentError(f"Invalid name={name!r}: expected a text, as in `@register_proxy('my_proxy')`.")
     if name in RESERVED_NAMES:
         raise DuplicateNameError(
             f"'{name}' is taken: a column of the leaderboard, or a word for several proxies. Choose another name."

@@ -4,9 +4,10 @@ import csv
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from lightning_zico.engine.probe import Probe
-from lightning_zico.errors import NotApplicableError
+from lightning_zico.errors import InvalidArgumentError, NotApplicableError
 from lightning_zico.proxies.base import Proxy
 
 
@@ -36,14 +37,19 @@ class Prior(Proxy):
     reads_name = True
 
     def __init__(self, values: Mapping[str, float], *, higher_is_better: bool = True, name: str = "prior") -> None:
+        if not isinstance(values, Mapping):
+            raise InvalidArgumentError(
+                f"`{name}` is {values!r}; needed are numbers by name, or the path of a file of comma-separated values "
+                "(`Prior.from_csv`)."
+            )
         if not values:
             raise ValueError(f"`{name}` has no values; needed is a number for each candidate that is known, by name.")
-        self.values = {key: float(value) for key, value in values.items()}
-        for key, number in self.values.items():
-            if not math.isfinite(number):
-                raise ValueError(
-                    f"`{name}` of '{key}' is {number}; needed is a finite number. Leave out what is not known."
+        for key, number in values.items():
+            if not _is_finite(number):
+                raise InvalidArgumentError(
+                    f"`{name}` of '{key}' is {number!r}; needed is a finite number. Leave out what is not known."
                 )
+        self.values = {key: float(value) for key, value in values.items()}
         self.higher_is_better = higher_is_better  # type: ignore[misc]  # of each object
         self.name = name
         best = max if higher_is_better else min
@@ -65,8 +71,11 @@ class Prior(Proxy):
             name: Of the column of the leaderboard.
 
         Raises:
+            FileNotFoundError: If there is no such file.
             ValueError: If the column is not there, or holds something else than finite numbers.
         """
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"`{name}` is '{path}'; needed is a file of comma-separated values that is there.")
         with Path(path).open(newline="", encoding="utf-8") as file:
             reader = csv.reader(file)
             names, *columns = next(reader, [""])
@@ -106,10 +115,10 @@ class Prior(Proxy):
         return value
 
 
-def _is_finite(text: str) -> bool:
+def _is_finite(value: Any) -> bool:
     try:
-        return math.isfinite(float(text))
-    except ValueError:
+        return math.isfinite(float(value))
+    except (TypeError, ValueError):
         return False
 
 

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from lightning_zico.errors import InvalidArgumentError
 from lightning_zico.report.series import proxies_of
 from lightning_zico.results import Leaderboard
 
@@ -15,7 +16,15 @@ def log_leaderboard(leaderboard: Leaderboard, logger: Any) -> None:
     Args:
         leaderboard: To be logged.
         logger: With Lightning's ``log_metrics``, ``log_hyperparams`` and ``save``.
+
+    Raises:
+        InvalidArgumentError: If it is no logger.
     """
+    if not hasattr(logger, "log_metrics"):
+        hint = " `Trainer(logger=False)` has none." if logger is None else ""
+        raise InvalidArgumentError(
+            f"Invalid logger={logger!r}: expected a logger of Lightning, such as CSVLogger.{hint}"
+        )
     metrics = {}
     for row in leaderboard:
         if row["rank"] is not None:

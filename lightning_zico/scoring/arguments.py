@@ -15,6 +15,8 @@ from lightning_zico.trainers import is_trainer
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_MOST_BITS = 63  # of the seeds of torch's generators, without the sign
+
 # What other functions call the data: `Trainer.fit`, scikit-learn, `score`.
 _OTHER_NAMES_OF_DATA = ("train_dataloaders", "train_dataloader", "dataloaders", "dataloader", "data", "batches", "X")
 
@@ -57,7 +59,31 @@ def whole_number(name: str, value: Any, least: int | None = None, why: str = "")
     number = operator.index(value)
     if least is not None and number < least:
         raise InvalidArgumentError(f"Invalid {name}={value!r}: expected {expected}.{reason}")
+    if number.bit_length() > _MOST_BITS:
+        raise InvalidArgumentError(f"Invalid {name}={value!r}: expected {expected}, of at most {_MOST_BITS} bits.")
     return number
+
+
+def positive(name: str, value: Any) -> Any:
+    """Return an argument that must be a positive number or None.
+
+    Raises:
+        InvalidArgumentError: If it is something else.
+    """
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
+        raise InvalidArgumentError(f"`{name}` is {value!r}; needed is a positive number, or None.")
+    return value
+
+
+def flag(name: str, value: Any) -> bool:
+    """Return an argument that must be True or False.
+
+    Raises:
+        InvalidArgumentError: If it is something else.
+    """
+    if not isinstance(value, bool):
+        raise InvalidArgumentError(f"Invalid {name}={value!r}: expected True or False.")
+    return value
 
 
 def check_is_trainer(trainer: Any) -> None:
@@ -71,8 +97,10 @@ def check_is_trainer(trainer: Any) -> None:
     if isinstance(trainer, dict):
         options = ", ".join(f"{name}={value!r}" for name, value in trainer.items())
         raise InvalidArgumentError(f"Invalid trainer={trainer!r}: expected a Trainer. Pass `Trainer({options})`.")
-    hint = "Pass an instance, such as `Trainer(max_epochs=10)`." if isinstance(trainer, type) else ""
-    raise InvalidArgumentError(f"Invalid trainer={trainer!r}: expected a Trainer or None. {hint}".rstrip())
+    hint = "Proxies are passed by name, `proxies=...`; candidates and data to `rank` or `fit`."
+    if isinstance(trainer, type):
+        hint = "Pass an instance, such as `Trainer(max_epochs=10)`."
+    raise InvalidArgumentError(f"Invalid trainer={trainer!r}: expected a Trainer or None. {hint}")
 
 
 def name_of(function: Any) -> str | None:

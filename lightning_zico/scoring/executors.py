@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from lightning_zico.results import ScoreCard
+from lightning_zico.scoring.arguments import positive, whole_number
 from lightning_zico.scoring.fingerprint import autocasts
 from lightning_zico.scoring.pool import Limits, Outcome, outcomes, resident_bytes, worker_idx
 from lightning_zico.scoring.work import Executor, Job, Work
@@ -52,10 +53,9 @@ class ProcessExecutor:
     def __init__(
         self, num_workers: int | None = None, timeout_s: float | None = None, memory_bytes: int | None = None
     ) -> None:
-        given = {"num_workers": num_workers, "timeout_s": timeout_s, "memory_bytes": memory_bytes}
-        for name, number in given.items():
-            if number is not None and not number > 0:
-                raise ValueError(f"`{name}` is {number!r}; needed is a positive number, or None.")
+        if num_workers is not None:
+            num_workers = whole_number("num_workers", num_workers, 1)
+        timeout_s, memory_bytes = positive("timeout_s", timeout_s), positive("memory_bytes", memory_bytes)
         if memory_bytes is not None and not resident_bytes(None):
             raise ValueError("`memory_bytes` needs `/proc`, which this system lacks. Leave it out.")
         self.num_workers = num_workers

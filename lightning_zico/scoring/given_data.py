@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_zico.bridge import is_datamodule
+from lightning_zico.candidates import Candidate
 from lightning_zico.errors import UnsupportedBatchError
 
 _EXPECTED = "expected a LightningDataModule, a DataLoader or a list of batches"
@@ -36,11 +37,34 @@ def check_data(data: Any, *, name: str = "datamodule", pairs: bool = False) -> N
         raise UnsupportedBatchError(f"Invalid {name}: {problem}.")
 
 
+def check_validation_data(datamodule: Any, val_dataloaders: Any) -> None:
+    """Check data to validate on, which comes beside what is no data module.
+
+    Raises:
+        UnsupportedBatchError: If it is no data, or a data module; or if there is a data module, which has its own.
+    """
+    if val_dataloaders is None:
+        return
+    if is_datamodule(datamodule):
+        raise UnsupportedBatchError(
+            f"Invalid val_dataloaders: a {type(datamodule).__name__} has its own `val_dataloader`. Leave it out, or "
+            "pass a DataLoader to train on."
+        )
+    if is_datamodule(val_dataloaders):
+        raise UnsupportedBatchError(
+            "Invalid val_dataloaders: a LightningDataModule; expected a DataLoader or a list of batches. Pass it as "
+            "`datamodule`, or its `val_dataloader()`."
+        )
+    check_data(val_dataloaders, name="val_dataloaders")
+
+
 def _problem_of(data: Any, pairs: bool) -> str | None:
     """Say what is wrong with data; None if nothing is seen."""
     kind = type(data).__name__
     if isinstance(data, Tensor | np.ndarray):
         return f"a single {kind} of shape {tuple(data.shape)}; {_EXPECTED}"
+    if (offered := _candidate_in(data)) is not None:
+        return f"a {kind} with {offered} in it, a candidate; {_EXPECTED}. Candidates come first, then the data"
     if data is None or isinstance(data, str | bytes | nn.Module) or not isinstance(data, Iterable | Dataset):
         shown = repr(data) if isinstance(data, str | int | float) else kind
         return f"{'None' if data is None else shown}; {_EXPECTED}"
@@ -55,6 +79,15 @@ def _problem_of(data: Any, pairs: bool) -> str | None:
     if isinstance(data, list | tuple) and (hasattr(data, "_fields") or _is_one_batch(data, pairs)):
         return _one_batch(f"a {kind} of {', '.join(map(_described, data[:4]))}{', ...' if len(data) > 4 else ''}")
     return None
+
+
+def _candidate_in(data: Any) -> str | None:
+    """Name the first part of a list or a mapping if it is a candidate."""
+    parts = data.values() if isinstance(data, Mapping) else data if isinstance(data, list | tuple) else ()
+    first = next(iter(parts), None)
+    if isinstance(first, type) and issubclass(first, nn.Module):
+        return first.__name__
+    return f"a {type(first).__name__}" if isinstance(first, nn.Module | Candidate) else None
 
 
 def _one_batch(what: str) -> str:

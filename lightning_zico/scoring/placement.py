@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from lightning_zico._typing import Batch
 from lightning_zico.engine.batches import map_tensors
 from lightning_zico.engine.lazy import copied
+from lightning_zico.errors import InvalidArgumentError
 
 AcceleratorName: TypeAlias = Literal["cpu", "gpu", "cuda", "mps", "auto"]
 Devices: TypeAlias = int | str | list[int]
@@ -215,6 +216,7 @@ def placement_of(
     Raises:
         RuntimeError: If there is no such accelerator.
         MisconfigurationException: Lightning's, if there are not as many devices, or not these.
+        InvalidArgumentError: If the devices are none of this accelerator.
         ValueError: As `check_placement` says.
 
     Example:
@@ -233,7 +235,11 @@ def placement_of(
         )
     check_placement(found, devices, precision, channels_last)
     kind = _ACCELERATORS[found]
-    meant = kind.get_parallel_devices(kind.parse_devices(kind.auto_device_count() if devices == "auto" else devices))
+    try:
+        indices = kind.parse_devices(kind.auto_device_count() if devices == "auto" else devices)
+    except TypeError as error:
+        raise InvalidArgumentError(f"Invalid devices={devices!r} of `{found}`: {error}") from None
+    meant = kind.get_parallel_devices(indices)
     return Placement(tuple(dict.fromkeys(meant)), precision_name(precision, found), channels_last)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from lightning_zico._imports import imported
 from lightning_zico.errors import CacheError
 from lightning_zico.results import ScoreCard
+from lightning_zico.scoring.arguments import positive
 from lightning_zico.scoring.cache import ScoreCache
 from lightning_zico.scoring.cached import CachedWork
 from lightning_zico.scoring.executors import Scoring
@@ -57,13 +58,11 @@ class RayExecutor:
                 f"`num_cpus` is {num_cpus!r} and `num_gpus` {num_gpus!r}; needed are a positive number of cores and at "
                 "least 0 GPUs for a candidate."
             )
-        if timeout_s is not None and not timeout_s > 0:
-            raise ValueError(f"`timeout_s` is {timeout_s!r}; needed is a positive number, or None.")
+        self.timeout_s = positive("timeout_s", timeout_s)
         _imported_ray()
         self.address = address
         self.num_cpus = num_cpus
         self.num_gpus = num_gpus
-        self.timeout_s = timeout_s
 
     def run(self, works: Sequence[Work], jobs: Iterable[Job]) -> Generator[tuple[Job, ScoreCard], None, None]:
         """Score each job's candidate by its work, and give each as it is finished.

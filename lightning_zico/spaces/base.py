@@ -3,14 +3,14 @@
 import random
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from functools import partial
+from functools import partial, wraps
 from typing import Any, Generic, Protocol, TypeVar
 
 from torch import nn
 
 from lightning_zico._registry import Registry
 from lightning_zico.candidates import Candidate
-from lightning_zico.errors import ZiCoError
+from lightning_zico.errors import InvalidArgumentError, ZiCoError
 
 Arch = TypeVar("Arch", bound=Hashable)
 
@@ -46,6 +46,22 @@ class ArchSyntaxError(ZiCoError, ValueError):
         )
 
 
+# Methods whose first argument is an arch.
+_TAKE_AN_ARCH = {"neighbours", "params", "macs", "depth", "build", "blocks"}
+
+
+def _taking_no_text(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Have a method of a space refuse the string of an arch where that is not the arch."""
+
+    @wraps(method)
+    def checked(self: Any, arch: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(arch, str) and not isinstance(self.parse(arch), str):
+            raise InvalidArgumentError(f"Invalid arch={arch!r}: it is a text. Pass `space.parse(...)` of it.")
+        return method(self, arch, *args, **kwargs)
+
+    return checked
+
+
 class Trial(Protocol):
     """What a space asks of an Optuna trial, so that Optuna need not be installed to have a space."""
 
@@ -67,6 +83,10 @@ class SearchSpace(ABC, Generic[Arch]):
     """
 
     name: str = ""
+
+    def __init_subclass__(cls) -> None:
+        for name in _TAKE_AN_ARCH & vars(cls).keys():
+            setattr(cls, name, _taking_no_text(getattr(cls, name)))
 
     @property
     @abstractmethod
@@ -152,10 +172,10 @@ class SearchSpace(ABC, Generic[Arch]):
             in_channels: As for `build`.
 
         Raises:
-            ValueError: If ``n`` is negative or larger than the space.
+            ValueError: If ``n`` is no whole number, negative or larger than the space.
         """
-        if not 0 <= n <= self.size:
-            raise ValueError(f"`n` is {n}; the space has {self.size:,} archs. Take between 0 and that many.")
+        if isinstance(n, bool) or not isinstance(n, int) or not 0 <= n <= self.size:
+            raise ValueError(f"`n` is {n!r}; the space has {self.size:,} archs. Take between 0 and that many.")
         archs = self._distinct(n, random.Random(seed))
         build = partial(self.build, num_classes=num_classes, in_channels=in_channels)
         return (Candidate(str(arch), partial(build, arch), self.blocks(arch)) for arch in archs)
@@ -255,12 +275,15 @@ def get_space(name: str) -> SearchSpace[Any]:
     """Make the space of a name.
 
     Raises:
+        InvalidArgumentError: If it is no text.
         UnknownNameError: If there is none; the message has the nearest names.
 
     Example:
         >>> get_space("nas_bench_201").size
         15625
     """
+    if not isinstance(name, str):
+        raise InvalidArgumentError(f"Invalid name={name!r}: expected the name of a space, such as 'nas_bench_201'.")
     return _SPACES.get(name)()
 
 

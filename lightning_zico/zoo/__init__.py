@@ -6,6 +6,7 @@ from typing import Any, cast
 from lightning.pytorch import LightningModule
 
 from lightning_zico._registry import unknown_name
+from lightning_zico.errors import InvalidArgumentError
 from lightning_zico.zoo.base import ZOO_PROXIES, Zoo, ZooModel, params_of
 from lightning_zico.zoo.classifiers import ImageClassifier, SequenceClassifier
 from lightning_zico.zoo.timm_models import from_timm
@@ -51,6 +52,8 @@ def from_zoo(*specs: str, num_classes: int, **options: Any) -> Zoo:
         raise ValueError("There is no spec; needed is one, such as 'timm:resnet*'.")
     zoos = []
     for spec in specs:
+        if not isinstance(spec, str):
+            raise InvalidArgumentError(f"Invalid spec {spec!r}: expected a text, such as 'timm:resnet*'.")
         name, _, patterns = spec.partition(":")
         if name not in _ZOOS:
             raise unknown_name("zoo", name, list(_ZOOS))

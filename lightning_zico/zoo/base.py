@@ -14,7 +14,7 @@ from lightning_zico._registry import unknown_name
 from lightning_zico.candidates import Candidate
 from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.engine.size import count_params
-from lightning_zico.errors import UnsupportedInputError
+from lightning_zico.errors import InvalidArgumentError, UnsupportedInputError, check_count
 from lightning_zico.zoo.classifiers import ImageClassifier
 
 # What to compute for candidates of a zoo: the first is ranked by. On timm, nothing that was measured ranks better than
@@ -69,11 +69,17 @@ class ImageModel(ZooModel):
         in_chans: Channels of the images.
         input_size: Height and width that the network is to take; None for its own, or any if it takes any.
         resize: Resize images of another size; a network that is made for another size and no other keeps it then.
+
+    Raises:
+        InvalidArgumentError: If there is no channel.
     """
 
     in_chans: int
     input_size: tuple[int, int] | None
     resize: bool
+
+    def __post_init__(self) -> None:
+        check_count("in_chans", self.in_chans)
 
     @abstractmethod
     def own_size(self) -> tuple[int, int] | None:
@@ -142,8 +148,11 @@ class Zoo:
     max_params: float | None = None
 
     def __post_init__(self) -> None:
-        if self.max_params is not None and not self.max_params > 0:
-            raise ValueError(f"`max_params` is {self.max_params!r}; needed is a positive limit, or None for no limit.")
+        limit = self.max_params
+        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int | float) or not limit > 0):
+            raise InvalidArgumentError(
+                f"Invalid max_params={limit!r}: expected a positive number, or None for no limit."
+            )
 
     @property
     def names(self) -> list[str]:
@@ -153,9 +162,17 @@ class Zoo:
 
     def __iter__(self) -> Iterator[Candidate]:
         """Give one candidate after the other; one whose size cannot be found is given too, and will say why."""
+        is_empty = True
         for name, model in zip(self.names, self.models, strict=True):
             if self.max_params is None or _keeps(model, self.max_params):
+                is_empty = False
                 yield Candidate(name, model)
+        if is_empty:
+            smallest = min(self.models, key=params_of)
+            raise InvalidArgumentError(
+                f"None of the {len(self.models)} models has at most {self.max_params:,.0f} parameters; the smallest, "
+                f"'{smallest.name}', has {params_of(smallest):,}. Raise the limit."
+            )
 
     def __length_hint__(self) -> int:
         """Tell how many candidates there are, if that is known without a look at their sizes."""
@@ -209,6 +226,11 @@ def matched(
         >>> matched("model", ["res*", "vit"], ["resnet18", "resnet50", "vgg11", "vit"], exclude="*50")
         ('resnet18', 'vit')
     """
+    for pattern in patterns:
+        if not isinstance(pattern, str):
+            raise InvalidArgumentError(
+                f"Invalid name {pattern!r}: expected names or patterns one by one, such as 'resnet*', 'vgg11'."
+            )
     if not patterns:
         raise ValueError("There is no name; needed are names or patterns, such as 'resnet*', or '*' for all.")
     found: dict[str, None] = {}

@@ -1,8 +1,9 @@
 """Wrong use is one clear line, early, and the same wherever an argument is taken."""
 
 import itertools
+import random
 from collections import UserDict, namedtuple
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,26 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_zico import Budget, ZeroShotSearch, ZeroShotSelector, ZiCoCallback, score
+from lightning_zico import (
+    Budget,
+    Candidate,
+    Leaderboard,
+    Prior,
+    ProcessExecutor,
+    ZeroShotSearch,
+    ZeroShotSelector,
+    ZiCo,
+    ZiCoCallback,
+    register_proxy,
+    score,
+)
+from lightning_zico.datamodules import ImageFolderDataModule
+from lightning_zico.demos import DigitsDataModule
 from lightning_zico.scoring.given_data import check_data
 from lightning_zico.scoring.placement import check_placement, placement_of
+from lightning_zico.spaces import get_space
+from lightning_zico.zoo import from_zoo
+from lightning_zico.zoo.base import Zoo, matched
 from tests.modules import Classifier, make_batches, make_network
 from tests.search.spaces import Bits
 from tests.search.spaces import batches as bits_batches
@@ -80,7 +98,17 @@ def wrong_arguments() -> Any:
         ({"trainer": "gpu"}, "Invalid trainer='gpu'", ("selector", "score")),
         ({"num_samples": 0}, "Invalid num_samples=0: expected a positive int", ("selector", "score", "callback")),
         ({"num_samples": lambda: 3}, "it cannot be called with a batch", ("selector", "score", "callback")),
+        ({"seed": 2**64}, "Invalid seed=18446744073709551616: expected a whole number, of at most 63 bits", EVERYWHERE),
         ({"repeats": 3.0}, r"Invalid repeats=3\.0", ("selector",)),
+        ({"race": "yes", "repeats": 8}, "Invalid race='yes': expected True or False", ("selector",)),
+        ({"enable_progress_bar": 0}, "Invalid enable_progress_bar=0: expected True or False", ("selector",)),
+        (
+            {"trainer": ["zico"]},
+            r"Invalid trainer=\['zico'\].*Proxies are passed by name, `proxies=\.\.\.`",
+            ("selector",),
+        ),
+        ({"prior": 3}, "`prior` is 3; needed are numbers by name", ("selector",)),
+        ({"prior": {"a": "b"}}, "`prior` of 'a' is 'b'; needed is a finite number", ("selector",)),
         ({"finalists": 2.0}, r"Invalid finalists=2\.0", ("selector",)),
         ({"num_trials": 1e3}, r"Invalid num_trials=1000\.0", ("search",)),
         ({"budget": {"macs": 3}}, "Invalid budget={'macs': 3}: expected a `Budget`", ("selector", "search")),
@@ -131,7 +159,7 @@ DATA = {
     "nothing": (None, "None; expected"),
     "number": (3, "3; expected"),
     "module": (make_network(), "Sequential; expected"),
-    "models": ({"a": Classifier}, "a dict without a DataLoader in it; expected"),
+    "models": ({"a": Classifier}, "a dict with Classifier in it, a candidate; expected .*Candidates come first"),
     "dataset": (LOADER.dataset, r"the dataset TensorDataset; .*Pass `DataLoader\(dataset, batch_size"),
 }
 
@@ -269,3 +297,155 @@ def test_a_tensor_that_is_iterated_is_never_taken_for_batches() -> None:
     check_data(tensors)  # a list of them may be batches without targets
     with pytest.raises(TypeError, match="single Tensor"):
         check_data(IMAGES)
+
+
+def quiet_trainer(**arguments: Any) -> Trainer:
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "max_epochs": 2}
+    return Trainer(accelerator="cpu", enable_model_summary=False, **{**quiet, **arguments})
+
+
+CANDIDATES = {
+    "data": (LOADER, "Invalid candidates: a DataLoader, which is data; .*Candidates come first, then the data"),
+    "data module": (Data(), "Invalid candidates: a Data, which is data;"),
+    "batches": (make_batches(), "Invalid candidate: a tuple; .*It looks like a batch: candidates come first"),
+    "class": (Classifier, "Invalid candidates: the class Classifier; .*Put a single one in a list"),
+    "module": (make_network(), "Invalid candidates: one Sequential; .*Put a single one in a list"),
+    "function": (lambda: [Classifier], "Invalid candidates: the function <lambda>; .*Call it"),
+    "nothing": (None, "Invalid candidates: None; expected a mapping of names to candidates"),
+    "text": ("resnet18", "Invalid candidates: 'resnet18'; expected"),
+    "texts": (["resnet18"], "Invalid candidate: 'resnet18'; expected a module, a class or function"),
+    "pairs": ([("a", Classifier)], r"Invalid candidate: a tuple; .*Pass names .* as a mapping: `dict\(pairs\)`"),
+    "lists": ([[Classifier]], "Invalid candidate: a list; expected"),
+    "one wrong": ([lambda: pytest.fail("built"), 3], "Invalid candidate: 3; expected"),
+    "wrong in a mapping": ({"a": lambda: pytest.fail("built"), "b": None}, "Invalid candidate: a NoneType; expected"),
+    "one name": ([Candidate("a", Classifier), Candidate("a", Classifier)], "Two candidates are named 'a'"),
+    "empty list": ([], "`candidates` is empty; needed is at least one.$"),
+    "used generator": (iter(()), "`candidates` is empty; .*A generator gives them once"),
+}
+
+
+@pytest.mark.parametrize("kind", CANDIDATES)
+def test_what_are_no_candidates_is_refused_before_any_is_built(kind: str) -> None:
+    candidates, said = CANDIDATES[kind]
+    for call in (
+        lambda: ZeroShotSelector(proxies="zico").rank(candidates, LOADER),
+        lambda: ZeroShotSelector(quiet_trainer(), "zico").fit(candidates, LOADER),
+    ):
+        with pytest.raises(ValueError, match=said) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+
+
+def test_candidates_that_are_made_when_their_turn_comes_are_not_looked_at_before() -> None:
+    class Lazy(Sequence[Any]):
+        def __len__(self) -> int:
+            return 2
+
+        def __getitem__(self, idx: int) -> Any:
+            if idx >= 2:
+                raise IndexError
+            built.append(idx)
+            return Classifier(3 + idx)
+
+    built: list[int] = []
+    assert len(ZeroShotSelector(proxies="params").rank(Lazy(), LOADER)) == 2
+    assert built == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("trainer", "said"),
+    [
+        ({"max_epochs": 0}, "`trainer` ends after `max_epochs=0`, so that it trains nothing"),
+        ({"max_steps": 0}, "`trainer` ends after `max_steps=0`, so that it trains nothing"),
+        ({"limit_train_batches": 0}, "`trainer` has `limit_train_batches=0`, so that it trains nothing"),
+    ],
+)
+def test_a_trainer_that_would_train_nothing_is_refused_before_the_ranking(trainer: dict[str, Any], said: str) -> None:
+    selector = ZeroShotSelector(quiet_trainer(**trainer), "zico")
+    with pytest.raises(ValueError, match=said):
+        selector.fit([lambda: pytest.fail("built")], LOADER)
+
+
+# lightning: what it says of loaders without workers, of few batches, and of how little is logged
+@pytest.mark.filterwarnings("ignore:::lightning.pytorch")
+def test_a_trainer_that_is_done_is_refused_and_one_that_is_not_trains() -> None:
+    trainer = quiet_trainer(max_epochs=1)
+    selector = ZeroShotSelector(trainer, "zico").fit([Classifier], LOADER)
+    with pytest.raises(ValueError, match="has trained 1 epochs before, and ends after `max_epochs=1`"):
+        selector.fit([lambda: pytest.fail("built")], LOADER)
+    trainer.fit_loop.max_epochs = 2
+    selector.fit([Classifier], LOADER)
+    assert trainer.current_epoch == 2
+    ZeroShotSelector(quiet_trainer(fast_dev_run=True), "zico").fit([Classifier], LOADER)
+
+
+@pytest.mark.parametrize(
+    ("datamodule", "validation", "said"),
+    [
+        (LOADER, "val", "Invalid val_dataloaders: 'val'; expected"),
+        (LOADER, DataLoader, "Invalid val_dataloaders=DataLoader: it is a class"),
+        (LOADER, IMAGES, "Invalid val_dataloaders: a single Tensor"),
+        (LOADER, [IMAGES, LABELS], "Invalid val_dataloaders: a list of Tensor .* looks like one batch"),
+        (LOADER, Data(), "Invalid val_dataloaders: a LightningDataModule"),
+        (Data(), LOADER, "Invalid val_dataloaders: a Data has its own `val_dataloader`"),
+        (LOADER, [Classifier], "Invalid val_dataloaders: a list with Classifier in it, a candidate"),
+    ],
+)
+def test_what_is_no_data_to_validate_on_is_refused_before_the_ranking(
+    datamodule: Any, validation: Any, said: str
+) -> None:
+    selector = ZeroShotSelector(quiet_trainer(), "zico")
+    with pytest.raises(TypeError, match=said):
+        selector.fit([lambda: pytest.fail("built")], datamodule, validation)
+
+
+class Validated(Classifier):
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.log("val_loss", nn.functional.cross_entropy(self(batch[0]), batch[1]), batch_size=len(batch[1]))
+
+
+@pytest.mark.filterwarnings("ignore:::lightning.pytorch")
+def test_a_list_of_batches_is_data_to_validate_on() -> None:
+    batches = make_batches(3)
+    trainers = [quiet_trainer(), quiet_trainer()]
+    for trainer, validation in zip(trainers, (batches, DataLoader(batches, None)), strict=True):
+        ZeroShotSelector(trainer, "zico").fit({"a": Validated}, batches, validation)
+    given, loaded = (trainer.callback_metrics["val_loss"] for trainer in trainers)
+    assert given == loaded
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: ProcessExecutor(num_workers=1.5), r"Invalid num_workers=1\.5: expected a whole number"),
+        (lambda: ProcessExecutor(num_workers="2"), "Invalid num_workers='2'"),
+        (lambda: ProcessExecutor(timeout_s="1m"), "`timeout_s` is '1m'; needed is a positive number"),
+        (lambda: ProcessExecutor(memory_bytes="4G"), "`memory_bytes` is '4G'; needed is a positive number"),
+        (lambda: get_space(3), "Invalid name=3: expected the name of a space"),
+        (lambda: get_space("nas_bench_201").candidates("x"), "`n` is 'x'; the space has"),
+        (lambda: register_proxy(ZiCo), r"Invalid name=<class .*ZiCo'>: expected a text, as in `@register_proxy\('my"),
+        (lambda: from_zoo(3, num_classes=3), "Invalid spec 3: expected a text"),
+        (lambda: matched("model", [["a"]], ["a"]), r"Invalid name \['a'\]: expected names or patterns one by one"),
+        (lambda: Zoo((), max_params="1M"), "Invalid max_params='1M': expected a positive number"),
+        (lambda: Prior("known.csv"), "`prior` is 'known.csv'; needed are numbers by name, or the path"),
+        (lambda: DigitsDataModule(0), "Invalid batch_size=0: expected a whole number of at least 1"),
+        (lambda: ImageFolderDataModule("a", image_size="big"), "Invalid image_size='big': expected a whole number"),
+        (lambda: ImageFolderDataModule("a", num_workers=-1), "Invalid num_workers=-1: expected a whole number of at l"),
+        (lambda: Leaderboard(()).log(None), r"Invalid logger=None: .*`Trainer\(logger=False\)` has none"),
+    ],
+)
+def test_every_entrance_refuses_the_wrong_kind(call: Callable[[], Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("method", ["build", "params", "macs", "depth", "blocks", "neighbours"])
+def test_the_text_of_an_arch_is_refused_where_it_is_not_the_arch(method: str) -> None:
+    space = get_space("nas_bench_201")
+    arch = space.sample(random.Random(0))
+    with pytest.raises(TypeError, match=r"it is a text. Pass `space\.parse\(\.\.\.\)` of it"):
+        getattr(space, method)(str(arch))
+    getattr(space, method)(arch)
+    of_texts = Bits()
+    getattr(of_texts, method)(of_texts.sample(random.Random(0)))
