@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from lightning_zico._typing import Batch, Params, Step
+from lightning_zico._typing import Batch, Step
 from lightning_zico.engine.batches import map_tensors, tensors_of
 from lightning_zico.engine.outside import outside_put_back
 from lightning_zico.engine.scope import preserved, seed_all, unfused
@@ -74,17 +75,19 @@ def trace_flow(
         }
         buffers = {name: placed(buffer) for name, buffer in stateless.buffers.items()}
         own_batch = map_tensors(placed, batch)
-        follower = _Follower(params, [*buffers.values(), *_attributes(module)], own_batch)
+        constants = [*buffers.values(), *_attributes(module)]
         seed_all(0)
-
-        def run() -> frozenset[str] | None:
-            with follower:
-                loss = step(module, own_batch, 0)
-            return _reached(loss, params, dict(stateless.params)) if isinstance(loss, Tensor) else frozenset()
-
         state = random.getstate()
+        # The module's own parameters cannot be on another device.
+        with nullcontext((params, params)) if device else stateless.holding(params) as (leaves, taking):
+            follower = _Follower(leaves, constants, own_batch)
 
-        reached = stateless.call(params | buffers, run)
+            def run() -> frozenset[str] | None:
+                with follower:
+                    loss = step(module, own_batch, 0)
+                return _reached(loss, leaves) if isinstance(loss, Tensor) else frozenset()
+
+            reached = stateless.call({**taking, **buffers}, run)
         is_fixed = not follower.reads_values and random.getstate() == state
         products = frozenset(
             name for name in follower.products if stateless.params[name].requires_grad and params[name].ndim > 1
@@ -184,7 +187,7 @@ class _Follower(TorchDispatchMode):
 
     supports_higher_order_operators = True
 
-    def __init__(self, params: Params, constants: list[Tensor], batch: Batch) -> None:
+    def __init__(self, params: Mapping[str, Tensor], constants: list[Tensor], batch: Batch) -> None:
         super().__init__()
         self.products: set[str] = set()
         self.read: set[int] = set()
@@ -371,8 +374,8 @@ def _collect(value: Any, found: _Found, depth: int) -> None:
         _collect(part, found, depth - 1)
 
 
-def _reached(loss: Tensor, params: Params, originals: Params) -> frozenset[str] | None:
+def _reached(loss: Tensor, params: Mapping[str, Tensor]) -> frozenset[str] | None:
     ends = Ends.of(loss)
     if ends.are_hidden:
         return None
-    return frozenset(name for name, tensor in params.items() if ends.hold(tensor) or ends.hold(originals[name]))
+    return frozenset(name for name, tensor in params.items() if ends.hold(tensor))

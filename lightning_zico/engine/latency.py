@@ -34,7 +34,7 @@ def forward_latency(
         device = next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
 
         def run() -> None:
-            stateless.call(tensors, lambda: probe.step(probe.module, batch, 0))
+            stateless.run(tensors, lambda: probe.step(probe.module, batch, 0))
 
         with _threads(num_threads):
             return measure_latency(run, device, num_warmups=num_warmups, num_repeats=num_repeats)
