@@ -117,6 +117,34 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], list[str], int]] = {
         1,
     ),
     "batched": (lambda: Apply(lambda m, x: (x.view(6, 2, 1, 2) @ m.w).sum((1, 2)), w=(2, 2, 3)), ["w"], 1),
+    "chosen by data": (lambda: Apply(lambda m, x: (x[:, None] @ m.w[expert_of(x)])[:, 0], w=(2, 4, 3)), ["w"], 1),
+    "selected by data": (
+        lambda: Apply(lambda m, x: (x[:, None] @ m.w.index_select(0, expert_of(x)))[:, 0], w=(2, 4, 3)),
+        ["w"],
+        1,
+    ),
+    "mixed by a gate": (
+        lambda: Apply(
+            lambda m, x: (x[:, None] @ (m.base + (m.gate(x)[..., None, None] * m.w).sum(1)))[:, 0],
+            base=(4, 3),
+            w=(2, 4, 3),
+            gate=nn.Linear(4, 2),
+        ),
+        ["base", "w", "gate.weight"],
+        1,
+    ),
+    "chosen, but added": (
+        lambda: Apply(lambda m, x: (x + m.w[expert_of(x)].mean(1)) @ m.v, w=(2, 5, 4), v=(4, 3)),
+        ["v"],
+        1,
+    ),
+    "tokens chosen by data": (
+        lambda: Apply(
+            lambda m, x: (m.w[expert_of(x)] @ m.v).mean(1) + m.b[expert_of(x)], w=(2, 5, 4), b=(2, 3), v=(4, 3)
+        ),
+        ["v"],
+        1,
+    ),
     "complex": (lambda: Apply(lambda m, x: (x + 0j).matmul(torch.view_as_complex(m.w)).abs(), w=(4, 3, 2)), ["w"], 1),
     "tied to an embedding": (
         lambda: tied(Apply(lambda m, x: m.head(m.e(x.argmax(1) % 3)), e=nn.Embedding(3, 4), head=nn.Linear(4, 3))),
@@ -124,6 +152,10 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], list[str], int]] = {
         0,
     ),
 }  # fmt: skip
+
+
+def expert_of(x: Tensor) -> Tensor:
+    return (x.sum(1) > 0).long()
 
 
 def tied(module: Any) -> nn.Module:
