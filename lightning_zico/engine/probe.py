@@ -743,7 +743,7 @@ def _trainable_shapes(probe: Probe) -> dict[str, torch.Size]:
 
 
 def _layers(probe: Probe) -> Layers:
-    layers = known_layers(probe.module)
+    layers = known_layers(probe.module, probe.step)
     if not layers.needs_run:
         return layers
     flow = probe.flow

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -307,6 +308,48 @@ def test_untrained_copies_are_neither_layers_nor_blocks(how: str) -> None:
     assert probe.blocks == ["student.1", "student.3", "student.4"]
 
 
+@torch.no_grad()
+def by_decorator(m: Any, x: Tensor) -> Tensor:
+    return m.teacher(x)
+
+
+def by_detaching(m: Any, x: Tensor) -> Tensor:
+    return m.teacher(x).detach()
+
+
+def followed(m: Any, x: Tensor) -> Tensor:
+    return m.teacher(x)
+
+
+@pytest.mark.parametrize("target", [by_decorator, by_detaching, followed])
+@pytest.mark.parametrize("is_in_step", [False, True])
+def test_a_momentum_encoder_with_weights_of_its_own_is_found_wherever_it_stands(target: Any, is_in_step: bool) -> None:
+    def loss(m: Any, b: Any, i: int) -> Tensor:
+        return F.cross_entropy(m.pair.student(b[0]), b[1]) + F.mse_loss(m.pair.student(b[0]), target(m.pair, b[0]))
+
+    pair = Apply(lambda m, x: m.student(x), student=body(), teacher=body())
+    module = Apply(loss if not is_in_step else lambda m, x: x, pair=pair)
+    probe = Probe(module, loss, batches_of(4))
+    students = [f"pair.student.{number}.weight" for number in (0, 2, 4)]
+    teachers = [name.replace("student", "teacher") for name in students]
+    assert list(probe.layers) == students + (teachers if target is followed else [])
+
+
+@pytest.mark.parametrize("how", ["frozen", "under no_grad", "average", "lagging", "of its own"])
+@pytest.mark.parametrize("is_first", [False, True])
+def test_a_copy_changes_no_draw(how: str, is_first: bool) -> None:
+    torch.manual_seed(0)
+    module: Any = copied(how)
+    student = Apply(lambda m, x: m.student(x), student=copy.deepcopy(module.student))
+    if is_first:
+        module._modules = dict(reversed(module._modules.items()))
+    names, batches = ["az_expressivity", "az_trainability", "zen"], batches_of(4)
+    cards = [score(m, batches, names, F.cross_entropy) for m in (module, student)]
+    # what the copy puts out goes into the loss only
+    assert [cards[0][name].value for name in names[:2]] == [cards[1][name].value for name in names[:2]]
+    assert cards[0]["az_expressivity"].value is not None
+
+
 class Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -368,6 +411,26 @@ def test_an_embedding_is_a_layer_where_it_is_the_output_matrix_as_well(
     )
     assert list(Probe(module, step, batches_of(4)).layers) == ["e.weight"] * num_runs + ["l.weight"]
     assert len(runs) == num_runs
+
+
+@pytest.mark.parametrize("wraps", [lambda step: step, lambda step: partial(step), lambda step: Stepper(step)])
+def test_an_embedding_that_the_step_multiplies_with_is_a_layer(wraps: Any) -> None:
+    def loss(m: Any, b: Any, i: int) -> Tensor:
+        return F.cross_entropy(m.l(m.e(b[1])).relu() @ m.e.weight.T, b[1])
+
+    module = Apply(lambda m, x: x, e=nn.Embedding(3, 4), l=nn.Linear(4, 4))
+    card = score(module, batches_of(4), ["zico", "num_layers"], step=wraps(loss))
+    assert card["num_layers"].value == 2
+    assert list(card["zico"].layers) == ["e.weight", "l.weight"]
+
+
+class Stepper:
+    def __init__(self, step: Callable[..., Tensor]) -> None:
+        self.step = step
+
+    def __call__(self, module: nn.Module, batch: Any, batch_idx: int) -> Tensor:
+        hidden = module.l(module.e(batch[1])).relu()
+        return F.cross_entropy(F.linear(hidden, module.e.weight), batch[1])
 
 
 def normed(how: str) -> nn.Module:
