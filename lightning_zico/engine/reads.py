@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterator
 from functools import partial
-from types import CodeType, FunctionType, MethodType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from torch import nn
@@ -12,6 +12,7 @@ from torch import nn
 _FOREIGN = ("torch.", "lightning.", "pytorch_lightning.", "lightning_zico.")
 _ENTRIES = ("forward", "training_step")
 _WITHOUT_GRADIENTS = frozenset({"no_grad", "inference_mode", "set_grad_enabled", "detach", "detach_", "data"})
+_CODE = (FunctionType, BuiltinFunctionType, ModuleType, type)
 _DECORATORS = "torch.utils._contextlib"  # where `@torch.no_grad()` wraps a function
 
 
@@ -30,14 +31,53 @@ def names_in(module: nn.Module, step: Callable[..., Any] | None = None) -> set[s
         module: Any module.
         step: ``(module, batch, batch_idx) -> loss``.
     """
-    seen: set[tuple[CodeType, type]] = set()
-    found: set[str] = set()
-    for part in module.modules():
-        for function in _functions_of(part):
-            found |= _mentions(function, type(part), seen)
-    for function in _functions_behind(step):
-        found |= _mentions(function, type(module), seen)
-    return found
+    return _Reader.of(module, step).names
+
+
+def globals_in(module: nn.Module, step: Callable[..., Any] | None = None) -> list[Any]:
+    """List what stands in global variables that such code mentions, see `names_in`, other than code."""
+    return list(_Reader.of(module, step).globals.values())
+
+
+class _Reader:
+    """Reads functions, each once for every class that it may be a method of."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+        self.globals: dict[int, Any] = {}  # by id
+        self._seen: set[tuple[CodeType, type]] = set()
+
+    @classmethod
+    def of(cls, module: nn.Module, step: Callable[..., Any] | None) -> "_Reader":
+        """Read all code that a step may run."""
+        reader = cls()
+        for part in module.modules():
+            for function in _functions_of(part):
+                reader.read(function, type(part))
+        for function in _functions_behind(step):
+            reader.read(function, type(module))
+        return reader
+
+    def read(self, function: FunctionType, cls: type) -> None:
+        """Read a function of a class and what it calls."""
+        remaining = [function]
+        while remaining:
+            outer = remaining.pop()
+            if outer.__globals__.get("__name__") == _DECORATORS:
+                self.names.add("no_grad")
+            now: Any = inspect.unwrap(outer)
+            if not isinstance(now, FunctionType) or (now.__code__, cls) in self._seen:
+                continue
+            self._seen.add((now.__code__, cls))
+            names = {name for code in _codes_in(now.__code__) for name in code.co_names}
+            self.names |= names
+            for name in names:
+                remaining += _as_functions(inspect.getattr_static(cls, name, None))
+                remaining += _as_functions(now.__globals__.get(name))
+            own = (now.__globals__[name] for name in names if name in now.__globals__)
+            self.globals |= {id(value): value for value in own if not isinstance(value, _CODE)}
+            for value in _cells_of(now):
+                remaining += _as_functions(value)
 
 
 def _functions_of(part: nn.Module) -> Iterator[FunctionType]:
@@ -71,28 +111,6 @@ def _as_functions(value: Any) -> Iterator[FunctionType]:
     value = getattr(value, "__func__", value)
     if isinstance(value, FunctionType) and not f"{inspect.unwrap(value).__module__}.".startswith(_FOREIGN):
         yield value
-
-
-def _mentions(function: FunctionType, cls: type, seen: set[tuple[CodeType, type]]) -> set[str]:
-    """Collect the names in a function of a class and in what it calls, as far as that was not seen before."""
-    found: set[str] = set()
-    remaining = [function]
-    while remaining:
-        outer = remaining.pop()
-        if outer.__globals__.get("__name__") == _DECORATORS:
-            found.add("no_grad")
-        now: Any = inspect.unwrap(outer)
-        if not isinstance(now, FunctionType) or (now.__code__, cls) in seen:
-            continue
-        seen.add((now.__code__, cls))
-        names = {name for code in _codes_in(now.__code__) for name in code.co_names}
-        found |= names
-        for name in names:
-            remaining += _as_functions(inspect.getattr_static(cls, name, None))
-            remaining += _as_functions(now.__globals__.get(name))
-        for value in _cells_of(now):
-            remaining += _as_functions(value)
-    return found
 
 
 def _cells_of(function: FunctionType) -> Iterator[Any]:
