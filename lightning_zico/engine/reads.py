@@ -51,7 +51,12 @@ class _Reader:
     def of(cls, module: nn.Module, step: Callable[..., Any] | None) -> "_Reader":
         """Read all code that a step may run."""
         reader = cls()
-        for part in module.modules():
+        parts = list(module.modules())
+        for kind in dict.fromkeys(map(type, parts)):
+            for entry in _ENTRIES:
+                for function in _as_functions(getattr(kind, entry, None)):
+                    reader.read(function, kind)
+        for part in parts:
             for function in _functions_of(part):
                 reader.read(function, type(part))
         for function in _functions_behind(step):
@@ -81,10 +86,9 @@ class _Reader:
 
 
 def _functions_of(part: nn.Module) -> Iterator[FunctionType]:
-    for entry in _ENTRIES:
-        yield from _as_functions(getattr(type(part), entry, None))
     for value in vars(part).values():
-        yield from _as_functions(value)
+        if isinstance(value, FunctionType | MethodType):
+            yield from _as_functions(value)
 
 
 def _functions_behind(step: Any) -> Iterator[FunctionType]:
