@@ -1,5 +1,7 @@
 """Copies of submodules, such as teachers and moving averages, that take part in a step and are not trained."""
 
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -9,13 +11,19 @@ from torch.nn.utils.parametrize import ParametrizationList
 _SAME_DIRECTION = 0.5
 
 
-def copies_in(module: nn.Module) -> tuple[frozenset[str], list[tuple[str, str]]]:
+def copies_in(
+    module: nn.Module, runs_without_gradients: Callable[[], bool]
+) -> tuple[frozenset[str], list[tuple[str, str]]]:
     """Find submodules that are built alike and stand beside each other, as student and teacher do.
+
+    Args:
+        module: Any module.
+        runs_without_gradients: Whether a part of it may run without them; asked only where that matters.
 
     Returns:
         Frozen ones whose twin is trained; and pairs of trainable ones of which only a run tells whether both are
-        trained: those whose weights are those of a copy, and those of several layers that are the module's own parts,
-        as an encoder and its momentum encoder.
+        trained: those whose weights are those of a copy, and those of several layers, as an encoder and its momentum
+        encoder, that are the module's own parts, or any parts of a module that runs without gradients.
     """
     frozen: set[str] = set()
     doubtful: list[tuple[str, str]] = []
@@ -36,7 +44,9 @@ def copies_in(module: nn.Module) -> tuple[frozenset[str], list[tuple[str, str]]]
                         continue
                     if not all(trained):
                         frozen.add(other if trained[0] else name)
-                    elif _point_alike(first, second) or (parent is module and _has_layers(parent, first)):
+                    elif _point_alike(first, second) or (
+                        _has_layers(parent, first) and (parent is module or runs_without_gradients())
+                    ):
                         doubtful.append((name, other))
     return frozenset(frozen), doubtful
 

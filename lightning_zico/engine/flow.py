@@ -2,7 +2,8 @@
 
 import random
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from lightning_zico._typing import Batch, Params, Step
+from lightning_zico._typing import Batch, Step
 from lightning_zico.engine.batches import map_tensors, tensors_of
 from lightning_zico.engine.outside import outside_put_back
 from lightning_zico.engine.scope import preserved, seed_all, unfused
@@ -74,17 +75,19 @@ def trace_flow(
         }
         buffers = {name: placed(buffer) for name, buffer in stateless.buffers.items()}
         own_batch = map_tensors(placed, batch)
-        follower = _Follower(params, [*buffers.values(), *_attributes(module)], own_batch)
+        constants = [*buffers.values(), *_attributes(module)]
         seed_all(0)
-
-        def run() -> frozenset[str] | None:
-            with follower:
-                loss = step(module, own_batch, 0)
-            return _reached(loss, params, dict(stateless.params)) if isinstance(loss, Tensor) else frozenset()
-
         state = random.getstate()
+        # The module's own parameters cannot be on another device.
+        with nullcontext((params, params)) if device else stateless.holding(params) as (leaves, taking):
+            follower = _Follower(leaves, constants, own_batch)
 
-        reached = stateless.call(params | buffers, run)
+            def run() -> frozenset[str] | None:
+                with follower:
+                    loss = step(module, own_batch, 0)
+                return _reached(loss, leaves) if isinstance(loss, Tensor) else frozenset()
+
+            reached = stateless.call({**taking, **buffers}, run)
         is_fixed = not follower.reads_values and random.getstate() == state
         products = frozenset(
             name for name in follower.products if stateless.params[name].requires_grad and params[name].ndim > 1
@@ -119,6 +122,8 @@ class _Origin:
         fresh: Positions in the batch of the tensors in it that no parameter has met.
         is_computed: Whether it comes out of a product with a parameter, or met a parameter as data.
         is_random: Whether random numbers are in it.
+        matrices: Of data that still consists of whole matrices of parameters, which were chosen by data, as those of an
+            expert, or scaled by it: their names.
     """
 
     params: frozenset[str] = frozenset()
@@ -126,6 +131,7 @@ class _Origin:
     fresh: frozenset[int] = frozenset()
     is_computed: bool = False
     is_random: bool = False
+    matrices: frozenset[str] = frozenset()
 
     @property
     def is_weight(self) -> bool:
@@ -141,7 +147,15 @@ class _Origin:
             frozenset().union(*(origin.fresh for origin in origins)),
             any(origin.is_computed for origin in origins),
             any(origin.is_random for origin in origins),
+            cls._matrices_of(origins),
         )
+
+    @staticmethod
+    def _matrices_of(origins: "list[_Origin]") -> frozenset[str]:
+        data = [origin for origin in origins if origin.is_data]
+        if not data or not all(origin.matrices for origin in data):
+            return frozenset()
+        return frozenset().union(*(o.matrices if o.is_data else o.params for o in origins))
 
 
 _CONSTANT = _Origin()
@@ -169,6 +183,7 @@ _WEIGHT_SLOTS: Mapping[str, tuple[int, ...]] = {
 }
 # Their last two operands are matrices, or a vector in the place of one.
 _MATRIX_PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv"})
+_SCALING = frozenset({"mul", "div"})
 _LOOK_UPS = frozenset({"embedding", "_embedding_bag", "_embedding_bag_forward_only"})
 # They turn values into numbers or shapes of Python, on which code may branch.
 _VALUE_READS = frozenset(
@@ -184,7 +199,7 @@ class _Follower(TorchDispatchMode):
 
     supports_higher_order_operators = True
 
-    def __init__(self, params: Params, constants: list[Tensor], batch: Batch) -> None:
+    def __init__(self, params: Mapping[str, Tensor], constants: list[Tensor], batch: Batch) -> None:
         super().__init__()
         self.products: set[str] = set()
         self.read: set[int] = set()
@@ -222,8 +237,10 @@ class _Follower(TorchDispatchMode):
         if name in _VALUE_READS:
             self.reads_values |= any(origin.is_data or origin.is_random for _, origin in origins)
         out = func(*args, **kwargs)
-        result = self._result(func, name, origins)
-        self._note_fan_ins(name, given)
+        if _is_product(func, name):
+            origins = _with_weights_chosen(name, origins)
+        result = self._result(func, name, origins, _whole_matrices(name, args, origins))
+        self._note_fan_ins(name, given, origins)
         for tensor in _tensors_in(out):
             key = _key(tensor)
             if key not in keys:
@@ -238,8 +255,8 @@ class _Follower(TorchDispatchMode):
         # What nobody made here comes from outside, as an array that the step turns into a tensor.
         return self._origins.get(_key(tensor), _FOREIGN)
 
-    def _result(self, func: Any, name: str, origins: list[tuple[int, _Origin]]) -> _Origin:
-        """Note what an operator shows, and return the origin of what it puts out."""
+    def _result(self, func: Any, name: str, origins: list[tuple[int, _Origin]], matrices: frozenset[str]) -> _Origin:
+        """Note what an operator shows, and return the origin of what it puts out, see `_whole_matrices`."""
         if name.startswith(_SHAPED):
             return _CONSTANT
         if name.startswith(_SHAPED_RANDOM) or (not origins and _is_random(func)):
@@ -263,30 +280,63 @@ class _Follower(TorchDispatchMode):
                     self.read |= origin.fresh
             fresh = result.fresh - self.read
             kept = frozenset() if everything else result.params
-            return _Origin(kept, True, fresh, True, result.is_random)
+            matrices = frozenset() if everything else matrices or result.matrices
+            return _Origin(kept, True, fresh, True, result.is_random, matrices)
         if is_product:
             if result.is_data:
                 return _Origin(frozenset(), True, result.fresh, result.is_computed, result.is_random)
             # A generator's noise becomes data at its first layer; random numbers in a weight leave it one.
             is_data = any(origin == _RANDOM for _, origin in origins) and bool(weights)
             return _Origin(result.params if not is_data else frozenset(), is_data, frozenset(), True, result.is_random)
-        return result
+        return replace(result, matrices=matrices) if matrices else result
 
     def _note_products(self, name: str, origins: list[tuple[int, _Origin]]) -> None:
         slots = _WEIGHT_SLOTS.get(name, ())
         for position, origin in origins:
-            is_added = (name in _ADDING and position == 0) or ("convolution" in name and position == 2)
-            is_bias = name.startswith("_scaled_dot_product") and position > 2
-            if not (is_added or is_bias) and (origin.is_weight or position in slots):
+            if not _is_added(name, position) and (origin.is_weight or position in slots):
                 self.products |= origin.params
 
-    def _note_fan_ins(self, name: str, given: list[tuple[int, Tensor]]) -> None:
+    def _note_fan_ins(self, name: str, given: list[tuple[int, Tensor]], origins: list[tuple[int, _Origin]]) -> None:
         if name not in _MATRIX_PRODUCTS:
             return
         left, right = [tensor for _, tensor in given][-2:]
-        for matrix, fan_in in ((left, left.shape[-1]), (right, right.shape[-2 if right.ndim > 1 else -1])):
-            if (parameter := self._fixed.get(_key(matrix))) is not None:
-                self.fan_ins[parameter] = fan_in
+        fan_ins = left.shape[-1], right.shape[-2 if right.ndim > 1 else -1]
+        for matrix, (_, origin), fan_in in zip((left, right), origins[-2:], fan_ins, strict=True):
+            parameter = self._fixed.get(_key(matrix))
+            for chosen in origin.matrices if parameter is None else (parameter,):
+                self.fan_ins[chosen] = fan_in
+
+
+def _is_added(name: str, position: int) -> bool:
+    """Whether a product adds the operand at a position rather than multiplying with it."""
+    is_bias = name.startswith("_scaled_dot_product") and position > 2
+    return is_bias or (name in _ADDING and position == 0) or ("convolution" in name and position == 2)
+
+
+def _with_weights_chosen(name: str, origins: list[tuple[int, _Origin]]) -> list[tuple[int, _Origin]]:
+    """Take matrices that were chosen or scaled by data for weights, where a product multiplies other data with them."""
+    if not any(o.is_data and not o.matrices and not _is_added(name, position) for position, o in origins):
+        return origins
+    return [(position, replace(o, params=o.matrices, is_data=False) if o.matrices else o) for position, o in origins]
+
+
+def _whole_matrices(name: str, args: tuple[Any, ...], origins: list[tuple[int, _Origin]]) -> frozenset[str]:
+    """Name the parameters of which an operator chooses, or scales, whole matrices by data."""
+    tensors = [arg for arg in args[:2] if isinstance(arg, Tensor)]
+    matrix = next((o for _, o in origins if o.is_weight or o.matrices), None)
+    if matrix is None or not tensors:
+        return frozenset()
+    if name in ("index", "_unsafe_index"):
+        is_whole = tensors[0].ndim - len(args[1]) > 1
+    elif name == "index_select":
+        is_whole = args[1] % tensors[0].ndim < tensors[0].ndim - 2
+    elif name in _SCALING and len(tensors) == 2:
+        own, other = tensors if origins[0][1] is matrix else tensors[::-1]
+        is_whole = own.ndim > 1 and min(own.shape[-2:]) > 1 and all(size == 1 for size in other.shape[-2:])
+    else:
+        return frozenset()
+    is_chosen = is_whole and any(o.is_data for _, o in origins) and (name in _SCALING or origins[0][1] is matrix)
+    return (matrix.matrices or matrix.params) if is_chosen else frozenset()
 
 
 def _is_product(func: Any, name: str) -> bool:
@@ -371,8 +421,8 @@ def _collect(value: Any, found: _Found, depth: int) -> None:
         _collect(part, found, depth - 1)
 
 
-def _reached(loss: Tensor, params: Params, originals: Params) -> frozenset[str] | None:
+def _reached(loss: Tensor, params: Mapping[str, Tensor]) -> frozenset[str] | None:
     ends = Ends.of(loss)
     if ends.are_hidden:
         return None
-    return frozenset(name for name, tensor in params.items() if ends.hold(tensor) or ends.hold(originals[name]))
+    return frozenset(name for name, tensor in params.items() if ends.hold(tensor))

@@ -34,14 +34,18 @@ def forward_latency(
         with torch.inference_mode(False), preserved(probe.module), preserved_rng(probe.seed):
             probe.module.eval()
             stateless = probe.stateless
-            params = stateless.copied_params()
-            tensors = (stateless.leaves(params) if differentiates else params) | stateless.copied_buffers()
-            device = next((tensor.device for tensor in tensors.values()), torch.device("cpu"))
+            params, buffers = stateless.copied_params(), stateless.copied_buffers()
+            device = next((tensor.device for tensor in (*params.values(), *buffers.values())), torch.device("cpu"))
+            with (
+                stateless.holding(params) as (_, placed),
+                torch.set_grad_enabled(differentiates),
+                _threads(num_threads),
+            ):
+                tensors = {**placed, **buffers}
 
-            def run() -> None:
-                stateless.call(tensors, lambda: probe.step(probe.module, batch, 0))
+                def run() -> None:
+                    stateless.call(tensors, lambda: probe.step(probe.module, batch, 0))
 
-            with torch.set_grad_enabled(differentiates), _threads(num_threads):
                 return measure_latency(run, device, num_warmups=num_warmups, num_repeats=num_repeats)
 
     try:

@@ -14,7 +14,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from lightning_zico._typing import Params
 from lightning_zico.engine.copies import copies_in
-from lightning_zico.engine.reads import reads_attribute
+from lightning_zico.engine.reads import names_in, runs_without_gradients
 
 # The layers whose weights ZiCo scores, as published (there in two dimensions).
 WEIGHT_LAYERS = (
@@ -212,7 +212,7 @@ class Layers(Mapping[str, Layer]):
         return Layers(by_name, copies=frozenset(copies))
 
 
-def known_layers(module: nn.Module) -> Layers:
+def known_layers(module: nn.Module, step: Callable[..., object] | None = None) -> Layers:
     """Find the layers that the classes of a module's parts tell.
 
     These are linear, bilinear and convolutional layers, recurrent ones and attention; the input projection of
@@ -221,6 +221,7 @@ def known_layers(module: nn.Module) -> Layers:
 
     Args:
         module: Any module.
+        step: ``(module, batch, batch_idx) -> loss``, whose code is read as that of the module is.
 
     Returns:
         Names as in ``module.named_parameters()``: a weight that two layers share stands once, under its first name.
@@ -234,10 +235,10 @@ def known_layers(module: nn.Module) -> Layers:
     layers = [layer for name, p in trainable.items() if id(p) in weights for layer in _parts(name, p, weights[id(p)])]
     told = weights.keys() | others
     unknown = [name for name, p in trainable.items() if id(p) not in told and _may_multiply(p)]
-    copies, twins = copies_in(module)
+    copies, twins = copies_in(module, cache(lambda: runs_without_gradients(module, step)))
     embedded = {id(part.weight) for part in module.modules() if isinstance(part, _LOOKED_UP)}
     looked_up = [name for name, p in trainable.items() if id(p) in embedded - weights.keys()]
-    is_read = bool(looked_up) and reads_attribute(module, "weight")
+    is_read = bool(looked_up) and "weight" in names_in(module, step)
     return Layers({layer.name: layer for layer in layers}, unknown, twins, copies, looked_up, is_read)
 
 

@@ -6,7 +6,7 @@ Index conventions:
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -113,20 +113,31 @@ class WeightDifferentiator(Observer):
     """Base of those that differentiate the network's output with respect to weights.
 
     Args:
-        weights: Leaves of the graph, by name.
+        names: Of the weights.
     """
 
-    weights: Params = field(default_factory=dict, compare=False)
+    names: tuple[str, ...] = ()
 
     needs_graph: ClassVar[bool] = True
     needs_input_graph: ClassVar[bool] = False
 
+    def start(self, module: nn.Module) -> None:
+        """Begin with nothing."""
+        self._module = module
+
+    @property
+    def weights(self) -> Params:
+        """What stands in the places of the weights while the network runs."""
+        there = dict(self._module.named_parameters())
+        return {name: there[name] for name in self.names}
+
     def differentiated(self, number: Tensor, *, retain_graph: bool = False) -> tuple[Tensor, ...]:
         """Differentiate one number; zeros where it does not depend on a weight, or the step froze it."""
-        found = differentiated(number, self.weights, retain_graph=retain_graph)
+        weights = self.weights
+        found = differentiated(number, weights, retain_graph=retain_graph)
         return tuple(
             found[name] if name in found else torch.zeros_like(weight, requires_grad=False)
-            for name, weight in self.weights.items()
+            for name, weight in weights.items()
         )
 
 

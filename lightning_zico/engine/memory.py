@@ -31,13 +31,13 @@ def step_bytes(probe: Probe) -> int:
     with torch.inference_mode(False), preserved(probe.module), torch.enable_grad():
         stateless = probe.stateless
         params = stateless.copied_params()
-        trainable = {name: params[name].requires_grad_() for name, p in stateless.params.items() if p.requires_grad}
+        trainable = [params[name] for name, p in stateless.params.items() if p.requires_grad]
         tensors = params | stateless.copied_buffers()
         batch = probe.first_batch
         for tensor in (*tensors.values(), *tensors_of(batch)):
             hold(tensor)
         seed_all(probe.seed)
         with torch.autograd.graph.saved_tensors_hooks(hold, lambda tensor: tensor):
-            stateless.loss(probe.step, tensors, batch, 0)
-    gradients = sum(tensor.numel() * tensor.element_size() for tensor in trainable.values())
+            stateless.run(tensors, lambda: stateless.watched_loss(probe.step, batch, 0, None))
+    gradients = sum(tensor.numel() * tensor.element_size() for tensor in trainable)
     return gradients + sum(storage.nbytes() for storage in held.values())

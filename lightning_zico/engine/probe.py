@@ -644,12 +644,18 @@ class Probe:
             with torch.inference_mode(False), preserved(self.module):
                 stateless = self.stateless
                 tensors = stateless.copied_params() | stateless.copied_buffers() | tensors
-                if as_trained:
-                    plain = {name: tensors[name] for name in stateless.params if not tensors[name].requires_grad}
-                    tensors |= stateless.leaves(plain)
+                trainable = {
+                    name
+                    for name, parameter in stateless.params.items()
+                    if tensors[name].requires_grad or (as_trained and parameter.requires_grad)
+                }
+
+                def run() -> None:
+                    with torch.set_grad_enabled(watch.needs_graph or as_trained), mode or nullcontext():
+                        stateless.watched_loss(self.step, batch, 0, watch)
+
                 seed_all(self.seed)
-                with torch.set_grad_enabled(watch.needs_graph or as_trained), mode or nullcontext():
-                    stateless.call(tensors, lambda: stateless.watched_loss(self.step, batch, 0, watch))
+                stateless.run(tensors, run, trainable)
         except Exception as error:
             return kept(error)
         return None
@@ -771,7 +777,7 @@ def _trainable_shapes(probe: Probe) -> dict[str, torch.Size]:
 
 
 def _layers(probe: Probe) -> Layers:
-    layers = known_layers(probe.module)
+    layers = known_layers(probe.module, probe.step)
     if not layers.needs_run:
         return layers
     flow = probe.flow

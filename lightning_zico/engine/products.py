@@ -39,15 +39,14 @@ def hessian_times_gradient(
     """
     with torch.inference_mode(False), preserved(module), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         stateless = Stateless(module)
-        tensors = {**stateless.leaves(stateless.copied_params()), **stateless.copied_buffers()}
-        weights = {name: tensors[name] for name in names}
+        own = stateless.copied_params()
         seed_all(seed)
 
-        def differentiate() -> Params:
+        def differentiate(weights: Params) -> Params:
             loss = stateless.watched_loss(step, batch, 0, None)
             check_depends(loss)
             check_graph(loss)
-            gradients = differentiated(loss, weights, stateless.params, create_graph=True)
+            gradients = differentiated(loss, weights, create_graph=True)
             if not gradients or not bool(torch.stack([gradient.any() for gradient in gradients.values()]).any()):
                 raise NoGradientError(
                     f"The gradient of all {len(names)} scored parameters is zero, and so is every product with it. "
@@ -58,17 +57,19 @@ def hessian_times_gradient(
             product = sum(((g.detach() * g).sum() for g in parts), torch.zeros((), device=loss.device))
             try:
                 # Nothing where the loss is linear in the parameters.
-                return differentiated(product, weights, stateless.params)
+                return differentiated(product, weights)
             except RuntimeError as error:
                 if not _NO_SECOND_DERIVATIVE.search(str(error)):
                     raise
                 raise NotApplicableError(f"an operation has no second derivative: {error}") from error
 
-        products = stateless.call(tensors, differentiate)
+        with stateless.holding(own) as (leaves, placed):
+            weights: Params = {name: leaves[name] for name in names}
+            products = stateless.call({**placed, **stateless.copied_buffers()}, lambda: differentiate(weights))
     return (
-        {name: weight.detach() for name, weight in weights.items()},
+        {name: own[name] for name in names},
         {
-            name: real_view(products[name].detach() if name in products else torch.zeros_like(weight.detach()))
-            for name, weight in weights.items()
+            name: real_view(products[name].detach() if name in products else torch.zeros_like(own[name]))
+            for name in names
         },
     )

@@ -19,6 +19,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 from torch.utils.data import DataLoader
 
 
@@ -78,6 +79,31 @@ def preserved_rng(seed: int | None = None) -> Iterator[None]:
         yield
     finally:
         put_back_rng()
+
+
+@contextmanager
+def optimizers_put_back() -> Iterator[None]:
+    """Put the optimizers back that step while the body runs: their states and settings, not what they optimise."""
+    here = threading.get_ident()
+    saved: dict[int, tuple[Optimizer, Any, Any, list[tuple[Any, Any]]]] = {}
+
+    def remember(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        if threading.get_ident() == here and id(optimizer) not in saved:
+            states = {parameter: copy.deepcopy(state) for parameter, state in optimizer.state.items()}
+            groups = [(group, dict(group)) for group in optimizer.param_groups]
+            saved[id(optimizer)] = (optimizer, dict(vars(optimizer)), states, groups)
+
+    handle = register_optimizer_step_pre_hook(remember)
+    try:
+        yield
+    finally:
+        handle.remove()
+        for optimizer, attributes, states, groups in saved.values():
+            refill(vars(optimizer), attributes)
+            refill(optimizer.state, states)
+            refill(optimizer.param_groups, [group for group, _ in groups])
+            for group, own in groups:
+                refill(group, own)
 
 
 def rng_restorer() -> Callable[[], None]:

@@ -136,15 +136,19 @@ def count_macs(
         stateless = Stateless(module)
         tensors = {name: placed(tensor) for name, tensor in (stateless.params | stateless.buffers).items()}
         here = device or next(iter(tensors.values()), torch.empty(0)).device
-        if differentiates:
-            for name, parameter in stateless.params.items():
-                tensors[name].requires_grad_(parameter.requires_grad)
+        trainable = [name for name, p in stateless.params.items() if differentiates and p.requires_grad]
+        for name in trainable:
+            tensors[name].requires_grad_()
         seed_all(0)
         counter, seen = _Counter(), Seen()
         functions = _Functions(seen, skips=device is not None) if device or looks else nullcontext()
         looking = _looking(seen, layout() if layout else Layout.of(module)) if looks else nullcontext()
         with torch.set_grad_enabled(differentiates), looking, functions, counter:
-            stateless.loss(step, tensors, map_tensors(placed, batch), 0)
+            own = map_tensors(placed, batch)
+            if device:
+                stateless.loss(step, tensors, own, 0)
+            else:
+                stateless.run(tensors, lambda: stateless.watched_loss(step, own, 0, None), trainable)
         samples = stated or num_samples(batch, seen if looks else None)
         return MacCount(counter.macs, samples, here.type, counter.missing())
 

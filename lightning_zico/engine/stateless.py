@@ -1,6 +1,7 @@
 """A module's loss as a function of its parameters: the one place where `torch.func.functional_call` is called."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -11,6 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from lightning_zico._typing import Batch, Buffers, Params, Step
 from lightning_zico.engine.observers import REENTRANT_CHECKPOINT, Watch, graph_of
+from lightning_zico.engine.scope import optimizers_put_back
 from lightning_zico.errors import NoGradientError, UnsupportedModuleError
 
 T = TypeVar("T")
@@ -68,15 +70,16 @@ class Stateless:
         return _copied(self.buffers)
 
     def leaves(self, params: Params) -> dict[str, nn.Parameter]:
-        """Make parameters of tensors, as the module's own are: trainable, frozen, with their hooks and attributes.
-
-        Code of the module finds in them what it finds in training: it may take penalties over all that is trainable,
-        differentiate with respect to it, or switch ``requires_grad`` for a while.
+        """Find what stands for the module's parameters in `holding`: themselves, wherever they can have other values.
 
         Args:
-            params: By name; the leaves share their memory.
+            params: The values, by name.
+
+        Returns:
+            By name. In the place of one whose class keeps values of its own kind stands a parameter like it, which
+            shares the memory of the value.
         """
-        return {name: _like(self.params[name], tensor) for name, tensor in params.items()}
+        return {name: _leaf(self.params[name], tensor) for name, tensor in params.items()}
 
     def call(self, tensors: Params, function: Callable[[], T]) -> T:
         """Call a function, which runs the module, with tensors in the places of parameters and buffers.
@@ -87,6 +90,49 @@ class Stateless:
         """
         placed = {place: tensor for name, tensor in tensors.items() for place in self._places[name]}
         return functional_call(_Caller(self.module, function), placed, (), tie_weights=False)
+
+    @contextmanager
+    def holding(
+        self, params: Params, trainable: Collection[str] | None = None
+    ) -> Iterator[tuple[dict[str, nn.Parameter], Params]]:
+        """Give the module's own parameters other values while the body runs.
+
+        Code of the module finds in them what it finds in training, also where it holds on to them outside of the module
+        tree: in a list made in ``__init__``, in a closure, or in an optimizer. It may take penalties over all that is
+        trainable, differentiate with respect to it, switch ``requires_grad`` for a while, or step an optimizer. What
+        optimizers keep is put back.
+
+        Args:
+            params: The values, by name; those left out stay. Code of the module may write to them.
+            trainable: Names of those that require a gradient meanwhile; None for those that do.
+
+        Yields:
+            What stands for each parameter, and what of that is not the parameter itself, to be put into its place.
+        """
+        leaves = self.leaves(params)
+        own = {name: leaf for name, leaf in leaves.items() if leaf is self.params[name]}
+        saved = [(parameter, parameter.data, parameter.requires_grad) for parameter in own.values()]
+        with optimizers_put_back():
+            try:
+                for name, parameter in own.items():
+                    value = params[name]
+                    parameter.data = value.detach().clone() if value is parameter else value.detach()
+                if trainable is not None:
+                    for name, leaf in leaves.items():
+                        leaf.requires_grad_(name in trainable)
+                yield leaves, {name: leaf for name, leaf in leaves.items() if name not in own}
+            finally:
+                for parameter, data, requires_grad in saved:
+                    parameter.data = data
+                    if parameter.requires_grad != requires_grad:
+                        parameter.requires_grad_(requires_grad)
+
+    def run(self, tensors: Params, function: Callable[[], T], trainable: Collection[str] | None = None) -> T:
+        """Do as `call`, with the module's own parameters, see `holding`."""
+        params = {name: tensor for name, tensor in tensors.items() if name in self.params}
+        others = {name: tensor for name, tensor in tensors.items() if name not in self.params}
+        with self.holding(params, trainable) as (_, placed):
+            return self.call({**placed, **others}, function)
 
     def loss(self, step: Step, tensors: Params, batch: Batch, batch_idx: int) -> Tensor:
         """Compute the mean loss of a batch.
@@ -135,18 +181,17 @@ class Stateless:
         Raises:
             NoGradientError: If the loss depends on none of ``names``.
         """
-        leaves = self.leaves(params)
-        scored = {name: leaves[name] for name in names}
+        # Differentiated inside: checkpointing runs parts of the module again during the backward pass, and must find
+        # these values there and not the user's.
+        with torch.enable_grad(), self.holding(params) as (leaves, placed):
+            scored = {name: leaves[name] for name in names}
 
-        def differentiate() -> tuple[Params, Tensor]:
-            loss = self.watched_loss(step, batch, batch_idx, watch)
-            check_depends(loss)
-            return _backward(loss, scored, self.params), loss.detach()
+            def differentiate() -> tuple[Params, Tensor]:
+                loss = self.watched_loss(step, batch, batch_idx, watch)
+                check_depends(loss)
+                return _backward(loss, scored), loss.detach()
 
-        # Differentiated inside the call: checkpointing runs parts of the module again during the backward pass, and
-        # must find these tensors there and not the user's.
-        with torch.enable_grad():
-            return self.call({**leaves, **buffers}, differentiate)
+            return self.call({**placed, **buffers}, differentiate)
 
     def watched_loss(self, step: Step, batch: Batch, batch_idx: int, watch: Watch | None) -> Tensor:
         """Compute the mean loss of a batch, within `call`, and let observers see it.
@@ -224,53 +269,28 @@ class Ends:
 def differentiated(
     number: Tensor,
     leaves: Mapping[str, Tensor],
-    originals: Mapping[str, Tensor] | None = None,
     *,
-    ends: Ends | None = None,
     create_graph: bool = False,
     retain_graph: bool | None = None,
 ) -> dict[str, Tensor]:
-    """Differentiate a number with respect to leaves, and to the module's own parameters that they stand for.
-
-    Code of the module may hold on to its own parameters outside of the places where leaves are put: in a list made in
-    ``__init__``, in a closure, or in an optimizer. Both are the same weight, so that the gradients are added.
+    """Differentiate a number with respect to leaves.
 
     Args:
         number: Scalar.
         leaves: By name. The step may have frozen some.
-        originals: The module's own, by name; None if nothing but the leaves counts.
-        ends: Of the number's graph, if they are known.
         create_graph: As for `torch.autograd.grad`.
         retain_graph: As for `torch.autograd.grad`.
 
     Returns:
         By name; without those that the number does not depend on, or that the step froze.
     """
-    if not number.requires_grad:
+    active = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
+    if not number.requires_grad or not active:
         return {}
-    active = dict(_active(leaves, originals or leaves))
-    direct: dict[str, Tensor] = {}
-    if originals is not None:
-        ends = ends or Ends.of(number)
-        direct = {name: originals[name] for name in active if ends.hold(originals[name])}
-    wanted = [*active.values(), *direct.values()]
-    if not wanted:
-        return {}
-    found = torch.autograd.grad(number, wanted, create_graph=create_graph, retain_graph=retain_graph, allow_unused=True)
-    return _together((*active, *direct), found)
-
-
-def _active(leaves: Mapping[str, Tensor], originals: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
-    # The step may have frozen either for a while.
-    return ((name, leaf) for name, leaf in leaves.items() if leaf.requires_grad and originals[name].requires_grad)
-
-
-def _together(names: Iterable[str], found: Iterable[Tensor | None]) -> dict[str, Tensor]:
-    gradients: dict[str, Tensor] = {}
-    for name, gradient in zip(names, found, strict=True):
-        if gradient is not None:
-            gradients[name] = gradients[name] + gradient if name in gradients else gradient
-    return gradients
+    found = torch.autograd.grad(
+        number, list(active.values()), create_graph=create_graph, retain_graph=retain_graph, allow_unused=True
+    )
+    return {name: gradient for name, gradient in zip(active, found, strict=True) if gradient is not None}
 
 
 def _no_gradient() -> NoGradientError:
@@ -280,45 +300,59 @@ def _no_gradient() -> NoGradientError:
     )
 
 
-def _like(parameter: nn.Parameter, tensor: Tensor) -> nn.Parameter:
-    leaf: nn.Parameter
-    if type(tensor) is Tensor and isinstance(type(parameter), type(nn.Parameter)):  # or a class derived from it
-        leaf = Tensor._make_subclass(type(parameter), tensor, parameter.requires_grad)
-    else:
-        leaf = nn.Parameter(tensor.detach(), parameter.requires_grad)
-    if parameter.__dict__:
-        leaf.__dict__.update(parameter.__dict__)
-    if parameter.requires_grad and parameter._backward_hooks:
-        for hook in parameter._backward_hooks.values():
+def _leaf(parameter: nn.Parameter, tensor: Tensor) -> nn.Parameter:
+    """Return the parameter if it can have the value of a tensor, and else one like it."""
+    if tensor is parameter or (
+        type(tensor) in (Tensor, nn.Parameter)
+        and type(parameter.data) is Tensor
+        and not parameter.is_inference()
+        and (tensor.shape, tensor.dtype, tensor.device) == (parameter.shape, parameter.dtype, parameter.device)
+    ):
+        return parameter
+    leaf = nn.Parameter(tensor.detach(), parameter.requires_grad)
+    leaf.__dict__.update(parameter.__dict__)
+    if parameter.requires_grad:
+        for hook in (parameter._backward_hooks or {}).values():
             leaf.register_hook(hook)
     return leaf
 
 
-def _backward(loss: Tensor, leaves: Mapping[str, Tensor], originals: Mapping[str, nn.Parameter]) -> Params:
-    ends = Ends.of(loss)
-    if not ends.are_hidden:
-        gradients = differentiated(loss, leaves, originals, ends=ends)
-    else:
-        active = dict(_active(leaves, originals))
-        # ``.grad`` of the leaves is ours, and that of the module's own is put back by `scope.preserved`.
-        written = [tensors[name] for tensors in (leaves, originals) for name in active]
-        for tensor in written:
-            tensor.grad = None  # of what the step itself differentiated
-        loss.backward()  # the only call that such a checkpoint allows
-        gradients = _together((*active, *active), (tensor.grad for tensor in written))
+def _backward(loss: Tensor, leaves: Mapping[str, nn.Parameter]) -> Params:
+    gradients = _accumulated(loss, leaves) if Ends.of(loss).are_hidden else differentiated(loss, leaves)
     if not gradients:
         raise _no_gradient()
-    gradients = {name: gradient.detach() for name, gradient in gradients.items()}
+    gradients = {name: _dense(gradient.detach()) for name, gradient in gradients.items()}
     for name in gradients:
-        if hooks := originals[name]._post_accumulate_grad_hooks:
-            gradients[name] = _accumulated(leaves[name], gradients[name], list(hooks.values()))
+        if hooks := leaves[name]._post_accumulate_grad_hooks:
+            gradients[name] = _hooked(leaves[name], gradients[name], list(hooks.values()))
     return {
         name: gradients[name] if name in gradients else torch.zeros_like(leaf, requires_grad=False)
         for name, leaf in leaves.items()
     }
 
 
-def _accumulated(leaf: Tensor, gradient: Tensor, hooks: Iterable[Callable[[Tensor], None]]) -> Tensor:
+def _accumulated(loss: Tensor, leaves: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """Differentiate by `backward`, the only call that a checkpoint with ``use_reentrant=True`` allows."""
+    hooks: dict[str, Any] = {name: leaf._post_accumulate_grad_hooks for name, leaf in leaves.items()}
+    for leaf in leaves.values():
+        leaf.grad = None  # of what the step itself differentiated
+        leaf._post_accumulate_grad_hooks = None  # type: ignore[assignment]
+    try:
+        loss.backward()
+        active = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
+        return {name: leaf.grad for name, leaf in active.items() if leaf.grad is not None}
+    finally:
+        for name, leaf in leaves.items():
+            leaf.grad = None
+            if hooks[name]:
+                leaf._post_accumulate_grad_hooks = hooks[name]
+
+
+def _dense(gradient: Tensor) -> Tensor:
+    return gradient if gradient.layout == torch.strided else gradient.to_dense()
+
+
+def _hooked(leaf: Tensor, gradient: Tensor, hooks: Iterable[Callable[[Tensor], None]]) -> Tensor:
     """Let hooks change a gradient where `backward` would have put it.
 
     One that takes the gradient away, to step an optimizer with it, has it as it was.
@@ -326,10 +360,7 @@ def _accumulated(leaf: Tensor, gradient: Tensor, hooks: Iterable[Callable[[Tenso
     leaf.grad = gradient.clone()  # it may share its memory
     with torch.no_grad():
         for hook in hooks:
-            try:
-                hook(leaf)
-            except KeyError:  # it looks for an optimizer of the module's own parameter
-                leaf.grad = None
+            hook(leaf)
             if leaf.grad is None:
                 return gradient
             gradient = leaf.grad

@@ -20,7 +20,7 @@ def gaussian_weights(module: nn.Module, generator: torch.Generator, layers: Laye
     """Draw the weights of layers from N(0, 1).
 
     Their biases are zero; norms have weight one and bias zero; all other parameters stay, among them those that a
-    parametrised weight is computed from.
+    parametrised weight is computed from, and those of copies that are not trained.
 
     Args:
         module: Any module.
@@ -84,11 +84,14 @@ def _drawn(
     drawn: Params = {}
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     known = {id(weight) for part in module.modules() for weight in owned_weights(part)}
-    found = (known_layers(module) if layers is None else layers).values()
+    layers = known_layers(module) if layers is None else layers
     by_id = {name: identity for identity, name in names.items()}
     # those that were found by running the module
-    traced = {layer.parameter: layer for layer in found if by_id[layer.parameter] not in known}
+    traced = {layer.parameter: layer for layer in layers.values() if by_id[layer.parameter] not in known}
+    copied = {id(part) for name in layers.copies for part in module.get_submodule(name).modules()}
     for part in module.modules():
+        if id(part) in copied:
+            continue
         weights = {id(weight) for weight in owned_weights(part)}
         own = dict(part.named_parameters(recurse=False))
         is_norm = isinstance(part, _NORMS)

@@ -86,7 +86,8 @@ class NTKCond(Proxy):
 
     def measure(self, probe: Probe) -> Measurement:
         """Build the kernel of the first batch."""
-        own = probe.stateless.leaves(probe.stateless.copied_params())
-        kernel = _TangentKernel({name: own[name] for name in probe.chosen().parameters})
-        probe.forward(kernel, tensors=dict(own))
+        kernel = _TangentKernel(tuple(probe.chosen().parameters))
+        own = probe.stateless.copied_params()
+        trainable = {name: own[name].requires_grad_(p.requires_grad) for name, p in probe.stateless.params.items()}
+        probe.forward(kernel, tensors=trainable)
         return Measurement(ntk_cond_score(kernel.kernel), details={"covered": probe.covered()})

@@ -33,9 +33,10 @@ class _Flow(WeightDifferentiator):
         # In float32 the products of gradients and outputs would leave it before the logarithm of the flow does.
         largest = output.detach().abs().amax().double() if output.dtype != torch.float64 else None
         total = output.sum() if largest is None else (output / largest.to(output.dtype).clamp(min=1)).sum()
-        pairs = zip(self.weights.values(), self.differentiated(total), strict=True)
+        weights = self.weights
+        pairs = zip(weights.values(), self.differentiated(total), strict=True)
         sums = [_magnitude_of(weight.detach() * gradient).double().sum() for weight, gradient in pairs]
-        self.flows = dict(zip(self.weights, torch.stack(sums).tolist(), strict=True))
+        self.flows = dict(zip(weights, torch.stack(sums).tolist(), strict=True))
         self.log_factor = 0.0 if largest is None else math.log(max(float(largest), 1.0))
 
 
@@ -125,7 +126,9 @@ def _run(probe: Probe, ones: Batch, way: _Way) -> _Flow:
     names = probe.chosen().parameters
     tensors = {name: as_dtype(_positive(p.detach()), way.dtype) for name, p in probe.module.named_parameters()}
     tensors |= {name: as_dtype(buffer.detach().clone(), way.dtype) for name, buffer in probe.module.named_buffers()}
-    flow = _Flow({name: tensors[name].requires_grad_() for name in names})
+    for name in names:
+        tensors[name].requires_grad_()
+    flow = _Flow(tuple(names))
     fed = f"{'a batch' if way.num_samples is None else 'one or two samples'} of ones, in float64 and in float32"
     mode = _Linear(way.dtype, way.follows_casts)
     probe.forward(flow, tensors=tensors, batch=ones, mode=mode, fed=fed, is_cut=way.num_samples is not None)

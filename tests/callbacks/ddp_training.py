@@ -48,11 +48,11 @@ class FailsWhenScored(Classifier):
     def __init__(self, failure: str) -> None:
         super().__init__()
         self.failure = failure
-        self.own = id(self.network[0].weight)
+        self.own = self.network[0].weight.data_ptr()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = super().training_step(batch, batch_idx)
-        if id(self.network[0].weight) == self.own:
+        if self.network[0].weight.data_ptr() == self.own:
             return loss
         if self.failure == "one loss":
             return self.network[0].weight.sum()

@@ -302,16 +302,16 @@ OWN: "weakref.WeakKeyDictionary[nn.Module, int]" = weakref.WeakKeyDictionary()
 
 
 class Raising(Classifier):
-    """Trains, but cannot be scored: it insists on its own parameters, and no copies of them."""
+    """Trains, but cannot be scored: it insists on where its parameters are in memory."""
 
     def __init__(self) -> None:
         super().__init__()
-        OWN[self] = id(self.network[0].weight)
+        OWN[self] = self.network[0].weight.data_ptr()
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = super().training_step(batch, batch_idx)
         torch.rand(1)
-        if id(self.network[0].weight) != OWN[self]:
+        if self.network[0].weight.data_ptr() != OWN[self]:
             raise RuntimeError("only real parameters will do")
         return loss
 

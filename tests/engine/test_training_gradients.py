@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,6 +15,7 @@ from torch.nn.utils import parametrizations, prune
 from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_zico import list_proxies, score
 from lightning_zico.engine.probe import Probe
 from lightning_zico.proxies import ZiCo
 from tests.engine.models import assert_same, batches_of, gradients_of, identical
@@ -275,6 +277,48 @@ class Adjoint(torch.autograd.Function):
         return None, None, *found
 
 
+class KeptAdjoint(torch.autograd.Function):
+    """As adjoint solvers are written: with respect to a tuple of parameters that was made in ``__init__``."""
+
+    @staticmethod
+    def forward(ctx: Any, net: Any, x: Tensor, *params: Tensor) -> Tensor:
+        ctx.net, ctx.x = net, x
+        with torch.no_grad():
+            return net(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        with torch.enable_grad():
+            found = torch.autograd.grad(ctx.net(ctx.x), ctx.net.kept, gradient, allow_unused=True)
+        return None, None, *found
+
+
+def penalty_on_kept(m: Any, b: Any, i: int) -> Tensor:
+    loss = loss_of(m, b)
+    gradients = torch.autograd.grad(loss, m.net.kept, create_graph=True)
+    return loss + sum(g.square().sum() for g in gradients)
+
+
+def sharpness(m: Any, b: Any, i: int) -> Tensor:
+    """Take the loss where an optimizer of its own has gone uphill, as sharpness-aware minimisation does."""
+    m.net.optimizer[0].zero_grad()
+    loss_of(m, b).backward()
+    m.net.optimizer[0].step()
+    m.net.optimizer[0].zero_grad()
+    loss = loss_of(m, b)
+    with torch.no_grad():
+        for p, saved in zip(m.net.kept, m.net.saved, strict=True):
+            assert not torch.equal(p, saved)
+    return loss
+
+
+def climbing() -> nn.Module:
+    net = listed()
+    net.optimizer = [torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.9, maximize=True)]
+    net.saved = [p.detach().clone() for p in net.parameters()]
+    return net
+
+
 def clamped(net: nn.Sequential) -> nn.Sequential:
     def clamp(parameter: Tensor) -> None:
         assert parameter.grad is not None
@@ -344,6 +388,12 @@ KINDS: dict[str, Kind] = {
     "in a list alone": (listed, alone),
     "in a closure": (bound, lambda m, b, i: loss_of(m, b) + m.net.penalty()),
     "in an adjoint function": (listed, lambda m, b, i: F.cross_entropy(Adjoint.apply(m.net, b[0], *m.net.kept), b[1])),
+    "differentiated in a list": (listed, penalty_on_kept),
+    "in an adjoint function of a list": (
+        listed,
+        lambda m, b, i: F.cross_entropy(KeptAdjoint.apply(m.net, b[0], *m.net.kept), b[1]),
+    ),
+    "an optimizer of its own": (climbing, sharpness),
     "clamped afterwards": (lambda: clamped(network()), plain_loss),
 }
 
@@ -379,9 +429,69 @@ def test_gradients_are_those_of_fit(kind: str) -> None:
     probe.stream(layers, keep, axis="batch")
     expected = [layers.split(gradients) for gradients in twin.kept]
     # buffers: power iteration goes on from batch to batch in training, and starts anew here
-    first = slice(1) if "spectral" in kind else slice(None)
+    # an optimizer in the step moves the weights for good
+    first = slice(1) if "spectral" in kind or "optimizer" in kind else slice(None)
     assert_same(seen[first], expected[first], FLOAT32)
     assert ZiCo().measure(probe).details["covered"] > 0.3
+
+
+class Reads(Fitted):
+    """Looks at its parameters through the optimizer that a trainer gave it."""
+
+    def __init__(self) -> None:
+        super().__init__(network(), loss_of_optimized)
+
+
+def loss_of_optimized(m: Any, b: Any, i: int) -> Tensor:
+    parameters = [p for group in m.optimizers().param_groups for p in group["params"]]
+    assert parameters[0] is m.net[0].weight
+    assert all(p.requires_grad for p in parameters)
+    return loss_of(m, b) + sum(p.norm() for p in parameters)
+
+
+@pytest.mark.parametrize("name", list_proxies())
+def test_optimizers_hold_the_parameters_that_the_step_runs_on(name: str) -> None:
+    torch.manual_seed(0)
+    module, batches = Reads(), batches_of(4)
+    before = copy.deepcopy(module.state_dict())
+    plain = score(Fitted(copy.deepcopy(module.net)), batches, proxies=[name])
+    assert score(module, batches, proxies=[name])[name].error == plain[name].error
+    assert identical(module, before)
+    assert all(p.grad is None and p.requires_grad for p in module.parameters())
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, partial(torch.optim.SGD, lr=0.1, momentum=0.9)])
+def test_an_optimizer_that_the_step_steps_is_put_back(kind: Any) -> None:
+    module, batches = network(), batches_of(4)
+    optimizer = kind(module.parameters())
+    loss_of(module, batches[0]).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    before = copy.deepcopy((module.state_dict(), optimizer.state_dict()))
+
+    def step(m: Any, b: Any, i: int) -> Tensor:
+        loss_of(m, b).backward()
+        optimizer.step()
+        optimizer.param_groups[0]["lr"] *= 2
+        optimizer.zero_grad()
+        return loss_of(m, b)
+
+    first, _ = gradients_of(module, batches, step)
+    again, _ = gradients_of(module, batches, step)
+    assert_same(again, first, 0)
+    assert identical(module, before[0])
+    torch.testing.assert_close(optimizer.state_dict(), before[1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("axis", ["batch", "sample"])
+def test_a_sparse_gradient_has_the_numbers_of_a_dense_one(axis: Any) -> None:
+    def built(is_sparse: bool) -> nn.Module:
+        torch.manual_seed(0)
+        return nn.Sequential(nn.EmbeddingBag(7, 4, sparse=is_sparse), nn.Linear(4, 3))
+
+    batches = [(torch.randint(7, (5, 4)), torch.randint(3, (5,))) for _ in range(2)]
+    sparse, dense = (gradients_of(built(is_sparse), batches, axis=axis)[0] for is_sparse in (True, False))
+    assert_same(sparse, dense, FLOAT32)
 
 
 def test_what_is_not_wanted_is_not_differentiated(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import copy
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import pytest
@@ -117,6 +118,34 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], list[str], int]] = {
         1,
     ),
     "batched": (lambda: Apply(lambda m, x: (x.view(6, 2, 1, 2) @ m.w).sum((1, 2)), w=(2, 2, 3)), ["w"], 1),
+    "chosen by data": (lambda: Apply(lambda m, x: (x[:, None] @ m.w[expert_of(x)])[:, 0], w=(2, 4, 3)), ["w"], 1),
+    "selected by data": (
+        lambda: Apply(lambda m, x: (x[:, None] @ m.w.index_select(0, expert_of(x)))[:, 0], w=(2, 4, 3)),
+        ["w"],
+        1,
+    ),
+    "mixed by a gate": (
+        lambda: Apply(
+            lambda m, x: (x[:, None] @ (m.base + (m.gate(x)[..., None, None] * m.w).sum(1)))[:, 0],
+            base=(4, 3),
+            w=(2, 4, 3),
+            gate=nn.Linear(4, 2),
+        ),
+        ["base", "w", "gate.weight"],
+        1,
+    ),
+    "chosen, but added": (
+        lambda: Apply(lambda m, x: (x + m.w[expert_of(x)].mean(1)) @ m.v, w=(2, 5, 4), v=(4, 3)),
+        ["v"],
+        1,
+    ),
+    "tokens chosen by data": (
+        lambda: Apply(
+            lambda m, x: (m.w[expert_of(x)] @ m.v).mean(1) + m.b[expert_of(x)], w=(2, 5, 4), b=(2, 3), v=(4, 3)
+        ),
+        ["v"],
+        1,
+    ),
     "complex": (lambda: Apply(lambda m, x: (x + 0j).matmul(torch.view_as_complex(m.w)).abs(), w=(4, 3, 2)), ["w"], 1),
     "tied to an embedding": (
         lambda: tied(Apply(lambda m, x: m.head(m.e(x.argmax(1) % 3)), e=nn.Embedding(3, 4), head=nn.Linear(4, 3))),
@@ -124,6 +153,10 @@ KINDS: dict[str, tuple[Callable[[], nn.Module], list[str], int]] = {
         0,
     ),
 }  # fmt: skip
+
+
+def expert_of(x: Tensor) -> Tensor:
+    return (x.sum(1) > 0).long()
 
 
 def tied(module: Any) -> nn.Module:
@@ -275,6 +308,48 @@ def test_untrained_copies_are_neither_layers_nor_blocks(how: str) -> None:
     assert probe.blocks == ["student.1", "student.3", "student.4"]
 
 
+@torch.no_grad()
+def by_decorator(m: Any, x: Tensor) -> Tensor:
+    return m.teacher(x)
+
+
+def by_detaching(m: Any, x: Tensor) -> Tensor:
+    return m.teacher(x).detach()
+
+
+def followed(m: Any, x: Tensor) -> Tensor:
+    return m.teacher(x)
+
+
+@pytest.mark.parametrize("target", [by_decorator, by_detaching, followed])
+@pytest.mark.parametrize("is_in_step", [False, True])
+def test_a_momentum_encoder_with_weights_of_its_own_is_found_wherever_it_stands(target: Any, is_in_step: bool) -> None:
+    def loss(m: Any, b: Any, i: int) -> Tensor:
+        return F.cross_entropy(m.pair.student(b[0]), b[1]) + F.mse_loss(m.pair.student(b[0]), target(m.pair, b[0]))
+
+    pair = Apply(lambda m, x: m.student(x), student=body(), teacher=body())
+    module = Apply(loss if not is_in_step else lambda m, x: x, pair=pair)
+    probe = Probe(module, loss, batches_of(4))
+    students = [f"pair.student.{number}.weight" for number in (0, 2, 4)]
+    teachers = [name.replace("student", "teacher") for name in students]
+    assert list(probe.layers) == students + (teachers if target is followed else [])
+
+
+@pytest.mark.parametrize("how", ["frozen", "under no_grad", "average", "lagging", "of its own"])
+@pytest.mark.parametrize("is_first", [False, True])
+def test_a_copy_changes_no_draw(how: str, is_first: bool) -> None:
+    torch.manual_seed(0)
+    module: Any = copied(how)
+    student = Apply(lambda m, x: m.student(x), student=copy.deepcopy(module.student))
+    if is_first:
+        module._modules = dict(reversed(module._modules.items()))
+    names, batches = ["az_expressivity", "az_trainability", "zen"], batches_of(4)
+    cards = [score(m, batches, names, F.cross_entropy) for m in (module, student)]
+    # what the copy puts out goes into the loss only
+    assert [cards[0][name].value for name in names[:2]] == [cards[1][name].value for name in names[:2]]
+    assert cards[0]["az_expressivity"].value is not None
+
+
 class Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -336,6 +411,26 @@ def test_an_embedding_is_a_layer_where_it_is_the_output_matrix_as_well(
     )
     assert list(Probe(module, step, batches_of(4)).layers) == ["e.weight"] * num_runs + ["l.weight"]
     assert len(runs) == num_runs
+
+
+@pytest.mark.parametrize("wraps", [lambda step: step, lambda step: partial(step), lambda step: Stepper(step)])
+def test_an_embedding_that_the_step_multiplies_with_is_a_layer(wraps: Any) -> None:
+    def loss(m: Any, b: Any, i: int) -> Tensor:
+        return F.cross_entropy(m.l(m.e(b[1])).relu() @ m.e.weight.T, b[1])
+
+    module = Apply(lambda m, x: x, e=nn.Embedding(3, 4), l=nn.Linear(4, 4))
+    card = score(module, batches_of(4), ["zico", "num_layers"], step=wraps(loss))
+    assert card["num_layers"].value == 2
+    assert list(card["zico"].layers) == ["e.weight", "l.weight"]
+
+
+class Stepper:
+    def __init__(self, step: Callable[..., Tensor]) -> None:
+        self.step = step
+
+    def __call__(self, module: nn.Module, batch: Any, batch_idx: int) -> Tensor:
+        hidden = module.l(module.e(batch[1])).relu()
+        return F.cross_entropy(F.linear(hidden, module.e.weight), batch[1])
 
 
 def normed(how: str) -> nn.Module:
