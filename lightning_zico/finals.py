@@ -22,6 +22,7 @@ from lightning_zico.errors import InvalidArgumentError, NotLoggedError
 from lightning_zico.hooks import is_lightning
 from lightning_zico.results import Final
 from lightning_zico.scoring.arguments import whole_number
+from lightning_zico.scoring.process_state import kept_process_state
 from lightning_zico.scoring.scorer import described
 
 Mode: TypeAlias = Literal["min", "max"]
@@ -94,7 +95,7 @@ class Finalist:
             monitor: Name of the metric to read.
 
         Raises:
-            KeyboardInterrupt: At Ctrl-C, of which Lightning makes a SystemExit.
+            KeyboardInterrupt: At the user's own Ctrl-C, of which Lightning makes a SystemExit.
         """
         start, until = self.num_epochs, self.num_epochs + num_epochs
         has_validated = False
@@ -127,19 +128,19 @@ class Finalist:
                 on_train_end=pause,
             )
         ]
-        try:
-            self.train(trainer, _apart(self.build), data)
-            if self.value is None:
-                raise RuntimeError("the trainer trained no epoch. It needs batches to train on.")
-        except SystemExit as raised:
-            if isinstance(raised.__context__, KeyboardInterrupt):
-                raise raised.__context__ from None
-            raise
-        except Exception as raised:
-            self.error = described(raised)
-            self.not_logged = NotLoggedError(str(raised)) if isinstance(raised, NotLoggedError) else None
-        else:
-            self.num_rounds += 1
+        with kept_process_state(keep_environment=True) as state:
+            try:
+                self.train(trainer, _apart(self.build), data)
+                if self.value is None:
+                    raise RuntimeError("the trainer trained no epoch. It needs batches to train on.")
+            except BaseException as raised:
+                state.raise_interrupt()
+                # Lightning ends the process at a KeyboardInterrupt, also at one that a candidate raises.
+                is_exit = isinstance(raised, SystemExit) and isinstance(raised.__context__, KeyboardInterrupt)
+                self.error = described(raised.__context__ if is_exit and raised.__context__ else raised)
+                self.not_logged = NotLoggedError(str(raised)) if isinstance(raised, NotLoggedError) else None
+            else:
+                self.num_rounds += 1
 
     def _look_for(self, monitor: str, metrics: Mapping[str, Any]) -> None:
         """Look whether the monitored metric was logged.

@@ -98,6 +98,8 @@ class ScoreCard:
             else None.
         weights: Hash of the weights that it was scored with, by which repeats tell whether they are fresh; None if it
             did not build.
+        process_changes: Settings of the process, such as torch's default dtype, that the candidate changed while it was
+            built or scored, and that were put back.
 
     Example:
         >>> card = ScoreCard("mlp", {"zico": Score("zico", 12.5)})
@@ -111,6 +113,7 @@ class ScoreCard:
     seconds: float = 0.0
     untrainable: str | None = None
     weights: str | None = None
+    process_changes: Sequence[str] = ()
 
     @classmethod
     def failed(
@@ -142,7 +145,10 @@ class ScoreCard:
     def from_dict(cls, data: Mapping[str, Any]) -> "ScoreCard":
         """Make a card from what `to_dict` gave."""
         scores = {name: Score.from_dict(score) for name, score in data["scores"].items()}
-        return cls(data["name"], scores, data["error"], data["seconds"], data["untrainable"], data.get("weights"))
+        changes = tuple(data.get("process_changes", ()))
+        return cls(
+            data["name"], scores, data["error"], data["seconds"], data["untrainable"], data.get("weights"), changes
+        )
 
     def plot(self, proxy: str = "zico", ax: Any = None) -> tuple[Any, Any]:
         """Draw what each layer added to a score; see `report.plot_layers`."""
@@ -228,8 +234,10 @@ class Leaderboard:
         covered = _covered(
             scored, cards, [name for name in columns if name not in (provenance or {}).get("kendall_with", {})]
         )
-        added = {"missing": missing} if missing else {}
+        added: dict[str, Any] = {"missing": missing} if missing else {}
         added |= {"covered": covered} if covered else {}
+        changes = {card.name: list(card.process_changes) for card in cards if card.process_changes}
+        added |= {"process_changes": changes} if changes else {}
         return cls((*ranked, *failed), {**(provenance or {}), **added})
 
     def with_finals(self, finals: Sequence[Final], provenance: Mapping[str, Any]) -> "Leaderboard":
@@ -293,7 +301,8 @@ class Leaderboard:
         and which one took the place of a recipe whose members do not apply; Kendall's tau of the ranking with each
         trivial baseline on the same candidates, and in words where one of them gives almost the same; which scores of
         layers look at few of the trainable weights; which callbacks of the trainer took no part; why numbers are
-        missing; of a zoo's candidates what decides more than any score.
+        missing; which candidates changed settings of the process; of a zoo's candidates what decides more than any
+        score.
         """
         notes = []
         if self.provenance.get("broke_off"):
@@ -310,7 +319,8 @@ class Leaderboard:
                 f"Callbacks of the trainer whose hooks before the first step did not run: {', '.join(left_out)}. They "
                 "are Lightning's, or derived from its callbacks that watch training."
             )
-        return notes + self._notes_on_covered() + self._notes_on_missing() + self._notes_on_zoos()
+        notes += self._notes_on_covered() + self._notes_on_missing() + self._notes_on_process()
+        return notes + self._notes_on_zoos()
 
     def _notes_on_repeats(self) -> list[str]:
         notes = []
@@ -382,6 +392,15 @@ class Leaderboard:
             columns = "1 more column" if rest == 1 else f"{rest} more columns"
             notes.append(f"Numbers are missing in {columns}; `Leaderboard.missing` says why.")
         return notes
+
+    def _notes_on_process(self) -> list[str]:
+        changes = self.provenance.get("process_changes", {})
+        named = [f"{name} ({', '.join(of_one[:_MOST_NAMES])})" for name, of_one in list(changes.items())[:_MOST_NAMES]]
+        more = f" and {len(changes) - _MOST_NAMES} more" if len(changes) > _MOST_NAMES else ""
+        said = (
+            "Settings of the whole process were changed while candidates were built or scored, and put back after each:"
+        )
+        return [f"{said} {', '.join(named)}{more}."] if changes else []
 
     def _notes_on_zoos(self) -> list[str]:
         first = self.first_of_a_zoo

@@ -26,6 +26,7 @@ from lightning_zico.proxies import ZiCo
 from lightning_zico.proxies.zico import zico_layers
 from lightning_zico.results import note_on_reading
 from lightning_zico.scoring.arguments import check_loss, whole_number
+from lightning_zico.scoring.process_state import kept_process_state
 from lightning_zico.scoring.provenance import reading
 from lightning_zico.scoring.scorer import check_axis, check_batches, check_variation, described
 
@@ -216,10 +217,11 @@ class ZiCoCallback(Callback):
         """Compute what each layer adds, over all ranks; or say why not."""
         moments: dict[str, Moments] = {}
         error = None
-        try:
-            moments = self._moments(trainer, pl_module, running)
-        except Exception as raised:
-            error = described(raised)
+        with kept_process_state():
+            try:
+                moments = self._moments(trainer, pl_module, running)
+            except BaseException as raised:  # also of a step that leaves the process; training meets it by itself
+                error = described(raised)
         if trainer.world_size > 1:
             # Every rank must come to the exchange of the moments or none.
             error = _first_error(trainer.world_size, error)

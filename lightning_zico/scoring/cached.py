@@ -27,6 +27,7 @@ from lightning_zico.proxies import Proxy
 from lightning_zico.results import NOT_APPLICABLE, Score, ScoreCard
 from lightning_zico.scoring.cache import ScoreCache
 from lightning_zico.scoring.fingerprint import fingerprint, surroundings
+from lightning_zico.scoring.process_state import ProcessState
 from lightning_zico.scoring.scorer import STEP_FAILS
 from lightning_zico.scoring.work import Work
 from lightning_zico.trainers import TrainingLoader
@@ -126,13 +127,13 @@ class CachedWork(Work):
     context: str = field(kw_only=True)
     keys: Mapping[str, str] = field(kw_only=True)
 
-    def score(self, candidate: Candidate) -> ScoreCard:
+    def _scored(self, candidate: Candidate, state: ProcessState) -> ScoreCard:
         """Build a candidate and score it by the proxies whose numbers are not known."""
         start = time.perf_counter()
         try:
             model = self.build(candidate)
-        except (Exception, SystemExit) as raised:
-            return super().score(replace(candidate, build=partial(_raise, raised)))
+        except BaseException as raised:
+            return super()._scored(replace(candidate, build=partial(_raise, raised)), state)
         # A factory's model is not made twice; a module that was offered built must be told from it.
         built = candidate if isinstance(candidate.build, Built) else replace(candidate, build=lambda: model)
         weights = weights_digest(model)  # now, since scoring may convert the model
@@ -140,12 +141,14 @@ class CachedWork(Work):
             self.context, surroundings(), uncompiled(model), candidate.blocks, candidate.num_samples
         )
         if key is None:
-            return super().score(built)
+            return super()._scored(built, state)
         entries = self._known(key)
         missing = [proxy for proxy in self.proxies if proxy.name not in entries]
         if missing:
-            card = Work.score(replace(self, proxies=missing), built)
-            entries |= self._kept(key, replace(card, seconds=time.perf_counter() - start))
+            card = Work._scored(replace(self, proxies=missing), built, state)
+            state.raise_interrupt()
+            card = replace(card, seconds=time.perf_counter() - start)
+            entries |= self._kept(key, card, is_lasting=not state.changed())
         return replace(self._card(candidate.name, entries), weights=weights)
 
     def _known(self, candidate: str) -> dict[str, Entry]:
@@ -153,8 +156,11 @@ class CachedWork(Work):
         entries = {name: Entry.from_json(kept[key]) for name, key in self.keys.items() if key in kept}
         return {name: entry for name, entry in entries.items() if entry.holds_among(self._company)}
 
-    def _kept(self, candidate: str, card: ScoreCard) -> dict[str, Entry]:
-        """Keep what can be kept of a card, and give all of it as if it had been."""
+    def _kept(self, candidate: str, card: ScoreCard, is_lasting: bool) -> dict[str, Entry]:
+        """Keep what can be kept of a card, and give all of it as if it had been.
+
+        Nothing is kept of a candidate that changed the process: its numbers may come from that.
+        """
         entries: dict[str, Entry] = {}
         texts: dict[str, str] = {}
         for name, score in card.scores.items():
@@ -166,7 +172,7 @@ class CachedWork(Work):
                 _warn(f"What `{name}` says of its score is no JSON: {error}.")
                 continue
             entries[name] = Entry.from_json(text)
-            if name in self.keys and entries[name].is_lasting:
+            if is_lasting and name in self.keys and entries[name].is_lasting:
                 texts[self.keys[name]] = text
         if texts:
             self.cache.write(candidate, texts)

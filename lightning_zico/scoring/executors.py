@@ -10,8 +10,8 @@ import torch
 
 from lightning_zico.results import ScoreCard
 from lightning_zico.scoring.arguments import positive, whole_number
-from lightning_zico.scoring.fingerprint import autocasts
 from lightning_zico.scoring.pool import Limits, Outcome, outcomes, resident_bytes, worker_idx
+from lightning_zico.scoring.process_state import autocasts
 from lightning_zico.scoring.work import Executor, Job, Work
 
 # A process may die through no fault of its candidate, such as when the system is out of memory; twice is no accident.
@@ -87,7 +87,7 @@ class Scoring:
     Args:
         works: By ``repeat_idx``.
         settings: Of torch, all of which numbers depend on.
-        autocasts: As `fingerprint.autocasts` lists them; numbers depend on these as well.
+        autocasts: As `process_state.autocasts` lists them; numbers depend on these as well.
     """
 
     works: Sequence[Work]

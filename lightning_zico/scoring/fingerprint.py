@@ -41,6 +41,7 @@ from torch.nn.parameter import is_lazy
 from lightning_zico.__about__ import __version__
 from lightning_zico.engine.layers import declared_layers
 from lightning_zico.errors import UnfingerprintableError
+from lightning_zico.scoring.process_state import switches
 from lightning_zico.trainers import is_trainer
 
 _PLAIN = frozenset({bool, int, float, complex, str, type(None), type(...), type(NotImplemented)})
@@ -135,24 +136,14 @@ def fingerprint_or_none(*parts: Any) -> str | None:
 def surroundings() -> tuple[Any, ...]:
     """List what every number depends on where it is computed: in another process or thread it may be different.
 
-    These are the versions of this package, torch, Lightning and Python, torch's global precision, the state of
-    autocast, the number of threads, since another number of them sums in another order, and declared layers.
+    These are the versions of this package, torch, Lightning and Python, the settings of the process
+    (`process_state.switches`), of which another number of threads, say, sums in another order, and declared layers.
     """
     return (
         (__version__, _own_source(), torch.__version__, lightning.__version__, platform.python_version()),
-        (torch.get_default_dtype(), torch.get_float32_matmul_precision(), torch.get_num_threads()),
-        autocasts(),
+        switches(),
         declared_layers(),
     )
-
-
-def autocasts() -> list[tuple[str, bool, torch.dtype]]:
-    """List for each kind of device whether autocast is on, and its dtype."""
-    return [
-        (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
-        for kind in ("cpu", "cuda")
-        if torch.amp.is_autocast_available(kind)
-    ]
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any, get_args
 
 import torch
@@ -38,6 +39,7 @@ from lightning_zico.scoring.arguments import check_is_trainer, check_loss, whole
 from lightning_zico.scoring.choice import chosen
 from lightning_zico.scoring.given_data import check_data
 from lightning_zico.scoring.placement import AS_BUILT, Placement
+from lightning_zico.scoring.process_state import kept_process_state
 from lightning_zico.trainers import DEFAULT_SETTINGS, TrainerSettings, TrainingLoader
 
 # How a card's `untrainable` begins where the module raised something; what it raised follows.
@@ -122,23 +124,26 @@ def score(
     seed = whole_number("seed", seed)
     check_num_samples(num_samples)
     check_batches(batches, resolved, axis, num_samples)
-    return score_checked(
-        type(model).__name__,
-        model,
-        batches,
-        resolved,
-        loss_fn=loss_fn,
-        step=step,
-        axis=axis,
-        chunk_size=chunk_size,
-        seed=seed,
-        datamodule=datamodule,
-        settings=TrainerSettings.of(trainer),
-        loader=TrainingLoader(batches),
-        blocks=blocks,
-        num_samples=num_samples,
-        placement=AS_BUILT,
-    )
+    with kept_process_state() as state:
+        card = score_checked(
+            type(model).__name__,
+            model,
+            batches,
+            resolved,
+            loss_fn=loss_fn,
+            step=step,
+            axis=axis,
+            chunk_size=chunk_size,
+            seed=seed,
+            datamodule=datamodule,
+            settings=TrainerSettings.of(trainer),
+            loader=TrainingLoader(batches),
+            blocks=blocks,
+            num_samples=num_samples,
+            placement=AS_BUILT,
+        )
+        changed = tuple(state.changed())
+    return replace(card, process_changes=changed)
 
 
 def check_axis(axis: Axis) -> None:
@@ -289,7 +294,7 @@ def score_checked(
                 untrainable = _why_unranked(failure, is_own_step=loss_fn is None and step is None)
             if untrainable is None and bridge.refused is not None:
                 untrainable = f"untrainable: {' '.join(bridge.refused.split())}"
-    except (Exception, SystemExit) as raised:
+    except BaseException as raised:  # of a user's own Ctrl-C, `kept_process_state` thinks
         error, traceback = described(raised), traceback_of(raised)
     seconds = time.perf_counter() - start
     if error is not None:

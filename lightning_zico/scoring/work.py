@@ -20,6 +20,7 @@ from lightning_zico.errors import traceback_of
 from lightning_zico.proxies import Proxy
 from lightning_zico.results import ScoreCard
 from lightning_zico.scoring.placement import AS_BUILT, Placement
+from lightning_zico.scoring.process_state import ProcessState, kept_process_state
 from lightning_zico.scoring.scorer import described, score_checked
 from lightning_zico.trainers import DEFAULT_SETTINGS, TrainerSettings, TrainingLoader
 
@@ -86,10 +87,20 @@ class Work:
     def score(self, candidate: Candidate) -> ScoreCard:
         """Build a candidate, score it and let it go; whatever it does wrong stands in the card.
 
-        What a factory makes is moved and converted itself, and of a module that was offered built a copy.
+        What it changes of the process, such as torch's default dtype, is put back, and named in the card.
 
         Returns:
             The card; its seconds include building.
+        """
+        with kept_process_state() as state:
+            card = self._scored(candidate, state)
+            changed = tuple(state.changed())
+        return replace(card, process_changes=changed)
+
+    def _scored(self, candidate: Candidate, state: ProcessState) -> ScoreCard:
+        """Build and score a candidate.
+
+        What a factory makes is moved and converted itself, and of a module that was offered built a copy.
         """
         start = time.perf_counter()
         stage, weights = "does not build", None
@@ -99,7 +110,7 @@ class Work:
             stage = "cannot be copied, which other devices and precisions need; offer a factory"
             if isinstance(candidate.build, Built):
                 model = self.placement.own(uncompiled(model))
-        except (Exception, SystemExit) as raised:
+        except BaseException as raised:
             error = f"{stage}: {described(raised)}"
             card = ScoreCard.failed(candidate.name, self.names, error, traceback=traceback_of(raised))
         else:

@@ -1,0 +1,410 @@
+"""What belongs to the whole process, kept as it was: no candidate reaches another through it.
+
+A candidate that sets torch's default dtype, patches `torch.nn.functional.relu` or changes the working directory would
+change every number that comes after its own. `kept_process_state` stands around building and scoring: it notes all of
+that beforehand and puts back what differs.
+"""
+
+import builtins
+import gc
+import logging
+import math
+import os
+import random
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import cache, partial
+from operator import is_, itemgetter
+from types import FrameType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.modules import module as hooks_of_modules
+from torch.optim import optimizer as hooks_of_optimizers
+from torch.overrides import _get_current_function_mode_stack
+from torch.overrides import _pop_mode as _pop_function_mode
+from torch.overrides import _push_mode as _push_function_mode
+from torch.utils._device import DeviceContext
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack, _pop_mode, _push_mode
+
+from lightning_zico.engine.scope import refill
+
+# Two candidates at once would see each other's switches, so the second thread waits.
+_ONE_AT_A_TIME = threading.RLock()
+# Replaces functions of torch when it is first used, and needs them.
+_OF_COMPILER = ("torch._dynamo", "torch._inductor")
+_UNREADABLE = object()
+_ENVIRONMENT = "environment variables"
+# By which users, systems and tests end or interrupt a process.
+_SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK", "SIGALRM") if hasattr(signal, name)
+]
+
+_is_tainted = False
+
+
+class Switch(NamedTuple):
+    """One setting of the process.
+
+    Args:
+        name: As notes say it.
+        read: Gives the value, which can be compared.
+        write: Sets it.
+    """
+
+    name: str
+    read: Callable[[], Any]
+    write: Callable[[Any], Any]
+
+    def value(self) -> Any:
+        """Read the setting; a value that equals no other if that fails."""
+        try:
+            return self.read()
+        except Exception:
+            return _UNREADABLE
+
+
+def autocasts() -> list[tuple[str, bool, torch.dtype]]:
+    """List for each kind of device whether autocast is on, and its dtype."""
+    return [
+        (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
+        for kind in ("cpu", "cuda")
+        if torch.amp.is_autocast_available(kind)
+    ]
+
+
+def _set_autocasts(states: list[tuple[str, bool, torch.dtype]]) -> None:
+    for kind, is_enabled, dtype in states:
+        torch.set_autocast_enabled(kind, is_enabled)
+        torch.set_autocast_dtype(kind, dtype)
+    torch.clear_autocast_cache()
+
+
+def _default_device() -> torch.device | None:
+    """Give what `torch.set_default_device` set in this thread; None for nothing."""
+    context = getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
+    return None if context is None else context.device
+
+
+def _deterministic() -> tuple[bool, bool]:
+    return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+
+
+def _set_deterministic(state: tuple[bool, bool]) -> None:
+    torch.use_deterministic_algorithms(state[0], warn_only=state[1])
+
+
+def _flushes_denormals() -> bool:
+    return not (torch.full((), 1e-310, dtype=torch.float64, device="cpu") * 1).item()
+
+
+def _anomaly_mode() -> tuple[bool, bool]:
+    return torch.is_anomaly_enabled(), torch.is_anomaly_check_nan_enabled()
+
+
+def _set_anomaly_mode(state: tuple[bool, bool]) -> None:
+    torch.autograd.set_detect_anomaly(*state)
+
+
+def _function_modes() -> list[Any]:
+    # That of the default device is a setting of its own, and always at the bottom.
+    return [mode for mode in _get_current_function_mode_stack() if not isinstance(mode, DeviceContext)]
+
+
+def _set_function_modes(modes: list[Any]) -> None:
+    for _ in _function_modes():
+        _pop_function_mode()
+    for mode in modes:
+        _push_function_mode(mode)
+
+
+def _set_dispatch_modes(modes: list[Any]) -> None:
+    for _ in _get_current_dispatch_mode_stack():
+        _pop_mode()
+    for mode in modes:
+        _push_mode(mode)
+
+
+def _directory() -> str | None:
+    try:
+        return os.getcwd()
+    except FileNotFoundError:  # it was removed
+        return None
+
+
+def _set_directory(path: str | None) -> None:
+    if path is not None:
+        os.chdir(path)
+
+
+def _set_environment(variables: dict[str, str]) -> None:
+    for name in os.environ.keys() - variables.keys():
+        del os.environ[name]
+    os.environ.update(variables)
+
+
+def _streams() -> tuple[Any, ...]:
+    return sys.stdin, sys.stdout, sys.stderr
+
+
+def _set_streams(streams: tuple[Any, ...]) -> None:
+    sys.stdin, sys.stdout, sys.stderr = streams
+
+
+def _garbage() -> tuple[bool, tuple[int, ...]]:
+    return gc.isenabled(), gc.get_threshold()
+
+
+def _set_garbage(state: tuple[bool, tuple[int, ...]]) -> None:
+    (gc.enable if state[0] else gc.disable)()
+    gc.set_threshold(*state[1])
+
+
+def _logging() -> tuple[int, int]:
+    return logging.root.level, logging.root.manager.disable
+
+
+def _set_logging(levels: tuple[int, int]) -> None:
+    logging.root.setLevel(levels[0])
+    logging.disable(levels[1])
+
+
+def _set_filters(filters: list[Any]) -> None:
+    # Lists, whatever typeshed calls them; and Python remembers which warnings it has shown.
+    refill(warnings.filters, filters)
+    warnings._filters_mutated()  # type: ignore[attr-defined]
+
+
+def _timer() -> bool:
+    return bool(signal.getitimer(signal.ITIMER_REAL)[0])
+
+
+def _set_timer(runs: bool) -> None:
+    if not runs:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _backend(path: str) -> Switch:
+    name, _, attribute = path.partition(".")
+    owner = getattr(torch.backends, name)
+    return Switch(f"torch.backends.{path}", partial(getattr, owner, attribute), partial(setattr, owner, attribute))
+
+
+def _attention(kind: str) -> Switch:
+    cuda = torch.backends.cuda
+    return Switch(f"{kind} attention", getattr(cuda, f"{kind}_sdp_enabled"), getattr(cuda, f"enable_{kind}_sdp"))
+
+
+# On which all numbers depend: they are in the key of a cached score.
+_OF_NUMBERS = (
+    Switch("torch's default dtype", torch.get_default_dtype, torch.set_default_dtype),
+    Switch("torch's default device", _default_device, torch.set_default_device),
+    Switch("torch's number of threads", torch.get_num_threads, torch.set_num_threads),
+    Switch("torch's float32 precision", torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    Switch("autocast", autocasts, _set_autocasts),
+    Switch("deterministic algorithms", _deterministic, _set_deterministic),
+    Switch("flushing of denormals", _flushes_denormals, torch.set_flush_denormal),
+    *map(_backend, ("cudnn.enabled", "cudnn.benchmark", "cudnn.deterministic", "cudnn.allow_tf32", "mkldnn.enabled")),
+    *map(_attention, ("flash", "mem_efficient", "math", "cudnn")),
+)
+# On which the numbers of whoever changes them may depend.
+_OF_PASSES = (
+    Switch("gradient mode", torch.is_grad_enabled, torch._C._set_grad_enabled),
+    Switch("anomaly mode", _anomaly_mode, _set_anomaly_mode),
+    Switch("torch function modes", _function_modes, _set_function_modes),
+    Switch("torch dispatch modes", _get_current_dispatch_mode_stack, _set_dispatch_modes),
+    Switch("NumPy's handling of errors", np.geterr, lambda state: np.seterr(**state)),
+)
+_OF_PYTHON = (
+    Switch("working directory", _directory, _set_directory),
+    Switch(_ENVIRONMENT, lambda: dict(os.environ), _set_environment),
+    Switch("sys.path", lambda: list(sys.path), partial(refill, sys.path)),
+    Switch("standard streams", _streams, _set_streams),
+    Switch("garbage collector", _garbage, _set_garbage),
+    Switch("recursion limit", sys.getrecursionlimit, sys.setrecursionlimit),
+    Switch("logging levels", _logging, _set_logging),
+    Switch("warning filters", lambda: list(warnings.filters), _set_filters),
+    *([Switch("alarm", _timer, _set_timer)] if hasattr(signal, "setitimer") else []),
+)
+# Global hooks, by what holds them.
+_HOOK_TABLES = {
+    f"{owner.__name__}.{name}": table
+    for owner in (hooks_of_modules, hooks_of_optimizers)
+    for name, table in vars(owner).items()
+    if name.startswith("_global_") and isinstance(table, dict)
+}
+
+
+def switches() -> tuple[Any, ...]:
+    """List the settings of the process that every number depends on, global hooks of modules included."""
+    return (
+        *(switch.value() for switch in _OF_NUMBERS),
+        torch.get_default_device(),  # that of a `with` block as well
+        *(list(table.values()) for table in _HOOK_TABLES.values()),
+    )
+
+
+@cache
+def _patchable() -> list[tuple[Any, list[str], Callable[[Any], tuple[Any, ...]]]]:
+    """List what candidates might replace functions of, the names of those functions, and what reads them at once."""
+    packages = [sys.modules[name] for name in ("lightning.pytorch", "pytorch_lightning") if name in sys.modules]
+    owners: list[Any] = [torch, nn, nn.functional, nn.init, torch.linalg, torch.fft, torch.special, torch.autograd]
+    owners += [torch.optim, builtins, math, random, np, torch.Tensor, *(each.LightningModule for each in packages)]
+    owners += [value for value in vars(nn).values() if isinstance(value, type)]
+    named = (
+        (owner, [name for name, value in vars(owner).items() if callable(value) and _is_public(name)])
+        for owner in owners
+    )
+    return [(owner, names, itemgetter(*names)) for owner, names in named if len(names) > 1]
+
+
+def _are_same(owner: Any, read: Callable[[Any], tuple[Any, ...]], functions: tuple[Any, ...]) -> bool:
+    try:
+        return all(map(is_, read(vars(owner)), functions))
+    except KeyError:  # one was deleted
+        return False
+
+
+def _is_public(name: str) -> bool:
+    if name == "Storage":  # torch's, which follows the default dtype
+        return False
+    return not name.startswith("_") or (name.startswith("__") and name.endswith("__"))
+
+
+class ProcessState:
+    """What of the process is noted, to be put back.
+
+    Args:
+        keep_environment: Leave the environment variables as they are then, by which launchers of distributed training
+            find each other.
+    """
+
+    def __init__(self, keep_environment: bool = False) -> None:
+        switches = [*_OF_NUMBERS, *_OF_PASSES, *_OF_PYTHON]
+        self._values = [
+            (each, each.value()) for each in switches if not (keep_environment and each.name == _ENVIRONMENT)
+        ]
+        self._hooks = [dict(table) for table in _HOOK_TABLES.values()]
+        self._functions = [read(vars(owner)) for owner, _, read in _patchable()]
+        self._handlers: dict[int, Any] = {}
+        self._interrupt: BaseException | None = None
+
+    def changed(self) -> list[str]:
+        """Name what numbers depend on and is different from before."""
+        of_python = {switch.name for switch in _OF_PYTHON}
+        return [name for name in self._different() if name not in of_python]
+
+    def put_back(self) -> list[str]:
+        """Put back what is different from before, and name what that failed for."""
+        switched, hooked, replaced = list(self._switched()), self._hooked(), self._replaced()
+        for switch, value in switched:
+            with suppress(Exception):
+                switch.write(value)
+        for table, hooks in hooked:
+            refill(table, hooks)
+        for owner, name, function in replaced:
+            with suppress(Exception):
+                setattr(owner, name, function)
+        return self._different() if switched or hooked or replaced else []
+
+    def _different(self) -> list[str]:
+        return [
+            *(switch.name for switch, _ in self._switched()),
+            *(["global hooks"] if self._hooked() else []),
+            *(f"`{_name_of(owner)}.{name}`" for owner, name, _ in self._replaced()),
+        ]
+
+    def _switched(self) -> Iterator[tuple[Switch, Any]]:
+        for switch, value in self._values:
+            if value is not _UNREADABLE and switch.value() != value:
+                yield switch, value
+
+    def _hooked(self) -> list[tuple[dict[Any, Any], dict[Any, Any]]]:
+        pairs = zip(_HOOK_TABLES.values(), self._hooks, strict=True)
+        return [(table, hooks) for table, hooks in pairs if not (list(table) == list(hooks) and table == hooks)]
+
+    def _replaced(self) -> list[tuple[Any, str, Any]]:
+        return [
+            (owner, name, function)
+            for (owner, names, read), functions in zip(_patchable(), self._functions, strict=True)
+            if not _are_same(owner, read, functions)
+            for name, function in zip(names, functions, strict=True)
+            if (now := vars(owner).get(name)) is not function
+            and not str(getattr(now, "__module__", "")).startswith(_OF_COMPILER)
+        ]
+
+    def watch_signals(self) -> None:
+        """Note what the handlers of signals raise, such as a KeyboardInterrupt at Ctrl-C."""
+        self._handlers = {number: signal.getsignal(number) for number in _SIGNALS}
+        for number, handler in self._handlers.items():
+            if callable(handler):
+                signal.signal(number, partial(self._handle, handler))
+
+    def unwatch_signals(self) -> None:
+        """Put the handlers back; those that are not Python's stay."""
+        for number, handler in self._handlers.items():
+            if handler is not None:
+                signal.signal(number, handler)
+
+    def _handle(self, handler: Callable[[int, FrameType | None], Any], number: int, frame: FrameType | None) -> None:
+        try:
+            handler(number, frame)
+        except BaseException as raised:
+            if not isinstance(raised, Exception):
+                self._interrupt = raised
+            raise
+
+    def raise_interrupt(self) -> None:
+        """Raise what a handler of a signal raised: the user ended the ranking, and not a candidate."""
+        if self._interrupt is not None:
+            raise self._interrupt
+
+
+def _name_of(owner: Any) -> str:
+    return owner.__name__ if not isinstance(owner, type) else f"{owner.__module__.partition('.')[0]}.{owner.__name__}"
+
+
+def is_tainted() -> bool:
+    """Whether something of this process was changed that could not be put back."""
+    return _is_tainted
+
+
+@contextmanager
+def kept_process_state(keep_environment: bool = False) -> Iterator[ProcessState]:
+    """Put back what the body changes of the process; one thread at a time.
+
+    Kept are torch's switches (default dtype and device, threads, precision, gradient, autocast, deterministic and
+    anomaly mode, backends, modes on its stacks), global hooks, functions of torch, Lightning, NumPy and Python that
+    were replaced, and of Python the working directory, environment variables, ``sys.path``, standard streams, the
+    garbage collector, the recursion limit, levels of logging, filters of warnings, handlers of signals and alarms.
+    Random numbers are kept by `preserved_rng`.
+
+    Args:
+        keep_environment: See `ProcessState`.
+
+    Yields:
+        What was noted. The body may catch whatever a candidate raises: at the end, a KeyboardInterrupt that comes from
+        the user is raised once more.
+
+    Raises:
+        BaseException: What a handler of a signal raised, such as a KeyboardInterrupt.
+    """
+    global _is_tainted
+    with _ONE_AT_A_TIME:
+        state = ProcessState(keep_environment)
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if in_main_thread:
+            state.watch_signals()
+        try:
+            yield state
+        finally:
+            if in_main_thread:
+                state.unwatch_signals()
+            _is_tainted = bool(state.put_back()) or _is_tainted
+            state.raise_interrupt()

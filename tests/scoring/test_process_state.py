@@ -1,0 +1,305 @@
+"""What belongs to the whole process reaches from no candidate to another, and the user finds it as it was."""
+
+import asyncio
+import builtins
+import gc
+import logging
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.data import DataLoader
+
+from lightning_zico import ProcessExecutor, ScoreCard, ZeroShotSelector, ZiCoCallback, score
+from lightning_zico.scoring.process_state import _patchable, kept_process_state
+from tests.modules import Classifier, make_batches
+
+HOOKS = nn.modules.module
+
+
+class Doubled(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+class Dispatched(TorchDispatchMode):
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+def doubled(module: nn.Module, inputs: Any, output: Any) -> Any:
+    return output * 2 if isinstance(output, Tensor) else output
+
+
+def patched(owner: Any, name: str, value: Any) -> tuple[Callable[[], Any], Callable[[], Any]]:
+    return lambda: setattr(owner, name, value), lambda: getattr(owner, name)
+
+
+def no_denormals() -> bool:
+    return not (torch.tensor(1e-310, dtype=torch.float64) * 1).item()
+
+
+# What a candidate does, and what of the process shows it. All of it changes the numbers of others, or ends them.
+MEDDLERS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
+    "default dtype": (lambda: torch.set_default_dtype(torch.float64), torch.get_default_dtype),
+    "default device": (lambda: torch.set_default_device("meta"), torch.get_default_device),
+    "threads": (lambda: torch.set_num_threads(torch.get_num_threads() + 1), torch.get_num_threads),
+    "gradient mode": (lambda: torch._C._set_grad_enabled(False), torch.is_grad_enabled),
+    "autocast": (lambda: torch.set_autocast_enabled("cpu", True), lambda: torch.is_autocast_enabled("cpu")),
+    "autocast entered": (
+        lambda: torch.autocast("cpu", torch.float16).__enter__(),
+        lambda: (torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")),
+    ),
+    "deterministic": (lambda: torch.use_deterministic_algorithms(True), torch.are_deterministic_algorithms_enabled),
+    "anomaly": (lambda: torch.autograd.set_detect_anomaly(True), torch.is_anomaly_enabled),
+    "denormals": (lambda: torch.set_flush_denormal(True), no_denormals),
+    "float32 precision": (lambda: torch.set_float32_matmul_precision("medium"), torch.get_float32_matmul_precision),
+    "cudnn": patched(torch.backends.cudnn, "benchmark", True),
+    "function mode": (lambda: Doubled().__enter__(), torch._C._len_torch_function_stack),
+    "dispatch mode": (lambda: Dispatched().__enter__(), torch._C._len_torch_dispatch_stack),
+    "forward hook": (lambda: HOOKS.register_module_forward_hook(doubled), lambda: len(HOOKS._global_forward_hooks)),
+    "backward hook": (
+        lambda: HOOKS.register_module_full_backward_hook(lambda *_: None),
+        lambda: len(HOOKS._global_backward_hooks),
+    ),
+    "function": patched(F, "relu", lambda x, inplace=False: torch.sin(x)),
+    "method of a layer": patched(nn.Conv2d, "forward", lambda self, x: torch.zeros(x.shape[0], 4, 3, 3)),
+    "call of modules": patched(nn.Module, "__call__", lambda self, *args: None),
+    "method of tensors": patched(Tensor, "backward", lambda self: None),
+    "initialisation": patched(nn.init, "kaiming_uniform_", lambda tensor, **_: tensor),
+    "builtin": patched(builtins, "sum", lambda *_: 0),
+    "NumPy": patched(np, "sqrt", lambda x: x),
+    "NumPy's errors": (lambda: np.seterr(all="raise"), np.geterr),
+    "directory": (lambda: os.chdir("/"), os.getcwd),
+    "environment": (lambda: os.environ.update(OMP_NUM_THREADS="7", ZICO="1"), lambda: dict(os.environ)),
+    "environment, deleted": (lambda: os.environ.pop("PATH"), lambda: dict(os.environ)),
+    "sys.path": (lambda: sys.path.insert(0, "/nowhere"), lambda: list(sys.path)),
+    "streams": patched(sys, "stdout", None),
+    "garbage collector": (gc.disable, gc.isenabled),
+    "thresholds": (lambda: gc.set_threshold(1, 1, 1), gc.get_threshold),
+    "recursion limit": (lambda: sys.setrecursionlimit(400), sys.getrecursionlimit),
+    "logging": (lambda: logging.disable(logging.CRITICAL), lambda: logging.root.manager.disable),
+    "warnings": (lambda: warnings.simplefilter("error"), lambda: list(warnings.filters)),
+    "handler": (lambda: signal.signal(signal.SIGTERM, lambda *_: None), lambda: signal.getsignal(signal.SIGTERM)),
+    "Ctrl-C": (lambda: signal.signal(signal.SIGINT, signal.SIG_IGN), lambda: signal.getsignal(signal.SIGINT)),
+    "alarm": (lambda: signal.setitimer(signal.ITIMER_REAL, 1000), lambda: signal.getitimer(signal.ITIMER_REAL)[0] > 0),
+}
+IN_STEP = ["default dtype", "threads", "forward hook", "function", "directory", "autocast", "warnings"]
+
+
+class Meddling(Classifier):
+    """Does something to the process in its step."""
+
+    def __init__(self, meddle: Callable[[], Any]) -> None:
+        super().__init__()
+        self.meddle = meddle
+
+    def training_step(self, batch: Any, batch_idx: int) -> Any:
+        self.meddle()
+        return super().training_step(batch, batch_idx)
+
+
+def meddling(meddle: Callable[[], Any]) -> Classifier:
+    meddle()
+    return Classifier()
+
+
+def ranked(candidates: Any, **settings: Any) -> ZeroShotSelector:
+    selector = ZeroShotSelector(proxies="zico", enable_progress_bar=False, **settings)
+    selector.rank(candidates, make_batches())
+    return selector
+
+
+def values(selector: ZeroShotSelector) -> dict[str, float | None]:
+    return {name: card["zico"].value for name, card in selector.cards_.items() if name in GOOD}
+
+
+GOOD: dict[str, Any] = {"narrow": Classifier, "wide": lambda: Classifier(8)}
+
+
+@pytest.mark.parametrize(
+    ("name", "build"),
+    [(name, meddling) for name in MEDDLERS] + [(name, Meddling) for name in IN_STEP],
+    ids=[*MEDDLERS, *(f"{name} in the step" for name in IN_STEP)],
+)
+def test_what_a_candidate_does_to_the_process_touches_no_other_and_is_undone(name: str, build: Any) -> None:
+    meddle, look = MEDDLERS[name]
+    want, before = values(ranked(GOOD)), look()
+    selector = ranked({"meddling": lambda: build(meddle), **GOOD})
+    assert look() == before
+    assert values(selector) == want
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("default dtype", "torch's default dtype"),
+        ("forward hook", "global hooks"),
+        ("function", "`torch.nn.functional.relu`"),
+        ("method of a layer", "`torch.Conv2d.forward`"),
+    ],
+)
+def test_the_leaderboard_names_who_changed_what_numbers_depend_on(name: str, said: str) -> None:
+    selector = ranked({"meddling": lambda: meddling(MEDDLERS[name][0]), **GOOD})
+    assert selector.cards_["meddling"].process_changes == (said,)
+    note = next(note for note in selector.leaderboard_.notes if "whole process" in note)
+    assert note.endswith(f"put back after each: meddling ({said}).")
+    assert selector.cards_["narrow"].process_changes == ()
+    assert ScoreCard.from_dict(selector.cards_["meddling"].to_dict()) == selector.cards_["meddling"]
+
+
+def test_score_puts_the_process_back_as_well() -> None:
+    card = score(Meddling(MEDDLERS["default dtype"][0]), make_batches())
+    assert torch.get_default_dtype() == torch.float32
+    assert card.process_changes == ("torch's default dtype",)
+
+
+def test_workers_put_the_process_back_between_candidates() -> None:
+    executor = ProcessExecutor(num_workers=1)
+    meddlers = {name: lambda name=name: meddling(MEDDLERS[name][0]) for name in ("default device", "forward hook")}
+    selector = ranked({**meddlers, **GOOD}, executor=executor)
+    assert values(selector) == values(ranked(GOOD, executor=executor))
+
+
+@pytest.mark.parametrize("name", ["default dtype", "function", "threads"])
+def test_a_number_computed_under_changed_settings_is_not_kept(name: str, tmp_path: Path) -> None:
+    candidates = {"meddling": lambda: meddling(MEDDLERS[name][0]), "narrow": Classifier}
+    calls: list[str] = []
+
+    class Counted(Classifier):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            calls.append("step")
+            return super().training_step(batch, batch_idx)
+
+    def counted() -> Classifier:
+        MEDDLERS[name][0]()
+        return Counted()
+
+    ranked(candidates | {"counted": counted}, cache=tmp_path / "scores.db")
+    assert calls
+    calls.clear()
+    ranked(candidates | {"counted": counted}, cache=tmp_path / "scores.db")
+    assert calls
+
+
+@pytest.mark.parametrize("name", ["default dtype", "forward hook", "deterministic", "denormals", "threads"])
+def test_what_the_user_sets_is_in_the_key_of_a_cached_score(name: str, tmp_path: Path) -> None:
+    ranked(GOOD, cache=tmp_path / "scores.db")
+    with kept_process_state():
+        MEDDLERS[name][0]()
+        want = values(ranked(GOOD))
+        assert values(ranked(GOOD, cache=tmp_path / "scores.db")) == want
+
+
+def test_two_threads_that_score_at_once_get_the_right_numbers() -> None:
+    models = [Classifier(), Classifier(8)]
+    want = [score(model, make_batches(), proxies="default").scores for model in models]
+    got: dict[int, Any] = {}
+
+    def run(idx: int) -> None:
+        for _ in range(3):
+            got[idx] = score(models[idx], make_batches(), proxies="default").scores
+
+    threads = [threading.Thread(target=run, args=(idx,)) for idx in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=120)
+    assert torch.get_default_dtype() == torch.float32
+    for idx, scores in enumerate(want):
+        # Threads sum in orders of their own.
+        values_of = {name: one.value for name, one in got[idx].items()}
+        assert values_of == pytest.approx({name: one.value for name, one in scores.items()}, rel=1e-9)
+
+
+def test_a_candidate_may_score_others() -> None:
+    selector = ranked({"scoring": lambda: Classifier(4 + (score(Classifier(), make_batches())["zico"].value is None))})
+    assert not selector.leaderboard_.errors
+
+
+class Panic(BaseException):
+    """As extensions in other languages raise."""
+
+
+LEAVING = [asyncio.CancelledError("x"), Panic("rust"), GeneratorExit(), KeyboardInterrupt(), SystemExit(3)]
+
+
+@pytest.mark.parametrize("raised", LEAVING, ids=lambda raised: type(raised).__name__)
+@pytest.mark.parametrize("build", [meddling, Meddling], ids=["build", "step"])
+def test_whatever_a_candidate_raises_is_a_row(raised: BaseException, build: Any) -> None:
+    def leave() -> None:
+        raise raised
+
+    selector = ranked({"leaving": lambda: build(leave), **GOOD})
+    assert type(raised).__name__ in selector.leaderboard_.errors["leaving"]
+    assert values(selector) == values(ranked(GOOD))
+
+
+@pytest.mark.parametrize("raised", LEAVING, ids=lambda raised: type(raised).__name__)
+def test_nothing_that_the_step_raises_while_it_is_scored_ends_training(raised: BaseException) -> None:
+    class Leaving(Classifier):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            if self.trainer.global_step == 0 and not trained:
+                trained.append(batch_idx)
+                raise raised
+
+    trained: list[int] = []
+    callback = ZiCoCallback()
+    trainer = Trainer(
+        max_steps=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[callback],
+        accelerator="cpu",
+    )
+    with pytest.warns(UserWarning, match=f"has no score for step 0: {type(raised).__name__}"):
+        trainer.fit(Leaving(), DataLoader([(x, y) for x, y in zip(*make_batches(1)[0], strict=True)], 3))
+    assert trainer.global_step == 2
+    assert type(raised).__name__ in callback.history[0]["error"]
+
+
+@pytest.mark.parametrize("swallowed", [False, True])
+@pytest.mark.parametrize("build", [meddling, Meddling], ids=["build", "step"])
+def test_the_users_own_ctrl_c_ends_ranking_and_keeps_what_is_done(build: Any, swallowed: bool) -> None:
+    def interrupted() -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except BaseException:
+            if not swallowed:
+                raise
+
+    handler = signal.getsignal(signal.SIGINT)
+    selector = ZeroShotSelector(proxies="zico", enable_progress_bar=False)
+    with pytest.raises(KeyboardInterrupt):
+        selector.rank({**GOOD, "interrupted": lambda: build(interrupted), "last": Classifier}, make_batches())
+    assert list(selector.cards_) == list(GOOD)
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_changes_are_named_until_they_are_put_back() -> None:
+    with kept_process_state() as state:
+        assert state.changed() == []
+        torch.set_default_dtype(torch.float64)
+        assert state.changed() == ["torch's default dtype"]
+        assert state.put_back() == []
+        assert torch.get_default_dtype() == torch.float32
+
+
+def test_functions_of_torch_are_watched() -> None:
+    watched = {(owner, name) for owner, names, _ in _patchable() for name in names}
+    assert {(torch, "matmul"), (F, "linear"), (nn.Linear, "forward"), (nn.Module, "__call__")} <= watched
