@@ -232,7 +232,7 @@ _OF_PYTHON = (
     Switch("warning filters", lambda: list(warnings.filters), _set_filters),
     *([Switch("alarm", _timer, _set_timer)] if hasattr(signal, "setitimer") else []),
 )
-# Global hooks, by what holds them. What torch notes of a hook besides stays behind when it is removed, and does nothing.
+# Global hooks, by what holds them. What torch notes of a hook besides stays when it is removed, and does nothing.
 _HOOK_TABLES = {
     f"{owner.__name__}.{name}": table
     for owner in (hooks_of_modules, hooks_of_optimizers)
