@@ -1131,7 +1131,7 @@ def test_a_loss_that_is_no_number_is_the_modules_fault_where_it_is_its_own(optio
     assert (card.untrainable or "").startswith(f"{shape}The loss is a tensor of shape (4,)")
 
 
-@pytest.mark.parametrize("kwargs", [{"step": fails}, {"loss_fn": fails}], ids=str)
+@pytest.mark.parametrize("kwargs", [{"step": fails}, {"loss_fn": fails}], ids=["step", "loss_fn"])
 def test_the_callback_names_what_fails(kwargs: dict[str, Any]) -> None:
     callback = ZiCoCallback(**kwargs)
     with pytest.warns(UserWarning, match="has no score"):
