@@ -39,7 +39,7 @@ from lightning_zico.scoring.arguments import (
     whole_number,
 )
 from lightning_zico.scoring.cache import CacheLike, check_cache, opened
-from lightning_zico.scoring.cached import with_cache
+from lightning_zico.scoring.cached import scored, with_cache
 from lightning_zico.scoring.choice import Choice, chosen
 from lightning_zico.scoring.contenders import Contenders
 from lightning_zico.scoring.executors import executor_of
@@ -460,7 +460,7 @@ class ZeroShotSelector:
                     yield candidate
 
             executor = executor_of(self.executor, self.timeout_s)
-            with closing(executor.run(works, tally.jobs(shown(), repeats))) as finished:
+            with closing(scored(executor, works, tally.jobs(shown(), repeats))) as finished:
                 for job, card in finished:
                     done(job.candidate, tally.add(job, card))
                     progress.advance(task)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from lightning_zico._imports import imported
 from lightning_zico.errors import ZiCoError
+from lightning_zico.owners import Owner, begin_run, end_run
 from lightning_zico.results import Score, ScoreCard
 from lightning_zico.scoring.cache import BUSY_TIMEOUT_S, made_whole
 from lightning_zico.scoring.cached import is_lasting
-from lightning_zico.search.owners import Owner, begin_run, end_run
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler

@@ -32,7 +32,7 @@ from lightning_zico.scoring.arguments import (
     whole_number,
 )
 from lightning_zico.scoring.cache import CacheLike, check_cache, opened
-from lightning_zico.scoring.cached import with_cache
+from lightning_zico.scoring.cached import scored, with_cache
 from lightning_zico.scoring.choice import Choice, chosen, used_among
 from lightning_zico.scoring.executors import executor_of
 from lightning_zico.scoring.fingerprint import fingerprint, fingerprint_or_none
@@ -440,7 +440,7 @@ class _Running:
             task = progress.add_task("", total=self._search.num_trials, completed=self._trials.num_finished)
             while True:
                 num_before = self._num_scored
-                with closing(executor.run([self._work], self._jobs())) as coming:
+                with closing(scored(executor, [self._work], self._jobs())) as coming:
                     for job, card in coming:
                         with self._counted():
                             number = self._claimed.pop(job.candidate.name)

@@ -10,8 +10,8 @@ import optuna
 import pytest
 from optuna.storages.journal import JournalFileBackend
 
+from lightning_zico import owners
 from lightning_zico.results import Score, ScoreCard
-from lightning_zico.search import owners
 from lightning_zico.search.trials import StorageError, Trials, quiet_optuna
 from tests.processes import run_in_a_new_interpreter, started
 from tests.search.program import NUM_TRIALS, main
