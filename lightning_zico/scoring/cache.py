@@ -5,14 +5,14 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Protocol, TypeAlias, runtime_checkable
 
 from lightning_zico.errors import CacheError
-from lightning_zico.owners import Owner
+from lightning_zico.owners import Owner, begin_run, end_run
 
 _APPLICATION_ID = int.from_bytes(b"ZiCo", "big")  # tells our files from those of other programs
 _FORMAT = 1  # of the table; to be counted up when it changes
@@ -31,6 +31,8 @@ _SCHEMA = {"scores": ("table", _SCORES), "claims": ("table", _CLAIMS)}
 BUSY_TIMEOUT_S = 60
 # A claim that is older no longer holds: its owner hangs, or was killed where that cannot be seen from here.
 LEASE_S = 1800
+
+Keep: TypeAlias = Callable[[Mapping[str, str]], None]
 
 
 @runtime_checkable
@@ -59,20 +61,16 @@ class ScoreCache(Protocol):
 class ClaimingCache(ScoreCache, Protocol):
     """A cache that several processes share, and in which they write down what they are about to score."""
 
-    def claim(self, candidate: str, owner: Owner) -> bool:
-        """Claim a candidate, unless a run that goes on has claimed it.
+    def claim(self, candidate: str) -> AbstractContextManager[Keep | None]:
+        """Claim a candidate while the body runs, unless a run that goes on has claimed it.
 
-        Returns:
-            Whether the claim is the owner's.
+        Yields:
+            A function that takes entries, which are written when the claim is given back; None if another has it.
         """
         ...
 
     def is_claimed(self, candidate: str) -> bool:
         """Whether a run that goes on is scoring a candidate."""
-        ...
-
-    def settle(self, candidate: str, owner: Owner, entries: Mapping[str, str]) -> None:
-        """Write entries of a candidate, and give the claim back in the same moment."""
         ...
 
 
@@ -161,26 +159,37 @@ class SQLiteCache:
         Raises:
             CacheError: If the file cannot be written.
         """
-        with self._writing() as connection:
+        with self._opened("rw") as connection, _transaction(connection):
             _insert(connection, candidate, entries)
 
-    def claim(self, candidate: str, owner: Owner) -> bool:
-        """Claim a candidate, unless a run that goes on has claimed it.
+    @contextmanager
+    def claim(self, candidate: str) -> Iterator[Keep | None]:
+        """Claim a candidate while the body runs, unless a run that goes on has claimed it.
 
-        Returns:
-            Whether the claim is the owner's.
+        Yields:
+            A function that takes entries, which are written in one transaction with giving the claim back; None if
+            another has it.
 
         Raises:
-            CacheError: If the file cannot be written.
+            CacheError: If the file cannot be read or written.
         """
-        with self._writing() as connection:
-            if "claims" not in _objects(connection):
-                connection.execute(_CLAIMS)
-            if _is_claimed(connection, candidate):
-                return False
-            row = (candidate, json.dumps(owner.to_dict()), time.time())
-            connection.execute("INSERT OR REPLACE INTO claims VALUES (?, ?, ?)", row)
-        return True
+        owner = begin_run()
+        kept: dict[str, str] = {}
+        try:
+            # Left open meanwhile: it is closing that waits until the data is safe.
+            with self._opened("rw") as connection:
+                if not _claimed_by(connection, candidate, owner):
+                    yield None
+                    return
+                try:
+                    yield kept.update
+                finally:
+                    with _transaction(connection):
+                        _insert(connection, candidate, kept)
+                        claim = (candidate, json.dumps(owner.to_dict()))
+                        connection.execute("DELETE FROM claims WHERE candidate = ? AND owner = ?", claim)
+        finally:
+            end_run(owner)
 
     def is_claimed(self, candidate: str) -> bool:
         """Whether a run that goes on is scoring a candidate.
@@ -190,17 +199,6 @@ class SQLiteCache:
         """
         with self._opened("rw") as connection:
             return "claims" in _objects(connection) and _is_claimed(connection, candidate)
-
-    def settle(self, candidate: str, owner: Owner, entries: Mapping[str, str]) -> None:
-        """Write entries of a candidate, and give the claim back in the same transaction.
-
-        Raises:
-            CacheError: If the file cannot be written.
-        """
-        with self._writing() as connection:
-            _insert(connection, candidate, entries)
-            claim = (candidate, json.dumps(owner.to_dict()))
-            connection.execute("DELETE FROM claims WHERE candidate = ? AND owner = ?", claim)
 
     def _make(self) -> None:
         try:
@@ -280,14 +278,6 @@ class SQLiteCache:
                 "folder, and that the disk has room; then run again, and what was kept is not scored anew."
             ) from error
 
-    @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        """Open for one transaction, which counts if the body ends well."""
-        with self._opened("rw") as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            yield connection
-            connection.execute("COMMIT")
-
 
 def objects_in(path: Path) -> dict[str, tuple[str, str | None]]:
     """List what an SQLite database holds, without running any of it and without leaving a file beside it.
@@ -315,6 +305,26 @@ def _objects(connection: sqlite3.Connection) -> dict[str, tuple[str, str | None]
     # Names with this beginning are SQLite's own, such as the statistics of ANALYZE.
     rows = connection.execute("SELECT name, type, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite\\_%' ESCAPE '\\'")
     return {name: (kind, sql) for name, kind, sql in rows}
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """Make one transaction of the body; should it fail, closing the connection takes it back."""
+    connection.execute("BEGIN IMMEDIATE")
+    yield
+    connection.execute("COMMIT")
+
+
+def _claimed_by(connection: sqlite3.Connection, candidate: str, owner: Owner) -> bool:
+    """Write down that a candidate is an owner's, unless it is another's."""
+    with _transaction(connection):
+        if "claims" not in _objects(connection):
+            connection.execute(_CLAIMS)
+        if _is_claimed(connection, candidate):
+            return False
+        row = (candidate, json.dumps(owner.to_dict()), time.time())
+        connection.execute("INSERT OR REPLACE INTO claims VALUES (?, ?, ?)", row)
+        return True
 
 
 def _is_claimed(connection: sqlite3.Connection, candidate: str) -> bool:

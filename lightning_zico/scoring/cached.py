@@ -5,7 +5,7 @@ import platform
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property, partial
@@ -25,10 +25,9 @@ from lightning_zico.errors import (
     UnsupportedInputError,
     UnsupportedModuleError,
 )
-from lightning_zico.owners import begin_run, end_run
 from lightning_zico.proxies import Proxy
 from lightning_zico.results import NOT_APPLICABLE, Score, ScoreCard
-from lightning_zico.scoring.cache import ClaimingCache, ScoreCache
+from lightning_zico.scoring.cache import ClaimingCache, Keep, ScoreCache
 from lightning_zico.scoring.fingerprint import fingerprint, surroundings
 from lightning_zico.scoring.scorer import STEP_FAILS
 from lightning_zico.scoring.work import Executor, Job, Work
@@ -165,15 +164,15 @@ class CachedWork(Work):
             return super().score(built)
         entries = self._known(key)
         if self._missing(entries):
-            with self._claim(key) as settle:
-                if settle is None:
+            with self._claim(key) as keep:
+                if keep is None:
                     return Claimed(candidate.name, {}, "is being scored by another process", weights=weights, key=key)
                 entries = self._known(key)  # who had the claim before may have scored it meanwhile
                 if missing := self._missing(entries):
                     card = Work.score(replace(self, proxies=missing), built)
                     scored, texts = self._kept(replace(card, seconds=time.perf_counter() - start))
                     entries |= scored
-                    settle(texts)
+                    keep(texts)
         return replace(self._card(candidate.name, entries), weights=weights)
 
     def is_held(self, claimed: Claimed) -> bool:
@@ -186,29 +185,16 @@ class CachedWork(Work):
         return None if self._missing(entries) else replace(self._card(claimed.name, entries), weights=claimed.weights)
 
     @contextmanager
-    def _claim(self, candidate: str) -> Iterator[Callable[[Mapping[str, str]], None] | None]:
-        """Claim a candidate while the body runs.
-
-        Yields:
-            A function that keeps what was scored; None if another process has claimed the candidate.
-        """
-        kept: dict[str, str] = {}
-        if not isinstance(self.cache, ClaimingCache):
-            yield kept.update
-            if kept:
-                self.cache.write(candidate, kept)
+    def _claim(self, candidate: str) -> Iterator[Keep | None]:
+        """Claim a candidate while the body runs; of a cache without claims, it is this process's in any case."""
+        if isinstance(self.cache, ClaimingCache):
+            with self.cache.claim(candidate) as keep:
+                yield keep
             return
-        owner = begin_run()
-        try:
-            if not self.cache.claim(candidate, owner):
-                yield None
-                return
-            try:
-                yield kept.update
-            finally:
-                self.cache.settle(candidate, owner, kept)
-        finally:
-            end_run(owner)
+        kept: dict[str, str] = {}
+        yield kept.update
+        if kept:
+            self.cache.write(candidate, kept)
 
     def _missing(self, entries: Mapping[str, Entry]) -> list[Proxy]:
         return [proxy for proxy in self.proxies if proxy.name not in entries]
