@@ -1,6 +1,5 @@
 """Rank candidates on a few batches, then train the winner."""
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
@@ -23,6 +22,7 @@ from lightning_zico.engine.batches import tensors_of
 from lightning_zico.engine.gradients import ChunkSize, check_chunk_size
 from lightning_zico.errors import IdenticalBatchesError, UnknownNameError
 from lightning_zico.finals import MOST_AT_ONCE, Finalist, Mode, check_finals, check_trainer, hold_finals
+from lightning_zico.folders import remove_leftovers, temporary_folder
 from lightning_zico.hooks import is_lightning
 from lightning_zico.proxies import BASELINES, Prior, prior_of
 from lightning_zico.proxies.base import Proxies
@@ -255,6 +255,7 @@ class ZeroShotSelector:
             CacheError: If ``cache`` is a file that is no cache of scores, or is damaged; it is left as it is.
         """
         check_data(datamodule, pairs=self.loss_fn is not None)
+        remove_leftovers()
         choice = self._choice()
         rank_by = choice.ranked_by(self.rank_by)
         settings = TrainerSettings.of(self.trainer)
@@ -340,7 +341,7 @@ class ZeroShotSelector:
     def _fit_best_finalist(self, trainer: Trainer, data: Mapping[str, Any]) -> None:
         self.best_model_ = None
         entrants, self._finalists = self._finalists, {}
-        with tempfile.TemporaryDirectory() as folder:
+        with temporary_folder() as folder:
             finalists = [
                 Finalist(name, build, Path(folder, f"{idx}.ckpt"), self.seed)
                 for idx, (name, build) in enumerate(entrants.items())

@@ -8,10 +8,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Protocol, TypeAlias, runtime_checkable
 
 from lightning_zico.errors import CacheError
+from lightning_zico.folders import remove_leftovers, temporary_folder
 from lightning_zico.owners import Owner, begin_run, end_run
 
 _APPLICATION_ID = int.from_bytes(b"ZiCo", "big")  # tells our files from those of other programs
@@ -353,7 +353,8 @@ def made_whole(path: Path) -> Iterator[Path]:
     Yields:
         The path to make it at.
     """
-    with TemporaryDirectory(prefix=f"{path.name}-", dir=path.parent) as folder:
+    remove_leftovers(path.parent)
+    with temporary_folder(path.parent) as folder:
         fresh = Path(folder, "fresh")
         yield fresh
         with suppress(FileExistsError):

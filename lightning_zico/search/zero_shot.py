@@ -21,6 +21,7 @@ from lightning_zico.engine.batches import tensors_of
 from lightning_zico.engine.gradients import ChunkSize, check_chunk_size
 from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.errors import UnknownNameError, ZiCoError
+from lightning_zico.folders import remove_leftovers
 from lightning_zico.proxies.base import Proxies
 from lightning_zico.ranking import first_front, kendall
 from lightning_zico.results import Row, ScoreCard, SearchResult, ranks_of
@@ -242,6 +243,7 @@ class ZeroShotSearch:
             ValueError: If networks of the space do not take images of this resolution; nothing is scored then.
         """
         check_data(datamodule, pairs=self.loss_fn is not None or self._needs_loss)
+        remove_leftovers()
         choice = self._choice()
         with TrainingData(datamodule) as data:
             reading = data.read(self.num_batches, seed=self.seed)
