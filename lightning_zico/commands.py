@@ -14,6 +14,7 @@ from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from rich import markup
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -36,6 +37,7 @@ from lightning_zico.scoring.repeats import read_repeats
 from lightning_zico.scoring.work import Executor
 from lightning_zico.search import Evolution, ZeroShotSearch
 from lightning_zico.selector import ZeroShotSelector
+from lightning_zico.texts import printable
 from lightning_zico.zoo import ZOO_PROXIES, Zoo, ZooModel, from_zoo
 from lightning_zico.zoo.base import ImageModel
 
@@ -721,8 +723,17 @@ def _offered(path: str) -> Candidates:
             f"`--candidates` is {path!r}, which is one model; needed is the import path of a mapping or an iterable of "
             f"models or factories, or of a function that makes one. A model alone: `lightning-zico score {path}`."
         )
-    is_function = callable(found) and not isinstance(found, Iterable)
-    return cast(Candidates, found() if is_function else found)
+    if not callable(found) or isinstance(found, Iterable):
+        return cast(Candidates, found)
+    try:
+        return cast(Candidates, found())
+    except SystemExit as ended:
+        if is_interrupted(ended):
+            raise
+        raise ValueError(
+            f"`--candidates` is {path!r}, which ends the program instead of giving candidates; needed is the import "
+            "path of a mapping or an iterable of models or factories, or of a function that makes one."
+        ) from ended
 
 
 def _imported(path: str, option: str = "candidates") -> Any:
@@ -823,11 +834,12 @@ def _evidence(recipe: Recipe) -> str:
 
 
 def _table(title: str, columns: Mapping[str, Any], rows: Iterable[tuple[str, ...]]) -> Table:
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), header_style="bold")
+    shown = markup.escape(printable(title))
+    table = Table(title=shown, title_justify="left", box=None, padding=(0, 2, 0, 0), header_style="bold")
     for idx, (name, justify) in enumerate(columns.items()):
         table.add_column(name, justify=justify, no_wrap=idx == 0)
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     return table
 
 
@@ -850,4 +862,4 @@ def _print(shown: Table | SearchResult) -> None:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)

@@ -59,6 +59,7 @@ from lightning_zico.scoring.repeats import Tally, raced, readings
 from lightning_zico.scoring.scorer import check_axis, check_batches, described
 from lightning_zico.scoring.standings import agreement_with_baselines, standings_of, with_controlled
 from lightning_zico.scoring.work import Executor, Work
+from lightning_zico.texts import printable
 from lightning_zico.trainers import TrainerSettings
 
 
@@ -457,7 +458,7 @@ class ZeroShotSelector:
 
             def shown() -> Iterator[Candidate]:
                 for candidate in iterate_candidates(candidates):
-                    progress.update(task, description=candidate.name)
+                    progress.update(task, description=printable(candidate.name))
                     yield candidate
 
             executor = executor_of(self.executor, self.timeout_s)

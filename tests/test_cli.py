@@ -349,6 +349,7 @@ def test_a_dataset_that_is_there_needs_no_network(monkeypatch: pytest.MonkeyPatc
         ("rank --data nix.Nix --zoo timm:a --print_config", "`--data` is 'nix.Nix', which cannot be imported"),
         ("rank --data nix --zoo timm:a --print_config", "`--data` is 'nix'; needed is a folder of images"),
         ("search --data nix.Nix --space plainnet --print_config", "`--data` is 'nix.Nix', which cannot be imported"),
+        ("rank --data digits --candidates sys.exit", "`--candidates` is 'sys.exit', which ends the program"),
         ("report my_pkg.py -o page.pdf", "ends in .html or .csv"),
         ("fit --model nix.Nix", "No module named 'nix'"),
         ("nix", "invalid choice: 'nix'"),
@@ -516,6 +517,18 @@ def test_report_writes_the_same_files_again(capsys: pytest.CaptureFixture[str]) 
     capsys.readouterr()
     assert main(["report", "zico-results/leaderboard.json"]) == 0
     assert capsys.readouterr().out == table
+
+
+def test_a_file_in_the_working_folder_is_not_imported_in_place_of_a_package(folder: Path) -> None:
+    assert main(["rank", *DIGITS, "--proxies", "params"]) == 0
+    assert sys.path.index(str(folder)) == len(sys.path) - 1  # for class paths
+    planted = "import pathlib; pathlib.Path('ran').touch()"
+    for package in ("jsonargparse", "matplotlib", "vl_convert"):
+        (folder / f"{package}.py").write_text(planted, encoding="utf-8")
+    process = run("report", "zico-results/leaderboard.json", "-o", "page.html", cwd=folder)
+    process.communicate(timeout=200)
+    assert process.returncode == 0
+    assert not (folder / "ran").exists()
 
 
 # Lightning calls jsonargparse in ways that later versions of it deprecate.

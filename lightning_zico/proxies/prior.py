@@ -2,12 +2,16 @@
 
 import csv
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from lightning_zico.engine.probe import Probe
-from lightning_zico.errors import NotApplicableError
+from lightning_zico.errors import InvalidArgumentError, NotApplicableError
 from lightning_zico.proxies.base import Proxy
+from lightning_zico.texts import as_written
+
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 class Prior(Proxy):
@@ -66,11 +70,18 @@ class Prior(Proxy):
 
         Raises:
             ValueError: If the column is not there, or holds something else than finite numbers.
+            InvalidArgumentError: If the file holds no comma-separated values.
         """
         with Path(path).open(newline="", encoding="utf-8") as file:
             reader = csv.reader(file)
-            names, *columns = next(reader, [""])
-            rows = [(reader.line_num, dict(zip([names, *columns], row, strict=False))) for row in reader if row]
+            try:
+                names, *columns = map(as_written, next(reader, [""]))
+                rows = [(reader.line_num, dict(zip([names, *columns], row, strict=False))) for row in reader if row]
+            except csv.Error as error:
+                raise InvalidArgumentError(
+                    f"'{path}' cannot be read as comma-separated values from line {reader.line_num} on: {error}. "
+                    "Needed are a header and one line for each candidate."
+                ) from error
         if column is None and len(columns) == 1:
             (column,) = columns
         if column not in columns:
@@ -89,7 +100,8 @@ class Prior(Proxy):
                 )
             value = float(text)
             best = max if higher_is_better else min
-            values[row[names]] = best(value, values.get(row[names], value))  # the same at several resolutions
+            known = as_written(row[names])  # of a leaderboard's own file, too
+            values[known] = best(value, values.get(known, value))  # the same at several resolutions
         return cls(values, higher_is_better=higher_is_better, name=name)
 
     def of(self, candidate: str) -> float | None:
@@ -107,10 +119,8 @@ class Prior(Proxy):
 
 
 def _is_finite(text: str) -> bool:
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
+    """Whether a text is a number as tables have it: Python also reads ``6_3``, and digits of other scripts."""
+    return _NUMBER.fullmatch(text.strip()) is not None and math.isfinite(float(text))
 
 
 def prior_of(given: Prior | Mapping[str, float] | str | Path) -> Prior:

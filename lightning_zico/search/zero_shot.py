@@ -47,6 +47,7 @@ from lightning_zico.search.costs import ArchCosts
 from lightning_zico.search.evolution import Evolution, Member, Population, scores_of
 from lightning_zico.search.trials import Finished, Trials, imported_optuna, quiet_optuna
 from lightning_zico.spaces import SearchSpace, get_space
+from lightning_zico.texts import printable
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
@@ -452,7 +453,7 @@ class _Running:
                         self._num_scored += 1
                         if is_shown:
                             done = self._trials.num_finished
-                            progress.update(task, completed=done, description=self._how_it_goes())
+                            progress.update(task, completed=done, description=printable(self._how_it_goes()))
                         self._check_hope(card)
                 # A process may have died meanwhile, or a trial been ended by hand, which is to be made up for.
                 if self._num_scored == num_before or self._exhausted:
