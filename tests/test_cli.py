@@ -519,15 +519,26 @@ def test_report_writes_the_same_files_again(capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().out == table
 
 
-def test_a_file_in_the_working_folder_is_not_imported_in_place_of_a_package(folder: Path) -> None:
+# Of `python -m`, Python itself begins to import the package with the working folder first.
+@pytest.mark.parametrize(
+    ("command", "planted"),
+    [
+        (["bin/lightning-zico"], ["jsonargparse", "matplotlib", "vl_convert"]),
+        (["-m", "lightning_zico"], ["vl_convert"]),
+    ],
+)
+def test_a_file_in_the_working_folder_is_not_imported_in_place_of_a_package(
+    command: list[str], planted: list[str], folder: Path
+) -> None:
     assert main(["rank", *DIGITS, "--proxies", "params"]) == 0
     assert sys.path.index(str(folder)) == len(sys.path) - 1  # for class paths
-    planted = "import pathlib; pathlib.Path('ran').touch()"
-    for package in ("jsonargparse", "matplotlib", "vl_convert"):
-        (folder / f"{package}.py").write_text(planted, encoding="utf-8")
-    process = run("report", "zico-results/leaderboard.json", "-o", "page.html", cwd=folder)
-    process.communicate(timeout=200)
-    assert process.returncode == 0
+    for package in planted:
+        (folder / f"{package}.py").write_text("import pathlib; pathlib.Path('ran').touch()", encoding="utf-8")
+    (folder / "bin").mkdir()
+    (folder / "bin" / "lightning-zico").write_text("from lightning_zico.cli import main\nmain()\n", encoding="utf-8")
+    line = [sys.executable, *command, "report", "zico-results/leaderboard.json", "-o", "page.html"]
+    subprocess.run(line, env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=folder, check=True, timeout=200)
+    assert (folder / "page.html").exists()
     assert not (folder / "ran").exists()
 
 

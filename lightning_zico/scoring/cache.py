@@ -220,6 +220,8 @@ class SQLiteCache:
     def _checked_header(self) -> bytes:
         """Refuse what is not ours by its first bytes, which SQLite never sees if they are another's."""
         try:
+            if self.path.exists() and not self.path.is_file():  # to open a pipe would be to wait
+                raise OSError("it is no file")
             with self.path.open("rb") as file:
                 header = file.read(_HEADER_BYTES)
         except OSError as error:

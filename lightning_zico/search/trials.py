@@ -8,6 +8,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from urllib.parse import unquote, urlsplit
 
 from lightning_zico._imports import imported
 from lightning_zico.errors import ZiCoError
@@ -371,9 +372,10 @@ def _check_file(path: Path) -> None:
         OSError: If it cannot be read.
         sqlite3.Error: If it is damaged.
     """
-    with path.open("rb") as file:
-        if not file.read(1):
-            raise ValueError("it is an empty file")
+    if not path.is_file():  # to open a pipe would be to wait
+        raise ValueError("it is no file")
+    if not path.stat().st_size:
+        raise ValueError("it is an empty file")
     objects = objects_in(path)
     if not objects:
         raise ValueError("it is a database without tables")
@@ -390,9 +392,10 @@ def _tables_at(address: str) -> set[str]:
 
     url = sqlalchemy.make_url(address)
     if url.get_backend_name() == "sqlite":
-        is_file = url.database not in (None, "", ":memory:") and "uri" not in url.query
-        if is_file and os.path.lexists(str(url.database)):
-            _check_file(Path(str(url.database)).absolute())
+        name = url.database or ":memory:"
+        path = Path(unquote(urlsplit(name).path) if "uri" in url.query else name).absolute()
+        if name != ":memory:" and os.path.lexists(path):
+            _check_file(path)
         return set()
     engine = sqlalchemy.create_engine(url)
     try:

@@ -1,6 +1,7 @@
 """A storage outlives the processes that write to it, and several may work on it at once."""
 
 import json
+import os
 import signal
 import sqlite3
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 from optuna.storages.journal import JournalFileBackend
 
 from lightning_zico import owners
+from lightning_zico.errors import CacheError
 from lightning_zico.results import Score, ScoreCard
 from lightning_zico.scoring import SQLiteCache
 from lightning_zico.search.trials import StorageError, Trials, quiet_optuna
@@ -320,11 +322,20 @@ def test_what_a_search_has_not_made_is_refused_and_left_as_it_is(kind: str, tmp_
     path = tmp_path / "trials.db"
     FOREIGN[kind](path)
     before = path.read_bytes()
-    for storage in (path, f"sqlite:///{path}"):
+    for storage in (path, f"sqlite:///{path}", f"sqlite:///file:{path}?uri=true"):
         with pytest.raises(StorageError, match="left as it is"):
             Trials(storage, "study", {}, ["maximize"])
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["trials.db"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no pipes with names")
+def test_a_pipe_is_no_file_and_nobody_waits_for_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(StorageError, match="it is no file"):
+        trials_in_file(tmp_path / "pipe")
+    with pytest.raises(CacheError, match="it is no file"):
+        SQLiteCache(tmp_path / "pipe")
 
 
 @pytest.mark.parametrize("name", ["what?", "a#b", "100%41", "ünï ☃", "{x}", "semi;colon&x=1", "t.db?mode=memory"])
