@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
 from lightning_zico._typing import Batch, LossFn, Step
-from lightning_zico.engine.batches import map_tensors
+from lightning_zico.engine.batches import copied_batch, map_tensors
 from lightning_zico.engine.contents import contents
 from lightning_zico.engine.scope import preserved, preserved_rng
 from lightning_zico.errors import (
@@ -573,7 +573,7 @@ def _counted(
             raise SkippedBatchError(f"Batch {batch_idx} is None")
         if not changes_batches:
             return batch
-        before = map_tensors(torch.clone, batch)
+        before = copied_batch(batch)
         with _values_kept(opening.module), preserved(opening.module), torch.enable_grad():
             state = opening.state()
             opening.start_batch(batch, batch_idx)
@@ -588,7 +588,7 @@ def _counted(
         at_batch(opening.trainer, batch_idx)
         if batch_idx in to_repeat:
             try:
-                opening.start_batch(map_tensors(torch.clone, to_repeat[batch_idx]), batch_idx)
+                opening.start_batch(copied_batch(to_repeat[batch_idx]), batch_idx)
             except HookError as error:
                 # As if the step had raised it: `vmap` may not bear what plain autograd does.
                 raise error.__cause__ or error from None

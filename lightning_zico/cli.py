@@ -22,6 +22,7 @@ from lightning_zico import commands
 from lightning_zico.__about__ import __version__
 from lightning_zico._imports import imported
 from lightning_zico.errors import InvalidArgumentError, in_words
+from lightning_zico.texts import printable
 
 # Exit codes: as argparse has them, and as shells have it for who was ended by signal 2.
 _FAILED, _WRONG_USE, _INTERRUPTED = 1, 2, 130
@@ -32,6 +33,7 @@ _COMMANDS: dict[str, Callable[..., str | None]] = {
     "proxies": commands.proxies,
     "report": commands.report,
 }
+_READS_CODE = frozenset({"rank", "score", "search", "fit"})  # by `--candidates`, `--model` and `--data`
 _FIT_HELP = "Train a model with Lightning's own command line; ZiCoCallback and models of a zoo come by class path."
 _PROG = "lightning-zico"
 _ENV_PREFIX = "LIGHTNING_ZICO"
@@ -56,8 +58,7 @@ def main(args: Sequence[str] | None = None) -> int:
         Ctrl-C, 141 if nobody reads what it prints any longer.
     """
     given = list(sys.argv[1:] if args is None else args)
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # class paths of the user's own modules; `python -m` has it there already
+    _place_working_folder(given)
     with _any_text(), warnings.catch_warnings():
         # Of Lightning's own calls, which no user can mend.
         warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
@@ -68,6 +69,12 @@ def main(args: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it ends
             return commands.NO_READER
         return code
+
+
+def _place_working_folder(given: list[str]) -> None:
+    """Let class paths lead into the working folder, where the command takes any, and never before what is installed."""
+    if _READS_CODE.intersection(given[:1]) and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
 
 
 def _code_of(given: list[str]) -> int:
@@ -84,7 +91,7 @@ def _code_of(given: list[str]) -> int:
     except Exception as error:
         if is_debugging:
             raise
-        print(f"{_PROG}: error: {_in_one_line(error)} (--debug shows where)", file=sys.stderr)
+        print(f"{_PROG}: error: {printable(_in_one_line(error))} (--debug shows where)", file=sys.stderr)
         return _WRONG_USE if _is_wrong_use(error) else _FAILED
     return 0
 

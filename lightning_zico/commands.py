@@ -16,6 +16,7 @@ from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from rich import markup
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -38,6 +39,7 @@ from lightning_zico.scoring.repeats import read_repeats
 from lightning_zico.scoring.work import Executor
 from lightning_zico.search import Evolution, ZeroShotSearch
 from lightning_zico.selector import ZeroShotSelector
+from lightning_zico.texts import printable
 from lightning_zico.zoo import ZOO_PROXIES, Zoo, ZooModel, from_zoo
 from lightning_zico.zoo.base import ImageModel
 
@@ -744,7 +746,12 @@ def _offered(path: str) -> Candidates:
     try:
         return check_candidates(found())
     except SystemExit as ended:
-        raise RuntimeError(f"`--candidates` is {path!r}, which ended the program with {ended.code!r}.") from ended
+        if is_interrupted(ended):
+            raise
+        raise ValueError(
+            f"`--candidates` is {path!r}, which ends the program instead of giving candidates; needed is the import "
+            "path of a mapping or an iterable of models or factories, or of a function that makes one."
+        ) from ended
 
 
 def _imported(path: str, option: str = "candidates") -> Any:
@@ -869,11 +876,12 @@ def _evidence(recipe: Recipe) -> str:
 
 
 def _table(title: str, columns: Mapping[str, Any], rows: Iterable[tuple[str, ...]]) -> Table:
-    table = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0), header_style="bold")
+    shown = markup.escape(printable(title))
+    table = Table(title=shown, title_justify="left", box=None, padding=(0, 2, 0, 0), header_style="bold")
     for idx, (name, justify) in enumerate(columns.items()):
         table.add_column(name, justify=justify, no_wrap=idx == 0)
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     return table
 
 
@@ -896,4 +904,4 @@ def _print(shown: Table | SearchResult) -> None:
 
 
 def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)

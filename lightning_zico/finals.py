@@ -3,12 +3,14 @@
 import difflib
 import inspect
 import math
+import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loggers.logger import DummyLogger
@@ -73,6 +75,7 @@ class Finalist:
         self.logs_monitor = False
         self.not_logged: NotLoggedError | None = None
         self._checkpoint = checkpoint
+        self._classes: list[Any] | None = None  # see `_classes_in`
         self._put_back_rng: Callable[[], None] | None = None
 
     @property
@@ -118,6 +121,8 @@ class Finalist:
             self.value = trainer.strategy.broadcast(_monitored(trainer.callback_metrics, monitor))  # one for all ranks
             self._checkpoint = trainer.strategy.broadcast(self._checkpoint)
             trainer.save_checkpoint(self._checkpoint)
+            new = _classes_in(self._checkpoint)  # besides those that are allowed now, from the checkpoint before
+            self._classes = None if new is None else [*(self._classes or []), *new]
             self._put_back_rng = rng_restorer()
 
         trainer.callbacks = [
@@ -173,9 +178,9 @@ class Finalist:
         arguments: dict[str, Any] = dict(data)
         if self._put_back_rng is not None:
             arguments["ckpt_path"] = self._checkpoint
-            # Hyperparameters may be any objects, which torch, and so Lightning from 2.6 on, loads only if told to.
+            # Lightning before 2.6 cannot be told.
             if "weights_only" in inspect.signature(trainer.fit).parameters:
-                arguments["weights_only"] = False
+                arguments["weights_only"] = self._classes is not None
         # Setting up draws anew what it drew the first time, such as a split of the data; then training goes on.
         go_on = LambdaCallback(on_train_epoch_start=self._go_on)
         trainer.callbacks = [go_on, *trainer.callbacks]
@@ -184,7 +189,9 @@ class Finalist:
         ckpt_path, user_managed = connector._ckpt_path, connector._user_managed
         seed_all(self.seed)
         try:
-            trainer.fit(model, **arguments)
+            # Hyperparameters may be any objects: of the classes that were saved, and no others.
+            with torch.serialization.safe_globals(self._classes or []):
+                trainer.fit(model, **arguments)
         finally:
             connector._ckpt_path, connector._user_managed = ckpt_path, user_managed
             trainer.callbacks = [callback for callback in trainer.callbacks if callback is not go_on]
@@ -351,6 +358,18 @@ def hold_finals(
                 left = better if len(finalists) > MOST_AT_ONCE and len(better) > 1 else []
     finally:
         finalists.sort(key=place)
+
+
+def _classes_in(checkpoint: Path) -> list[Any] | None:
+    """List the classes in a checkpoint that torch does not load as weights unless it is told that it may.
+
+    Returns:
+        None where that cannot be told: of a folder, as sharded strategies write, and with torch 2.5.
+    """
+    list_names = getattr(torch.serialization, "get_unsafe_globals_in_checkpoint", None)
+    if list_names is None or not checkpoint.is_file():
+        return None
+    return [pkgutil.resolve_name(name) for name in list_names(checkpoint)]
 
 
 def _changes_training(callback: Any) -> bool:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from lightning_zico._imports import imported
+from lightning_zico.texts import defused, printable
 
 Row: TypeAlias = dict[str, Any]
 FigureKind: TypeAlias = Literal["ranks", "pareto", "agreement", "finals"]
@@ -290,7 +291,7 @@ class Leaderboard:
         for idx, row in enumerate(self.rows):
             if row.get("final") is not None:
                 lines[idx] += f"  {self.provenance['finals']['monitor']} {row['final']:.6g}"
-        return "\n".join([*lines, *self.notes])
+        return printable("\n".join([*lines, *self.notes]))
 
     @property
     def notes(self) -> list[str]:
@@ -579,7 +580,7 @@ class SearchResult:
     def __str__(self) -> str:
         """A line for each of the ten best, and one on how the search went."""
         lines = [f"{row['rank']}. {row['score']:.6g}  {row['arch']}" for row in self.ranked[:10]]
-        return "\n".join([*lines, *self.notes])
+        return printable("\n".join([*lines, *self.notes]))
 
     @property
     def notes(self) -> list[str]:
@@ -874,10 +875,14 @@ def _check_rows(rows: Sequence[Row], needed: Set[str], whose: str) -> None:
 
 def _csv(columns: Sequence[str], rows: Sequence[Row]) -> str:
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    writer = csv.writer(text, lineterminator="\r\n")  # of which it quotes either, and that of a line is taken away
+    lines = []
+    for cells in (columns, *([row.get(column) for column in columns] for row in rows)):
+        writer.writerow([defused(cell) if isinstance(cell, str) else cell for cell in cells])
+        lines.append(text.getvalue().removesuffix("\r\n"))
+        text.seek(0)
+        text.truncate()
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _written(text: str, path: str | Path | None) -> str:

@@ -1,6 +1,5 @@
 """Rank candidates on a few batches, then train the winner."""
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict
@@ -31,6 +30,7 @@ from lightning_zico.finals import (
     check_will_train,
     hold_finals,
 )
+from lightning_zico.folders import remove_leftovers, temporary_folder
 from lightning_zico.hooks import is_lightning
 from lightning_zico.proxies import BASELINES, Prior, prior_of
 from lightning_zico.proxies.base import Proxies
@@ -48,7 +48,7 @@ from lightning_zico.scoring.arguments import (
     whole_number,
 )
 from lightning_zico.scoring.cache import CacheLike, check_cache, opened
-from lightning_zico.scoring.cached import with_cache
+from lightning_zico.scoring.cached import scored, with_cache
 from lightning_zico.scoring.choice import Choice, chosen
 from lightning_zico.scoring.contenders import Contenders
 from lightning_zico.scoring.executors import executor_of
@@ -68,6 +68,7 @@ from lightning_zico.scoring.repeats import Tally, raced, readings
 from lightning_zico.scoring.scorer import check_axis, check_batches, described
 from lightning_zico.scoring.standings import agreement_with_baselines, standings_of, with_controlled
 from lightning_zico.scoring.work import Executor, Work
+from lightning_zico.texts import printable
 from lightning_zico.trainers import TrainerSettings
 
 
@@ -265,6 +266,7 @@ class ZeroShotSelector:
         """
         check_candidates(candidates)
         check_data(datamodule, pairs=self.loss_fn is not None)
+        remove_leftovers()
         choice = self._choice()
         rank_by = choice.ranked_by(self.rank_by)
         settings = TrainerSettings.of(self.trainer)
@@ -354,7 +356,7 @@ class ZeroShotSelector:
     def _fit_best_finalist(self, trainer: Trainer, data: Mapping[str, Any]) -> None:
         self.best_model_ = None
         entrants, self._finalists = self._finalists, {}
-        with tempfile.TemporaryDirectory() as folder:
+        with temporary_folder() as folder:
             finalists = [
                 Finalist(name, build, Path(folder, f"{idx}.ckpt"), self.seed)
                 for idx, (name, build) in enumerate(entrants.items())
@@ -470,11 +472,11 @@ class ZeroShotSelector:
 
             def shown() -> Iterator[Candidate]:
                 for candidate in iterate_candidates(candidates):
-                    progress.update(task, description=candidate.name)
+                    progress.update(task, description=printable(candidate.name))
                     yield candidate
 
             executor = executor_of(self.executor, self.timeout_s)
-            with closing(executor.run(works, tally.jobs(shown(), repeats))) as finished:
+            with closing(scored(executor, works, tally.jobs(shown(), repeats))) as finished:
                 for job, card in finished:
                     done(job.candidate, tally.add(job, card))
                     progress.advance(task)

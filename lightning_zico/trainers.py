@@ -8,11 +8,9 @@ import copy
 import functools
 import importlib
 import logging
-import shutil
-import tempfile
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, fields
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +24,7 @@ from torch.utils.data import DataLoader
 
 from lightning_zico.engine.scope import refill
 from lightning_zico.errors import SurroundingsError
+from lightning_zico.folders import temporary_folder
 
 PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 # Hooks of a callback that run before the first training step, in Lightning's order.
@@ -309,19 +308,19 @@ class TemporaryFolder:
     """A folder that is made when somebody asks where it is, and removed at the end."""
 
     def __init__(self) -> None:
+        self._made = ExitStack()
         self._path: str | None = None
 
     def __call__(self) -> str:
         """Give the folder's path."""
         if self._path is None:
-            self._path = tempfile.mkdtemp(prefix="lightning_zico_")
+            self._path = str(self._made.enter_context(temporary_folder()))
         return self._path
 
     def remove(self) -> None:
         """Remove the folder, if it was made, with all that is in it."""
-        if self._path is not None:
-            shutil.rmtree(self._path, ignore_errors=True)
-            self._path = None
+        self._made.close()
+        self._path = None
 
 
 def quiet_loggers(package: str, kinds: Iterable[type | None], folder: TemporaryFolder) -> list[Any]:

@@ -473,6 +473,7 @@ def test_a_dataset_that_is_there_needs_no_network(monkeypatch: pytest.MonkeyPatc
         ("rank --data nix.Nix --zoo timm:a --print_config", "`--data` is 'nix.Nix', which cannot be imported"),
         ("rank --data nix --zoo timm:a --print_config", "`--data` is 'nix'; needed is a folder of images"),
         ("search --data nix.Nix --space plainnet --print_config", "`--data` is 'nix.Nix', which cannot be imported"),
+        ("rank --data digits --candidates sys.exit", "`--candidates` is 'sys.exit', which ends the program"),
         ("report my_pkg.py -o page.pdf", "ends in .html or .csv"),
         ("fit --model nix.Nix", "No module named 'nix'"),
         ("nix", "invalid choice: 'nix'"),
@@ -666,6 +667,29 @@ def test_report_writes_the_same_files_again(capsys: pytest.CaptureFixture[str]) 
     capsys.readouterr()
     assert main(["report", "zico-results/leaderboard.json"]) == 0
     assert capsys.readouterr().out == table
+
+
+# Of `python -m`, Python itself begins to import the package with the working folder first.
+@pytest.mark.parametrize(
+    ("command", "planted"),
+    [
+        (["bin/lightning-zico"], ["jsonargparse", "matplotlib", "vl_convert"]),
+        (["-m", "lightning_zico"], ["vl_convert"]),
+    ],
+)
+def test_a_file_in_the_working_folder_is_not_imported_in_place_of_a_package(
+    command: list[str], planted: list[str], folder: Path
+) -> None:
+    assert main(["rank", *DIGITS, "--proxies", "params"]) == 0
+    assert sys.path.index(str(folder)) == len(sys.path) - 1  # for class paths
+    for package in planted:
+        (folder / f"{package}.py").write_text("import pathlib; pathlib.Path('ran').touch()", encoding="utf-8")
+    (folder / "bin").mkdir()
+    (folder / "bin" / "lightning-zico").write_text("from lightning_zico.cli import main\nmain()\n", encoding="utf-8")
+    line = [sys.executable, *command, "report", "zico-results/leaderboard.json", "-o", "page.html"]
+    subprocess.run(line, env={**os.environ, "PYTHONPATH": str(ROOT)}, cwd=folder, check=True, timeout=200)
+    assert (folder / "page.html").exists()
+    assert not (folder / "ran").exists()
 
 
 # Lightning calls jsonargparse in ways that later versions of it deprecate.

@@ -1,6 +1,8 @@
 """Finals choose by training, and the winner's training is the same as if nobody had held them."""
 
 import io
+import os
+import pickle
 import random
 import signal
 import tempfile
@@ -34,6 +36,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_zico import Leaderboard, Score, ScoreCard, ZeroShotSelector
 from lightning_zico.engine.scope import preserved_rng, seed_all
 from lightning_zico.errors import NotLoggedError
+from lightning_zico.finals import Finalist
 from lightning_zico.ranking import get_recipe
 from lightning_zico.report import leaderboard_table
 from lightning_zico.results import Final
@@ -522,6 +525,27 @@ def test_hyperparameters_may_be_any_objects() -> None:
         selector = selector_of(finalists=5).fit(builds, Data())
     assert selector.leaderboard_.errors == {}
     assert selector.trainer.current_epoch == 4
+
+
+def test_a_checkpoint_that_someone_has_put_in_place_of_ours_runs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Planted:
+        def __reduce__(self) -> Any:
+            return (os.mkdir, (str(tmp_path / "ran"),))
+
+    train = Finalist.train
+
+    def plant(finalist: Finalist, *args: Any) -> None:
+        if finalist._put_back_rng is not None:
+            checkpoint = torch.load(finalist._checkpoint, weights_only=False)
+            torch.save({**checkpoint, "planted": Planted()}, finalist._checkpoint)
+        train(finalist, *args)
+
+    monkeypatch.setattr(Finalist, "train", plant)
+    with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
+        selector_of().fit([Net, Net], Data())
+    assert not (tmp_path / "ran").exists()
 
 
 def test_loaders_and_lists_of_batches_serve_as_well() -> None:

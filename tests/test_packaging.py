@@ -1,5 +1,6 @@
 """What is shipped is the package alone, and it imports without any extra."""
 
+import re
 import subprocess
 import sys
 import zipfile
@@ -16,12 +17,16 @@ def test_the_wheels_only_top_level_name_is_lightning_zico(tmp_path: Path) -> Non
     with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as wheel:
         names = wheel.namelist()
         entry_points = wheel.read(f"lightning_zico-{lightning_zico.__version__}.dist-info/entry_points.txt").decode()
+        metadata = wheel.read(f"lightning_zico-{lightning_zico.__version__}.dist-info/METADATA").decode()
     tops = {name.split("/")[0] for name in names}
     assert tops == {"lightning_zico", f"lightning_zico-{lightning_zico.__version__}.dist-info"}
     assert "lightning_zico/py.typed" in names
     assert {"lightning_zico/report/page.css", "lightning_zico/report/page.js"} <= set(names)
     assert "lightning-zico = lightning_zico.cli:main" in entry_points
     assert any(name.endswith("licenses/LICENSE") for name in names)
+    wanted = re.findall(r"^Requires-Dist: (?:pytorch-)?lightning[!<=>].*", metadata, re.MULTILINE)
+    assert len(wanted) == 2
+    assert all("!=2.6.2" in each and "!=2.6.3" in each for each in wanted)  # which carried malware
 
 
 def test_the_root_imports_nothing_optional() -> None:

@@ -30,12 +30,21 @@ def tensors_of(batch: Batch) -> list[Tensor]:
     return found
 
 
-def map_tensors(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
+def _cloned(part: Any) -> Any:
+    clone = getattr(part, "clone", None)
+    return clone() if callable(clone) else part
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], batch: Batch, others: Callable[[Any], Any] = _cloned) -> Batch:
     """Apply a function to every tensor and build the same nest around the results.
 
-    The containers are new, so that whoever pops a key from the result leaves ``batch`` alone. An object of another
-    class that has a ``clone`` method, such as a graph of ``torch_geometric``, is cloned; everything else is passed on
-    as it is.
+    The containers are new, so that whoever pops a key from the result leaves ``batch`` alone.
+
+    Args:
+        function: For tensors.
+        batch: A nest.
+        others: For all that is neither a tensor nor a container. If it is not given, an object that has a ``clone``
+            method, such as a graph of ``torch_geometric``, is cloned, and everything else is passed on as it is.
 
     Example:
         >>> map_tensors(lambda t: t + 1, (torch.zeros(1), {"n": 3}))
@@ -44,9 +53,34 @@ def map_tensors(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
     if isinstance(batch, Tensor):
         return function(batch)
     if is_nest(batch):
-        return map_parts(partial(map_tensors, function), batch)
-    clone = getattr(batch, "clone", None)
-    return clone() if callable(clone) else batch
+        return map_parts(partial(map_tensors, function, others=others), batch)
+    return others(batch)
+
+
+def copied_batch(batch: Batch, clone: Callable[[Tensor], Tensor] = torch.clone) -> Batch:
+    """Copy all of a batch that a step could write to: tensors, arrays and other objects.
+
+    Args:
+        batch: A nest. Objects in it that nobody can copy, such as an open file, are passed on as they are.
+        clone: Copies a tensor.
+
+    Example:
+        >>> import numpy as np
+        >>> batch = {"x": np.zeros(2)}
+        >>> copied_batch(batch)["x"] += 1
+        >>> batch
+        {'x': array([0., 0.])}
+    """
+    return map_tensors(clone, batch, _own)
+
+
+def _own(part: Any) -> Any:
+    if callable(getattr(part, "clone", None)):
+        return part.clone()
+    try:
+        return copy.deepcopy(part)
+    except Exception:  # whatever the object raises
+        return part
 
 
 def is_nest(batch: Batch) -> bool:

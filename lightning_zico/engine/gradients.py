@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from lightning_zico._typing import Axis, Batch, Buffers, Params, Step
 from lightning_zico.engine.batch_norm import BatchNormMode
-from lightning_zico.engine.batches import map_tensors, tensors_of, with_tensors
+from lightning_zico.engine.batches import copied_batch, map_tensors, tensors_of, with_tensors
 from lightning_zico.engine.observers import GradientFacts, Watch, has_reentrant_checkpoint
 from lightning_zico.engine.samples import are_first, cut, cut_length
 from lightning_zico.engine.scope import preserved, seed_all
@@ -246,7 +246,7 @@ class _Task:
         self.put_back()
         # Chunks of one batch, told by their start, draw different numbers; the factor is an arbitrary large prime.
         seed_all((self.seed + 1_000_000_007 * start) % 2**63)
-        return self.stateless.copied_buffers(), map_tensors(torch.clone, batch)
+        return self.stateless.copied_buffers(), copied_batch(batch)
 
     def put_back(self) -> None:
         """Undo what a step did to the module and to the copies of its parameters."""
@@ -332,7 +332,7 @@ class _Task:
             for tensor in (*own_others.values(), *scored.values()):
                 tensor._is_param = True  # what `isinstance(_, nn.Parameter)` asks for
             with _Trainable(trainable):
-                return self._loss(scored, own_others, own_buffers, map_tensors(torch.clone, batch))
+                return self._loss(scored, own_others, own_buffers, copied_batch(batch))
 
         loss, pull_back = vjp(loss_of, scored)  # type: ignore[misc]  # typed with a third part that is not there
         (gradients,) = pull_back(torch.ones_like(loss), retain_graph=False, create_graph=False)

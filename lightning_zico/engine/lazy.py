@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, is_lazy
 
 from lightning_zico._typing import Batch, Step
-from lightning_zico.engine.batches import map_tensors
+from lightning_zico.engine.batches import copied_batch
 from lightning_zico.engine.scope import module_put_back, seed_all
 from lightning_zico.errors import SkippedBatchError, UnsupportedModuleError, in_words
 
@@ -70,7 +70,7 @@ def initialise_on_first(
     reasons: list[str] = []
     for idx, batch in enumerate(batches):
         try:
-            prepared = prepare(map_tensors(torch.clone, batch), idx)
+            prepared = prepare(copied_batch(batch), idx)
             initialise(module, partial(step, module, prepared, idx), seed)
         except SkippedBatchError as error:
             reasons.append(error.reason)

@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from lightning_zico._typing import Axis, Batch, Params
-from lightning_zico.engine.batches import map_tensors, tensors_of
+from lightning_zico.engine.batches import copied_batch, tensors_of
 from lightning_zico.engine.layers import Layout, Patterns
 from lightning_zico.engine.scope import unfused
 from lightning_zico.engine.transforms import is_transforming, outside_transforms, real_view, unwrapped
@@ -241,7 +241,7 @@ class Watch:
             # not the leaf itself, which nobody could write to
             return leaf.clone() if self._needs_input_graph else leaf
 
-        return map_tensors(clone, batch)
+        return copied_batch(batch, clone)
 
     @contextmanager
     def watching(self) -> Iterator[None]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_zico._registry import unknown_name
 from lightning_zico._typing import Axis, Batch, NumSamples, Params, Step
-from lightning_zico.engine.batches import map_tensors, tensors_of
+from lightning_zico.engine.batches import copied_batch, tensors_of
 from lightning_zico.engine.blocks import block_names
 from lightning_zico.engine.contents import contents
 from lightning_zico.engine.flow import DataFlow, trace_flow
@@ -745,7 +745,7 @@ class Probe:
         # way each time. The generators are put back by the caller.
         with torch.inference_mode(False):
             seed_all(self.seed + batch_idx)
-            return self._prepare(map_tensors(torch.clone, self.batches[batch_idx]), batch_idx)
+            return self._prepare(copied_batch(self.batches[batch_idx]), batch_idx)
 
 
 def _memory_of(tensor: Tensor) -> int:

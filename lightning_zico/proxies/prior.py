@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,9 @@ from typing import Any
 from lightning_zico.engine.probe import Probe
 from lightning_zico.errors import InvalidArgumentError, NotApplicableError
 from lightning_zico.proxies.base import Proxy
+from lightning_zico.texts import as_written
+
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 
 
 class Prior(Proxy):
@@ -73,13 +77,20 @@ class Prior(Proxy):
         Raises:
             FileNotFoundError: If there is no such file.
             ValueError: If the column is not there, or holds something else than finite numbers.
+            InvalidArgumentError: If the file holds no comma-separated values.
         """
         if not Path(path).is_file():
             raise FileNotFoundError(f"`{name}` is '{path}'; needed is a file of comma-separated values that is there.")
         with Path(path).open(newline="", encoding="utf-8") as file:
             reader = csv.reader(file)
-            names, *columns = next(reader, [""])
-            rows = [(reader.line_num, dict(zip([names, *columns], row, strict=False))) for row in reader if row]
+            try:
+                names, *columns = map(as_written, next(reader, [""]))
+                rows = [(reader.line_num, dict(zip([names, *columns], row, strict=False))) for row in reader if row]
+            except csv.Error as error:
+                raise InvalidArgumentError(
+                    f"'{path}' cannot be read as comma-separated values from line {reader.line_num} on: {error}. "
+                    "Needed are a header and one line for each candidate."
+                ) from error
         if column is None and len(columns) == 1:
             (column,) = columns
         if column not in columns:
@@ -98,7 +109,8 @@ class Prior(Proxy):
                 )
             value = float(text)
             best = max if higher_is_better else min
-            values[row[names]] = best(value, values.get(row[names], value))  # the same at several resolutions
+            known = as_written(row[names])  # of a leaderboard's own file, too
+            values[known] = best(value, values.get(known, value))  # the same at several resolutions
         return cls(values, higher_is_better=higher_is_better, name=name)
 
     def of(self, candidate: str) -> float | None:
@@ -116,6 +128,9 @@ class Prior(Proxy):
 
 
 def _is_finite(value: Any) -> bool:
+    """Whether a value, or a text as tables have it, is a number: Python also reads ``6_3``, and digits of others."""
+    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()) is None:
+        return False
     try:
         return math.isfinite(float(value))
     except (TypeError, ValueError):

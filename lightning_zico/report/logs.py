@@ -2,9 +2,12 @@
 
 from typing import Any
 
+from torch.utils._pytree import tree_map_only
+
 from lightning_zico.errors import InvalidArgumentError
 from lightning_zico.report.series import proxies_of
 from lightning_zico.results import Leaderboard
+from lightning_zico.texts import printable
 
 
 def log_leaderboard(leaderboard: Leaderboard, logger: Any) -> None:
@@ -28,13 +31,14 @@ def log_leaderboard(leaderboard: Leaderboard, logger: Any) -> None:
     metrics = {}
     for row in leaderboard:
         if row["rank"] is not None:
-            metrics[f"ranking/{row['name']}/score"] = row["score"]
-            metrics[f"ranking/{row['name']}/rank"] = float(row["rank"])
+            name = printable(row["name"])
+            metrics[f"ranking/{name}/score"] = row["score"]
+            metrics[f"ranking/{name}/rank"] = float(row["rank"])
     if metrics:
         logger.log_metrics(metrics, step=0)
     # Lists of names are no hyperparameters; the notes say why numbers are missing.
     provenance = {key: value for key, value in leaderboard.provenance.items() if key != "missing"}
-    logger.log_hyperparams({"ranking": provenance})
+    logger.log_hyperparams({"ranking": tree_map_only(str, printable, provenance)})
     add_text = getattr(logger.experiment, "add_text", None)
     if add_text is not None:
         add_text("ranking", markdown(leaderboard), 0)
@@ -63,7 +67,7 @@ def _cell(value: Any) -> str:
         return ""
     if isinstance(value, float):
         return f"{value:.6g}"
-    text = " ".join(str(value).split())
+    text = " ".join(printable(str(value)).split())
     return "".join(f"&#{ord(char)};" if char in _MARKS else char for char in text)
 
 

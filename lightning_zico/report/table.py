@@ -12,6 +12,7 @@ from rich.text import Text
 
 from lightning_zico.report.series import proxies_of, ranked_by
 from lightning_zico.results import FINAL_COLUMNS, Leaderboard, margin_of
+from lightning_zico.texts import printable
 
 _LOOK: dict[str, Any] = {
     "title_justify": "left",
@@ -56,12 +57,12 @@ def leaderboard_table(leaderboard: Leaderboard, title: str | None = None) -> Tab
     table.add_column("seconds", justify="right", no_wrap=True)
     needed = {"rank", "name", "final", decisive}
     table.needed = [idx for idx, column in enumerate(table.columns) if column.header in needed]
-    reasons = [Text(f"{name}: {reason}", style="red") for name, reason in leaderboard.errors.items()]
-    table.caption = Text("\n").join([*reasons, *map(Text, leaderboard.notes)])
+    reasons = [Text(printable(f"{name}: {reason}"), style="red") for name, reason in leaderboard.errors.items()]
+    table.caption = Text("\n").join([*reasons, *(Text(printable(note)) for note in leaderboard.notes)])
     for position, row in enumerate(leaderboard):
         cells = [
             str(row["rank"] or "-"),
-            row["name"],
+            printable(row["name"]),
             *("-" if row[final] is None else f"{row[final]:.4g}" for final in finals),
             *(column[position] for column in uncertain.values()),
             *(_number(row[proxy]) + (margin_of(row) if proxy == decisive else "") for proxy in proxies),

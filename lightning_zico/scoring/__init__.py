@@ -1,11 +1,12 @@
 """From candidates and batches to score cards, here or elsewhere."""
 
-from lightning_zico.scoring.cache import MemoryCache, ScoreCache, SQLiteCache
+from lightning_zico.scoring.cache import ClaimingCache, MemoryCache, ScoreCache, SQLiteCache
 from lightning_zico.scoring.executors import ProcessExecutor, SerialExecutor
 from lightning_zico.scoring.ray_executor import RayExecutor
 from lightning_zico.scoring.scorer import score
 
 __all__ = [
+    "ClaimingCache",
     "MemoryCache",
     "ProcessExecutor",
     "RayExecutor",

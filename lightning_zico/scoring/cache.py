@@ -1,15 +1,18 @@
 """Caches: where scores are kept, so that none is computed twice."""
 
 import hashlib
+import json
 import os
 import sqlite3
-from collections.abc import Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Protocol, TypeAlias, runtime_checkable
 
 from lightning_zico.errors import CacheError
+from lightning_zico.folders import remove_leftovers, temporary_folder
+from lightning_zico.owners import Owner, begin_run, end_run
 
 _APPLICATION_ID = int.from_bytes(b"ZiCo", "big")  # tells our files from those of other programs
 _FORMAT = 1  # of the table; to be counted up when it changes
@@ -17,8 +20,19 @@ _MAGIC = b"SQLite format 3\0"
 # https://www.sqlite.org/fileformat.html, "The Database Header"
 _HEADER_BYTES, _FORMAT_AT, _APPLICATION_ID_AT = 100, slice(60, 64), slice(68, 72)
 _PAGE_BYTES_AT, _NUM_PAGES_AT = slice(16, 18), slice(28, 32)
-# A write takes milliseconds; who waits longer waits for a process that hangs.
+_SCORES = (
+    "CREATE TABLE scores (candidate TEXT, proxy TEXT, entry TEXT NOT NULL, hash TEXT NOT NULL, "
+    "PRIMARY KEY (candidate, proxy)) WITHOUT ROWID"
+)
+# Files of earlier versions lack this table; it is made with the first claim.
+_CLAIMS = "CREATE TABLE claims (candidate TEXT PRIMARY KEY, owner TEXT NOT NULL, since REAL NOT NULL) WITHOUT ROWID"
+_SCHEMA = {"scores": ("table", _SCORES), "claims": ("table", _CLAIMS)}
+# A write takes milliseconds; a longer wait is for a process that hangs.
 BUSY_TIMEOUT_S = 60
+# A claim that is older no longer holds: its owner hangs, or was killed where that cannot be seen from here.
+LEASE_S = 1800
+
+Keep: TypeAlias = Callable[[Mapping[str, str]], None]
 
 
 @runtime_checkable
@@ -40,6 +54,23 @@ class ScoreCache(Protocol):
             candidate: Its fingerprint.
             entries: By fingerprint of the proxy; what was kept under it is replaced.
         """
+        ...
+
+
+@runtime_checkable
+class ClaimingCache(ScoreCache, Protocol):
+    """A cache that several processes share, and in which they write down what they are about to score."""
+
+    def claim(self, candidate: str) -> AbstractContextManager[Keep | None]:
+        """Claim a candidate while the body runs, unless a run that goes on has claimed it.
+
+        Yields:
+            A function that takes entries, which are written when the claim is given back; None if another has it.
+        """
+        ...
+
+    def is_claimed(self, candidate: str) -> bool:
+        """Whether a run that goes on is scoring a candidate."""
         ...
 
 
@@ -73,6 +104,9 @@ class SQLiteCache:
     operation opens the file anew, so that an object may be handed to threads and processes. That costs little beside
     scoring: a read was measured at 0.3 ms, a write at 20 ms on a slow disk, most of it waiting until the data is safe.
 
+    What a process is about to score it claims in the file first (`owners.Owner`), so that others leave it alone. The
+    claim of a process that is gone, or one that is older than half an hour, no longer holds.
+
     Args:
         path: Of the file; made if it is not there, whole or not at all. Its folder must be there.
 
@@ -98,6 +132,7 @@ class SQLiteCache:
             self._make()
         header = self._checked_header()
         self._check_size(header, log)
+        self._check_schema()
         # A reader cannot move what the log holds into a file that may be damaged.
         with self._opened("ro" if has_log else "rw") as connection:
             found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
@@ -124,11 +159,46 @@ class SQLiteCache:
         Raises:
             CacheError: If the file cannot be written.
         """
-        rows = [(candidate, proxy, entry, _hash(candidate, proxy, entry)) for proxy, entry in entries.items()]
+        with self._opened("rw") as connection, _transaction(connection):
+            _insert(connection, candidate, entries)
+
+    @contextmanager
+    def claim(self, candidate: str) -> Iterator[Keep | None]:
+        """Claim a candidate while the body runs, unless a run that goes on has claimed it.
+
+        Yields:
+            A function that takes entries, which are written in one transaction with giving the claim back; None if
+            another has it.
+
+        Raises:
+            CacheError: If the file cannot be read or written.
+        """
+        owner = begin_run()
+        kept: dict[str, str] = {}
+        try:
+            # Left open meanwhile: it is closing that waits until the data is safe.
+            with self._opened("rw") as connection:
+                if not _claimed_by(connection, candidate, owner):
+                    yield None
+                    return
+                try:
+                    yield kept.update
+                finally:
+                    with _transaction(connection):
+                        _insert(connection, candidate, kept)
+                        claim = (candidate, json.dumps(owner.to_dict()))
+                        connection.execute("DELETE FROM claims WHERE candidate = ? AND owner = ?", claim)
+        finally:
+            end_run(owner)
+
+    def is_claimed(self, candidate: str) -> bool:
+        """Whether a run that goes on is scoring a candidate.
+
+        Raises:
+            CacheError: If the file cannot be read.
+        """
         with self._opened("rw") as connection:
-            connection.execute("BEGIN IMMEDIATE")
-            connection.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?)", rows)
-            connection.execute("COMMIT")
+            return "claims" in _objects(connection) and _is_claimed(connection, candidate)
 
     def _make(self) -> None:
         try:
@@ -139,10 +209,8 @@ class SQLiteCache:
                 connection.execute("PRAGMA journal_mode = WAL")
                 connection.execute(f"PRAGMA application_id = {_APPLICATION_ID}")
                 connection.execute(f"PRAGMA user_version = {_FORMAT}")
-                connection.execute(
-                    "CREATE TABLE scores (candidate TEXT, proxy TEXT, entry TEXT NOT NULL, hash TEXT NOT NULL, "
-                    "PRIMARY KEY (candidate, proxy)) WITHOUT ROWID"
-                )
+                for _, statement in _SCHEMA.values():
+                    connection.execute(statement)
         except (OSError, sqlite3.Error) as error:
             raise CacheError(
                 f"'{self.path}' cannot be made: {error}. Give a path in a folder that exists, can be written to and "
@@ -152,6 +220,8 @@ class SQLiteCache:
     def _checked_header(self) -> bytes:
         """Refuse what is not ours by its first bytes, which SQLite never sees if they are another's."""
         try:
+            if self.path.exists() and not self.path.is_file():  # to open a pipe would be to wait
+                raise OSError("it is no file")
             with self.path.open("rb") as file:
                 header = file.read(_HEADER_BYTES)
         except OSError as error:
@@ -176,17 +246,28 @@ class SQLiteCache:
         if not log.exists() and (there := self.path.stat().st_size) < needed:
             raise CacheError(self._damaged(f"it was cut short, {there} of its {needed} bytes are there"))
 
+    def _check_schema(self) -> None:
+        """Refuse tables that are not as this package makes them: a view or a trigger runs what its author likes."""
+        try:
+            found = objects_in(self.path)
+        except sqlite3.Error as error:
+            raise CacheError(self._damaged(str(error))) from error
+        strange = sorted(name for name in found if found[name] != _SCHEMA.get(name))
+        if strange or "scores" not in found:
+            kind, name = (found[strange[0]][0], strange[0]) if strange else ("missing table", "scores")
+            raise CacheError(
+                f"'{self.path}' is no cache of scores as lightning_zico makes them: it has a {kind} '{name}'. It is "
+                "left as it is; give another path, or delete it."
+            )
+
     def _damaged(self, found: str) -> str:
         reason = " ".join(found.split())
         return f"'{self.path}' is damaged: {reason}. It is left as it is; give another path, or delete it."
 
     @contextmanager
     def _opened(self, mode: str) -> Iterator[sqlite3.Connection]:
-        address = f"{self.path.as_uri()}?mode={mode}"
         try:
-            with closing(
-                sqlite3.connect(address, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None)
-            ) as connection:
+            with closing(_connected(self.path, f"mode={mode}")) as connection:
                 connection.execute("PRAGMA synchronous = NORMAL")  # a loss of power may cost the last writes, no more
                 yield connection
         except sqlite3.Error as error:
@@ -200,6 +281,71 @@ class SQLiteCache:
             ) from error
 
 
+def objects_in(path: Path) -> dict[str, tuple[str, str | None]]:
+    """List what an SQLite database holds, without running any of it and without leaving a file beside it.
+
+    Returns:
+        Kind (table, index, view or trigger) and SQL, by name.
+
+    Raises:
+        sqlite3.Error: If it is no database, or a damaged one.
+    """
+    # The log of a database may hold its tables. Without one, SQLite is told to make none.
+    how = "mode=ro" if Path(f"{path}-wal").exists() else "mode=ro&immutable=1"
+    with closing(_connected(path, how)) as connection:
+        return _objects(connection)
+
+
+def _connected(path: Path, how: str) -> sqlite3.Connection:
+    address = f"{path.as_uri()}?{how}"
+    connection = sqlite3.connect(address, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None)
+    connection.execute("PRAGMA trusted_schema = OFF")
+    return connection
+
+
+def _objects(connection: sqlite3.Connection) -> dict[str, tuple[str, str | None]]:
+    # Names with this beginning are SQLite's own, such as the statistics of ANALYZE.
+    rows = connection.execute("SELECT name, type, sql FROM sqlite_master WHERE name NOT LIKE 'sqlite\\_%' ESCAPE '\\'")
+    return {name: (kind, sql) for name, kind, sql in rows}
+
+
+@contextmanager
+def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
+    """Make one transaction of the body; should it fail, closing the connection takes it back."""
+    connection.execute("BEGIN IMMEDIATE")
+    yield
+    connection.execute("COMMIT")
+
+
+def _claimed_by(connection: sqlite3.Connection, candidate: str, owner: Owner) -> bool:
+    """Write down that a candidate is an owner's, unless it is another's."""
+    with _transaction(connection):
+        if "claims" not in _objects(connection):
+            connection.execute(_CLAIMS)
+        if _is_claimed(connection, candidate):
+            return False
+        row = (candidate, json.dumps(owner.to_dict()), time.time())
+        connection.execute("INSERT OR REPLACE INTO claims VALUES (?, ?, ?)", row)
+        return True
+
+
+def _is_claimed(connection: sqlite3.Connection, candidate: str) -> bool:
+    row = connection.execute("SELECT owner, since FROM claims WHERE candidate = ?", (candidate,)).fetchone()
+    try:
+        return (
+            row is not None
+            and abs(time.time() - row[1]) < LEASE_S  # also where the clock was set back
+            and Owner.from_dict(json.loads(row[0])).lives() is not False
+        )
+    except (KeyError, TypeError, ValueError):  # written by hand, or by a version to come
+        return False
+
+
+def _insert(connection: sqlite3.Connection, candidate: str, entries: Mapping[str, str]) -> None:
+    rows = [(candidate, proxy, entry, _hash(candidate, proxy, entry)) for proxy, entry in entries.items()]
+    connection.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?)", rows)
+
+
 @contextmanager
 def made_whole(path: Path) -> Iterator[Path]:
     """Make a file elsewhere in its folder and link it to its place, so that a kill leaves no half of it.
@@ -209,7 +355,8 @@ def made_whole(path: Path) -> Iterator[Path]:
     Yields:
         The path to make it at.
     """
-    with TemporaryDirectory(prefix=f"{path.name}-", dir=path.parent) as folder:
+    remove_leftovers(path.parent)
+    with temporary_folder(path.parent) as folder:
         fresh = Path(folder, "fresh")
         yield fresh
         with suppress(FileExistsError):

@@ -4,7 +4,9 @@ import json
 import platform
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property, partial
 from typing import Any, NoReturn
@@ -25,11 +27,11 @@ from lightning_zico.errors import (
 )
 from lightning_zico.proxies import Proxy
 from lightning_zico.results import NOT_APPLICABLE, Score, ScoreCard
-from lightning_zico.scoring.cache import ScoreCache
+from lightning_zico.scoring.cache import ClaimingCache, Keep, ScoreCache
 from lightning_zico.scoring.fingerprint import fingerprint, surroundings
 from lightning_zico.scoring.process_state import ProcessState
 from lightning_zico.scoring.scorer import STEP_FAILS
-from lightning_zico.scoring.work import Work
+from lightning_zico.scoring.work import Executor, Job, Work
 from lightning_zico.trainers import TrainingLoader
 
 # Reasons that hold as long as nothing in the fingerprint changes. Memory, time, a disk or a network that failed may be
@@ -106,6 +108,21 @@ class Entry:
         return is_lasting([self.score.error, self.error, failure])
 
 
+# How often it is looked whether other processes are done with what they claimed, once nothing else is left to score.
+_POLL_S = 0.05
+
+
+@dataclass(frozen=True)
+class Claimed(ScoreCard):
+    """The card of a candidate that another process is scoring; `scored` turns it into one with scores.
+
+    Args:
+        key: Fingerprint of the candidate.
+    """
+
+    key: str = ""
+
+
 @dataclass(frozen=True)
 class CachedWork(Work):
     """A `Work` that scores what its cache does not have; made by `with_cache`.
@@ -128,7 +145,11 @@ class CachedWork(Work):
     keys: Mapping[str, str] = field(kw_only=True)
 
     def _scored(self, candidate: Candidate, state: ProcessState) -> ScoreCard:
-        """Build a candidate and score it by the proxies whose numbers are not known."""
+        """Build a candidate and score it by the proxies whose numbers are not known.
+
+        Returns:
+            Its card; a `Claimed` one if another process is scoring it.
+        """
         start = time.perf_counter()
         try:
             model = self.build(candidate)
@@ -143,23 +164,54 @@ class CachedWork(Work):
         if key is None:
             return super()._scored(built, state)
         entries = self._known(key)
-        missing = [proxy for proxy in self.proxies if proxy.name not in entries]
-        if missing:
-            card = Work._scored(replace(self, proxies=missing), built, state)
-            state.raise_interrupt()
-            card = replace(card, seconds=time.perf_counter() - start)
-            entries |= self._kept(key, card, is_lasting=not state.changed())
+        if self._missing(entries):
+            with self._claim(key) as keep:
+                if keep is None:
+                    return Claimed(candidate.name, {}, "is being scored by another process", weights=weights, key=key)
+                entries = self._known(key)  # who had the claim before may have scored it meanwhile
+                if missing := self._missing(entries):
+                    card = Work._scored(replace(self, proxies=missing), built, state)
+                    state.raise_interrupt()
+                    scored, texts = self._kept(replace(card, seconds=time.perf_counter() - start))
+                    entries |= scored
+                    if not state.changed():  # the numbers of whoever changed the process may come from that
+                        keep(texts)
         return replace(self._card(candidate.name, entries), weights=weights)
+
+    def is_held(self, claimed: Claimed) -> bool:
+        """Whether another process is still scoring a candidate."""
+        return isinstance(self.cache, ClaimingCache) and self.cache.is_claimed(claimed.key)
+
+    def found(self, claimed: Claimed) -> ScoreCard | None:
+        """Make the card of what another process has scored; None if that is not all there is to score."""
+        entries = self._known(claimed.key)
+        return None if self._missing(entries) else replace(self._card(claimed.name, entries), weights=claimed.weights)
+
+    @contextmanager
+    def _claim(self, candidate: str) -> Iterator[Keep | None]:
+        """Claim a candidate while the body runs; of a cache without claims, it is this process's in any case."""
+        if isinstance(self.cache, ClaimingCache):
+            with self.cache.claim(candidate) as keep:
+                yield keep
+            return
+        kept: dict[str, str] = {}
+        yield kept.update
+        if kept:
+            self.cache.write(candidate, kept)
+
+    def _missing(self, entries: Mapping[str, Entry]) -> list[Proxy]:
+        return [proxy for proxy in self.proxies if proxy.name not in entries]
 
     def _known(self, candidate: str) -> dict[str, Entry]:
         kept = self.cache.read(candidate)
         entries = {name: Entry.from_json(kept[key]) for name, key in self.keys.items() if key in kept}
         return {name: entry for name, entry in entries.items() if entry.holds_among(self._company)}
 
-    def _kept(self, candidate: str, card: ScoreCard, is_lasting: bool) -> dict[str, Entry]:
-        """Keep what can be kept of a card, and give all of it as if it had been.
+    def _kept(self, card: ScoreCard) -> tuple[dict[str, Entry], dict[str, str]]:
+        """Take a card apart.
 
-        Nothing is kept of a candidate that changed the process: its numbers may come from that.
+        Returns:
+            All of it, as if it had been kept; and the texts that are to be kept, by key of the proxy.
         """
         entries: dict[str, Entry] = {}
         texts: dict[str, str] = {}
@@ -172,11 +224,9 @@ class CachedWork(Work):
                 _warn(f"What `{name}` says of its score is no JSON: {error}.")
                 continue
             entries[name] = Entry.from_json(text)
-            if is_lasting and name in self.keys and entries[name].is_lasting:
+            if name in self.keys and entries[name].is_lasting:
                 texts[self.keys[name]] = text
-        if texts:
-            self.cache.write(candidate, texts)
-        return entries
+        return entries, texts
 
     def _card(self, name: str, entries: Mapping[str, Entry]) -> ScoreCard:
         in_order = [entries[proxy] for proxy in self.names]
@@ -190,6 +240,62 @@ class CachedWork(Work):
     @cached_property
     def _company(self) -> str:
         return fingerprint([(name, self.keys.get(name)) for name in sorted(self.names)])
+
+
+def scored(
+    executor: Executor, works: Sequence[Work], jobs: Iterable[Job]
+) -> Generator[tuple[Job, ScoreCard], None, None]:
+    """Run jobs, and leave what other processes are scoring to them: it comes as soon as they are done.
+
+    Should such a process end without scores, the candidate is scored here.
+
+    Args:
+        executor: Where to run.
+        works: By ``repeat_idx``.
+        jobs: As for `Executor.run`.
+
+    Yields:
+        Each job with its card, as `Executor.run` does, and none of them a `Claimed` one.
+    """
+    claimed: list[tuple[Job, Claimed]] = []  # never more than other processes are scoring at the time
+    again: deque[Job] = deque()
+
+    def offered(fresh: Iterable[Job]) -> Iterator[Job]:
+        for job in fresh:
+            while again:
+                yield again.popleft()
+            yield job
+        while again:
+            yield again.popleft()
+
+    def settled() -> Iterator[tuple[Job, ScoreCard]]:
+        for pair in list(claimed):
+            job, card = pair
+            work = works[job.repeat_idx]
+            assert isinstance(work, CachedWork)
+            if not work.is_held(card):
+                claimed.remove(pair)
+                found = work.found(card)
+                if found is None:
+                    again.append(job)
+                else:
+                    yield job, found
+
+    while True:
+        with closing(executor.run(works, offered(jobs))) as coming:
+            for job, card in coming:
+                if isinstance(card, Claimed):
+                    claimed.append((job, card))
+                else:
+                    yield job, card
+                yield from settled()
+        while claimed and not again:
+            time.sleep(_POLL_S)
+            yield from settled()
+        if not again:
+            return
+        jobs = list(again)
+        again.clear()
 
 
 def is_lasting(errors: Iterable[str | None]) -> bool:

@@ -3,22 +3,23 @@
 import json
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from urllib.parse import unquote, urlsplit
 
 from lightning_zico._imports import imported
 from lightning_zico.errors import ZiCoError
+from lightning_zico.owners import Owner, begin_run, end_run
 from lightning_zico.results import Score, ScoreCard
-from lightning_zico.scoring.cache import BUSY_TIMEOUT_S, made_whole
+from lightning_zico.scoring.cache import BUSY_TIMEOUT_S, made_whole, objects_in
 from lightning_zico.scoring.cached import is_lasting
-from lightning_zico.search.owners import Owner, begin_run, end_run
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
-    from optuna.storages import BaseStorage
+    from optuna.storages import BaseStorage, RDBStorage
     from optuna.study import Study
     from optuna.trial import FrozenTrial, Trial
 
@@ -28,6 +29,8 @@ A = TypeVar("A")
 
 # Names of what is kept with a trial, or with the study.
 _CLAIM, _CARD, _DISCARDED, _SETTINGS = "claim", "card", "discarded", "settings"
+# Tables by which a database of Optuna is told from one of another program.
+_OPTUNAS = frozenset({"studies", "trials", "version_info"})
 
 
 class SettingsError(ZiCoError, ValueError):
@@ -326,28 +329,89 @@ def _storage_of(storage: "StorageLike | None") -> "BaseStorage":
         return storage
     try:
         if isinstance(storage, str) and "://" in storage:
+            _check_tables(_tables_at(storage))
             return optuna.storages.RDBStorage(storage)
         path = Path(storage).absolute()
-        arguments = {"connect_args": {"timeout": BUSY_TIMEOUT_S}}
-        if not path.exists():
-            _make_database(path, arguments)
-        return optuna.storages.RDBStorage(f"sqlite:///{path}", engine_kwargs=arguments)
+        if not os.path.lexists(path):
+            _make_database(path)
+        _check_file(path)
+        return _in_file(path)
     except Exception as error:  # of the database, its driver or the system
         reason = str(error).splitlines()[0]
         raise StorageError(
             f"`storage` is {str(storage)!r}, which cannot be opened: {reason}. Needed is the path of a file in a "
-            "folder that is there, new or written by a search, or the address of a database."
+            "folder that is there, new or written by a search, or the address of a database. What is there is left as "
+            "it is."
         ) from error
 
 
-def _make_database(path: Path, arguments: Mapping[str, Any]) -> None:
+def _in_file(path: Path) -> "RDBStorage":
+    from sqlalchemy.engine import URL
+
+    # As a URI, in which SQLite takes `?`, `#` and `%` of the path for what they are.
+    address = URL.create("sqlite", database=path.as_uri(), query={"uri": "true"}).render_as_string()
+    arguments = {"connect_args": {"timeout": BUSY_TIMEOUT_S}}
+    made: RDBStorage = imported_optuna().storages.RDBStorage(address, engine_kwargs=arguments)
+    return made
+
+
+def _make_database(path: Path) -> None:
     """Make the file and its tables, which two processes that begin at once would both make in one file."""
     with made_whole(path) as fresh:
-        made = imported_optuna().storages.RDBStorage(f"sqlite:///{fresh}", engine_kwargs=dict(arguments))
-        made.engine.dispose()
+        _in_file(fresh).engine.dispose()
         with closing(sqlite3.connect(fresh)) as connection:
             # Readers then do not wait for writers. On a network file system, use a database server or a journal.
             connection.execute("PRAGMA journal_mode = WAL")
+
+
+def _check_file(path: Path) -> None:
+    """Refuse a file that is not a database of Optuna, before anything is written to it.
+
+    Raises:
+        ValueError: If it is something else.
+        OSError: If it cannot be read.
+        sqlite3.Error: If it is damaged.
+    """
+    if not path.is_file():  # to open a pipe would be to wait
+        raise ValueError("it is no file")
+    if not path.stat().st_size:
+        raise ValueError("it is an empty file")
+    objects = objects_in(path)
+    if not objects:
+        raise ValueError("it is a database without tables")
+    # What a view or a trigger does, its author has decided. Optuna makes none.
+    strange = [f"a {kind} '{name}'" for name, (kind, _) in objects.items() if kind in ("view", "trigger")]
+    if strange:
+        raise ValueError(f"it has {strange[0]}, which Optuna does not make")
+    _check_tables(objects)
+
+
+def _tables_at(address: str) -> set[str]:
+    """List the tables of the database at an address; a file that is none yet has none."""
+    import sqlalchemy
+
+    url = sqlalchemy.make_url(address)
+    if url.get_backend_name() == "sqlite":
+        name = url.database or ":memory:"
+        path = Path(unquote(urlsplit(name).path) if "uri" in url.query else name).absolute()
+        if name != ":memory:" and os.path.lexists(path):
+            _check_file(path)
+        return set()
+    engine = sqlalchemy.create_engine(url)
+    try:
+        return set(sqlalchemy.inspect(engine).get_table_names())
+    finally:
+        engine.dispose()
+
+
+def _check_tables(tables: Collection[str]) -> None:
+    """Refuse a database with tables, none of which are Optuna's.
+
+    Raises:
+        ValueError: If it is one.
+    """
+    if tables and not _OPTUNAS.issubset(tables):
+        raise ValueError(f"it is a database of another program, with {', '.join(sorted(tables)[:3])}")
 
 
 def _lives(trial: "FrozenTrial") -> bool | None:

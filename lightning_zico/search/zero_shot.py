@@ -21,6 +21,7 @@ from lightning_zico.engine.batches import tensors_of
 from lightning_zico.engine.gradients import ChunkSize, check_chunk_size
 from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.errors import UnknownNameError, ZiCoError
+from lightning_zico.folders import remove_leftovers
 from lightning_zico.proxies.base import Proxies
 from lightning_zico.ranking import first_front, kendall
 from lightning_zico.results import Row, ScoreCard, SearchResult, ranks_of
@@ -33,7 +34,7 @@ from lightning_zico.scoring.arguments import (
     whole_number,
 )
 from lightning_zico.scoring.cache import CacheLike, check_cache, opened
-from lightning_zico.scoring.cached import with_cache
+from lightning_zico.scoring.cached import scored, with_cache
 from lightning_zico.scoring.choice import Choice, chosen, used_among
 from lightning_zico.scoring.executors import executor_of
 from lightning_zico.scoring.fingerprint import fingerprint, fingerprint_or_none
@@ -54,6 +55,7 @@ from lightning_zico.search.costs import ArchCosts
 from lightning_zico.search.evolution import Evolution, Member, Population, scores_of
 from lightning_zico.search.trials import Finished, Trials, imported_optuna, quiet_optuna
 from lightning_zico.spaces import SearchSpace, get_space
+from lightning_zico.texts import printable
 from lightning_zico.trainers import DEFAULT_SETTINGS, TrainerSettings
 
 if TYPE_CHECKING:
@@ -261,6 +263,7 @@ class ZeroShotSearch:
             ValueError: If networks of the space do not take images of this resolution; nothing is scored then.
         """
         check_data(datamodule, pairs=self.loss_fn is not None or self._needs_loss)
+        remove_leftovers()
         choice = self._choice()
         settings = TrainerSettings.of(self.trainer)
         with TrainingData(datamodule, settings) as data:
@@ -465,7 +468,7 @@ class _Running:
             task = progress.add_task("", total=self._search.num_trials, completed=self._trials.num_finished)
             while True:
                 num_before = self._num_scored
-                with closing(executor.run([self._work], self._jobs())) as coming:
+                with closing(scored(executor, [self._work], self._jobs())) as coming:
                     for job, card in coming:
                         with self._counted():
                             number = self._claimed.pop(job.candidate.name)
@@ -475,7 +478,7 @@ class _Running:
                         self._num_scored += 1
                         if is_shown:
                             done = self._trials.num_finished
-                            progress.update(task, completed=done, description=self._how_it_goes())
+                            progress.update(task, completed=done, description=printable(self._how_it_goes()))
                         self._check_hope(card)
                 # A process may have died meanwhile, or a trial been ended by hand, which is to be made up for.
                 if self._num_scored == num_before or self._exhausted:

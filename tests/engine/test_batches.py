@@ -1,15 +1,19 @@
 import dataclasses
+import threading
 from collections import OrderedDict, UserDict, namedtuple
 from collections.abc import MutableMapping
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_zico.engine.batches import all_equal, map_tensors, tensors_of, with_tensors
+from lightning_zico import ZeroShotSelector
+from lightning_zico.engine.batches import all_equal, copied_batch, map_tensors, tensors_of, with_tensors
+from tests.modules import Classifier, make_batches
 
 Pair = namedtuple("Pair", ["x", "y"])
 
@@ -178,3 +182,39 @@ def test_all_equal_compares_values():
 )
 def test_all_equal_is_false_where_nothing_equal_can_be_shown(batches):
     assert not all_equal(batches)
+
+
+class Plain:
+    """Has neither tensors that are found nor a way to clone it."""
+
+    def __init__(self) -> None:
+        self.numbers = [1.0, 2.0]
+        self.hidden = torch.zeros(2)
+
+
+def test_whoever_writes_to_a_copy_leaves_the_batch_alone() -> None:
+    batch = {"array": np.zeros(2), "inner": [(torch.zeros(2), Plain())], "lock": threading.Lock(), "text": "a"}
+    copy = copied_batch(batch)
+    copy["array"] += 1
+    copy["inner"][0][0].add_(1)
+    copy["inner"][0][1].numbers.append(3.0)
+    copy["inner"][0][1].hidden.add_(1)
+    assert not batch["array"].any()
+    assert not batch["inner"][0][0].any()
+    assert batch["inner"][0][1].numbers == [1.0, 2.0]
+    assert not batch["inner"][0][1].hidden.any()
+    assert copy["lock"] is batch["lock"]
+
+
+def test_a_step_that_writes_into_its_batch_changes_no_other_candidates_score() -> None:
+    class Writing(Classifier):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            batch["scale"] += 1
+            return float(batch["scale"]) * super().training_step((batch["x"], batch["y"]), batch_idx)
+
+    batches = [{"x": x, "y": y, "scale": np.zeros(())} for x, y in make_batches()]
+    selector = ZeroShotSelector(proxies="grad_norm", num_batches=len(batches))
+    board = selector.rank({"first": Writing, "second": Writing}, batches)
+    assert board.errors == {}
+    assert len({row["score"] for row in board}) == 1
+    assert not any(batch["scale"] for batch in batches)

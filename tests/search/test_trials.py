@@ -1,7 +1,11 @@
 """A storage outlives the processes that write to it, and several may work on it at once."""
 
 import json
+import os
 import signal
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -10,8 +14,10 @@ import optuna
 import pytest
 from optuna.storages.journal import JournalFileBackend
 
+from lightning_zico import owners
+from lightning_zico.errors import CacheError
 from lightning_zico.results import Score, ScoreCard
-from lightning_zico.search import owners
+from lightning_zico.scoring import SQLiteCache
 from lightning_zico.search.trials import StorageError, Trials, quiet_optuna
 from tests.processes import run_in_a_new_interpreter, started
 from tests.search.program import NUM_TRIALS, main
@@ -284,12 +290,70 @@ def test_where_two_runs_score_an_arch_the_last_word_stands(tmp_path: Path, monke
     assert one.num_counted == 1
 
 
-def test_a_database_of_something_else_is_left_alone(tmp_path: Path) -> None:
-    path = tmp_path / "notes.txt"
-    path.write_text("shopping: milk\n" * 100)
-    with pytest.raises(Exception, match="not a database"):
-        searched(storage=path)
-    assert path.read_text() == "shopping: milk\n" * 100
+def run_in(path: Path, *statements: str) -> None:
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        for statement in statements:
+            connection.execute(statement)
+
+
+ENDLESS = "WITH RECURSIVE r(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM r) SELECT x FROM r"
+FOREIGN: dict[str, Callable[[Path], object]] = {
+    "text": lambda path: path.write_text("shopping: milk\n" * 100),
+    "empty file": lambda path: path.touch(),
+    "another program's database": lambda path: run_in(path, "CREATE TABLE users (id)"),
+    "another program's database with a log": lambda path: run_in(
+        path, "PRAGMA journal_mode = WAL", "CREATE TABLE users (id)"
+    ),
+    "cache": SQLiteCache,
+    "database without tables": lambda path: run_in(path, "CREATE TABLE t (a)", "DROP TABLE t"),
+    "endless views": lambda path: run_in(
+        path, *(f"CREATE VIEW {table} AS {ENDLESS}" for table in ("studies", "trials", "version_info"))
+    ),
+    "trigger": lambda path: run_in(
+        path,
+        *(f"CREATE TABLE {table} (id)" for table in ("studies", "trials", "version_info")),
+        f"CREATE TRIGGER t BEFORE INSERT ON studies BEGIN INSERT INTO trials {ENDLESS}; END",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_what_a_search_has_not_made_is_refused_and_left_as_it_is(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "trials.db"
+    FOREIGN[kind](path)
+    before = path.read_bytes()
+    for storage in (path, f"sqlite:///{path}", f"sqlite:///file:{path}?uri=true"):
+        with pytest.raises(StorageError, match="left as it is"):
+            Trials(storage, "study", {}, ["maximize"])
+    assert path.read_bytes() == before
+    assert [file.name for file in tmp_path.iterdir()] == ["trials.db"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no pipes with names")
+def test_a_pipe_is_no_file_and_nobody_waits_for_it(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(StorageError, match="it is no file"):
+        trials_in_file(tmp_path / "pipe")
+    with pytest.raises(CacheError, match="it is no file"):
+        SQLiteCache(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize("name", ["what?", "a#b", "100%41", "ünï ☃", "{x}", "semi;colon&x=1", "t.db?mode=memory"])
+def test_a_path_is_the_path_of_the_file(name: str, tmp_path: Path) -> None:
+    for path in (tmp_path / name, str(tmp_path / name)):
+        trials = trials_in_file(path)
+        trials.finish(claimed(trials, f"{type(path)}"), card("a"), [1.0])
+        trials.close()
+    assert len(trials_in_file(tmp_path / name).finished) == 2
+    SQLiteCache(tmp_path / f"{name}.cache").write("candidate", {"proxy": "1"})
+    assert {file.name.removesuffix("-wal").removesuffix("-shm") for file in tmp_path.iterdir()} == {
+        name,
+        f"{name}.cache",
+    }
+
+
+def trials_in_file(path: Path | str) -> Trials:
+    return Trials(path, "study", {}, ["maximize"])
 
 
 def test_two_searches_in_one_storage_do_not_meet(tmp_path: Path) -> None:

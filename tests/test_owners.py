@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from lightning_zico.search import owners
-from lightning_zico.search.owners import Owner, Place, begin_run, end_run
+from lightning_zico import owners
+from lightning_zico.owners import Owner, Place, begin_run, end_run
 from lightning_zico.search.trials import Trials
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 HERE = Place("worker", "machine", "boot", "pid:[4026531836]")
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 
@@ -29,7 +29,7 @@ def owner_in(process: "subprocess.Popen[str]") -> Owner:
 
 OWNER = """
 import json, time
-from lightning_zico.search.owners import begin_run
+from lightning_zico.owners import begin_run
 print(json.dumps(begin_run().to_dict()), flush=True)
 time.sleep(600)
 """

@@ -1,4 +1,4 @@
-"""Processes that own a trial, told apart across machines, containers, restarts and pids that were given anew."""
+"""Runs of processes that own a trial, a score or a folder, told apart across machines, containers and restarts."""
 
 import os
 import socket
@@ -30,7 +30,7 @@ class Place(NamedTuple):
 
 
 class Owner(NamedTuple):
-    """A run of a process, as it is written to a storage.
+    """A run of a process, as it is written down beside what it owns.
 
     Args:
         place: See `Place`.

@@ -1,0 +1,68 @@
+"""Temporary folders, each with a note of whose it is, so that those of runs that were killed can be removed."""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+
+from lightning_zico.owners import Owner, begin_run, end_run
+
+_PREFIX = "lightning_zico_"
+_OWNER, _CONTENT = "owner.json", "content"
+# Folders looked at in one go, so that a start takes no longer however many there are.
+_MOST_LOOKED_AT = 100
+
+
+@contextmanager
+def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
+    """Make a folder, and remove it with all that is in it when the body ends.
+
+    Args:
+        parent: Where; the system's folder for temporary files if None.
+    """
+    owner = begin_run()
+    try:
+        folder = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
+        try:
+            Path(folder, _OWNER).write_text(json.dumps(owner.to_dict()), encoding="utf-8")
+            content = Path(folder, _CONTENT)
+            content.mkdir()
+            yield content
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        end_run(owner)
+
+
+def remove_leftovers(parent: Path | None = None) -> None:
+    """Remove the folders of `temporary_folder` whose runs were killed; what is not certainly such a one stays.
+
+    Args:
+        parent: Where to look; the system's folder for temporary files if None.
+    """
+    with os.scandir(parent or tempfile.gettempdir()) as entries:
+        ours = (entry.path for entry in entries if entry.name.startswith(_PREFIX) and _is_own(entry))
+        for folder in list(islice(ours, _MOST_LOOKED_AT)):
+            if _is_left(folder):
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_own(entry: "os.DirEntry[str]") -> bool:
+    """Whether an entry is a folder, and no link, that belongs to this user."""
+    try:
+        is_users = not hasattr(os, "getuid") or entry.stat(follow_symlinks=False).st_uid == os.getuid()
+        return is_users and entry.is_dir(follow_symlinks=False)
+    except OSError:  # removed meanwhile
+        return False
+
+
+def _is_left(folder: str) -> bool:
+    try:
+        owner = Owner.from_dict(json.loads(Path(folder, _OWNER).read_text(encoding="utf-8")))
+    except (KeyError, OSError, TypeError, ValueError):  # not ours, removed meanwhile, or being made
+        return False
+    return owner.lives() is False
