@@ -1,4 +1,8 @@
-"""A pool of spawned processes: what takes its process down, hangs or eats the memory costs one result."""
+"""A pool of spawned processes: what takes its process down, hangs or eats the memory costs one result.
+
+Nothing here trusts a process that runs the code of others. It may close or fill its line, fork, stop or ignore signals,
+so no call waits for it without a limit, and what it starts ends with it (`warden`).
+"""
 
 import gc
 import itertools
@@ -38,7 +42,7 @@ _MEMORY_POLL_S = 0.05
 # How often busy processes are looked at in any case: a process that has ended hangs up, unless it left a child behind.
 _LIFE_POLL_S = 0.5
 # How long a process that hung up is waited for, which normally is ending.
-_HUNG_UP_S = 2.0
+_HUNG_UP_S = 1.0
 _HUNG_UP_POLL_S = 0.02
 
 # What a candidate's result may take; a score card takes some kilobytes.
