@@ -16,9 +16,11 @@ from typing import Any
 
 import pytest
 
+from lightning_zico import ProcessExecutor, ZeroShotSelector
 from lightning_zico.scoring import pool
 from lightning_zico.scoring.pool import Limits, Outcome, outcomes, retire_worker
 from lightning_zico.scoring.warden import Warden, end_family, new_mark
+from tests.modules import Classifier, make_batches
 from tests.processes import FORKED, started
 
 pytestmark = [
@@ -228,6 +230,25 @@ def test_a_task_that_forks_has_one_answer_and_its_child_serves_no_other(child_ra
 
     found = outcomes_of([forks, *(partial(pow, 2, idx) for idx in range(4)), forks])
     assert [outcome.result for outcome in found] == ["parent", 1, 2, 4, 8, "parent"]
+
+
+def test_candidates_that_fork_or_raise_what_is_no_error_are_rows_and_the_others_keep_their_scores() -> None:
+    def forks() -> Classifier:
+        os.fork()
+        return Classifier()
+
+    good = {"small": Classifier, "large": lambda: Classifier(16)}
+    bad = {"interrupts": partial(raises, KeyboardInterrupt), "own": partial(raises, OwnError)}
+    alone = ZeroShotSelector(proxies="zico").rank(good, make_batches())
+    selector = ZeroShotSelector(proxies="zico", executor=ProcessExecutor(num_workers=1, timeout_s=60))
+    leaderboard = selector.rank({"forks": forks, **bad, **good}, make_batches())
+    scores = {row["name"]: row["score"] for row in alone}
+    found = {row["name"]: row["score"] for row in leaderboard if row["rank"]}
+    assert found == {"forks": scores["small"], **scores}
+    assert {name: reason.split(":")[0] for name, reason in leaderboard.errors.items()} == {
+        "interrupts": "KeyboardInterrupt",
+        "own": "OwnError",
+    }
 
 
 def test_a_worker_is_replaced_when_it_asks_to_be() -> None:
