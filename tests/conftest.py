@@ -1,6 +1,7 @@
 """What every test starts from: one thread, one seed; and workers that start at once, for those that want them."""
 
 import random
+import signal
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ settings.load_profile("shared")
 
 def pytest_configure() -> None:
     torch.set_num_threads(1)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell's background jobs and all they start inherit it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -728,7 +727,6 @@ def run(*args: str, cwd: Path, stdout: int = subprocess.PIPE, encoding: str = "u
         cwd=cwd,
         stdout=stdout,
         stderr=subprocess.PIPE,
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
 
 

@@ -38,13 +38,18 @@ class ProcessExecutor:
     gradients (ZiCo on two batches) by up to one percent (measured with one and two threads on small networks). For the
     same numbers, give this process ``torch.set_num_threads(1)`` before either.
 
+    Worker processes end with this process, also when it is killed. What a candidate started and did not end is ended
+    with its worker, which is replaced: on Linux all of it, on other systems what stays in the worker's process group,
+    and on Windows nothing. One kind of process is not found: one with a session and an environment of its own, whose
+    worker then died by itself.
+
     Args:
         num_workers: Processes; one a core if None. Each computes with its share of the cores, and never with more
             threads than this process does (``torch.get_num_threads()``).
         timeout_s: What takes longer, building included, is ended: its row says so. The start of a process is not
             counted.
         memory_bytes: Likewise a candidate that takes more resident memory than that. It is looked at twenty times a
-            second; needs ``/proc``, as Linux has it.
+            second, without the processes that it starts; needs ``/proc``, as Linux has it.
 
     Raises:
         ValueError: If a number is not positive, or memory cannot be looked at on this system.
