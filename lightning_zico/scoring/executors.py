@@ -10,8 +10,8 @@ import torch
 
 from lightning_zico.results import ScoreCard
 from lightning_zico.scoring.arguments import positive, whole_number
-from lightning_zico.scoring.pool import Limits, Outcome, outcomes, resident_bytes, worker_idx
-from lightning_zico.scoring.process_state import autocasts
+from lightning_zico.scoring.pool import Limits, Outcome, outcomes, resident_bytes, retire_worker, worker_idx
+from lightning_zico.scoring.process_state import autocasts, is_tainted
 from lightning_zico.scoring.work import Executor, Job, Work
 
 # A process may die through no fault of its candidate, such as when the system is out of memory; twice is no accident.
@@ -111,7 +111,7 @@ class Scoring:
         return cls(list(works), settings, autocasts())
 
     def __call__(self, job: Job) -> ScoreCard:
-        """Score a job's candidate by its work."""
+        """Score a job's candidate by its work; a worker whose process it changed for good ends with it."""
         for name, value in self.settings.items():
             getattr(torch, f"set_{name}")(value)
         work = self.works[job.repeat_idx]
@@ -120,7 +120,10 @@ class Scoring:
                 torch.set_autocast_dtype(kind, dtype)
                 if is_enabled:
                     casting.enter_context(torch.autocast(kind, dtype))
-            return replace(work, placement=work.placement.of_worker(worker_idx())).score(job.candidate)
+            card = replace(work, placement=work.placement.of_worker(worker_idx())).score(job.candidate)
+        if is_tainted():
+            retire_worker()
+        return card
 
     def card(self, job: Job, outcome: Outcome[ScoreCard]) -> ScoreCard:
         """Take the card that came of a job, or make that of a job that came to nothing."""

@@ -174,6 +174,22 @@ def test_workers_put_the_process_back_between_candidates() -> None:
     assert values(selector) == values(ranked(GOOD, executor=executor))
 
 
+def test_a_worker_whose_process_cannot_be_put_back_is_replaced(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+
+    def logged(breaks: bool = False) -> Classifier:
+        with log.open("a") as file:
+            print(os.getpid(), file=file)
+        if breaks:
+            warnings.filters = ()  # type: ignore[assignment]  # to which nothing can be written
+        return Classifier()
+
+    candidates = {"first": logged, "breaking": lambda: logged(breaks=True), "next": logged}
+    ranked(candidates, executor=ProcessExecutor(num_workers=1))
+    first, breaking, after = log.read_text().split()[:3]
+    assert first == breaking != after
+
+
 @pytest.mark.parametrize("name", ["default dtype", "function", "threads"])
 def test_a_number_computed_under_changed_settings_is_not_kept(name: str, tmp_path: Path) -> None:
     candidates = {"meddling": lambda: meddling(MEDDLERS[name][0]), "narrow": Classifier}
