@@ -16,6 +16,17 @@ _COMPLEX_CASTS = frozenset(getattr(Tensor, name) for name in ("cfloat", "cdouble
 _TENSOR_TYPE = type(torch.FloatTensor)
 _NAMES = {f"torch.{prefix}{kind}Tensor" for prefix in ("", "cuda.") for kind in ("Float", "Double", "Half", "BFloat16")}
 
+# What makes tensors of the default dtype unless they are told another one; of the latter, if the numbers given are
+# floating point.
+_FACTORIES = frozenset(
+    getattr(torch, name)
+    for name in (
+        *("empty", "ones", "zeros", "eye", "rand", "randn", "linspace", "logspace", "empty_strided", "empty_permuted"),
+        *("bartlett_window", "blackman_window", "hamming_window", "hann_window", "kaiser_window"),
+    )
+) | {torch.fft.fftfreq, torch.fft.rfftfreq}
+_FACTORIES_BY_VALUE = frozenset({torch.arange, torch.range, torch.full, torch.scalar_tensor, torch.tensor})
+
 
 def as_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """Turn a tensor of floating point, or a complex one, into a precision; others stay."""
@@ -27,36 +38,35 @@ def as_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 class OneDtype(TorchFunctionMode):
     """Computes in one precision: casts, factories and tensors of another one are turned into it.
 
-    It is the default one meanwhile, for constants that a module makes on its way.
+    Constants that a module makes on its way are of that precision. The default dtype, which other threads share, stays.
 
     Args:
         dtype: float64 or float32.
+        follows_casts: Turn casts and tensors as well, and not the constants alone.
     """
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, follows_casts: bool = True) -> None:
         super().__init__()
         self._dtype = dtype
-        self._defaults: list[torch.dtype] = []
-
-    def __enter__(self) -> "OneDtype":
-        self._defaults.append(torch.get_default_dtype())
-        torch.set_default_dtype(self._dtype)
-        super().__enter__()
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        torch.set_default_dtype(self._defaults.pop())
+        self._follows_casts = follows_casts
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if kwargs.get("dtype") is None and self._is_default(func, args, kwargs):
+            kwargs = {**kwargs, "dtype": self._dtype}
+        if not self._follows_casts:
+            return func(*args, **kwargs)
         if func in _CASTS:
             return args[0].to(self._dtype)
         if func in _COMPLEX_CASTS:
             return args[0].to(_COMPLEX[self._dtype])
         return func(*self._turned(args), **self._turned(kwargs))
+
+    def _is_default(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        by_value = func in _FACTORIES_BY_VALUE and func(*args, **kwargs).dtype is torch.get_default_dtype()
+        return by_value or func in _FACTORIES
 
     def _turned(self, value: Any) -> Any:
         kind = type(value)

@@ -152,10 +152,6 @@ def _check_finite(flows: Mapping[str, float], module: nn.Module, dtype: torch.dt
 class _Linear(OneDtype):
     """Leaves batch normalisation out, and computes in one precision."""
 
-    def __init__(self, dtype: torch.dtype, follows_casts: bool) -> None:
-        super().__init__(dtype)
-        self._follows_casts = follows_casts
-
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -163,7 +159,7 @@ class _Linear(OneDtype):
         if func is F.batch_norm:
             # A copy, as a norm would give one: an activation in place behind it must not reach what a shortcut needs.
             return (args[0] if args else kwargs["input"]).clone()
-        return super().__torch_function__(func, types, args, kwargs) if self._follows_casts else func(*args, **kwargs)
+        return super().__torch_function__(func, types, args, kwargs)
 
 
 def _positive(parameter: Tensor) -> Tensor:
