@@ -62,6 +62,7 @@ from lightning_zico.scoring.placement import (
     placement_of,
     trainers_precision,
 )
+from lightning_zico.scoring.process_state import kept_process_state
 from lightning_zico.scoring.progress import is_interactive, progress_bar
 from lightning_zico.scoring.provenance import reading, told, versions
 from lightning_zico.scoring.repeats import Tally, raced, readings
@@ -548,7 +549,8 @@ class ZeroShotSelector:
 
 def _built_again(candidate: Candidate, work: Work) -> nn.Module:
     try:
-        return work.build(candidate)
+        with kept_process_state():
+            return work.build(candidate)
     except Exception as raised:
         raise RuntimeError(
             f"'{candidate.name}' won, but does not build a second time: {described(raised)}. A factory must be "

@@ -868,7 +868,7 @@ def test_a_search_in_which_nothing_has_a_score_ends_with_1(capsys: pytest.Captur
     args = "search --space nas_bench_201 --data digits --num_classes 2 --num_trials 2 --proxies zico"
     assert main(args.split()) == 1
     assert (
-        "No arch has a score. Why there was no score, 2 of 2 times: untrainable: its training step fails: IndexError"
+        "No arch has a score. Why there was no score, 2 of 2 times: `loss_fn=` raised IndexError: Target"
         in capsys.readouterr().err
     )
 

@@ -453,7 +453,7 @@ def test_nothing_is_left_on_disk_and_the_trainer_is_put_back(
                 return  # it is being ranked
             assert list(tmp_path.rglob("*.ckpt"))  # the first finalist's
             if fails:
-                raise SystemExit
+                signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.chdir(tmp_path)
@@ -462,7 +462,7 @@ def test_nothing_is_left_on_disk_and_the_trainer_is_put_back(
     selector = selector_of(trainer)
     builds = {"a": partial(Net, 2), "b": partial(Interrupted, 1, 1.0)}
     if fails:
-        with pytest.raises(SystemExit):
+        with pytest.raises(KeyboardInterrupt):
             selector.fit(builds, Data())
         assert (trainer.current_epoch, trainer.global_step) == (0, 0)
         assert callbacks[0].seen == []

@@ -1,6 +1,7 @@
 """What a training step sees while it is scored is what it sees at the first batch of `Trainer.fit`."""
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -637,7 +638,7 @@ class Linear(LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         if self.fail:
-            raise KeyboardInterrupt
+            signal.raise_signal(signal.SIGINT)
         return nn.functional.cross_entropy(self.network(batch[0]), batch[1])
 
     def configure_optimizers(self) -> Any:

@@ -141,6 +141,8 @@ def test_what_a_candidate_does_to_the_process_touches_no_other_and_is_undone(nam
     selector = ranked({"meddling": lambda: build(meddle), **GOOD})
     assert look() == before
     assert values(selector) == want
+    ranked({"winner": lambda: build(meddle)})  # who is built once more
+    assert look() == before
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import pickle
 import sys
+from dataclasses import replace
 from operator import length_hint
 from typing import Any
 
@@ -369,7 +370,8 @@ def test_scoring_a_model_that_asks_for_the_number_of_steps_says_nothing(caplog: 
 
 def test_equal_sizes_are_called_equal() -> None:
     zoo = from_torchvision("squeezenet1_1", "mobilenet_v3_small", num_classes=NUM_CLASSES, input_size=64)
-    leaderboard = ZeroShotSelector(proxies="params").rank([*zoo, *zoo], image_batches(64))
+    again = [replace(candidate, name=f"{candidate.name}-2") for candidate in zoo]
+    leaderboard = ZeroShotSelector(proxies="params").rank([*zoo, *again], image_batches(64))
     assert (
         "Equal by what they are ranked by: mobilenet_v3_small = mobilenet_v3_small-2, squeezenet1_1 = squeezenet1_1-2."
         in leaderboard.notes
