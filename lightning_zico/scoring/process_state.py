@@ -6,20 +6,23 @@ that beforehand and puts back what differs.
 """
 
 import builtins
+import copy
 import gc
 import logging
 import math
 import os
+import pickle
 import random
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache, partial
 from operator import is_, itemgetter
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -131,6 +134,20 @@ def _set_dispatch_modes(modes: list[Any]) -> None:
         _push_mode(mode)
 
 
+def _saved_tensors() -> tuple[Any, str | None]:
+    autograd = torch._C._autograd
+    return autograd._top_saved_tensors_default_hooks(False), autograd._saved_tensors_hooks_get_disabled_error_message()
+
+
+def _set_saved_tensors(state: tuple[Any, str | None]) -> None:
+    autograd, (hooks, message) = torch._C._autograd, state
+    autograd._saved_tensors_hooks_enable()
+    while (now := autograd._top_saved_tensors_default_hooks(False)) is not None and now != hooks:
+        autograd._pop_saved_tensors_default_hooks()
+    if message is not None:
+        autograd._saved_tensors_hooks_disable(message)
+
+
 def _directory() -> str | None:
     try:
         return os.getcwd()
@@ -190,10 +207,13 @@ def _set_timer(runs: bool) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
 
 
+def _attribute(owner: ModuleType, name: str) -> Switch:
+    return Switch(f"{owner.__name__}.{name}", partial(getattr, owner, name), partial(setattr, owner, name))
+
+
 def _backend(path: str) -> Switch:
     name, _, attribute = path.partition(".")
-    owner = getattr(torch.backends, name)
-    return Switch(f"torch.backends.{path}", partial(getattr, owner, attribute), partial(setattr, owner, attribute))
+    return _attribute(getattr(torch.backends, name), attribute)
 
 
 def _attention(kind: str) -> Switch:
@@ -211,6 +231,7 @@ _OF_NUMBERS = (
     Switch("deterministic algorithms", _deterministic, _set_deterministic),
     Switch("flushing of denormals", _flushes_denormals, torch.set_flush_denormal),
     *map(_backend, ("cudnn.enabled", "cudnn.benchmark", "cudnn.deterministic", "cudnn.allow_tf32", "mkldnn.enabled")),
+    _attribute(torch.utils.deterministic, "fill_uninitialized_memory"),
     *map(_attention, ("flash", "mem_efficient", "math", "cudnn")),
 )
 # On which the numbers of whoever changes them may depend.
@@ -219,6 +240,7 @@ _OF_PASSES = (
     Switch("anomaly mode", _anomaly_mode, _set_anomaly_mode),
     Switch("torch function modes", _function_modes, _set_function_modes),
     Switch("torch dispatch modes", _get_current_dispatch_mode_stack, _set_dispatch_modes),
+    Switch("hooks on saved tensors", _saved_tensors, _set_saved_tensors),
     Switch("NumPy's handling of errors", np.geterr, lambda state: np.seterr(**state)),
 )
 _OF_PYTHON = (
@@ -254,13 +276,17 @@ def switches() -> tuple[Any, ...]:
 def _patchable() -> list[tuple[Any, list[str], Callable[[Any], tuple[Any, ...]]]]:
     """List what candidates might replace functions of, the names of those functions, and what reads them at once."""
     packages = [sys.modules[name] for name in ("lightning.pytorch", "pytorch_lightning") if name in sys.modules]
-    owners: list[Any] = [torch, nn, nn.functional, nn.init, torch.linalg, torch.fft, torch.special, torch.autograd]
-    owners += [torch.optim, builtins, math, random, np, torch.Tensor, *(each.LightningModule for each in packages)]
-    owners += [value for value in vars(nn).values() if isinstance(value, type)]
-    named = (
-        (owner, [name for name, value in vars(owner).items() if callable(value) and _is_public(name)])
-        for owner in owners
-    )
+    owners: list[Any] = [torch, nn, nn.functional, nn.init, nn.utils, torch.linalg, torch.fft, torch.special]
+    owners += [torch.autograd, torch.func, torch.optim, torch.cuda, torch.utils.data, np, np.random]
+    owners += [builtins, copy, math, os, pickle, random, time]
+    owners += [torch.Tensor, torch.autograd.Function, *(each.LightningModule for each in packages)]
+    owners += [
+        value
+        for holder in (nn, torch.optim, torch.utils.data)
+        for value in vars(holder).values()
+        if isinstance(value, type)
+    ]
+    named = ((owner, [name for name, value in vars(owner).items() if _is_function(name, value)]) for owner in owners)
     return [(owner, names, itemgetter(*names)) for owner, names in named if len(names) > 1]
 
 
@@ -271,10 +297,16 @@ def _are_same(owner: Any, read: Callable[[Any], tuple[Any, ...]], functions: tup
         return False
 
 
-def _is_public(name: str) -> bool:
+def _is_function(name: str, value: Any) -> bool:
     if name == "Storage":  # torch's, which follows the default dtype
         return False
-    return not name.startswith("_") or (name.startswith("__") and name.endswith("__"))
+    is_public = not name.startswith("_") or (name.startswith("__") and name.endswith("__"))
+    return is_public and (callable(value) or isinstance(value, classmethod))
+
+
+def _hides(owner: type, name: str) -> bool:
+    """Whether an attribute of a class stands before one of its bases."""
+    return _is_function(name, vars(owner)[name]) and any(name in vars(base) for base in owner.__mro__[1:])
 
 
 class ProcessState:
@@ -292,6 +324,7 @@ class ProcessState:
         ]
         self._hooks = [dict(table) for table in _HOOK_TABLES.values()]
         self._functions = [read(vars(owner)) for owner, _, read in _patchable()]
+        self._names = [set(vars(owner)) if isinstance(owner, type) else set() for owner, _, _ in _patchable()]
         self._handlers: dict[int, Any] = {}
         self._interrupt: BaseException | None = None
 
@@ -310,7 +343,7 @@ class ProcessState:
             refill(table, hooks)
         for owner, name, function in replaced:
             with suppress(Exception):
-                setattr(owner, name, function)
+                delattr(owner, name) if function is None else setattr(owner, name, function)
         return self._different() if switched or hooked or replaced else []
 
     def _different(self) -> list[str]:
@@ -330,14 +363,22 @@ class ProcessState:
         return [(table, hooks) for table, hooks in pairs if not (list(table) == list(hooks) and table == hooks)]
 
     def _replaced(self) -> list[tuple[Any, str, Any]]:
-        return [
+        """List what functions stand in the place of others: owner, name, and what stood there; None for nothing."""
+        found = [
             (owner, name, function)
             for (owner, names, read), functions in zip(_patchable(), self._functions, strict=True)
             if not _are_same(owner, read, functions)
             for name, function in zip(names, functions, strict=True)
-            if (now := vars(owner).get(name)) is not function
-            and not str(getattr(now, "__module__", "")).startswith(_OF_COMPILER)
+            if (now := vars(owner).get(name)) is not function and not _is_profiled(now, function)
         ]
+        found += [
+            (owner, name, None)
+            for (owner, _, _), names in zip(_patchable(), self._names, strict=True)
+            if names and len(vars(owner)) > len(names)
+            for name in vars(owner).keys() - names
+            if _hides(owner, name)
+        ]
+        return [each for each in found if not _is_of_compiler(vars(each[0]).get(each[1]))]
 
     def watch_signals(self) -> None:
         """Note what the handlers of signals raise, such as a KeyboardInterrupt at Ctrl-C."""
@@ -364,6 +405,15 @@ class ProcessState:
         """Raise what a handler of a signal raised: the user ended the ranking, and not a candidate."""
         if self._interrupt is not None:
             raise self._interrupt
+
+
+def _is_profiled(step: Any, before: Any) -> bool:
+    """Whether it is the step of an optimizer, which torch wraps when the first one is made."""
+    return getattr(step, "hooked", False) and getattr(step, "__wrapped__", None) is before
+
+
+def _is_of_compiler(function: Any) -> bool:
+    return str(getattr(function, "__module__", "")).startswith(_OF_COMPILER)
 
 
 def _name_of(owner: Any) -> str:

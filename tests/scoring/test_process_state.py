@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -79,6 +80,24 @@ MEDDLERS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "method of a layer": patched(nn.Conv2d, "forward", lambda self, x: torch.zeros(x.shape[0], 4, 3, 3)),
     "call of modules": patched(nn.Module, "__call__", lambda self, *args: None),
     "method of tensors": patched(Tensor, "backward", lambda self: None),
+    "method of a base": (
+        lambda: setattr(nn.Conv2d, "__call__", lambda self, *args: None),
+        lambda: "__call__" in vars(nn.Conv2d),
+    ),
+    "method of tensors in C": (
+        lambda: setattr(Tensor, "__mul__", lambda self, other: self),
+        lambda: (torch.ones(1) * 2).item(),
+    ),
+    "optimizer": patched(torch.optim.SGD, "step", lambda self: None),
+    "clock": patched(time, "perf_counter", lambda: 0.0),
+    "saved tensors": (
+        lambda: torch.autograd.graph.saved_tensors_hooks(lambda x: x * 2, lambda x: x).__enter__(),
+        lambda: torch._C._autograd._top_saved_tensors_default_hooks(False),
+    ),
+    "saved tensors, disabled": (
+        lambda: torch._C._autograd._saved_tensors_hooks_disable("no"),
+        lambda: torch._C._autograd._saved_tensors_hooks_get_disabled_error_message(),
+    ),
     "initialisation": patched(nn.init, "kaiming_uniform_", lambda tensor, **_: tensor),
     "builtin": patched(builtins, "sum", lambda *_: 0),
     "NumPy": patched(np, "sqrt", lambda x: x),
