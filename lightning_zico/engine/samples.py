@@ -108,7 +108,9 @@ def num_samples(batch: Batch, seen: Seen | None = None) -> int | None:
     listed = _listed(batch)
     is_told, count = _of_list(listed, seen) if len(listed) > 1 else (False, None)
     count = count if is_told else _voted(batch, shared or frozenset.union(*fields), seen)
-    return count if not sequences or count in sequences else None
+    # Windows, channels and views that attention sees as sequences of their own are so many for each sample.
+    fits = count is not None and (count in sequences or all(sequence % count == 0 for sequence in sequences))
+    return count if fits else None
 
 
 def is_settled(batch: Batch) -> bool:
@@ -507,7 +509,7 @@ def _voted(batch: Batch, among: frozenset[int], seen: Seen) -> int | None:
         outputs &= seen.compared
     votes = (seen.compared & among) | outputs
     groups = {(parts, whole) for tensor in _leaves(batch) for parts, whole in _groupings(tensor, among)}
-    counts = {parts for parts, _ in groups}
+    counts = {parts for parts, _ in groups} - {whole for _, whole in groups}  # nodes of graphs, not edges of nodes
     if len(counts) == 1 and votes <= {length for group in groups for length in group}:
         return counts.pop()
     return next(iter(votes)) if len(votes) == 1 else None

@@ -148,6 +148,10 @@ def test_where_nothing_or_several_things_tell_it_is_unknown(batch):
         (Nodes(x=zeros(20, 3), edge_index=labels(2, 60), y=labels(20)), Seen(rows=20), 20),
         ({"x": zeros(4, 3), "positions": zeros(1, 3)}, Seen(rows=4), 4),
         ((zeros(4, 3), zeros(6, 3)), Seen(rows=10), None),
+        # Channels and windows that attention sees as sequences of their own; others are no part of samples.
+        ((zeros(4, 24, 3), zeros(4, 6, 3)), Seen(rows=12, compared={4}, sequences={12}), 4),
+        ([zeros(4, 24, 3), zeros(4, 6, 3)], Seen(rows=12, compared={4}, sequences={12, 8}), 4),
+        ((zeros(4, 24, 3), zeros(4, 6, 3)), Seen(rows=10, compared={4}, sequences={10}), None),
     ],
 )
 def test_outputs_and_losses_tell_what_fields_leave_open(batch, seen, by_hand):
@@ -167,10 +171,13 @@ def test_a_field_that_divides_nodes_among_graphs_counts_the_graphs(sizes, data):
             )
         ),
     }
-    if sum(sizes) == len(sizes):
+    num_nodes = sum(sizes)
+    if data.draw(st.booleans()):  # two edges from every node, in order: nodes are parts of them
+        fields |= {"source": torch.arange(num_nodes).repeat_interleave(2), "distance": zeros(2 * num_nodes)}
+    if num_nodes == len(sizes):
         return  # every graph has one node
     order = data.draw(st.permutations(list(fields)))
-    per_node = Seen(rows=sum(sizes))  # energies are summed up behind the last layer
+    per_node = Seen(rows=num_nodes)  # energies are summed up behind the last layer
     assert num_samples({name: fields[name] for name in order}, per_node) == len(sizes)
 
 
