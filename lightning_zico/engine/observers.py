@@ -317,6 +317,14 @@ class Watch:
         with torch.set_grad_enabled(observer.needs_graph):
             observer.forwarded(output, self.inputs)
 
+    def _note_output(self, name: str) -> None:
+        """Keep the output of a call that has just ended, in place of those within it and of earlier calls."""
+        within = f"{name}." if name else ""
+        while self._outputs and next(reversed(self._outputs)).startswith(within):
+            self._outputs.popitem()
+        self._outputs.pop(name, None)
+        self._outputs[name] = self._output
+
     def _beside(self, output: Tensor) -> list[Tensor]:
         """Find what other networks put out that is no part of the way to an output."""
         others = [tensors_of(other) for other in list(self._outputs.values())[:-1]]
@@ -344,10 +352,7 @@ class Watch:
                     with outside_transforms():
                         self._output = unwrapped(output)
                 if self._needs_beside:
-                    within = f"{name}." if name else ""
-                    self._outputs = {key: kept for key, kept in self._outputs.items() if not key.startswith(within)}
-                    self._outputs.pop(name, None)
-                    self._outputs[name] = self._output
+                    self._note_output(name)
             else:
                 self._is_hidden = True
         self.report("module_call", name, module, (*args, *kwargs.values()), output)
