@@ -245,7 +245,7 @@ def _cut(batch: Batch, samples: slice, count: int, *, second: bool, inside: bool
         return batch[samples] if batch.ndim and len(batch) == count else batch
     if isinstance(batch, _NO_SAMPLES):
         return batch
-    if isinstance(getattr(batch, "batch_size", None), torch.Size):
+    if isinstance(getattr(batch, "batch_size", None), torch.Size) and not isinstance(batch, dict):
         return batch[samples]
     if not is_nest(batch):
         if callable(getattr(batch, "clone", None)) or _fields_of(batch):  # holds tensors that nobody here can cut
@@ -518,8 +518,8 @@ def _voted(batch: Batch, among: frozenset[int], seen: Seen) -> int | None:
 def _groupings(tensor: Tensor, among: frozenset[int]) -> Iterator[tuple[int, int]]:
     """Pairs of lengths ``(parts, whole)`` of which a tensor says that it divides the one into the other.
 
-    An index of the part for each row of the whole, ``[whole]``; the sizes of the parts, ``[parts]``; or their bounds,
-    ``[parts + 1]``.
+    An index of the part for each row of the whole, ``[whole]``; the sizes of the parts or their ends, ``[parts]``; or
+    their bounds, ``[parts + 1]``.
     """
     if tensor.ndim != 1 or tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
         return
@@ -529,6 +529,9 @@ def _groupings(tensor: Tensor, among: frozenset[int]) -> Iterator[tuple[int, int
         candidates = [(values[-1] + 1, len(values))]
     elif is_sorted:
         candidates = [(len(values) - 1, values[-1])]
+    elif values and min(values) > 0:
+        are_ends = all(a < b for a, b in pairwise(values))  # no index, which would be less than the length
+        candidates = [(len(values), sum(values)), *([(len(values), values[-1])] if are_ends else [])]
     else:
-        candidates = [(len(values), sum(values))] if values and min(values) > 0 else []
+        candidates = []
     yield from ((parts, whole) for parts, whole in candidates if parts < whole and {parts, whole} <= among)

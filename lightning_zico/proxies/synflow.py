@@ -89,8 +89,7 @@ class SynFlow(Proxy):
         total = math.fsum(parts.values())
         shares = {name: part / total for name, part in parts.items()}
         value = math.log(largest) + math.log(total) + flow.log_factor - math.log(way.num_samples or 1)
-        flowing = [name for name, share in shares.items() if share > 0]
-        details: dict[str, Any] = {"shares": shares, "covered": probe.covered(seen=flowing)}
+        details: dict[str, Any] = {"shares": shares, "covered": probe.covered()}
         if (way.num_samples, way.dtype) != (1, torch.float64):
             details |= {"num_samples": way.num_samples, "computed_in": str(way.dtype).removeprefix("torch.")}
         return Measurement(value, details=details)

@@ -167,7 +167,12 @@ def test_a_field_that_divides_nodes_among_graphs_counts_the_graphs(sizes, data):
         "energy": zeros(len(sizes)),
         "by": data.draw(
             st.sampled_from(
-                [torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)), torch.tensor(sizes), bounds]
+                [
+                    torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)),
+                    torch.tensor(sizes),
+                    bounds,
+                    bounds[1:],
+                ]
             )
         ),
     }
@@ -587,3 +592,19 @@ def test_what_others_say_at_length_is_cut():
     assert len(message_of(RuntimeError("word " * 1000))) <= 300
     assert message_of(RuntimeError("word " * 1000)).endswith("word ...")
     assert message_of(NotApplicableError("x" * 400)) == "x" * 400
+
+
+class StatedDict(dict[str, torch.Tensor]):
+    """A dictionary that knows its samples, as a TensorDict does, and cannot be cut by its index as one can."""
+
+    @property
+    def batch_size(self):
+        return torch.Size([len(self["x"])])
+
+
+def test_a_dictionary_that_knows_its_samples_is_cut_field_by_field():
+    whole = StatedDict(x=torch.arange(5), y=torch.arange(5))
+    assert num_samples(whole) == 5
+    few = first_samples(whole, 2)
+    assert type(few) is StatedDict
+    assert {name: field.tolist() for name, field in few.items()} == {"x": [0, 1], "y": [0, 1]}

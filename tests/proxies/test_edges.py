@@ -497,15 +497,12 @@ def flow_by_hand(model: Towers) -> dict[str, float]:
 
 @pytest.mark.parametrize("has_trunk", [False, True])
 @pytest.mark.parametrize("signs", [(1.0,), (1.0, 1.0), (1.0, 1.0, 1.0), (1.0, -1.0), (-1.0, 1.0)])
-def test_synflow_is_that_of_all_networks_and_says_which_weights_it_passes(
-    signs: tuple[float, ...], has_trunk: bool
-) -> None:
+def test_synflow_is_that_of_all_networks_of_a_step(signs: tuple[float, ...], has_trunk: bool) -> None:
     model = Towers(signs, has_trunk)
     found, by_hand = flow_of(model), flow_by_hand(model)
     assert found.value == pytest.approx(math.log(sum(by_hand.values())))
-    named = dict(model.named_parameters())
-    passed = sum(named[name].numel() for name, flow in by_hand.items() if flow > 0)
-    assert found.details["covered"] == pytest.approx(passed / sum(p.numel() for p in named.values()))
+    shares = {name: flow / sum(by_hand.values()) for name, flow in by_hand.items()}
+    assert found.details["shares"] == pytest.approx(shares)
 
 
 def test_synflow_through_activations_that_are_off_on_ones_says_so() -> None:
