@@ -282,7 +282,7 @@ def _open(
         _mute_logging(*brought)
         refused = refusal(trainer) if has_own_loss else None
         opening.run("prepare_data", callbacks=())
-        opening.run("setup", stage="fit")  # by name, as Lightning does
+        opening.run("setup", stage=trainer.state.fn)  # by name, as Lightning does
         opening.run("configure_model", callbacks=())
         if place is not None:
             place(module)
@@ -401,17 +401,17 @@ class TrainingData:
             with preserved_rng(seed):
                 yield self.data
             return
-        with self._seen_by_trainer(), preserved_rng(seed):
+        with self._seen_by_trainer() as trainer, preserved_rng(seed):
             self._call("prepare_data")
-            self._call("setup", stage="fit")
+            self._call("setup", stage=trainer.state.fn)
             self._is_set_up = True
             yield self._call("train_dataloader")
 
     def _tear_down(self) -> None:
         if self._is_set_up:
             self._is_set_up = False
-            with self._seen_by_trainer(), preserved_rng():
-                self._call("teardown", stage="fit")
+            with self._seen_by_trainer() as trainer, preserved_rng():
+                self._call("teardown", stage=trainer.state.fn)
 
     def _call(self, hook: str, **kwargs: Any) -> Any:
         """Run a hook of the data module; what it raises ends the reading as it is, other than for want of training."""
@@ -422,12 +422,12 @@ class TrainingData:
             raise
 
     @contextmanager
-    def _seen_by_trainer(self) -> Iterator[None]:
+    def _seen_by_trainer(self) -> Iterator[Any]:
         with (
             private_trainer(self._settings, datamodule=self.datamodule) as trainer,
             _attached(self.datamodule, trainer),
         ):
-            yield
+            yield trainer
 
 
 def read_batches(data: Any, num_batches: int, *, seed: int = 0) -> list[Batch]:

@@ -141,8 +141,8 @@ def test_setup_and_configure_model_run_as_before_training_and_leave_nothing() ->
     order = []
 
     class Late(LightningModule):
-        def setup(self, stage: str) -> None:
-            order.append(f"setup {stage}")
+        def setup(self, stage: Any) -> None:
+            order.append(f"setup {stage.value}")
             self.first = nn.Linear(50, 4)
 
         def configure_model(self) -> None:
@@ -338,16 +338,16 @@ def test_datamodule_hooks_run_in_lightnings_order() -> None:
         def prepare_data(self) -> None:
             calls.append("prepare_data")
 
-        def setup(self, stage: str) -> None:
+        def setup(self, stage: Any) -> None:
             assert self.trainer.training
-            calls.append(f"setup {stage}")
+            calls.append(f"setup {stage.value}")
 
         def train_dataloader(self) -> Any:
             calls.append("train_dataloader")
             return DataLoader(TensorDataset(torch.arange(8)), 2)
 
-        def teardown(self, stage: str) -> None:
-            calls.append(f"teardown {stage}")
+        def teardown(self, stage: Any) -> None:
+            calls.append(f"teardown {stage.value}")
 
     data = Data()
     read_batches(data, 2)

@@ -231,7 +231,7 @@ class Noting(Classifier):
         self.note("module prepare_data")
 
     def setup(self, stage: str) -> None:
-        assert stage == "fit"
+        assert stage is self.trainer.state.fn  # Lightning's own word for it, which is equal to "fit"
         self.note("module setup")
 
     def configure_model(self) -> None:
@@ -607,9 +607,10 @@ class Data(LightningDataModule):
         self.calls: list[str] = []
         self.scale: float | None = None
 
-    def setup(self, stage: str) -> None:
+    def setup(self, stage: Any) -> None:
         assert self.trainer.training
-        self.calls.append(f"setup {stage}")
+        assert stage is self.trainer.state.fn
+        self.calls.append(f"setup {stage.value}")
         self.scale = 3.0
 
     def train_dataloader(self) -> Any:
@@ -624,8 +625,9 @@ class Data(LightningDataModule):
             batch = [batch[0] * self.scale, batch[1]]
         return batch
 
-    def teardown(self, stage: str) -> None:
-        self.calls.append(f"teardown {stage}")
+    def teardown(self, stage: Any) -> None:
+        assert stage is self.trainer.state.fn
+        self.calls.append(f"teardown {stage.value}")
         self.scale = None
 
 

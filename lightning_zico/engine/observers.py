@@ -81,20 +81,25 @@ class Observer:
     Attributes:
         needs_graph: Whether `forwarded` or `ended` differentiates.
         needs_input_graph: With ``needs_graph``: whether it differentiates with respect to the batch.
+        needs_beside: With ``needs_graph``: whether `forwarded` reads ``beside``.
         needs_gradients: Whether `gradients` is to be called, with those of the first batch.
         all_batches: With ``needs_gradients``: whether all batches (or samples) are to be handed over.
         layout: Where layers are in the module; there before `start`.
         time_first: Samples of the batch if parts of the module take steps before samples, see `samples_first`; else
             None.
+        beside: With ``needs_beside``, there before `forwarded`: the outputs of further networks that the step calls,
+            such as other heads and towers, which the network's own output does not depend on.
         may_repeat: Whether memory may run out, and a chunk of gradients have to be taken again.
     """
 
     needs_graph: ClassVar[bool] = False
     needs_input_graph: ClassVar[bool] = True
+    needs_beside: ClassVar[bool] = False
     needs_gradients: ClassVar[bool] = False
     all_batches: ClassVar[bool] = False
     layout: ClassVar[Layout] = Layout({}, {}, frozenset())
     time_first: ClassVar[int | None] = None
+    beside: ClassVar[Sequence[Tensor]] = ()
     may_repeat = False
 
     def start(self, module: nn.Module) -> None:
@@ -200,6 +205,7 @@ class Watch:
         self._unwraps = True
         self._is_hidden = False  # whether what the network puts out is, under `no_grad`
         self._output: Any = None
+        self._outputs: dict[str, Any] = {}  # of the outermost calls, if somebody looks beside the last one
         self.aside = False  # whether what runs at the moment is an observer's own work
         self._device_type = next((parameter.device.type for parameter in module.parameters()), "cpu")
         self._may_cast = torch.amp.is_autocast_available(self._device_type)
@@ -209,6 +215,7 @@ class Watch:
         self._sees_calls = not observers or any(map(self._listening, ("module_call", "forwarded")))
         self._layout = _NO_LAYOUT if not self._sees_calls else layout() if layout else Layout.of(module)
         self.needs_graph = any(observer.needs_graph for observer in observers)
+        self._needs_beside = any(observer.needs_beside for observer in observers)
         self._needs_input_graph = any(observer.needs_graph and observer.needs_input_graph for observer in observers)
         self._module = module
         for observer in observers:
@@ -219,6 +226,7 @@ class Watch:
     def restart(self) -> None:
         """Forget what was seen, since the pass broke off before its end and another batch takes its turn."""
         self._output, self.inputs = None, []
+        self._outputs.clear()
         for observer in list(self.observers):
             self.tell(observer, observer.start, self._module)
 
@@ -252,6 +260,7 @@ class Watch:
         # What is watched inside transforms stays in them.
         self._unwraps = not is_transforming()
         self._output, self._is_hidden = None, False
+        self._outputs.clear()
         self.calls.clear()
         functions = self._listening("activation") or self._listening("batch_norm") or self.needs_graph
         # For all modules at once: a hook on each of hundreds takes longer than to run a small network.
@@ -282,6 +291,7 @@ class Watch:
             for observer in in_turn:
                 self.tell(observer, observer.ended)
         self._output, self.inputs = None, []
+        self._outputs.clear()
 
     def output(self) -> Tensor:
         """Give the network's output.
@@ -300,9 +310,33 @@ class Watch:
         return output
 
     def _forwarded(self, observer: Observer) -> None:
-        output = samples_first(self.output(), self.time_first)
+        output = self.output()
+        if observer.needs_beside:
+            observer.beside = self._beside(output)  # type: ignore[misc]
+        output = samples_first(output, self.time_first)
         with torch.set_grad_enabled(observer.needs_graph):
             observer.forwarded(output, self.inputs)
+
+    def _note_output(self, name: str) -> None:
+        """Keep the output of a call that has just ended, in place of those within it and of earlier calls."""
+        within = f"{name}." if name else ""
+        while self._outputs and next(reversed(self._outputs)).startswith(within):
+            self._outputs.popitem()
+        self._outputs.pop(name, None)
+        self._outputs[name] = self._output
+
+    def _beside(self, output: Tensor) -> list[Tensor]:
+        """Find what other networks put out that is no part of the way to an output."""
+        others = [tensors_of(other) for other in list(self._outputs.values())[:-1]]
+        on_the_way = set(graph_of(output)) if others else set()
+        found = []
+        for tensors in reversed(others):
+            ends = {tensor.grad_fn for tensor in tensors if tensor.grad_fn is not None}
+            other = floating_tensor_in(tensors)
+            if other is not None and other.grad_fn is not None and not ends & on_the_way:
+                on_the_way.update(graph_of(other))
+                found.append(other)
+        return found
 
     def _called(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         name = self._layout.names.get(id(module))
@@ -317,6 +351,8 @@ class Watch:
                 if self._unwraps and is_transforming():
                     with outside_transforms():
                         self._output = unwrapped(output)
+                if self._needs_beside:
+                    self._note_output(name)
             else:
                 self._is_hidden = True
         self.report("module_call", name, module, (*args, *kwargs.values()), output)

@@ -108,7 +108,9 @@ def num_samples(batch: Batch, seen: Seen | None = None) -> int | None:
     listed = _listed(batch)
     is_told, count = _of_list(listed, seen) if len(listed) > 1 else (False, None)
     count = count if is_told else _voted(batch, shared or frozenset.union(*fields), seen)
-    return count if not sequences or count in sequences else None
+    # Windows, channels and views that attention sees as sequences of their own are so many for each sample.
+    fits = count is not None and (count in sequences or all(sequence % count == 0 for sequence in sequences))
+    return count if fits else None
 
 
 def is_settled(batch: Batch) -> bool:
@@ -243,7 +245,7 @@ def _cut(batch: Batch, samples: slice, count: int, *, second: bool, inside: bool
         return batch[samples] if batch.ndim and len(batch) == count else batch
     if isinstance(batch, _NO_SAMPLES):
         return batch
-    if isinstance(getattr(batch, "batch_size", None), torch.Size):
+    if isinstance(getattr(batch, "batch_size", None), torch.Size) and not isinstance(batch, dict):
         return batch[samples]
     if not is_nest(batch):
         if callable(getattr(batch, "clone", None)) or _fields_of(batch):  # holds tensors that nobody here can cut
@@ -507,7 +509,7 @@ def _voted(batch: Batch, among: frozenset[int], seen: Seen) -> int | None:
         outputs &= seen.compared
     votes = (seen.compared & among) | outputs
     groups = {(parts, whole) for tensor in _leaves(batch) for parts, whole in _groupings(tensor, among)}
-    counts = {parts for parts, _ in groups}
+    counts = {parts for parts, _ in groups} - {whole for _, whole in groups}  # nodes of graphs, not edges of nodes
     if len(counts) == 1 and votes <= {length for group in groups for length in group}:
         return counts.pop()
     return next(iter(votes)) if len(votes) == 1 else None
@@ -516,8 +518,8 @@ def _voted(batch: Batch, among: frozenset[int], seen: Seen) -> int | None:
 def _groupings(tensor: Tensor, among: frozenset[int]) -> Iterator[tuple[int, int]]:
     """Pairs of lengths ``(parts, whole)`` of which a tensor says that it divides the one into the other.
 
-    An index of the part for each row of the whole, ``[whole]``; the sizes of the parts, ``[parts]``; or their bounds,
-    ``[parts + 1]``.
+    An index of the part for each row of the whole, ``[whole]``; the sizes of the parts or their ends, ``[parts]``; or
+    their bounds, ``[parts + 1]``.
     """
     if tensor.ndim != 1 or tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
         return
@@ -527,6 +529,9 @@ def _groupings(tensor: Tensor, among: frozenset[int]) -> Iterator[tuple[int, int
         candidates = [(values[-1] + 1, len(values))]
     elif is_sorted:
         candidates = [(len(values) - 1, values[-1])]
+    elif values and min(values) > 0:
+        are_ends = all(a < b for a, b in pairwise(values))  # no index, which would be less than the length
+        candidates = [(len(values), sum(values)), *([(len(values), values[-1])] if are_ends else [])]
     else:
-        candidates = [(len(values), sum(values))] if values and min(values) > 0 else []
+        candidates = []
     yield from ((parts, whole) for parts, whole in candidates if parts < whole and {parts, whole} <= among)

@@ -7,6 +7,7 @@ Index conventions:
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,6 +57,10 @@ def naswot_score(agreements: Tensor, num_units: int | None = None) -> float:
     return float(torch.linalg.slogdet(matrix).logabsdet)
 
 
+class _RowsDifferError(NotApplicableError):
+    """Activation functions see different numbers of rows."""
+
+
 @dataclass(unsafe_hash=True)
 class Agreements(Observer):
     """Counts, for each pair of samples, the units on which they agree, and the units."""
@@ -70,15 +75,20 @@ class Agreements(Observer):
         """Compare the samples' codes."""
         if before.ndim == 0:
             return
-        self.rows.see(before)
         codes = signs(before)  # [N, U]
         both = (codes @ codes.T).double()  # [N, U] @ [U, N] -> [N, N]
         if self._both is None:
             self._both = torch.zeros_like(both)
         if self._both.shape != both.shape:
-            raise NotApplicableError("activation functions see different numbers of samples.")
+            self.differ()
+            return
+        self.rows.see(before)
         self._both += both
         self.num_units += codes.shape[1]
+
+    def differ(self) -> None:
+        """See an activation function that sees another number of rows than those before it."""
+        raise _RowsDifferError("activation functions see different numbers of samples.")
 
     @property
     def matrix(self) -> Tensor:
@@ -93,8 +103,33 @@ class Agreements(Observer):
         _ = self.matrix
 
 
+@dataclass(unsafe_hash=True)
+class _AgreementsOfNetwork(Agreements):
+    """Passes by activation functions with other rows that come behind the last layer: they are in the loss, as a hinge.
+
+    It sees the calls of submodules, which takes time, so that `Agreements` has its turn first.
+    """
+
+    def start(self, module: nn.Module) -> None:
+        """Begin at zero."""
+        super().start(module)
+        self._have_differed = False
+
+    def differ(self) -> None:
+        """Wait for a layer."""
+        self._have_differed = True
+
+    def module_call(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        """Refuse other rows in front of a layer."""
+        if self._have_differed and id(module) in self.layout.holding:
+            super().differ()
+
+
 def _agreements(probe: Probe) -> Agreements:
-    seen = probe.observed(Agreements())
+    try:
+        seen = probe.observed(Agreements())
+    except _RowsDifferError:
+        seen = probe.observed(_AgreementsOfNetwork())
     probe.check_rows(seen.rows, "its activation functions")
     return seen
 

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Container, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -21,7 +21,9 @@ from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
 
 
 class _Flow(WeightDifferentiator):
-    """Differentiates the sum of the network's output, and multiplies the gradients with the weights."""
+    """Differentiates the sum of what the networks put out, and multiplies the gradients with the weights."""
+
+    needs_beside: ClassVar[bool] = True
 
     def forwarded(self, output: Tensor, inputs: Sequence[Tensor]) -> None:
         """Multiply weights and gradients."""
@@ -29,10 +31,14 @@ class _Flow(WeightDifferentiator):
             raise NotApplicableError(
                 "the network puts out nothing that can be differentiated with respect to a weight."
             )
-        check_graph(output)
+        outputs = [output, *self.beside]
+        for each in outputs:
+            check_graph(each)
         # In float32 the products of gradients and outputs would leave it before the logarithm of the flow does.
-        largest = output.detach().abs().amax().double() if output.dtype != torch.float64 else None
-        total = output.sum() if largest is None else (output / largest.to(output.dtype).clamp(min=1)).sum()
+        is_double = output.dtype == torch.float64
+        largest = None if is_double else torch.stack([each.detach().abs().amax() for each in outputs]).amax().double()
+        scale = None if largest is None else largest.to(output.dtype).clamp(min=1)
+        total = torch.stack([(each if scale is None else each / scale).sum() for each in outputs]).sum()
         weights = self.weights
         pairs = zip(weights.values(), self.differentiated(total), strict=True)
         sums = [_magnitude_of(weight.detach() * gradient).double().sum() for weight, gradient in pairs]
@@ -54,7 +60,8 @@ class SynFlow(Proxy):
     of features has lost its batch normalisation, and after hundreds of layers, the flow may leave float64. No factor
     can be taken out of it beforehand, since not all of a network scales alike: the proxy is not applicable then.
 
-    The network's output alone is differentiated: what the step does with it afterwards may fail on ones. Casts within
+    The network's output alone is differentiated, or where a step calls several networks side by side, as heads and
+    towers, the sum of what all of them put out: what the step does with it afterwards may fail on ones. Casts within
     the network to another precision are casts to float64. A network that fails on a single sample is given two of them,
     and one that fails in float64 float32; the flow of a sample is the same. Where no
     sample can be cut out of a batch, as of nodes and edges, or samples are a list and may differ in size, the flow is
@@ -73,7 +80,10 @@ class SynFlow(Proxy):
         _check_finite(flow.flows, probe.module, way.dtype)
         largest = max(flow.flows.values())
         if largest == 0:
-            raise NotApplicableError("nothing flows from the input to the output: a layer on the way is zero.")
+            raise NotApplicableError(
+                "nothing flows from the input to the output: on the way a layer is zero, or an activation function is "
+                "off, as where features are subtracted."
+            )
         # The sum over layers may leave float64 although each of them stays there.
         parts = {name: value / largest for name, value in flow.flows.items()}
         total = math.fsum(parts.values())

@@ -148,6 +148,10 @@ def test_where_nothing_or_several_things_tell_it_is_unknown(batch):
         (Nodes(x=zeros(20, 3), edge_index=labels(2, 60), y=labels(20)), Seen(rows=20), 20),
         ({"x": zeros(4, 3), "positions": zeros(1, 3)}, Seen(rows=4), 4),
         ((zeros(4, 3), zeros(6, 3)), Seen(rows=10), None),
+        # Channels and windows that attention sees as sequences of their own; others are no part of samples.
+        ((zeros(4, 24, 3), zeros(4, 6, 3)), Seen(rows=12, compared={4}, sequences={12}), 4),
+        ([zeros(4, 24, 3), zeros(4, 6, 3)], Seen(rows=12, compared={4}, sequences={12, 8}), 4),
+        ((zeros(4, 24, 3), zeros(4, 6, 3)), Seen(rows=10, compared={4}, sequences={10}), None),
     ],
 )
 def test_outputs_and_losses_tell_what_fields_leave_open(batch, seen, by_hand):
@@ -163,14 +167,22 @@ def test_a_field_that_divides_nodes_among_graphs_counts_the_graphs(sizes, data):
         "energy": zeros(len(sizes)),
         "by": data.draw(
             st.sampled_from(
-                [torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)), torch.tensor(sizes), bounds]
+                [
+                    torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)),
+                    torch.tensor(sizes),
+                    bounds,
+                    bounds[1:],
+                ]
             )
         ),
     }
-    if sum(sizes) == len(sizes):
+    num_nodes = sum(sizes)
+    if data.draw(st.booleans()):  # two edges from every node, in order: nodes are parts of them
+        fields |= {"source": torch.arange(num_nodes).repeat_interleave(2), "distance": zeros(2 * num_nodes)}
+    if num_nodes == len(sizes):
         return  # every graph has one node
     order = data.draw(st.permutations(list(fields)))
-    per_node = Seen(rows=sum(sizes))  # energies are summed up behind the last layer
+    per_node = Seen(rows=num_nodes)  # energies are summed up behind the last layer
     assert num_samples({name: fields[name] for name in order}, per_node) == len(sizes)
 
 
@@ -580,3 +592,19 @@ def test_what_others_say_at_length_is_cut():
     assert len(message_of(RuntimeError("word " * 1000))) <= 300
     assert message_of(RuntimeError("word " * 1000)).endswith("word ...")
     assert message_of(NotApplicableError("x" * 400)) == "x" * 400
+
+
+class StatedDict(dict[str, torch.Tensor]):
+    """A dictionary that knows its samples, as a TensorDict does, and cannot be cut by its index as one can."""
+
+    @property
+    def batch_size(self):
+        return torch.Size([len(self["x"])])
+
+
+def test_a_dictionary_that_knows_its_samples_is_cut_field_by_field():
+    whole = StatedDict(x=torch.arange(5), y=torch.arange(5))
+    assert num_samples(whole) == 5
+    few = first_samples(whole, 2)
+    assert type(few) is StatedDict
+    assert {name: field.tolist() for name, field in few.items()} == {"x": [0, 1], "y": [0, 1]}

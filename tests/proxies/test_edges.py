@@ -413,3 +413,119 @@ def test_meco_of_maps_that_are_not_finite_says_so() -> None:
         feature_map[1] = entry
         with pytest.raises(NonFiniteError, match="not finite"):
             least_eigenvalue(feature_map)
+
+
+class Hinged(Classifier):
+    """Has activation functions in its loss, which see other rows than those of the network."""
+
+    def __init__(self, in_loss: str) -> None:
+        super().__init__()
+        self.layers, self.in_loss = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 5)), in_loss
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        inputs, _ = batch
+        rows = {"each": inputs.split(1), "all": (inputs,)}[self.in_loss.partition(" ")[0]]
+        outputs = torch.cat([self.layers(part) for part in rows])
+        distances = torch.cdist(outputs, outputs).flatten()
+        losses = {
+            "pairs": lambda: F.relu(3 - distances).mean(),
+            "features": lambda: F.relu(1 - outputs.std(0)).mean(),
+            "both": lambda: F.relu(3 - distances).mean() + F.softplus(outputs.std(0)).mean(),
+            "layers": lambda: self.layers(F.relu(outputs[:5, :4])).mean(),
+            "none": lambda: outputs.square().mean(),
+        }
+        return losses[self.in_loss.rpartition(" ")[2]]()
+
+
+def hinged(in_loss: str) -> dict[str, Score]:
+    torch.manual_seed(0)
+    batches = [(torch.randn(8, 4), torch.zeros(8))]
+    card = score(Hinged(in_loss), batches, ["naswot", "log_neurons"])
+    return {name: card[name] for name in card}
+
+
+@pytest.mark.parametrize("in_loss", ["pairs", "features", "both"])
+def test_activations_with_other_rows_that_come_behind_the_network_are_none_of_it(in_loss: str) -> None:
+    found, plain = hinged(f"all {in_loss}"), hinged("all none")
+    assert {name: found[name].value for name in found} == {name: plain[name].value for name in plain}
+
+
+@pytest.mark.parametrize(
+    ("in_loss", "reason"),
+    [("all layers", "activation functions see different numbers"), ("each pairs", "see at most 1 of the 8 samples")],
+)
+def test_activations_with_other_rows_within_the_network_are_not_passed_by(in_loss: str, reason: str) -> None:
+    for found in hinged(in_loss).values():
+        assert found.value is None
+        assert reason in str(found.error)
+
+
+class Towers(Classifier):
+    """Networks side by side, of which some may be off on ones, behind a trunk or without one."""
+
+    def __init__(self, signs: tuple[float, ...], has_trunk: bool = False) -> None:
+        super().__init__()
+        self.network = nn.Linear(4, 4) if has_trunk else nn.Identity()
+        self.towers = nn.ModuleList(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)) for _ in signs)
+        self.signs = signs
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        inputs = self.network(batch[0])
+        outputs = [tower(sign * inputs) for tower, sign in zip(self.towers, self.signs, strict=True)]
+        return torch.stack(outputs).prod(0).square().mean()
+
+
+def flow_of(model: nn.Module) -> Score:
+    return score(model, [(torch.randn(8, 4), torch.zeros(8))], ["synflow"])["synflow"]
+
+
+def flow_by_hand(model: Towers) -> dict[str, float]:
+    """Sum up, for each weight, all paths from ones to outputs."""
+    weights = {name: p.detach().double().abs().requires_grad_() for name, p in model.named_parameters() if p.ndim > 1}
+    biases = {name: p.detach().double().abs() for name, p in model.named_parameters() if p.ndim == 1}
+    start = torch.ones(4, dtype=torch.float64)
+    if "network.weight" in weights:
+        start = weights["network.weight"] @ start + biases["network.bias"]
+    total = start.new_zeros(())
+    for idx, sign in enumerate(model.signs):
+        tower = f"towers.{idx}"
+        hidden = (weights[f"{tower}.0.weight"] @ (sign * start) + biases[f"{tower}.0.bias"]).relu()
+        total = total + (weights[f"{tower}.2.weight"] @ hidden + biases[f"{tower}.2.bias"]).sum()
+    gradients = torch.autograd.grad(total, list(weights.values()))
+    return {name: float((w * g).detach().abs().sum()) for (name, w), g in zip(weights.items(), gradients, strict=True)}
+
+
+@pytest.mark.parametrize("has_trunk", [False, True])
+@pytest.mark.parametrize("signs", [(1.0,), (1.0, 1.0), (1.0, 1.0, 1.0), (1.0, -1.0), (-1.0, 1.0)])
+def test_synflow_is_that_of_all_networks_of_a_step(signs: tuple[float, ...], has_trunk: bool) -> None:
+    model = Towers(signs, has_trunk)
+    found, by_hand = flow_of(model), flow_by_hand(model)
+    assert found.value == pytest.approx(math.log(sum(by_hand.values())))
+    shares = {name: flow / sum(by_hand.values()) for name, flow in by_hand.items()}
+    assert found.details["shares"] == pytest.approx(shares)
+
+
+def test_synflow_through_activations_that_are_off_on_ones_says_so() -> None:
+    assert "an activation function is off" in str(flow_of(Towers((-10.0,))).error)
+
+
+class Recurrent(Classifier):
+    """Hands on the last state alone, and not the outputs beside it."""
+
+    def __init__(self, calls_itself: bool) -> None:
+        super().__init__()
+        self.network = nn.LSTM(4, 5, batch_first=True)
+        self.head, self.calls_itself = nn.Linear(5, 3), calls_itself
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        _, (state, _) = self.network(inputs.unsqueeze(1).expand(-1, 3, -1))
+        return self.head(state[-1])
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return (self(batch[0]) if self.calls_itself else self.forward(batch[0])).square().mean()
+
+
+def test_synflow_is_the_same_whether_the_step_calls_the_network_or_its_parts() -> None:
+    whole, parts = Recurrent(True), Recurrent(False)
+    parts.load_state_dict(whole.state_dict())
+    assert flow_of(parts).value == flow_of(whole).value
