@@ -307,7 +307,7 @@ class _ModuleState(Remembered):
             tensor.data = data
         for leaf, grad, requires_grad, version in self._leaves:
             try:
-                if leaf.requires_grad != requires_grad or version_of(leaf) != version:
+                if leaf.requires_grad != requires_grad or (version >= 0 and leaf._version != version):
                     put_leaf_back(leaf, requires_grad, version)
                 if leaf.grad is not grad:
                     leaf.grad = grad

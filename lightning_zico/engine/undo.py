@@ -64,7 +64,7 @@ class Remembered:
         self.holds = holds
         self.room = room
         self.most = most
-        self.dicts: list[tuple[dict[Any, Any], dict[Any, Any]]] = []
+        self.dicts: list[tuple[dict[Any, Any], dict[Any, Any]]] = []  # of modules
         self.empty: list[Any] = []  # most containers of a module are hook tables without a hook
         self.restorers: list[Callable[[], Any]] = []
         self.seen: dict[int, Any] = {id(obj): obj for obj in seen}  # holds them, so that no id is given anew
@@ -94,12 +94,9 @@ class Remembered:
     def undone(self) -> list[Exception]:
         """Put everything back; return what went wrong."""
         failures: list[Exception] = []
-        for attributes, saved in self.dicts:
-            try:
-                if not _is_same(dict, attributes, saved):
-                    refill(attributes, saved)
-            except Exception as error:
-                failures.append(error)
+        for attributes, saved in self.dicts:  # sooner done than it is looked whether they differ
+            attributes.clear()
+            attributes.update(saved)
         for container in self.empty:
             if container:
                 container.clear()
@@ -140,10 +137,10 @@ class Remembered:
             kind = kinds.get(type(value)) or self._kind_of(type(value))
             if kind == "opaque":
                 continue
-            if kind == "tensor":
-                self.found_tensor(setter, holder, key, value, own)
-            elif kind == "builtin" and not value:
+            if kind == "builtin" and not value:
                 self.empty.append(value)
+            elif kind == "tensor":
+                self.found_tensor(setter, holder, key, value, own)
             elif id(value) not in seen:
                 seen[id(value)] = value
                 if key in registered and type(value) is dict:
@@ -214,12 +211,8 @@ class Remembered:
 
     def _open_container(self, value: Any, own: bool) -> None:
         base = _base_of(_class(value))
-        if type(value) is dict:
-            contents: Any = value.copy()
-            self.dicts.append((value, contents))
-        else:
-            contents = _contents_of(base, value)
-            self.restorers.append(partial(_put_contents_back, base, value, contents))
+        contents = _contents_of(base, value)
+        self.restorers.append(partial(_put_contents_back, base, value, contents))
         setter = None if base is set else base.__setitem__
         if isinstance(contents, dict):
             self.scan(setter, value, _first(contents.items(), own), own)
@@ -233,7 +226,7 @@ class Remembered:
         attributes = getattr(obj, "__dict__", None)
         if type(attributes) is dict and id(attributes) not in self.seen:
             self.seen[id(attributes)] = attributes
-            self.dicts.append((attributes, attributes.copy()))
+            self.restorers.append(partial(_put_contents_back, dict, attributes, attributes.copy()))
             # The workers at work belong to training; what is read here comes from others.
             is_loader = isinstance(obj, DataLoader)
             items = [item for item in attributes.items() if not (is_loader and item[0] == "_iterator")]
