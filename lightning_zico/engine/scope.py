@@ -43,10 +43,10 @@ def preserved(module: nn.Module) -> Iterator[Callable[[], None]]:
     the module on others, as `stateless.Stateless` does.
 
     Modules that are not registered, such as a teacher in a list, optimizers and parameters that are found on the way
-    are put back likewise, and have other values to write to while the body runs. Other tensors, such as the states of
-    torchmetrics, are exchanged for clones meanwhile, so that not even a write in place reaches them; one that stands
-    in several places for the same clone. Of tensors that plain objects hold, those of more than 16 MB are left as they
-    are, unless they have the shape of a parameter.
+    are put back likewise. Their tensors, and others such as the states of torchmetrics, have other memory while the
+    body runs, so that not even a write in place, by whatever reference, reaches their values; in the places of views
+    and of tensors with a history stand clones. Of tensors that plain objects hold, those of more than 16 MB are left
+    as they are, unless they have the shape of a parameter.
 
     Not looked into are classes, trainers, loggers, threads, and what shares a lock with them.
 
@@ -227,7 +227,7 @@ class _ModuleState(Remembered):
         self._places: list[
             tuple[Callable[[Any, Any, Any], Any], Any, Any, Tensor]
         ] = []  # (setter, holder, key, tensor)
-        self._held: dict[int, tuple[Tensor, Tensor]] = {}  # by id: tensors that others hold on to, and their values
+        self._held: list[tuple[Tensor, Tensor]] = []  # tensors that are given other memory, and their own
         self._shapes: frozenset[torch.Size] | None = None
         for part in submodules:
             self._open_own(part)
@@ -257,9 +257,8 @@ class _ModuleState(Remembered):
             if id(tensor) not in self._registered:
                 self._hold(tensor)
         elif own or (tensor.layout == torch.strided and not tensor.is_meta and self.fits(tensor)):
-            if setter is None:
-                self._hold(tensor)
-            else:
+            self._hold(tensor)
+            if setter is not None and not exchangeable(tensor):
                 self._places.append((setter, holder, key, tensor))
 
     def fits(self, value: Any) -> bool:
@@ -271,25 +270,23 @@ class _ModuleState(Remembered):
         return isinstance(value, Tensor) and value.shape in self._shapes
 
     def _hold(self, tensor: Tensor) -> None:
-        if id(tensor) in self._held or id(tensor) in self.seen or is_lazy(tensor):
+        if id(tensor) in self.seen or is_lazy(tensor):
             return
+        self.seen[id(tensor)] = tensor
         if exchangeable(tensor):
-            self._held[id(tensor)] = (tensor, tensor.data)
-            if tensor.is_leaf:
-                self._leaves.append((tensor, tensor.grad, tensor.requires_grad, version_of(tensor)))
+            self._held.append((tensor, tensor.data))
+            self._leaves.append((tensor, tensor.grad, tensor.requires_grad, version_of(tensor)))
         else:
-            self.seen[id(tensor)] = tensor
             self.restorers.append(tensor_restorer(tensor))
 
     def exchange(self) -> None:
         """Put copies in the places of tensors, or let these have other memory, and take gradients away."""
         copies: dict[int, Tensor] = {}
         for setter, holder, key, tensor in self._places:
-            if id(tensor) not in self._held:
-                if id(tensor) not in copies:
-                    copies[id(tensor)] = copy_of(tensor).requires_grad_(tensor.requires_grad)
-                setter(holder, key, copies[id(tensor)])
-        for tensor, data in self._held.values():
+            if id(tensor) not in copies:
+                copies[id(tensor)] = copy_of(tensor).requires_grad_(tensor.requires_grad)
+            setter(holder, key, copies[id(tensor)])
+        for tensor, data in self._held:
             tensor.data = copy_of(data)
         for leaf, grad, _, _ in self._leaves:
             if grad is not None:
@@ -303,7 +300,7 @@ class _ModuleState(Remembered):
     def undone(self) -> list[Exception]:
         """Put everything back; return what went wrong."""
         failures = super().undone()
-        for tensor, data in self._held.values():
+        for tensor, data in self._held:
             tensor.data = data
         for leaf, grad, requires_grad, version in self._leaves:
             try:

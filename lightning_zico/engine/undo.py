@@ -200,7 +200,7 @@ class Remembered:
         elif self.is_open(value):
             self.num_opened += 1
             self._open_attributes(value)
-        if kind in ("container", "tuple") and type(value) is not tuple:
+        if kind == "container" or type(value) is OrderedDict or (kind == "tuple" and type(value) is not tuple):
             self._open_attributes(value)
 
     def open_module(self, module: Any) -> None:
@@ -330,7 +330,7 @@ def put_leaf_back(tensor: Tensor, requires_grad: bool, version: int) -> None:
 
 def version_of(tensor: Tensor) -> int:
     """Tell how often autograd saw a tensor change; -1 for one whose changes are not counted."""
-    return -1 if tensor.is_inference() else tensor._version
+    return -1 if is_lazy(tensor) or tensor.is_inference() else tensor._version
 
 
 def _set_version(tensor: Tensor, version: int) -> None:
@@ -343,8 +343,10 @@ def _set_version(tensor: Tensor, version: int) -> None:
 
 
 def exchangeable(tensor: Tensor) -> bool:
-    """Whether a tensor can have another's memory for a while."""
-    return not is_lazy(tensor) and type(tensor.data) is Tensor and not tensor.is_inference()
+    """Whether a tensor can have other memory for a while."""
+    if is_lazy(tensor) or tensor.is_inference() or not tensor.is_leaf or tensor._is_view():
+        return False
+    return type(tensor.data) is Tensor
 
 
 def copy_of(tensor: Tensor) -> Tensor:
@@ -386,7 +388,8 @@ def _put_array_back(array: Any, saved: Any) -> None:
         array.dtype = saved.dtype
         array.shape = saved.shape
     if array.tobytes() != saved.tobytes():
-        array.flags.writeable = True
+        if not array.flags.writeable:
+            array.flags.writeable = True
         array[...] = saved
 
 
