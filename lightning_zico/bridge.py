@@ -182,7 +182,7 @@ def bridged(
     with ExitStack() as stack:
         enter = stack.enter_context
         enter(_values_kept(module, if_=writes))
-        enter(preserved(module))
+        enter(preserved(module, loss_fn, step))
         enter(undisturbed(*hooked, *callbacks))
         if lightning:
             _mute_logging(module, *callbacks)

@@ -34,7 +34,7 @@ from lightning_zico.engine.undo import (
 
 
 @contextmanager
-def preserved(module: nn.Module) -> Iterator[Callable[[], None]]:
+def preserved(module: nn.Module, *others: Any) -> Iterator[Callable[[], None]]:
     """Put a module and the random number generators back as they were, bit for bit, also when the body raises.
 
     Saved are, for every submodule, all its attributes (training flag, hook tables, child modules, the list that a
@@ -50,6 +50,10 @@ def preserved(module: nn.Module) -> Iterator[Callable[[], None]]:
 
     Not looked into are classes, trainers, loggers, threads, and what shares a lock with them.
 
+    Args:
+        module: See above.
+        others: What is put back with it, such as a loss function.
+
     Yields:
         A function that puts the module back at once, for bodies that run it several times.
 
@@ -60,14 +64,14 @@ def preserved(module: nn.Module) -> Iterator[Callable[[], None]]:
         >>> layer.training
         True
     """
-    with preserved_rng(), module_put_back(module) as reset:
+    with preserved_rng(), module_put_back(module, *others) as reset:
         yield reset
 
 
 @contextmanager
-def module_put_back(module: nn.Module, *, apart: Iterable[nn.Module] = ()) -> Iterator[Callable[[], None]]:
+def module_put_back(module: nn.Module, *others: Any, apart: Iterable[nn.Module] = ()) -> Iterator[Callable[[], None]]:
     """Do as `preserved`, without the generators of random numbers and without some submodules."""
-    state = _ModuleState(module, apart)
+    state = _ModuleState(module, others, apart)
     try:
         state.exchange()
         yield state.reset
@@ -202,7 +206,8 @@ _LEFT_ALONE = ("lightning.", "pytorch_lightning.", "lightning_fabric.", "torch.u
 # The standard library's objects belong to the interpreter, other than those that merely hold what they are given.
 _HOLDERS = frozenset({"argparse", "collections", "functools", "types"})
 _LINKS = (FunctionType, MethodType, MappingProxyType, partial, weakref.ref)
-_REGISTERED = frozenset({"_parameters", "_buffers", "_modules"})
+# The tensors in them are handed to the module; those in the last two are the parameters of recurrent layers once more.
+_REGISTERED = frozenset({"_parameters", "_buffers", "_modules", "_flat_weights", "_flat_weight_refs"})
 
 
 class _ModuleState(Remembered):
@@ -210,10 +215,11 @@ class _ModuleState(Remembered):
 
     Args:
         module: Its registered parameters and buffers are not exchanged; `stateless.Stateless` does that.
+        others: What is put back as well, such as a loss function.
         apart: Submodules that are left alone.
     """
 
-    def __init__(self, module: nn.Module, apart: Iterable[nn.Module]) -> None:
+    def __init__(self, module: nn.Module, others: Iterable[Any], apart: Iterable[nn.Module]) -> None:
         tree = list(module.modules())
         super().__init__(is_open=is_plain, holds=_holds, seen=tree, room=_MOST_BYTES_TOGETHER, most=_MOST_OBJECTS)
         left = set(map(id, apart))
@@ -231,7 +237,7 @@ class _ModuleState(Remembered):
         self._shapes: frozenset[torch.Size] | None = None
         for part in submodules:
             self._open_own(part)
-        self.walk()
+        self.take(*others)
 
     def _open_own(self, obj: Any) -> None:
         attributes = vars(obj)
@@ -245,7 +251,7 @@ class _ModuleState(Remembered):
                 if part is module or id(part) not in self.seen:
                     self.seen[id(part)] = part
                     for tensor in (*part._parameters.values(), *part._buffers.values()):
-                        if tensor is not None and id(tensor) not in self._registered:
+                        if tensor is not None:
                             self._hold(tensor)
                     self._open_own(part)
         else:
@@ -254,8 +260,7 @@ class _ModuleState(Remembered):
     def found_tensor(self, setter: Any, holder: Any, key: Any, tensor: Tensor, own: bool) -> None:
         """Remember a tensor for `exchange`."""
         if isinstance(tensor, nn.Parameter):
-            if id(tensor) not in self._registered:
-                self._hold(tensor)
+            self._hold(tensor)
         elif own or (tensor.layout == torch.strided and not tensor.is_meta and self.fits(tensor)):
             self._hold(tensor)
             if setter is not None and not exchangeable(tensor):
@@ -275,9 +280,10 @@ class _ModuleState(Remembered):
         self.seen[id(tensor)] = tensor
         if exchangeable(tensor):
             self._held.append((tensor, tensor.data))
-            self._leaves.append((tensor, tensor.grad, tensor.requires_grad, version_of(tensor)))
+            if id(tensor) not in self._registered:
+                self._leaves.append((tensor, tensor.grad, tensor.requires_grad, version_of(tensor)))
         else:
-            self.restorers.append(tensor_restorer(tensor))
+            self.restorers.append((tensor, tensor_restorer(tensor)))
 
     def exchange(self) -> None:
         """Put copies in the places of tensors, or let these have other memory, and take gradients away."""
@@ -297,8 +303,8 @@ class _ModuleState(Remembered):
         self.put_back()
         self.exchange()
 
-    def undone(self) -> list[Exception]:
-        """Put everything back; return what went wrong."""
+    def undone(self) -> list[tuple[Any, Exception]]:
+        """Put everything back; return the objects for which that went wrong, and how."""
         failures = super().undone()
         for tensor, data in self._held:
             tensor.data = data
@@ -309,7 +315,7 @@ class _ModuleState(Remembered):
                 if leaf.grad is not grad:
                     leaf.grad = grad
             except Exception as error:
-                failures.append(error)
+                failures.append((leaf, error))
         return failures
 
 

@@ -66,7 +66,7 @@ class Remembered:
         self.most = most
         self.dicts: list[tuple[dict[Any, Any], dict[Any, Any]]] = []  # of modules
         self.empty: list[Any] = []  # most containers of a module are hook tables without a hook
-        self.restorers: list[Callable[[], Any]] = []
+        self.restorers: list[tuple[Any, Callable[[], Any]]] = []  # each with the object that it is for
         self.seen: dict[int, Any] = {id(obj): obj for obj in seen}  # holds them, so that no id is given anew
         self.waiting: list[tuple[Any, str, bool]] = []
         self.kinds: dict[type, str] = dict.fromkeys(_PLAIN, "opaque")
@@ -85,26 +85,27 @@ class Remembered:
         """
         failures = self.undone()
         if failures:
-            first = failures[0]
+            error = failures[0][1]
+            names = ", ".join(dict.fromkeys(type(obj).__name__ for obj, _ in failures))
             raise NotPutBackError(
-                f"{len(failures)} of the objects that scoring reached could not be put back as they were "
-                f"({type(first).__name__}: {first}). Score a copy of the module, or keep that object out of it."
-            ) from first
+                f"{names} could not be put back as scoring found it "
+                f"({type(error).__name__}: {error}). Score a copy of the module, or one that does not hold it."
+            ) from error
 
-    def undone(self) -> list[Exception]:
-        """Put everything back; return what went wrong."""
-        failures: list[Exception] = []
+    def undone(self) -> list[tuple[Any, Exception]]:
+        """Put everything back; return the objects for which that went wrong, and how."""
+        failures: list[tuple[Any, Exception]] = []
         for attributes, saved in self.dicts:  # sooner done than it is looked whether they differ
             attributes.clear()
             attributes.update(saved)
         for container in self.empty:
             if container:
                 container.clear()
-        for restore in self.restorers:
+        for obj, restore in self.restorers:
             try:
                 restore()
             except Exception as error:
-                failures.append(error)
+                failures.append((obj, error))
         return failures
 
     def walk(self) -> None:
@@ -130,7 +131,7 @@ class Remembered:
             holder: See ``setter``.
             items: The places and the values in them.
             own: Whether they belong to a module or an optimizer.
-            registered: Names of dictionaries that are put back and not looked into.
+            registered: Places of containers that are put back and not looked into.
         """
         kinds, seen = self.kinds, self.seen
         for key, value in items:
@@ -145,6 +146,8 @@ class Remembered:
                 seen[id(value)] = value
                 if key in registered and type(value) is dict:
                     self.dicts.append((value, value.copy()))
+                elif key in registered and kind == "builtin":
+                    self._keep_contents(value)
                 else:
                     self.waiting.append((value, kind, own))
 
@@ -186,10 +189,10 @@ class Remembered:
         elif kind == "generator":
             restore = restorer_of(value)
             if restore is not None:
-                self.restorers.append(restore)
+                self.restorers.append((value, restore))
         elif kind == "cell":
             content = _content_of(value)
-            self.restorers.append(partial(_fill_cell, value, content))
+            self.restorers.append((value, partial(_fill_cell, value, content)))
             if content is not _ABSENT:
                 self.scan(setattr, value, [("cell_contents", content)], own)
         elif kind == "link":
@@ -209,10 +212,14 @@ class Remembered:
             self.num_opened += 1
             self._open_attributes(module)
 
-    def _open_container(self, value: Any, own: bool) -> None:
+    def _keep_contents(self, value: Any) -> tuple[Any, Any]:
         base = _base_of(_class(value))
         contents = _contents_of(base, value)
-        self.restorers.append(partial(_put_contents_back, base, value, contents))
+        self.restorers.append((value, partial(_put_contents_back, base, value, contents)))
+        return base, contents
+
+    def _open_container(self, value: Any, own: bool) -> None:
+        base, contents = self._keep_contents(value)
         setter = None if base is set else base.__setitem__
         if isinstance(contents, dict):
             self.scan(setter, value, _first(contents.items(), own), own)
@@ -226,14 +233,14 @@ class Remembered:
         attributes = getattr(obj, "__dict__", None)
         if type(attributes) is dict and id(attributes) not in self.seen:
             self.seen[id(attributes)] = attributes
-            self.restorers.append(partial(_put_contents_back, dict, attributes, attributes.copy()))
+            self.restorers.append((obj, partial(_put_contents_back, dict, attributes, attributes.copy())))
             # The workers at work belong to training; what is read here comes from others.
             is_loader = isinstance(obj, DataLoader)
             items = [item for item in attributes.items() if not (is_loader and item[0] == "_iterator")]
             self.scan(dict.__setitem__, attributes, items)
         for slot in _slots_of(_class(obj)):
             content = slot.__get__(obj) if _is_filled(slot, obj) else _ABSENT
-            self.restorers.append(partial(_fill_slot, slot, obj, content))
+            self.restorers.append((obj, partial(_fill_slot, slot, obj, content)))
             if content is not _ABSENT:
                 self.scan(_set_slot, obj, [(slot, content)])
 
@@ -242,7 +249,7 @@ class Remembered:
         if id(tensor) not in self.seen and tensor.layout == torch.strided and not tensor.is_meta:
             self.seen[id(tensor)] = tensor
             if self.fits(tensor):
-                self.restorers.append(tensor_restorer(tensor))
+                self.restorers.append((tensor, tensor_restorer(tensor)))
 
     def fits(self, value: Any) -> bool:
         """Whether there is room for a copy of a tensor or an array; if so, it is taken."""
@@ -256,7 +263,7 @@ class Remembered:
         while not array.flags.writeable and isinstance(array.base, numpy.ndarray):
             array = array.base  # where its numbers can be changed
         if array.flags.writeable and self.fits(array):
-            self.restorers.append(partial(_put_array_back, array, array.copy()))
+            self.restorers.append((array, partial(_put_array_back, array, array.copy())))
 
 
 def restorer_of(obj: Any) -> Callable[[], Any] | None:

@@ -1,6 +1,7 @@
-"""Whatever a module holds, and whatever a body does to it, everything is the same object with the same content after."""
+"""Whatever a module holds, and whatever a body does to it: after it, all are the same objects with the same content."""
 
 import operator
+import random
 import weakref
 from collections import Counter, OrderedDict, UserDict, UserList, defaultdict, deque, namedtuple
 from collections.abc import Callable
@@ -16,9 +17,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from lightning_zico import ZeroShotSelector
 from lightning_zico.engine.scope import preserved
-from lightning_zico.engine.undo import Remembered
 from lightning_zico.errors import NotPutBackError
+from tests.modules import Classifier, make_batches
 
 Look = Callable[[], Any]
 Change = Callable[[], Any]
@@ -85,7 +87,7 @@ class FrozenSlots:
     held: Any
 
 
-Pair = namedtuple("Pair", ["first", "second"])  # noqa: PYI024
+Pair = namedtuple("Pair", ["first", "second"])
 
 
 class World:
@@ -369,10 +371,7 @@ NESTS: tuple[Callable[[World, Callable[[], Any]], Any], ...] = (
     partial(of_tuple, lambda first, second: (first, second)),
     partial(of_tuple, Pair),
     of_view,
-    *(
-        partial(of_attributes, make)
-        for make in (Frozen, FrozenSlots, lambda held: SimpleNamespace(held=held), Bound)
-    ),
+    *(partial(of_attributes, make) for make in (Frozen, FrozenSlots, lambda held: SimpleNamespace(held=held), Bound)),
     of_slots,
     of_closure,
     of_method,
@@ -400,3 +399,63 @@ def test_nothing_of_what_a_module_holds_differs_afterwards(data: st.DataObject) 
                     continue  # it refuses
             reset()
     assert [look() for look in world.looks] == before
+
+
+class Stubborn(random.Random):
+    """Forbids to set its state."""
+
+    def setstate(self, state: Any) -> None:
+        raise OSError("I go on.")
+
+
+def test_what_cannot_be_put_back_is_named_and_all_else_is_put_back() -> None:
+    module = nn.Linear(1, 1)
+    module.weight.grad = gradient = torch.ones(1, 1)
+    module.first, module.last = {"a": 1}, {"b": 2}
+    module.held = [Stubborn(1), module.first, np.random.default_rng(3), Stubborn(2)]
+    module.between, module.metric = Stubborn(3), torch.zeros(2)
+    metric, states = module.metric, (torch.get_rng_state(), module.held[2].bit_generator.state)
+
+    def spoil() -> None:
+        with preserved(module):
+            module.first.clear()
+            module.last["b"] = 3
+            module.held[2].random()
+            module.metric.add_(1)
+            module.weight.grad = torch.zeros(1, 1)
+            module.eval()
+            torch.rand(1)
+
+    with pytest.raises(NotPutBackError, match=r"^Stubborn could not .* \(OSError: I go on.\)"):
+        spoil()
+    assert (module.first, module.last, module.training) == ({"a": 1}, {"b": 2}, True)
+    assert module.metric is metric
+    assert metric.eq(0).all()
+    assert module.weight.grad is gradient
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert module.held[2].bit_generator.state == states[1]
+
+
+def test_a_module_that_cannot_be_put_back_is_a_row_with_the_reason() -> None:
+    module = Classifier()
+    module.rng = Stubborn(1)
+    leaderboard = ZeroShotSelector(proxies="zico").rank({"good": Classifier, "bad": lambda: module}, make_batches())
+    assert [row["name"] for row in leaderboard] == ["good", "bad"]
+    assert "NotPutBackError" in leaderboard.errors["bad"]
+    assert "Stubborn" in leaderboard.errors["bad"]
+
+
+def test_nothing_that_did_not_change_is_written() -> None:
+    class Watched(dict):
+        written = 0
+
+        def __setitem__(self, key: Any, value: Any) -> None:
+            Watched.written += 1
+
+    module = nn.Linear(1, 1)
+    module.held = held = {"a": Watched(b=1), "c": [read_only(np.array([float("nan")]))]}
+    readers = iter(held), iter(held["a"])
+    with preserved(module) as reset:
+        reset()
+    assert [next(reader) for reader in readers] == ["a", "b"]  # one that is refilled breaks its readers off
+    assert not Watched.written
