@@ -25,6 +25,7 @@ from lightning_zico.engine.undo import (
     Remembered,
     copy_of,
     exchangeable,
+    has_numbers,
     has_slots,
     put_leaf_back,
     refill,
@@ -52,7 +53,7 @@ def preserved(module: nn.Module, *others: Any) -> Iterator[Callable[[], None]]:
 
     Args:
         module: See above.
-        others: What is put back with it, such as a loss function.
+        others: What is put back with it, such as a module within a loss function.
 
     Yields:
         A function that puts the module back at once, for bodies that run it several times.
@@ -215,7 +216,7 @@ class _ModuleState(Remembered):
 
     Args:
         module: Its registered parameters and buffers are not exchanged; `stateless.Stateless` does that.
-        others: What is put back as well, such as a loss function.
+        others: What is put back as well.
         apart: Submodules that are left alone.
     """
 
@@ -261,9 +262,9 @@ class _ModuleState(Remembered):
         """Remember a tensor for `exchange`."""
         if isinstance(tensor, nn.Parameter):
             self._hold(tensor)
-        elif own or (tensor.layout == torch.strided and not tensor.is_meta and self.fits(tensor)):
+        elif own or (has_numbers(tensor) and self.fits(tensor)):
             self._hold(tensor)
-            if setter is not None and not exchangeable(tensor):
+            if setter is not None and not is_lazy(tensor) and not exchangeable(tensor):
                 self._places.append((setter, holder, key, tensor))
 
     def fits(self, value: Any) -> bool:
@@ -282,7 +283,7 @@ class _ModuleState(Remembered):
             self._held.append((tensor, tensor.data))
             if id(tensor) not in self._registered:
                 self._leaves.append((tensor, tensor.grad, tensor.requires_grad, version_of(tensor)))
-        else:
+        elif has_numbers(tensor):
             self.restorers.append((tensor, tensor_restorer(tensor)))
 
     def exchange(self) -> None:
@@ -307,7 +308,10 @@ class _ModuleState(Remembered):
         """Put everything back; return the objects for which that went wrong, and how."""
         failures = super().undone()
         for tensor, data in self._held:
-            tensor.data = data
+            try:
+                tensor.data = data
+            except Exception as error:
+                failures.append((tensor, error))
         for leaf, grad, requires_grad, version in self._leaves:
             try:
                 if leaf.requires_grad != requires_grad or (version >= 0 and leaf._version != version):
@@ -317,6 +321,28 @@ class _ModuleState(Remembered):
             except Exception as error:
                 failures.append((leaf, error))
         return failures
+
+
+class _Weights(Remembered):
+    """Finds modules, optimizers and parameters, and puts nothing back."""
+
+    def __init__(self) -> None:
+        super().__init__(is_open=is_plain, holds=_holds, room=0, most=_MOST_OBJECTS)
+        self.found: list[Any] = []
+
+    def open_module(self, module: Any) -> None:
+        self.found.append(module)
+
+    def found_tensor(self, setter: Any, holder: Any, key: Any, tensor: Tensor, own: bool) -> None:
+        if isinstance(tensor, nn.Parameter):
+            self.found.append(tensor)
+
+
+def weights_behind(*functions: Any) -> list[Any]:
+    """List the modules, optimizers and parameters that functions refer to, but not by global variables."""
+    weights = _Weights()
+    weights.take(*functions)
+    return weights.found
 
 
 def is_plain(obj: Any) -> bool:

@@ -197,7 +197,7 @@ class Remembered:
                 self.scan(setattr, value, [("cell_contents", content)], own)
         elif kind == "link":
             if self.is_open(value):
-                self.scan(None, None, enumerate(_behind(value)), own)
+                self.scan(None, None, enumerate(_behind(value)))
         elif kind == "module":
             self.open_module(value)
         elif self.is_open(value):
@@ -246,9 +246,9 @@ class Remembered:
 
     def found_tensor(self, setter: Any, holder: Any, key: Any, tensor: Tensor, own: bool) -> None:
         """Remember the numbers of a tensor."""
-        if id(tensor) not in self.seen and tensor.layout == torch.strided and not tensor.is_meta:
+        if id(tensor) not in self.seen:
             self.seen[id(tensor)] = tensor
-            if self.fits(tensor):
+            if has_numbers(tensor) and self.fits(tensor):
                 self.restorers.append((tensor, tensor_restorer(tensor)))
 
     def fits(self, value: Any) -> bool:
@@ -337,7 +337,10 @@ def put_leaf_back(tensor: Tensor, requires_grad: bool, version: int) -> None:
 
 def version_of(tensor: Tensor) -> int:
     """Tell how often autograd saw a tensor change; -1 for one whose changes are not counted."""
-    return -1 if is_lazy(tensor) or tensor.is_inference() else tensor._version
+    try:
+        return tensor._version
+    except (RuntimeError, ValueError):  # made in inference mode, or not yet initialised
+        return -1
 
 
 def _set_version(tensor: Tensor, version: int) -> None:
@@ -347,6 +350,11 @@ def _set_version(tensor: Tensor, version: int) -> None:
         set_counter((tensor,), (version,))
     except TypeError:  # torch 2.5 takes one tensor
         set_counter(tensor, version)
+
+
+def has_numbers(tensor: Tensor) -> bool:
+    """Whether a tensor has numbers of its own that can be read and written where they are."""
+    return not is_lazy(tensor) and tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_nested)
 
 
 def exchangeable(tensor: Tensor) -> bool:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from lightning_zico import ZeroShotSelector
 from lightning_zico.engine.scope import preserved
 from lightning_zico.errors import NotPutBackError
+from lightning_zico.undisturbed import undisturbed
 from tests.modules import Classifier, make_batches
 
 Look = Callable[[], Any]
@@ -241,7 +242,7 @@ def of_method(world: World, child: Callable[[], Any]) -> Any:
 
 
 def bytes_of(tensor: Tensor) -> bytes:
-    return bytes(tensor.detach().contiguous().reshape(-1).view(torch.uint8).tolist())
+    return bytes(tensor.detach().resolve_conj().contiguous().reshape(-1).view(torch.uint8).tolist())
 
 
 def look_at(tensor: Tensor) -> Any:
@@ -459,3 +460,53 @@ def test_nothing_that_did_not_change_is_written() -> None:
         reset()
     assert [next(reader) for reader in readers] == ["a", "b"]  # one that is refilled breaks its readers off
     assert not Watched.written
+
+
+DTYPES = [torch.bool, torch.uint8, torch.int64, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.complex64]
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("shape", [(), (0,), (3,), (2, 3)], ids=str)
+@pytest.mark.parametrize("view", [False, True])
+def test_tensors_of_every_kind_are_put_back(dtype: torch.dtype, shape: tuple[int, ...], view: bool) -> None:
+    base = torch.zeros(2, *shape).to(dtype)
+    module = nn.Linear(1, 1)
+    module.held = ((base[0].conj() if dtype.is_complex else base[0]) if view else base,)
+    kept = module.held[0]
+    with preserved(module):
+        module.held[0].copy_(torch.ones(()))
+        assert not base.numel() or bytes_of(kept).strip(b"\0")
+    assert module.held[0] is kept
+    assert not bytes_of(base).strip(b"\0")
+
+
+OTHER_TENSORS = {
+    "meta": lambda: torch.zeros(2, device="meta"),
+    "meta, view": lambda: torch.zeros(2, device="meta")[:1],
+    "sparse": lambda: torch.eye(2).to_sparse(),
+    "sparse, with a history": lambda: torch.eye(2, requires_grad=True).to_sparse(),
+    "inference": lambda: torch.inference_mode()(torch.zeros)(2),
+    "lazy buffer": lambda: nn.parameter.UninitializedBuffer(),
+    "lazy parameter": lambda: nn.parameter.UninitializedParameter(),
+    "quantized": lambda: torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8),
+    "nested": lambda: torch.nested.nested_tensor([torch.ones(1), torch.ones(2)], layout=torch.jagged),
+    "nested, strided": lambda: torch.nested.nested_tensor([torch.ones(1), torch.ones(2)]),
+    "with a history": lambda: torch.ones(2, requires_grad=True) * 2,
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_TENSORS)
+@pytest.mark.parametrize("hide", [lambda t: [t], lambda t: (t,), lambda t: SimpleNamespace(t=t), lambda t: lambda: t])
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors", "ignore:.*quantized", "ignore:.*Quantization")
+def test_tensors_without_plain_memory_stay_where_they_are(kind: str, hide: Callable[[Any], Any]) -> None:
+    module = nn.Linear(1, 1)
+    tensor = OTHER_TENSORS[kind]()
+    module.held = held = hide(tensor)
+    for _ in range(2):
+        with preserved(module) as reset:
+            reset()
+    assert module.held is held
+    found = held() if callable(held) else held.t if isinstance(held, SimpleNamespace) else held[0]
+    assert found is tensor
+    with undisturbed(held):
+        pass
