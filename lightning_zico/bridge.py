@@ -27,7 +27,7 @@ from torchmetrics import Metric
 from lightning_zico._typing import Batch, LossFn, Step
 from lightning_zico.engine.batches import copied_batch, map_tensors
 from lightning_zico.engine.contents import contents
-from lightning_zico.engine.scope import preserved, preserved_rng
+from lightning_zico.engine.scope import preserved, preserved_rng, weights_behind
 from lightning_zico.errors import (
     HookError,
     SkippedBatchError,
@@ -182,7 +182,7 @@ def bridged(
     with ExitStack() as stack:
         enter = stack.enter_context
         enter(_values_kept(module, if_=writes))
-        enter(preserved(module))
+        enter(preserved(module, *weights_behind(loss_fn, step)))
         enter(undisturbed(*hooked, *callbacks))
         if lightning:
             _mute_logging(module, *callbacks)

@@ -57,6 +57,10 @@ class UnsupportedModuleError(ZiCoError, TypeError):
     """A module whose loss cannot be had from its own ``training_step``."""
 
 
+class NotPutBackError(ZiCoError, RuntimeError):
+    """An object that scoring reached and could not leave as it was."""
+
+
 class SurroundingsError(UnsupportedModuleError):
     """A step that asks for something that is there during training, and not while scoring."""
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.data import DataLoader
 
-from lightning_zico.engine.scope import refill
+from lightning_zico.engine.undo import refill
 from lightning_zico.errors import SurroundingsError
 from lightning_zico.folders import temporary_folder
 

@@ -5,20 +5,15 @@ from contextlib import contextmanager
 from io import IOBase
 from multiprocessing.process import BaseProcess
 from threading import Thread
-from types import CellType, MethodType, ModuleType
+from types import MethodType, ModuleType
 from typing import Any
 
 from torch.utils.data.dataloader import _BaseDataLoaderIter as _LoaderIter
 
-from lightning_zico.engine.scope import remembered
+from lightning_zico.engine.undo import Remembered
 from lightning_zico.errors import UnsupportedBatchError
 from lightning_zico.trainers import is_trainer
 
-# A generator that stands behind this many elements of one list is not looked for: such lists hold samples.
-_MOST_ELEMENTS = 1000
-# Of tensors and arrays that are small enough to be an order of samples, so much together is copied.
-_MOST_BYTES_TOGETHER = 2**28
-_EMPTY_CELL = CellType()
 # Threads and processes go on by themselves; so do trainers, which lead to everything.
 _NOT_LOOKED_INTO = (type, ModuleType, Thread, BaseProcess, IOBase)
 
@@ -27,9 +22,7 @@ _NOT_LOOKED_INTO = (type, ModuleType, Thread, BaseProcess, IOBase)
 def undisturbed(*roots: Any, readable_once: bool = True) -> Iterator[None]:
     """Put back what reading moves: generators, counters, caches and orders in loaders, samplers, datasets, transforms.
 
-    Of every object that is reached through attributes, containers, bound methods, partial functions and closures,
-    generators of torch, NumPy and Python get their state back, and objects their attributes; lists, dictionaries, sets
-    and deques their elements, small tensors and arrays their numbers. What stands in global variables is not reached.
+    What is reached and put back is told by `Remembered`.
 
     Args:
         roots: Where to start.
@@ -52,9 +45,9 @@ def undisturbed(*roots: Any, readable_once: bool = True) -> Iterator[None]:
             )
         return True
 
-    restore = remembered(roots, is_open=is_open)
+    reached = Remembered(is_open=is_open)
+    reached.take(*roots)
     try:
         yield
     finally:
-        for undo in restore:
-            undo()
+        reached.put_back()

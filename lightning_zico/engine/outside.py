@@ -1,14 +1,14 @@
 """What a step refers to outside of its module, put back after a run on the meta device."""
 
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
 
 from lightning_zico.engine.reads import globals_in
-from lightning_zico.engine.scope import MOST_BYTES, is_plain, remembered
+from lightning_zico.engine.scope import is_plain
+from lightning_zico.engine.undo import MOST_BYTES, Remembered
 
 _MOST_OBJECTS = 1000
 
@@ -26,20 +26,12 @@ def outside_put_back(module: nn.Module, step: Callable[..., Any]) -> Iterator[No
     """
 
     def is_open(obj: Any) -> bool:
-        return isinstance(obj, nn.Module) or (is_plain(obj) and not _computes(obj))
+        return isinstance(obj, nn.Module) or is_plain(obj)
 
-    own = {id(part) for part in module.modules()}
+    outside = Remembered(is_open=is_open, seen=module.modules(), room=MOST_BYTES, most=_MOST_OBJECTS)
     # those that come last are looked into first
-    roots = [*globals_in(module, step), step]
-    restorers = remembered(roots, is_open=is_open, seen=own, room=MOST_BYTES, most=_MOST_OBJECTS)
+    outside.take(*globals_in(module, step), step)
     try:
         yield
     finally:
-        for restore in restorers:
-            restore()
-
-
-def _computes(obj: Any) -> bool:
-    """Whether a container is of a class of its own, which may make what it holds when it is read."""
-    is_container = isinstance(obj, Mapping | list | tuple | deque | set)
-    return is_container and type(obj).__module__ not in ("builtins", "collections", "types")
+        outside.put_back()

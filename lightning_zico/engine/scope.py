@@ -2,42 +2,58 @@
 
 import copy
 import itertools
-import operator
 import random
 import sys
 import threading
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import weakref
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache, partial
 from io import IOBase
 from multiprocessing.process import BaseProcess
-from types import CellType, FunctionType, MethodType, ModuleType
+from types import FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
-from torch.utils.data import DataLoader
+
+from lightning_zico.engine.undo import (
+    Remembered,
+    copy_of,
+    exchangeable,
+    has_numbers,
+    has_slots,
+    put_leaf_back,
+    refill,
+    tensor_restorer,
+    version_of,
+)
 
 
 @contextmanager
-def preserved(module: nn.Module) -> Iterator[Callable[[], None]]:
+def preserved(module: nn.Module, *others: Any) -> Iterator[Callable[[], None]]:
     """Put a module and the random number generators back as they were, bit for bit, also when the body raises.
 
     Saved are, for every submodule, all its attributes (training flag, hook tables, child modules, the list that a
-    ``training_step`` appends to) and the contents of those that are lists, dictionaries, sets or deques, to any depth;
-    for every parameter ``requires_grad`` and ``.grad``, which is None while the body runs. Tensors that are neither
-    parameter nor buffer, such as the states of torchmetrics, are exchanged for clones while the body runs, so that not
-    even a write in place reaches them. Parameters and buffers are *not* cloned here: the body must run the module on
-    others, as `stateless.Stateless` does. Generators of torch, NumPy and Python that stand among these attributes get
-    their state back.
+    ``training_step`` appends to) and what they lead to, see `undo.Remembered`; for every parameter ``requires_grad``
+    and ``.grad``, which is None while the body runs. Parameters and buffers are *not* cloned here: the body must run
+    the module on others, as `stateless.Stateless` does.
 
-    Objects of other classes that a module holds, such as a scheduler of noise or a counter, get their attributes back,
-    and so do those that they hold, to any depth; small tensors among them get their numbers back. Not looked into are
-    other modules, classes, trainers, loggers, threads, and what shares a lock with them.
+    Modules that are not registered, such as a teacher in a list, optimizers and parameters that are found on the way
+    are put back likewise. Their tensors, and others such as the states of torchmetrics, have other memory while the
+    body runs, so that not even a write in place, by whatever reference, reaches their values; in the places of views
+    and of tensors with a history stand clones. Of tensors that plain objects hold, those of more than 16 MB are left
+    as they are, unless they have the shape of a parameter.
+
+    Not looked into are classes, trainers, loggers, threads, and what shares a lock with them.
+
+    Args:
+        module: See above.
+        others: What is put back with it, such as a module within a loss function.
 
     Yields:
         A function that puts the module back at once, for bodies that run it several times.
@@ -49,17 +65,16 @@ def preserved(module: nn.Module) -> Iterator[Callable[[], None]]:
         >>> layer.training
         True
     """
-    with preserved_rng(), module_put_back(module) as reset:
+    with preserved_rng(), module_put_back(module, *others) as reset:
         yield reset
 
 
 @contextmanager
-def module_put_back(module: nn.Module, *, apart: Iterable[nn.Module] = ()) -> Iterator[Callable[[], None]]:
+def module_put_back(module: nn.Module, *others: Any, apart: Iterable[nn.Module] = ()) -> Iterator[Callable[[], None]]:
     """Do as `preserved`, without the generators of random numbers and without some submodules."""
-    left = set(map(id, apart))
-    state = _ModuleState([part for part in module.modules() if id(part) not in left])
+    state = _ModuleState(module, others, apart)
     try:
-        state.exchange_tensors()
+        state.exchange()
         yield state.reset
     finally:
         state.put_back()
@@ -85,25 +100,26 @@ def preserved_rng(seed: int | None = None) -> Iterator[None]:
 def optimizers_put_back() -> Iterator[None]:
     """Put the optimizers back that step while the body runs: their states and settings, not what they optimise."""
     here = threading.get_ident()
-    saved: dict[int, tuple[Optimizer, Any, Any, list[tuple[Any, Any]]]] = {}
+    saved: dict[int, list[tuple[Any, Any]]] = {}
 
     def remember(optimizer: Optimizer, args: Any, kwargs: Any) -> None:
         if threading.get_ident() == here and id(optimizer) not in saved:
-            states = {parameter: copy.deepcopy(state) for parameter, state in optimizer.state.items()}
-            groups = [(group, dict(group)) for group in optimizer.param_groups]
-            saved[id(optimizer)] = (optimizer, dict(vars(optimizer)), states, groups)
+            groups = optimizer.param_groups
+            containers: list[Any] = [vars(optimizer), optimizer.state, groups, *groups]
+            saved[id(optimizer)] = [(container, copy.copy(container)) for container in containers]
+            # What it holds stays as it is: it gets copies to write to.
+            for parameter, state in list(optimizer.state.items()):
+                optimizer.state[parameter] = copy.deepcopy(state)
+            for group in groups:
+                group.update({key: value.clone() for key, value in group.items() if isinstance(value, Tensor)})
 
     handle = register_optimizer_step_pre_hook(remember)
     try:
         yield
     finally:
         handle.remove()
-        for optimizer, attributes, states, groups in saved.values():
-            refill(vars(optimizer), attributes)
-            refill(optimizer.state, states)
-            refill(optimizer.param_groups, [group for group, _ in groups])
-            for group, own in groups:
-                refill(group, own)
+        for container, contents in itertools.chain.from_iterable(saved.values()):
+            refill(container, contents)
 
 
 def rng_restorer() -> Callable[[], None]:
@@ -173,24 +189,6 @@ class _Fusing:
 _fusing = _Fusing()
 
 
-def restorer_of(obj: Any) -> Callable[[], Any] | None:
-    """Remember the state of a generator of torch, NumPy or Python; None for any other object.
-
-    Returns:
-        A function that puts the state back.
-    """
-    numpy = sys.modules.get("numpy")
-    if isinstance(obj, torch.Generator):
-        return partial(obj.set_state, obj.get_state())
-    if isinstance(obj, random.Random):
-        return partial(obj.setstate, obj.getstate())
-    if numpy and isinstance(obj, numpy.random.RandomState):
-        return partial(obj.set_state, obj.get_state())
-    if numpy and isinstance(obj, numpy.random.Generator):
-        return partial(setattr, obj.bit_generator, "state", copy.deepcopy(obj.bit_generator.state))
-    return None
-
-
 def seed_all(seed: int) -> None:
     """Seed Python's, NumPy's and torch's generators, on every device."""
     random.seed(seed)
@@ -200,239 +198,156 @@ def seed_all(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-# A tensor or array that is larger (2 million indices as int64) holds samples, and is not looked after.
-MOST_BYTES = 2**24
-# A generator that stands behind this many elements of one list is not looked for: such lists hold samples.
-_MOST_ELEMENTS = 1000
+_MOST_BYTES_TOGETHER = 2**28  # of small tensors and arrays in plain objects
 _MOST_OBJECTS = 10_000  # of a module's own
-_EMPTY_CELL = CellType()
 _LIVE = (threading.Thread, BaseProcess, IOBase)  # they go on by themselves
 _LOCKS = (type(threading.Lock()), type(threading.RLock()), threading.Condition, threading.Event, *_LIVE)
 # Trainers lead to everything, and what writes elsewhere cannot be put back.
 _LEFT_ALONE = ("lightning.", "pytorch_lightning.", "lightning_fabric.", "torch.utils.tensorboard.", "wandb.", "ray.")
 # The standard library's objects belong to the interpreter, other than those that merely hold what they are given.
 _HOLDERS = frozenset({"argparse", "collections", "functools", "types"})
-_PLAIN = frozenset({bool, int, float, str, bytes, type(None)})
-_REGISTERED = ("_parameters", "_buffers")  # the tensors in them are exchanged by functional_call
+_LINKS = (FunctionType, MethodType, MappingProxyType, partial, weakref.ref)
+# The tensors in them are handed to the module; those in the last two are the parameters of recurrent layers once more.
+_REGISTERED = frozenset({"_parameters", "_buffers", "_modules", "_flat_weights", "_flat_weight_refs"})
 
 
-class _ModuleState:
-    """All that `preserved` puts back, for the submodules of one module."""
-
-    def __init__(self, submodules: list[nn.Module]) -> None:
-        self._attributes = [(vars(submodule), dict(vars(submodule))) for submodule in submodules]
-        parameters = {id(p): p for submodule in submodules for p in submodule._parameters.values() if p is not None}
-        self._parameters = [(p, p.grad, p.requires_grad) for p in parameters.values()]
-        self._containers: list[tuple[Any, Any]] = []
-        self._empty: list[Any] = []  # most containers of a module are hook tables without a hook
-        self._tensors: list[tuple[Any, Any, Tensor]] = []  # (container, key, the tensor there)
-        self._values: list[tuple[Any, Any]] = []  # (a tensor or array without a place to exchange it, a copy)
-        self._restorers: list[Callable[[], Any]] = []
-        self._kinds: dict[type, str] = {}
-        seen: set[int] = set()
-        self._objects: list[Any] = []  # of foreign classes, to be looked into
-        for attributes, _ in self._attributes:
-            self._scan(attributes, attributes.items(), seen)
-        if self._objects:
-            seen |= {
-                id(tensor) for part in submodules for tensor in (*part._parameters.values(), *part._buffers.values())
-            }
-            self._restorers += remembered(
-                self._objects, is_open=is_plain, seen=seen, room=MOST_BYTES, most=_MOST_OBJECTS
-            )
-
-    def _scan(self, container: Any, items: Iterable[tuple[Any, Any]], seen: set[int]) -> None:
-        kinds = self._kinds
-        for key, value in items:
-            kind = kinds.get(type(value)) or self._kind_of(value)
-            if kind == "opaque":
-                continue
-            if kind == "object":
-                self._objects.append(value)
-            elif kind == "container":
-                if not value:
-                    self._empty.append(value)
-                elif id(value) not in seen:
-                    seen.add(id(value))
-                    self._containers.append((value, value.copy()))
-                    # a set holds no place to exchange
-                    if key not in _REGISTERED and not isinstance(value, set):
-                        self._scan(value, value.items() if isinstance(value, dict) else enumerate(value), seen)
-            elif kind == "tuple":
-                self._scan(value, enumerate(value), seen)
-            elif kind == "tensor":
-                if isinstance(container, tuple):
-                    self._values.append((value, value.detach().clone()))
-                elif not isinstance(value, nn.Parameter):
-                    self._tensors.append((container, key, value))
-            elif kind == "array":
-                if value.nbytes <= MOST_BYTES:
-                    self._values.append((value, value.copy()))
-            elif (restore := restorer_of(value)) is not None:
-                self._restorers.append(restore)
-
-    def _kind_of(self, value: Any) -> str:
-        """Classify a value, once for each type: a network has thousands of attributes and a dozen types."""
-        numpy = sys.modules.get("numpy")
-        if type(value) in _PLAIN:
-            kind = "opaque"
-        elif isinstance(value, dict | list | set | deque):
-            kind = "container"
-        elif isinstance(value, tuple):
-            kind = "tuple"
-        elif isinstance(value, Tensor):
-            kind = "tensor"
-        elif numpy and isinstance(value, numpy.ndarray):
-            kind = "array"
-        else:
-            kind = "generator" if restorer_of(value) else "object" if _holds(_class(value)) else "opaque"
-        self._kinds[type(value)] = kind
-        return kind
-
-    def exchange_tensors(self) -> None:
-        """Put clones in the places of the tensors that are neither parameter nor buffer, and None in those of grads."""
-        for container, key, tensor in self._tensors:
-            container[key] = tensor.detach().clone().requires_grad_(tensor.requires_grad)
-        for parameter, _, _ in self._parameters:
-            parameter.grad = None
-
-    def reset(self) -> None:
-        """Put everything back and fresh clones in."""
-        self.put_back()
-        self.exchange_tensors()
-
-    def put_back(self) -> None:
-        """Put everything back."""
-        for attributes, saved in self._attributes:
-            refill(attributes, saved)
-        for container, saved in self._containers:
-            refill(container, saved)
-        for container in self._empty:
-            if container:
-                container.clear()
-        for container, key, tensor in self._tensors:
-            container[key] = tensor
-        for value, saved in self._values:
-            put_back(value, saved)
-        for restore in self._restorers:
-            restore()
-        for parameter, grad, requires_grad in self._parameters:
-            if parameter.requires_grad != requires_grad:
-                parameter.requires_grad_(requires_grad)
-            if parameter.grad is not grad:
-                parameter.grad = grad
-
-
-def remembered(
-    roots: Iterable[Any],
-    *,
-    is_open: Callable[[Any], bool],
-    seen: set[int] | None = None,
-    room: int = 2**28,
-    most: int | None = None,
-) -> list[Callable[[], Any]]:
-    """Remember what objects hold, and what these hold in turn.
-
-    Reached are attributes, elements of containers, bound methods, partial functions and closures; what stands in global
-    variables is not. Generators of torch, NumPy and Python get their state back, objects their attributes, containers
-    their elements, and small tensors and arrays their numbers.
+class _ModuleState(Remembered):
+    """All that `preserved` puts back, of the submodules of one module and of what is found in them.
 
     Args:
-        roots: Where to start.
-        is_open: Whether an object is looked into; it may raise. Tensors, arrays and generators are not asked about.
-        seen: Ids of what is looked after elsewhere.
-        room: Most bytes of tensors and arrays that are copied.
-        most: Most objects; None for all.
-
-    Returns:
-        Functions that put it back, each as often as it is called.
+        module: Its registered parameters and buffers are not exchanged; `stateless.Stateless` does that.
+        others: What is put back as well.
+        apart: Submodules that are left alone.
     """
-    restorers: list[Callable[[], Any]] = []
-    seen = set() if seen is None else seen
-    numpy = sys.modules.get("numpy")
-    waiting = list(roots)
-    while waiting and (most is None or len(restorers) < most):
-        obj = waiting.pop()
-        if type(obj) in _PLAIN or id(obj) in seen:
-            continue
-        seen.add(id(obj))
-        restore_generator = restorer_of(obj)
-        if restore_generator is not None:
-            restorers.append(restore_generator)
-        elif isinstance(obj, Tensor) or (numpy and isinstance(obj, numpy.ndarray)):
-            copyable = not isinstance(obj, Tensor) or (obj.layout == torch.strided and not obj.is_meta)
-            if copyable and obj.nbytes <= min(MOST_BYTES, room):
-                room -= obj.nbytes
-                restorers.append(partial(put_back, obj, _copy_of(obj)))
-        elif is_open(obj):
-            restorers += _own_restorers(obj)
-            waiting.extend(_parts(obj))
-    return restorers
+
+    def __init__(self, module: nn.Module, others: Iterable[Any], apart: Iterable[nn.Module]) -> None:
+        tree = list(module.modules())
+        super().__init__(is_open=is_plain, holds=_holds, seen=tree, room=_MOST_BYTES_TOGETHER, most=_MOST_OBJECTS)
+        left = set(map(id, apart))
+        submodules = [part for part in tree if id(part) not in left]
+        parameters = {id(p): p for part in submodules for p in part._parameters.values() if p is not None}
+        self._registered = parameters
+        # Each with its gradient, whether it requires one, and how often it was changed.
+        self._leaves: list[tuple[Tensor, Tensor | None, bool, int]] = [
+            (p, p.grad, p.requires_grad, version_of(p)) for p in parameters.values()
+        ]
+        self._places: list[
+            tuple[Callable[[Any, Any, Any], Any], Any, Any, Tensor]
+        ] = []  # (setter, holder, key, tensor)
+        self._held: list[tuple[Tensor, Tensor]] = []  # tensors that are given other memory, and their own
+        self._shapes: frozenset[torch.Size] | None = None
+        for part in submodules:
+            self._open_own(part)
+        self.take(*others)
+
+    def _open_own(self, obj: Any) -> None:
+        attributes = vars(obj)
+        self.dicts.append((attributes, attributes.copy()))
+        self.scan(dict.__setitem__, attributes, attributes.items(), True, _REGISTERED)
+
+    def open_module(self, module: Any) -> None:
+        """Remember an optimizer, or a module that the tree does not know, with its parameters and buffers."""
+        if isinstance(module, nn.Module):
+            for part in module.modules():
+                if part is module or id(part) not in self.seen:
+                    self.seen[id(part)] = part
+                    for tensor in (*part._parameters.values(), *part._buffers.values()):
+                        if tensor is not None:
+                            self._hold(tensor)
+                    self._open_own(part)
+        else:
+            self._open_own(module)
+
+    def found_tensor(self, setter: Any, holder: Any, key: Any, tensor: Tensor, own: bool) -> None:
+        """Remember a tensor for `exchange`."""
+        if isinstance(tensor, nn.Parameter):
+            self._hold(tensor)
+        elif own or (has_numbers(tensor) and self.fits(tensor)):
+            self._hold(tensor)
+            if setter is not None and not is_lazy(tensor) and not exchangeable(tensor):
+                self._places.append((setter, holder, key, tensor))
+
+    def fits(self, value: Any) -> bool:
+        """Whether to copy what a foreign object holds: also a large tensor, if it may be a copy of a parameter."""
+        if super().fits(value):
+            return True
+        if self._shapes is None:
+            self._shapes = frozenset(parameter.shape for parameter in self._registered.values())
+        return isinstance(value, Tensor) and value.shape in self._shapes
+
+    def _hold(self, tensor: Tensor) -> None:
+        if id(tensor) in self.seen or is_lazy(tensor):
+            return
+        self.seen[id(tensor)] = tensor
+        if exchangeable(tensor):
+            self._held.append((tensor, tensor.data))
+            if id(tensor) not in self._registered:
+                self._leaves.append((tensor, tensor.grad, tensor.requires_grad, version_of(tensor)))
+        elif has_numbers(tensor):
+            self.restorers.append((tensor, tensor_restorer(tensor)))
+
+    def exchange(self) -> None:
+        """Put copies in the places of tensors, or let these have other memory, and take gradients away."""
+        copies: dict[int, Tensor] = {}
+        for setter, holder, key, tensor in self._places:
+            if id(tensor) not in copies:
+                copies[id(tensor)] = copy_of(tensor).requires_grad_(tensor.requires_grad)
+            setter(holder, key, copies[id(tensor)])
+        for tensor, data in self._held:
+            tensor.data = copy_of(data)
+        for leaf, grad, _, _ in self._leaves:
+            if grad is not None:
+                leaf.grad = None
+
+    def reset(self) -> None:
+        """Put everything back and fresh copies in."""
+        self.put_back()
+        self.exchange()
+
+    def undone(self) -> list[tuple[Any, Exception]]:
+        """Put everything back; return the objects for which that went wrong, and how."""
+        failures = super().undone()
+        for tensor, data in self._held:
+            try:
+                tensor.data = data
+            except Exception as error:
+                failures.append((tensor, error))
+        for leaf, grad, requires_grad, version in self._leaves:
+            try:
+                if leaf.requires_grad != requires_grad or (version >= 0 and leaf._version != version):
+                    put_leaf_back(leaf, requires_grad, version)
+                if leaf.grad is not grad:
+                    leaf.grad = grad
+            except Exception as error:
+                failures.append((leaf, error))
+        return failures
 
 
-def _copy_of(value: Any) -> Any:
-    return value.detach().clone() if isinstance(value, Tensor) else value.copy()
+class _Weights(Remembered):
+    """Finds modules, optimizers and parameters, and puts nothing back."""
+
+    def __init__(self) -> None:
+        super().__init__(is_open=is_plain, holds=_holds, room=0, most=_MOST_OBJECTS)
+        self.found: list[Any] = []
+
+    def open_module(self, module: Any) -> None:
+        self.found.append(module)
+
+    def found_tensor(self, setter: Any, holder: Any, key: Any, tensor: Tensor, own: bool) -> None:
+        if isinstance(tensor, nn.Parameter):
+            self.found.append(tensor)
 
 
-def _own_restorers(obj: Any) -> list[Callable[[], Any]]:
-    if isinstance(obj, list | deque | dict | set):
-        return [partial(_refill_changed, obj, obj.copy())]
-    restorers: list[Callable[[], Any]] = []
-    attributes = getattr(obj, "__dict__", None)
-    if isinstance(attributes, dict):
-        restorers.append(partial(_refill_changed, attributes, attributes.copy()))
-    slots = [name for name in _slots_of(_class(obj)) if hasattr(obj, name)]
-    if slots:
-        restorers.append(partial(_set_slots, obj, {name: getattr(obj, name) for name in slots}))
-    return restorers
-
-
-def _parts(obj: Any) -> list[Any]:
-    """List what an object holds."""
-    if isinstance(obj, dict):
-        return list(itertools.islice(obj.values(), _MOST_ELEMENTS))
-    if isinstance(obj, list | tuple | deque | set):
-        return list(itertools.islice(obj, _MOST_ELEMENTS))
-    if isinstance(obj, MethodType):
-        return [obj.__self__, obj.__func__]
-    if isinstance(obj, partial):
-        return [obj.func, obj.args, obj.keywords]
-    if isinstance(obj, FunctionType):
-        return [cell.cell_contents for cell in obj.__closure__ or () if cell != _EMPTY_CELL]
-    attributes = getattr(obj, "__dict__", {})
-    # The workers at work belong to training; what is read here comes from others.
-    parts = [value for key, value in attributes.items() if not (key == "_iterator" and isinstance(obj, DataLoader))]
-    parts += [getattr(obj, name) for name in _slots_of(_class(obj)) if hasattr(obj, name)]
-    if not parts and isinstance(obj, Mapping):
-        return list(itertools.islice(obj.values(), _MOST_ELEMENTS))
-    return parts
-
-
-def _class(obj: Any) -> Any:
-    return type(obj)  # as Any, since mypy takes classes for unhashable
-
-
-@lru_cache(maxsize=4096)
-def _slots_of(kind: type) -> tuple[str, ...]:
-    """Names of the attributes that instances of a class keep in slots, as classes written in Python declare them."""
-    declared = (vars(base).get("__slots__", ()) for base in kind.__mro__)
-    names = [name for each in declared for name in ((each,) if isinstance(each, str) else each)]
-    return tuple(
-        f"_{kind.__name__.lstrip('_')}{name}" if name.startswith("__") and not name.endswith("__") else name
-        for name in names
-        if name not in ("__dict__", "__weakref__")
-    )
-
-
-def _set_slots(obj: Any, saved: Mapping[str, Any]) -> None:
-    for name, value in saved.items():
-        if getattr(obj, name, None) is not value:
-            object.__setattr__(obj, name, value)  # also where the class is frozen
+def weights_behind(*functions: Any) -> list[Any]:
+    """List the modules, optimizers and parameters that functions refer to, but not by global variables."""
+    weights = _Weights()
+    weights.take(*functions)
+    return weights.found
 
 
 def is_plain(obj: Any) -> bool:
     """Whether an object merely holds what it is given, so that putting it back disturbs nothing that is at work."""
-    if not _holds(_class(obj)):
+    if not _holds(cast(Any, type(obj))):
         return False
     attributes = getattr(obj, "__dict__", None)
     return not isinstance(attributes, dict) or not any(isinstance(value, _LOCKS) for value in attributes.values())
@@ -440,38 +355,13 @@ def is_plain(obj: Any) -> bool:
 
 @lru_cache(maxsize=4096)
 def _holds(kind: type) -> bool:
-    if issubclass(kind, (list, tuple, deque, dict, set, FunctionType, MethodType, partial)):
+    if issubclass(kind, _LINKS):
         return True
-    if kind in _PLAIN or issubclass(kind, (type, ModuleType, nn.Module, Enum, *_LIVE)):
+    if issubclass(kind, (type, ModuleType, Enum, *_LIVE)):
         return False
     if any(f"{base.__module__}.".startswith(_LEFT_ALONE) for base in kind.__mro__):
         return False
     root = str(kind.__module__).partition(".")[0]
     if root in sys.stdlib_module_names and root not in _HOLDERS:
         return False
-    return kind.__dictoffset__ != 0 or bool(_slots_of(cast(Any, kind)))
-
-
-def refill(container: Any, saved: Any) -> None:
-    """Give a list, deque, dictionary or set the contents of another."""
-    container.clear()
-    (container.extend if isinstance(container, list | deque) else container.update)(saved)
-
-
-def _refill_changed(container: Any, saved: Any) -> None:
-    """Do as `refill`, unless the container still has the very objects: somebody may be reading it."""
-    is_same = len(container) == len(saved) and all(map(operator.is_, container, saved))
-    if is_same and isinstance(container, dict):
-        is_same = all(map(operator.is_, container.values(), saved.values()))
-    if not is_same:
-        refill(container, saved)
-
-
-def put_back(value: Any, saved: Any) -> None:
-    """Give a tensor or an array the numbers of another, unless it has them: it may be read-only."""
-    if isinstance(value, Tensor):
-        if not torch.equal(value, saved):
-            with torch.no_grad():
-                value.copy_(saved)
-    elif not (value == saved).all():
-        value[...] = saved
+    return kind.__dictoffset__ != 0 or has_slots(kind)

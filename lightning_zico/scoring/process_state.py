@@ -36,7 +36,7 @@ from torch.overrides import _push_mode as _push_function_mode
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack, _pop_mode, _push_mode
 
-from lightning_zico.engine.scope import refill
+from lightning_zico.engine.undo import refill
 
 # Two candidates at once would see each other's switches, so the second thread waits.
 _ONE_AT_A_TIME = threading.RLock()

@@ -33,6 +33,7 @@ from tests.callbacks.training import (
     loader,
     photographed,
 )
+from tests.hidden import KINDS
 from tests.modules import NUM_CLASSES, Classifier, assert_same
 
 WITH_DROPOUT = partial(Classifier, dropout=0.5)
@@ -227,6 +228,71 @@ class Manual(Classifier):
 def test_manual_optimisation_goes_on() -> None:
     assert_training_does_not_notice(Manual, loss_fn=nn.CrossEntropyLoss())
     assert_training_does_not_notice(Manual, step=Classifier.training_step)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_outside_of_the_module_tree_go_on(kind: str) -> None:
+    assert_training_does_not_notice(KINDS[kind])
+
+
+@pytest.mark.parametrize("kind", ["teacher in list", "head with an optimizer"])
+@pytest.mark.parametrize(
+    "kwargs",
+    [
+        {"accumulate_grad_batches": 2},
+        {"precision": "bf16-mixed"},
+        {"gradient_clip_val": 0.1},
+        {"deterministic": True},
+        {"axis": "sample"},
+    ],
+    ids=lambda kwargs: next(iter(kwargs)),
+)
+def test_weights_outside_of_the_module_tree_go_on_in_any_setting(kind: str, kwargs: dict[str, Any]) -> None:
+    assert_training_does_not_notice(KINDS[kind], **kwargs)
+
+
+def _pruned() -> Classifier:
+    module = Classifier()
+    torch.nn.utils.prune.l1_unstructured(module.network[0], "weight", 0.3)
+    return module
+
+
+def _parametrised() -> Classifier:
+    module = Classifier()
+    torch.nn.utils.parametrizations.weight_norm(module.network[0])
+    torch.nn.utils.parametrizations.spectral_norm(module.network[6])
+    return module
+
+
+class OneCycle(Classifier):
+    def configure_optimizers(self) -> Any:
+        optimizer = torch.optim.SGD(self.parameters(), lr=0.1, momentum=0.9)
+        return [optimizer], [torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, total_steps=10)]
+
+
+class Averages(Callback):
+    """Averages the weights after each batch, as callbacks for moving averages do."""
+
+    def __init__(self) -> None:
+        self.average: Any = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.average = torch.optim.swa_utils.AveragedModel(pl_module.network)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.average.update_parameters(pl_module.network)
+
+
+@pytest.mark.parametrize("build_module", [_pruned, _parametrised, OneCycle])
+def test_weights_and_rates_that_are_computed_go_on(build_module: Callable[[], Classifier]) -> None:
+    assert_training_does_not_notice(build_module)
+
+
+def test_moving_averages_of_callbacks_go_on() -> None:
+    averages = [Averages(), Averages()]
+    without = photographed([averages[0]])
+    assert_same(without, photographed([averages[1], ZiCoCallback(every_n_epochs=1)]))
+    assert_same(*(dict(each.average.state_dict()) for each in averages))
 
 
 class Augmenting(Classifier):

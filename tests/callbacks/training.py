@@ -215,9 +215,12 @@ def photographed(
     trainer = quiet_trainer(*callbacks, recorder, **kwargs)
     trainer.fit(module, data)
     trainer.optimizers[0].zero_grad()
-    attributes = {key: value for key, value in vars(module).items() if isinstance(value, int | float | list)}
+    attributes = {
+        key: value for key, value in vars(module).items() if isinstance(value, int | float | list) and key != "held"
+    }
     photograph = {
         "weights": dict(module.state_dict()),
+        "hidden": getattr(module, "hidden", list)(),  # see `tests.hidden`
         "optimizers": [optimizer.state_dict() for optimizer in trainer.optimizers],
         "schedulers": [config.scheduler.state_dict() for config in trainer.lr_scheduler_configs],
         "batches": recorder.batches,

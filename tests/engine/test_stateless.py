@@ -127,3 +127,34 @@ def test_batch_and_index_reach_the_step():
     seen = []
     Stateless(nn.Linear(1, 1)).loss(lambda m, b, i: seen.append((b, i)) or torch.ones(()), {}, "batch", 7)
     assert seen == [("batch", 7)]
+
+
+def test_an_optimizer_that_steps_keeps_the_very_state_that_it_had():
+    module = nn.Linear(2, 2)
+    optimizer = torch.optim.Adam(module.parameters(), lr=torch.tensor(0.1), amsgrad=True)
+
+    def learn():
+        optimizer.zero_grad()
+        module(torch.ones(1, 2)).sum().backward()
+        optimizer.step()
+        optimizer.param_groups[0]["lr"].mul_(0.5)
+        optimizer.param_groups[0]["betas"] = (0.1, 0.2)
+
+    learn()
+    optimizer.param_groups[0]["betas"] = (0.8, 0.9)
+
+    def photo():
+        states = [(id(key), id(state), state) for key, state in optimizer.state.items()]
+        tensors = [
+            (key, id(value), value.tolist(), value._version) for _, _, state in states for key, value in state.items()
+        ]
+        group = optimizer.param_groups[0]
+        return [state[:2] for state in states], tensors, id(group), id(group["lr"]), repr(group)
+
+    before = photo()
+    stateless = Stateless(module)
+    with stateless.holding(stateless.copied_params()):
+        learn()
+        learn()
+        assert photo() != before
+    assert photo() == before

@@ -1,0 +1,503 @@
+"""What objects hold, remembered and put back."""
+
+import copy
+import gc
+import itertools
+import operator
+import random
+import sys
+import weakref
+from collections import OrderedDict, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
+from functools import lru_cache, partial
+from types import CellType, FunctionType, MappingProxyType, MemberDescriptorType, MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.optim.optimizer import Optimizer
+from torch.utils.data import DataLoader
+
+from lightning_zico.errors import NotPutBackError
+
+# A tensor or array that is larger (2 million indices as int64) holds samples, and is not looked after.
+MOST_BYTES = 2**24
+# A generator that stands behind this many elements of one list is not looked for: such lists hold samples.
+_MOST_ELEMENTS = 1000
+_PLAIN: frozenset[Any] = frozenset(
+    {bool, int, float, complex, str, bytes, type(None), torch.device, torch.dtype, torch.Size}
+)
+# Each keeps all that it holds where its own methods find it, also when a derived class forbids or changes them.
+_BASES: tuple[Any, ...] = (OrderedDict, dict, list, set, deque)
+_ABSENT = object()
+
+
+class Remembered:
+    """What objects hold, and what these hold in turn, to be put back as often as `put_back` is called.
+
+    Reached are attributes, slots, elements of containers, bound methods, partial functions, closures, defaults of
+    arguments, and what weak references point to; what stands in global variables or in classes is not. Generators of
+    torch, NumPy and Python get their state back, objects the very attributes, containers the very elements in the same
+    order. Only what differs is written. Containers are read and written by the methods of the built-in class that
+    they derive from: a class of its own may forbid to change them, or do more than that.
+
+    Args:
+        is_open: Whether an object is looked into; it may raise. Containers, tensors, arrays and generators are not
+            asked about.
+        holds: Whether objects of a class are looked into; asked once for each.
+        seen: What is looked after elsewhere.
+        room: Most bytes of small tensors and arrays that are copied.
+        most: Most objects; None for all.
+    """
+
+    def __init__(
+        self,
+        *,
+        is_open: Callable[[Any], bool],
+        holds: Callable[[type], bool] = lambda kind: True,
+        seen: Iterable[Any] = (),
+        room: int = 2**28,
+        most: int | None = None,
+    ) -> None:
+        self.is_open = is_open
+        self.holds = holds
+        self.room = room
+        self.most = most
+        self.dicts: list[tuple[dict[Any, Any], dict[Any, Any]]] = []  # of modules
+        self.empty: list[Any] = []  # most containers of a module are hook tables without a hook
+        self.restorers: list[tuple[Any, Callable[[], Any]]] = []  # each with the object that it is for
+        self.seen: dict[int, Any] = {id(obj): obj for obj in seen}  # holds them, so that no id is given anew
+        self.waiting: list[tuple[Any, str, bool]] = []
+        self.kinds: dict[type, str] = dict.fromkeys(_PLAIN, "opaque")
+        self.num_opened = 0
+
+    def take(self, *roots: Any) -> None:
+        """Remember what some objects hold."""
+        self.scan(None, None, enumerate(roots))
+        self.walk()
+
+    def put_back(self) -> None:
+        """Put everything back.
+
+        Raises:
+            NotPutBackError: If something could not be put back; everything else was.
+        """
+        failures = self.undone()
+        if failures:
+            error = failures[0][1]
+            names = ", ".join(dict.fromkeys(type(obj).__name__ for obj, _ in failures))
+            raise NotPutBackError(
+                f"{names} could not be put back as scoring found it "
+                f"({type(error).__name__}: {error}). Score a copy of the module, or one that does not hold it."
+            ) from error
+
+    def undone(self) -> list[tuple[Any, Exception]]:
+        """Put everything back; return the objects for which that went wrong, and how."""
+        failures: list[tuple[Any, Exception]] = []
+        for attributes, saved in self.dicts:  # cheaper than to look whether they differ, as measured on a ResNet
+            attributes.clear()
+            attributes.update(saved)
+        for container in self.empty:
+            if container:
+                container.clear()
+        for obj, restore in self.restorers:
+            try:
+                restore()
+            except Exception as error:
+                failures.append((obj, error))
+        return failures
+
+    def walk(self) -> None:
+        """Look into what was found."""
+        while self.waiting:
+            value, kind, own = self.waiting.pop()
+            if kind == "object" and self.num_opened == self.most:
+                continue
+            self.open(value, kind, own)
+
+    def scan(
+        self,
+        setter: Callable[[Any, Any, Any], Any] | None,
+        holder: Any,
+        items: Iterable[tuple[Any, Any]],
+        own: bool = False,
+        registered: frozenset[str] = frozenset(),
+    ) -> None:
+        """Look at what an object holds.
+
+        Args:
+            setter: ``setter(holder, key, value)`` gives the object another value in a place; None if it cannot.
+            holder: See ``setter``.
+            items: The places and the values in them.
+            own: Whether they belong to a module or an optimizer.
+            registered: Places of containers that are put back and not looked into.
+        """
+        kinds, seen = self.kinds, self.seen
+        for key, value in items:
+            kind = kinds.get(type(value)) or self._kind_of(type(value))
+            if kind == "opaque":
+                continue
+            if kind == "builtin" and not value:
+                self.empty.append(value)
+            elif kind == "tensor":
+                self.found_tensor(setter, holder, key, value, own)
+            elif id(value) not in seen:
+                seen[id(value)] = value
+                if key in registered and type(value) is dict:
+                    self.dicts.append((value, value.copy()))
+                elif key in registered and kind == "builtin":
+                    self._keep_contents(value)
+                else:
+                    self.waiting.append((value, kind, own))
+
+    def _kind_of(self, kind: type) -> str:
+        """Classify what is of a class, once for each: a network has thousands of attributes and a dozen types."""
+        numpy = sys.modules.get("numpy")
+        if kind in _BASES:
+            name = "builtin"
+        elif issubclass(kind, _BASES):
+            name = "container"
+        elif issubclass(kind, tuple | frozenset):
+            name = "tuple"
+        elif issubclass(kind, Tensor):
+            name = "tensor"
+        elif numpy and issubclass(kind, numpy.ndarray):
+            name = "array"
+        elif is_generator(kind):
+            name = "generator"
+        elif issubclass(kind, CellType):
+            name = "cell"
+        elif issubclass(kind, nn.Module | Optimizer):
+            name = "module"
+        elif issubclass(kind, FunctionType | MethodType | partial | weakref.ref | MappingProxyType):
+            name = "link"
+        else:
+            name = "object" if self.holds(kind) else "opaque"
+        self.kinds[kind] = name
+        return name
+
+    def open(self, value: Any, kind: str, own: bool) -> None:
+        """Remember one object and look at what it holds."""
+        if kind in ("builtin", "container"):
+            self._open_container(value, own)
+        elif kind == "tuple":
+            base: Any = tuple if isinstance(value, tuple) else frozenset
+            self.scan(None, None, enumerate(_first(base.__iter__(value), own)), own)
+        elif kind == "array":
+            self._open_array(value)
+        elif kind == "generator":
+            restore = restorer_of(value)
+            if restore is not None:
+                self.restorers.append((value, restore))
+        elif kind == "cell":
+            content = _content_of(value)
+            self.restorers.append((value, partial(_fill_cell, value, content)))
+            if content is not _ABSENT:
+                self.scan(setattr, value, [("cell_contents", content)], own)
+        elif kind == "link":
+            if self.is_open(value):
+                self.scan(None, None, enumerate(_behind(value)))
+        elif kind == "module":
+            self.open_module(value)
+        elif self.is_open(value):
+            self.num_opened += 1
+            self._open_attributes(value)
+        if kind == "container" or type(value) is OrderedDict or (kind == "tuple" and type(value) is not tuple):
+            self._open_attributes(value)
+
+    def open_module(self, module: Any) -> None:
+        """Remember a module or an optimizer."""
+        if self.is_open(module):
+            self.num_opened += 1
+            self._open_attributes(module)
+
+    def _keep_contents(self, value: Any) -> tuple[Any, Any]:
+        base = _base_of(_class(value))
+        contents = _contents_of(base, value)
+        self.restorers.append((value, partial(_put_contents_back, base, value, contents)))
+        return base, contents
+
+    def _open_container(self, value: Any, own: bool) -> None:
+        base, contents = self._keep_contents(value)
+        setter = None if base is set else base.__setitem__
+        if isinstance(contents, dict):
+            self.scan(setter, value, _first(contents.items(), own), own)
+            keys = [key for key in _first(contents, own) if type(key) is not str]
+            if keys:
+                self.scan(None, None, enumerate(keys), own)
+        else:
+            self.scan(setter, value, enumerate(_first(contents, own)), own)
+
+    def _open_attributes(self, obj: Any) -> None:
+        attributes = getattr(obj, "__dict__", None)
+        if isinstance(attributes, dict) and id(attributes) not in self.seen:
+            self.seen[id(attributes)] = attributes
+            self.restorers.append((obj, partial(_put_contents_back, dict, attributes, attributes.copy())))
+            # The workers at work belong to training; what is read here comes from others.
+            is_loader = isinstance(obj, DataLoader)
+            items = [item for item in attributes.items() if not (is_loader and item[0] == "_iterator")]
+            self.scan(dict.__setitem__, attributes, items)
+        for slot in _slots_of(_class(obj)):
+            content = slot.__get__(obj) if _is_filled(slot, obj) else _ABSENT
+            self.restorers.append((obj, partial(_fill_slot, slot, obj, content)))
+            if content is not _ABSENT:
+                self.scan(_set_slot, obj, [(slot, content)])
+
+    def found_tensor(self, setter: Any, holder: Any, key: Any, tensor: Tensor, own: bool) -> None:
+        """Remember the numbers of a tensor."""
+        if id(tensor) not in self.seen:
+            self.seen[id(tensor)] = tensor
+            if has_numbers(tensor) and self.fits(tensor):
+                self.restorers.append((tensor, tensor_restorer(tensor)))
+
+    def fits(self, value: Any) -> bool:
+        """Whether there is room for a copy of a tensor or an array; if so, it is taken."""
+        if value.nbytes > min(MOST_BYTES, self.room):
+            return False
+        self.room -= value.nbytes
+        return True
+
+    def _open_array(self, array: Any) -> None:
+        numpy = sys.modules["numpy"]
+        while not array.flags.writeable and isinstance(array.base, numpy.ndarray):
+            array = array.base  # where its numbers can be changed
+        if array.flags.writeable and self.fits(array):
+            self.restorers.append((array, partial(_put_array_back, array, array.copy())))
+
+
+def restorer_of(obj: Any) -> Callable[[], Any] | None:
+    """Remember the state of a generator of torch, NumPy or Python; None for any other object.
+
+    Returns:
+        A function that puts the state back.
+    """
+    numpy = sys.modules.get("numpy")
+    if isinstance(obj, torch.Generator):
+        return partial(obj.set_state, obj.get_state())
+    if isinstance(obj, random.Random):
+        return partial(obj.setstate, obj.getstate())
+    if numpy and isinstance(obj, numpy.random.RandomState):
+        return partial(obj.set_state, obj.get_state())
+    if numpy and isinstance(obj, numpy.random.Generator):
+        return partial(setattr, obj.bit_generator, "state", copy.deepcopy(obj.bit_generator.state))
+    return None
+
+
+def is_generator(kind: type) -> bool:
+    """Whether `restorer_of` knows a class."""
+    numpy = sys.modules.get("numpy")
+    of_numpy = (numpy.random.RandomState, numpy.random.Generator) if numpy else ()
+    return issubclass(kind, (torch.Generator, random.Random, *of_numpy))
+
+
+def refill(container: Any, saved: Any) -> None:
+    """Give a list, deque, dictionary or set the contents of another, whatever methods its own class has."""
+    base = _base_of(_class(container))
+    if base is list:
+        list.__setitem__(container, slice(None), saved)
+        return
+    base.clear(container)
+    if base is OrderedDict:  # whose `update` calls methods of the derived class
+        for key, value in saved.items():
+            OrderedDict.__setitem__(container, key, value)
+    elif base is deque:
+        deque.extend(container, saved)
+    else:
+        base.update(container, saved)
+
+
+def tensor_restorer(tensor: Tensor) -> Callable[[], None]:
+    """Remember the numbers of a tensor, byte for byte, and what autograd knows of it."""
+    memory = _memory_of(tensor.data)
+    saved = memory.clone()
+    placed, is_leaf, requires_grad, version = tensor.data, tensor.is_leaf, tensor.requires_grad, version_of(tensor)
+
+    def put_back() -> None:
+        if (tensor.data_ptr(), tensor.shape, tensor.stride()) != (placed.data_ptr(), placed.shape, placed.stride()):
+            tensor.data = placed
+        if not _has_same_bytes(memory, saved):
+            with torch.inference_mode(memory.is_inference()), torch.no_grad():
+                memory.copy_(saved)
+        if is_leaf:
+            put_leaf_back(tensor, requires_grad, version)
+
+    return put_back
+
+
+def put_leaf_back(tensor: Tensor, requires_grad: bool, version: int) -> None:
+    """Let autograd know no more of a leaf than it did, which has the numbers that it had."""
+    if not tensor.is_leaf:
+        tensor.detach_()
+    if tensor.requires_grad != requires_grad:
+        tensor.requires_grad_(requires_grad)
+    if version_of(tensor) != version:
+        _set_version(tensor, version)
+
+
+def version_of(tensor: Tensor) -> int:
+    """Tell how often autograd saw a tensor change; -1 for one whose changes are not counted."""
+    try:
+        return tensor._version
+    except (RuntimeError, ValueError):  # made in inference mode, or not yet initialised
+        return -1
+
+
+def _set_version(tensor: Tensor, version: int) -> None:
+    """Set what `version_of` returns, for a tensor that has the numbers it had at that version."""
+    set_counter: Any = torch._C._autograd._unsafe_set_version_counter
+    try:
+        set_counter((tensor,), (version,))
+    except TypeError:  # torch 2.5 takes one tensor
+        set_counter(tensor, version)
+
+
+def has_numbers(tensor: Tensor) -> bool:
+    """Whether a tensor has numbers of its own that can be read and written where they are."""
+    return not is_lazy(tensor) and tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_nested)
+
+
+def exchangeable(tensor: Tensor) -> bool:
+    """Whether a tensor can have other memory for a while."""
+    if is_lazy(tensor) or tensor.is_inference() or not tensor.is_leaf or tensor._is_view():
+        return False
+    return type(tensor.data) is Tensor
+
+
+def copy_of(tensor: Tensor) -> Tensor:
+    """Copy a tensor with its strides, so that one that was expanded stays so."""
+    data = tensor.detach()
+    if data.layout != torch.strided or not _overlaps(data):
+        return data.clone()
+    return _memory_of(data).clone().as_strided(data.size(), data.stride(), 0)
+
+
+def _memory_of(data: Tensor) -> Tensor:
+    """View the memory of a tensor, each place once."""
+    if data.layout != torch.strided or not _overlaps(data):
+        return data
+    span = 1 + sum((size - 1) * stride for size, stride in zip(data.shape, data.stride(), strict=True))
+    return data.as_strided((span,), (1,))
+
+
+def _overlaps(data: Tensor) -> bool:
+    if data.is_contiguous() or not data.numel():
+        return False
+    room = 1  # elements that the dimensions so far reach over
+    for stride, size in sorted((s, n) for n, s in zip(data.shape, data.stride(), strict=True) if n > 1):
+        if stride < room:
+            return True
+        room = stride * (size - 1) + room
+    return False
+
+
+def _has_same_bytes(first: Tensor, second: Tensor) -> bool:
+    if first.layout != torch.strided or first.is_quantized:
+        return torch.equal(first, second)
+    views = [tensor.detach().resolve_conj().resolve_neg().reshape(-1) for tensor in (first, second)]
+    return torch.equal(*(view.view(torch.uint8) for view in views))
+
+
+def _put_array_back(array: Any, saved: Any) -> None:
+    if (array.shape, array.dtype) != (saved.shape, saved.dtype):
+        array.dtype = saved.dtype
+        array.shape = saved.shape
+    if array.tobytes() != saved.tobytes():
+        if not array.flags.writeable:
+            array.flags.writeable = True
+        array[...] = saved
+
+
+@lru_cache(maxsize=4096)
+def _base_of(kind: type) -> Any:
+    return next(base for base in _BASES if issubclass(kind, base))
+
+
+def _contents_of(base: Any, container: Any) -> Any:
+    return dict(base.items(container)) if issubclass(base, dict) else list(base.__iter__(container))
+
+
+def _is_same(base: Any, container: Any, saved: Any) -> bool:
+    """Whether a container has the very elements in the same order."""
+    if base.__len__(container) != len(saved) or not all(map(operator.is_, base.__iter__(container), saved)):
+        return False
+    return not isinstance(saved, dict) or all(map(operator.is_, base.values(container), saved.values()))
+
+
+def _put_contents_back(base: Any, container: Any, saved: Any) -> None:
+    if not _is_same(base, container, saved):  # else somebody may be reading it
+        refill(container, saved)
+
+
+def _first(elements: Iterable[Any], own: bool) -> Iterable[Any]:
+    return elements if own else itertools.islice(elements, _MOST_ELEMENTS)
+
+
+def _behind(link: Any) -> Iterator[Any]:
+    """Find what a function, a bound method, a partial function, a weak reference or a read-only view leads to."""
+    if isinstance(link, MethodType):
+        yield from (link.__self__, link.__func__)
+    elif isinstance(link, partial):
+        yield from (link.func, link.args, link.keywords, vars(link))
+    elif isinstance(link, FunctionType):
+        yield from link.__closure__ or ()
+        yield from (link.__defaults__, link.__kwdefaults__, vars(link))
+    elif isinstance(link, weakref.ref):
+        yield link()
+    else:
+        yield from (target for target in gc.get_referents(link) if "__module__" not in target)  # that of a class
+
+
+def _content_of(cell: CellType) -> Any:
+    try:
+        return cell.cell_contents
+    except ValueError:  # not filled yet
+        return _ABSENT
+
+
+def _fill_cell(cell: CellType, content: Any) -> None:
+    now = _content_of(cell)
+    if now is content:
+        return
+    if content is _ABSENT:
+        del cell.cell_contents
+    else:
+        cell.cell_contents = content
+
+
+def _class(obj: Any) -> Any:
+    return type(obj)  # as Any, since mypy takes classes for unhashable
+
+
+@lru_cache(maxsize=4096)
+def _slots_of(kind: type) -> tuple[MemberDescriptorType, ...]:
+    """List the slots that instances of a class keep attributes in, as classes written in Python declare them."""
+    declaring = [base for base in kind.__mro__ if "__slots__" in vars(base) or base is defaultdict]
+    return tuple(slot for base in declaring for slot in vars(base).values() if isinstance(slot, MemberDescriptorType))
+
+
+def has_slots(kind: Any) -> bool:
+    """Whether instances of a class keep attributes in slots."""
+    return bool(_slots_of(kind))
+
+
+def _is_filled(slot: MemberDescriptorType, obj: Any) -> bool:
+    try:
+        slot.__get__(obj)
+    except AttributeError:
+        return False
+    return True
+
+
+def _set_slot(obj: Any, slot: MemberDescriptorType, value: Any) -> None:
+    slot.__set__(obj, value)  # also where the class is frozen
+
+
+def _fill_slot(slot: MemberDescriptorType, obj: Any, content: Any) -> None:
+    now = slot.__get__(obj) if _is_filled(slot, obj) else _ABSENT
+    if now is content:
+        return
+    if content is _ABSENT:
+        slot.__delete__(obj)
+    else:
+        slot.__set__(obj, content)
