@@ -130,6 +130,8 @@ _PLACE = "__zico_place__"
 
 # Internal messages of torch, and what they mean to a user. Those of `torch.func` are many.
 _INTERNAL = {
+    "higher order operator": "an operator that holds parts of the network, such as `torch.cond`, cannot be looked "
+    "into.",
     "modified by an inplace operation": "an operation in place overwrites what the backward pass needs. Write `x = x + "
     "y` instead of `x += y`.",
     "One of the differentiated Tensors does not require grad": "it differentiates with respect to what requires no "

@@ -518,7 +518,7 @@ def test_tokens_make_a_recipe_that_differentiates_inputs_fall_back() -> None:
     assert leaderboard.notes[0] == "size: log_rank of params, macs."
     assert leaderboard.notes[1].startswith(
         "block_free fell back to without_blocks (log_rank of macs, naswot) for all of these candidates: jacob_cov "
-        "does not hold for build and 1 more: the input holds no floating-point numbers"
+        "does not hold for build and 1 more: the network reads no floating-point tensor"
     )
 
 

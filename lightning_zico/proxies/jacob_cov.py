@@ -86,7 +86,7 @@ class InputJacobian(Observer):
     def forwarded(self, output: Tensor, inputs: Sequence[Tensor]) -> None:
         """Differentiate, and leave the graph for whoever comes next."""
         if not (inputs and output.requires_grad):
-            raise NotApplicableError("the input holds no floating-point numbers to differentiate with respect to.")
+            raise NotApplicableError("the network reads no floating-point tensor of the batch, to differentiate by.")
         check_strided(*inputs)
         check_graph(output)
         gradients = torch.autograd.grad(output.sum(), list(inputs), retain_graph=True, allow_unused=True)

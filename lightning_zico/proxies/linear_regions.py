@@ -77,7 +77,7 @@ class LinearRegions(Proxy):
         """Count the patterns."""
         batch = probe.first_batch
         if not probe.inputs:
-            raise NotApplicableError("the input holds no floating-point numbers to draw.")
+            raise NotApplicableError("the network reads no floating-point tensor of the batch, to draw anew.")
         codes, inputs = _Codes(), "3 x 3"
         try:
             generator = torch.Generator().manual_seed(probe.seed)

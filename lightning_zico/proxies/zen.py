@@ -101,7 +101,7 @@ class Zen(Proxy):
         """Run the network on noise, twice."""
         batch, positions, _ = probe.first_samples(NUM_INPUTS)
         if not positions:
-            raise NotApplicableError("the input holds no floating-point numbers to change a little.")
+            raise NotApplicableError("the network reads no floating-point tensor of the batch, to change a little.")
         generator = torch.Generator().manual_seed(probe.seed)
         weights = gaussian_weights(probe.module, generator, probe.structure)
         inputs = gaussian_batch(batch, generator, positions)
