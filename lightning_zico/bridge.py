@@ -333,6 +333,12 @@ def check_training_step(module: nn.Module) -> None:
         raise UnsupportedModuleError(f"{name} fetches its batches itself (`dataloader_iter`). {_WAY_OUT}")
 
 
+_SERVES_ALL = (
+    "A data module serves all candidates, so its trainer has no module while it is set up, read or torn down. Pass "
+    "what it needs as an argument of its own, or ask in `on_after_batch_transfer`, which runs for each candidate."
+)
+
+
 class Reading(NamedTuple):
     """Batches that were read, and the loader they come from."""
 
@@ -402,24 +408,31 @@ class TrainingData:
                 yield self.data
             return
         with self._seen_by_trainer() as trainer, preserved_rng(seed):
-            self._call("prepare_data")
-            self._call("setup", stage=trainer.state.fn)
+            self._call(trainer, "prepare_data")
+            self._call(trainer, "setup", stage=trainer.state.fn)
             self._is_set_up = True
-            yield self._call("train_dataloader")
+            yield self._call(trainer, "train_dataloader")
 
     def _tear_down(self) -> None:
         if self._is_set_up:
             self._is_set_up = False
             with self._seen_by_trainer() as trainer, preserved_rng():
-                self._call("teardown", stage=trainer.state.fn)
+                self._call(trainer, "teardown", stage=trainer.state.fn)
 
-    def _call(self, hook: str, **kwargs: Any) -> Any:
-        """Run a hook of the data module; what it raises ends the reading as it is, other than for want of training."""
+    def _call(self, trainer: Any, hook: str, **kwargs: Any) -> Any:
+        """Run a hook of the data module, whose trainer has no module: a data module serves all candidates."""
+        name = f"{type(self.datamodule).__name__}.{hook}"
         try:
-            return getattr(self.datamodule, hook)(**kwargs)
+            result = getattr(self.datamodule, hook)(**kwargs)
         except Exception as error:
-            check_surroundings(error, f"{type(self.datamodule).__name__}.{hook}", ())
+            if trainer.private_was_asked and "NoneType" in str(error):
+                raise SurroundingsError(f"`{name}` raised {message_of(error)}. {_SERVES_ALL}") from error
+            check_surroundings(error, name, ())
             raise
+        if trainer.private_was_asked:
+            trainer.private_was_asked = False
+            warnings.warn(f"`{name}` asked its trainer for the module and found None. {_SERVES_ALL}", stacklevel=2)
+        return result
 
     @contextmanager
     def _seen_by_trainer(self) -> Iterator[Any]:

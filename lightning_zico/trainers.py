@@ -23,7 +23,6 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.data import DataLoader
 
 from lightning_zico.engine.undo import refill
-from lightning_zico.errors import SurroundingsError
 from lightning_zico.folders import temporary_folder
 
 PACKAGES = ("lightning.pytorch", "pytorch_lightning")
@@ -371,6 +370,7 @@ def _classes(package: str) -> Any:
     class PrivateTrainer(trainer):
         private_folder: TemporaryFolder
         private_serves_all = False
+        private_was_asked = False  # for the module, although there is none
         private_loader: TrainingLoader | None = None
         private_has_begun = False
         private_datamodule: Any = None
@@ -404,25 +404,17 @@ def _classes(package: str) -> Any:
 
         @property
         def lightning_module(self) -> Any:
-            self._check_serves_one()
+            self.private_was_asked |= self.private_serves_all
             return super().lightning_module
 
         @property
         def model(self) -> Any:
-            self._check_serves_one()
+            self.private_was_asked |= self.private_serves_all
             return super().model
 
         @model.setter
         def model(self, model: Any) -> None:
             self.strategy.model = model
-
-        def _check_serves_one(self) -> None:
-            if self.private_serves_all:
-                raise SurroundingsError(
-                    "A data module asks its trainer for the module when it is set up, read or torn down. It serves all "
-                    "candidates, so there is no module then. Pass what it needs as an argument of its own, or ask in "
-                    "its `on_after_batch_transfer`, which runs for each candidate."
-                )
 
         @property
         def datamodule(self) -> Any:

@@ -1153,6 +1153,18 @@ def test_a_data_module_that_asks_for_a_candidate_is_told_that_it_serves_all(hook
         ZeroShotSelector(proxies="params").rank({"one": Linear}, kind())
 
 
+@pytest.mark.parametrize("hook", ["prepare_data", "setup", "teardown"])
+def test_a_data_module_that_can_do_without_the_module_is_read_with_a_warning(hook: str) -> None:
+    def asks(self: Any, *args: Any, **kwargs: Any) -> Any:
+        self.found = getattr(self.trainer.model, "width", None)
+        getattr(Plain, hook)(self, *args, **kwargs)
+
+    kind = type("Asks", (Plain,), {hook: asks})
+    with pytest.warns(UserWarning, match=rf"Asks\.{hook}` asked its trainer for the module and found None"):
+        leaderboard = ZeroShotSelector(proxies="params").rank({"one": Linear}, kind())
+    assert not leaderboard.errors
+
+
 # When loaders are there
 
 
