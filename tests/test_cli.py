@@ -497,7 +497,6 @@ def test_wrong_use_is_one_line_and_exit_code_2(line: str, said: str, capsys: pyt
     ("line", "said"),
     [
         ("rank --data digits --candidates my_pkg.broken", "error: RuntimeError: in the user's own code"),
-        ("rank --data digits --candidates my_pkg.ending", "'my_pkg.ending', which ended the program with 4"),
         ("rank --data digits --candidates my_pkg.failing", "All 1 candidates failed; 'broken' with: does not build"),
         (f"rank {' '.join(DIGITS)} --budget.params 1", "candidates failed"),
         ("rank --data my_pkg.Refusing --candidates my_pkg.my_candidates", "error: ValueError: in setup, on two lines"),
