@@ -300,8 +300,8 @@ def counts(rows: Sequence[Row]) -> list[str]:
         "",
         f"- {len(modules)} modules of {len({row.package for row in modules})} packages were tried.",
         f"- {len(training)} of them train: `Trainer.fit` takes two steps.",
-        f"- {len(ranking)} of these are ranked in both sizes by the default recipe: {share:.1%} (at least "
-        f"{LEAST_RANKED:.0%} are to be).",
+        f"- {len(ranking)} of these are ranked in both sizes by the default recipe: {share:.1%} (goal: at least "
+        f"{LEAST_RANKED:.0%}).",
         f"- {len(identical)} train bit-identically beside `ZiCoCallback`, which has a score for {len(scored)}.",
     ]
 
