@@ -327,7 +327,7 @@ def parsed_arguments() -> argparse.Namespace:
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[64, 16])
     parser.add_argument("--num-batches", nargs="+", type=int, default=[2, 8, 32], help="each at least 2")
     parser.add_argument("--repeats", type=int, default=9, help="rounds at the fewest batches; fewer at more")
-    parser.add_argument("--chunk-sizes", nargs="*", type=int, default=[4, 16], help="of per-sample scoring")
+    parser.add_argument("--chunk-sizes", nargs="*", type=int, default=[4, 16], help="chunk sizes of per-sample scoring")
     parser.add_argument(
         "--precision",
         nargs="?",

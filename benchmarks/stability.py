@@ -324,7 +324,13 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--batch-size", type=positive, default=16, help="batch size for comparing proxies")
     made.add_argument("--num-batches", type=positive, default=2, help="number of batches for comparing proxies")
     made.add_argument("--grid-batch-sizes", nargs="*", type=positive, default=[8, 16, 64, 128], help="none: no grid")
-    made.add_argument("--grid-num-batches", nargs="*", type=several, default=[2, 4, 8], help="of ZiCo; none: no grid")
+    made.add_argument(
+        "--grid-num-batches",
+        nargs="*",
+        type=several,
+        default=[2, 4, 8],
+        help="numbers of batches of ZiCo; none: no grid",
+    )
     made.add_argument("--workers", type=positive, default=1, help="processes, each with one thread")
     made.add_argument("--timeout", type=float, default=600.0, help="time limit for one arch, in seconds")
     made.add_argument("--retry", action="store_true", help="score failed archs again")
