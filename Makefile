@@ -32,15 +32,15 @@ bench: .venv/demo.stamp  ## time and memory against plain training and the publi
 	$(BIN)/python benchmarks/speed.py
 	$(BIN)/python benchmarks/proxies.py
 
-fidelity: .venv/demo.stamp  ## proxies against what training found, on three public benchmarks; goes on where it was
+fidelity: .venv/demo.stamp  ## proxies against accuracies after training, on three public benchmarks; resumes if interrupted
 	$(BIN)/python benchmarks/fidelity.py --benchmark nas-bench-201 --benchmark nas-bench-101 \
 		--benchmark transnas-micro --sample 300 --workers 2 \
 		--proxies default,zico,balanced,az+synflow,az+naswot,az,block_free,zoo
 
-bench-search: .venv/dev.stamp  ## ZiCo's search for ImageNet, made small; goes on where it was
+bench-search: .venv/dev.stamp  ## a small version of ZiCo's search for ImageNet; resumes if interrupted
 	$(BIN)/python benchmarks/search.py --part reduced --storage benchmarks/cache/search.db
 
-third-party: $(THIRD_PARTY)/stamp  ## modules that other packages ship: which train, which are ranked; ten minutes, after some GB of packages
+third-party: $(THIRD_PARTY)/stamp  ## modules of other packages: which train, which are ranked; takes ten minutes, after installing some GB of packages
 	$(THIRD_PARTY)/bin/python benchmarks/third_party.py
 
 clean:

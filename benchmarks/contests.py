@@ -1,4 +1,4 @@
-"""The contests that set the default recipe: who takes part, and on what. Each was fixed before it was scored."""
+"""The contests that set the default recipe: contestants and benchmarks. Each was fixed before it was scored."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,14 +11,14 @@ INCUMBENT = "balanced"
 
 @dataclass(frozen=True)
 class Contest:
-    """Contestants, and what they are measured on.
+    """Contestants, and the benchmarks that they are measured on.
 
     Args:
         contestants: Recipes and proxies.
-        samples: By benchmark, how many candidates are drawn; None for all.
-        seed: Of the draw, the weights and whatever a proxy draws.
-        batch_sizes: By benchmark, where it is not the usual one.
-        unlike: Another contest, none of whose candidates is drawn.
+        samples: Number of candidates to draw, by benchmark; None for all.
+        seed: The seed of the draw, of the weights and of random numbers in proxies.
+        batch_sizes: Batch size by benchmark, if it is not the usual one.
+        unlike: Another contest; none of its candidates is drawn.
     """
 
     contestants: tuple[str, ...]
@@ -28,8 +28,8 @@ class Contest:
     unlike: "Contest | None" = None
 
 
-# Contestants that the package does not have. The last four are the best combination that AZ-NAS's authors print, with
-# the mean over blocks for their sum, and one, two or three votes of another kind: how samples are told apart.
+# Contestants that are not in the package. The last four are the best combination in AZ-NAS's paper, with the mean over
+# blocks instead of the sum, plus one, two or three proxies of another kind: those of how samples are told apart.
 _AZ_SYNFLOW = ("az_expressivity_mean", "az_progressivity", "az_trainability", "macs", "synflow")
 ONLY_HERE = {
     "broad": ("macs", "naswot", "az_expressivity_mean", "az_trainability", "meco_opt", "jacob_cov"),
@@ -64,7 +64,7 @@ CONTESTS = {"first": FIRST, "second": SECOND}
 
 
 def enlist(contest: Contest) -> None:
-    """Make the contestants known that the package does not have."""
+    """Register the contestants that are not in the package."""
     for name in contest.contestants:
         if name in ONLY_HERE and name not in RECIPES.names():
             RECIPES.register(name, Recipe(name, ONLY_HERE[name], "log_rank", Evidence(), "A contestant"))

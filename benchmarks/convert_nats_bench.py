@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# By space, how many epochs the longest training has.
+# Epochs of the longest training, by space.
 EPOCHS = {"tss": "200", "sss": "90"}
 
-# By column, the data set that was trained on and the accuracy that is asked of it.
+# The data set of the training and the accuracy to look up, by column.
 COLUMNS = {
     "test_cifar10": ("cifar10", "test-accuracy"),
     "test_cifar100": ("cifar100", "test-accuracy"),
@@ -24,10 +24,10 @@ COLUMNS = {
 
 
 def rows_of(api: Any, space: str) -> Iterator[dict[str, str]]:
-    """Go through the archs of an opened benchmark.
+    """Yield a row for each arch of an opened benchmark.
 
     Args:
-        api: What ``nats_bench.create`` returns.
+        api: The object that ``nats_bench.create`` returns.
         space: ``"tss"`` (topology, which is NAS-Bench-201) or ``"sss"`` (size).
     """
     for idx in range(len(api)):
@@ -51,7 +51,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("files", type=Path, help="the folder of the archive, or the one file")
     parser.add_argument("space", choices=EPOCHS, help="tss: topology (NAS-Bench-201), sss: size")
-    parser.add_argument("table", type=Path, help="to write, such as nats_bench_size.csv")
+    parser.add_argument("table", type=Path, help="file to write, such as nats_bench_size.csv")
     arguments = parser.parse_args()
     try:
         from nats_bench import create

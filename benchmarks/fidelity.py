@@ -1,4 +1,4 @@
-"""How well proxies and recipes foretell what training finds, on public benchmarks and on tables of a user's own.
+"""How well proxies and recipes predict accuracies after training, on public benchmarks and on a user's own tables.
 
 README.md beside this file tells how.
 """
@@ -42,15 +42,15 @@ Record: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True)
 class Study:
-    """One benchmark, scored.
+    """The scores of one benchmark.
 
     Args:
-        table: Of the candidates that were drawn.
-        protocol: What they were scored with.
-        scores: By proxy or recipe, one a candidate, higher is better; the lowest for those that failed, which a
-            leaderboard ranks last, and None where a score does not apply.
-        errors: By proxy, how many candidates have no score, and the most frequent reason; nothing where all have.
-        seconds: By proxy, recipe and ``""`` for all together, the median time of a candidate scored for it alone.
+        table: The candidates that were drawn.
+        protocol: How they were scored.
+        scores: One score per candidate, by proxy or recipe; higher is better. A candidate that failed has the lowest
+            score, since a leaderboard ranks it last. None where a score does not apply.
+        errors: Number of candidates without a score and the most frequent reason, by proxy; no entry if all have one.
+        seconds: Median seconds of scoring a candidate with only one proxy or recipe, by name; ``""`` is all together.
     """
 
     table: Table
@@ -60,7 +60,7 @@ class Study:
     seconds: Mapping[str, float]
 
     def truths(self, target: str) -> list[float]:
-        """List what training found of each candidate."""
+        """List the accuracy of each candidate after training."""
         return [row.truths[target] for row in self.table.rows]
 
     @property
@@ -95,14 +95,14 @@ def entered(table: Table, contest: Contest) -> Table:
 
 
 def sampled(table: Table, num_samples: int | None, seed: int) -> Table:
-    """Draw candidates; all of them, in the table's order, where there are no more."""
+    """Draw candidates; all of them, in the table's order, if there are no more than that."""
     if num_samples is None or num_samples >= len(table.rows):
         return table
     return replace(table, rows=tuple(random.Random(seed).sample(table.rows, num_samples)))
 
 
 def studied(table: Table, choice: Choice, protocol: Protocol, kept: Cache, sets: Mapping[str, str]) -> Study:
-    """Put together what the cache knows of a table's candidates."""
+    """Collect the cached scores of a table's candidates."""
     scores: dict[str, Values] = {}
     reasons: dict[str, Counter[str]] = {}
     failed: dict[str, set[int]] = {}
@@ -132,7 +132,7 @@ def studied(table: Table, choice: Choice, protocol: Protocol, kept: Cache, sets:
 
 
 def with_last(values: Values, failed: Container[int]) -> Values:
-    """Put those that failed behind all others, as a leaderboard does; those that a score does not apply to stay out."""
+    """Place failed candidates last, as a leaderboard does; those to which a score does not apply are left out."""
     lowest = min((value for value in values if value is not None), default=0.0)
     last = math.nextafter(lowest, -math.inf)
     return [last if value is None and idx in failed else value for idx, value in enumerate(values)]
@@ -141,15 +141,15 @@ def with_last(values: Values, failed: Container[int]) -> Values:
 def study(
     table: Table, choice: Choice, protocol: Protocol, running: Running, folder: Path, *, with_times: bool = True
 ) -> Study:
-    """Score what is not scored yet, and put it together.
+    """Compute missing scores, and collect all of them.
 
     Args:
-        table: Of the candidates that were drawn.
+        table: The candidates that were drawn.
         choice: Proxies and recipes.
-        protocol: What candidates are scored with.
-        running: How.
-        folder: Of the caches.
-        with_times: Also measure what each proxy and recipe takes alone.
+        protocol: How candidates are scored.
+        running: Settings of the worker processes.
+        folder: The folder of the caches.
+        with_times: Also measure the time of each proxy and recipe by itself.
     """
     kept = Cache(cache_path(folder, table, protocol))
     proxies = [proxy.name for proxy in choice.proxies]
@@ -184,7 +184,7 @@ def best_first(taus: Mapping[str, float | None]) -> list[str]:
 
 
 def print_target(console: Console, own: Study, target: str, figures: Mapping[str, Figures]) -> None:
-    """Print how well each score foretells one target, beside what others published of it."""
+    """Print how well each score predicts one target, beside published results."""
     printed = published(own.table.benchmark, target)
     has_families = any(row.family for row in own.table.rows)
     columns = ["score", "n", "Kendall's tau", "Spearman's rho", "nDCG@10 %", "regret@1", "regret@5", "ms alone"]
@@ -202,7 +202,7 @@ def print_target(console: Console, own: Study, target: str, figures: Mapping[str
 
 
 def print_differences(console: Console, target: str, differences: Mapping[str, Mapping[str, Difference]]) -> None:
-    """Print by how much the tau of what was asked for exceeds that of each trivial baseline."""
+    """Print the difference of the requested scores' tau from that of each trivial baseline."""
     title = f"{target}: tau minus a baseline's, same candidates and resamples (*: the interval excludes zero)"
     rows = [[name, *(told(row[baseline]) for baseline in BASELINES)] for name, row in differences.items()]
     print_table(console, title, ["score", *BASELINES], rows)
@@ -233,10 +233,10 @@ def print_overview(console: Console, studies: Sequence[Study], names: Sequence[s
 
 
 def not_surely_behind(studies: Sequence[Study], names: Sequence[str]) -> list[str]:
-    """Order by the mean over the search spaces those whose worst case may be as good as the best one.
+    """Order the contestants whose worst case may be as good as the best one by their mean over the search spaces.
 
-    A contestant is out where, on the space on which it is worst, the interval of its tau minus that of the contestant
-    with the best worst case lies below zero.
+    A contestant is left out if the interval of its tau minus that of the contestant with the best worst case lies
+    below zero on the space on which it is worst.
     """
     known = {name: over for name in names if (over := over_spaces(studies, name)) is not None}
     leader = max(known, key=lambda name: known[name])
@@ -250,7 +250,7 @@ def not_surely_behind(studies: Sequence[Study], names: Sequence[str]) -> list[st
 
 
 def print_contest(console: Console, studies: Sequence[Study], contest: Contest) -> Record:
-    """Print the contestants beside each other, and return the figures."""
+    """Print a comparison of the contestants, and return the figures."""
     print_overview(console, studies, contest.contestants)
     left = not_surely_behind(studies, contest.contestants)
     say(console, f"Not surely behind in the worst case, best mean first: {', '.join(left)}.")
@@ -272,7 +272,7 @@ def print_contest(console: Console, studies: Sequence[Study], contest: Contest) 
 
 
 def report(console: Console, own: Study, compared: Sequence[str]) -> Record:
-    """Print all tables of a benchmark, the names in ``compared`` also beside the baselines; return the figures."""
+    """Print all tables of a benchmark, and compare the names in ``compared`` with the baselines; return the figures."""
     targets = {}
     for target in own.table.targets:
         figures = {name: own.figures(name, target) for name in own.scores}
@@ -290,24 +290,24 @@ def report(console: Console, own: Study, compared: Sequence[str]) -> Record:
 
 
 def introduce(console: Console, own: Study, num_available: int) -> None:
-    """Say what was scored, and with what."""
+    """Print what was scored, and how."""
     protocol = own.protocol
     drawn = f"{len(own.table.rows)} of {num_available} candidates, seed {protocol.seed}"
     say(console, f"\n{own.table.benchmark}: {drawn}; {protocol.num_batches} batches of {protocol.batch_size}.")
     say(console, own.table.remark)
-    say(console, "In brackets: what 95 % of 1000 resamples of the candidates span. Regrets are in the target's unit.")
+    say(console, "In brackets: 95 % intervals of 1000 resamples of the candidates. Regrets are in the target's unit.")
     if "" in own.seconds:
         timed = f"median of {min(NUM_TIMED, len(own.table.rows))} candidates, one thread"
-        say(console, f"All that was asked for together takes {own.seconds['']:.2f} s a candidate ({timed}).")
+        say(console, f"All requested scores together take {own.seconds['']:.2f} s per candidate ({timed}).")
 
 
 def say(console: Console, line: str) -> None:
-    """Print a line as it is."""
+    """Print a line unchanged."""
     console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
 def keep(path: Path, studies: Sequence[Study], record: Record) -> None:
-    """Write figures to a file, with what they depend on."""
+    """Write figures to a file, with the settings that they depend on."""
     protocols = {
         own.table.benchmark: asdict(own.protocol)
         | {"images": own.protocol.images.name, "num_candidates": len(own.table.rows), "versions": versions(own.table)}
@@ -326,13 +326,13 @@ def _ms(seconds: float | None) -> float | None:
 
 
 def names_of(text: str) -> list[str]:
-    """Split names at commas, with those of all proxies for ``all``, each once."""
+    """Split names at commas; ``all`` stands for all proxies, and each name is listed once."""
     words = [word.strip() for word in text.split(",")]
     return list(dict.fromkeys(name for word in words for name in (list_proxies() if word == "all" else [word])))
 
 
 def compared_of(text: str, choice: Choice) -> list[str]:
-    """Name the recipes, and the proxies that are named one by one, other than the baselines."""
+    """List the recipes, and the proxies that were named explicitly, without the baselines."""
     named = [word.strip() for word in text.split(",")]
     return [name for name in choice.columns if name in choice.recipes or (name in named and name not in BASELINES)]
 
@@ -346,14 +346,14 @@ def positive(text: str) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Describe the command line."""
+    """Build the parser of the command line."""
     made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     what = made.add_mutually_exclusive_group()
     what.add_argument("--benchmark", action="append", choices=LOADERS, help="may be repeated; default nas-bench-201")
     what.add_argument("--table", type=Path, help="instead: a table (CSV) of your own, with a column `arch`")
     what.add_argument("--contest", choices=CONTESTS, help="instead: fixed contestants on fixed benchmarks")
-    made.add_argument("--space", help="of the table's archs, such as plainnet")
-    made.add_argument("--resolution", type=positive, default=32, help="of the table's images, in pixels")
+    made.add_argument("--space", help="search space of the table's archs, such as plainnet")
+    made.add_argument("--resolution", type=positive, default=32, help="size of the table's images, in pixels")
     made.add_argument("--target", action="append", default=[], help="may be repeated; default all of a benchmark")
     made.add_argument("--sample", type=positive, default=300, help="candidates to draw from each table")
     made.add_argument("--seed", type=int, default=777)
@@ -361,17 +361,17 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--batch-size", type=positive, default=16)
     made.add_argument("--num-batches", type=positive, default=2)
     made.add_argument("--workers", type=positive, default=1, help="processes, each with one thread")
-    made.add_argument("--timeout", type=float, default=600.0, help="most seconds for one candidate")
-    made.add_argument("--retry", action="store_true", help="score again what failed before")
+    made.add_argument("--timeout", type=float, default=600.0, help="time limit for one candidate, in seconds")
+    made.add_argument("--retry", action="store_true", help="score failed candidates again")
     add_folders(made)
     return made
 
 
 def loaded(arguments: argparse.Namespace) -> list[Table]:
-    """Read the tables that were asked for.
+    """Read the requested tables.
 
     Raises:
-        ValueError: If a table of the user's comes without its space, or a target does not exist.
+        ValueError: If a table of the user's own is given without its space, or a target does not exist.
     """
     if arguments.table:
         if not arguments.space:
@@ -383,7 +383,7 @@ def loaded(arguments: argparse.Namespace) -> list[Table]:
 
 
 def protocol_of(arguments: argparse.Namespace, table: Table) -> Protocol:
-    """Say what a table's candidates are scored with."""
+    """Return the protocol by which a table's candidates are scored."""
     images = arguments.data / "cifar10_subset.npz"
     if arguments.contest:
         contest = CONTESTS[arguments.contest]
@@ -392,7 +392,7 @@ def protocol_of(arguments: argparse.Namespace, table: Table) -> Protocol:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Score, compare, print and keep."""
+    """Score, compare, print and save."""
     arguments = (usage := parser()).parse_args(words)
     contest = CONTESTS.get(arguments.contest)
     if contest:

@@ -1,4 +1,4 @@
-"""Figures: how well scores foretell what training found, and by how much one does better than another."""
+"""Figures: how well scores predict accuracies after training, and by how much one is better than another."""
 
 import itertools
 import statistics
@@ -11,25 +11,25 @@ from numpy.typing import NDArray
 
 from lightning_zico.ranking import Interval, bootstrap_interval, kendall, ndcg, regret_at_k, spearman
 
-# One a candidate; None where there is none.
+# One number per candidate; None if it has none.
 Values: TypeAlias = Sequence[float | None]
 Numbers: TypeAlias = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
 class Figures:
-    """How well a score foretells a target, over the ``n`` candidates that have it; None where a measure has no value.
+    """How well a score predicts a target, over the ``n`` candidates that have it; None where a measure has no value.
 
     Args:
-        n: Candidates.
-        tau: Kendall's.
-        tau_interval: Of tau, 95 %.
-        rho: Spearman's.
-        rho_interval: Of rho, 95 %.
-        ndcg: Of the tenth that is best by score.
-        regret_1: What is lost by training only the best by score, in the target's unit.
-        regret_5: By training the five best.
-        same_family: Share of the pairs of one family that are ordered right; None where there are no families.
+        n: Number of candidates.
+        tau: Kendall's tau.
+        tau_interval: 95 % interval of tau.
+        rho: Spearman's rho.
+        rho_interval: 95 % interval of rho.
+        ndcg: nDCG of the best tenth by score.
+        regret_1: Loss from training only the best by score, in the target's unit.
+        regret_5: Loss from training only the five best.
+        same_family: Share of the pairs within a family that are ordered right; None if there are no families.
     """
 
     n: int
@@ -53,7 +53,7 @@ class Difference:
 
     @property
     def excludes_zero(self) -> bool:
-        """Tell whether other candidates of the kind would hardly change the sign."""
+        """Whether the interval excludes zero, so that other candidates of the kind would hardly change the sign."""
         return self.interval is not None and not self.interval.low <= 0 <= self.interval.high
 
 
@@ -68,7 +68,7 @@ def taken(values: Values, idxs: Sequence[int]) -> Numbers:
 
 
 def figures_of(scores: Values, truths: Sequence[float], families: Sequence[str | None]) -> Figures:
-    """Compare a score with a target; all three have one entry a candidate, None where there is none."""
+    """Compare a score with a target; all three have one entry per candidate, None where there is none."""
     idxs = common(scores)
     a, b = taken(scores, idxs), taken(truths, idxs)
     return Figures(
@@ -85,7 +85,7 @@ def figures_of(scores: Values, truths: Sequence[float], families: Sequence[str |
 
 
 def same_family_share(scores: Values, truths: Sequence[float], families: Sequence[str | None]) -> float | None:
-    """Compute which share of the pairs of one family, of different truth, the scores order right; a tie is half."""
+    """Compute the share of pairs within a family, of different truth, that the scores order right; a tie is half."""
     points = []
     for i, j in itertools.combinations(common(scores, families), 2):
         if families[i] == families[j] and truths[i] != truths[j]:
@@ -97,7 +97,7 @@ def same_family_share(scores: Values, truths: Sequence[float], families: Sequenc
 def difference(first: Values, second: Values, targets: Sequence[Sequence[float]]) -> Difference:
     """Compare two scores by tau, or by the mean of their taus with several targets, on the same candidates.
 
-    The interval is that of the difference itself: in each resample both meet the same candidates and targets.
+    The interval is that of the difference itself: in each resample both scores have the same candidates and targets.
     """
     idxs = common(first, second)
     a, b = taken(first, idxs), taken(second, idxs)
@@ -109,5 +109,5 @@ def difference(first: Values, second: Values, targets: Sequence[Sequence[float]]
         gaps = [one - other for one, other in taus if one is not None and other is not None]
         return statistics.fmean(gaps) if len(gaps) == len(taus) else None
 
-    everyone = np.arange(len(idxs), dtype=float)  # resampled are places, so that one draw serves scores and targets
+    everyone = np.arange(len(idxs), dtype=float)  # positions are resampled, so that one draw serves scores and targets
     return Difference(len(idxs), exceeds(everyone, everyone), bootstrap_interval(exceeds, everyone, everyone))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 
 class Residual(nn.Module):
-    """Adds a shortcut to a body, and rectifies the sum where asked to."""
+    """A body with a shortcut, and optionally an activation after the sum."""
 
     def __init__(self, body: nn.Module, shortcut: nn.Module | None = None, after: nn.Module | None = None) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class Cell(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """ViT-tiny-like: patches of 4, width 192, 3 heads; the mean over tokens is classified."""
+    """A network like ViT-tiny: patches of 4, width 192, 3 heads; the mean over tokens is classified."""
 
     def __init__(self, depth: int = 6, width: int = 192, heads: int = 3) -> None:
         super().__init__()
@@ -63,7 +63,7 @@ class VisionTransformer(nn.Module):
 
 
 def relu_conv_norm(inputs: int, outputs: int, stride: int = 1, kernel: int = 3) -> nn.Sequential:
-    """Build an operation as NAS-Bench-201 orders it."""
+    """Build an operation in NAS-Bench-201's order."""
     conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
     return nn.Sequential(nn.ReLU(), conv, nn.BatchNorm2d(outputs))
 
@@ -81,7 +81,7 @@ def nas_bench_201(cells: int = 5) -> nn.Module:
 
 
 def resnet18() -> nn.Module:
-    """Build ResNet-18 as it is used on CIFAR: a 3x3 stem and no pooling before the last layer; 11 M parameters."""
+    """Build ResNet-18 for CIFAR: a 3x3 stem and no pooling before the last layer; 11 M parameters."""
     layers: list[nn.Module] = [nn.Conv2d(3, 64, 3, padding=1, bias=False), nn.BatchNorm2d(64), nn.ReLU()]
     inputs = 64
     for width in (64, 64, 128, 128, 256, 256, 512, 512):

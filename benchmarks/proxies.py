@@ -1,4 +1,4 @@
-"""What each proxy costs alone and in a set, on a NAS-Bench-201 network.
+"""The cost of each proxy, alone and in a set, on a NAS-Bench-201 network.
 
 README.md beside this file tells how, and holds the table that it last printed.
 """
@@ -20,18 +20,18 @@ from lightning_zico import list_proxies, score
 from lightning_zico.proxies import az, linear_regions, zen
 from lightning_zico.spaces import get_space
 
-# Not in the law: a pass for each sample or class, second derivatives, and a clock that runs the network nine times.
+# Measured apart: a pass for each sample or class, second derivatives, and a clock that runs the network nine times.
 APART = {"gradsign", "knas", "ntk_cond", "vkdnw", "grasp", "latency"}
 SHARED_PASS = "zico"
 LIMIT = 2.5  # all others together, over the most expensive shared pass alone
-# The limit is for batches of at least so many: the fewest that ZiCo's paper finds enough. With smaller ones the passes
-# that cannot be shared, on numbers of inputs of their own, take most of it.
+# The limit is for batches of at least this size, the smallest that ZiCo's paper finds sufficient. With smaller ones,
+# the passes that cannot be shared take most of the time: they have other numbers of inputs.
 LEAST_BATCH = 64
 ARCH = "|nor_conv_3x3~0|+|nor_conv_1x1~0|skip_connect~1|+|avg_pool_3x3~0|nor_conv_3x3~1|nor_conv_3x3~2|"
 
 
 class Passes:
-    """Counts forward passes, by calls of the loss, and backward passes, by calls of autograd."""
+    """A count of forward passes, by calls of the loss, and of backward passes, by calls of autograd."""
 
     def __init__(self) -> None:
         self.forward = self.backward = 0
@@ -70,7 +70,7 @@ def passes_of(model: nn.Module, batches: list[tuple[Tensor, Tensor]], proxies: S
 
 
 def seconds_of_passes(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) -> float:
-    """Time the passes that the set makes, plainly and with nobody looking: no set of these proxies costs less."""
+    """Time only the passes of the set, without any observer: no set of these proxies costs less."""
     model = copy.deepcopy(model)
     in_float64 = copy.deepcopy(model).double()
     size, *shape = batches[0][0].shape
@@ -95,7 +95,7 @@ def seconds_of_passes(model: nn.Module, batches: list[tuple[Tensor, Tensor]]) ->
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds of each proxy alone and of the sets, medians, and ratios within rounds, for one batch size."""
+    """Median seconds of each proxy alone and of the sets, and ratios within rounds, for one batch size."""
 
     alone: dict[str, float]
     shared_over_pass: float
@@ -104,7 +104,7 @@ class Costs:
 
 
 def measure(model: nn.Module, batches: list[tuple[Tensor, Tensor]], repeats: int) -> Costs:
-    """Time every proxy alone and in a set, in an order drawn anew in every round; the slow ones once."""
+    """Time every proxy alone and in a set, in a new random order in every round; the slow ones once."""
     names = list_proxies()
     together = [name for name in names if name not in APART]
     repeated = {name: [name] for name in together} | {"shared": together}

@@ -1,4 +1,4 @@
-"""Published figures of proxies: what a paper prints for the same benchmark and target, under its own protocol."""
+"""Published figures of proxies: results in papers for the same benchmark and target, under their own protocols."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ SOURCES = {
     "M": "MeCo, NeurIPS 2023, table 1, from a note on it.",
 }
 
-# Benchmark, target, source: then name, Kendall's tau and Spearman's rho of each; a dash where none is printed.
+# Benchmark, target, source: then the name, Kendall's tau and Spearman's rho of each; a dash if the paper prints none.
 FIGURES = """
 nas-bench-201 test_cifar10 Z: grad_norm .46 .63, snip .46 .63, grasp .37 .54, fisher .40 .55, synflow .54 .73
 nas-bench-201 test_cifar10 Z: knas .14 .20, naswot .58 .77, ntk_cond .33 .44, gradsign .58 .77, zen .29 .38
@@ -69,7 +69,7 @@ nats-bench-size test_imagenet16_120 M: meco - -.86
 
 @dataclass(frozen=True)
 class Published:
-    """Kendall's tau and Spearman's rho as a source prints them, None where it does not; ``source`` is a key."""
+    """Kendall's tau and Spearman's rho as printed in a source, None if it prints none; ``source`` is a key."""
 
     tau: float | None
     rho: float | None
@@ -81,7 +81,7 @@ class Published:
 
 
 def published(benchmark: str, target: str) -> Mapping[str, Published]:
-    """Look up what is printed of each proxy and recipe for a target of a benchmark.
+    """Look up the published figures of each proxy and recipe for a target of a benchmark.
 
     Example:
         >>> str(published("nas-bench-201", "test_cifar10")["zico"])

@@ -1,4 +1,4 @@
-"""Accuracy lost by ways to choose a model, at equal training compute: without training, with finals, and by chance.
+"""How much accuracy ways to choose a model lose, at equal training compute: without training, with finals, by chance.
 
 README.md beside this file tells how.
 """
@@ -42,14 +42,14 @@ FULL_EPOCHS = 200  # of a training in NAS-Bench-201
 
 @dataclass(frozen=True)
 class Loss:
-    """What a chooser lost against the best candidate, in accuracy points, one number a repeat.
+    """The loss of a chooser against the best candidate, in accuracy points, one number per repeat.
 
     Args:
-        chooser: How it chooses.
-        num_entrants: How many candidates it trains to choose among them; 1 for none.
-        epochs: That are trained in all.
-        values: One a repeat (a seed, or a pool).
-        picks: What it chose, one a repeat; empty where it is an average over choices.
+        chooser: The way in which it chooses.
+        num_entrants: Number of candidates that it trains to choose among them; 1 for none.
+        epochs: Total number of trained epochs.
+        values: One loss per repeat (a seed, or a pool).
+        picks: The choice of each repeat; empty if the loss is an average over choices.
     """
 
     chooser: str
@@ -64,24 +64,24 @@ class Loss:
 
 @dataclass(frozen=True)
 class Curve:
-    """Accuracies of one training, in %, one an epoch: on the images that finals look at, and on the others."""
+    """Accuracies of one training, in %, one per epoch: on the images that finals look at, and on the others."""
 
     validation: tuple[float, ...]
     test: tuple[float, ...]
 
 
 class HeldOutDigits(DigitsDataModule):
-    """Digits of which 360 are neither trained on nor looked at in finals."""
+    """Digits with 360 test images that are used neither in training nor in finals."""
 
     def setup(self, stage: str) -> None:
-        """Take the test images from those to train on, always the same."""
+        """Split the test images from the training images, always the same ones."""
         super().setup(stage)
         parts = [len(self.train_data) - len(self.val_data), len(self.val_data)]
         self.train_data, self.test_data = random_split(self.train_data, parts, torch.Generator().manual_seed(1))
 
 
 def trained(name: str, seed: int, num_epochs: int) -> Curve:
-    """Train a candidate as finals do, and write its accuracies down after each epoch."""
+    """Train a candidate as finals do, and record its accuracies after each epoch."""
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")  # this is a process of its own
     data, validation, test = HeldOutDigits(), list[float](), list[float]()
@@ -126,16 +126,16 @@ def digits_losses(
     finalists: int,
     final_epochs: Sequence[int],
 ) -> list[Loss]:
-    """Let everyone choose, and spend the same number of epochs.
+    """Let all choosers choose, each with the same total number of epochs.
 
-    Whoever trains ``k`` candidates for ``e`` epochs to choose has ``(k - 1) e`` epochs less for the one that is chosen,
-    which goes on from where it paused.
+    A chooser that trains ``k`` candidates for ``e`` epochs has ``(k - 1) e`` epochs less for its choice, whose training
+    continues from its checkpoint.
 
     Args:
-        curves: By candidate, one mapping a seed.
-        orders: The ranking by each score, one mapping a seed.
-        finalists: How many are in the finals.
-        final_epochs: How long each is trained there, one after another.
+        curves: The curve of each candidate, one mapping per seed.
+        orders: The ranking by each score, one mapping per seed.
+        finalists: Number of candidates in the finals.
+        final_epochs: Epochs of each finalist; every entry is a way to choose of its own.
     """
     total = len(next(iter(curves[0].values())).test)
     names = list(curves[0])
@@ -150,7 +150,7 @@ def digits_losses(
         values, picks = [], []
         for own, order in zip(curves, orders, strict=True):
             first = order[ranking][:entrants]
-            # Of equal ones, the first by score, as in the selector's finals.
+            # If several are equal, the first by score, as in the selector's finals.
             pick = max(first, key=lambda name: own[name].validation[epochs - 1]) if epochs else first[0]
             left = total - (entrants - 1) * epochs
             values.append(own[best].test[-1] - own[pick].test[left - 1])
@@ -177,7 +177,7 @@ def digits(console: Console, arguments: argparse.Namespace) -> Record:
     orders = [digits_orders(seed) for seed in range(arguments.seeds)]
     losses = digits_losses(curves, orders, arguments.finalists, arguments.final_epochs)
     say(console, f"\ndigits: {len(curves[0])} candidates, {arguments.epochs} epochs for each chooser in all.")
-    say(console, f"Mean, least and most of {arguments.seeds} seeds; test images, which no chooser looks at.")
+    say(console, f"Mean, minimum and maximum of {arguments.seeds} seeds, on test images that no chooser uses.")
     rows = [
         [
             own.chooser,
@@ -205,14 +205,14 @@ def pools_of(num_archs: int, size: int, num_pools: int, seed: int) -> list[list[
 def table_losses(
     own: Study, choice: Choice, pools: Sequence[Sequence[int]], entrants: Sequence[int], seed: int
 ) -> list[Loss]:
-    """Let everyone choose in every pool: of the first ``k``, trained to the end, the best on the validation images.
+    """Let all choosers choose in every pool: the best on the validation images of the first ``k``, trained to the end.
 
     Args:
         own: The archs and their scores.
-        choice: What was scored.
-        pools: Places of archs.
+        choice: Proxies and recipes that were scored.
+        pools: Positions of archs.
         entrants: The numbers ``k``.
-        seed: Of chance.
+        seed: The seed of the random choices.
     """
     recipe = get_recipe("default")
     validation, test = own.truths("valid_cifar10"), own.truths("test_cifar10")
@@ -234,13 +234,13 @@ def table_losses(
 
 
 def best_first(pool: Sequence[int], scores: Sequence[float | None]) -> list[int]:
-    """Order archs by a score; those that have none are the last."""
+    """Order archs by a score; those without one come last."""
     pairs = sorted(zip(pool, scores, strict=True), key=lambda pair: (pair[1] is None, -(pair[1] or 0.0)))
     return [idx for idx, _ in pairs]
 
 
 def nas_bench(console: Console, arguments: argparse.Namespace, table: Table) -> Record:
-    """Score what is not scored yet, choose in many pools, print, and return the figures."""
+    """Compute missing scores, choose in many pools, print, and return the figures."""
     protocol = Protocol(arguments.data / "cifar10_subset.npz")
     choice = chosen(["default", "zico"], with_baselines=True)
     drawn = sampled(table, arguments.sample, protocol.seed)
@@ -249,8 +249,8 @@ def nas_bench(console: Console, arguments: argparse.Namespace, table: Table) -> 
     entrants = sorted({1, arguments.finalists})
     losses = table_losses(own, choice, pools, entrants, protocol.seed)
     say(console, f"\nnas-bench-201: {len(pools)} pools of {len(pools[0])} of {len(drawn.rows)} archs.")
-    say(console, f"Whoever is trained is trained to the end, {FULL_EPOCHS} epochs: the table knows of no first epoch.")
-    say(console, "The best by valid_cifar10 is chosen, and test_cifar10 says what is lost.")
+    say(console, f"Archs are trained to the end, {FULL_EPOCHS} epochs: the table has no accuracies after one epoch.")
+    say(console, "The best by valid_cifar10 is chosen, and the loss is in test_cifar10.")
     rows = []
     for loss in losses:
         interval = bootstrap_interval(lambda a, _: float(a.mean()), loss.values, loss.values)
@@ -270,18 +270,24 @@ def nas_bench(console: Console, arguments: argparse.Namespace, table: Table) -> 
 
 
 def parser() -> argparse.ArgumentParser:
-    """Describe the command line."""
+    """Build the parser of the command line."""
     made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     made.add_argument("--benchmark", action="append", choices=BENCHMARKS, help="may be repeated; default both")
-    made.add_argument("--finalists", type=positive, default=4, help="how many are trained to choose among them")
     made.add_argument(
-        "--final-epochs", type=positive, nargs="+", default=[1, 3], help="how long each of them is trained, on digits"
+        "--finalists", type=positive, default=4, help="number of candidates that are trained to choose among them"
     )
-    made.add_argument("--epochs", type=positive, default=20, help="that each chooser may train in all, on digits")
-    made.add_argument("--seeds", type=positive, default=5, help="of weights and training, on digits")
+    made.add_argument(
+        "--final-epochs",
+        type=positive,
+        nargs="+",
+        default=[1, 3],
+        help="epochs that each of them is trained, on digits",
+    )
+    made.add_argument("--epochs", type=positive, default=20, help="total epochs of each chooser, on digits")
+    made.add_argument("--seeds", type=positive, default=5, help="seeds of weights and training, on digits")
     made.add_argument("--sample", type=positive, default=300, help="archs that are scored")
     made.add_argument("--pool", type=positive, default=50, help="archs to choose from")
-    made.add_argument("--pools", type=positive, default=500, help="how many such choices")
+    made.add_argument("--pools", type=positive, default=500, help="number of pools")
     made.add_argument("--workers", type=positive, default=2, help="processes, each with one thread")
     made.add_argument("--quick", action="store_true", help="show in a minute that it runs")
     add_folders(made)
@@ -289,14 +295,14 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Train or look up, choose, print and keep."""
+    """Train or look up, choose, print and save."""
     arguments = (usage := parser()).parse_args(words)
     if arguments.quick:
         vars(arguments).update(epochs=8, final_epochs=[1], seeds=1, sample=5, pool=3, pools=50)
     asked = dict.fromkeys(arguments.benchmark or BENCHMARKS)
     spent = max((arguments.finalists - 1) * max(arguments.final_epochs), len(digits_candidates()) - 1)
     if "digits" in asked and spent >= arguments.epochs:
-        usage.error(f"`--epochs` is {arguments.epochs}; choosing takes {spent}, and something is to be left: raise it.")
+        usage.error(f"Invalid --epochs {arguments.epochs}: expected more than {spent}, which choosing takes.")
     try:
         table = nas_bench_201(arguments.data) if "nas-bench-201" in asked else None
     except OSError as error:

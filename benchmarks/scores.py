@@ -1,7 +1,7 @@
-"""Scores of a table's candidates: computed in processes of their own, once, since a file keeps them.
+"""Scores of a table's candidates, computed once in separate processes and kept in a file.
 
-The file is another one for other versions of torch and of the package, but not for another source: after a change to a
-proxy, delete it.
+The name of the file depends on the versions of torch and of the package, but not on the source code: after a change to
+a proxy, delete it.
 """
 
 import hashlib
@@ -37,14 +37,14 @@ NUM_TIMED = 5  # candidates on which the time of each proxy alone is measured
 
 @dataclass(frozen=True)
 class Protocol:
-    """What all candidates of a benchmark are scored with.
+    """The settings with which all candidates of a benchmark are scored.
 
     Args:
         images: File with the images of CIFAR-10.
         batch_size: Images in a batch.
-        num_batches: Batches.
-        seed: Of the weights, of the sample and of whatever a proxy draws.
-        first_image: Of the first batch, by its place in the file.
+        num_batches: Number of batches.
+        seed: The seed of the weights, of the sample and of random numbers in proxies.
+        first_image: Position in the file of the first image of the first batch.
     """
 
     images: Path
@@ -56,7 +56,7 @@ class Protocol:
 
 @cache
 def cifar10_batches(protocol: Protocol, resolution: int) -> list[tuple[Tensor, Tensor]]:
-    """Read the batches, normalised as usual and enlarged where a network takes larger images.
+    """Read the batches, normalised as usual and enlarged if a network takes larger images.
 
     Raises:
         ValueError: If there are fewer images.
@@ -67,7 +67,7 @@ def cifar10_batches(protocol: Protocol, resolution: int) -> list[tuple[Tensor, T
         images, labels = file["x_train"][taken], file["y_train"][taken]
     if not 0 < len(images) == needed:
         raise ValueError(
-            f"{protocol.num_batches} batches of {protocol.batch_size} are {needed} images; needed is at least one and "
+            f"{protocol.num_batches} batches of {protocol.batch_size} are {needed} images; expected at least one and "
             f"at most the {len(images)} of {protocol.images}, from image {protocol.first_image} on."
         )
     mean, std = torch.tensor([[0.4914, 0.4822, 0.4465], [0.2470, 0.2435, 0.2616]])[:, :, None, None]
@@ -81,7 +81,7 @@ def cifar10_batches(protocol: Protocol, resolution: int) -> list[tuple[Tensor, T
 
 
 def prepared(row: Row, protocol: Protocol) -> Callable[[Sequence[str]], ScoreCard]:
-    """Build a candidate, under the seed that is everyone's, and return how it is scored."""
+    """Build a candidate under the common seed, and return how it is scored."""
     with preserved_rng(protocol.seed):
         model = row.build()
     batches = cifar10_batches(protocol, row.resolution)
@@ -89,7 +89,7 @@ def prepared(row: Row, protocol: Protocol) -> Callable[[Sequence[str]], ScoreCar
 
 
 def score_row(row: Row, protocol: Protocol, proxies: Sequence[str]) -> Record:
-    """Score a candidate; what cannot be ranked by has an error instead of a score."""
+    """Score a candidate; a score that cannot be ranked by is an error instead."""
     card = prepared(row, protocol)(proxies)
     return {
         "scores": {name: card[name].value for name in proxies if card[name].error is None},
@@ -99,11 +99,11 @@ def score_row(row: Row, protocol: Protocol, proxies: Sequence[str]) -> Record:
 
 
 def time_row(row: Row, protocol: Protocol, sets: Iterable[str]) -> dict[str, float]:
-    """Time sets of proxies, each apart from the others; a set of which none can be scored has no time.
+    """Time sets of proxies, each separately; a set in which no proxy can be scored has no time.
 
     Args:
         row: The candidate.
-        protocol: As for `score_row`.
+        protocol: See `score_row`.
         sets: Names of proxies, joined by commas.
 
     Returns:
@@ -125,10 +125,10 @@ def time_row(row: Row, protocol: Protocol, sets: Iterable[str]) -> dict[str, flo
 
 
 class Cache:
-    """Scores, errors and times of candidates, in a file of one JSON object a line.
+    """Scores, errors and times of candidates, in a file with one JSON object per line.
 
     Args:
-        path: Of the file; a last line without an end, which a kill left, is cut off.
+        path: The path of the file. An incomplete last line, which a kill can leave, is cut off.
     """
 
     def __init__(self, path: Path) -> None:
@@ -146,26 +146,26 @@ class Cache:
             self._take_in(json.loads(line))
 
     def add(self, arch: str, **record: Any) -> None:
-        """Keep what is new of a candidate."""
+        """Save the new entries of a candidate."""
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps({"arch": arch, **record}, allow_nan=False) + "\n")
         self._take_in({"arch": arch, **record})
 
     def note(self, arch: str, error: str, proxies: Iterable[str]) -> None:
-        """Note what became of a candidate's process, for this run alone: which proxy was at fault is not known."""
+        """Record the failure of a candidate's process for this run only: it is not known which proxy caused it."""
         self.errors[arch].update(dict.fromkeys(proxies, error))
 
     def score(self, arch: str, proxy: str) -> float | None:
-        """Give a candidate's score; None if it has none to be ranked by."""
+        """Return a candidate's score; None if it has none to be ranked by."""
         return self.scores[arch][proxy] if self.error(arch, proxy) is None else None
 
     def error(self, arch: str, proxy: str) -> str | None:
-        """Say why a candidate has no score to be ranked by; None if it has one."""
+        """Return the reason why a candidate has no score to be ranked by; None if it has one."""
         own = None if proxy in self.scores[arch] else self.errors[arch][proxy]
         return self.untrainable.get(arch, own)
 
     def lacks(self, arch: str, proxy: str, retry: bool) -> bool:
-        """Tell whether a score is still to be computed; one that failed is only to be so in a retry."""
+        """Whether a score still has to be computed; a failed one only in a retry."""
         return proxy not in self.scores[arch] and (retry or proxy not in self.errors[arch])
 
     def _take_in(self, record: Record) -> None:
@@ -177,16 +177,16 @@ class Cache:
 
 
 def versions(table: Table) -> dict[str, str]:
-    """Name the versions that numbers depend on."""
+    """Return the versions that numbers depend on."""
     own = {"torch": torch.__version__, "lightning_zico": __version__}
     return own if table.is_search_space else own | {"timm": version("timm")}
 
 
 def cache_path(folder: Path, table: Table, protocol: Protocol) -> Path:
-    """Name the file for all that the numbers of a benchmark's candidates depend on."""
+    """Return a file name that depends on everything that the numbers of a benchmark's candidates depend on."""
     own = asdict(protocol) | versions(table) | {"images": protocol.images.name}
     if not protocol.first_image:
-        del own["first_image"]  # so that files from before there was this field keep their names
+        del own["first_image"]  # so that older files, from before this field existed, keep their names
     own["resolution"] = table.rows[0].resolution if table.is_search_space else "of each model"
     digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
     return folder / f"{table.benchmark}-{digest[:12]}.jsonl"
@@ -194,7 +194,7 @@ def cache_path(folder: Path, table: Table, protocol: Protocol) -> Path:
 
 @dataclass(frozen=True)
 class Running:
-    """How scoring runs: on how many processes, for how long at most, and whether what failed is tried again."""
+    """How scoring runs: the number of processes, the time limit, and whether failed scores are tried again."""
 
     num_workers: int = 1
     timeout_s: float = 600.0
@@ -202,10 +202,10 @@ class Running:
 
 
 def fill_scores(kept: Cache, table: Table, protocol: Protocol, proxies: Sequence[str], running: Running) -> None:
-    """Compute all scores that the cache lacks; it has them as soon as they come."""
+    """Compute all scores that the cache lacks; each is saved as soon as it is computed."""
     missing = {row.name: [p for p in proxies if kept.lacks(row.name, p, running.retry)] for row in table.rows}
     tasks = {row.name: partial(score_row, row, protocol, missing[row.name]) for row in table.rows if missing[row.name]}
-    # A model of timm can hold much memory, and what one leaves behind is not to trouble the next.
+    # A model of timm can hold much memory, and leftovers of one must not affect the next.
     share_process = table.is_search_space
     with (
         _progress() as progress,

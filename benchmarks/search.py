@@ -1,4 +1,4 @@
-"""The search: ZiCo's published one made small, evolution against chance, and how good what it finds is.
+"""The search: a small version of ZiCo's published one, evolution against chance, and the quality of the result.
 
 README.md beside this file tells how.
 """
@@ -56,11 +56,11 @@ PUBLISHED = {
 
 
 def configured(path: Path, **changes: Any) -> ZeroShotSearch:
-    """Read a search from its file, for other images than it names.
+    """Read a search from its file, with other images than the file names.
 
     Args:
-        path: See ``examples/configs``: options of ``lightning-zico search``.
-        changes: Arguments of `ZeroShotSearch` that take the place of those in the file.
+        path: A file with options of ``lightning-zico search``, such as in ``examples/configs``.
+        changes: Arguments of `ZeroShotSearch` that override those in the file.
     """
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
     del config["data"]
@@ -91,7 +91,7 @@ def scored(search: ZeroShotSearch, batches: Batches, texts: Mapping[str, str]) -
 
 
 def microseconds_of_rejection(search: ZeroShotSearch, num_archs: int = 2000) -> float:
-    """Time what it takes to propose a mutant of the published network, and to find that it is over a budget."""
+    """Time the proposal of a mutant of the published network, and the check that it is over a budget."""
     space, rng = search.space, random.Random(0)
     costs = ArchCosts(space, Budget(macs=1.0), (), resolution=224, num_classes=1000, in_channels=3)
     parent = space.parse(PUBLISHED[450])
@@ -105,7 +105,7 @@ def microseconds_of_rejection(search: ZeroShotSearch, num_archs: int = 2000) -> 
 
 
 def reduced(console: Console, arguments: argparse.Namespace) -> None:
-    """Run the published search made small, and compare with what was published."""
+    """Run the small version of the published search, and compare with the published networks."""
     search = configured(CONFIG, seed=arguments.first_seed, storage=arguments.storage, num_trials=arguments.trials)
     search.sampler = replace(search.sampler, population_size=arguments.population)
     batches = batches_of(arguments.data, arguments.batch_size, arguments.resolution)
@@ -167,17 +167,17 @@ def chance(console: Console, arguments: argparse.Namespace) -> None:
 
 
 class Lookup:
-    """Scores that others have computed, in the place of scoring; an executor.
+    """An executor that looks up scores that others have computed, instead of scoring.
 
     Args:
-        cards: By arch.
+        cards: The score card of each arch.
     """
 
     def __init__(self, cards: Mapping[str, ScoreCard]) -> None:
         self._cards = cards
 
     def run(self, works: Sequence[Work], jobs: Iterable[Job]) -> Generator[tuple[Job, ScoreCard], None, None]:
-        """Give each arch's card."""
+        """Yield each arch's card."""
         for job in jobs:
             yield job, self._cards[job.candidate.name]
 
@@ -214,7 +214,7 @@ def cards_by_others(folder: Path, table: Table) -> dict[str, ScoreCard]:
 
 
 def nas_bench(console: Console, arguments: argparse.Namespace) -> None:
-    """Search with looked-up scores, and look up the accuracy of what is found."""
+    """Search with looked-up scores, and look up the accuracy of the result."""
     table = nas_bench_201(arguments.data)
     accuracy = {row.name: row.truths["test_cifar10"] for row in table.rows}
     cards = cards_by_others(arguments.data, table)
@@ -253,16 +253,16 @@ def nas_bench(console: Console, arguments: argparse.Namespace) -> None:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Describe the command line."""
+    """Build the parser of the command line."""
     made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     made.add_argument("--part", action="append", choices=PARTS, help="may be repeated; default all")
-    made.add_argument("--storage", type=Path, help="file of the trials: a run that is killed goes on from it")
-    made.add_argument("--trials", type=int, default=300, help="of the reduced search")
-    made.add_argument("--population", type=int, default=64, help="of the reduced search")
-    made.add_argument("--batch-size", type=int, default=16, help="of the reduced search")
-    made.add_argument("--resolution", type=int, default=96, help="of the images of the reduced search")
-    made.add_argument("--chance-trials", type=int, default=150, help="of each search against chance")
-    made.add_argument("--chance-proxy", default="zico", help="that these searches score by")
+    made.add_argument("--storage", type=Path, help="file of the trials, from which a killed run resumes")
+    made.add_argument("--trials", type=int, default=300, help="trials of the small search")
+    made.add_argument("--population", type=int, default=64, help="population of the small search")
+    made.add_argument("--batch-size", type=int, default=16, help="batch size of the small search")
+    made.add_argument("--resolution", type=int, default=96, help="size of the images of the small search, in pixels")
+    made.add_argument("--chance-trials", type=int, default=150, help="trials of each search against chance")
+    made.add_argument("--chance-proxy", default="zico", help="proxy of these searches")
     made.add_argument("--first-seed", type=int, default=0)
     made.add_argument("--num-seeds", type=int, default=5)
     add_folders(made, cache=False)
@@ -270,7 +270,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Search, print and keep."""
+    """Search, print and save."""
     arguments = (usage := parser()).parse_args(words)
     arguments.seeds = range(arguments.first_seed, arguments.first_seed + arguments.num_seeds)
     console = Console(width=None if Console().is_terminal else 400)

@@ -1,4 +1,4 @@
-"""Time and memory of ZiCo beside plain training steps and the published algorithm, on three kinds of networks.
+"""Time and memory of ZiCo against plain training steps and the published algorithm, on three kinds of networks.
 
 README.md beside this file tells how, and holds the tables that it last printed.
 
@@ -51,7 +51,7 @@ COLUMNS = (
     *("plain MB", "ours MB", "publ. MB", "score", "rel. diff."),
 )
 
-# The first is what the others are measured against.
+# The others are compared with the first.
 PLACEMENTS = {
     "float32": Placement(),
     "float32, channels last": Placement(channels_last=True),
@@ -66,7 +66,7 @@ _loss_fn = nn.CrossEntropyLoss()
 # --- the three ways ------------------------------------------------------------------------------
 
 
-# Each leaves the model without gradients, as it found it: what one leaves in memory, the next would pay for.
+# Each leaves the model without gradients, as before: memory that one leaves allocated would slow down the next.
 
 
 def plain(model: nn.Module, batches: Batches) -> None:
@@ -77,7 +77,7 @@ def plain(model: nn.Module, batches: Batches) -> None:
 
 
 def backward(model: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
-    """Give every parameter its gradient on a batch."""
+    """Compute every parameter's gradient on a batch."""
     inputs, targets = batch
     _loss_fn(model(inputs), targets).backward()
 
@@ -127,7 +127,7 @@ class Timing:
     """Interleaved timings of several functions.
 
     Args:
-        medians_s: Of each function, in seconds.
+        medians_s: Median time of each function, in seconds.
         ratios: Median over the rounds of each function's time over the first's in the same round.
     """
 
@@ -136,7 +136,7 @@ class Timing:
 
 
 def time_interleaved(functions: Sequence[Callable[[], object]], rounds: int, seed: int = 0) -> Timing:
-    """Time functions one after the other, in every round in another order, which the seed draws."""
+    """Time functions one after the other, in every round in a new order drawn with the seed."""
     table: list[list[float]] = []
     shuffled = random.Random(seed)
     for _ in range(rounds):
@@ -152,7 +152,7 @@ def time_interleaved(functions: Sequence[Callable[[], object]], rounds: int, see
 
 
 def peak_bytes(function: Callable[[], T]) -> tuple[int, T]:
-    """Run a function; return the most of torch's memory above what was allocated before, in bytes, and its result."""
+    """Run a function; return its peak of torch's memory above the level before, in bytes, and its result."""
     gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         result = function()
@@ -165,7 +165,7 @@ def peak_bytes(function: Callable[[], T]) -> tuple[int, T]:
 
 
 def published_peak_bytes(model: nn.Module, batches: Batches) -> tuple[int, float]:
-    """Return the same for the published algorithm, NumPy's arrays included."""
+    """Return the same for the published algorithm, including NumPy's arrays."""
     tracemalloc.start()
     step_bytes, kept = peak_bytes(lambda: published_gradients(model, batches))
     kept_bytes = sum(array.nbytes for arrays in kept.values() for array in arrays)
@@ -184,7 +184,7 @@ def published_peak_bytes(model: nn.Module, batches: Batches) -> tuple[int, float
 
 @dataclass(frozen=True)
 class Row:
-    """One network on B batches of one size: what plain, ours and published took, in that order."""
+    """One network on B batches of one size: time and memory of plain, ours and published, in that order."""
 
     network: str
     batch_size: int
@@ -200,7 +200,7 @@ class Row:
 
 
 def random_batches(num_batches: int, batch_size: int) -> Batches:
-    """Draw batches of noise and labels; time and memory do not depend on what is in an image."""
+    """Draw batches of noise and labels; time and memory do not depend on the content of an image."""
     generator = torch.Generator().manual_seed(0)
     return [
         (torch.randn(batch_size, 3, 32, 32, generator=generator), torch.randint(10, (batch_size,), generator=generator))
@@ -217,7 +217,7 @@ def built(network: str) -> nn.Module:
 def measure(network: str, batch_size: int, num_batches: int, rounds: int) -> Row:
     """Measure the three ways on the same batches; the run that counts memory is the warm-up of the clock."""
     model, batches = built(network), random_batches(num_batches, batch_size)
-    plain(model, batches[:2])  # what a library allocates once is not the algorithm's
+    plain(model, batches[:2])  # one-time allocations of a library do not count
     plain_peak, _ = peak_bytes(lambda: plain(model, batches[:2]))  # it keeps nothing from batch to batch
     our_peak, our_score = peak_bytes(lambda: ours(model, batches))
     published_peak, their_score = published_peak_bytes(model, batches)
@@ -240,8 +240,8 @@ def measure_precisions(num_nets: int, batch_size: int, num_batches: int) -> list
     """Score networks of NAS-Bench-201 in several precisions and memory formats.
 
     Returns:
-        For each a row of cells: its name, the median over networks of its time over float32's, Spearman's rho of its
-        ZiCo with float32's with a bootstrap interval, and how many networks have a score in all of them.
+        A row of cells for each: its name, the median over networks of its time over float32's, Spearman's rho of its
+        ZiCo with float32's with a bootstrap interval, and the number of networks that have a score in all of them.
     """
     batches, (zico,) = random_batches(num_batches, batch_size), resolve_proxies(["zico"])
     works = [Work(batches, [zico], loss_fn=_loss_fn, placement=placement) for placement in PLACEMENTS.values()]
@@ -273,7 +273,7 @@ def measure_precisions(num_nets: int, batch_size: int, num_batches: int) -> list
 
 
 def print_table(console: Console, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table whose first column holds names and whose others hold numbers; as Markdown into a file or a pipe."""
+    """Print a table of a column of names and columns of numbers; as Markdown into a file or a pipe."""
     table = Table(box=box.SIMPLE_HEAD if console.is_terminal else box.MARKDOWN)
     for i, column in enumerate(columns):
         table.add_column(column, justify="right" if i else "left", no_wrap=True)
@@ -284,7 +284,7 @@ def print_table(console: Console, title: str, columns: Sequence[str], rows: Sequ
 
 
 def cells_of(row: Row) -> list[str]:
-    """Put a row in words."""
+    """Format a row."""
     seconds = [f"{s:.3f}" for s in row.timing.medians_s]
     ratios = [f"{ratio:.2f}" for ratio in row.timing.ratios[1:]]
     megabytes = [f"{peak / 1e6:.1f}" for peak in row.peaks]
@@ -293,7 +293,7 @@ def cells_of(row: Row) -> list[str]:
 
 
 def verdicts(rows: Sequence[Row]) -> list[str]:
-    """Say of each promise what was measured, and whether it holds."""
+    """Describe the measurement for each promise, and whether it holds."""
     fewest, most = min(row.num_batches for row in rows), max(row.num_batches for row in rows)
     lines = []
     for size, limit in TIME_LIMITS.items():
@@ -316,7 +316,7 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
 
 
 def verdict(measured: str, holds: bool) -> str:
-    """Put what was measured beside the outcome."""
+    """Format a measurement and its outcome."""
     return f"{measured}: {'holds' if holds else 'DOES NOT HOLD'}" if measured else "not measured"
 
 
@@ -327,17 +327,17 @@ def parsed_arguments() -> argparse.Namespace:
     parser.add_argument("--batch-sizes", nargs="+", type=int, default=[64, 16])
     parser.add_argument("--num-batches", nargs="+", type=int, default=[2, 8, 32], help="each at least 2")
     parser.add_argument("--repeats", type=int, default=9, help="rounds at the fewest batches; fewer at more")
-    parser.add_argument("--chunk-sizes", nargs="*", type=int, default=[4, 16], help="of per-sample scoring")
+    parser.add_argument("--chunk-sizes", nargs="*", type=int, default=[4, 16], help="chunk sizes of per-sample scoring")
     parser.add_argument(
         "--precision",
         nargs="?",
         type=int,
         const=100,
         metavar="NETWORKS",
-        help="compare precisions alone, on 100 networks",
+        help="compare only precisions, on 100 networks",
     )
     parser.add_argument("--every", action="store_true", help="more batches at every size, not only the smallest")
-    parser.add_argument("--quick", action="store_true", help="one network, two batches: does it run?")
+    parser.add_argument("--quick", action="store_true", help="quick check with one network and two batches")
     arguments = parser.parse_args()
     if arguments.quick:
         arguments.networks, arguments.batch_sizes, arguments.num_batches = ["nas_bench_201"], [16], [2]

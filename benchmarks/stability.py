@@ -1,4 +1,4 @@
-"""How far scores move with the weights and the batches they are computed from, and what steadier ones cost.
+"""How far scores move with the weights and batches from which they are computed, and the cost of steadier ones.
 
 README.md beside this file tells how.
 """
@@ -34,7 +34,7 @@ from lightning_zico.scoring.scorer import check_batches
 
 PROXY, TARGET = "zico", "test_cifar10"
 
-# The rule by which a cell is proposed, fixed before any was measured: see `proposed`.
+# The rule for proposing a cell, fixed before any was measured: see `proposed`.
 LEAST_MARGIN = 0.01  # of tau: less is of no use to anyone who picks an architecture
 LEAST_REPEATS = 2  # fewer have no standard error
 
@@ -46,12 +46,12 @@ TIME_ROUNDS = 3
 
 @dataclass(frozen=True)
 class Spread:
-    """How far a score moves over repeats, over the ``n`` archs that have it in all; None where there is no value.
+    """How far a score moves over repeats, for the ``n`` archs that have it in all; None where there is no value.
 
     Args:
-        n: Archs.
+        n: Number of archs.
         ratio: Standard deviation over the repeats of an arch, over that of the archs' means; lower is steadier.
-        tau: Kendall's, between the rankings of two repeats, mean over all pairs of them.
+        tau: Kendall's tau between the rankings of two repeats, mean over all pairs of them.
         error: The most frequent reason why an arch has no score; None if all have one.
     """
 
@@ -63,14 +63,14 @@ class Spread:
 
 @dataclass(frozen=True)
 class Cell:
-    """ZiCo with a number of batches of a size.
+    """ZiCo with one number of batches and one batch size.
 
     Args:
-        num_batches: Batches.
+        num_batches: Number of batches.
         batch_size: Images in a batch.
-        taus: Kendall's, with what training found, one a repeat.
-        tau_between: Between the rankings of two repeats, mean over all pairs; None where there is no pair.
-        ms: Of an arch, median; None where it was not measured.
+        taus: Kendall's tau with the accuracies after training, one per repeat.
+        tau_between: Tau between the rankings of two repeats, mean over all pairs; None if there is no pair.
+        ms: Median milliseconds of an arch; None if they were not measured.
     """
 
     num_batches: int
@@ -81,7 +81,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """Name the cell."""
+        """Return the name of the cell."""
         return cell_name(self.num_batches, self.batch_size)
 
     @property
@@ -97,7 +97,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Proposal:
-    """A cell, the one with the best mean tau, and by how much the first may be worse."""
+    """The proposed cell, the one with the best mean tau, and by how much the first may be worse."""
 
     cell: Cell
     best: Cell
@@ -105,24 +105,24 @@ class Proposal:
 
 
 def cell_name(num_batches: int, batch_size: int) -> str:
-    """Name a cell of the grid."""
+    """Return the name of a cell of the grid."""
     return f"{num_batches} x {batch_size}"
 
 
 def spread_ratio(repeats: Sequence[Sequence[float]]) -> float | None:
-    r"""Divide how far a score moves within an arch by how far archs are apart.
+    r"""Divide the spread of a score within an arch by the spread between archs.
 
     .. math::
         \sqrt{\frac{1}{A} \sum_a \mathrm{Var}_r\, s_{ra}} \Big/ \sqrt{\mathrm{Var}_a\, \bar s_a}
 
-    with :math:`s_{ra}` the score of arch :math:`a` in repeat :math:`r`, :math:`\bar s_a` its mean over the repeats, and
-    variances with one degree of freedom less than there are numbers.
+    Here :math:`s_{ra}` is the score of arch :math:`a` in repeat :math:`r` and :math:`\bar s_a` its mean over the
+    repeats. Variances have one degree of freedom less than there are numbers.
 
     Args:
-        repeats: At least two, each with one score an arch, [R, A].
+        repeats: At least two repeats, each with one score per arch, [R, A].
 
     Returns:
-        From 0, no unit; lower is steadier. None for fewer than two archs, or if their means are equal.
+        The ratio, from 0, no unit; lower is steadier. None for fewer than two archs, or if their means are equal.
     """
     scores = np.asarray(repeats, dtype=np.float64)  # [R, A]
     if scores.shape[1] < 2:
@@ -141,9 +141,9 @@ def tau_between(repeats: Sequence[Sequence[float]]) -> float | None:
 def proposed(cells: Sequence[Cell]) -> Proposal | None:
     """Choose the cheapest cell whose mean tau is not clearly below the best.
 
-    Below it by more than the larger of `LEAST_MARGIN` and one standard error of the best cell's mean over its repeats
-    is clearly below. Cells with fewer than `LEAST_REPEATS` repeats, or without a time, do not take part; None if none
-    does. Of equally cheap ones, the better.
+    A mean tau is clearly below if the difference exceeds the larger of `LEAST_MARGIN` and one standard error of the
+    best cell's mean over its repeats. Cells with fewer than `LEAST_REPEATS` repeats, or without a time, do not take
+    part; None if no cell does. Of equally cheap cells, the better one is chosen.
 
     Source:
         The one-standard-error rule of Breiman et al., *Classification and Regression Trees*, 1984, with a floor.
@@ -162,7 +162,7 @@ def proposed(cells: Sequence[Cell]) -> Proposal | None:
 
 
 def repeats_of(base: Protocol, num_repeats: int, num_images: int) -> list[Protocol]:
-    """List the protocols of repeats, each with its own seed and its own images; fewer where images run out."""
+    """List the protocols of repeats, each with its own seed and its own images; fewer if there are too few images."""
     needed = base.num_batches * base.batch_size
     idxs = range(min(num_repeats, num_images // needed))
     return [replace(base, seed=base.seed + idx, first_image=idx * needed) for idx in idxs]
@@ -171,7 +171,7 @@ def repeats_of(base: Protocol, num_repeats: int, num_images: int) -> list[Protoc
 def scored(
     table: Table, protocols: Sequence[Protocol], proxies: Sequence[str], running: Running, folder: Path
 ) -> list[Cache]:
-    """Score what is not scored yet in any repeat; one cache a repeat."""
+    """Compute the missing scores of all repeats; one cache per repeat."""
     caches = []
     for idx, protocol in enumerate(protocols, 1):
         caches.append(Cache(cache_path(folder, table, protocol)))
@@ -182,12 +182,12 @@ def scored(
 
 
 def columns_of(caches: Sequence[Cache], table: Table, proxy: str) -> list[Values]:
-    """List the scores of a proxy, one column a repeat."""
+    """List the scores of a proxy, one column per repeat."""
     return [[cache.score(row.name, proxy) for row in table.rows] for cache in caches]
 
 
 def spread_of(caches: Sequence[Cache], table: Table, proxy: str) -> Spread:
-    """Say how far a proxy's score moves over repeats."""
+    """Measure how far a proxy's score moves over repeats."""
     columns = columns_of(caches, table, proxy)
     idxs = common(*columns)
     repeats = [taken(column, idxs) for column in columns]
@@ -197,7 +197,7 @@ def spread_of(caches: Sequence[Cache], table: Table, proxy: str) -> Spread:
 
 
 def time_cells(row: Row, protocols: Mapping[str, Protocol]) -> dict[str, float]:
-    """Time ZiCo in every cell, in an order drawn anew in every round.
+    """Time ZiCo in every cell, in a new random order in every round.
 
     Returns:
         Seconds of each cell, median over the rounds.
@@ -218,7 +218,7 @@ def time_cells(row: Row, protocols: Mapping[str, Protocol]) -> dict[str, float]:
 def timed(table: Table, protocols: Mapping[str, Protocol], running: Running, folder: Path) -> dict[str, float]:
     """Measure the milliseconds of each cell, median over the first few archs, one after the other.
 
-    An arch's times of all cells are of one process, since clocks on shared machines swing within minutes.
+    All times of an arch are measured in one process, since clocks on shared machines vary within minutes.
     """
     first = next(iter(protocols.values()))
     kept = Cache(cache_path(folder, replace(table, benchmark=f"{table.benchmark}-stability-times"), first))
@@ -240,7 +240,7 @@ def measured(
     """Measure ZiCo in each cell of a grid, on the archs that have a score in all of it.
 
     Returns:
-        How many archs these are, and the cells.
+        The number of these archs, and the cells.
     """
     columns = [columns_of(scored(table, repeats, [PROXY], running, folder), table, PROXY) for repeats in grid]
     idxs = common(*itertools.chain(*columns))
@@ -272,7 +272,7 @@ def print_spreads(console: Console, spreads: Mapping[str, Spread], num_archs: in
 
 
 def print_cells(console: Console, cells: Sequence[Cell], num_archs: int) -> None:
-    """Print ZiCo by number of batches and batch size."""
+    """Print ZiCo's figures by number of batches and batch size."""
     rows = []
     for cell in cells:
         texts = [cell.name, str(len(cell.taus)), number(cell.tau, ".3f"), number(cell.deviation, ".3f")]
@@ -282,7 +282,7 @@ def print_cells(console: Console, cells: Sequence[Cell], num_archs: int) -> None
 
 
 def told(proposal: Proposal | None) -> str:
-    """Say what is proposed, and why."""
+    """Describe the proposal and its reason."""
     if proposal is None:
         return f"Nothing is proposed: no cell has a time and {LEAST_REPEATS} repeats with a tau."
     own, best = proposal.cell, proposal.best
@@ -295,7 +295,7 @@ def told(proposal: Proposal | None) -> str:
 
 
 def shortage(own: Protocol, num_repeats: int, asked: int, num_images: int) -> str:
-    """Say why a cell has fewer repeats than were asked for."""
+    """Describe why a cell has fewer repeats than requested."""
     needed = own.num_batches * own.batch_size
     few = {0: "it is left out", 1: "it has one, and no part in the proposal"}
     name = cell_name(own.num_batches, own.batch_size)
@@ -315,25 +315,31 @@ def several(text: str) -> int:
 
 
 def parser() -> argparse.ArgumentParser:
-    """Describe the command line."""
+    """Build the parser of the command line."""
     made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     made.add_argument("--sample", type=several, default=60, help="archs to draw from NAS-Bench-201")
-    made.add_argument("--repeats", type=several, default=5, help="each with weights and batches of its own")
-    made.add_argument("--seed", type=int, default=777, help="of the sample and of the first repeat")
+    made.add_argument("--repeats", type=several, default=5, help="repeats, each with its own weights and batches")
+    made.add_argument("--seed", type=int, default=777, help="seed of the sample and of the first repeat")
     made.add_argument("--proxies", help="joined by commas; default all but the slow ones")
-    made.add_argument("--batch-size", type=positive, default=16, help="at which proxies are compared")
-    made.add_argument("--num-batches", type=positive, default=2, help="with which proxies are compared")
+    made.add_argument("--batch-size", type=positive, default=16, help="batch size for comparing proxies")
+    made.add_argument("--num-batches", type=positive, default=2, help="number of batches for comparing proxies")
     made.add_argument("--grid-batch-sizes", nargs="*", type=positive, default=[8, 16, 64, 128], help="none: no grid")
-    made.add_argument("--grid-num-batches", nargs="*", type=several, default=[2, 4, 8], help="of ZiCo; none: no grid")
+    made.add_argument(
+        "--grid-num-batches",
+        nargs="*",
+        type=several,
+        default=[2, 4, 8],
+        help="numbers of batches of ZiCo; none: no grid",
+    )
     made.add_argument("--workers", type=positive, default=1, help="processes, each with one thread")
-    made.add_argument("--timeout", type=float, default=600.0, help="most seconds for one arch")
-    made.add_argument("--retry", action="store_true", help="score again what failed before")
+    made.add_argument("--timeout", type=float, default=600.0, help="time limit for one arch, in seconds")
+    made.add_argument("--retry", action="store_true", help="score failed archs again")
     add_folders(made)
     return made
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Score, compare, print and keep."""
+    """Score, compare, print and save."""
     arguments = (usage := parser()).parse_args(words)
     names = names_of(arguments.proxies) if arguments.proxies else [n for n in list_proxies() if n not in APART]
     base = Protocol(arguments.data / "cifar10_subset.npz", arguments.batch_size, arguments.num_batches, arguments.seed)

@@ -1,4 +1,4 @@
-"""Tables of what training found: benchmarks of architectures whose accuracies are known, and tables of a user's own."""
+"""Tables of accuracies after training: benchmarks of architectures, and tables of a user's own."""
 
 import argparse
 import csv
@@ -24,15 +24,15 @@ _FOREIGN_IMAGES = "The images are CIFAR-10's, since the table has none of the be
 
 @dataclass(frozen=True)
 class Row:
-    """A candidate and what training found.
+    """A candidate and its accuracies after training.
 
     Args:
-        name: Of the candidate, once in a table.
-        build: Makes the network, with ten classes; it can be sent to another process.
-        truths: By target, what training found; higher is better.
+        name: The name of the candidate, unique in a table.
+        build: Builds the network, with ten classes; it can be sent to another process.
+        truths: The accuracy or metric after training, by target; higher is better.
         blocks: Names of the network's blocks; None to find them.
         resolution: Height and width of its images, in pixels.
-        family: Of the same designers; None where there are no families.
+        family: The name of the family, models of the same designers; None if there are no families.
     """
 
     name: str
@@ -48,10 +48,10 @@ class Table:
     """The candidates of a benchmark, each once, in the order of its file.
 
     Args:
-        benchmark: Name of it.
+        benchmark: The name of the benchmark.
         rows: The candidates.
-        targets: What the rows' truths are asked for.
-        remark: What to know of the images.
+        targets: The targets to compare scores with.
+        remark: A note on the images.
         is_search_space: Whether all candidates come from one space.
     """
 
@@ -62,7 +62,7 @@ class Table:
     is_search_space: bool = True
 
     def asked_for(self, targets: Sequence[str]) -> "Table":
-        """Take other targets than those a benchmark has by default; none asked for leaves these.
+        """Select other targets than the benchmark's defaults; an empty selection keeps the defaults.
 
         Raises:
             ValueError: If a row has no such truth.
@@ -75,11 +75,11 @@ class Table:
 
 
 def add_folders(parser: argparse.ArgumentParser, *, cache: bool = True) -> None:
-    """Add the options that say where a benchmark reads and writes.
+    """Add the options for the files that a benchmark reads and writes.
 
     Args:
-        parser: Of the benchmark.
-        cache: Whether it keeps scores.
+        parser: The parser of the benchmark.
+        cache: Whether the benchmark keeps scores.
     """
     here = Path(__file__).parent
     parser.add_argument("--data", type=Path, default=default_folder(), help="folder of the tables and of the images")
@@ -94,13 +94,13 @@ def default_folder() -> Path:
 
 
 def found(path: Path, hint: str = "") -> Path:
-    """Make sure that a file exists.
+    """Check that a file exists.
 
     Raises:
-        FileNotFoundError: If it does not; the message says what to do.
+        FileNotFoundError: If it does not exist; the message says what to do.
     """
     if not path.is_file():
-        way_out = hint or f"Name the folder that has it with `--data` or in ${FOLDER_VARIABLE}."
+        way_out = hint or f"Pass its folder with `--data` or set ${FOLDER_VARIABLE}."
         raise FileNotFoundError(f"There is no {path.resolve()}. {way_out}")
     return path
 
@@ -136,7 +136,7 @@ def transnas_micro(folder: Path) -> Table:
 
 
 def nats_bench_size(folder: Path) -> Table:
-    """Read the networks of NATS-Bench that differ in width, from what `convert_nats_bench.py` wrote."""
+    """Read the networks of NATS-Bench that differ in width, from the file that `convert_nats_bench.py` wrote."""
     path = folder / "nats_bench_size.csv"
     hint = f"Write it from the official files: `python benchmarks/convert_nats_bench.py FILES sss {path}`."
     columns = {target: target for target in ("test_cifar10", "test_cifar100", "test_imagenet16_120")}
@@ -178,12 +178,12 @@ def user_table(path: Path, space: str, targets: Sequence[str], resolution: int) 
 
     Raises:
         ValueError: If no target is named, or a line has no number for one.
-        ArchSyntaxError: If an arch is none of the space.
+        ArchSyntaxError: If an arch does not belong to the space.
     """
     if not targets:
-        raise ValueError(f"Name the column of {path} that says what training found, with `--target`.")
+        raise ValueError(f"Pass `--target` with the column of {path} that has the accuracies after training.")
     columns = {target: target for target in targets}
-    rows = _rows_of_space(found(path, "Name another with `--table`."), space, columns, resolution=resolution)
+    rows = _rows_of_space(found(path, "Pass another file with `--table`."), space, columns, resolution=resolution)
     return Table(f"{space}-{path.name.split('.')[0]}", rows, tuple(targets), "The images are CIFAR-10's.")
 
 
@@ -208,7 +208,7 @@ TRANSNAS_COLUMNS = {
 
 
 def merged(rows: Iterable[Row]) -> tuple[Row, ...]:
-    """Make one of all rows of a name, with the mean of their truths, at the place of the first."""
+    """Merge all rows of the same name into one, with the mean of their truths, at the position of the first."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(row.name, []).append(row)
@@ -219,7 +219,7 @@ def merged(rows: Iterable[Row]) -> tuple[Row, ...]:
 
 
 def build_arch(space: str, arch: str) -> nn.Module:
-    """Build the network of an arch from its string, which is all that goes to another process."""
+    """Build the network of an arch from its string; only the string is sent to another process."""
     own = get_space(space)
     return own.build(own.parse(arch))
 
@@ -235,7 +235,7 @@ def _rows_of_space(path: Path, space: str, columns: Mapping[str, str], resolutio
         truths = {target: _number(line, column, f"{path}, line {number}") for target, column in columns.items()}
         rows.append(_row_of_space(space, _cell(line, "arch", f"{path}, line {number}"), truths, resolution))
     if not rows:
-        raise ValueError(f"{path} has no line below its header; needed is one for each arch.")
+        raise ValueError(f"{path} has no line below its header: expected one for each arch.")
     return merged(rows)
 
 
@@ -259,7 +259,7 @@ def _number(line: Mapping[str, str | None], column: str, where: str) -> float:
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise ValueError(f"{where}: '{column}' is {text!r}; needed is a number.")
+        raise ValueError(f"{where}: '{column}' is {text!r}: expected a number.")
     return number
 
 

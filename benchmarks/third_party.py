@@ -1,4 +1,4 @@
-"""Modules that other packages ship: which a Trainer trains, which the default recipe ranks, and what was counted.
+"""Modules of other packages: which of them a Trainer trains, which the default recipe ranks, and their MACs.
 
 README.md beside this file tells how; third_party.md holds the table that it last wrote.
 """
@@ -38,29 +38,29 @@ TIMEOUT_S = 180.0
 NOT_INSTALLED = "not installed"
 TABLE = Path(__file__).with_suffix(".md")
 
-# What the table is to show: of the modules that train, the share that the default recipe ranks.
+# The goal of the table: the share of the modules that train which the default recipe ranks.
 LEAST_RANKED = 0.95
 
 COLUMNS = ("package", "version", "module", "trains", "ranked", "recipe", "MACs", "covered", "callback")
 
 
 class TookTooLongError(BaseException):
-    """Time is up. It is no `Exception`, since those that a proxy raises are reasons in a ranking."""
+    """Time is up. Not an `Exception`, since an exception in a proxy would become a reason in the ranking."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """What came of one module.
+    """The outcome of one module.
 
     Args:
-        package: Name of its distribution.
-        version: None if it is not installed.
-        module: Its name; empty for a package that could not be tried.
+        package: The name of its distribution.
+        version: The version of the distribution; None if it is not installed.
+        module: The name of the module; empty for a package that could not be tried.
         trains: None if a Trainer trains it for two steps, else the reason.
         ranked: None if the default recipe ranks it in both sizes, else the reason; empty if it was not tried.
-        recipe: Which recipe was used: the default one, or one that it falls back to.
-        macs: Of the larger size, per sample; None where there are none.
-        covered: Share of its trainable weights that ZiCo looks at.
+        recipe: The recipe that was used: the default one, or one that it falls back to.
+        macs: MACs of the larger size, per sample; None if they are missing.
+        covered: The share of its trainable weights that ZiCo looks at.
         callback: None if training with the callback is bit-identical to training without it and there is a score, else
             the reason; empty if it was not tried.
     """
@@ -91,7 +91,7 @@ def tried(package: str, version: str | None, entry: Entry) -> Row:
 
 
 def attempt(function: Callable[[], Any]) -> Any:
-    """Call a function and give what it returns, or one line of what it raises."""
+    """Call a function and return its result, or the exception that it raises in one line."""
     try:
         return function()
     except Exception as error:
@@ -99,7 +99,7 @@ def attempt(function: Callable[[], Any]) -> Any:
 
 
 def trained(entry: Entry, *callbacks: Any) -> dict[str, torch.Tensor]:
-    """Train the larger size for two steps, always from the same seeds, and give its weights and buffers."""
+    """Train the larger size for two steps, always from the same seeds, and return its weights and buffers."""
     module, data = seeded(entry), entry.data()
     trainer = trainer_class_of(module)(
         max_epochs=1,
@@ -136,13 +136,13 @@ def ranked(entry: Entry) -> dict[str, Any]:
 
 
 def beside_callback(entry: Entry, before: Mapping[str, torch.Tensor]) -> str | None:
-    """Train once more, with the callback, and say what differs, or why there is no score."""
+    """Train once more, with the callback, and return what differs, or why there is no score."""
     options = {name: value for name, value in entry.options.items() if name in ("step", "loss_fn")}
     callback = ZiCoCallback(**options)
     after = trained(entry, callback)
     differing = differences(before, after)
     if differing:
-        # Memory that a module never fills, and what follows a clock, differs without the callback as well.
+        # Uninitialised memory of a module, and values that depend on a clock, also differ without the callback.
         differing = sorted(set(differing) - set(differences(before, trained(entry))))
     if differing:
         return f"training differs: {differing[0]} and {len(differing) - 1} others"
@@ -150,7 +150,7 @@ def beside_callback(entry: Entry, before: Mapping[str, torch.Tensor]) -> str | N
 
 
 def differences(before: Mapping[str, torch.Tensor], after: Mapping[str, torch.Tensor]) -> list[str]:
-    """Name the tensors that are not bit-identical."""
+    """List the names of the tensors that are not bit-identical."""
     return [name for name, tensor in before.items() if not same(tensor, after.get(name))]
 
 
@@ -173,7 +173,7 @@ def seed(value: int) -> None:
 
 
 def trainer_class_of(module: Any) -> Any:
-    """Find the Trainer of the package that a LightningModule is of."""
+    """Find the Trainer of the package that a LightningModule comes from."""
     if isinstance(module, LightningModule):
         from lightning.pytorch import Trainer
     else:
@@ -185,13 +185,13 @@ def trainer_class_of(module: Any) -> Any:
 
 
 def package_tried(name: str, modules: Sequence[str], journal: Path, timeout_s: float) -> None:
-    """Try the modules of a package and write a line for each: that it is tried, and what came of it.
+    """Try the modules of a package, and write lines for each: when it is tried, and its outcome.
 
     Args:
-        name: Of its file.
+        name: The name of its file.
         modules: Names of modules to try; all if empty.
-        journal: Where lines are added. What is in it already is not tried again.
-        timeout_s: What takes longer is a row that says so.
+        journal: The file to which lines are added. Modules that are already in it are not tried again.
+        timeout_s: Seconds; a module that takes longer is a row that says so.
     """
     file = importlib.import_module(f"packages.{name}_models")
     version = importlib.metadata.version(file.PACKAGE)
@@ -210,7 +210,7 @@ def package_tried(name: str, modules: Sequence[str], journal: Path, timeout_s: f
 
 
 def rows_of(name: str, modules: Sequence[str], timeout_s: float) -> list[Row]:
-    """Try a package in a process of its own, and again from the next module on where one takes it down."""
+    """Try a package in its own process; if a module crashes it, continue with the next module in a new one."""
     with tempfile.TemporaryDirectory() as folder:
         journal, rows = Path(folder, "journal.jsonl"), []
         while True:
@@ -238,14 +238,14 @@ def read(journal: Path) -> list[dict[str, Any]]:
 
 
 def add(out: Any, line: Mapping[str, Any]) -> None:
-    """Add a line, which the end of the process does not lose."""
+    """Add a line that is not lost if the process dies."""
     out.write(json.dumps(line) + "\n")
     out.flush()
 
 
 @contextmanager
 def alarm(timeout_s: float) -> Iterator[None]:
-    """Raise in the body when time is up, where there is such a signal."""
+    """Raise in the body when time is up, on systems that have such a signal."""
 
     def ring(*_: Any) -> None:
         raise TookTooLongError(f"It took longer than {timeout_s:g} s.")
@@ -263,7 +263,7 @@ def alarm(timeout_s: float) -> Iterator[None]:
 
 
 def quietly(function: Callable[..., None], *arguments: Any) -> None:
-    """Call a function in a process of its own, where packages say nothing of themselves and ask for no weights."""
+    """Call a function in its own process, in which packages log nothing and download no weights."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)
@@ -286,7 +286,7 @@ def document(rows: Sequence[Row]) -> str:
 
 
 def counts(rows: Sequence[Row]) -> list[str]:
-    """Count modules, packages, and what came of them, in sentences."""
+    """Describe the numbers of modules, packages and outcomes in sentences."""
     modules = [row for row in rows if row.module]
     training = [row for row in modules if row.trains is None]
     ranking = [row for row in training if row.ranked is None]
@@ -300,8 +300,8 @@ def counts(rows: Sequence[Row]) -> list[str]:
         "",
         f"- {len(modules)} modules of {len({row.package for row in modules})} packages were tried.",
         f"- {len(training)} of them train: `Trainer.fit` takes two steps.",
-        f"- {len(ranking)} of these are ranked in both sizes by the default recipe: {share:.1%} (at least "
-        f"{LEAST_RANKED:.0%} are to be).",
+        f"- {len(ranking)} of these are ranked in both sizes by the default recipe: {share:.1%} (goal: at least "
+        f"{LEAST_RANKED:.0%}).",
         f"- {len(identical)} train bit-identically beside `ZiCoCallback`, which has a score for {len(scored)}.",
     ]
 
@@ -313,7 +313,7 @@ def table(rows: Sequence[Row]) -> list[str]:
 
 
 def cells(row: Row) -> list[str]:
-    """Put a row in words."""
+    """Format a row."""
     return [
         row.package,
         row.version or (NOT_INSTALLED if (row.trains or "").startswith(NOT_INSTALLED) else ""),
@@ -328,7 +328,7 @@ def cells(row: Row) -> list[str]:
 
 
 def verdict(reason: str | None) -> str:
-    """Say whether something worked; empty where it was not tried."""
+    """Return whether something worked, in words; empty if it was not tried."""
     return "yes" if reason is None else ("no" if reason else "")
 
 

@@ -1,4 +1,4 @@
-"""Candidates per second: two worker processes against one, what scoring adds, and whether many cost more each than few.
+"""Candidates per second: two worker processes against one, the overhead of scoring, and long against short rankings.
 
 All figures are ratios inside one run, of rounds that take turns. Run it on a machine that does nothing else.
 
@@ -25,13 +25,13 @@ from lightning_zico.spaces import get_space
 
 Batches = list[tuple[Tensor, Tensor]]
 
-# Results of all workers before the clock starts: what a library allocates once.
+# Results of all workers before the clock starts, for one-time allocations of libraries.
 NUM_WARM = 4
 loss_fn = nn.CrossEntropyLoss()
 
 
 def batches_of(num_samples: int, size: int = 32) -> Batches:
-    """Make two batches of random images: scores are not looked at here."""
+    """Draw two batches of random images: scores do not matter here."""
     generator = torch.Generator().manual_seed(0)
     return [
         (torch.randn(num_samples, 3, size, size, generator=generator), torch.arange(num_samples) % 10) for _ in range(2)
@@ -45,10 +45,10 @@ def networks(num_nets: int) -> list[Candidate]:
 
 
 def rate(executor: Executor, num_workers: int, work: Work, candidates: Sequence[Candidate]) -> tuple[float, float]:
-    """Score candidates; others go before and after them, so that all workers are busy while the clock runs.
+    """Score candidates, with others before and after them, so that all workers are busy while the clock runs.
 
     Returns:
-        Candidates a second, and the share of the workers' time in which they did not score.
+        Candidates per second, and the share of the workers' time in which they did not score.
     """
     begun: list[Job] = []
 
@@ -71,7 +71,7 @@ def rate(executor: Executor, num_workers: int, work: Work, candidates: Sequence[
 
 
 def compare_workers(num_nets: int, num_rounds: int) -> None:
-    """Print how much more two workers do than one, and what an executor adds to scoring."""
+    """Print the speed of two workers against one, and the overhead of an executor."""
     work = Work(batches_of(16), chosen("default").proxies, loss_fn=loss_fn)
     ratios, idle, serial_idle = [], [], []
     nets, size = networks(num_nets), max(1, num_nets // num_rounds)
@@ -92,7 +92,7 @@ def compare_workers(num_nets: int, num_rounds: int) -> None:
 
 
 def compare_with_passes(num_nets: int) -> None:
-    """Print what scoring ZiCo takes beside building the network and passing forward and backward."""
+    """Print the time of scoring ZiCo against building the network and passing forward and backward."""
     batches = batches_of(64)
     work = Work(batches, chosen("zico").proxies, loss_fn=loss_fn)
     ratios = []
@@ -138,7 +138,7 @@ def compare_lengths(few: int, many: int) -> None:
 
 
 def tiny(idx: int) -> Callable[[], nn.Module]:
-    """Give a factory of a network with one hidden layer."""
+    """Return a factory of a network with one hidden layer."""
     width = 4 + idx % 13
     return lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, width), nn.ReLU(), nn.Linear(width, 10))
 
@@ -147,7 +147,7 @@ def main() -> None:
     """Print all comparisons."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--nets", type=int, default=200, help="networks of NAS-Bench-201")
-    parser.add_argument("--rounds", type=int, default=5, help="in which one worker and two take turns")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds in which one worker and two take turns")
     parser.add_argument("--tiny", type=int, nargs=2, default=(500, 5000), metavar=("FEW", "MANY"))
     arguments = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Tasks in processes of their own, with one thread each, so that one that takes its process down costs one result."""
+"""Tasks in separate processes with one thread each, so that a crash costs only one result."""
 
 from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
@@ -18,13 +18,13 @@ Task: TypeAlias = tuple[str, Callable[[], T]]
 def outcomes(
     tasks: Mapping[str, Callable[[], T]], num_workers: int, timeout_s: float, *, share_process: bool = True
 ) -> Generator[tuple[str, Outcome[T]], None, None]:
-    """Run tasks in other processes and give what comes of them as it comes.
+    """Run tasks in other processes and yield their outcomes as they arrive.
 
     Args:
-        tasks: By name.
-        num_workers: How many run at a time.
-        timeout_s: What takes longer is ended and has an error.
-        share_process: Run one task after the other in a process, instead of each in one of its own.
+        tasks: Functions to call, by name.
+        num_workers: Number of tasks that run at a time.
+        timeout_s: Seconds; a task that takes longer is ended and has an error.
+        share_process: Run several tasks in a process, one after the other, instead of each in its own.
 
     Yields:
         Name and outcome. When the iterator is closed, all processes end.

@@ -16,7 +16,7 @@ logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
 
 def main() -> None:
-    """Train one small network and show what the callback saw."""
+    """Train one small network and print the scores that the callback recorded."""
     console = Console()
     seed_everything(0, verbose=False)
     model = digits_candidates()["cnn-bn-32x4"]()

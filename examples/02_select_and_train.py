@@ -1,4 +1,4 @@
-"""Rank eight untrained models on two batches, train the winner, then train them all to see how good the choice was.
+"""Rank eight untrained models on two batches, train the winner, then train all eight to check the choice.
 
 Usage:
     python examples/02_select_and_train.py [picture.svg]
@@ -22,7 +22,7 @@ SCORES = ("balanced+synflow", "zico", "params", "macs", "num_layers", "sum_log_n
 
 
 def main() -> None:
-    """Rank, train the winner, compare with the truth."""
+    """Rank, train the winner, and compare the ranking with the accuracies after training."""
     console = Console(record=True, width=112, highlight=False)
     seed_everything(0, verbose=False)
     selector = ZeroShotSelector(trainer=quiet_trainer(), proxies=["default", "zico"], num_batches=2, seed=0)

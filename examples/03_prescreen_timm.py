@@ -1,4 +1,4 @@
-"""Pre-screen models of timm for one's own images, within a budget, on two batches and without training any.
+"""Pre-screen models of timm for your own images, within a budget, on two batches and without training.
 
 Usage:
     python examples/03_prescreen_timm.py

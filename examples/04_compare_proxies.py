@@ -1,7 +1,7 @@
-"""Every proxy and recipe on up to eight real candidates, beside what training them finds.
+"""Compare every proxy and recipe with the accuracies of up to eight candidates after training.
 
 Usage:
-    python examples/04_compare_proxies.py [candidates]    # how many of the eight; all of them without
+    python examples/04_compare_proxies.py [candidates]    # number of candidates, by default all eight
 """
 
 import logging
@@ -46,9 +46,7 @@ def main() -> None:
         table.add_row(score, tau_shown, shown, first, f"{len(scored)} of {len(truth)}", f"{seconds:.2f}")
     console = Console(width=110, highlight=False)
     console.print(table)
-    console.print(
-        f"With {len(truth)} candidates every interval is wide: this compares nothing but the intervals' width."
-    )
+    console.print(f"With {len(truth)} candidates every interval is wide, so small differences mean nothing.")
     console.print("\n".join(selector.leaderboard_.notes))
 
 

@@ -1,7 +1,7 @@
-"""Search NAS-Bench-201 by ZiCo, and look up how good what was found is once it is trained.
+"""Search NAS-Bench-201 by ZiCo, and look up the accuracy of the result after training.
 
 Usage:
-    python examples/05_evolve.py [trials]    # 100 without; 1,000 find more and take ten times as long
+    python examples/05_evolve.py [trials]    # default 100; 1,000 find more and take ten times as long
 """
 
 import csv
@@ -32,8 +32,8 @@ def main() -> None:
         accuracy = {line["arch"]: float(line["test_cifar10"]) for line in csv.DictReader(file)}
     space = get_space("nas_bench_201")
     largest = max(accuracy, key=lambda arch: space.params(space.parse(arch)))
-    print(f"Trained on CIFAR-10, what was found reaches {accuracy[result.best]:.2f} %.")
-    print(f"The arch with most parameters reaches {accuracy[largest]:.2f} %.")
+    print(f"Trained on CIFAR-10, the arch that was found reaches {accuracy[result.best]:.2f} %.")
+    print(f"The arch with the most parameters reaches {accuracy[largest]:.2f} %.")
     print(f"The best of all {len(accuracy):,} archs reaches {max(accuracy.values()):.2f} %.")
 
 

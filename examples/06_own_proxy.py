@@ -1,4 +1,4 @@
-"""A proxy of your own, usable by name everywhere: here, how evenly the layers learn.
+"""Write your own proxy and use it by name: here, how evenly the layers learn.
 
 Usage:
     python examples/06_own_proxy.py

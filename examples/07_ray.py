@@ -1,7 +1,7 @@
-"""Rank eight models on a Ray cluster, and see that the scores are the same as in this process.
+"""Rank eight models on a Ray cluster, and check that the scores are the same as in this process.
 
 Usage:
-    python examples/07_ray.py [address]    # such as "auto", of a running cluster; without: one on this machine alone
+    python examples/07_ray.py [address]    # of a running cluster, such as "auto"; by default a cluster on this machine
 """
 
 import sys
@@ -14,7 +14,7 @@ from lightning_zico.demos import DigitsDataModule, digits_candidates
 
 def main() -> None:
     """Rank here, then on Ray."""
-    torch.set_num_threads(1)  # as a task on Ray has: another number of threads rounds in another order
+    torch.set_num_threads(1)  # like a task on Ray; results differ in rounding with another number of threads
     here = ZeroShotSelector(seed=0)
     print(here.rank(digits_candidates(), datamodule=DigitsDataModule()))
     try:

@@ -108,7 +108,7 @@ def test_a_table_of_the_users_own_takes_the_mean_of_equal_archs(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "targets", "message"),
     [
-        ([f"{CELLS[0]},90", f"{CELLS[1]},high"], ["acc"], "line 3: 'acc' is 'high'; needed is a number"),
+        ([f"{CELLS[0]},90", f"{CELLS[1]},high"], ["acc"], "line 3: 'acc' is 'high': expected a number"),
         ([f"{CELLS[0]},nan"], ["acc"], "line 2: 'acc' is 'nan'"),
         ([f"{CELLS[0]},90"], ["loss"], "line 2: there is no 'loss'; the columns are arch, acc"),
         ([f"{CELLS[0]},90"], [], "--target"),

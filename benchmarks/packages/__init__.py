@@ -1,4 +1,4 @@
-"""Modules that other packages ship, one file a package, each with generated data: what third_party.py tries.
+"""Modules of other packages for third_party.py: one file per package, with generated data.
 
 A file ``<package>_models.py`` has ``PACKAGE``, the name of the distribution, and ``ENTRIES``.
 """
@@ -22,13 +22,13 @@ class Entry:
     """A module in two sizes and data for it.
 
     Args:
-        name: As the package calls it.
-        build: Width to LightningModule.
-        data: A DataLoader, or a data module; anew at every call, and the same.
-        small: Width of the smaller one.
-        big: Width of the larger one.
-        options: What has to be said where it is scored, such as ``num_samples``.
-        validates: Whether it is validated as well, since its learning rate follows a metric of that.
+        name: The name in the package.
+        build: Builds a LightningModule of a given width.
+        data: Returns a DataLoader or a data module, a new one at every call, with the same data.
+        small: The width of the smaller module.
+        big: The width of the larger module.
+        options: Arguments that scoring needs, such as ``num_samples``.
+        validates: Whether it is also validated, since its learning rate depends on a validation metric.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Fitted(LightningModule):
             self.add_module(name, part)
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        """Compute what the loss makes of this module and a batch, and log it."""
+        """Compute the loss of this module on a batch, and log it."""
         loss = self.loss(self, batch)
         self.log("train_loss", loss, batch_size=NUM_SAMPLES)
         return loss
@@ -65,7 +65,7 @@ class Fitted(LightningModule):
 
 
 def batches(make: Callable[[torch.Generator], Any], num_batches: int = 2) -> Callable[[], DataLoader[Any]]:
-    """Make a loader of batches that depend on a seed alone."""
+    """Return a loader of batches that depend only on a seed."""
 
     def load() -> DataLoader[Any]:
         made: Any = [make(torch.Generator().manual_seed(seed)) for seed in range(num_batches)]
@@ -86,7 +86,7 @@ def labels(g: torch.Generator, num_classes: int = 4, num_samples: int = NUM_SAMP
 
 @cache
 def names() -> tuple[str, ...]:
-    """List the files of packages, by the name of what they import."""
+    """List the files of the packages, by the names of the imported modules."""
     return tuple(sorted(path.stem.removesuffix("_models") for path in Path(__file__).parent.glob("*_models.py")))
 
 

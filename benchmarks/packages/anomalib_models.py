@@ -13,7 +13,7 @@ from packages import Entry
 
 PACKAGE = "anomalib"
 
-# Some models take pretrained backbones only, and weights are not downloaded here.
+# Some models accept only pretrained backbones, and weights are not downloaded here.
 _create_model = timm.create_model
 timm.create_model = lambda *args, **options: _create_model(*args, **options | {"pretrained": False})
 

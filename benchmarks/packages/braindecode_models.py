@@ -1,4 +1,4 @@
-"""braindecode: networks of signals from the head."""
+"""braindecode: networks for EEG signals."""
 
 import torch
 import torch.nn.functional as F  # noqa: N812

@@ -1,4 +1,4 @@
-"""darts: forecasters; the LightningModule inside of one is made from its data, on pytorch_lightning."""
+"""darts: forecasters; the LightningModule inside a forecaster is built from its data, on pytorch_lightning."""
 
 import numpy as np
 from darts import TimeSeries

@@ -1,4 +1,4 @@
-"""denoising-diffusion-pytorch: a diffusion that computes its loss itself."""
+"""denoising-diffusion-pytorch: a diffusion model that computes its own loss."""
 
 import torch
 from denoising_diffusion_pytorch import GaussianDiffusion, GaussianDiffusion1D, Unet, Unet1D

@@ -1,4 +1,4 @@
-"""gpytorch: Gaussian processes, alone and behind a network."""
+"""gpytorch: Gaussian processes, alone and on top of a network."""
 
 import gpytorch
 import torch

@@ -1,4 +1,4 @@
-"""kornia: networks of the package, and augmentation on the device after its example with Lightning."""
+"""kornia: networks of the package, and augmentation on the device as in its example with Lightning."""
 
 import kornia.augmentation as augmentation
 import torch.nn.functional as F  # noqa: N812

@@ -1,4 +1,4 @@
-"""lightly: self-supervision after the package's own examples."""
+"""lightly: self-supervised learning as in the package's own examples."""
 
 import copy
 from functools import partial

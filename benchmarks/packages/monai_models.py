@@ -1,4 +1,4 @@
-"""MONAI: networks of images and volumes, with losses on masks."""
+"""MONAI: networks for images and volumes, with losses on masks."""
 
 import torch
 from monai.losses import DiceCELoss, DiceLoss, FocalLoss, TverskyLoss

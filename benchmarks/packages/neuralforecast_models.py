@@ -1,4 +1,4 @@
-"""neuralforecast: forecasters that draw windows of their series in the step. They stand on pytorch_lightning."""
+"""neuralforecast: forecasters that draw windows of their series in the step. They are built on pytorch_lightning."""
 
 import numpy as np
 import pandas as pd

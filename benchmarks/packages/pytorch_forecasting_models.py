@@ -1,4 +1,4 @@
-"""pytorch-forecasting: forecasters that are made from their data set."""
+"""pytorch-forecasting: forecasters that are built from their data set."""
 
 import numpy as np
 import pandas as pd

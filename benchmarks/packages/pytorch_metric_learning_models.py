@@ -1,4 +1,4 @@
-"""pytorch-metric-learning: an embedding with losses, some with weights of their own, and miners."""
+"""pytorch-metric-learning: an embedding with losses, some of which have weights, and miners."""
 
 from pytorch_metric_learning import losses, miners
 from torch import nn

@@ -1,4 +1,4 @@
-"""segmentation_models_pytorch: after the package's example, which normalises in the network and checks its masks."""
+"""segmentation_models_pytorch: as in the package's example, which normalises in the network and checks its masks."""
 
 import segmentation_models_pytorch as smp
 import torch
@@ -11,7 +11,7 @@ _SIZE = 64
 
 
 class _Segmenter(Fitted):
-    """The example's module, less its validation."""
+    """The example's module, without its validation."""
 
     def __init__(self, network, criterion, **parts):
         super().__init__(network, self.loss_of, criterion=criterion, **parts)

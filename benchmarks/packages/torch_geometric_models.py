@@ -55,7 +55,7 @@ def _schnet(width):
 
 
 class _Neighbours(nn.Module):
-    """All pairs of a graph, where no package for searching neighbours is installed."""
+    """All pairs of a graph, for when no package for searching neighbours is installed."""
 
     def forward(self, pos, batch):
         same = (batch[:, None] == batch[None]).fill_diagonal_(False)

@@ -1,4 +1,4 @@
-"""torch-uncertainty: routines around networks that say how sure they are."""
+"""torch-uncertainty: routines around networks that estimate their uncertainty."""
 
 import torch
 from torch import nn

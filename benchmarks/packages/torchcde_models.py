@@ -1,4 +1,4 @@
-"""torchcde: a neural controlled differential equation, after the package's example."""
+"""torchcde: a neural controlled differential equation, as in the package's example."""
 
 import torch
 import torch.nn.functional as F  # noqa: N812

@@ -1,4 +1,4 @@
-"""torchgeo: tasks on images from above; the data module normalises and augments on the device."""
+"""torchgeo: tasks on aerial and satellite images; the data module normalises and augments on the device."""
 
 import torch
 from torch.utils.data import Dataset

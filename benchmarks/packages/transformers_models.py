@@ -1,4 +1,4 @@
-"""transformers: models that compute their loss themselves."""
+"""transformers: models that compute their own loss."""
 
 import torch
 from transformers import (

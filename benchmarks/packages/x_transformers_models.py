@@ -1,4 +1,4 @@
-"""x-transformers: a language model that computes its loss itself, and an encoder."""
+"""x-transformers: a language model that computes its own loss, and an encoder."""
 
 import torch
 import torch.nn.functional as F  # noqa: N812

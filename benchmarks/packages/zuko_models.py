@@ -1,4 +1,4 @@
-"""zuko: normalising flows, which make a distribution for each batch."""
+"""zuko: normalising flows, which return a distribution for each batch."""
 
 import torch
 from zuko.flows import CNF, MAF, NICE, NSF
