@@ -12,11 +12,11 @@ from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.samples import WAY_OUT
 from lightning_zico.engine.size import MacCount
 
-# What is known of an architecture before its network is built; the other limits are measured on the network.
+# Costs known before the network is built; the other limits are measured on the network.
 ARCH_COSTS = ("params", "depth", "macs")
 
 
-# As a number, or as text with a unit: "40M".
+# A number, or text with a unit: "40M".
 Limit: TypeAlias = float | str | None
 
 _UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9, "B": 1e9, "T": 1e12}
@@ -25,20 +25,21 @@ _NUMBER = re.compile(r"\s*([0-9._]+(?:e[+-]?[0-9]+)?)\s*([kmgbt]?)\s*", re.IGNOR
 
 @dataclass(frozen=True)
 class Budget:
-    """Limits on cost; a candidate above one of them is dropped before it is scored.
+    """Limits on cost; a candidate above any limit is dropped before it is scored.
 
     A limit may be text with a unit, as on the command line: ``"600k"``, ``"40M"``, ``"2G"`` (or ``"2B"``), ``"1.5e9"``.
 
     Args:
-        macs: Most multiply-accumulate operations of a forward pass, per sample (1 MAC = 2 FLOPs). Where nothing tells
-            how many samples a batch has, the limit holds for the whole batch.
-        params: Most parameters.
-        depth: Most linear and convolutional layers; in a search most layers as the space counts them
+        macs: Maximum number of multiply-accumulate operations of a forward pass, per sample (1 MAC = 2 FLOPs). If the
+            samples of a batch cannot be counted, the limit applies to the whole batch.
+        params: Maximum number of parameters.
+        depth: Maximum number of linear and convolutional layers; in a search, of layers as the space counts them
             (`SearchSpace.depth`).
-        latency_s: Most seconds of a forward pass of the first batch, measured (`engine.latency.forward_latency`): it
-            holds for that batch size, this machine and the threads of the process, and another run may decide
-            otherwise. The reason of a candidate above it tells batch size and threads.
-        memory_bytes: Most bytes that a training step of the first batch holds (`engine.memory.step_bytes`).
+        latency_s: Maximum time of a forward pass of the first batch, in seconds, as measured
+            (`engine.latency.forward_latency`). It depends on the batch size, the machine and the number of threads, and
+            another run may decide differently. The reason of a candidate above it names the batch size and the threads.
+        memory_bytes: Maximum number of bytes that a training step of the first batch holds
+            (`engine.memory.step_bytes`).
 
     Raises:
         ValueError: If a limit is not positive or not finite.
@@ -60,25 +61,25 @@ class Budget:
             if given is None:
                 continue
             value: Any = _number_in(given) if isinstance(given, str) else given
-            # As an upper end, the largest float refuses NaN, infinity and the whole numbers that are no floats.
+            # The largest float as upper bound excludes NaN, infinity and integers too large for a float.
             is_number = isinstance(value, int | float) and not isinstance(value, bool)
             if not (is_number and 0 < value <= sys.float_info.max):
                 raise ValueError(
-                    f"Invalid Budget({limit.name}={given!r}): expected a positive, finite number, as text also with a "
+                    f"Invalid Budget({limit.name}={given!r}): expected a positive, finite number, a text with a "
                     'unit, such as "600k", "40M" or "2G", or None for no limit.'
                 )
-            # 300 and 300.0 are one limit, and so must be one fingerprint and one study.
+            # 300 and 300.0 are the same limit and must give the same fingerprint and the same study.
             object.__setattr__(self, limit.name, float(value))
 
     @property
     def limits(self) -> dict[str, float]:
-        """The limits that there are, by name."""
+        """The limits that are set, by name."""
         return {limit.name: value for limit in fields(self) if (value := getattr(self, limit.name)) is not None}
 
     def excess(self, probe: Probe) -> str | None:
-        """Say by how much a candidate exceeds the first limit that it exceeds; None if it keeps them all.
+        """Return by how much a candidate exceeds the first limit that it exceeds; None if it is within all of them.
 
-        What costs little to know is asked first, and what has no limit is not asked.
+        Cheap costs are checked first, and a cost without a limit is not measured.
         """
         excess = self.exceeded_by({"params": lambda: probe.params, "depth": lambda: len(probe.structure.weights)})
         if excess is not None:
@@ -97,10 +98,11 @@ class Budget:
         return f"{excess}, measured with {conditions}"
 
     def exceeded_by(self, costs: Mapping[str, Callable[[], float]]) -> str | None:
-        """Say by how much costs exceed the first limit that they exceed; None if they keep all that are named.
+        """Return by how much costs exceed the first limit that they exceed; None if they are within all limits named.
 
         Args:
-            costs: By the limit's name, how to find each; asked in this order, and only where there is a limit.
+            costs: For each limit's name, a function that returns the cost; called in this order, and only if the limit
+                is set.
 
         Example:
             >>> Budget(params=1000).exceeded_by({"params": lambda: 1500})
@@ -117,19 +119,19 @@ class Budget:
         return None
 
     def without_arch_costs(self) -> "Budget | None":
-        """Keep the limits that are measured on a network; None if there are none."""
+        """Return a budget with only the limits that are measured on a network; None if there are none."""
         rest = replace(self, **dict.fromkeys(ARCH_COSTS))
         return None if rest == Budget() else rest
 
 
 def _macs(count: MacCount) -> int:
-    """Operations per sample, or of the whole batch where its samples are unknown: it costs at least as much."""
+    """Return the operations per sample, or of the whole batch if its samples are unknown: an upper bound."""
     count.check_complete()
     return round(count.total) if count.num_samples is None else count.macs
 
 
 def _number_in(text: str) -> float | None:
-    """Read a number with a unit; None if it is none.
+    """Read a number with a unit; None if the text is not one.
 
     Example:
         >>> _number_in("1.5e9"), _number_in("40 M"), _number_in("2_000"), _number_in("1.2.3"), _number_in("40 MACs")

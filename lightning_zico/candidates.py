@@ -1,4 +1,4 @@
-"""Candidates: models offered for scoring, built only when their turn comes."""
+"""Candidates: models offered for scoring, built only when they are scored."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,15 +16,16 @@ class Candidate:
     """A model offered for scoring.
 
     Args:
-        name: What the leaderboard calls it; unique within one ranking.
-        build: Makes the model, on the CPU, with fresh weights. It is called under the ranking's seed, once to score it
-            and once more if it wins; in finals twice more a round.
+        name: Name in the leaderboard; unique within one ranking.
+        build: Function that builds the model, on the CPU, with fresh weights. It is called under the ranking's seed,
+            once for scoring and once more if the candidate wins; in finals, twice more per round.
         blocks: Names of the submodules that are the network's blocks, in the order in which they run, for proxies that
             look at blocks; None to find them.
-        num_samples: Samples of a batch, for this candidate instead of the ranking's; see `scoring.scorer.score`.
+        num_samples: Number of samples in a batch for this candidate, instead of the ranking's; see
+            `scoring.scorer.score`.
 
     Raises:
-        InvalidArgumentError: If ``name`` is no text, ``build`` no function, or ``blocks`` a text.
+        InvalidArgumentError: If ``name`` is not a string, ``build`` is not a function, or ``blocks`` is a string.
         ValueError: If ``num_samples`` is neither a positive int nor a function.
 
     Example:
@@ -39,16 +40,16 @@ class Candidate:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
-            raise InvalidArgumentError(f"Invalid Candidate(name={self.name!r}): expected a text.")
+            raise InvalidArgumentError(f"Invalid Candidate(name={self.name!r}): expected a string.")
         if isinstance(self.build, nn.Module):
             raise InvalidArgumentError(
-                f"Invalid build of Candidate('{self.name}'): it is a {type(self.build).__name__}, built. Pass what "
-                f"makes it, or offer the module itself, as in {{'{self.name}': module}}."
+                f"Invalid build of Candidate('{self.name}'): a {type(self.build).__name__}; expected a function that "
+                f"builds the module. Pass the function, or offer the module itself, as in {{'{self.name}': module}}."
             )
         if not callable(self.build):
             raise InvalidArgumentError(
-                f"Invalid build of Candidate('{self.name}'): expected a function without arguments that makes the "
-                f"module; got {self.build!r}."
+                f"Invalid build of Candidate('{self.name}'): {self.build!r}; expected a function without arguments "
+                "that builds the module."
             )
         if isinstance(self.blocks, str):
             raise InvalidArgumentError(
@@ -64,25 +65,26 @@ Candidates: TypeAlias = Mapping[str, CandidateLike] | Iterable[CandidateLike]
 
 @dataclass(frozen=True)
 class Built:
-    """The ``build`` of a candidate that was offered as a module: that module, whichever the seed."""
+    """The ``build`` of a candidate that was offered as a module: it returns that module, whatever the seed."""
 
     module: nn.Module
 
     def __call__(self) -> nn.Module:
-        """Give the module."""
+        """Return the module."""
         return self.module
 
 
 def iterate_candidates(candidates: Candidates) -> Iterator[Candidate]:
-    """Give every candidate a name and a ``build``, one at a time, so that a generator is never held in memory.
+    """Yield every candidate with a name and a ``build``, one at a time, so that a generator is never held in memory.
 
     Args:
-        candidates: A mapping from names, or an iterable, of modules, zero-argument factories and `Candidate` objects.
-            Nameless ones are called after their class or function; if that is taken, with ``-2``, ``-3``, ...
+        candidates: A mapping of names to candidates, or an iterable of candidates: modules, zero-argument factories and
+            `Candidate` objects. Candidates without a name are named after their class or function, with ``-2``,
+            ``-3``, ... appended if that name is taken.
 
     Raises:
-        DuplicateNameError: If two are given one name.
-        InvalidArgumentError: If an element is none of these, or if ``candidates`` is a single model.
+        DuplicateNameError: If two have the same name.
+        InvalidArgumentError: If an element is not a candidate, or if ``candidates`` is a single model.
 
     Example:
         >>> [candidate.name for candidate in iterate_candidates([nn.Identity(), nn.Identity, nn.Linear(2, 2)])]
@@ -90,7 +92,7 @@ def iterate_candidates(candidates: Candidates) -> Iterator[Candidate]:
     """
     check_candidates(candidates)
     given: set[str] = set()
-    counts: dict[str, int] = {}  # by wanted name, so that a thousand namesakes are not tried one by one
+    counts: dict[str, int] = {}  # by wanted name, so that a thousand equal names are not tried one by one
     taken: set[str] = set()
     for name, candidate in _named(candidates):
         _note(name, given)
@@ -108,11 +110,11 @@ def iterate_candidates(candidates: Candidates) -> Iterator[Candidate]:
 
 
 def check_candidates(candidates: Any) -> Any:
-    """Give back what may be candidates, after a look at them all if they are in a list or a mapping.
+    """Check the candidates and return them. The elements are checked too if they are in a list, tuple or dict.
 
     Raises:
-        InvalidArgumentError: If they are none.
-        DuplicateNameError: If two of a list or a mapping are given one name.
+        InvalidArgumentError: If they are not candidates.
+        DuplicateNameError: If two in a list, tuple or dict have the same name.
     """
     expected = "expected a mapping of names to candidates, or a list or another iterable of them"
     if isinstance(candidates, nn.Module | Candidate | type):
@@ -122,15 +124,15 @@ def check_candidates(candidates: Any) -> Any:
         raise InvalidArgumentError(f"Invalid candidates: {kind}; {expected}. Put a single one in a list.")
     if hasattr(candidates, "train_dataloader") or isinstance(candidates, DataLoader | Dataset):
         raise InvalidArgumentError(
-            f"Invalid candidates: a {type(candidates).__name__}, which is data; {expected}. Candidates come first, "
+            f"Invalid candidates: a {type(candidates).__name__}, which is data; {expected}. Pass candidates first, "
             "then the data."
         )
     if not isinstance(candidates, Iterable) or isinstance(candidates, str | bytes):
         is_function = callable(candidates)
         shown = f"the function {getattr(candidates, '__name__', '')}".rstrip() if is_function else repr(candidates)
-        hint = " Call it, or put it in a list if it makes one module." if is_function else ""
+        hint = " Call it, or put it in a list if it builds a single module." if is_function else ""
         raise InvalidArgumentError(f"Invalid candidates: {shown}; {expected}.{hint}")
-    if isinstance(candidates, list | tuple | dict):  # others may build what they give
+    if isinstance(candidates, list | tuple | dict):  # other iterables may build candidates as they yield them
         given: set[str] = set()
         for name, candidate in _named(candidates):
             if not is_candidate(candidate):
@@ -140,7 +142,7 @@ def check_candidates(candidates: Any) -> Any:
 
 
 def _named(candidates: Any) -> Iterator[tuple[str | None, Any]]:
-    """Give each candidate with the name that the user gave it, or None."""
+    """Yield each candidate with the name that the user gave it, or None."""
     if isinstance(candidates, Mapping):
         return ((str(name), candidate) for name, candidate in candidates.items())
     return ((c.name if isinstance(c, Candidate) else None, c) for c in candidates)
@@ -154,14 +156,14 @@ def _note(name: str | None, given: set[str]) -> None:
 
 
 def is_candidate(candidate: Any) -> bool:
-    """Tell whether something can be a candidate, without building anything."""
+    """Whether an object can be a candidate, without building anything."""
     return isinstance(candidate, Candidate | nn.Module) or callable(candidate)
 
 
 def nothing_offered(candidates: Any) -> InvalidArgumentError:
-    """Make the error of candidates that are none."""
-    hint = " A generator gives them once: make it anew for each ranking." if isinstance(candidates, Iterator) else ""
-    return InvalidArgumentError(f"`candidates` is empty; needed is at least one.{hint}")
+    """Return the error for empty candidates."""
+    hint = " A generator can be read only once: make one for each ranking." if isinstance(candidates, Iterator) else ""
+    return InvalidArgumentError(f"`candidates` is empty: expected at least one candidate.{hint}")
 
 
 def _no_candidate(candidate: Any) -> str:
@@ -172,9 +174,9 @@ def _no_candidate(candidate: Any) -> str:
     elif isinstance(candidate, Tensor | tuple | list | dict):
         parts = candidate.values() if isinstance(candidate, dict) else candidate
         if isinstance(candidate, Tensor) or any(isinstance(part, Tensor) for part in parts):
-            hint = " It looks like a batch: candidates come first, then the data."
+            hint = " It looks like a batch: pass candidates first, then the data."
     return (
-        f"Invalid candidate: {shown}; expected a module, a class or function that makes one without arguments, or a "
+        f"Invalid candidate: {shown}; expected a module, a class or function that builds one without arguments, or a "
         f"`Candidate`.{hint}"
     )
 
@@ -192,5 +194,5 @@ def _build_of(candidate: CandidateLike) -> Callable[[], nn.Module]:
 def _name_of(candidate: CandidateLike) -> str:
     if isinstance(candidate, Candidate):
         return candidate.name
-    function = getattr(candidate, "func", candidate)  # functools.partial keeps its function there
+    function = getattr(candidate, "func", candidate)  # where functools.partial keeps its function
     return str(getattr(function, "__name__", type(candidate).__name__))

@@ -18,17 +18,17 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from lightning_zico._imports import imported
 from lightning_zico.errors import check_count
 
-# Of ImageNet, as every model zoo normalises: https://pytorch.org/vision/stable/models.html.
+# ImageNet's mean and deviation, which every model zoo uses: https://pytorch.org/vision/stable/models.html.
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-_VAL_FRACTION = 0.1  # of images that have no folder of their own for validation
-_LEAST_BATCHES = 2  # as ZiCo needs
-# Photographs of a phone, some sixty of them, are looked through in seconds; more are when one cannot be read.
+_VAL_FRACTION = 0.1  # if images have no separate folder for validation
+_LEAST_BATCHES = 2  # ZiCo needs two
+# About sixty photographs from a phone are checked in seconds; larger folders are checked when an image fails to load.
 _MOST_BYTES_AT_ONCE = 2**28
-_PATIENCE_S = 30  # a network that swallows packets would keep a download waiting for ever
+_PATIENCE_S = 30  # a network that drops packets would keep a download waiting for ever
 
 
 class _Images(NamedTuple):
-    """A dataset of torchvision: its class, its number of classes, and what asks for which part."""
+    """A dataset of torchvision: its class, its number of classes, and the arguments that select each part."""
 
     class_name: str
     num_classes: int
@@ -36,7 +36,7 @@ class _Images(NamedTuple):
     val: Mapping[str, Any] = {"train": False}
 
 
-# Those whose images are all of one size.
+# The datasets whose images all have the same size.
 TORCHVISION_DATASETS: Mapping[str, _Images] = {
     "cifar10": _Images("CIFAR10", 10),
     "cifar100": _Images("CIFAR100", 100),
@@ -49,7 +49,7 @@ TORCHVISION_DATASETS: Mapping[str, _Images] = {
 
 
 class _ImageDataModule(LightningDataModule):
-    """Loaders of images ``[N, C, H, W]``, shuffled to train."""
+    """Loaders of images ``[N, C, H, W]``, shuffled for training."""
 
     train_data: Dataset[Any]
     val_data: Dataset[Any]
@@ -63,39 +63,39 @@ class _ImageDataModule(LightningDataModule):
         self.min_batches = _LEAST_BATCHES
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled; the last, smaller batch is dropped. Batches are smaller where there would be too few of them."""
+        """Return a shuffled loader without the last, smaller batch; batches shrink if there would be too few."""
         most = max(1, len(self.train_data) // self.min_batches)  # type: ignore[arg-type]
         batch_size = min(self.batch_size, most)
         return DataLoader(self.train_data, batch_size, shuffle=True, drop_last=True, num_workers=self.num_workers)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """In order."""
+        """Return a loader in order."""
         return DataLoader(self.val_data, self.batch_size, num_workers=self.num_workers)
 
 
 class ImageFolderDataModule(_ImageDataModule):
-    """Images in one folder a class, as torchvision's ``ImageFolder`` has them: ``root/cat/1.png``.
+    """Images in one folder per class, as in torchvision's ``ImageFolder``: ``root/cat/1.png``.
 
-    Where ``root`` has a folder ``train`` with folders in it, these are the classes, and those in ``val`` or ``test``
-    are for validation; not all of them need be there. Otherwise every tenth image, drawn by a fixed seed, is kept for
-    validation, and each class keeps an image to train on. Images are cut to squares, and normalised as ImageNet's. Grey
-    values of 16 bits and those in 0..1 are scaled to 8 bits.
+    If ``root`` has a folder ``train`` with subfolders, these are the classes, and the subfolders of ``val`` or ``test``
+    are used for validation; some classes may be missing there. Otherwise a tenth of the images, drawn with a fixed
+    seed, is kept for validation, and each class keeps an image for training. Images are cropped to squares and
+    normalised as for ImageNet. Grey values of 16 bits and those in 0..1 are scaled to 8 bits.
 
     Args:
         root: The folder.
-        batch_size: Images in a batch; fewer where the folder has too few of them for ``min_batches`` batches.
+        batch_size: Number of images in a batch; fewer if the folder has too few for ``min_batches`` batches.
         image_size: Side of the squares.
-        num_workers: Processes that read images; 0 for none.
+        num_workers: Number of processes that read images; 0 to read them in this process.
         skip_unreadable: Leave out images that cannot be read, and list them on standard error.
-        min_batches: Batches to train on that there must be. The command line passes those that it scores on.
+        min_batches: Minimum number of training batches. The command line passes the number that it scores on.
 
     Raises:
-        InvalidArgumentError: If a number is no whole number, or too small.
+        InvalidArgumentError: If a number is not a whole number, or too small.
         FileNotFoundError: In ``setup``, if there is no folder with images.
-        ValueError: In ``setup``, if there is a class for validation alone, or a single image; in loaders, if grey
-            values have no scale.
-        OSError: If images cannot be read, with the names of all of them: in ``setup``, or in loaders where there are so
-            many images that they are looked through only when one fails.
+        ValueError: In ``setup``, if a class exists only for validation, or there is only one image; in loaders, if the
+            scale of grey values is unknown.
+        OSError: If images cannot be read; the message lists all of them. Raised in ``setup``, or in loaders if there
+            are so many images that they are checked only when one fails to load.
         ModuleNotFoundError: In ``setup``, if torchvision is not installed.
     """
 
@@ -119,7 +119,7 @@ class ImageFolderDataModule(_ImageDataModule):
 
     @property
     def num_classes(self) -> int:
-        """How many folders there are."""
+        """Number of class folders."""
         return sum(entry.is_dir() for entry in os.scandir(self._train_root))
 
     def setup(self, stage: str) -> None:
@@ -135,13 +135,14 @@ class ImageFolderDataModule(_ImageDataModule):
         train, val = _split([label for _, label in images.samples])
         if not val:
             raise ValueError(
-                f"'{self.root}' has {len(images)} image to read: expected at least two, one of them for validation."
+                f"'{self.root}' has only {len(images)} readable image: expected at least two, one of them for "
+                "validation. Add images."
             )
         self.train_data, self.val_data = Subset(images, train), Subset(images, val)
 
     @property
     def _is_split(self) -> bool:
-        train = Path(self.root, "train")  # or a class of that name, which has images in it
+        train = Path(self.root, "train")  # may also be a class of that name, with images in it
         return train.is_dir() and any(entry.is_dir() for entry in train.iterdir())
 
     @property
@@ -159,13 +160,13 @@ class ImageFolderDataModule(_ImageDataModule):
         ]
         if root.is_dir() and not any(entry.is_dir() for entry in root.iterdir()):
             raise FileNotFoundError(
-                f"'{root}' has no folders in it: expected one folder of images a class, such as "
+                f"'{root}' has no folders in it: expected one folder of images per class, such as "
                 f"'{root / 'cat' / '1.png'}'."
             )
         try:
             images: Any = torchvision.datasets.ImageFolder(str(root), transforms.Compose(steps))
         except FileNotFoundError as error:  # a class without images
-            raise FileNotFoundError(f"In '{root}': {error}. Give each folder images, or remove it.") from None
+            raise FileNotFoundError(f"In '{root}': {error}. Put images in each folder, or remove it.") from None
         paths = [path for path, _ in images.samples]
         if root not in self._unreadable and (self.skip_unreadable or _num_bytes(paths) <= _MOST_BYTES_AT_ONCE):
             self._unreadable[root] = unreadable(paths)
@@ -181,19 +182,19 @@ class ImageFolderDataModule(_ImageDataModule):
         return found
 
     def _number_as_in_train(self, val_data: Any) -> None:
-        """Give the classes for validation their numbers in training: a folder numbers those that are in it."""
+        """Number the validation classes as in training, since a folder numbers only the classes that are in it."""
         numbers: dict[str, int] = self.train_data.class_to_idx  # type: ignore[attr-defined]
         unknown = [name for name in val_data.classes if name not in numbers]
         if unknown:
             raise ValueError(
-                f"'{val_data.root}' has the class '{unknown[0]}', which '{self._train_root}' has not. Give it images "
-                "there, or remove it."
+                f"'{val_data.root}' has the class '{unknown[0]}', which '{self._train_root}' does not have. Add images "
+                "of it there, or remove the class."
             )
         val_data.target_transform = [numbers[name] for name in val_data.classes].__getitem__
 
 
 class _Reader:
-    """Reads images; where one cannot be read, looks for all others that cannot."""
+    """Read images; if one cannot be read, find all others that cannot be read either."""
 
     def __init__(self, root: Path, paths: Sequence[str]) -> None:
         self._root, self._paths = root, paths
@@ -206,18 +207,18 @@ class _Reader:
 
 
 class TorchvisionDataModule(_ImageDataModule):
-    """A dataset of torchvision whose images are all of one size, scaled to -1..1; downloaded if it is not there.
+    """A dataset of torchvision whose images all have the same size, scaled to -1..1; downloaded if missing.
 
     Args:
-        dataset: Its name, such as ``"cifar10"``.
-        root: Folder that holds it, as torchvision lays it out, or into which it is downloaded.
-        batch_size: Images in a batch.
-        num_workers: Processes that read images; 0 for none.
-        download: Whether it may be downloaded.
+        dataset: Name of the dataset, such as ``"cifar10"``.
+        root: Folder with the dataset, laid out as by torchvision, or the folder to download it to.
+        batch_size: Number of images in a batch.
+        num_workers: Number of processes that read images; 0 to read them in this process.
+        download: Whether the dataset may be downloaded.
 
     Raises:
         ValueError: If there is no dataset of that name.
-        ConnectionError: In ``prepare_data``, if it is not there and cannot be downloaded.
+        ConnectionError: In ``prepare_data``, if the dataset is missing and cannot be downloaded.
         ModuleNotFoundError: In ``prepare_data``, if torchvision is not installed.
     """
 
@@ -231,14 +232,14 @@ class TorchvisionDataModule(_ImageDataModule):
     ) -> None:
         super().__init__(batch_size, num_workers)
         if dataset not in TORCHVISION_DATASETS:
-            raise ValueError(f"`dataset` is {dataset!r}; needed is one of {', '.join(TORCHVISION_DATASETS)}.")
+            raise ValueError(f"Invalid dataset={dataset!r}: expected one of {', '.join(TORCHVISION_DATASETS)}.")
         self.dataset = dataset
         self.root = root
         self.download = download
 
     @property
     def num_classes(self) -> int:
-        """As published."""
+        """Number of classes."""
         return TORCHVISION_DATASETS[self.dataset].num_classes
 
     def prepare_data(self) -> None:
@@ -247,10 +248,10 @@ class TorchvisionDataModule(_ImageDataModule):
             try:
                 with _patience():
                     self._images(part, download=self.download)
-            except (OSError, RuntimeError) as error:  # torchvision has RuntimeError for what is missing or damaged
-                tried = "could not be downloaded" if self.download else "is not to be downloaded"
+            except (OSError, RuntimeError) as error:  # torchvision raises RuntimeError for missing or damaged files
+                tried = "could not be downloaded" if self.download else "`download` is False"
                 raise ConnectionError(
-                    f"'{self.dataset}' is not in '{self.root}' and {tried}: {type(error).__name__}: {error} Give the "
+                    f"'{self.dataset}' is not in '{self.root}' and {tried}: {type(error).__name__}: {error} Pass the "
                     "folder that has it as `root`, or use data that needs no network, such as `digits`."
                 ) from error
 
@@ -270,11 +271,11 @@ class TorchvisionDataModule(_ImageDataModule):
 
 
 def read_image(path: str) -> Any:
-    """Read an image in three colours of 8 bits each, which PIL alone would clip where they have more.
+    """Read an image as RGB with 8 bits per channel; grey images with more bits are scaled, where PIL would clip them.
 
     Raises:
-        OSError: If it cannot be read.
-        ValueError: If it has grey values that are neither of 16 bits nor in 0..1.
+        OSError: If the image cannot be read.
+        ValueError: If it has grey values that are neither 16-bit nor in 0..1.
     """
     from PIL import Image
 
@@ -283,13 +284,13 @@ def read_image(path: str) -> Any:
             image.load()
             deep = image.mode == "F" or image.mode.startswith("I")
             return (Image.fromarray(_in_8_bits(np.asarray(image), path)) if deep else image).convert("RGB")
-    except (OSError, SyntaxError) as error:  # PIL has SyntaxError for a damaged PNG
-        raise OSError(f"'{path}' cannot be read as an image: {error}. Mend or remove it.") from error
+    except (OSError, SyntaxError) as error:  # PIL raises SyntaxError for a damaged PNG
+        raise OSError(f"'{path}' cannot be read as an image: {error}. Repair or remove it.") from error
 
 
 def unreadable(paths: Sequence[str]) -> list[str]:
-    """Find the files that cannot be read as images, in their order."""
-    with ThreadPoolExecutor(os.cpu_count()) as threads:  # PIL reads and decompresses without holding Python's lock
+    """List the files that cannot be read as images, in the given order."""
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # PIL releases the GIL while it reads and decompresses
         return [path for path, can in zip(paths, threads.map(_can_be_read, paths), strict=True) if not can]
 
 
@@ -298,7 +299,7 @@ def _can_be_read(path: str) -> bool:
 
     try:
         with Image.open(path) as image:
-            image.draft("RGB", (1, 1))  # of a JPEG, the coarsest version, which is read to its end as well
+            image.draft("RGB", (1, 1))  # decodes a JPEG at its lowest resolution, but still reads the whole file
             image.load()
     except (OSError, SyntaxError):
         return False
@@ -316,13 +317,13 @@ def _listed(unread: Sequence[str], paths: Sequence[str], root: Path) -> str:
 
 def _refusal(unread: Sequence[str], paths: Sequence[str], root: Path) -> str:
     return (
-        f"Found {_listed(unread, paths, root)}. Mend or remove them, or pass `skip_unreadable=True` "
+        f"Found {_listed(unread, paths, root)}. Repair or remove them, or pass `skip_unreadable=True` "
         "(--data.skip_unreadable on the command line)."
     )
 
 
 def _split(labels: Sequence[int]) -> tuple[list[int], list[int]]:
-    """Draw every tenth image for validation, always the same ones, such that each class keeps one to train on.
+    """Draw a tenth of the images for validation, always the same ones, so that each class keeps one for training.
 
     Returns:
         Indices of the images for training and for validation.
@@ -340,10 +341,10 @@ def _split(labels: Sequence[int]) -> tuple[list[int], list[int]]:
 
 
 def _in_8_bits(values: NDArray[Any], path: str) -> NDArray[np.uint8]:
-    most, unit = (1.0, "in 0..1") if values.dtype.kind == "f" else (65535.0, "of 16 bits")
+    most, unit = (1.0, "values in 0..1") if values.dtype.kind == "f" else (65535.0, "16-bit values (0..65535)")
     if not (values.min() >= 0 and values.max() <= most):
         raise ValueError(
-            f"'{path}' has grey values from {values.min()} to {values.max()}; needed are such {unit}. Scale them."
+            f"'{path}' has grey values from {values.min()} to {values.max()}: expected {unit}. Scale them."
         )
     return np.round(values / most * 255).astype(np.uint8)
 

@@ -1,4 +1,4 @@
-"""Small real candidates on small real data: eight models for scikit-learn's 1,797 images of digits."""
+"""Small real candidates and data: eight models for scikit-learn's 1,797 images of digits."""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,17 +15,17 @@ from lightning_zico.errors import check_count
 
 _NUM_CLASSES = 10
 _NUM_TRAIN = 1437  # four fifths
-_MAX_EPOCHS = 20  # bring all but the smallest candidates near their best
+_MAX_EPOCHS = 20  # enough to bring all but the smallest candidates near their best
 
 
 class DigitsDataModule(LightningDataModule):
     """Handwritten digits, ``[N, 1, 8, 8]`` in 0..1, which ship with scikit-learn: 1,437 to train, 360 to validate.
 
     Args:
-        batch_size: Images in a batch.
+        batch_size: Number of images in a batch.
 
     Raises:
-        InvalidArgumentError: If ``batch_size`` is no whole number from 1.
+        InvalidArgumentError: If ``batch_size`` is not a whole number of at least 1.
         ModuleNotFoundError: In ``setup``, if scikit-learn is not installed.
     """
 
@@ -37,7 +37,7 @@ class DigitsDataModule(LightningDataModule):
         self.batch_size = batch_size
 
     def setup(self, stage: str) -> None:
-        """Read and split the images, always alike."""
+        """Read the images and split them, always in the same way."""
         datasets = imported("sklearn.datasets", "The digits come with scikit-learn", "demo")
         images, labels = datasets.load_digits(return_X_y=True)
         data = TensorDataset(torch.tensor(images).float().view(-1, 1, 8, 8) / 16, torch.tensor(labels).long())
@@ -45,16 +45,16 @@ class DigitsDataModule(LightningDataModule):
         self.train_data, self.val_data = random_split(data, parts, torch.Generator().manual_seed(0))
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled; the last, smaller batch is dropped."""
+        """Return a shuffled loader without the last, smaller batch."""
         return DataLoader(self.train_data, self.batch_size, shuffle=True, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
-        """All in one batch."""
+        """Return a loader with all images in one batch."""
         return DataLoader(self.val_data, len(self.val_data))
 
 
 class DigitsClassifier(LightningModule):
-    """A network for digits and how to train it: cross-entropy, Adam.
+    """A network for digits, trained with cross-entropy and Adam.
 
     Args:
         network: ``[N, 1, 8, 8] -> [N, 10]``.
@@ -81,7 +81,7 @@ class DigitsClassifier(LightningModule):
         self.log("val_acc", (self(batch[0]).argmax(dim=1) == batch[1]).float().mean())
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Make one Adam."""
+        """Return an Adam optimiser."""
         return torch.optim.Adam(self.parameters(), lr=self.lr)
 
 
@@ -89,9 +89,9 @@ class SmallViT(nn.Module):
     """A vision transformer over the sixteen 2 x 2 patches of an 8 x 8 image.
 
     Args:
-        width: Of a token.
-        depth: Transformer blocks.
-        heads: Of attention in each.
+        width: Width of a token.
+        depth: Number of transformer blocks.
+        heads: Number of attention heads in each block.
     """
 
     def __init__(self, width: int = 32, depth: int = 2, heads: int = 4) -> None:
@@ -126,7 +126,7 @@ def cnn(*channels: int, batch_norm: bool = False) -> nn.Sequential:
 
 
 def digits_candidates() -> dict[str, Callable[[], DigitsClassifier]]:
-    """Name eight candidates of different kind; each value builds one with fresh weights.
+    """Return factories of eight candidates of different kinds by name; each builds one with fresh weights.
 
     Example:
         >>> list(digits_candidates())
@@ -150,7 +150,7 @@ def _classifier(network: Callable[[], nn.Module]) -> DigitsClassifier:
 
 
 def quiet_trainer() -> Trainer:
-    """Make a trainer that trains on the CPU for twenty epochs, and writes and shows nothing."""
+    """Return a trainer that trains on the CPU for twenty epochs, and writes and shows nothing."""
     return Trainer(
         max_epochs=_MAX_EPOCHS,
         accelerator="cpu",
@@ -165,14 +165,14 @@ def trained_accuracy(build: Callable[[], LightningModule]) -> float:
     """Train a candidate with a `quiet_trainer`, as a selector with seed 0 trains a winner.
 
     Args:
-        build: Makes the candidate.
+        build: Function that builds the candidate.
 
     Returns:
         Accuracy on the validation images, in %.
     """
     seed_everything(0, verbose=False)
     model = build()
-    seed_everything(0, verbose=False)  # a selector builds its winner apart from the generators at large
+    seed_everything(0, verbose=False)  # a selector's build does not affect the global generators
     trainer = quiet_trainer()
     trainer.fit(model, datamodule=DigitsDataModule())
     return 100 * trainer.callback_metrics["val_acc"].item()

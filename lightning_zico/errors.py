@@ -1,4 +1,4 @@
-"""What can go wrong, each kind also the built-in exception that a caller would guess."""
+"""The errors of this package; each is also the built-in exception that a caller would expect."""
 
 import copy
 import sys
@@ -11,20 +11,20 @@ from typing import Any
 class ZiCoError(Exception):
     """Base of every error this package raises on purpose."""
 
-    # KeyError, a base of one child, would print its message in quotes.
+    # KeyError, a base class of a subclass, would print the message in quotes.
     __str__ = Exception.__str__
 
 
 class UnknownNameError(ZiCoError, KeyError):
-    """A name that no registry entry bears."""
+    """A name that no registry entry has."""
 
 
 class InvalidArgumentError(ZiCoError, ValueError, TypeError):
-    """An argument of the wrong kind or out of range; both built-in errors, as scikit-learn's is."""
+    """An argument of the wrong type or out of range; both a ValueError and a TypeError, as in scikit-learn."""
 
 
 def check_count(name: str, value: Any, least: int = 1) -> None:
-    """Check that an argument is a whole number, and large enough.
+    """Check that an argument is a whole number of at least ``least``.
 
     Raises:
         InvalidArgumentError: If it is not.
@@ -34,19 +34,19 @@ def check_count(name: str, value: Any, least: int = 1) -> None:
 
 
 class NotLoggedError(ZiCoError, ValueError):
-    """A metric to monitor that training does not log."""
+    """A monitored metric that training does not log."""
 
 
 class DuplicateNameError(ZiCoError, ValueError):
-    """A name that is taken."""
+    """A name that is already taken."""
 
 
 class TooFewBatchesError(ZiCoError, ValueError):
-    """Fewer batches or samples than a proxy needs, or than a loader was asked for."""
+    """Fewer batches or samples than a proxy needs, or than were requested from a loader."""
 
 
 class IdenticalBatchesError(ZiCoError, ValueError):
-    """All batches are equal, so that no gradient can vary between them."""
+    """All batches are equal, so no gradient can vary between them."""
 
 
 class UnsupportedBatchError(ZiCoError, TypeError):
@@ -54,27 +54,27 @@ class UnsupportedBatchError(ZiCoError, TypeError):
 
 
 class UnsupportedModuleError(ZiCoError, TypeError):
-    """A module whose loss cannot be had from its own ``training_step``."""
+    """A module whose ``training_step`` does not give a loss that can be scored."""
 
 
 class NotPutBackError(ZiCoError, RuntimeError):
-    """An object that scoring reached and could not leave as it was."""
+    """An object that scoring changed and could not restore."""
 
 
 class SurroundingsError(UnsupportedModuleError):
-    """A step that asks for something that is there during training, and not while scoring."""
+    """A step that asks for something that exists during training but not during scoring."""
 
 
 class HookError(ZiCoError, RuntimeError):
-    """A hook that fails, of a module, a data module or a callback."""
+    """A hook of a module, a data module or a callback that fails."""
 
 
 class SkippedBatchError(ZiCoError, RuntimeError):
-    """A batch that training passes over, so that it has no loss.
+    """A batch that training skips, so it has no loss.
 
     Args:
-        reason: Why, as the beginning of a sentence.
-        ends_epoch: Whether training passes over all batches behind it as well.
+        reason: The reason, as the beginning of a sentence.
+        ends_epoch: Whether training skips all later batches as well.
     """
 
     def __init__(self, reason: str, *, ends_epoch: bool = False) -> None:
@@ -84,7 +84,7 @@ class SkippedBatchError(ZiCoError, RuntimeError):
 
 
 class UnsupportedInputError(ZiCoError, ValueError):
-    """Inputs of a shape that a model does not take."""
+    """Inputs of a shape that a model does not accept."""
 
 
 class NoGradientError(ZiCoError, RuntimeError):
@@ -96,39 +96,39 @@ class NonFiniteError(ZiCoError, ArithmeticError):
 
 
 class NotApplicableError(ZiCoError, TypeError):
-    """A proxy whose formula has no meaning for a candidate; its score says "not applicable" and why."""
+    """A proxy whose formula has no meaning for a candidate; its error is "not applicable" with the reason."""
 
 
 class UnfingerprintableError(ZiCoError, TypeError):
-    """Something whose content cannot be hashed, so that it cannot be told from another."""
+    """An object whose content cannot be hashed, so it cannot be distinguished from others."""
 
 
 class CacheError(ZiCoError, OSError):
-    """A file that is no cache of scores, or is damaged, or cannot be read or written."""
+    """A file that is not a cache of scores, is damaged, or cannot be read or written."""
 
 
-# Where on an error it is kept who raised it, if that is neither the module nor this package.
+# Attribute of an error with the name of what raised it, if that is neither the module nor this package.
 _BLAMED = "__zico_blamed__"
 
 
 def blame(error: BaseException, name: str) -> None:
-    """Note on an error what of the user's, other than the module that is scored, has raised it."""
+    """Record on an error the name of the user's code that raised it, if that is not the scored module."""
     vars(error).setdefault(_BLAMED, name)
 
 
 def blamed(error: BaseException) -> str | None:
-    """Name what has raised an error, as `blame` noted it; None for the module that is scored."""
+    """Return the name that `blame` recorded for an error; None for the scored module."""
     name: str | None = vars(error).get(_BLAMED)
     return name
 
 
 _MOST_CODE = 80
-_MOST_SAID = 300  # characters: torch names every backend where an operation is missing
+_MOST_SAID = 300  # characters; torch lists every backend if an operation is missing
 
-# Where the place that raised an error is kept on it.
+# Attribute of an error with the place that raised it.
 _PLACE = "__zico_place__"
 
-# Internal messages of torch, and what they mean to a user. Those of `torch.func` are many.
+# Internal messages of torch, and their meaning for a user. `torch.func` has many.
 _INTERNAL = {
     "higher order operator": "an operator that holds parts of the network, such as `torch.cond`, cannot be looked "
     "into.",
@@ -149,12 +149,12 @@ _INTERNAL = {
 
 
 def in_words(error: Exception) -> str:
-    """Put an exception of a user's code in one line: its kind and its message, or the line of code that raised it."""
+    """Describe an exception of user code in one line: its type and message, or the line of code that raised it."""
     return f"{type(error).__name__}: {meaning_of(error)}".rstrip(": ")
 
 
 def meaning_of(error: BaseException) -> str:
-    """Put what an exception says in one line, and an internal message of torch in words."""
+    """Return an exception's message in one line; internal messages of torch are explained."""
     if isinstance(error, ZiCoError | LookupError | ImportError):
         return message_of(error)
     said = _said_by(error)
@@ -162,9 +162,9 @@ def meaning_of(error: BaseException) -> str:
 
 
 def message_of(error: BaseException) -> str:
-    """Put what an exception says in one line; one that says nothing is told by the line of code that raised it.
+    """Return an exception's message in one line, or the line of code that raised it if the message is empty.
 
-    What others say at length is cut; the errors of this package end with what to do.
+    Long messages are cut, except those of this package, which end with what to do.
     """
     message = _said_by(error)
     if len(message) > _MOST_SAID and not isinstance(error, ZiCoError):
@@ -175,7 +175,7 @@ def message_of(error: BaseException) -> str:
 def _said_by(error: BaseException) -> str:
     try:
         return " ".join(str(error).split())
-    except Exception:  # a `__str__` of the user's own that fails
+    except Exception:  # the user's own `__str__` fails
         return ""
 
 
@@ -188,9 +188,9 @@ def _place_of(error: BaseException) -> str:
 
 
 def kept(error: Exception) -> Exception:
-    """Make an error that was caught fit to be kept: the frames in its traceback would keep tensors and graphs alive.
+    """Strip the frames from a caught exception, so that storing it keeps no tensors and graphs alive.
 
-    The lines of the traceback become a note, which Python prints with the error from 3.11 on.
+    The lines of the traceback become a note, which Python 3.11 and later print with the error.
     """
     lines = "".join(traceback.format_tb(error.__traceback__))
     vars(error).setdefault(_PLACE, _place_of(error))
@@ -203,9 +203,9 @@ def kept(error: Exception) -> Exception:
 
 
 def again(error: Exception) -> Exception:
-    """Copy an error that is kept, to be raised: the traceback of the original would keep alive whoever asks for it.
+    """Copy a stored error before it is raised; raising the original would keep the caller's frames alive.
 
-    An error that cannot be copied, or says nothing of itself, is given itself.
+    If an error cannot be copied, or its copy has another message, the error itself is returned.
     """
     try:
         copied = copy.copy(error)
@@ -215,7 +215,7 @@ def again(error: Exception) -> Exception:
 
 
 def traceback_of(error: BaseException) -> str:
-    """Put an exception's whole traceback in a text, which keeps nothing alive; that of a kept error is its note."""
+    """Return an exception's whole traceback as text, which keeps nothing alive; for a stored error, it is its note."""
     lines = traceback.format_exception(error)
     if sys.version_info < (3, 11):
         lines += getattr(error, "__notes__", ())

@@ -1,4 +1,4 @@
-"""Finals: train the first few of a ranking for a while, to see which of them is the best to train to the end."""
+"""Finals: train the best few of a ranking for a while to choose the one to train to the end."""
 
 import difflib
 import inspect
@@ -29,11 +29,11 @@ from lightning_zico.scoring.scorer import described
 
 Mode: TypeAlias = Literal["min", "max"]
 
-# More finalists than these are halved from round to round.
+# With more finalists than this, the number is halved from round to round.
 MOST_AT_ONCE = 4
 
-# Lightning's callbacks that change weights, gradients, learning rates or batches, and not only watch or end training.
-# Names, because not every version has them all, and `pytorch_lightning` has its own.
+# Lightning's callbacks that change weights, gradients, learning rates or batches, instead of only watching or ending
+# training. They are names because not every version has them all, and `pytorch_lightning` has its own.
 _CHANGING_TRAINING = {
     "BaseFinetuning",
     "BatchSizeFinder",
@@ -46,22 +46,22 @@ _CHANGING_TRAINING = {
 
 
 class Finalist:
-    """A candidate in the finals: trained for some epochs at a time, and going on from where it paused.
+    """A candidate in the finals: trained for some epochs at a time, continuing from where it paused.
 
-    The trainer trains as if to the end, so that a learning rate's schedule is that of the whole training, and is
-    stopped after the last of the epochs. The checkpoint is Lightning's, and the states of the generators of Python,
-    NumPy and torch are kept beside it. So a finalist that paused ends with the same weights, bit for bit, as one that
-    did not, if the trainer's callbacks change nothing in training, and if all that its data and loaders remember from
-    one epoch to the next is in these generators.
+    The trainer is set up to train to the end, so that a learning rate schedule covers the whole training, and is
+    stopped after the given epochs. The checkpoint is Lightning's; the states of the generators of Python, NumPy and
+    torch are stored next to it. A finalist that paused therefore ends with the same weights, bit for bit, as one that
+    did not, provided that the trainer's callbacks do not change training, and that its data and loaders carry no state
+    from one epoch to the next except in these generators.
 
-    Every pause is an end of training to Lightning: the module's own hooks from ``setup`` and ``on_fit_start`` to
-    ``on_train_end`` and ``teardown``, and those of the data module, run once for each time that it is trained.
+    To Lightning, every pause is an end of training: the module's hooks from ``setup`` and ``on_fit_start`` to
+    ``on_train_end`` and ``teardown``, and those of the data module, run each time the finalist is trained.
 
     Args:
-        name: Of the candidate.
-        build: Makes it, always with the same weights.
-        checkpoint: File to keep its training in.
-        seed: Of the generators, before each setting up of data and model and before the first epoch.
+        name: Name of the candidate.
+        build: Function that builds it, always with the same weights.
+        checkpoint: File for the state of its training.
+        seed: The seed of the generators, set before each setup of data and model and before the first epoch.
     """
 
     def __init__(self, name: str, build: Callable[[], nn.Module], checkpoint: Path, seed: int) -> None:
@@ -80,25 +80,25 @@ class Finalist:
 
     @property
     def is_done(self) -> bool:
-        """Whether training gave something: a value, or the reason why there is none."""
+        """Whether training gave a value or an error."""
         return self.value is not None or self.error is not None
 
     @property
     def final(self) -> Final:
-        """What training it gave."""
+        """The result of its training."""
         return Final(self.name, self.value if self.error is None else None, self.num_epochs, self.error)
 
     def play(self, trainer: Any, data: Mapping[str, Any], num_epochs: int, monitor: str) -> None:
-        """Train a copy for some more epochs; what goes wrong stands in ``error``.
+        """Train a copy for some more epochs; a failure is recorded in ``error``.
 
         Args:
-            trainer: Lent by `_borrowed`.
+            trainer: The trainer, set up by `_borrowed`.
             data: Arguments of `Trainer.fit`.
-            num_epochs: How many; fewer where training ends before. Who is trained to the end keeps its value.
+            num_epochs: Number of epochs; fewer if training ends earlier. A finalist trained to the end keeps its value.
             monitor: Name of the metric to read.
 
         Raises:
-            KeyboardInterrupt: At the user's own Ctrl-C, of which Lightning makes a SystemExit.
+            KeyboardInterrupt: If the user presses Ctrl-C, which Lightning turns into a SystemExit.
         """
         start, until = self.num_epochs, self.num_epochs + num_epochs
         has_validated = False
@@ -108,7 +108,7 @@ class Finalist:
             has_validated = has_validated or not trainer.sanity_checking
 
         def check(trainer: Any, _: LightningModule) -> None:
-            # All that an epoch logs is there when the next one begins, and not before.
+            # The metrics of an epoch are complete when the next one begins, and not before.
             if trainer.current_epoch > start and (has_validated or not trainer.enable_validation):
                 self._look_for(monitor, trainer.callback_metrics)
 
@@ -137,10 +137,10 @@ class Finalist:
             try:
                 self.train(trainer, _apart(self.build), data)
                 if self.value is None:
-                    raise RuntimeError("the trainer trained no epoch. It needs batches to train on.")
+                    raise RuntimeError("the trainer trained no epoch. Give it batches to train on.")
             except BaseException as raised:
                 state.raise_interrupt()
-                # Lightning ends the process at a KeyboardInterrupt, also at one that a candidate raises.
+                # Lightning exits the process at any KeyboardInterrupt, also at one that a candidate raises.
                 is_exit = isinstance(raised, SystemExit) and isinstance(raised.__context__, KeyboardInterrupt)
                 self.error = described(raised.__context__ if is_exit and raised.__context__ else raised)
                 self.not_logged = NotLoggedError(str(raised)) if isinstance(raised, NotLoggedError) else None
@@ -148,10 +148,10 @@ class Finalist:
                 self.num_rounds += 1
 
     def _look_for(self, monitor: str, metrics: Mapping[str, Any]) -> None:
-        """Look whether the monitored metric was logged.
+        """Check that the monitored metric was logged.
 
         Raises:
-            NotLoggedError: If not, with the nearest names.
+            NotLoggedError: If it was not; the message has the closest names.
         """
         if monitor not in metrics:
             nearest = difflib.get_close_matches(monitor, list(metrics), n=3, cutoff=0.4)
@@ -166,30 +166,30 @@ class Finalist:
         """Train a model until the trainer ends, from where this finalist paused.
 
         Args:
-            trainer: With whatever callbacks and loggers it is to have. Its ``ckpt_path`` is put back.
-            model: As ``build`` makes it; trained itself.
+            trainer: The trainer, with the callbacks and loggers to use. Its ``ckpt_path`` is restored afterwards.
+            model: A model as ``build`` builds it; it is trained in place.
             data: Arguments of `Trainer.fit`.
 
         Raises:
-            TypeError: If the model is no LightningModule.
+            TypeError: If the model is not a LightningModule.
         """
         if not is_lightning(model):
-            raise TypeError(f"it is a {type(model).__name__}, and a `Trainer` trains LightningModules.")
+            raise TypeError(f"it is a {type(model).__name__}, but a `Trainer` only trains LightningModules.")
         arguments: dict[str, Any] = dict(data)
         if self._put_back_rng is not None:
             arguments["ckpt_path"] = self._checkpoint
-            # Lightning before 2.6 cannot be told.
+            # Lightning before 2.6 has no such argument.
             if "weights_only" in inspect.signature(trainer.fit).parameters:
                 arguments["weights_only"] = self._classes is not None
-        # Setting up draws anew what it drew the first time, such as a split of the data; then training goes on.
+        # Setup draws the same random numbers again, such as a split of the data; then training continues.
         go_on = LambdaCallback(on_train_epoch_start=self._go_on)
         trainer.callbacks = [go_on, *trainer.callbacks]
-        trainer.should_stop = False  # in Lightning 2.4, `fit` leaves it as the last training did
+        trainer.should_stop = False  # in Lightning 2.4, `fit` leaves it as the last training set it
         connector = trainer._checkpoint_connector  # the setter of `trainer.ckpt_path` would also have `fit` load it
         ckpt_path, user_managed = connector._ckpt_path, connector._user_managed
         seed_all(self.seed)
         try:
-            # Hyperparameters may be any objects: of the classes that were saved, and no others.
+            # Hyperparameters may be any objects: allow the classes that were saved, and no others.
             with torch.serialization.safe_globals(self._classes or []):
                 trainer.fit(model, **arguments)
         finally:
@@ -200,7 +200,7 @@ class Finalist:
         if self._put_back_rng is None or trainer.current_epoch != self.num_epochs:
             return
         self._put_back_rng()
-        # Else Lightning would keep the iterator that it made, and drew a seed for, while setting up.
+        # Otherwise Lightning would keep the iterator that it made, and drew a seed for, during setup.
         trainer.fit_loop._resuming_from_checkpoint = False
 
 
@@ -208,23 +208,26 @@ def check_finals(finalists: int, final_epochs: int, monitor: str, mode: str) -> 
     """Check the arguments of finals.
 
     Raises:
-        InvalidArgumentError: If a count is no whole number of at least 1.
+        InvalidArgumentError: If a count is not a whole number of at least 1.
         ValueError: If ``mode`` is neither ``"min"`` nor ``"max"``.
-        TypeError: If ``monitor`` is no name.
+        TypeError: If ``monitor`` is not a string.
     """
     for name, number in {"finalists": finalists, "final_epochs": final_epochs}.items():
         whole_number(name, number, 1)
     if not isinstance(monitor, str):
-        raise TypeError(f"`monitor` is {monitor!r}; needed is the name of a logged metric, such as 'val_loss'.")
+        raise TypeError(f"Invalid monitor={monitor!r}: expected the name of a logged metric, such as 'val_loss'.")
     if mode not in ("min", "max"):
-        raise ValueError(f"`mode` is {mode!r}; needed is 'min' or 'max': which end of `monitor` is the better one.")
+        raise ValueError(
+            f"Invalid mode={mode!r}: expected 'min' if lower values of `monitor` are better, or 'max' if higher values "
+            "are."
+        )
 
 
 def check_will_train(trainer: Any) -> None:
-    """Check that a trainer has training before it.
+    """Check that a trainer still has something to train.
 
     Raises:
-        InvalidArgumentError: If it trains nothing, or is done.
+        InvalidArgumentError: If it trains nothing, or has finished.
     """
     limits = {
         "epochs": (trainer.max_epochs, trainer.current_epoch),
@@ -232,69 +235,70 @@ def check_will_train(trainer: Any) -> None:
     }
     for unit, (limit, done) in limits.items():
         if not trainer.fast_dev_run and limit not in (None, -1) and done >= limit:
-            before = f"has trained {done} {unit} before, and " if done else ""
+            before = f"has already trained {done} {unit} and " if done else ""
             raise InvalidArgumentError(
-                f"`trainer` {before}ends after `max_{unit}={limit}`, so that it trains nothing. Pass a new `Trainer`, "
-                f"or raise `max_{unit}`; `rank` ranks without training."
+                f"`trainer` {before}ends after `max_{unit}={limit}`, so it would train nothing. Pass a new `Trainer`, "
+                f"or raise `max_{unit}`. To rank without training, call `rank`."
             )
     if trainer.limit_train_batches == 0:
         raise InvalidArgumentError(
-            "`trainer` has `limit_train_batches=0`, so that it trains nothing. Raise it; `rank` ranks without training."
+            "`trainer` has `limit_train_batches=0`, so it would train nothing. Raise it. To rank without training, "
+            "call `rank`."
         )
 
 
 def check_trainer(trainer: Any, data: Mapping[str, Any], *, finalists: int, final_epochs: int) -> None:
-    """Check that a trainer can train several finalists on some data, and then go on with one of them.
+    """Check that a trainer can train several finalists on some data, and then continue with one of them.
 
     Args:
-        trainer: As the user made it.
+        trainer: The trainer as the user made it.
         data: Arguments of `Trainer.fit`.
-        finalists: At most how many.
-        final_epochs: Of each round.
+        finalists: Maximum number of finalists.
+        final_epochs: Number of epochs in each round.
 
     Raises:
-        ValueError: If it cannot.
+        ValueError: If the trainer cannot do that.
         TypeError: If the validation data can be read only once.
     """
     if trainer.current_epoch or trainer.global_step:
         raise ValueError(
-            f"`trainer` has trained {trainer.current_epoch} epochs before, and would count on. Finals need one that "
-            "has not trained: pass a new `Trainer`."
+            f"`trainer` has already trained {trainer.current_epoch} epochs and would continue from there. Finals need "
+            "a trainer that has not trained: pass a new `Trainer`."
         )
     validation = data.get("val_dataloaders")
     for leaf in tree_leaves(validation):
         if isinstance(leaf, Iterator):
             raise TypeError(
-                f"The validation data is a {type(leaf).__name__}, which the first finalist would use up. Pass a "
-                "DataLoader."
+                f"Invalid validation data: a {type(leaf).__name__}, which can be read only once, so the first finalist "
+                "would use it up. Pass a DataLoader."
             )
     changing = [type(callback).__name__ for callback in trainer.callbacks if _changes_training(callback)]
     if changing:
         raise ValueError(
-            f"`trainer` has {', '.join(changing)}, which changes training, and finals train without callbacks. Leave "
-            "it out, have the module do what it does, or pass `finalists=1`."
+            f"`trainer` has {', '.join(changing)}, which changes training, but finals train without callbacks. Leave "
+            "it out, do the same in the module, or pass `finalists=1`."
         )
     if trainer.fast_dev_run:
         return
     if trainer.max_steps != -1:
         raise ValueError(
-            f"`trainer` ends after `max_steps={trainer.max_steps}`, with which Lightning, going on from a checkpoint, "
-            "counts an epoch in which nothing is trained. Finals need one that ends after `max_epochs`."
+            f"`trainer` ends after `max_steps={trainer.max_steps}`. With this limit, Lightning counts an epoch in "
+            "which nothing is trained when it continues from a checkpoint. For finals, use `max_epochs` instead."
         )
     num_rounds = (finalists - 1).bit_length() if finalists > MOST_AT_ONCE else 1
     most = num_rounds * final_epochs
     if trainer.max_epochs not in (None, -1) and most >= trainer.max_epochs:
         raise ValueError(
-            f"`trainer` ends after `max_epochs={trainer.max_epochs}`, and {finalists} finalists are trained for up to "
-            f"{most} epochs ({num_rounds} x `final_epochs={final_epochs}`), so that nothing would be left for the "
-            "winner's training with callbacks and loggers. Raise `max_epochs`, or lower `final_epochs`."
+            f"`trainer` ends after `max_epochs={trainer.max_epochs}`, but {finalists} finalists are trained for up to "
+            f"{most} epochs ({num_rounds} x `final_epochs={final_epochs}`), so no epoch would be left to train the "
+            "winner with callbacks and loggers. Raise `max_epochs`, or lower `final_epochs`."
         )
     every = trainer.check_val_every_n_epoch
     validates = trainer.limit_val_batches != 0 and (validation is not None or data.get("datamodule") is not None)
     if validates and every is not None and final_epochs % every:
         raise ValueError(
-            f"`trainer` validates after every {every} epochs (`check_val_every_n_epoch`), and finals look at `monitor` "
-            f"after every {final_epochs}. Pass a `final_epochs` that is a multiple of {every}, or validate after every "
+            f"`trainer` validates every {every} epochs (`check_val_every_n_epoch`), but finals read `monitor` every "
+            f"{final_epochs} epochs. Pass a `final_epochs` that is a multiple of {every}, or validate after every "
             "epoch."
         )
 
@@ -308,13 +312,13 @@ def hold_finals(
     monitor: str,
     mode: Mode,
 ) -> None:
-    r"""Train finalists for a few epochs, and put them in the order of what came of it.
+    r"""Train finalists for a few epochs, and sort them by the result.
 
-    The best is then the first: who came further, then who has the better value; failed ones are last. Also when finals
-    break off, by Ctrl-C, those that are done are in order.
+    The best is then first: finalists that came further come before others, then those with the better value; failed
+    ones are last. If finals are interrupted by Ctrl-C, the finalists that are done are sorted as well.
 
-    Up to four are all trained for ``final_epochs``. Of more, the better half goes on, from where it paused, until one
-    is left (successive halving): of :math:`k` finalists, round :math:`r = 0, 1, \dots` trains
+    Up to four are all trained for ``final_epochs``. With more, the better half continues from where it paused, until
+    one is left (successive halving): of :math:`k` finalists, round :math:`r = 0, 1, \dots` trains
 
     .. math::
         k_r = \lceil k / 2^r \rceil \quad \text{while } k_r > 1
@@ -322,20 +326,20 @@ def hold_finals(
     of them for :math:`e` epochs each, which takes :math:`e \sum_r k_r < e\,(2k + \log_2 k)` epochs in all.
 
     Args:
-        finalists: The best by score first; equal values keep that order. The list itself is ordered.
-        trainer: Is put back as it was: callbacks, loggers, limits and progress.
+        finalists: Finalists, best by score first; equal values keep that order. The list is sorted in place.
+        trainer: The trainer. Its callbacks, loggers, limits and progress are restored afterwards.
         data: Arguments of `Trainer.fit`.
-        final_epochs: Of each round.
+        final_epochs: Number of epochs in each round.
         monitor: Name of the logged metric that decides.
         mode: Whether lower (``"min"``) or higher is better.
 
     Raises:
-        NotLoggedError: If the first finalist that is trained does not log ``monitor``; before anybody else is trained.
+        NotLoggedError: If the first finalist that is trained does not log ``monitor``; the others are not trained then.
 
     Source:
         Jamieson & Talwalkar, *Non-stochastic best arm identification and hyperparameter optimization*, AISTATS 2016,
-        arXiv:1502.07943, figure 3. Theirs divides a total budget evenly among the rounds, so that later rounds are
-        longer; here each is of ``final_epochs``.
+        arXiv:1502.07943, figure 3. Their version divides a total budget evenly among the rounds, so later rounds are
+        longer; here each round has ``final_epochs``.
     """
     sign = 1 if mode == "min" else -1
 
@@ -361,10 +365,10 @@ def hold_finals(
 
 
 def _classes_in(checkpoint: Path) -> list[Any] | None:
-    """List the classes in a checkpoint that torch does not load as weights unless it is told that it may.
+    """List the classes in a checkpoint that torch only loads with ``weights_only=True`` if they are declared safe.
 
     Returns:
-        None where that cannot be told: of a folder, as sharded strategies write, and with torch 2.5.
+        The classes; None if they are unknown: for a folder, as sharded strategies write, and with torch 2.5.
     """
     list_names = getattr(torch.serialization, "get_unsafe_globals_in_checkpoint", None)
     if list_names is None or not checkpoint.is_file():
@@ -384,25 +388,25 @@ def _monitored(metrics: Mapping[str, Any], monitor: str) -> float:
 
 
 def _apart(build: Callable[[], nn.Module]) -> nn.Module:
-    """Build a model that nobody else has a part of: an instance or a backbone of the user's only the winner trains."""
+    """Build a model that shares no memory with others: only the winner trains the user's own instance or backbone."""
     model, other = build(), build()
     return copied(other) if model is other or _memory(model) & _memory(other) else other
 
 
 def _memory(model: nn.Module) -> set[int]:
-    """Tell where a model's parameters and buffers lie, for as long as it lives; lazy ones lie nowhere yet."""
+    """Return ids of the memory of a model's parameters and buffers, valid while it lives; lazy ones have none yet."""
     tensors = (*model.parameters(), *model.buffers())
     return {id(tensor) if is_lazy(tensor) else tensor.untyped_storage()._cdata for tensor in tensors}
 
 
 @contextmanager
 def _borrowed(trainer: Any) -> Iterator[Callable[[], None]]:
-    """Use a trainer as Lightning's `Tuner` does: without its callbacks and loggers, and put back at the end.
+    """Use a trainer as Lightning's `Tuner` does: without its callbacks and loggers, which are restored at the end.
 
-    A trainer cannot be copied, nor made anew from its attributes.
+    A trainer can be neither copied nor rebuilt from its attributes.
 
     Yields:
-        A function that takes the trainer back to the start of training.
+        A function that resets the trainer to the start of training.
     """
     loop = trainer.fit_loop
     callbacks, loggers = trainer.callbacks, trainer.loggers
@@ -414,7 +418,7 @@ def _borrowed(trainer: Any) -> Iterator[Callable[[], None]]:
         loop.restarting = False
 
     trainer.loggers = [DummyLogger() for _ in loggers]
-    loop.min_epochs, loop.epoch_loop.min_steps = None, None  # who has to train longer may pause nevertheless
+    loop.min_epochs, loop.epoch_loop.min_steps = None, None  # these would prevent a pause
     try:
         yield rewind
     finally:

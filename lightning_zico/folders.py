@@ -1,4 +1,4 @@
-"""Temporary folders, each with a note of whose it is, so that those of runs that were killed can be removed."""
+"""Temporary folders that record their owner, so that those of killed runs can be removed."""
 
 import json
 import os
@@ -13,16 +13,16 @@ from lightning_zico.owners import Owner, begin_run, end_run
 
 _PREFIX = "lightning_zico_"
 _OWNER, _CONTENT = "owner.json", "content"
-# Folders looked at in one go, so that a start takes no longer however many there are.
+# Maximum number of folders checked at a time, so that many leftovers do not slow down a start.
 _MOST_LOOKED_AT = 100
 
 
 @contextmanager
 def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
-    """Make a folder, and remove it with all that is in it when the body ends.
+    """Create a folder, and remove it with its content when the body ends.
 
     Args:
-        parent: Where; the system's folder for temporary files if None.
+        parent: The parent folder; the system's folder for temporary files if None.
     """
     owner = begin_run()
     try:
@@ -39,10 +39,10 @@ def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
 
 
 def remove_leftovers(parent: Path | None = None) -> None:
-    """Remove the folders of `temporary_folder` whose runs were killed; what is not certainly such a one stays.
+    """Remove the folders of `temporary_folder` whose runs were killed; if in doubt, a folder stays.
 
     Args:
-        parent: Where to look; the system's folder for temporary files if None.
+        parent: The folder to search; the system's folder for temporary files if None.
     """
     with os.scandir(parent or tempfile.gettempdir()) as entries:
         ours = (entry.path for entry in entries if entry.name.startswith(_PREFIX) and _is_own(entry))
@@ -52,17 +52,17 @@ def remove_leftovers(parent: Path | None = None) -> None:
 
 
 def _is_own(entry: "os.DirEntry[str]") -> bool:
-    """Whether an entry is a folder, and no link, that belongs to this user."""
+    """Whether an entry is a folder, not a link, that belongs to this user."""
     try:
         is_users = not hasattr(os, "getuid") or entry.stat(follow_symlinks=False).st_uid == os.getuid()
         return is_users and entry.is_dir(follow_symlinks=False)
-    except OSError:  # removed meanwhile
+    except OSError:  # removed in the meantime
         return False
 
 
 def _is_left(folder: str) -> bool:
     try:
         owner = Owner.from_dict(json.loads(Path(folder, _OWNER).read_text(encoding="utf-8")))
-    except (KeyError, OSError, TypeError, ValueError):  # not ours, removed meanwhile, or being made
+    except (KeyError, OSError, TypeError, ValueError):  # not ours, removed in the meantime, or just being created
         return False
     return owner.lives() is False

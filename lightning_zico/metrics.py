@@ -1,7 +1,7 @@
-"""ZiCo as a metric of torchmetrics, merged over ranks by the metric's own reduction.
+"""ZiCo as a torchmetrics metric, merged over ranks by the metric's own reduction.
 
 Index conventions:
-    P: entries of all scored weights together
+    P: number of entries of all scored weights together
     W: ranks
     *: shape of one parameter
 """
@@ -25,15 +25,15 @@ _Shapes: TypeAlias = Mapping[str, torch.Size]
 class ZiCoMetric(Metric):
     """ZiCo of the gradients seen so far, on this rank and all others.
 
-    The state is one vector of ``1 + 3 P`` numbers: how many gradients, then for each weight their mean, mean magnitude
-    and deviation. Ranks exchange it once and merge it as batches are merged, so that the result is that of one process
-    which saw all gradients.
+    The state is one vector of ``1 + 3 P`` numbers: the number of gradients, then for each weight their mean, mean
+    magnitude and deviation. Ranks exchange it once and merge it as batches are merged, so the result is the same as
+    that of one process that saw all gradients.
 
     Args:
-        module: Whose gradients are to come. Only names and shapes are kept.
-        parameters: Shell patterns of the parameters to score; None for the layers that the classes of the module's
-            parts tell, see `engine.layers.known_layers`.
-        kwargs: Of `torchmetrics.Metric`.
+        module: The module whose gradients will be passed. Only names and shapes are stored.
+        parameters: Shell patterns of the parameters to score; None for the layers known from the classes of the
+            module's parts; see `engine.layers.known_layers`.
+        kwargs: Arguments of `torchmetrics.Metric`.
 
     Raises:
         ValueError: If there is no parameter to score.
@@ -46,7 +46,7 @@ class ZiCoMetric(Metric):
         tensor(0.6931)
 
     Note:
-        Use ``update``: calling the metric wants the score of one gradient alone, which there is none of.
+        Use ``update``. Calling the metric would return the score of a single gradient, which is not defined.
     """
 
     higher_is_better = True
@@ -59,14 +59,14 @@ class ZiCoMetric(Metric):
         layers = known_layers(module) if parameters is None else matching_layers(module, parameters)
         if not layers:
             raise ValueError(
-                f"{type(module).__name__} has no trainable parameter to score; choose some with `parameters=`."
+                f"{type(module).__name__} has no trainable parameter to score. Choose some with `parameters=`."
             )
         named = {name: parameter.detach() for name, parameter in module.named_parameters()}
         self._prepare(layers, layers.split(named))
 
     @classmethod
     def of(cls, tensors: Mapping[str, Tensor]) -> "ZiCoMetric":
-        """Make a metric for gradients of known names and shapes, whatever module they are from."""
+        """Create a metric for gradients of known names and shapes, whatever module they come from."""
         metric = cls.__new__(cls)
         Metric.__init__(metric)
         metric._prepare(Layers({name: Layer(name, name) for name in tensors}), tensors)
@@ -76,7 +76,7 @@ class ZiCoMetric(Metric):
         self._layers = layers
         self._shapes: _Shapes = {name: tensor.shape for name, tensor in tensors.items()}
         dtype = torch.float64 if any(tensor.dtype == torch.float64 for tensor in tensors.values()) else torch.float32
-        # The registered default is empty, since torchmetrics keeps a copy of it for ever.
+        # The registered default is empty, since torchmetrics keeps a copy of it.
         self.add_state("moments", torch.zeros(0, dtype=dtype), dist_reduce_fx=partial(_merge_ranks, self._shapes))
         self._clear()
 
@@ -86,15 +86,15 @@ class ZiCoMetric(Metric):
         self._clear()
 
     def update(self, gradients: Mapping[str, Tensor | Moments]) -> None:
-        """Take in one gradient of every scored weight, or the moments of several.
+        """Add one gradient of every scored weight, or the moments of several.
 
         Args:
-            gradients: By layer or parameter name; tensors of its shape ``[*]``, or moments by layer. More
-                names than needed do no harm.
+            gradients: Tensors of the parameters' shapes ``[*]`` by layer or parameter name, or moments by layer.
+                Further names are ignored.
 
         Raises:
             KeyError: If a scored weight is missing.
-            ValueError: If a gradient has not its parameter's shape.
+            ValueError: If a gradient does not have its parameter's shape.
         """
         new = {}
         for name, shape in self._shapes.items():
@@ -103,8 +103,8 @@ class ZiCoMetric(Metric):
             given_shape = given.mean.shape if isinstance(given, Moments) else given.shape
             if given_shape != shape:
                 raise ValueError(
-                    f"The gradient of '{name}' has shape {tuple(given_shape)}; needed is {tuple(shape)}, the "
-                    "parameter's own. Stack several gradients with `Moments.of`, or update once for each."
+                    f"The gradient of '{name}' has shape {tuple(given_shape)}: expected {tuple(shape)}, the shape of "
+                    "the parameter. Stack several gradients with `Moments.of`, or call `update` once for each."
                 )
             new[name] = given if isinstance(given, Moments) else Moments.of(given.detach()[None].to(self.moments))
         self.moments = _merge(self.moments, _packed(new, self.moments), self._shapes)
@@ -114,7 +114,7 @@ class ZiCoMetric(Metric):
         return self.moments.new_tensor(zico_score(_unpacked(self.moments, self._shapes)))
 
     def layers(self) -> dict[str, float]:
-        """Compute what each layer adds to the score, over all ranks; see `proxies.zico.zico_layers`."""
+        """Compute each layer's contribution to the score, over all ranks; see `proxies.zico.zico_layers`."""
         with self.sync_context():
             return zico_layers(_unpacked(self.moments, self._shapes))
 
@@ -141,7 +141,7 @@ def _merge(state: Tensor, other: Tensor, shapes: _Shapes) -> Tensor:
 
 
 def _unpacked(state: Tensor, shapes: _Shapes) -> dict[str, Moments]:
-    """Cut a state into the moments of each weight; they share its memory."""
+    """Split a state into the moments of each weight; they share its memory."""
     count = int(state[0])
     parts = {}
     start = 1

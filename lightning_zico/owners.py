@@ -1,4 +1,4 @@
-"""Runs of processes that own a trial, a score or a folder, told apart across machines, containers and restarts."""
+"""Runs that own a trial, a score or a folder, identified across machines, containers and restarts."""
 
 import os
 import socket
@@ -14,13 +14,13 @@ _live_runs: set[str] = set()  # of this process
 
 
 class Place(NamedTuple):
-    """Within which pids can be compared; None for what the system does not tell.
+    """The place within which pids can be compared; a field is None if the system does not provide it.
 
     Args:
-        host: Name, which several containers and machines may have.
+        host: Host name; several containers and machines may share it.
         machine: Id of the installed system.
-        boot: Id of the time since it was started.
-        pids: Namespace of the pids, which a container has of its own.
+        boot: Id of the current boot.
+        pids: Namespace of the pids; each container has its own.
     """
 
     host: str
@@ -30,13 +30,13 @@ class Place(NamedTuple):
 
 
 class Owner(NamedTuple):
-    """A run of a process, as it is written down beside what it owns.
+    """A run of a process, as recorded with the things that it owns.
 
     Args:
         place: See `Place`.
-        pid: Of the process.
-        begun: When the process started, in clock ticks since the boot; None for what the system does not tell.
-        run: Tells runs in one process apart.
+        pid: The pid of the process.
+        begun: Start time of the process, in clock ticks since the boot; None if the system does not provide it.
+        run: Id that distinguishes runs in the same process.
     """
 
     place: Place
@@ -45,7 +45,7 @@ class Owner(NamedTuple):
     run: str
 
     def lives(self) -> bool | None:
-        """Tell whether the run goes on; None for one elsewhere, which cannot be seen from here."""
+        """Whether the run is still going on; None for a run elsewhere, which cannot be seen from here."""
         here = _place()
         if self.place != here:
             return False if _is_before_reboot(self.place, here) else None
@@ -54,12 +54,12 @@ class Owner(NamedTuple):
         return _is_running(self.pid, self.begun)
 
     def to_dict(self) -> dict[str, Any]:
-        """Turn into plain values."""
+        """Convert to plain values."""
         return {**self._asdict(), "place": self.place._asdict()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Owner":
-        """Make an owner from what `to_dict` gave."""
+        """Create an owner from the result of `to_dict`."""
         return cls(**{**data, "place": Place(**data["place"])})
 
 
@@ -81,20 +81,20 @@ def _place() -> Place:
 
 
 def _is_before_reboot(place: Place, here: Place) -> bool:
-    """Tell whether this machine was restarted since; not of containers, which may all have the same name and files."""
+    """Whether this machine was restarted since; False in containers, which may all have the same name and files."""
     same = place.machine is not None and place._replace(boot=None) == here._replace(boot=None)
     return same and here.pids == _OUTSIDE_CONTAINERS
 
 
 def _is_running(pid: int, begun: int | None) -> bool:
-    if os.name != "posix":  # elsewhere, signal 0 would end the process
+    if os.name != "posix":  # on other systems, signal 0 would end the process
         return True
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
-        pass  # another user's
+        pass  # a process of another user
     stat = _stat(str(pid))
     return stat is None or (stat.state not in ("Z", "X") and begun in (None, stat.begun))
 
@@ -111,10 +111,10 @@ def _begun() -> int | None:
 
 def _stat(process: str) -> _Stat | None:
     text = _text(f"/proc/{process}/stat")
-    # A container may see the files of the machine, whose pids are others.
+    # A container may see the machine's files, which have different pids.
     if text is None or (process != "self" and _link("/proc/self") != str(os.getpid())):
         return None
-    fields = text.rpartition(")")[2].split()  # before it stands the command, which may hold blanks and brackets
+    fields = text.rpartition(")")[2].split()  # the command before it may contain blanks and brackets
     return _Stat(fields[0], int(fields[19]))  # fields 3 and 22 of proc_pid_stat(5)
 
 

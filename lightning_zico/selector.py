@@ -74,81 +74,85 @@ from lightning_zico.trainers import TrainerSettings
 
 
 class ZeroShotSelector:
-    """Choose among candidates without training them, then train the one that was chosen.
+    """Rank candidates without training them, then train the winner.
 
     Args:
-        trainer: Trains the winner, and before it the finalists. While candidates are ranked it is only read: a
-            candidate's step sees another trainer with its settings (`TrainerSettings`), and those of its callbacks that
-            change the batch take part. `rank` needs none; a step then sees Lightning's defaults.
+        trainer: The trainer for the finalists and the winner. While candidates are ranked, it is only read: a
+            candidate's step sees another trainer with the same settings (`TrainerSettings`), and callbacks that change
+            the batch take part. Optional for `rank`; a step then sees Lightning's defaults.
         proxies: Names of proxies (see `list_proxies`) and of recipes (see `list_recipes`), `Proxy` objects,
             ``"default"`` for the default recipe, or ``"all"``, which ranks by the default recipe. The baselines
-            ``params``, ``macs``, ``num_layers`` and ``sum_log_numel`` are always computed beside them.
+            ``params``, ``macs``, ``num_layers`` and ``sum_log_numel`` are always computed as well.
         rank_by: Name of the proxy or recipe to rank by; the first of ``proxies`` if None.
-        controlled_by: Name of a baseline: the column ``controlled`` then holds what is left of each candidate's rank
-            when what that baseline explains is taken out (`ranking.size_controlled`), higher for better.
-        prior: What is known of candidates by their names, such as published accuracies: values by name, the path of a
-            file of comma-separated values with two columns, or a `Prior`. It is a column, ``prior``, which can be
-            ranked by and be a recipe's member.
-        num_batches: Batches that every candidate is scored on, the same for all. Two is the published setting; four and
-            more give steadier scores.
+        controlled_by: Name of a baseline. The column ``controlled`` then holds the part of each candidate's rank that
+            this baseline does not explain (`ranking.size_controlled`); higher is better.
+        prior: Known values of candidates by name, such as published accuracies: a mapping, the path of a CSV file with
+            two columns, or a `Prior`. They become the column ``prior``, which you can rank by and use as a member of a
+            recipe.
+        num_batches: Number of batches that every candidate is scored on, the same for all. Two is the published
+            setting; four or more give steadier scores.
         axis: What varies between two gradients: ``"batch"``, the published ZiCo, or ``"sample"``.
-        chunk_size: Per sample: how many samples to differentiate at once; None for all of a batch, ``"auto"`` for as
-            many as fit the memory.
+        chunk_size: With ``axis="sample"``: how many samples to differentiate at once; None for a whole batch,
+            ``"auto"`` for as many as fit in memory.
         loss_fn: ``(outputs, targets) -> mean loss`` for batches ``(inputs, targets)``, instead of ``training_step``.
         step: ``(module, batch, batch_idx) -> mean loss`` for any batches, instead of ``training_step``: for manual
-            optimisation, several optimisers and GANs (see `score`). It decides what is scored, not how the winner is
+            optimisation, several optimisers and GANs (see `score`). It only affects scoring, not how the winner is
             trained.
-        num_samples: Samples of a batch, or a function that counts them in what the loader yields; None to read them
-            from the batch (`engine.samples.num_samples`). MACs and other numbers per sample need it where fields of a
-            batch differ in length and nothing tells which one counts samples. A `Candidate` may have its own.
-        budget: Candidates above it are dropped before they are scored, and say so in the leaderboard.
-        repeats: How often every candidate is scored. Repeat r has the seed ``seed + r``: factories draw other weights,
+        num_samples: Number of samples in a batch, or a function that counts them in what the loader yields; None to
+            read it from the batch (`engine.samples.num_samples`). MACs and other numbers per sample need it if the
+            fields of a batch differ in length and nothing shows which one counts samples. A `Candidate` may have its
+            own.
+        budget: Limits on cost. Candidates above it are dropped before they are scored; the leaderboard shows why.
+        repeats: How often every candidate is scored. Repeat r uses the seed ``seed + r``: factories draw other weights,
             data modules and loaders give other batches, the same for all candidates. A module that is offered built
-            keeps its weights, so that its repeats differ in the batches alone. An iterable of batches must give
-            ``repeats`` times ``num_batches``. Scores are then means, a recipe's score is the mean of its scores in
-            each repeat, and the leaderboard says how sure each rank is.
-        race: Give repeats to those who may still be among the finalists, not to everyone: at most half in all
-            (`ranking.racing.race`). In a recipe, who left stands with its last scores.
-        seed: Of the batches, of the weights that factories draw, of dropout while scoring, and of training in finals.
-        cache: Path of a file in which scores are kept as they come (``"scores.db"``; see `scoring.cache.SQLiteCache`),
-            or a `ScoreCache`. What is in it is not scored again, and the leaderboard is the same, ``seconds`` included;
-            `scoring.cached.with_cache` says what a score depends on.
-        executor: Where candidates are scored, which changes no score: None for this process, ``"processes"`` for one
-            worker process a core, or an executor, such as ``ProcessExecutor(num_workers=2)`` or ``RayExecutor()``.
-        timeout_s: For ``"processes"``: a candidate that takes longer is a row that says so.
-        finalists: How many of the best by score `fit` trains for a while to choose the winner among them; 1 for no
-            finals. Of more than four, the better half goes on from round to round (`finals.hold_finals`).
-        final_epochs: How long a finalist is trained in each round.
+            keeps its weights, so its repeats differ only in the batches. An iterable of batches must give ``repeats``
+            times ``num_batches``. Scores are then means, a recipe's score is the mean of its scores in each repeat, and
+            the leaderboard shows how certain each rank is.
+        race: Repeat only candidates that can still become finalists: at most half of all repeats are spent
+            (`ranking.racing.race`). In a recipe, a candidate that dropped out keeps its last scores.
+        seed: The seed of the batches, the weights that factories draw, dropout while scoring, and training in finals.
+        cache: Path of a file in which scores are saved as they come (``"scores.db"``; see `scoring.cache.SQLiteCache`),
+            or a `ScoreCache`. Scores in it are not computed again, and the leaderboard is the same, ``seconds``
+            included. See `scoring.cached.with_cache` for what a score depends on.
+        executor: Where candidates are scored; it does not change the scores. None for this process, ``"processes"`` for
+            one worker process per core, or an executor, such as ``ProcessExecutor(num_workers=2)`` or
+            ``RayExecutor()``.
+        timeout_s: Time limit per candidate, in seconds, for ``"processes"``. A candidate that takes longer becomes a
+            row with that reason.
+        finalists: How many of the best candidates by score `fit` trains for a while to choose the winner among them; 1
+            for no finals. With more than four, the better half goes on from round to round (`finals.hold_finals`).
+        final_epochs: Number of epochs that a finalist is trained in each round.
         monitor: Name of the logged metric that decides the finals.
-        mode: Whether the lowest (``"min"``) or the highest value of ``monitor`` wins.
-        accelerator: Where candidates are scored, as a trainer takes it: ``"cpu"``, ``"gpu"``, ``"cuda"``, ``"mps"``,
-            ``"auto"``; None for wherever they are built. What a factory makes is moved; of a module that is offered
-            built, a copy. ``best_model_`` is as it was built.
-        devices: Which of them, as a trainer takes it. One process uses the first; of `ProcessExecutor` every worker its
-            own, in turn. On Ray, where a task sees the GPUs that it was given, it is 1.
-        precision: In which they are scored: ``"32-true"``, ``"64-true"``, ``"bf16-true"``, ``"16-true"``,
-            ``"bf16-mixed"`` or, on a GPU, ``"16-mixed"``; in short also 64, 32, 16 and ``"bf16"``, as a trainer reads
-            them; None for that of the trainer where candidates can be scored in it, else that in which they are built.
-            Parameters, buffers and batches are converted, or loss and forward passes are under autocast; gradients are
-            in the precision of the parameters, and what proxies compute from them is not under autocast. SynFlow stays
-            in float64. Nothing scales losses: in float16, gradients below 6e-8 are zero.
-        channels_last: Lay out images and the weights of convolutions in ``torch.channels_last``, which in bfloat16 is
-            often faster. Use it together with ``executor="processes"``: torch 2.14 crashed the interpreter for models
+        mode: Whether the lowest (``"min"``) or the highest (``"max"``) value of ``monitor`` wins.
+        accelerator: Where candidates are scored, as for a trainer: ``"cpu"``, ``"gpu"``, ``"cuda"``, ``"mps"`` or
+            ``"auto"``; None for wherever they are built. A factory's module is moved; a module that is offered built is
+            copied. ``best_model_`` stays as it was built.
+        devices: Which devices to use, as for a trainer. A single process uses the first; each worker of
+            `ProcessExecutor` uses its own, in turn. On Ray it is 1, because a task only sees the GPUs assigned to it.
+        precision: The precision of scoring: ``"32-true"``, ``"64-true"``, ``"bf16-true"``, ``"16-true"``,
+            ``"bf16-mixed"`` or, on a GPU, ``"16-mixed"``; the short forms 64, 32, 16 and ``"bf16"`` mean what they mean
+            to a trainer. None for the trainer's precision if candidates can be scored in it, otherwise the precision in
+            which they are built. Either parameters, buffers and batches are converted, or the loss and forward passes
+            run under autocast. Gradients have the precision of the parameters, and what proxies compute from them is
+            not under autocast. SynFlow stays in float64. Losses are not scaled: in float16, gradients below 6e-8 are
+            zero.
+        channels_last: Lay out images and the weights of convolutions in ``torch.channels_last``, which is often faster
+            in bfloat16. Use it together with ``executor="processes"``: torch 2.14 crashed the interpreter for models
             such as RepVGG and FastViT in this layout on a CPU.
-        enable_progress_bar: Show a progress bar while ranking and the leaderboard at the end, where the terminal is
+        enable_progress_bar: Show a progress bar while ranking and the leaderboard at the end, if the terminal is
             interactive.
 
     Attributes:
         leaderboard_: The ranking, best first.
         cards_: The score cards behind it, by candidate name, with layers and details, and the scores of all repeats.
-        best_model_: The winner: fresh from its factory under ``seed``, or the very instance that was offered; trained
-            if `fit` trained it; None if every candidate, or every finalist, failed, or ranking broke off.
+        best_model_: The winner: fresh from its factory under ``seed``, or the instance that was offered; trained if
+            `fit` trained it; None if every candidate or every finalist failed, or ranking was interrupted.
 
     Raises:
-        UnknownNameError: If there is neither a proxy nor a recipe of a name, ``rank_by`` is not computed, or
-            ``controlled_by`` is no baseline.
+        UnknownNameError: If a name is neither a proxy nor a recipe, ``rank_by`` is not computed, or ``controlled_by``
+            is not a baseline.
         ValueError: If an argument is out of range.
-        TypeError: If an argument is of the wrong kind, such as ``num_batches=2.0`` or ``loss_fn="mse"``.
+        TypeError: If an argument has the wrong type, such as ``num_batches=2.0`` or ``loss_fn="mse"``.
 
     Example:
         >>> from lightning_zico.demos import DigitsDataModule, digits_candidates
@@ -215,7 +219,7 @@ class ZeroShotSelector:
         self.step = step
         self.num_samples: NumSamples | None = num_samples
         self.budget = budget
-        self.repeats = whole_number("repeats", repeats, 1, "Some 5 show how far scores vary.")
+        self.repeats = whole_number("repeats", repeats, 1, "About 5 show how much scores vary.")
         self.race = flag("race", race)
         self.seed = whole_number("seed", seed)
         self.cache = cache
@@ -245,25 +249,26 @@ class ZeroShotSelector:
         """Score every candidate on the same batches and rank them.
 
         Args:
-            candidates: A mapping from names, or an iterable, of LightningModules, zero-argument factories and
-                `Candidate` objects. They are taken, built, scored and let go one at a time; a factory that fails is a
-                row with a reason. Built modules are held as long as they may still win (`scoring.contenders`). A race
-                comes back to candidates, so that it keeps the factories, and takes no iterator of built modules.
+            candidates: A mapping of names to candidates, or an iterable of candidates: LightningModules, zero-argument
+                factories and `Candidate` objects. They are taken, built, scored and released one at a time; a factory
+                that fails becomes a row with a reason. Built modules are held as long as they may still win
+                (`scoring.contenders`). A race scores candidates again, so it keeps the factories and does not accept an
+                iterator of built modules.
             datamodule: A LightningDataModule, a DataLoader, or an iterable of batches.
 
         Returns:
-            The leaderboard, also kept as ``leaderboard_``. When ranking breaks off, by Ctrl-C or an error in the
-            iterable, ``leaderboard_`` and ``cards_`` hold the candidates that are done, and the exception goes on; so
-            it does when the data module's ``teardown`` fails.
+            The leaderboard, also stored as ``leaderboard_``. If ranking is interrupted by Ctrl-C or an error in the
+            iterable, ``leaderboard_`` and ``cards_`` hold the candidates that are done, and the exception propagates.
+            The same holds if the data module's ``teardown`` fails.
 
         Raises:
             TooFewBatchesError: If the data gives fewer batches than ``num_batches``.
-            IdenticalBatchesError: If all of them are the same, or the same in all repeats.
-            InvalidArgumentError: If there is no candidate, or what is offered is none.
+            IdenticalBatchesError: If all batches are the same, or the same in all repeats.
+            InvalidArgumentError: If there are no candidates, or something offered is not a candidate.
             TypeError: If a race is offered an iterator of built modules.
-            UnsupportedBatchError: If ``datamodule`` is none of these: a class, a single batch, a dataset.
-            RuntimeError: If there is no such accelerator; Lightning's own error if there are no such devices.
-            CacheError: If ``cache`` is a file that is no cache of scores, or is damaged; it is left as it is.
+            UnsupportedBatchError: If ``datamodule`` is something else, such as a class, a single batch or a dataset.
+            RuntimeError: If the accelerator is not available; Lightning's own error if the devices are not.
+            CacheError: If the file ``cache`` is not a cache of scores or is damaged; it is left as it is.
         """
         check_candidates(candidates)
         check_data(datamodule, pairs=self.loss_fn is not None)
@@ -280,7 +285,7 @@ class ZeroShotSelector:
                 self.best_model_ = None
                 self._keep(tally, rank_by, works[0], broke_off=True)
                 raise
-            # Before the data module is torn down: should that fail, what was scored is kept.
+            # Keep the scores before the data module is torn down, because teardown may fail.
             if not self._keep(tally, rank_by, works[0], broke_off=False):
                 raise nothing_offered(candidates)
             self._check_variation()
@@ -295,43 +300,48 @@ class ZeroShotSelector:
 
     @data_is_datamodule
     def fit(self, candidates: Candidates, datamodule: Any, val_dataloaders: Any = None) -> "ZeroShotSelector":
-        """Rank the candidates, hold finals among the first of them if asked to, then train the winner with the trainer.
+        """Rank the candidates, hold finals among the best if ``finalists`` is above 1, then train the winner.
 
-        Finals use the trainer itself, stopped after ``final_epochs`` and without its callbacks and loggers, which see
-        what is left of the winner's training alone; Lightning's callbacks that change training, such as
-        GradientAccumulationScheduler, are refused, and own ones must not do so. Each finalist starts from the
-        selector's seed, on its fresh weights; an instance that was offered is copied, and so is what shares parameters
-        with one that the user has. Hooks such as ``on_train_end`` run at every pause. The winner is trained itself, and
-        so are modules that its factory shares with others. It goes on from its checkpoint, and ends as if nothing had
-        come between (`finals.Finalist` says when exactly). ``leaderboard_`` then shows both stages, also if finals
-        break off, by Ctrl-C: it has then the finalists that are done, and the exception goes on.
+        Finals use the trainer itself, stopped after ``final_epochs`` and without its callbacks and loggers; these only
+        see the rest of the winner's training. Lightning's callbacks that change training, such as
+        GradientAccumulationScheduler, raise an error; your own callbacks must not change training either. Each finalist
+        starts from the selector's seed, on its fresh weights. An instance that was offered is copied, and so is a
+        module that shares parameters with one that you hold. Hooks such as ``on_train_end`` run at every pause. The
+        winner itself is trained, not a copy, and so are modules that its factory shares with others. It continues from
+        its checkpoint and ends as if training had not paused (see `finals.Finalist` for the exact conditions).
+        ``leaderboard_`` then shows both stages. If finals are interrupted by Ctrl-C, it has the finalists that are
+        done, and the exception propagates.
 
         Args:
             candidates: As for `rank`.
-            datamodule: As for `rank`; what the winner is trained on. An iterator that can be read only once is refused.
-            val_dataloaders: For the trainer, where ``datamodule`` is no data module; for finals no iterator either.
+            datamodule: As for `rank`; also the data that the winner is trained on. It must not be an iterator, which
+                can be read only once.
+            val_dataloaders: Validation data for the trainer if ``datamodule`` is not a data module. For finals, it must
+                not be an iterator.
 
         Returns:
             The selector; the trained winner is ``best_model_``.
 
         Raises:
-            ValueError: If there is no trainer, or one that would train nothing. If finals are asked for, and it has
-                trained before, has a callback that changes training, ends after ``max_steps``, or with the finals, or
-                does not validate when they end.
-            TypeError: If the data can be read only once, or the winner is no LightningModule.
+            ValueError: If there is no trainer, or it would train nothing. With finals, also if the trainer has trained
+                before, has a callback that changes training, ends after ``max_steps``, ends before or with the finals,
+                or does not validate when a round ends.
+            TypeError: If the data can be read only once, or the winner is not a LightningModule.
             RuntimeError: If every candidate, or every finalist, failed.
             NotLoggedError: If the first finalist that is trained does not log ``monitor``.
         """
         if self.trainer is None:
-            raise ValueError("`fit` trains the winner: pass `ZeroShotSelector(trainer=Trainer(...))`, or call `rank`.")
+            raise ValueError(
+                "`fit` needs a trainer for the winner. Pass `ZeroShotSelector(trainer=Trainer(...))`, or call `rank`."
+            )
         check_candidates(candidates)
         check_data(datamodule, pairs=self.loss_fn is not None)
         check_validation_data(datamodule, val_dataloaders)
         check_will_train(self.trainer)
         if isinstance(datamodule, Iterator):
             raise TypeError(
-                f"The training data is a {type(datamodule).__name__}, which ranking would use up. Pass a data module, "
-                "a DataLoader or a list of batches, or call `rank`."
+                f"Invalid datamodule: a {type(datamodule).__name__}, which can be read only once, and ranking would "
+                "use it up. Pass a data module, a DataLoader or a list of batches, or call `rank`."
             )
         data = _fit_arguments(datamodule, val_dataloaders)
         if self.finalists > 1:
@@ -340,16 +350,16 @@ class ZeroShotSelector:
         if self.best_model_ is None:
             name, reason = next(iter(self.leaderboard_.errors.items()))
             raise RuntimeError(
-                f"All {len(self.leaderboard_)} candidates failed, so none can be trained. '{name}' failed with: "
-                f"{reason} See `leaderboard_.errors` for the others."
+                f"All {len(self.leaderboard_)} candidates failed, so there is no winner to train. '{name}' failed "
+                f"with: {reason} See `leaderboard_.errors` for the others."
             )
         if self.finalists > 1:
             self._fit_best_finalist(self.trainer, data)
             return self
         if not is_lightning(self.best_model_):
             raise TypeError(
-                f"The winner is {type(self.best_model_).__name__}, and a `Trainer` trains LightningModules. Wrap the "
-                "candidates, or train `best_model_` yourself."
+                f"The winner is a {type(self.best_model_).__name__}, but a `Trainer` only trains LightningModules. "
+                "Wrap the candidates in LightningModules, or train `best_model_` yourself."
             )
         self.trainer.fit(self.best_model_, **data)  # type: ignore[arg-type]
         return self
@@ -382,10 +392,10 @@ class ZeroShotSelector:
             winner.train(trainer, self.best_model_, data)
 
     def _check_variation(self) -> None:
-        """Check that the data was not the reason why nobody can be ranked.
+        """Check that the data is not the reason why no candidate can be ranked.
 
         Raises:
-            IdenticalBatchesError: If it has one batch, and for no candidate the gradient varies.
+            IdenticalBatchesError: If the data has one batch, and no candidate's gradient varies.
         """
         errors = self.leaderboard_.errors
         kind = f"{IdenticalBatchesError.__name__}: "
@@ -404,7 +414,7 @@ class ZeroShotSelector:
         choice.ranked_by(self.rank_by)
         if self.controlled_by not in (None, *BASELINES):
             raise UnknownNameError(
-                f"`controlled_by` is {self.controlled_by!r}; needed is a baseline: {', '.join(BASELINES)}."
+                f"Invalid controlled_by={self.controlled_by!r}: expected a baseline: {', '.join(BASELINES)}."
             )
         return choice
 
@@ -436,7 +446,7 @@ class ZeroShotSelector:
         return [with_cache(work, cache) for work in works]
 
     def _scored(self, candidates: Candidates, works: list[Work], tally: Tally, rank_by: str) -> list[Candidate]:
-        """Score every candidate in every repeat, and keep those that may be finalists."""
+        """Score every candidate in every repeat, and keep those that may become finalists."""
         contenders = Contenders(rank_by, tally.choice, self.finalists)
 
         def keep(candidate: Candidate, cards: list[ScoreCard]) -> None:
@@ -451,7 +461,7 @@ class ZeroShotSelector:
         return contenders.candidates
 
     def _raced(self, candidates: Candidates, works: list[Work], tally: Tally, rank_by: str) -> list[Candidate]:
-        """Score every candidate once and race them; keep all."""
+        """Score every candidate once, race them, and keep all of them."""
 
         def score(candidates: Candidates, repeats: Sequence[int]) -> None:
             self._run(candidates, works, tally, repeats)
@@ -466,7 +476,7 @@ class ZeroShotSelector:
         repeats: Sequence[int],
         done: Callable[[Candidate, list[ScoreCard]], None] = lambda candidate, cards: None,
     ) -> None:
-        """Score candidates in some repeats, wherever the executor does that, and show how far it is."""
+        """Score candidates in some repeats with the executor, and show the progress."""
         total = length_hint(candidates) * len(repeats) or None
         with progress_bar("Ranking", is_shown=is_interactive(self.enable_progress_bar)) as progress:
             task = progress.add_task("", total=total)
@@ -483,10 +493,10 @@ class ZeroShotSelector:
                     progress.advance(task)
 
     def _keep(self, tally: Tally, rank_by: str, work: Work, *, broke_off: bool) -> bool:
-        """Make the leaderboard of all cards there are.
+        """Make the leaderboard from all cards so far.
 
         Returns:
-            Whether there are any; without, the last leaderboard stays.
+            Whether there are any cards; without cards, the last leaderboard stays.
         """
         cards, choice = tally.merged(), tally.choice
         if not cards:
@@ -553,20 +563,20 @@ def _built_again(candidate: Candidate, work: Work) -> nn.Module:
             return work.build(candidate)
     except Exception as raised:
         raise RuntimeError(
-            f"'{candidate.name}' won, but does not build a second time: {described(raised)}. A factory must be "
-            "repeatable; `leaderboard_` is kept."
+            f"'{candidate.name}' won, but could not be built a second time: {described(raised)}. Make its factory "
+            "repeatable. The ranking is in `leaderboard_`."
         ) from raised
 
 
 def _fit_arguments(datamodule: Any, val_dataloaders: Any) -> dict[str, Any]:
-    """Say where `Trainer.fit` is to put data."""
+    """Return the arguments with which `Trainer.fit` takes the data."""
     if is_datamodule(datamodule):
         return {"datamodule": datamodule}
     return {"train_dataloaders": _for_trainer(datamodule), "val_dataloaders": _for_trainer(val_dataloaders)}
 
 
 def _for_trainer(data: Any) -> Any:
-    # Lightning takes a plain list for a collection of loaders.
+    # Lightning treats a plain list as a collection of loaders.
     loaders = any(isinstance(leaf, DataLoader | Iterator) for leaf in tree_leaves(data))
     return _Batches(data) if isinstance(data, list | tuple) and not loaders else data
 

@@ -1,16 +1,16 @@
-"""Texts of others, such as names of candidates, for where they could do more than be read."""
+"""Make texts from others, such as names of candidates, safe for terminals and spreadsheets."""
 
 import re
 
-# Control characters, with which a terminal obeys, marks that turn the direction of what follows, and halves of
-# characters, which no encoding can write.
+# Control characters, which a terminal would obey, marks that change the direction of the following text, and
+# surrogates, which no encoding can write.
 _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-# With these a spreadsheet begins a formula. https://owasp.org/www-community/attacks/CSV_Injection
+# Characters that begin a formula in a spreadsheet. https://owasp.org/www-community/attacks/CSV_Injection
 _FORMULA, _DEFUSED = re.compile(r"'*[=+\-@\t\r]"), re.compile(r"'+[=+\-@\t\r]")
 
 
 def printable(text: str) -> str:
-    r"""Show with backslashes what a terminal would not show but obey, or could not write; lines stay lines.
+    r"""Escape characters that a terminal would obey or could not write; line breaks stay.
 
     Example:
         >>> print(printable("\x1b[31mred\udcff"))
@@ -24,7 +24,7 @@ def _escaped(char: str) -> str:
 
 
 def defused(text: str) -> str:
-    """Put an apostrophe before what a spreadsheet would take for a formula; `as_written` takes it away.
+    """Put an apostrophe before a text that a spreadsheet would treat as a formula; `as_written` removes it.
 
     Example:
         >>> defused("=1+1"), as_written(defused("=1+1")), defused("resnet18")

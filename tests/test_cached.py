@@ -341,7 +341,7 @@ def test_what_has_no_fingerprint_is_scored_each_time_and_a_warning_says_so() -> 
     cache = MemoryCache()
     caching = with_cache(work(), cache)
     for _ in range(2):
-        with pytest.warns(UserWarning, match=r"'lock' has no fingerprint: a lock .* not kept"):
+        with pytest.warns(UserWarning, match=r"'lock' has no fingerprint: a lock .* not stored"):
             cards(caching, build=locked)
     assert LOG.names == ["counting"] * 2
     assert not cache._entries
@@ -403,7 +403,7 @@ def test_a_work_with_a_file_can_be_sent_to_a_worker_and_scores_into_the_same_fil
 
 def test_wrong_caches_are_refused_at_once(tmp_path: Path) -> None:
     for wrong in (3, object(), MemoryCache):
-        with pytest.raises(TypeError, match=r"`cache` is .*'scores.db'"):
+        with pytest.raises(TypeError, match=r"Invalid cache=.*'scores.db'"):
             ZeroShotSelector(cache=wrong)
     ZeroShotSelector(cache=tmp_path / "no folder" / "scores.db")  # nothing happens before there is something to do
     assert not list(tmp_path.iterdir())
@@ -469,15 +469,15 @@ def of_another_version(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (text, "is no SQLite database"),
-        (empty, "is no SQLite database"),
+        (text, "is not an SQLite database"),
+        (empty, "is not an SQLite database"),
         (folder, "cannot be read"),
-        (cut_short, "is damaged: it was cut short"),
-        (cut_at_its_end, "is damaged: it was cut short"),
-        (cut_in_the_header, "cut short"),
+        (cut_short, "is damaged: it is truncated"),
+        (cut_at_its_end, "is damaged: it is truncated"),
+        (cut_in_the_header, "is truncated"),
         (torn, "is damaged"),
         (of_another_program, "another program"),
-        (of_another_version, "has format 2, and this version of lightning_zico reads 1"),
+        (of_another_version, "has format 2, but this version of lightning_zico reads format 1"),
     ],
 )
 def test_a_file_that_is_no_whole_cache_is_refused_with_its_reason_and_left_as_it_is(
@@ -503,7 +503,7 @@ def test_a_folder_that_is_not_there_is_no_place_for_a_cache(tmp_path: Path) -> N
 @pytest.mark.parametrize("wrong", [":memory:", "scores\0.db"])
 def test_what_names_no_file_is_refused(wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CacheError, match=r"is no path of a file.*`MemoryCache\(\)`"):
+    with pytest.raises(CacheError, match=r"expected the path of a file.*`MemoryCache\(\)`"):
         ZeroShotSelector(cache=wrong).rank([Classifier], make_batches())
     assert not list(tmp_path.iterdir())
 
@@ -513,7 +513,7 @@ def test_a_write_that_is_refused_is_no_damage_and_the_error_says_what_to_do(tmp_
     with sqlite3.connect(cache.path) as connection:
         connection.execute("CREATE TRIGGER t BEFORE INSERT ON scores BEGIN SELECT RAISE(FAIL, 'disk is full'); END")
     connection.close()
-    with pytest.raises(CacheError, match=r"cannot be used: disk is full\. See .* has room; then run again"):
+    with pytest.raises(CacheError, match=r"cannot be used: disk is full\. Check .* has space; then run again"):
         cache.write("candidate", {"proxy": "1"})
     assert cache.read("candidate 7") != {}
 
@@ -522,7 +522,7 @@ def test_a_digit_that_has_changed_is_found(tmp_path: Path) -> None:
     cache = written(tmp_path / "scores.db")
     raw = cache.path.read_bytes()
     cache.path.write_bytes(raw.replace(b"[7, 1", b"[8, 1"))
-    with pytest.raises(CacheError, match="not what was written"):
+    with pytest.raises(CacheError, match="an entry was changed"):
         SQLiteCache(cache.path).read("candidate 7")
     assert SQLiteCache(cache.path).read("candidate 8") != {}
 
@@ -557,7 +557,7 @@ def test_a_kill_within_a_write_leaves_all_that_was_written_before(tmp_path: Path
     killed_while_writing(cache.path, "half")
     assert SQLiteCache(cache.path).read("candidate 7") == cache.read("candidate 7") != {}
     assert cache.read("half") == {}
-    with pytest.raises(CacheError, match="not what was written"):  # it is there, with a hash that is none
+    with pytest.raises(CacheError, match="an entry was changed"):  # it is there, with a hash that is none
         cache.read("left")
 
 
@@ -579,7 +579,7 @@ def test_the_log_of_a_cache_that_was_deleted_is_not_taken_for_that_of_a_new_one(
     cache = written(tmp_path / "scores.db")
     killed_while_writing(cache.path, "whole")
     cache.path.unlink()
-    with pytest.raises(CacheError, match=r"'scores\.db-wal' is, the last writes"):
+    with pytest.raises(CacheError, match=r"'scores\.db-wal' with its last writes"):
         SQLiteCache(cache.path)
     assert not cache.path.exists()
 

@@ -58,10 +58,10 @@ def test_names_that_are_given_are_unique() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ((3, nn.ReLU), r"Candidate\(name=3\): expected a text"),
-        ((nn.ReLU, "a"), r"Candidate\(name=<class .*\): expected a text"),
-        (("a", nn.ReLU()), "Invalid build of Candidate\\('a'\\): it is a ReLU, built"),
-        (("a", "relu"), "expected a function without arguments that makes the module; got 'relu'"),
+        ((3, nn.ReLU), r"Candidate\(name=3\): expected a string"),
+        ((nn.ReLU, "a"), r"Candidate\(name=<class .*\): expected a string"),
+        (("a", nn.ReLU()), r"Invalid build of Candidate\('a'\): a ReLU; expected a function"),
+        (("a", "relu"), "'relu'; expected a function without arguments that builds the module"),
         (("a", nn.ReLU, "blocks"), r"Invalid blocks='blocks' of Candidate\('a'\): expected a list of names"),
     ],
 )

@@ -105,7 +105,7 @@ def test_only_what_is_computed_can_be_ranked_by() -> None:
     assert choice.ranked_by("default") == choice.ranked_by("balanced+synflow") == "balanced+synflow"
     assert choice.ranked_by("macs") == "macs"
     with pytest.raises(
-        UnknownNameError, match=r"`rank_by` is 'zoo', which is not computed\. Add it .* balanced\+synflow, zico"
+        UnknownNameError, match=r"Invalid rank_by='zoo': it is not computed\. Add it .* balanced\+synflow, zico"
     ):
         choice.ranked_by("zoo")
 

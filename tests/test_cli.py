@@ -359,13 +359,13 @@ def test_a_dataset_that_is_there_needs_no_network(monkeypatch: pytest.MonkeyPatc
         (f"rank {' '.join(DIGITS)} --trainer.accelerator nix", "error: You selected an invalid accelerator name"),
         (
             f"rank {' '.join(DIGITS)} --trainer.max_epochs 0 {' '.join(QUIET)}",
-            "`trainer` ends after `max_epochs=0`, so that it trains nothing",
+            "`trainer` ends after `max_epochs=0`, so it would train nothing",
         ),
         (
             f"rank {' '.join(DIGITS)} --trainer 3",
             "Invalid --trainer=3: expected a class path of Trainer (options: --trainer.NAME) or null.",
         ),
-        (f"rank {' '.join(DIGITS)} --accelerator cpu --devices x", "Invalid devices='x' of `cpu`"),
+        (f"rank {' '.join(DIGITS)} --accelerator cpu --devices x", "Invalid devices='x' for `cpu`"),
         (f"rank {' '.join(DIGITS)} --candidate x", "There is no option --candidate. Did you mean --candidates?"),
         (f"rank {' '.join(DIGITS)} --budget.flops 3", "There is no option --budget.flops. Did you mean --budget."),
         (f"rank {' '.join(DIGITS)} --zoo timm:lcnet_035", "and not both"),

@@ -41,7 +41,7 @@ def test_a_class_has_the_same_number_in_training_and_validation(tmp_path: Path) 
     labels: list[int] = torch.cat([labels for _, labels in data.val_dataloader()]).tolist()
     assert [data.train_data.classes[label] for label in labels] == ["ants", "cats", "cats"]  # type: ignore[attr-defined]
     fill(tmp_path / "val", dogs=1)
-    with pytest.raises(ValueError, match=r"val' has the class 'dogs', which '.*train' has not"):
+    with pytest.raises(ValueError, match=r"val' has the class 'dogs', which '.*train' does not have"):
         set_up(tmp_path)
 
 
@@ -108,7 +108,7 @@ def damaged(root: Path, pattern: str, suffix: str = "png", damage: Any = DAMAGES
 def test_images_that_cannot_be_read_are_all_named_in_one_error(damage: Any, suffix: str, tmp_path: Path) -> None:
     names = damaged(fill(tmp_path, cats=4, dogs=14), "dogs/1*.png", suffix, damage)
     told = f"5 of 18 images in '{tmp_path}', which cannot be read: {', '.join(f'{name!r}' for name in names)}."
-    with pytest.raises(OSError, match=re.escape(told) + r" Mend or remove them, or pass `skip_unreadable=True`"):
+    with pytest.raises(OSError, match=re.escape(told) + r" Repair or remove them, or pass `skip_unreadable=True`"):
         set_up(tmp_path)
 
 
@@ -170,12 +170,12 @@ def test_images_without_a_folder_a_class_say_so(tmp_path: Path) -> None:
     for path in fill(tmp_path, cats=3).glob("cats/*"):
         path.rename(tmp_path / path.name)
     (tmp_path / "cats").rmdir()
-    with pytest.raises(FileNotFoundError, match="has no folders in it: expected one folder of images a class"):
+    with pytest.raises(FileNotFoundError, match="has no folders in it: expected one folder of images per class"):
         set_up(tmp_path)
 
 
 def test_a_single_image_is_too_few(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="has 1 image to read: expected at least two"):
+    with pytest.raises(ValueError, match="has only 1 readable image: expected at least two"):
         set_up(fill(tmp_path, cats=1))
 
 

@@ -386,7 +386,7 @@ def test_if_all_finalists_fail_the_error_says_so_and_the_leaderboard_is_kept() -
 
 def test_who_was_not_trained_did_not_win() -> None:
     loader = DataLoader(TensorDataset(torch.randn(8, 2, 5, 5), torch.arange(8) % 3), 4)
-    with pytest.raises(ValueError, match="`limit_train_batches=0`, so that it trains nothing"):
+    with pytest.raises(ValueError, match="`limit_train_batches=0`, so it would train nothing"):
         selector_of(trainer_of(limit_train_batches=0)).fit([lambda: pytest.fail("built")], loader)
 
     class Lazy(Mute):
@@ -408,7 +408,7 @@ def test_networks_without_a_training_step_are_out() -> None:
 
     selector = selector_of(loss_fn=nn.functional.cross_entropy).fit({"bare": Bare, "net": Net}, Data())
     assert selector.leaderboard_.best == "net"
-    assert "it is a Bare, and a `Trainer` trains LightningModules" in selector.leaderboard_.errors["bare"]
+    assert "it is a Bare, but a `Trainer` only trains LightningModules" in selector.leaderboard_.errors["bare"]
 
 
 class Watching(Callback):
@@ -597,8 +597,8 @@ def test_a_dry_run_goes_through() -> None:
         ({"final_epochs": 0.5}, ValueError, r"Invalid final_epochs=0\.5"),
         ({"final_epochs": True}, ValueError, "Invalid final_epochs=True"),
         ({"repeats": True}, ValueError, "Invalid repeats=True: expected a whole number of at least 1"),
-        ({"monitor": 3}, TypeError, "`monitor` is 3; needed is the name of a logged metric"),
-        ({"mode": "best"}, ValueError, "`mode` is 'best'; needed is 'min' or 'max'"),
+        ({"monitor": 3}, TypeError, "Invalid monitor=3: expected the name of a logged metric"),
+        ({"mode": "best"}, ValueError, "Invalid mode='best': expected 'min' if lower"),
     ],
 )
 def test_arguments_out_of_range_are_refused(kwargs: dict[str, Any], error: type[Exception], match: str) -> None:
@@ -623,12 +623,12 @@ def test_trainers_that_cannot_hold_finals_are_refused_before_the_ranking() -> No
     refused("max_steps=7", max_steps=7)
     for callback in (Accumulating({0: 2}), StochasticWeightAveraging(0.01), BackboneFinetuning()):
         refused(f"`trainer` has {type(callback).__name__}, which changes training", callbacks=[callback])
-    refused("`max_epochs=4`, and 2 finalists are trained for up to 4 epochs", final_epochs=4)
-    refused("`max_epochs=6`, and 5 finalists are trained for up to 6 epochs", finalists=5, final_epochs=2, max_epochs=6)
-    refused("validates after every 2 epochs", check_val_every_n_epoch=2)
-    refused("validates after every 2 epochs", check_val_every_n_epoch=2, final_epochs=3)
+    refused("`max_epochs=4`, but 2 finalists are trained for up to 4 epochs", final_epochs=4)
+    refused("`max_epochs=6`, but 5 finalists are trained for up to 6 epochs", finalists=5, final_epochs=2, max_epochs=6)
+    refused("validates every 2 epochs", check_val_every_n_epoch=2)
+    refused("validates every 2 epochs", check_val_every_n_epoch=2, final_epochs=3)
     selector = selector_of().fit([Net, Net], Data())
-    with pytest.raises(ValueError, match="has trained 4 epochs before"):
+    with pytest.raises(ValueError, match="has already trained 4 epochs"):
         selector.fit([Net, Net], Data())
 
 
@@ -646,7 +646,7 @@ def test_trainers_whose_finals_can_be_held_are_let_pass() -> None:
 def test_validation_data_that_can_be_read_once_is_refused() -> None:
     batches = make_batches()
     for once in (iter(batches), [iter(batches)]):
-        with pytest.raises(TypeError, match="The validation data is a list_iterator, which the first finalist"):
+        with pytest.raises(TypeError, match="Invalid validation data: a list_iterator, which can be read only once"):
             selector_of().fit([lambda: pytest.fail("built")], batches, once)
 
 

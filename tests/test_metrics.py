@@ -121,7 +121,7 @@ def test_missing_weight_is_refused_and_changes_nothing() -> None:
 @pytest.mark.parametrize("shape", [(4, 3, 1), (3, 4), (4, 2)])
 def test_gradient_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
     metric = ZiCoMetric(make_module())
-    with pytest.raises(ValueError, match=r"'0\.weight' has shape .*needed is \(4, 3\)"):
+    with pytest.raises(ValueError, match=r"'0\.weight' has shape .*expected \(4, 3\)"):
         metric.update(make_gradients(1)[0] | {"0.weight": torch.zeros(shape)})
 
 

@@ -275,7 +275,7 @@ def test_wrong_calls_are_refused_at_once() -> None:
         ZeroShotSelector(proxies=["balanced+synflow", "zico"], num_batches=1)
     with pytest.raises(ValueError, match="`macs` needs at least 1"):
         ZeroShotSelector(num_batches=0)
-    with pytest.raises(UnknownNameError, match="`controlled_by` is 'zico'; needed is a baseline: params, macs"):
+    with pytest.raises(UnknownNameError, match="Invalid controlled_by='zico': expected a baseline: params, macs"):
         ZeroShotSelector(proxies="zico", controlled_by="zico")
     with pytest.raises(ValueError, match="axis"):
         ZeroShotSelector(axis="both")
@@ -285,7 +285,7 @@ def test_wrong_calls_are_refused_at_once() -> None:
         ZeroShotSelector().rank([], Data())
     with pytest.raises(TypeError, match="list"):
         ZeroShotSelector().rank(Classifier(), Data())
-    with pytest.raises(TypeError, match="use up"):
+    with pytest.raises(TypeError, match="would use it up"):
         ZeroShotSelector(trainer=quiet_trainer()).fit([Classifier], iter([]))
     with pytest.raises(TooFewBatchesError, match="4 batches; 5"):
         ZeroShotSelector(num_batches=5).rank([Classifier], make_batches(4))
@@ -374,7 +374,9 @@ def test_a_winner_that_does_not_build_again_is_named_and_the_leaderboard_kept() 
         return Classifier()
 
     selector = ZeroShotSelector()
-    with pytest.raises(RuntimeError, match=r"'once' won, but does not build a second time: RuntimeError: only once"):
+    with pytest.raises(
+        RuntimeError, match=r"'once' won, but could not be built a second time: RuntimeError: only once"
+    ):
         selector.rank([once], Data())
     assert selector.leaderboard_.best == "once"
 
@@ -396,7 +398,7 @@ def test_arguments_of_a_wrong_kind_are_refused() -> None:
         ZeroShotSelector(num_batches=2.5)
     with pytest.raises(ValueError, match="`zico` needs at least 2"):
         ZeroShotSelector(proxies="zico", num_batches=1, rank_by="params")
-    with pytest.raises(TypeError, match="built"):
+    with pytest.raises(TypeError, match="instance of a module"):
         score(Classifier, read_batches(Data(), 2))
     for data in (5, None):
         with pytest.raises(UnsupportedBatchError):

@@ -1,4 +1,4 @@
-"""ZiCo of the weights at hand, during training."""
+"""ZiCo of the current weights, during training."""
 
 import functools
 import math
@@ -35,45 +35,45 @@ _WITH_WHOLE_PARAMETERS = {"SingleDeviceStrategy", "DDPStrategy"}
 
 @functools.cache
 def _of_both_packages(cls: type, callback: type) -> type:
-    """Make a class that is a callback of ``pytorch_lightning`` as well, for `isinstance`."""
+    """Create a class that is also a callback of ``pytorch_lightning``, for `isinstance`."""
     return type(cls.__name__, (cls, callback), {"__module__": cls.__module__, "__qualname__": cls.__qualname__})
 
 
 class ZiCoCallback(Callback):
-    """Score the current weights at the start of training, and every few epochs if asked, without training noticing.
+    """Score the current weights at the start of training, and every few epochs if asked, without changing training.
 
-    The score is logged as ``zico/score`` to every logger and to ``trainer.callback_metrics`` (per sample as
-    ``zico_per_sample/score``, since that is another number). Training goes on bit-identical to training without the
+    The score is logged as ``zico/score`` to every logger and to ``trainer.callback_metrics``; with ``axis="sample"``,
+    which is a different number, as ``zico_per_sample/score``. Training is bit-identical to training without the
     callback: weights, optimiser, normalisation statistics, order of batches, augmentation, dropout. Under DDP the
     gradients of all ranks are merged, and every rank sees the same score.
 
-    A score that cannot be computed is a warning and a record with a reason; training goes on.
+    If a score cannot be computed, there is a warning and a record with the reason, and training continues.
 
     Args:
-        num_batches: Batches of the train dataloader to score on, on each rank; at least two.
-        every_n_epochs: Score again at the start of every n-th epoch; None for the start of training alone.
+        num_batches: Number of batches of the train dataloader to score on, on each rank; at least two.
+        every_n_epochs: Score again at the start of every n-th epoch; None to score only at the start of training.
         axis: What varies between two gradients: ``"batch"``, the published ZiCo, or ``"sample"``.
-        chunk_size: Per sample: how many samples to differentiate at once; None for all of a batch, ``"auto"`` for as
-            many as fit the memory.
-        std_of: ``"signed"`` as the published code, ``"abs"`` as the paper's equation.
+        chunk_size: With ``axis="sample"``: how many samples to differentiate at once; None for a whole batch,
+            ``"auto"`` for as many as fit in memory.
+        std_of: ``"signed"`` as in the published code, or ``"abs"`` as in the paper's equation.
         parameters: Shell patterns of the parameters to score; None for the weights of all layers, ``"published"`` for
             those of linear and convolutional layers only.
-        log_layers: Log what each layer adds, too, as ``zico/layers/<parameter>``.
+        log_layers: Also log the contribution of each layer, as ``zico/layers/<parameter>``.
         loss_fn: ``(outputs, targets) -> mean loss`` for batches ``(inputs, targets)``, instead of ``training_step``.
         step: ``(module, batch, batch_idx) -> mean loss`` for any batches, instead of ``training_step``: for manual
             optimisation, several optimisers and GANs (see `score`).
-        num_samples: Per sample: samples of a batch, or a function that counts them in what the loader yields; None to
-            read them from the batch.
-        seed: Of shuffling, augmentation and dropout while scoring.
+        num_samples: With ``axis="sample"``: number of samples in a batch, or a function that counts them in what the
+            loader yields; None to read it from the batch.
+        seed: The seed of shuffling, augmentation and dropout while scoring.
 
     Attributes:
-        history: One record a scoring: ``epoch``, ``step``, ``score`` (None if it failed), ``layers``, ``seconds``,
-            ``error``, and ``note`` where the train dataloader has fewer batches than asked for and was read again. It
-            is saved in checkpoints.
+        history: One record per scoring: ``epoch``, ``step``, ``score`` (None if it failed), ``layers``, ``seconds``,
+            ``error``, and ``note`` if the train dataloader had fewer batches than asked for and was read again. It is
+            saved in checkpoints.
 
     Raises:
         ValueError: If an argument is out of range, or both ``loss_fn`` and ``step`` are given.
-        TypeError: If an argument is of the wrong kind, such as ``num_batches="2"``.
+        TypeError: If an argument has the wrong type, such as ``num_batches="2"``.
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -119,26 +119,26 @@ class ZiCoCallback(Callback):
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:
-        """Its class; where ``pytorch_lightning`` is in use, one that its trainer takes for a callback, too."""
+        """The class; if ``pytorch_lightning`` is imported, one that its trainer also accepts as a callback."""
         own: Any = type(self)
         callback = getattr(sys.modules.get("pytorch_lightning"), "Callback", None)
         return own if callback is None else _of_both_packages(own, callback)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Pickle looks a class up by its name, and would find another one than `__class__`.
+        # Pickle looks a class up by its name, and would find a different class than `__class__`.
         return object.__new__, (type(self),), vars(self)
 
     @property
     def state_key(self) -> str:
-        """Tells two of these callbacks apart in a checkpoint."""
+        """Key that distinguishes two of these callbacks in a checkpoint."""
         return self._generate_state_key(axis=self.axis, std_of=self.std_of, parameters=self.parameters)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Refuse what can never be scored, before anything runs.
+        """Check that the module can be scored, before training begins.
 
         Raises:
-            UnsupportedModuleError: If the module has no loss to differentiate, or its parameters are spread over
-                devices.
+            UnsupportedModuleError: If the module has no loss to differentiate, or the strategy splits its parameters
+                over devices.
         """
         if stage != "fit":
             return
@@ -148,17 +148,17 @@ class ZiCoCallback(Callback):
         kinds = {base.__name__ for base in kind.__mro__}  # names, since `pytorch_lightning` has its own classes
         if kinds.isdisjoint(_WITH_WHOLE_PARAMETERS) or "DeepSpeedStrategy" in kinds:
             raise UnsupportedModuleError(
-                f"`ZiCoCallback` needs whole parameters on every device; {kind.__name__} splits them. Use "
-                "one device or DDP, or score the model beforehand with `lightning_zico.score`."
+                f"`ZiCoCallback` needs whole parameters on every device, but {kind.__name__} splits them. Use one "
+                "device or DDP, or score the model before training with `lightning_zico.score`."
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Score, unless a resumed run has its score already."""
+        """Score, unless a resumed run already has a score."""
         if trainer.global_step == 0 or not self.history:
             self._score(trainer, pl_module, Running("on_train_start", self))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Score, if it is this epoch's turn and was not done at the start of training."""
+        """Score if this epoch is due and was not scored at the start of training."""
         due = self.every_n_epochs is not None and trainer.current_epoch % self.every_n_epochs == 0
         if due and (not self.history or self.history[-1]["step"] != trainer.global_step):
             self._score(trainer, pl_module, Running("on_train_epoch_start", self))
@@ -168,17 +168,18 @@ class ZiCoCallback(Callback):
         return {"history": list(self.history)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the history up again."""
+        """Restore the history."""
         self.history = list(state_dict["history"])
 
     def score(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
-        """Score the current weights, log the score and keep a record of it.
+        """Score the current weights, log the score and add it to ``history``.
 
-        Called by hand, it takes the hooks before the next batch, but ``on_train_batch_start``, to have run.
+        If you call it yourself, it assumes that all hooks before the next batch except ``on_train_batch_start`` have
+        run.
 
         Args:
-            trainer: In ``fit``, with its train dataloader set up.
-            pl_module: The module it trains.
+            trainer: A trainer inside ``fit``, with its train dataloader set up.
+            pl_module: The module that it trains.
 
         Returns:
             The record, as in ``history``.
@@ -214,16 +215,16 @@ class ZiCoCallback(Callback):
     def _layers(
         self, trainer: Trainer, pl_module: LightningModule, running: Running | None
     ) -> tuple[dict[str, float], str | None]:
-        """Compute what each layer adds, over all ranks; or say why not."""
+        """Compute the contribution of each layer over all ranks, or the reason why that fails."""
         moments: dict[str, Moments] = {}
         error = None
         with kept_process_state():
             try:
                 moments = self._moments(trainer, pl_module, running)
-            except BaseException as raised:  # also of a step that leaves the process; training meets it by itself
+            except BaseException as raised:  # also from a step that exits; training will meet that by itself
                 error = described(raised)
         if trainer.world_size > 1:
-            # Every rank must come to the exchange of the moments or none.
+            # Either every rank exchanges moments, or none does.
             error = _first_error(trainer.world_size, error)
         if error is not None:
             return {}, error
@@ -233,7 +234,7 @@ class ZiCoCallback(Callback):
             metric = ZiCoMetric.of({name: m.mean for name, m in moments.items()}).to(pl_module.device)
             metric.update(moments)
             return metric.layers(), None
-        except ZiCoError as raised:  # on all ranks alike, since all hold the same moments
+        except ZiCoError as raised:  # the same on all ranks, since all hold the same moments
             return {}, described(raised)
 
     def _moments(self, trainer: Trainer, pl_module: LightningModule, running: Running | None) -> dict[str, Moments]:
@@ -243,7 +244,7 @@ class ZiCoCallback(Callback):
         datamodule = getattr(trainer, "datamodule", None)
         module = own_if_lazy(pl_module)
         if module is not pl_module:
-            vars(module)["_trainer"] = trainer  # which copies do not take along
+            vars(module)["_trainer"] = trainer  # copies do not include it
         with (
             preserved_rng(self.seed),
             bridged(
@@ -273,7 +274,7 @@ class ZiCoCallback(Callback):
 
 
 def _first_error(world_size: int, error: str | None) -> str | None:
-    """Ask all ranks what went wrong; every rank gets the same answer."""
+    """Collect the errors of all ranks and return the first; the result is the same on every rank."""
     errors: list[str | None] = [None] * world_size
     dist.all_gather_object(errors, error)
     return next((f"rank {rank}: {given}" for rank, given in enumerate(errors) if given is not None), None)

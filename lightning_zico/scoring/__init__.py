@@ -1,4 +1,4 @@
-"""From candidates and batches to score cards, here or elsewhere."""
+"""Turn candidates and batches into score cards, in this process or in others."""
 
 from lightning_zico.scoring.cache import ClaimingCache, MemoryCache, ScoreCache, SQLiteCache
 from lightning_zico.scoring.executors import ProcessExecutor, SerialExecutor

@@ -15,17 +15,17 @@ from lightning_zico.trainers import is_trainer
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_MOST_BITS = 63  # of the seeds of torch's generators, without the sign
+_MOST_BITS = 63  # the seeds of torch's generators, without the sign
 
-# What other functions call the data: `Trainer.fit`, scikit-learn, `score`.
+# Names that other functions use for the data: `Trainer.fit`, scikit-learn, `score`.
 _OTHER_NAMES_OF_DATA = ("train_dataloaders", "train_dataloader", "dataloaders", "dataloader", "data", "batches", "X")
 
 
 def check_loss(loss_fn: Any, step: Any) -> None:
-    """Check that at most one of ``loss_fn`` and ``step`` is given, and that it takes what it is called with.
+    """Check that at most one of ``loss_fn`` and ``step`` is given, and that it can be called with its arguments.
 
     Raises:
-        InvalidArgumentError: If both are given, or one is no function of the right number of arguments.
+        InvalidArgumentError: If both are given, or one is not a function with the right number of arguments.
     """
     if loss_fn is not None and step is not None:
         raise InvalidArgumentError(
@@ -40,13 +40,13 @@ def whole_number(name: str, value: Any, least: int | None = None, why: str = "")
     """Return an argument that must be a whole number, as an int.
 
     Args:
-        name: Of the argument.
-        value: As given.
-        least: The smallest that is allowed; None for any.
-        why: A sentence for the error message that says what needs that many.
+        name: Name of the argument.
+        value: The value as given.
+        least: The smallest allowed value; None for no limit.
+        why: A sentence for the error message that explains the limit.
 
     Raises:
-        InvalidArgumentError: If it is no whole number, or too small.
+        InvalidArgumentError: If the value is not a whole number, or too small.
 
     Example:
         >>> whole_number("num_batches", 2, least=1)
@@ -71,7 +71,7 @@ def positive(name: str, value: Any) -> Any:
         InvalidArgumentError: If it is something else.
     """
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
-        raise InvalidArgumentError(f"`{name}` is {value!r}; needed is a positive number, or None.")
+        raise InvalidArgumentError(f"Invalid {name}={value!r}: expected a positive number or None.")
     return value
 
 
@@ -87,7 +87,7 @@ def flag(name: str, value: Any) -> bool:
 
 
 def check_is_trainer(trainer: Any) -> None:
-    """Check that a trainer is a Trainer of Lightning, made already, or None.
+    """Check that a trainer is an instance of Lightning's Trainer, or None.
 
     Raises:
         InvalidArgumentError: If it is something else.
@@ -97,14 +97,14 @@ def check_is_trainer(trainer: Any) -> None:
     if isinstance(trainer, dict):
         options = ", ".join(f"{name}={value!r}" for name, value in trainer.items())
         raise InvalidArgumentError(f"Invalid trainer={trainer!r}: expected a Trainer. Pass `Trainer({options})`.")
-    hint = "Proxies are passed by name, `proxies=...`; candidates and data to `rank` or `fit`."
+    hint = "Pass proxies as `proxies=...`, and candidates and data to `rank` or `fit`."
     if isinstance(trainer, type):
         hint = "Pass an instance, such as `Trainer(max_epochs=10)`."
     raise InvalidArgumentError(f"Invalid trainer={trainer!r}: expected a Trainer or None. {hint}")
 
 
 def name_of(function: Any) -> str | None:
-    """Name a function or an object that is called, for the record; None for None."""
+    """Return the name of a function or callable object, for the record; None for None."""
     return None if function is None else getattr(function, "__name__", type(function).__name__)
 
 
@@ -121,10 +121,10 @@ def check_budget(budget: Any) -> None:
 
 
 def data_is_datamodule(method: Callable[P, T]) -> Callable[P, T]:
-    """Explain the keyword ``datamodule`` to callers of a method that pass its data by another name.
+    """Decorate a method so that passing its data by a name other than ``datamodule`` raises a helpful error.
 
     Raises:
-        TypeError: When the method is called with such a name.
+        TypeError: If the method is called with such a name.
     """
 
     @functools.wraps(method)
@@ -141,13 +141,13 @@ def data_is_datamodule(method: Callable[P, T]) -> Callable[P, T]:
 
 
 def missing_attribute(owner: Any, name: str, learned: Collection[str], methods: str) -> AttributeError:
-    """Return the error of an attribute that is not there, which says so if it comes from a call that was not made.
+    """Return the error for a missing attribute; it names the method to call first if one sets the attribute.
 
     Args:
-        owner: Whose attribute it is.
-        name: Of the attribute.
-        learned: Names of the attributes that a call sets.
-        methods: The calls that set them.
+        owner: The object that lacks the attribute.
+        name: Name of the attribute.
+        learned: Names of the attributes that the methods set.
+        methods: The methods that set them.
     """
     kind = type(owner).__name__
     text = f"'{kind}' object has no attribute '{name}'"
@@ -159,7 +159,7 @@ def missing_attribute(owner: Any, name: str, learned: Collection[str], methods: 
 def _check_callable(name: str, given: Any, signature: str, example: str, count: int) -> None:
     if given is None:
         return
-    expected = f"expected a function that is called as `{name}{signature}`, such as {example}"
+    expected = f"expected a function called as `{name}{signature}`, such as {example}"
     if isinstance(given, type) and issubclass(given, nn.Module):
         raise InvalidArgumentError(
             f"Invalid {name}={given.__name__}: it is a class. Pass an instance, `{given.__name__}()`."

@@ -1,4 +1,4 @@
-"""Work that looks into a cache before it scores, and writes what it scored."""
+"""Work that reads a cache before it scores, and stores new scores in it."""
 
 import json
 import platform
@@ -34,8 +34,8 @@ from lightning_zico.scoring.scorer import STEP_FAILS
 from lightning_zico.scoring.work import Executor, Job, Work
 from lightning_zico.trainers import TrainingLoader
 
-# Reasons that hold as long as nothing in the fingerprint changes. Memory, time, a disk or a network that failed may be
-# there again the next time, and an exception of the user's own code may come from them.
+# Reasons that hold as long as nothing in the fingerprint changes. Failures of memory, time, disk or network may not
+# happen again the next time, and exceptions from user code may come from them.
 _LASTING = (
     NOT_APPLICABLE,
     "over budget",
@@ -58,15 +58,15 @@ _LASTING = (
 
 @dataclass(frozen=True)
 class Entry:
-    """A score as it is kept.
+    """A score as it is stored.
 
     Args:
-        score: With its seconds, layers and details.
-        seconds: Its share of the time that the candidate took, in seconds.
-        error: Of the card it stood in.
-        untrainable: Of the card it stood in.
-        company: Fingerprint of all proxies that were asked for with it. What a card says besides its scores may depend
-            on them: that a loss is not finite is known only if a proxy needs the loss.
+        score: The score, with its seconds, layers and details.
+        seconds: Its share of the candidate's time, in seconds.
+        error: The error of its card.
+        untrainable: The ``untrainable`` of its card.
+        company: Fingerprint of all proxies that were computed with it. The rest of the card may depend on them: that a
+            loss is not finite is known only if a proxy needs the loss.
 
     Example:
         >>> entry = Entry(Score("zico", 12.5), seconds=0.25)
@@ -81,34 +81,34 @@ class Entry:
     company: str = ""
 
     def to_json(self) -> str:
-        """Turn into JSON, which gives every float back as it is.
+        """Convert to JSON, which preserves every float exactly.
 
         Raises:
-            TypeError: If the details hold something else than plain values.
+            TypeError: If the details hold anything but plain values.
             ValueError: If a number is not finite.
         """
         return json.dumps(asdict(self), allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> "Entry":
-        """Make an entry from what `to_json` gave."""
+        """Create an entry from the result of `to_json`."""
         data = json.loads(text)
         return cls(**{**data, "score": Score.from_dict(data["score"])})
 
     def holds_among(self, company: str) -> bool:
-        """Tell whether the same would be found with other proxies beside it."""
+        """Whether the result would be the same if it were computed with other proxies."""
         return self.company == company or (self.error is None and self.untrainable is None)
 
     @property
     def is_lasting(self) -> bool:
-        """Whether scoring once more would find the same."""
+        """Whether scoring again would give the same result."""
         failure = None if self.untrainable is None else self.untrainable
         for prefix in (STEP_FAILS, f"untrainable: {OPTIMIZERS_FAIL}"):
             failure = None if failure is None else failure.removeprefix(prefix)
         return is_lasting([self.score.error, self.error, failure])
 
 
-# How often it is looked whether other processes are done with what they claimed, once nothing else is left to score.
+# Interval for checking whether other processes are done with their claims, once nothing else is left to score.
 _POLL_S = 0.05
 
 
@@ -125,19 +125,19 @@ class Claimed(ScoreCard):
 
 @dataclass(frozen=True)
 class CachedWork(Work):
-    """A `Work` that scores what its cache does not have; made by `with_cache`.
+    """A `Work` that computes only the scores that its cache does not have; created by `with_cache`.
 
-    A candidate is built in any case: its fingerprint is that of the model, whose weights and attributes are there only
-    then, and what is built is what is scored. Whoever scores also reads and writes, so that it works in any executor,
-    and what was scored is kept however the process that asked for it ends.
+    A candidate is always built: its fingerprint is that of the model with its weights and attributes, and the model
+    that is built is the one that is scored. The process that scores also reads and writes the cache, so this works in
+    any executor, and scores are stored even if the process that asked for them ends.
 
-    A card is put together from entries whether they were scored or found, so that the next one is equal, seconds
-    included: they are those of the scoring.
+    A card is always assembled from entries, whether computed or found, so the next card is equal, ``seconds`` included:
+    these are the seconds of the computation.
 
     Args:
-        cache: Where to look and to keep.
-        context: Fingerprint of what is the same for all candidates, proxies and `fingerprint.surroundings` excepted.
-        keys: Fingerprints of the proxies, by name; one that has none, or reads names, is always scored.
+        cache: The cache to read and write.
+        context: Fingerprint of everything shared by all candidates, except proxies and `fingerprint.surroundings`.
+        keys: Fingerprints of the proxies, by name; a proxy without one, or that reads names, is always computed.
     """
 
     cache: ScoreCache = field(kw_only=True)
@@ -145,19 +145,19 @@ class CachedWork(Work):
     keys: Mapping[str, str] = field(kw_only=True)
 
     def _scored(self, candidate: Candidate, state: ProcessState) -> ScoreCard:
-        """Build a candidate and score it by the proxies whose numbers are not known.
+        """Build a candidate and compute the proxies that the cache does not have.
 
         Returns:
-            Its card; a `Claimed` one if another process is scoring it.
+            The card; a `Claimed` one if another process is scoring the candidate.
         """
         start = time.perf_counter()
         try:
             model = self.build(candidate)
         except BaseException as raised:
             return super()._scored(replace(candidate, build=partial(_raise, raised)), state)
-        # A factory's model is not made twice; a module that was offered built must be told from it.
+        # A factory's model is not built twice, but must remain distinguishable from a module that was offered built.
         built = candidate if isinstance(candidate.build, Built) else replace(candidate, build=lambda: model)
-        weights = weights_digest(model)  # now, since scoring may convert the model
+        weights = weights_digest(model)  # before scoring, which may convert the model
         key = fingerprint_or_warning(
             self.context, surroundings(), uncompiled(model), candidate.blocks, candidate.num_samples
         )
@@ -168,13 +168,13 @@ class CachedWork(Work):
             with self._claim(key) as keep:
                 if keep is None:
                     return Claimed(candidate.name, {}, "is being scored by another process", weights=weights, key=key)
-                entries = self._known(key)  # who had the claim before may have scored it meanwhile
+                entries = self._known(key)  # the previous owner of the claim may have scored it in the meantime
                 if missing := self._missing(entries):
                     card = Work._scored(replace(self, proxies=missing), built, state)
                     state.raise_interrupt()
                     scored, texts = self._kept(replace(card, seconds=time.perf_counter() - start))
                     entries |= scored
-                    if not state.changed():  # the numbers of whoever changed the process may come from that
+                    if not state.changed():  # if the candidate changed the process, its numbers may depend on that
                         keep(texts)
         return replace(self._card(candidate.name, entries), weights=weights)
 
@@ -183,13 +183,13 @@ class CachedWork(Work):
         return isinstance(self.cache, ClaimingCache) and self.cache.is_claimed(claimed.key)
 
     def found(self, claimed: Claimed) -> ScoreCard | None:
-        """Make the card of what another process has scored; None if that is not all there is to score."""
+        """Return the card with the scores of another process; None if some scores are missing."""
         entries = self._known(claimed.key)
         return None if self._missing(entries) else replace(self._card(claimed.name, entries), weights=claimed.weights)
 
     @contextmanager
     def _claim(self, candidate: str) -> Iterator[Keep | None]:
-        """Claim a candidate while the body runs; of a cache without claims, it is this process's in any case."""
+        """Claim a candidate while the body runs; with a cache without claims, this always succeeds."""
         if isinstance(self.cache, ClaimingCache):
             with self.cache.claim(candidate) as keep:
                 yield keep
@@ -208,10 +208,10 @@ class CachedWork(Work):
         return {name: entry for name, entry in entries.items() if entry.holds_among(self._company)}
 
     def _kept(self, card: ScoreCard) -> tuple[dict[str, Entry], dict[str, str]]:
-        """Take a card apart.
+        """Split a card into entries.
 
         Returns:
-            All of it, as if it had been kept; and the texts that are to be kept, by key of the proxy.
+            All entries, as if they had been read from the cache, and the texts to store, by key of the proxy.
         """
         entries: dict[str, Entry] = {}
         texts: dict[str, str] = {}
@@ -221,7 +221,7 @@ class CachedWork(Work):
             try:
                 text = entries[name].to_json()
             except (TypeError, ValueError) as error:
-                _warn(f"What `{name}` says of its score is no JSON: {error}.")
+                _warn(f"The details of `{name}` cannot be stored as JSON: {error}.")
                 continue
             entries[name] = Entry.from_json(text)
             if name in self.keys and entries[name].is_lasting:
@@ -245,19 +245,19 @@ class CachedWork(Work):
 def scored(
     executor: Executor, works: Sequence[Work], jobs: Iterable[Job]
 ) -> Generator[tuple[Job, ScoreCard], None, None]:
-    """Run jobs, and leave what other processes are scoring to them: it comes as soon as they are done.
+    """Run jobs; for candidates that other processes are scoring, wait for their scores.
 
-    Should such a process end without scores, the candidate is scored here.
+    If such a process ends without scores, the candidate is scored here.
 
     Args:
-        executor: Where to run.
-        works: By ``repeat_idx``.
-        jobs: As for `Executor.run`.
+        executor: The executor that runs the jobs.
+        works: Works, indexed by ``repeat_idx``.
+        jobs: Jobs, as for `Executor.run`.
 
     Yields:
-        Each job with its card, as `Executor.run` does, and none of them a `Claimed` one.
+        Each job with its card, as `Executor.run` does, but never a `Claimed` card.
     """
-    claimed: list[tuple[Job, Claimed]] = []  # never more than other processes are scoring at the time
+    claimed: list[tuple[Job, Claimed]] = []  # never more than other processes are scoring at the same time
     again: deque[Job] = deque()
 
     def offered(fresh: Iterable[Job]) -> Iterator[Job]:
@@ -299,7 +299,7 @@ def scored(
 
 
 def is_lasting(errors: Iterable[str | None]) -> bool:
-    """Tell whether all errors, where there are any, are such that scoring once more would find the same.
+    """Whether all errors, if any, would be the same if the candidate were scored again.
 
     Example:
         >>> is_lasting([None, "NonFiniteError: ..."]), is_lasting(["took more than 2 s"])
@@ -309,23 +309,24 @@ def is_lasting(errors: Iterable[str | None]) -> bool:
 
 
 def with_cache(work: Work, cache: ScoreCache) -> Work:
-    """Let a work look into a cache before it scores.
+    """Return a work that reads a cache before it scores.
 
-    In the key of a score stand the model, its blocks and samples, the proxy and its settings, and all of the work:
-    batches, loss function, axis, chunk size, seed, budget, kind of device, precision, the settings of the trainer, the
-    lengths of the loader and its dataset, and the data module if it overrides a transfer hook; besides them, as they
-    are where it is scored, what `fingerprint.surroundings` lists: versions, global precision, the state of autocast,
-    and the number of threads (``torch.get_num_threads()``), which moves ZiCo by up to a percent. So a worker with fewer
-    threads does not find what this process scored with more. A proxy that is not repeatable has the machine in its key
-    as well, and under a limit on latency all have it. Names of candidates are not in it.
+    The key of a score covers the model, its blocks and samples, the proxy and its settings, and the whole work:
+    batches, loss function, axis, chunk size, seed, budget, device type, precision, the settings of the trainer, the
+    lengths of the loader and its dataset, and the data module if it overrides a transfer hook. It also covers
+    everything that `fingerprint.surroundings` lists in the process that scores: versions, global precision, the state
+    of autocast, and the number of threads (``torch.get_num_threads()``), which changes ZiCo by up to one percent. A
+    worker with fewer threads therefore does not find scores computed with more. The key of a proxy that is not
+    repeatable includes the machine, and so do all keys under a limit on latency. Names of candidates are not in the
+    key.
 
     Args:
-        work: What to do.
-        cache: Where to look and to keep.
+        work: The work to do.
+        cache: The cache to read and write.
 
     Returns:
-        A work whose cards are the same. Where something that all scores depend on has no fingerprint, such as an open
-        file in the closure of the loss function, it is ``work`` itself, and a warning says so.
+        A work with the same cards. If something that all scores depend on has no fingerprint, such as an open file in
+        the closure of the loss function, it is ``work`` itself, with a warning.
     """
     named = {each.name: getattr(work, each.name) for each in fields(work)}
     seen = {
@@ -346,7 +347,7 @@ def with_cache(work: Work, cache: ScoreCache) -> Work:
 
 
 def fingerprint_or_warning(*parts: Any) -> str | None:
-    """Take a fingerprint; None, after a warning, if there is none."""
+    """Return a fingerprint, or None with a warning if there is none."""
     try:
         return fingerprint(*parts)
     except UnfingerprintableError as error:
@@ -359,8 +360,8 @@ def _key_of(proxy: Proxy) -> str | None:
 
 
 def _warn(reason: str) -> None:
-    # Python shows the same warning from the same line once.
-    warnings.warn(f"{reason} So the scores that depend on it are computed, and not kept in the cache.", stacklevel=2)
+    # Python shows the same warning from the same line only once.
+    warnings.warn(f"{reason} Scores that depend on it are computed, but not stored in the cache.", stacklevel=2)
 
 
 def _raise(error: BaseException) -> NoReturn:

@@ -1,4 +1,4 @@
-"""What is computed, and what is ranked by: proxies and recipes as the user names them, told apart."""
+"""Proxies to compute and recipes to rank by, from the names that the user gives."""
 
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
@@ -17,8 +17,8 @@ class Choice:
     """Proxies to compute and recipes to combine.
 
     Args:
-        proxies: All that is computed, in the order of the columns.
-        recipes: Those that were named, by name.
+        proxies: All proxies to compute, in the order of the columns.
+        recipes: The recipes that the user named, by name.
         first: Name of the proxy or recipe that was named first.
     """
 
@@ -32,61 +32,61 @@ class Choice:
         return [*self.recipes, *(proxy.name for proxy in self.proxies)]
 
     def ranked_by(self, name: str | None) -> str:
-        """Name the score to rank by.
+        """Return the name of the score to rank by.
 
         Args:
-            name: As the user gives it; None for what was named first.
+            name: The name as the user gives it; None for the proxy or recipe that was named first.
 
         Raises:
-            UnknownNameError: If it is not computed.
+            UnknownNameError: If the score is not computed.
         """
         if name is None:
             return self.first
         own = get_recipe(name).name if name == "default" else name
         if own not in self.columns:
             raise UnknownNameError(
-                f"`rank_by` is {name!r}, which is not computed. Add it to `proxies`, or choose one of "
+                f"Invalid rank_by={name!r}: it is not computed. Add it to `proxies`, or choose one of "
                 f"{', '.join(self.columns)}."
             )
         return own
 
     def higher_is_better(self, name: str) -> bool:
-        """Tell the direction of a score."""
+        """Whether higher values of a score are better."""
         return name in self.recipes or next(p.higher_is_better for p in self.proxies if p.name == name)
 
     def directed(self, card: ScoreCard, name: str) -> float | None:
-        """Turn a candidate's score so that higher is better; None where there is none to rank by."""
+        """Return a candidate's score, negated if lower is better; None if it cannot be ranked by this score."""
         value = card[name].value
         if value is None or card.untrainable:
             return None
         return value if self.higher_is_better(name) else -value
 
     def read_by(self, name: str) -> list[tuple[str, ...]]:
-        """Name the proxies that a score is made of; of a recipe, also those of each fallback."""
+        """Return the names of the proxies that a score is computed from; for a recipe, also those of each fallback."""
         return [recipe.members for recipe in chain_of(self.recipes[name])] if name in self.recipes else [(name,)]
 
 
 def chosen(proxies: Proxies, *, beside: Sequence[Proxy] = (), with_baselines: bool = False) -> Choice:
-    """Tell proxies and recipes apart.
+    """Resolve names to proxies and recipes.
 
     Args:
         proxies: Names of proxies and recipes, `Proxy` objects, a mixture, or one of them; ``"default"`` for the default
-            recipe, ``"all"`` for that and every proxy. A name that both a proxy and a recipe bear is the proxy's; a
-            `Proxy` object with the name of a recipe's member or of a baseline takes its place.
-        beside: Compute these besides, behind them.
-        with_baselines: Compute the trivial baselines beside them.
+            recipe, ``"all"`` for that and every proxy. A name shared by a proxy and a recipe means the proxy. A `Proxy`
+            object with the name of a recipe's member or of a baseline replaces it.
+        beside: Further proxies to compute, after these.
+        with_baselines: Also compute the trivial baselines.
 
     Raises:
-        UnknownNameError: If there is neither a proxy nor a recipe of a name.
-        DuplicateNameError: If two proxies, or a proxy and a recipe, bear one name: they would share a column.
+        UnknownNameError: If a name is neither a proxy nor a recipe.
+        DuplicateNameError: If two proxies, or a proxy and a recipe, have the same name: they would share a column.
         TypeError: If one is neither a name nor a `Proxy` object.
-        ValueError: If there is none.
+        ValueError: If there are none.
     """
     named: Sequence[ProxyLike]
     if proxies == "all":
         named = ["default", *list_proxies()]
     elif isinstance(proxies, str | Proxy) or not isinstance(proxies, Iterable) or isinstance(proxies, type):
-        named = [proxies]  # type: ignore[list-item]  # what is none of these is refused below
+        named = [proxies]  # type: ignore[list-item]  # anything else is an error below
     else:
         named = list(proxies)
     named = [*named, *beside] if named else named
@@ -114,37 +114,38 @@ def chosen(proxies: Proxies, *, beside: Sequence[Proxy] = (), with_baselines: bo
 
 @dataclass(frozen=True)
 class Used:
-    """What ranks where a recipe was asked for; see `used_for`.
+    """The recipes that rank in place of the recipe that the user asked for; see `used_for`.
 
     Args:
-        recipe: What is combined.
-        beside: What places those beside the others that a member of ``recipe`` has no number for; None if there are
-            none.
+        recipe: The recipe that is combined.
+        beside: The recipe that places candidates for which a member of ``recipe`` has no number; None if there are no
+            such candidates.
     """
 
     recipe: Recipe
     beside: Recipe | None = None
 
 
-# At most this part of the candidates is placed beside the others; if a recipe does not hold for more of them, all fall
-# back. Ours: a tenth moves no candidate's quantile by more than that.
+# Largest fraction of candidates to place beside the others; if a recipe does not apply to more of them, all candidates
+# fall back. The number is our choice: a tenth moves no candidate's quantile by more than a tenth.
 _MOST_BESIDE = 0.1
 
 
 def used_for(lacking: Sequence[Set[str]], recipe: Recipe) -> Used:
-    """Find what takes a recipe's place for candidates that lack some of the numbers.
+    """Choose the recipe to use if some candidates lack some of the numbers.
 
-    A recipe holds for a candidate if every member has a number for it. Numbers of different recipes cannot be compared,
-    so one recipe ranks all candidates: the first of the recipe and its fallbacks that holds for all. An earlier one is
-    used if it holds for all but at most a tenth of them. These few are then placed beside the others by the recipe that
-    holds for all, see `ranking.placed_beside`.
+    A recipe applies to a candidate if every member has a number for it. Numbers of different recipes cannot be
+    compared, so one recipe ranks all candidates: the first of the recipe and its fallbacks that applies to all. An
+    earlier one is used if it applies to all but at most a tenth of them. These few are then placed beside the others by
+    the recipe that applies to all; see `ranking.placed_beside`.
 
     Args:
-        lacking: Of each candidate that trains, the names of the proxies without a number.
-        recipe: As the user named it.
+        lacking: For each candidate that trains, the names of the proxies without a number.
+        recipe: The recipe that the user named.
 
     Returns:
-        What to combine. Where not even the number of parameters is there for all, it is used for those that have it.
+        The recipes to combine. If the last fallback, the number of parameters, is not there for all candidates either,
+        it is used for those that have it.
     """
     chain = chain_of(recipe)
     without = [sum(not names.isdisjoint(link.members) for names in lacking) for link in chain]
@@ -155,22 +156,22 @@ def used_for(lacking: Sequence[Set[str]], recipe: Recipe) -> Used:
 
 
 def trains(card: ScoreCard) -> bool:
-    """Whether a candidate could be scored and, as far as is known, trains: only then it can be ranked by a recipe."""
+    """Whether a candidate was scored and, as far as is known, trains; only then can a recipe rank it."""
     return card.error is None and card.untrainable is None
 
 
 def lacking_of(card: ScoreCard) -> frozenset[str]:
-    """Names of the proxies that have no number for a candidate, for whatever reason."""
+    """Return the names of the proxies that have no number for a candidate, for whatever reason."""
     return frozenset(name for name, score in card.scores.items() if score.value is None)
 
 
 def used_among(cards: Sequence[ScoreCard], recipe: Recipe) -> Used:
-    """Find what takes a recipe's place among candidates; those that do not train change nothing."""
+    """Choose the recipe to use for the candidates, as `used_for` does; those that do not train are ignored."""
     return used_for([lacking_of(card) for card in cards if trains(card)], recipe)
 
 
 def values_of(used: Used, columns: Mapping[str, Values]) -> list[float | None]:
-    """Make one number a candidate from the scores of all proxies, higher is better."""
+    """Combine the scores of all proxies into one number per candidate; higher is better."""
     values = combine(used.recipe, columns)
     return values if used.beside is None else placed_beside(values, combine(used.beside, columns))
 
@@ -181,13 +182,13 @@ def combined(
     """Add the score of a recipe to cards.
 
     Args:
-        cards: Of all candidates.
-        recipe: What to add; the new score bears its name, whichever recipe took its place.
-        choice: What was computed.
-        used: What takes its place; what `used_among` finds if None.
+        cards: The cards of all candidates.
+        recipe: The recipe to add; the new score has its name, whichever recipe is used in its place.
+        choice: The proxies and recipes that were computed.
+        used: The recipes used in its place; None to choose them with `used_among`.
 
     Returns:
-        The cards with one score more, and what gave it.
+        The cards with one more score, and the recipes that were used.
     """
     used = used or used_among(cards, recipe)
     members = [*used.recipe.members, *(used.beside.members if used.beside else ())]

@@ -1,4 +1,4 @@
-"""Who may yet be among the first, while candidates are still being scored."""
+"""Candidates that can still finish among the first, while others are being scored."""
 
 import math
 from collections.abc import Sequence
@@ -11,24 +11,24 @@ from lightning_zico.scoring.choice import Choice
 
 
 class Contenders:
-    """Holds on to the candidates that may come first, so that the others, built modules among them, can be let go.
+    """Hold the candidates that can still finish among the first; the others, with their modules, can be released.
 
-    A recipe ranks when all scores are there, and it is not known before which fallback will. A candidate comes behind
-    one that is as good by every score that may count, if that one was offered earlier (equal scores keep that order) or
-    is better by a member of each recipe. Whoever comes behind one that was dropped comes behind all that it was dropped
-    for, so that these alone need to be counted.
+    A recipe ranks only when all scores are there, and which fallback will rank is not known before. Candidate A is
+    certainly behind candidate B if B is at least as good by every score that may count, and B was offered earlier
+    (equal scores keep that order) or is better by a member of each recipe. A candidate behind a dropped one is also
+    behind those that caused the drop, so only the candidates that are held need to be counted.
 
-    A candidate without the numbers of a recipe may be placed beside those that have them, and how high is not known
-    before. So it is compared with those alone that lack the numbers of the same recipes, and as it may share a place
-    with them, it comes behind those that were offered earlier.
+    A candidate without the numbers of a recipe may be placed among those that have them, and how high is not known
+    before. So it is only compared with candidates that lack the numbers of the same recipes, and because it may share a
+    place with them, it is behind those that were offered earlier.
 
-    By one score one is held. By the members of a recipe it may be many, and in several repeats almost all: whoever
-    offers built modules from a generator keeps them in memory then, and whoever offers factories does not.
+    With a single score, one candidate per place is held. With a recipe, there may be many, and with several repeats
+    almost all: built modules from a generator then stay in memory, while factories take none.
 
     Args:
         rank_by: Name of the score that decides.
-        choice: What is computed.
-        num_places: How many of the first are wanted.
+        choice: The proxies and recipes that are computed.
+        num_places: How many of the first candidates are wanted.
     """
 
     def __init__(self, rank_by: str, choice: Choice, num_places: int = 1) -> None:
@@ -37,17 +37,17 @@ class Contenders:
         self._num_places = num_places
         self._candidates: list[Candidate] = []
         self._scores: np.ndarray | None = None  # [contenders, directed scores of one recipe after the other]
-        self._places = np.empty(0, dtype=np.int64)  # as how many-th each was offered
-        self._num_ahead = np.empty(0, dtype=np.int64)  # how many others certainly come before each
+        self._places = np.empty(0, dtype=np.int64)  # position of each in the order they were offered
+        self._num_ahead = np.empty(0, dtype=np.int64)  # how many others are certainly ahead of each
         self._lacks: np.ndarray | None = None  # [contenders, recipes], whether one of its numbers is missing
 
     def add(self, candidate: Candidate, place: int, cards: Sequence[ScoreCard]) -> None:
-        """Add a candidate, in whatever order they come, and drop who can no longer be among the first.
+        """Add a candidate, and drop those that can no longer finish among the first. Candidates may come in any order.
 
         Args:
-            candidate: That was scored.
-            place: As how many-th it was offered.
-            cards: Of all its repeats; each counts.
+            candidate: A candidate that was scored.
+            place: Its position in the order in which candidates were offered.
+            cards: The cards of all its repeats; each of them counts.
         """
         values = [[self._choice.directed(card, name) for card in cards for name in names] for names in self._members]
         scores = [[-math.inf if value is None else value for value in of_recipe] for of_recipe in values]
@@ -72,5 +72,5 @@ class Contenders:
 
     @property
     def candidates(self) -> list[Candidate]:
-        """Those that may yet be among the first."""
+        """The candidates that can still finish among the first."""
         return list(self._candidates)

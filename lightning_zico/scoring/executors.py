@@ -1,4 +1,4 @@
-"""Executors: where jobs run. The scores are the same numbers wherever that is."""
+"""Executors run jobs in this process or in others; the scores are the same."""
 
 import os
 from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -14,45 +14,47 @@ from lightning_zico.scoring.pool import Limits, Outcome, outcomes, resident_byte
 from lightning_zico.scoring.process_state import autocasts, is_tainted
 from lightning_zico.scoring.work import Executor, Job, Work
 
-# A process may die through no fault of its candidate, such as when the system is out of memory; twice is no accident.
+# A process may die without the candidate's fault, such as when the system runs out of memory, but hardly twice.
 _NUM_ATTEMPTS = 2
 
 
 class SerialExecutor:
-    """Runs jobs in this process, one after the other."""
+    """Run jobs in this process, one after the other."""
 
     def run(self, works: Sequence[Work], jobs: Iterable[Job]) -> Generator[tuple[Job, ScoreCard], None, None]:
-        """Score each job's candidate by its work, in the order in which they come."""
+        """Score each job's candidate with its work, in the given order."""
         for job in jobs:
             yield job, works[job.repeat_idx].score(job.candidate)
 
 
 class ProcessExecutor:
-    """Runs jobs in processes of their own, which may die, hang or fill the memory without harm to the others.
+    """Run jobs in separate processes, which may die, hang or fill the memory without affecting the others.
 
-    Batches and proxies are sent to each process once, candidates as factories, by cloudpickle; an instance travels with
-    its weights. The processes are spawned, so a script needs its own code under ``if __name__ == "__main__":``.
+    Batches and proxies are sent to each process once, and candidates as factories, with cloudpickle; an instance is
+    sent with its weights. The processes are spawned, so put a script's own code under ``if __name__ == "__main__":``.
 
-    Scores are bit for bit those of `SerialExecutor` where both compute with as many threads. Another number of threads
-    sums in another order: most scores then move by less than 1e-5 of their value, those that divide by differences of
-    gradients (ZiCo on two batches) by up to one percent (measured with one and two threads on small networks). For the
-    same numbers, give this process ``torch.set_num_threads(1)`` before either.
+    Scores are bit-identical to those of `SerialExecutor`, provided the number of threads is the same. With a different
+    number of threads, sums are computed in a different order: most scores then change by less than 1e-5 of their value,
+    and scores that divide by differences of gradients (ZiCo on two batches) by up to one percent (measured with one and
+    two threads on small networks). To get the same numbers, call ``torch.set_num_threads(1)`` in this process before
+    you use either executor.
 
-    Worker processes end with this process, also when it is killed. What a candidate started and did not end is ended
-    with its worker, which is replaced: on Linux all of it, on other systems what stays in the worker's process group,
-    and on Windows nothing. One kind of process is not found: one with a session and an environment of its own, whose
-    worker then died by itself.
+    Worker processes end with this process, even if it is killed. If a candidate leaves processes behind, its worker is
+    replaced, and they end with it: on Linux all of them, on other systems those in the worker's process group, and on
+    Windows none. One kind of process is not found: one with its own session and environment whose worker then died by
+    itself.
 
     Args:
-        num_workers: Processes; one a core if None. Each computes with its share of the cores, and never with more
-            threads than this process does (``torch.get_num_threads()``).
-        timeout_s: What takes longer, building included, is ended: its row says so. The start of a process is not
-            counted.
-        memory_bytes: Likewise a candidate that takes more resident memory than that. It is looked at twenty times a
-            second, without the processes that it starts; needs ``/proc``, as Linux has it.
+        num_workers: Number of processes; one per core if None. Each computes with its share of the cores, and never
+            with more threads than this process (``torch.get_num_threads()``).
+        timeout_s: Time limit per candidate, in seconds, including building but not the start of a process. A candidate
+            that takes longer is ended and becomes a row with that reason.
+        memory_bytes: Limit on the resident memory that a candidate adds, not counting processes that it starts. It is
+            checked twenty times a second; a candidate above it is ended and becomes a row with that reason. Needs
+            ``/proc``, as on Linux.
 
     Raises:
-        ValueError: If a number is not positive, or memory cannot be looked at on this system.
+        ValueError: If a number is not positive, or memory cannot be measured on this system.
     """
 
     def __init__(
@@ -62,15 +64,15 @@ class ProcessExecutor:
             num_workers = whole_number("num_workers", num_workers, 1)
         timeout_s, memory_bytes = positive("timeout_s", timeout_s), positive("memory_bytes", memory_bytes)
         if memory_bytes is not None and not resident_bytes(None):
-            raise ValueError("`memory_bytes` needs `/proc`, which this system lacks. Leave it out.")
+            raise ValueError("`memory_bytes` needs `/proc`, which this system does not have. Leave it out.")
         self.num_workers = num_workers
         self.timeout_s = timeout_s
         self.memory_bytes = memory_bytes
 
     def run(self, works: Sequence[Work], jobs: Iterable[Job]) -> Generator[tuple[Job, ScoreCard], None, None]:
-        """Score each job's candidate by its work, and give each as it is finished.
+        """Score each job's candidate with its work, and yield each card when it is finished.
 
-        A candidate whose process dies is tried once more, in a fresh one.
+        A candidate whose process dies is tried once more in a new process.
 
         Raises:
             TypeError: If a work cannot be sent.
@@ -87,12 +89,12 @@ class ProcessExecutor:
 
 @dataclass(frozen=True)
 class Scoring:
-    """Scores jobs in another process as this one would.
+    """Score jobs in another process as in this one.
 
     Args:
-        works: By ``repeat_idx``.
-        settings: Of torch, all of which numbers depend on.
-        autocasts: As `process_state.autocasts` lists them; numbers depend on these as well.
+        works: Works, indexed by ``repeat_idx``.
+        settings: The settings of torch that numbers depend on.
+        autocasts: The state of autocast, as `process_state.autocasts` lists it; numbers depend on it as well.
     """
 
     works: Sequence[Work]
@@ -101,7 +103,7 @@ class Scoring:
 
     @classmethod
     def by(cls, works: Sequence[Work], num_threads: int) -> "Scoring":
-        """Take over the settings of this process, with at most that many threads."""
+        """Copy the settings of this process, with at most ``num_threads`` threads."""
         settings = {
             "num_threads": min(num_threads, torch.get_num_threads()),
             "default_dtype": torch.get_default_dtype(),
@@ -111,7 +113,7 @@ class Scoring:
         return cls(list(works), settings, autocasts())
 
     def __call__(self, job: Job) -> ScoreCard:
-        """Score a job's candidate by its work; a worker whose process it changed for good ends with it."""
+        """Score a job's candidate with its work; retire the worker if the candidate changed its process for good."""
         for name, value in self.settings.items():
             getattr(torch, f"set_{name}")(value)
         work = self.works[job.repeat_idx]
@@ -126,7 +128,7 @@ class Scoring:
         return card
 
     def card(self, job: Job, outcome: Outcome[ScoreCard]) -> ScoreCard:
-        """Take the card that came of a job, or make that of a job that came to nothing."""
+        """Return the job's score card, or a failed card if the job produced none."""
         if outcome.result is not None:
             return outcome.result
         names = self.works[job.repeat_idx].names
@@ -134,20 +136,20 @@ class Scoring:
 
 
 def executor_of(executor: Executor | Literal["processes"] | None, timeout_s: float | None) -> Executor:
-    """Turn what the user gives into an executor.
+    """Return the executor for the user's argument.
 
     Raises:
-        ValueError: If it is another name or a class, or there is a timeout that it cannot keep.
+        ValueError: If it is another name or a class, or if there is a timeout that the executor cannot enforce.
     """
     if executor == "processes":
         return ProcessExecutor(timeout_s=timeout_s)
     if isinstance(executor, str | type) or not (executor is None or callable(getattr(executor, "run", None))):
         raise ValueError(
-            f'`executor` is {executor!r}; needed is None, "processes", or an executor such as `RayExecutor()`.'
+            f'Invalid executor={executor!r}: expected None, "processes", or an executor such as `RayExecutor()`.'
         )
     if timeout_s is not None:
         raise ValueError(
-            f"`timeout_s` is {timeout_s!r}, and only a process of its own can be ended. Pass "
+            f"`timeout_s={timeout_s!r}` needs candidates to run in separate processes. Pass "
             '`executor="processes"`, or `ProcessExecutor(timeout_s=...)` or `RayExecutor(timeout_s=...)` as the '
             "executor."
         )

@@ -1,9 +1,9 @@
-"""Fingerprints: everything a number depends on, hashed.
+"""Fingerprints: hashes of everything a number depends on.
 
-What is hashed is what runs, and not a text that describes it: weights bit by bit, attributes, and of functions and
-classes the bytecode and the names in it. The next run of the same program gives the same fingerprint; a candidate's
-name, a comment or the place in a file changes none. Where it is not sure that two things compute the same number, they
-are different.
+The hash covers the code that runs, not its source text: weights bit by bit, attributes, and the bytecode and names of
+functions and classes. The next run of the same program gives the same fingerprint; a candidate's name, a comment or the
+position in a file do not change it. If it is uncertain whether two things compute the same number, their fingerprints
+differ.
 """
 
 import copyreg
@@ -46,7 +46,7 @@ from lightning_zico.trainers import is_trainer
 
 _PLAIN = frozenset({bool, int, float, complex, str, type(None), type(...), type(NotImplemented)})
 _EMPTY_CELL = CellType()
-# What the interpreter notes of a class: texts and types, some of them written only when a class is used, others in no
+# Attributes that the interpreter sets on a class: texts and types, some written only when a class is used, others in no
 # fixed order.
 _NOTES_OF_A_CLASS = frozenset(
     {
@@ -69,7 +69,7 @@ _NOTES_OF_A_CLASS = frozenset(
         "__weakref__",
     }
 )
-# By number of the hook. Lightning's modules have no others.
+# Tables of hooks, by number of the hook. Lightning's modules have no others.
 _HOOK_TABLES = tuple(name for name, value in vars(nn.Module()).items() if "_hooks" in name and isinstance(value, dict))
 _DESCRIPTORS_IN_C = (
     ClassMethodDescriptorType,
@@ -78,34 +78,34 @@ _DESCRIPTORS_IN_C = (
     MethodDescriptorType,
     WrapperDescriptorType,
 )
-_MAX_PATH_LENGTH = 200  # of an error: two lines of a terminal
-# Their results stand for what they wrap.
+_MAX_PATH_LENGTH = 200  # in an error: two lines of a terminal
+# They are hashed as the function that they wrap.
 _WRAPPERS = (classmethod, staticmethod, functools.cached_property, functools._lru_cache_wrapper)
 
 
 def fingerprint(*parts: Any) -> str:
-    """Hash values with all that they are made of.
+    """Hash values with everything that they are made of.
 
-    Seen are numbers, texts, containers, arrays and tensors (type, shape, strides, dtype, kind of device,
+    The hash covers numbers, texts, containers, arrays and tensors (type, shape, strides, dtype, device type,
     ``requires_grad``, every bit); modules with all their attributes, hooks, modes and submodules; objects with what
     ``copy.copy`` would copy; functions with their bytecode, defaults, closures and the global variables that they read;
-    classes with their functions, attributes and bases. Of what belongs to an installed package or to Python itself,
-    name and version stand for the code.
+    classes with their functions, attributes and bases. Code of an installed package or of Python itself is represented
+    by its name and version.
 
-    Not seen are: what a function imports when it runs, or finds by a name that is not written in it; the order in which
-    a module got its attributes, those of parameters, buffers and submodules excepted; what global variables reach
-    through attributes of installed packages, such as ``torch.backends``; environment variables and files; memory that
-    an extension keeps for itself; a module's trainer, and what is reached through it.
+    The hash does not cover: what a function imports when it runs, or finds by a name that is not written in it; the
+    order in which a module got its attributes, except parameters, buffers and submodules; what global variables reach
+    through attributes of installed packages, such as ``torch.backends``; environment variables and files; private
+    memory of extensions; a module's trainer, and what is reached through it.
 
     Args:
-        parts: Whatever the number depends on, in a fixed order.
+        parts: Everything that the number depends on, in a fixed order.
 
     Returns:
         32 hexadecimal digits.
 
     Raises:
-        UnfingerprintableError: If something is met that has no content to hash, such as a lock, an open file or a
-            scripted function; it says where.
+        UnfingerprintableError: If a part has no content to hash, such as a lock, an open file or a scripted function;
+            the message says where.
 
     Example:
         >>> fingerprint(nn.Linear(2, 2, bias=False)) == fingerprint(nn.Linear(2, 2, bias=False))  # other weights
@@ -117,7 +117,7 @@ def fingerprint(*parts: Any) -> str:
     try:
         walk.visit(parts)
     except RecursionError as error:
-        reason = "it is nested too deeply, or holds itself in a set; `sys.setrecursionlimit` lets deeper ones through"
+        reason = "it is nested too deeply, or contains itself in a set; `sys.setrecursionlimit` allows deeper nesting"
         raise UnfingerprintableError(f"'{walk.place}' has no fingerprint: {reason}.") from error
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -126,7 +126,7 @@ def fingerprint(*parts: Any) -> str:
 
 
 def fingerprint_or_none(*parts: Any) -> str | None:
-    """Hash values, as `fingerprint` does; None where something in them cannot be hashed."""
+    """Hash values, as `fingerprint` does; None if a part of them cannot be hashed."""
     try:
         return fingerprint(*parts)
     except UnfingerprintableError:
@@ -134,10 +134,10 @@ def fingerprint_or_none(*parts: Any) -> str | None:
 
 
 def surroundings() -> tuple[Any, ...]:
-    """List what every number depends on where it is computed: in another process or thread it may be different.
+    """List what every number depends on in the process or thread that computes it.
 
     These are the versions of this package, torch, Lightning and Python, the settings of the process
-    (`process_state.switches`), of which another number of threads, say, sums in another order, and declared layers.
+    (`process_state.switches`), such as the number of threads, which changes the order of sums, and declared layers.
     """
     return (
         (__version__, _own_source(), torch.__version__, lightning.__version__, platform.python_version()),
@@ -148,7 +148,7 @@ def surroundings() -> tuple[Any, ...]:
 
 @functools.cache
 def _own_source() -> str:
-    """Hash this package's source: between two releases it changes, and its version does not."""
+    """Hash this package's source, which changes between releases while the version does not."""
     root = Path(__file__).parent.parent
     digest = hashlib.blake2b(digest_size=16)
     for path in sorted(root.rglob("*.py")):
@@ -157,12 +157,12 @@ def _own_source() -> str:
 
 
 class _Walk:
-    """One walk through everything that can be reached; what is met again is told by its number."""
+    """One walk through everything reachable; an object met again is represented by its number."""
 
     def __init__(self) -> None:
         self._hash = hashlib.blake2b(digest_size=16)
         self._met: dict[int, int] = {}
-        self._alive: list[Any] = []  # an `id` is good as long as its object lives
+        self._alive: list[Any] = []  # an `id` is valid only while its object lives
         self.path: list[str] = []
 
     @property
@@ -171,18 +171,18 @@ class _Walk:
 
     @property
     def place(self) -> str:
-        """Where it is, with the middle left out if that is long."""
+        """The current place in the walk, with the middle left out if it is long."""
         place = ".".join(self.path)
         half = _MAX_PATH_LENGTH // 2
         return place if len(place) <= _MAX_PATH_LENGTH else f"{place[:half]} ... {place[-half:]}"
 
     def visit(self, value: Any) -> None:
-        """Hash a value and what it is made of."""
+        """Hash a value and its parts."""
         if type(value) in _PLAIN:
             self._put(type(value).__name__, repr(value))
         elif type(value) is bytes:
             self._put("bytes", value)
-        elif type(value) is tuple:  # equal ones are shared or not as the compiler likes
+        elif type(value) is tuple:  # the compiler decides whether equal tuples are shared
             self._all("tuple", value)
         elif isinstance(value, CodeType):
             self._code(value)
@@ -218,7 +218,7 @@ class _Walk:
     def _under(self, name: str) -> Iterator[None]:
         self.path.append(name)
         yield
-        self.path.pop()  # not if something is raised: the error says where
+        self.path.pop()  # not after an exception, since the error says where it was
 
     def _compound(self, value: Any) -> None:
         if isinstance(value, Tensor):
@@ -232,7 +232,9 @@ class _Walk:
         elif isinstance(value, BuiltinFunctionType):
             self._put("builtin", _name_of(value))
             self.visit(None if isinstance(value.__self__, ModuleType) else value.__self__)
-        elif hasattr(value, "__qualname__") and _is_installed(value):  # functions of extensions, which are no functions
+        elif hasattr(value, "__qualname__") and _is_installed(
+            value
+        ):  # functions of extensions, which are not Python functions
             self._put("installed", _name_of(value))
         elif isinstance(value, _DESCRIPTORS_IN_C):
             self._put("descriptor", value.__name__)
@@ -267,7 +269,7 @@ class _Walk:
                 self.visit(part)
 
     def _set(self, value: "set[Any] | frozenset[Any]") -> None:
-        """Hash a set without its order, which is another in every process."""
+        """Hash a set without its order, which differs between processes."""
         self.visit(type(value))
         parts = []
         for part in value:
@@ -284,7 +286,7 @@ class _Walk:
             self._put("lazy", f"{tensor.dtype} {tensor.device.type} {tensor.requires_grad}")
             return
         if tensor.is_nested or tensor.is_quantized or tensor.layout not in (torch.strided, torch.sparse_coo):
-            raise TypeError("a tensor that is nested, quantised or sparse in a compressed format")
+            raise TypeError("a tensor that is nested, quantised or sparse in a compressed format cannot be hashed")
         facts = (tensor.dtype, tensor.layout, tensor.device.type, tensor.requires_grad, tuple(tensor.shape))
         self._put("tensor", str(facts))
         if tensor.layout == torch.sparse_coo:
@@ -298,7 +300,7 @@ class _Walk:
     def _module(self, module: nn.Module) -> None:
         self.visit(type(module))
         attributes = dict(sorted(vars(module).items()))  # unpickling may put them in another order
-        # The numbers of hooks count all that this process ever made; several tables speak of one hook.
+        # Hooks are numbered in the order in which this process creates them; several tables may refer to one hook.
         tables = {name: attributes[name] for name in _HOOK_TABLES if name in attributes}
         numbers = {key: idx for idx, key in enumerate(dict.fromkeys(key for table in tables.values() for key in table))}
         for name, table in tables.items():
@@ -311,7 +313,7 @@ class _Walk:
         try:
             reduced = reduce(value) if reduce else value.__reduce_ex__(4)
         except Exception as error:
-            raise TypeError(f"a {type(value).__name__} has no content that could be hashed") from error
+            raise TypeError(f"a {type(value).__name__} has no content that can be hashed") from error
         self.visit(type(value))
         parts = (reduced,) if isinstance(reduced, str) else reduced
         self._all("copy", (list(part) if isinstance(part, Iterator) else part for part in parts))
@@ -338,7 +340,7 @@ class _Walk:
             self._globals(names.read, names.all, namespace, set())
 
     def _globals(self, read: set[str], names: set[str], namespace: dict[str, Any], met: set[int]) -> None:
-        """Hash the global variables that a function reads; of the user's modules, what has a name that it mentions."""
+        """Hash the global variables that a function reads, and attributes of the user's modules that it mentions."""
         for name in sorted(read & namespace.keys()):
             value = namespace[name]
             self._named([(name, value)])
@@ -355,7 +357,7 @@ class _Walk:
 
 
 class _Names:
-    """Names in a function: all, and those of global variables that it reads."""
+    """Names in a function: all names, and those of global variables that it reads."""
 
     def __init__(self) -> None:
         self.all: set[str] = set()
@@ -375,7 +377,7 @@ def _names_in(code: CodeType) -> _Names:
 
 
 def _name_of(value: Any) -> str:
-    """Name a class or function, with the version of the package it is from."""
+    """Return the name of a class or function, with the version of its package."""
     module = _module_of(value)
     name = f"{'__main__' if module == '__mp_main__' else module}.{value.__qualname__}"
     return f"{name} {_version(module.partition('.')[0])}" if _is_library(module) else name
@@ -387,14 +389,14 @@ def _module_of(value: Any) -> str:
 
 
 def _says_something(name: str, member: Any) -> bool:
-    """Tell whether an attribute of a class is the user's; the places of slots are not, since objects fill them."""
+    """Whether an attribute of a class comes from the user; slots do not, since their values are in the objects."""
     if name in _NOTES_OF_A_CLASS or name.startswith("__pydantic_"):  # caches, with addresses in them
         return False
     return not isinstance(member, MemberDescriptorType)
 
 
 def _is_installed(value: Any) -> bool:
-    """Tell whether a class or function is what an installed package has under its name, and not made when it ran."""
+    """Whether a class or function is what an installed package has under its name, and not created at run time."""
     module = _module_of(value)
     if not _is_library(module):
         return False

@@ -1,4 +1,4 @@
-"""Whether what a user passes as data is data: several batches, or something that gives them."""
+"""Check the data that the user passes: several batches, or something that gives them."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -16,15 +16,15 @@ _EXPECTED = "expected a LightningDataModule, a DataLoader or a list of batches"
 
 
 def check_data(data: Any, *, name: str = "datamodule", pairs: bool = False) -> None:
-    """Check that something can give batches, without reading any.
+    """Check that an object can give batches, without reading any.
 
     Args:
-        data: As the user passes it.
-        name: Of the argument.
-        pairs: Whether batches must be pairs, so that a list of tensors is no list of batches.
+        data: The data as the user passes it.
+        name: Name of the argument.
+        pairs: Whether batches must be pairs. A list of tensors is then not a list of batches.
 
     Raises:
-        UnsupportedBatchError: If it is a class, a single batch, a dataset, a module, a text or nothing.
+        UnsupportedBatchError: If it is a class, a single batch, a dataset, a module, a string or None.
     """
     if isinstance(data, type):
         raise UnsupportedBatchError(
@@ -38,33 +38,34 @@ def check_data(data: Any, *, name: str = "datamodule", pairs: bool = False) -> N
 
 
 def check_validation_data(datamodule: Any, val_dataloaders: Any) -> None:
-    """Check data to validate on, which comes beside what is no data module.
+    """Check validation data, which may only be passed if the training data is not a data module.
 
     Raises:
-        UnsupportedBatchError: If it is no data, or a data module; or if there is a data module, which has its own.
+        UnsupportedBatchError: If it is not data, or is a data module; or if the training data is a data module, which
+            has its own validation data.
     """
     if val_dataloaders is None:
         return
     if is_datamodule(datamodule):
         raise UnsupportedBatchError(
-            f"Invalid val_dataloaders: a {type(datamodule).__name__} has its own `val_dataloader`. Leave it out, or "
-            "pass a DataLoader to train on."
+            f"Invalid val_dataloaders: the {type(datamodule).__name__} has its own `val_dataloader`. Leave "
+            "`val_dataloaders` out, or pass a DataLoader to train on."
         )
     if is_datamodule(val_dataloaders):
         raise UnsupportedBatchError(
-            "Invalid val_dataloaders: a LightningDataModule; expected a DataLoader or a list of batches. Pass it as "
-            "`datamodule`, or its `val_dataloader()`."
+            "Invalid val_dataloaders: a LightningDataModule; expected a DataLoader or a list of batches. Pass the data "
+            "module as `datamodule`, or pass its `val_dataloader()`."
         )
     check_data(val_dataloaders, name="val_dataloaders")
 
 
 def _problem_of(data: Any, pairs: bool) -> str | None:
-    """Say what is wrong with data; None if nothing is seen."""
+    """Return what is wrong with the data, or None if nothing is found."""
     kind = type(data).__name__
     if isinstance(data, Tensor | np.ndarray):
         return f"a single {kind} of shape {tuple(data.shape)}; {_EXPECTED}"
     if (offered := _candidate_in(data)) is not None:
-        return f"a {kind} with {offered} in it, a candidate; {_EXPECTED}. Candidates come first, then the data"
+        return f"a {kind} that contains a candidate, {offered}; {_EXPECTED}. Pass candidates first, then the data"
     if data is None or isinstance(data, str | bytes | nn.Module) or not isinstance(data, Iterable | Dataset):
         shown = repr(data) if isinstance(data, str | int | float) else kind
         return f"{'None' if data is None else shown}; {_EXPECTED}"
@@ -82,7 +83,7 @@ def _problem_of(data: Any, pairs: bool) -> str | None:
 
 
 def _candidate_in(data: Any) -> str | None:
-    """Name the first part of a list or a mapping if it is a candidate."""
+    """Return the name of the first part of a list or mapping if it is a candidate, else None."""
     parts = data.values() if isinstance(data, Mapping) else data if isinstance(data, list | tuple) else ()
     first = next(iter(parts), None)
     if isinstance(first, type) and issubclass(first, nn.Module):
@@ -92,16 +93,16 @@ def _candidate_in(data: Any) -> str | None:
 
 def _one_batch(what: str) -> str:
     return (
-        f"{what}, which looks like one batch; {_EXPECTED}. Put several of them in a list, or pass the loader they come "
-        "from"
+        f"{what}, which looks like one batch; {_EXPECTED}. Put several batches in a list, or pass the loader that "
+        "yields them"
     )
 
 
 def _is_one_batch(data: Sequence[Any], pairs: bool) -> bool:
-    """Whether a list has the parts of one batch instead of several batches.
+    """Whether a list holds the parts of one batch instead of several batches.
 
-    Batches are made alike, and inputs and targets are not. A list of tensors of one kind may be batches without
-    targets, and is let pass unless its batches must be pairs.
+    Batches have the same structure; inputs and targets usually differ. A list of tensors of one kind may be batches
+    without targets, so it is accepted unless batches must be pairs.
     """
     if not data or any(isinstance(leaf, DataLoader) for leaf in tree_leaves(list(data))):
         return False
@@ -118,14 +119,14 @@ def _is_one_batch(data: Sequence[Any], pairs: bool) -> bool:
 
 
 def _has_a_column_of_targets(tensors: Sequence[Tensor]) -> bool:
-    """Whether among tensors of one kind and length some are a single column, as targets of a regression are."""
+    """Whether some of the tensors, all of one kind and length, are a single column, as regression targets are."""
     lengths = {len(tensor) if tensor.ndim else None for tensor in tensors}
     are_columns = {tensor.shape[1:].numel() == 1 for tensor in tensors}
     return len(lengths) == 1 and len(are_columns) > 1
 
 
 def _family(part: Any) -> Any:
-    """Name what a part is; lists and tuples are alike, as are all mappings."""
+    """Return the type of a part, with lists and tuples as one type and all mappings as one type."""
     return next((family for family in (Tensor, Mapping) if isinstance(part, family)), _sequence_or_type(part))
 
 

@@ -1,4 +1,4 @@
-"""Where and in which precision candidates are scored, as Lightning names accelerators, devices and precisions."""
+"""Devices and precision for scoring candidates, with Lightning's names."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -20,7 +20,7 @@ AcceleratorName: TypeAlias = Literal["cpu", "gpu", "cuda", "mps", "auto"]
 Devices: TypeAlias = int | str | list[int]
 PrecisionName: TypeAlias = Literal["32-true", "64-true", "bf16-true", "16-true", "bf16-mixed", "16-mixed"]
 
-# As a trainer takes them, too.
+# A trainer takes the same values.
 PrecisionLike: TypeAlias = PrecisionName | Literal["64", "32", "16", "bf16", 64, 32, 16]
 
 _SHORT_PRECISIONS: dict[str, PrecisionName] = {
@@ -29,11 +29,11 @@ _SHORT_PRECISIONS: dict[str, PrecisionName] = {
     "16": "16-mixed",
     "bf16": "bf16-mixed",
 }
-# In Lightning's order: the first that is there is "auto".
+# In Lightning's order: "auto" means the first that is available.
 _ACCELERATORS: dict[str, type[Accelerator]] = {"mps": MPSAccelerator, "cuda": CUDAAccelerator, "cpu": CPUAccelerator}
 _MEANT_BY = {"auto": ("mps", "cuda", "cpu"), "gpu": ("mps", "cuda")}
-# What parameters and buffers are converted to. Lightning leaves a module as it is under "32-true" and "mixed", and
-# expects it in float32; here that is made sure, since the name stands in the result.
+# The dtypes that parameters and buffers are converted to. With "32-true" and "mixed", Lightning leaves a module as it
+# is and expects float32; here it is converted, because the result names the precision.
 _DTYPES: dict[PrecisionName, torch.dtype] = {
     "32-true": torch.float32,
     "64-true": torch.float64,
@@ -46,11 +46,11 @@ _DTYPES: dict[PrecisionName, torch.dtype] = {
 
 @dataclass(frozen=True)
 class Placement:
-    """Where and in which precision a candidate is scored; the default leaves it as it is built.
+    """The device and precision in which a candidate is scored; the default leaves it as it is built.
 
     Args:
-        devices: Those of one accelerator, of which the first is used, see `of_worker`; none for where it is built.
-        precision: As Lightning names it; None for that in which it is built.
+        devices: Devices of one accelerator; the first is used, see `of_worker`. Empty to score it where it is built.
+        precision: Lightning's name of the precision; None for that in which the candidate is built.
         channels_last: Whether images and the weights of convolutions are laid out with their channels last.
     """
 
@@ -60,28 +60,28 @@ class Placement:
 
     @property
     def accelerator(self) -> str | None:
-        """Kind of the devices; None for where a candidate is built."""
+        """Type of the devices; None if candidates are scored where they are built."""
         return self.devices[0].type if self.devices else None
 
     @property
     def kind(self) -> tuple[str | None, str | None, bool]:
-        """What numbers depend on: which of several devices of a kind it is, they do not."""
+        """The part that numbers depend on; they do not depend on the index of the device."""
         return self.accelerator, self.precision, self.channels_last
 
     def of_worker(self, worker_idx: int) -> "Placement":
-        """Choose the device of one of several workers: as many as there are devices share none."""
+        """Choose the device of one of several workers; up to one worker per device, none is shared."""
         return replace(self, devices=(self.devices[worker_idx % len(self.devices)],)) if self.devices else self
 
     def entered(self) -> AbstractContextManager[object]:
-        """Make the device the one that ``"cuda"`` means, as a trainer does."""
+        """Make the device the current CUDA device, as a trainer does."""
         return torch.cuda.device(self.devices[0]) if self.accelerator == "cuda" else nullcontext()
 
     def own(self, module: nn.Module) -> nn.Module:
-        """Give a module that `place` may write to: a copy, if it has anything to do."""
+        """Return a module that `place` may change: a copy, unless there is nothing to change."""
         return module if self._fits(module) else copied(module)
 
     def place(self, module: nn.Module) -> None:
-        """Move and convert a module, if it is not so already."""
+        """Move and convert a module if needed."""
         if self._fits(module):
             return
         wanted: dict[str, Any] = {}
@@ -94,7 +94,7 @@ class Placement:
         module.to(**wanted)
 
     def plugin(self, module: nn.Module) -> Precision | None:
-        """Make the plugin in which a trainer would run a placed module; None for that of its weights."""
+        """Return the precision plugin that a trainer would use for a placed module; None for that of its weights."""
         if self.precision is None:
             return None
         if self.precision in ("bf16-mixed", "16-mixed"):
@@ -105,7 +105,7 @@ class Placement:
         return DoublePrecision() if self.precision == "64-true" else Precision()
 
     def prepared(self, prepare: Callable[[Batch, int], Batch]) -> Callable[[Batch, int], Batch]:
-        """Lay out what prepares batches as the module is laid out."""
+        """Wrap a function that prepares batches, so that they have the module's memory layout."""
         if not self.channels_last:
             return prepare
         return lambda batch, batch_idx: map_tensors(_channels_last, prepare(batch, batch_idx))
@@ -126,12 +126,12 @@ AS_BUILT = Placement()
 
 
 def precision_name(precision: PrecisionLike | None, accelerator: str | None) -> PrecisionName | None:
-    """Return the full name of a precision that is given in short, as a trainer reads it.
+    """Return the full name for a short name of a precision, as a trainer reads it.
 
     Args:
-        precision: As given; what is no short name is returned as it is.
-        accelerator: Where it is for. On a CPU, 16 is ``"bf16-mixed"``, as it is for a trainer: autocast to float16 is
-            for GPUs only.
+        precision: The precision as given; anything but a short name is returned as it is.
+        accelerator: The accelerator it is for. On a CPU, 16 means ``"bf16-mixed"``, as it does to a trainer: autocast
+            to float16 is for GPUs only.
 
     Example:
         >>> precision_name("bf16", None), precision_name(16, "gpu"), precision_name(16, "cpu")
@@ -145,49 +145,51 @@ def precision_name(precision: PrecisionLike | None, accelerator: str | None) -> 
 
 
 def check_placement(accelerator: str | None, devices: Devices, precision: Any, channels_last: bool) -> None:
-    """Refuse what cannot be, whatever devices there are.
+    """Check the arguments without looking at the devices of this machine.
 
     Raises:
-        ValueError: If a name is none, devices are chosen without an accelerator, or there are none; or if an
+        ValueError: If a name is unknown, devices are given without an accelerator, no devices are chosen, or the
             accelerator cannot compute in the precision.
     """
     if accelerator not in (None, *get_args(AcceleratorName)):
-        raise ValueError(f"`accelerator` is {accelerator!r}; needed is None or one of {get_args(AcceleratorName)}.")
+        raise ValueError(f"Invalid accelerator={accelerator!r}: expected None or one of {get_args(AcceleratorName)}.")
     given, precision = precision, precision_name(precision, accelerator)
     if not (precision is None or isinstance(precision, str)) or precision not in (None, *get_args(PrecisionName)):
         names = ", ".join(f'"{name}"' for name in get_args(PrecisionName))
         raise ValueError(
-            f'Invalid precision={given!r}: expected None, one of {names}, or in short 64, 32, 16 or "bf16".'
+            f'Invalid precision={given!r}: expected None, one of {names}, or the short form 64, 32, 16 or "bf16".'
         )
     if not isinstance(channels_last, bool):
-        raise ValueError(f"`channels_last` is {channels_last!r}; needed is True or False.")
+        raise ValueError(f"Invalid channels_last={channels_last!r}: expected True or False.")
     if devices in (0, "0", []):
         raise ValueError(
-            f'`devices` is {devices!r}; needed is "auto", a number of devices, or a list of their indices.'
+            f'Invalid devices={devices!r}: expected "auto", a positive number of devices, or a list of device indices.'
         )
     if accelerator is None and devices != "auto":
         raise ValueError(
-            f'`devices` is {devices!r}, and of what is not said. Pass `accelerator="gpu"`, or leave it out.'
+            f'`devices={devices!r}` needs an accelerator. Pass `accelerator="gpu"` as well, or leave `devices` out.'
         )
     if precision == "16-mixed" and accelerator in (None, "cpu"):
         raise ValueError(
-            '`precision` is "16-mixed", which Lightning has on GPUs alone. Pass `accelerator="gpu"`, or take '
+            'Invalid precision="16-mixed": Lightning supports it only on GPUs. Pass `accelerator="gpu"`, or use '
             '"bf16-mixed".'
         )
     if precision == "64-true" and accelerator == "mps":
-        raise ValueError('`precision` is "64-true", which `mps` does not have. Take "32-true", or `accelerator="cpu"`.')
+        raise ValueError(
+            'Invalid precision="64-true": `mps` does not support it. Use "32-true", or `accelerator="cpu"`.'
+        )
 
 
 def trainers_precision(precision: str, accelerator: str | None) -> PrecisionName | None:
     """Choose the precision to score in from that of the trainer.
 
     Args:
-        precision: As the trainer names it.
+        precision: The trainer's name of its precision.
         accelerator: Where candidates are scored; see `placement_of`.
 
     Returns:
-        None, for that in which candidates are built, where the trainer leaves modules as they are, or has a precision
-        that candidates cannot be scored in.
+        The precision; None, for that in which candidates are built, if the trainer leaves modules as they are or has a
+        precision in which candidates cannot be scored.
 
     Example:
         >>> trainers_precision("bf16-mixed", None)
@@ -205,19 +207,19 @@ def trainers_precision(precision: str, accelerator: str | None) -> PrecisionName
 def placement_of(
     accelerator: AcceleratorName | None, devices: Devices, precision: PrecisionLike | None, channels_last: bool
 ) -> Placement:
-    """Find the devices that a user means among those that there are.
+    """Find the devices of this machine that the arguments mean.
 
     Args:
-        accelerator: As Lightning's trainer takes it; None for wherever a candidate is built.
-        devices: Likewise.
-        precision: Likewise; None for that in which a candidate is built.
+        accelerator: Accelerator, as for Lightning's trainer; None to score candidates where they are built.
+        devices: Devices, as for Lightning's trainer.
+        precision: Precision, as for Lightning's trainer; None for that in which a candidate is built.
         channels_last: See `Placement`.
 
     Raises:
-        RuntimeError: If there is no such accelerator.
-        MisconfigurationException: Lightning's, if there are not as many devices, or not these.
-        InvalidArgumentError: If the devices are none of this accelerator.
-        ValueError: As `check_placement` says.
+        RuntimeError: If the accelerator is not available.
+        MisconfigurationException: Lightning's own error, if there are fewer devices, or other ones.
+        InvalidArgumentError: If ``devices`` is not valid for this accelerator.
+        ValueError: See `check_placement`.
 
     Example:
         >>> placement_of("cpu", "auto", "bf16-mixed", channels_last=False).devices
@@ -230,15 +232,15 @@ def placement_of(
     found = next((name for name in _MEANT_BY.get(accelerator, (accelerator,)) if name in there), None)
     if found is None:
         raise RuntimeError(
-            f"`accelerator` is {accelerator!r}, and torch {torch.__version__} finds none; it has {', '.join(there)}. "
-            "Pass one of these, or None to score candidates where they are built."
+            f"Invalid accelerator={accelerator!r}: torch {torch.__version__} does not find it; available: "
+            f"{', '.join(there)}. Pass one of these, or None to score candidates where they are built."
         )
     check_placement(found, devices, precision, channels_last)
     kind = _ACCELERATORS[found]
     try:
         indices = kind.parse_devices(kind.auto_device_count() if devices == "auto" else devices)
     except TypeError as error:
-        raise InvalidArgumentError(f"Invalid devices={devices!r} of `{found}`: {error}") from None
+        raise InvalidArgumentError(f"Invalid devices={devices!r} for `{found}`: {error}") from None
     meant = kind.get_parallel_devices(indices)
     return Placement(tuple(dict.fromkeys(meant)), precision_name(precision, found), channels_last)
 

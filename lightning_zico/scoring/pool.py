@@ -1,7 +1,7 @@
-"""A pool of spawned processes: what takes its process down, hangs or eats the memory costs one result.
+"""A pool of spawned processes: an item that kills its process, hangs or fills the memory costs only its own result.
 
-Nothing here trusts a process that runs the code of others. It may close or fill its line, fork, stop or ignore signals,
-so no call waits for it without a limit, and what it starts ends with it (`warden`).
+Nothing here trusts a process that runs user code. It may close or fill its line, fork, stop or ignore signals, so no
+call waits for it without a limit, and the processes that it starts end with it (`warden`).
 """
 
 import gc
@@ -33,24 +33,24 @@ from lightning_zico.scoring.warden import ENDING_S, Warden, children, end_family
 T = TypeVar("T")
 R = TypeVar("R")
 
-# A forked process would inherit torch's threads and locks in whatever state they are.
+# A forked process would inherit torch's threads and locks in an unknown state.
 _CONTEXT = multiprocessing.get_context("spawn")
 
-# How often the memory of busy processes is looked at: page faults fill about 1 GB/s, so that a limit is passed by some
+# Interval for checking the memory of busy processes: page faults fill about 1 GB/s, so a limit is exceeded by about
 # 50 MB at most.
 _MEMORY_POLL_S = 0.05
-# How often busy processes are looked at in any case: a process that has ended hangs up, unless it left a child behind.
+# Interval for checking busy processes in any case: a process that has ended hangs up, unless it left a child behind.
 _LIFE_POLL_S = 0.5
-# How long a process that hung up is waited for, which normally is ending.
+# How long to wait for a process that hung up; normally it is ending.
 _HUNG_UP_S = 1.0
 _HUNG_UP_POLL_S = 0.02
 
-# What a candidate's result may take; a score card takes some kilobytes.
+# Maximum size of a candidate's result; a score card takes a few kilobytes.
 _MOST_ANSWERED = 100_000_000  # bytes
-_PART = 2**20  # bytes that are read at a time
+_PART = 2**20  # bytes to read at a time
 
-# Before each message to a worker: its length. Before each from one: the secret that it was started with, its process,
-# the task (0 before the first), whether it is to be replaced, and the length.
+# The header of a message to a worker is its length. The header of a message from a worker is the secret that it was
+# started with, its pid, the task (0 before the first), whether the worker should be replaced, and the length.
 _TO_WORKER = struct.Struct("!Q")
 _FROM_WORKER = struct.Struct("!16sIQ?Q")
 
@@ -60,7 +60,7 @@ _is_tainted = False
 
 @dataclass(frozen=True)
 class Outcome(Generic[R]):
-    """What came of an item: its result, or the reason why there is none; and how long that took, in seconds."""
+    """The outcome of an item: its result or an error, and the time it took, in seconds."""
 
     result: R | None
     error: str | None
@@ -70,13 +70,13 @@ class Outcome(Generic[R]):
 
 @dataclass(frozen=True)
 class Limits:
-    """What an item may take before its process is killed.
+    """Limits on an item; above them, its process is killed.
 
     Args:
-        timeout_s: Seconds; the start of the process, and its loading of the function, do not count.
-        memory_bytes: Resident memory, on top of what the process held before.
-        num_attempts: How often an item is tried whose process dies by itself, each time in a fresh process: the death
-            may have been another's doing, such as that of a system out of memory.
+        timeout_s: Time limit, in seconds, without the start of the process and its loading of the function.
+        memory_bytes: Limit on resident memory, in addition to what the process held before.
+        num_attempts: How often to try an item whose process dies by itself, each time in a new process. The item may
+            not be the cause; the system may be out of memory.
     """
 
     timeout_s: float | None = None
@@ -92,16 +92,16 @@ def outcomes(
     *,
     share_process: bool = True,
 ) -> Generator[tuple[T, Outcome[R]], None, None]:
-    """Call a function on items in other processes, and give what comes of each as it comes.
+    """Call a function on items in other processes, and yield each outcome when it is there.
 
-    All travels by cloudpickle, so that lambdas and what a script or a notebook defines can be sent.
+    Everything is sent with cloudpickle, so lambdas and objects defined in a script or a notebook can be sent.
 
     Args:
-        function: Sent once to each process.
-        items: Taken one at a time, when a process is free for it. One that cannot be sent has an error.
-        num_workers: How many processes there are at a time.
-        limits: Of each item.
-        share_process: Run one item after the other in a process, instead of each in one of its own.
+        function: The function to call; sent once to each process.
+        items: Items, taken one at a time when a process is free. An item that cannot be sent has an error as outcome.
+        num_workers: Number of processes at a time.
+        limits: Limits on each item.
+        share_process: Run items one after the other in a process, instead of each in a separate process.
 
     Yields:
         Item and outcome, in the order in which they finish. When the generator is closed, all processes end.
@@ -109,7 +109,7 @@ def outcomes(
     Raises:
         TypeError: If ``function`` cannot be sent.
         RuntimeError: If no process starts, or one cannot load ``function``.
-        CacheError: If that is what ``function`` raises: it is no item's fault.
+        CacheError: If ``function`` raises it, since that is not the item's fault.
     """
     setup = packed(function)
     tasks, again = map(Parcel, items), deque[Parcel[T]]()
@@ -140,8 +140,8 @@ def outcomes(
                     continue
                 if not any_started:
                     raise RuntimeError(
-                        f"No worker process starts: {outcome.error}; the reason may stand above. A script that uses "
-                        'processes needs what it does besides defining under `if __name__ == "__main__":`.'
+                        f"No worker process could be started: {outcome.error}; see the output above for the reason. In "
+                        'a script, put all code except definitions under `if __name__ == "__main__":`.'
                     )
                 busy.remove(worker)
                 if share_process and not worker.is_spent:
@@ -154,14 +154,14 @@ def outcomes(
                 else:
                     yield task.item, outcome
     finally:
-        with ExitStack() as ending:  # which goes on when Ctrl-C interrupts one of them
+        with ExitStack() as ending:  # runs all callbacks, even if Ctrl-C interrupts one
             ending.callback(warden.close)
             for worker in idle + busy:
                 ending.callback(worker.end)
 
 
 def packed(function: Callable[..., Any]) -> bytes:
-    """Make the message that a function is sent as.
+    """Pack a function into a message.
 
     Raises:
         TypeError: If it cannot be sent.
@@ -170,13 +170,13 @@ def packed(function: Callable[..., Any]) -> bytes:
         return cloudpickle.dumps(function)
     except Exception as raised:
         raise TypeError(
-            "What all worker processes need (batches, proxies, loss function, data module, callbacks) cannot be sent "
-            f"to them: {described(raised)}. Make it picklable, or score in this process."
+            "The data for worker processes (batches, proxies, loss function, data module, callbacks) cannot be "
+            f"pickled: {described(raised)}. Make it picklable, or score in this process."
         ) from raised
 
 
 class Parcel(Generic[T]):
-    """An item and the message that it is sent as, or what came of it if it cannot be sent."""
+    """An item and the message with it, or its outcome if it cannot be sent."""
 
     def __init__(self, item: T) -> None:
         self.item = item
@@ -191,7 +191,7 @@ class Parcel(Generic[T]):
 
 
 def answer(function: Callable[[Any], Any], message: bytes | bytearray) -> bytes:
-    """Call a function on the item in a message, and make the message of its outcome, to be read by `said_in`."""
+    """Call a function on the item in a message, and return a message with the outcome, for `said_in`."""
     start = time.monotonic()
     stage = "cannot be loaded in a worker process: "
     try:
@@ -206,7 +206,7 @@ def answer(function: Callable[[Any], Any], message: bytes | bytearray) -> bytes:
         return said
     except CacheError as raised:
         return pickle.dumps(CacheError(str(raised)))
-    except BaseException as raised:  # a KeyboardInterrupt is the item's own: workers ignore Ctrl-C
+    except BaseException as raised:  # the item itself raised a KeyboardInterrupt: workers ignore Ctrl-C
         seconds = time.monotonic() - start
         return pickle.dumps(Outcome[Any](None, stage + _reason(raised), traceback_of(raised), seconds))
 
@@ -219,23 +219,23 @@ def _reason(error: BaseException) -> str:
 
 
 def unloaded(error: BaseException) -> bytes:
-    """Make the message that a function cannot be loaded, to be read by `said_in`."""
+    """Return the message that a function cannot be loaded, for `said_in`."""
     return pickle.dumps(_reason(error))
 
 
 def not_loaded(reason: str) -> RuntimeError:
-    """Make the exception for a function that a worker cannot load."""
+    """Return the exception for a function that a worker cannot load."""
     return RuntimeError(
-        "A worker process cannot load what is to be scored with (batches, proxies, loss function, data "
-        f"module): {reason}. Put what it misses where other processes can import it."
+        "A worker process cannot load what scoring needs (batches, proxies, loss function, data "
+        f"module): {reason}. Move the missing code to where other processes can import it."
     )
 
 
 def said_in(message: bytes) -> Outcome[Any] | None:
-    """Read what a worker says: an outcome, or None if it waits for what comes next.
+    """Read a worker's message: an outcome, or None if the worker is ready for the next item.
 
     Raises:
-        RuntimeError: If it cannot load the function.
+        RuntimeError: If the worker cannot load the function.
         CacheError: If the cache failed.
     """
     try:
@@ -254,10 +254,10 @@ class _Frame(NamedTuple):
     """A message from a worker.
 
     Args:
-        pid: Of the process that says it.
-        task_idx: What it answers, from 1; 0 before any task.
-        is_last: Whether the worker is to be replaced.
-        message: For `said_in`.
+        pid: The pid of the process that sends it.
+        task_idx: The task that it answers, from 1; 0 before any task.
+        is_last: Whether the worker should be replaced.
+        message: The message for `said_in`.
     """
 
     pid: int
@@ -267,7 +267,7 @@ class _Frame(NamedTuple):
 
 
 class _Worker(Generic[T, R]):
-    """A process and the task that it is at. Nothing here waits for the process, whatever it does or leaves undone."""
+    """A process and its current task. Nothing here blocks on the process, whatever it does."""
 
     task: Parcel[T]
 
@@ -278,7 +278,7 @@ class _Worker(Generic[T, R]):
         self.line.setblocking(False)
         args = other_end, self.secret, self.mark, idx
         self.process = _CONTEXT.Process(target=_serve, args=args, daemon=True)
-        with other_end, _deaf_to_ctrl_c():  # closed, so that the line ends when the process does
+        with other_end, _deaf_to_ctrl_c():  # closed here, so that the line ends when the process does
             self.process.start()
         assert self.process.pid is not None
         self.pid = self.process.pid
@@ -290,7 +290,7 @@ class _Worker(Generic[T, R]):
         self._send(setup)
 
     def begin(self, task: Parcel[T]) -> None:
-        """Take a task, and send it as soon as the process is ready: until then, nothing is the task's doing."""
+        """Take a task, and send it when the process is ready; the task is not responsible for anything before."""
         self.task = task
         task.num_attempts += 1
         if self.is_ready:
@@ -298,14 +298,14 @@ class _Worker(Generic[T, R]):
 
     @property
     def events(self) -> int:
-        """What is waited for on the line."""
+        """The events to wait for on the line."""
         if self.hung_up < math.inf:
             return 0
         return selectors.EVENT_READ | (selectors.EVENT_WRITE if self.outgoing else 0)
 
     @property
     def patience(self) -> float:
-        """How long nobody needs to look at the process unless it says something, in seconds."""
+        """Seconds until the process must be checked again, unless it sends something."""
         patience = _LIFE_POLL_S if self.hung_up == math.inf else _HUNG_UP_POLL_S
         if self.is_ready and self.limits.memory_bytes is not None:
             patience = min(patience, _MEMORY_POLL_S)
@@ -314,17 +314,17 @@ class _Worker(Generic[T, R]):
         return patience
 
     def outcome(self) -> Outcome[R] | None:
-        """What came of the task; None as long as nothing did.
+        """Return the outcome of the task; None while there is none.
 
         Raises:
             RuntimeError: If the process cannot load the function.
             CacheError: If the cache failed.
         """
-        is_alive = self.process.is_alive()  # asked first, so that all that it said can be read
+        is_alive = self.process.is_alive()  # checked first, so that everything it sent can be read
         self._send_on()
         while (frame := self._heard()) is not None:
             if (frame.pid, frame.task_idx) != (self.pid, self.num_tasks):
-                continue  # a process that a candidate forked
+                continue  # sent by a process that a candidate forked
             said = said_in(frame.message)
             if said is not None:
                 self.is_spent = frame.is_last
@@ -336,20 +336,21 @@ class _Worker(Generic[T, R]):
             return self._failed(f"the process died ({ending(self.process.exitcode)}){tries}", may_be_others=True)
         if self._hears_others:
             return self._failed(
-                "its process sent something else than an answer. Write to no file descriptor that you did not open",
+                "its process sent something other than an answer. Do not write to file descriptors that you did not "
+                "open",
                 may_be_others=self.num_tasks > 1,
             )
         if time.monotonic() - self.hung_up > _HUNG_UP_S:
             return self._failed(
-                "its process cannot answer any more. Close no file descriptor that you did not open",
+                "its process can no longer answer. Do not close file descriptors that you did not open",
                 may_be_others=self.num_tasks > 1,
             )
         return self._over_limit() if self.is_ready else None
 
     def end(self) -> None:
-        """End the process and what it started; one that the system keeps from ending is left to the warden."""
+        """End the process and those it started; a process that the system keeps from ending is left to the warden."""
         end_family(self.pid, self.mark)
-        self.process.kill()  # one that has not begun to serve has no family
+        self.process.kill()  # a process that has not begun to serve has no family
         until = time.monotonic() + ENDING_S
         while (is_alive := self.process.is_alive()) and time.monotonic() < until:
             time.sleep(_HUNG_UP_POLL_S)
@@ -373,7 +374,7 @@ class _Worker(Generic[T, R]):
         self._send_on()
 
     def _send_on(self) -> None:
-        """Send as much as the process takes at the moment."""
+        """Send as much as the process accepts at the moment."""
         try:
             while self.outgoing:
                 part = self.outgoing.popleft()
@@ -382,11 +383,11 @@ class _Worker(Generic[T, R]):
                     self.outgoing.appendleft(part[num_sent:])
         except BlockingIOError:
             self.outgoing.appendleft(part)
-        except ConnectionError:  # what that means, `outcome` finds out
+        except ConnectionError:  # `outcome` finds the reason
             self.outgoing.clear()
 
     def _heard(self) -> _Frame | None:
-        """Take the next message; None if there is no whole one at the moment."""
+        """Return the next message; None if there is no complete one at the moment."""
         while not self._hears_others:
             size = _FROM_WORKER.size
             if len(self.incoming) >= size:
@@ -410,7 +411,7 @@ class _Worker(Generic[T, R]):
 
     @property
     def _hears_others(self) -> bool:
-        """Whether what comes next is no message of a worker."""
+        """Whether the next bytes are not a message from the worker."""
         return not self.secret.startswith(bytes(self.incoming[: len(self.secret)]))
 
     def _over_limit(self) -> Outcome[R] | None:
@@ -427,15 +428,15 @@ class _Worker(Generic[T, R]):
         """Give up on the process.
 
         Args:
-            reason: What the row says.
-            may_be_others: Whether it may be the doing of another than the task, which then is tried again.
+            reason: The reason in the candidate's row.
+            may_be_others: Whether something other than the task may be the cause; the task is then tried again.
         """
         self.is_spent, self.died = True, may_be_others
         return Outcome(None, reason, seconds=self._seconds)
 
 
 def _wait_for(workers: Sequence[_Worker[Any, Any]]) -> None:
-    """Wait until a worker says something or needs to be looked at."""
+    """Wait until a worker sends something or needs to be checked."""
     patience = min(worker.patience for worker in workers)
     with selectors.DefaultSelector() as selector:
         for worker in workers:
@@ -443,35 +444,35 @@ def _wait_for(workers: Sequence[_Worker[Any, Any]]) -> None:
                 selector.register(worker.line, worker.events)
         if selector.get_map():
             selector.select(patience)
-        else:  # nothing to wait for, which Windows refuses
+        else:  # nothing to wait for, which is an error on Windows
             time.sleep(patience)
 
 
 def retire_worker() -> None:
-    """Ask for a fresh process after the present task: this one's state could not be restored.
+    """Ask for a new process after the current task, because this one's state could not be restored.
 
-    Call it in a worker. Elsewhere it changes nothing.
+    Call it in a worker. Elsewhere it has no effect.
     """
     global _is_tainted
     _is_tainted = True
 
 
 def worker_idx() -> int:
-    """Tell how many-th of the workers that are there at a time this process is; 0 if it is none."""
+    """Return the index of this worker among those running at the same time; 0 if this process is not a worker."""
     return _worker_idx
 
 
 def ending(exitcode: int | None) -> str:
-    """Say how a process ended; a negative exit code is a signal's."""
+    """Describe how a process ended; a negative exit code is that of a signal."""
     name = f", {signal.Signals(-exitcode).name}" if exitcode is not None and exitcode < 0 else ""
     return f"exit code {exitcode}{name}"
 
 
 def resident_bytes(pid: int | None) -> int:
-    """Ask the system how much memory a process holds, in bytes; 0 if it has ended.
+    """Return the resident memory of a process, in bytes; 0 if it has ended.
 
     Args:
-        pid: Of the process; None for this one.
+        pid: The pid of the process; None for this one.
     """
     try:
         fields = Path(f"/proc/{pid or 'self'}/statm").read_text().split()
@@ -482,9 +483,9 @@ def resident_bytes(pid: int | None) -> int:
 
 @contextmanager
 def _deaf_to_ctrl_c() -> Iterator[None]:
-    """Let what is started ignore Ctrl-C from its first moment: while it imports, it would print a traceback.
+    """Let processes started in the body ignore Ctrl-C from the beginning; importing, they would print a traceback.
 
-    Only the main thread can see to that.
+    This works only in the main thread.
     """
     before = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or before is None:
@@ -501,7 +502,7 @@ def _serve(line: socket.socket, secret: bytes, mark: str, idx: int) -> None:
     """Load the function, then answer every item that comes on the line, until the other end is closed."""
     global _worker_idx
     _worker_idx = idx
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it too, and ends this process
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets it too, and ends this process
     lead_family(mark)
     line.setblocking(True)  # whatever `socket.setdefaulttimeout` was
     pid = os.getpid()
@@ -509,7 +510,7 @@ def _serve(line: socket.socket, secret: bytes, mark: str, idx: int) -> None:
     def say(task_idx: int, message: bytes, *, is_last: bool = False) -> None:
         line.sendall(_FROM_WORKER.pack(secret, pid, task_idx, is_last, len(message)) + message)
 
-    with suppress(EOFError, ConnectionError):  # so it goes when the parent is killed
+    with suppress(EOFError, ConnectionError):  # happens when the parent is killed
         setup = _received(line)
         try:
             function = pickle.loads(setup)
@@ -517,15 +518,15 @@ def _serve(line: socket.socket, secret: bytes, mark: str, idx: int) -> None:
             say(0, unloaded(raised))
             return
         del setup
-        # What is imported by now stays. To look through it, as a full collection does once in some twenty scores, takes
-        # longer than the score of a small network.
+        # Imported objects stay. A full collection, about once in twenty scores, would go through them, which takes
+        # longer than scoring a small network.
         gc.freeze()
         before = children()
         say(0, pickle.dumps(None))
         for task_idx in itertools.count(1):
             message = answer(function, _received(line))
             if os.getpid() != pid:
-                os._exit(0)  # forked by the candidate: its answer is the parent's to give
+                os._exit(0)  # forked by the candidate; the parent sends the answer
             say(task_idx, message, is_last=_is_tainted or outlived(before))
 
 

@@ -1,8 +1,8 @@
-"""What belongs to the whole process, kept as it was: no candidate reaches another through it.
+"""Keep the state of the whole process, so that no candidate affects another through it.
 
 A candidate that sets torch's default dtype, patches `torch.nn.functional.relu` or changes the working directory would
-change every number that comes after its own. `kept_process_state` stands around building and scoring: it notes all of
-that beforehand and puts back what differs.
+change every number after its own. `kept_process_state` wraps building and scoring: it records this state before and
+restores what differs afterwards.
 """
 
 import builtins
@@ -40,11 +40,11 @@ from lightning_zico.engine.undo import refill
 
 # Two candidates at once would see each other's switches, so the second thread waits.
 _ONE_AT_A_TIME = threading.RLock()
-# Replaces functions of torch when it is first used, and needs them.
+# torch's compiler replaces functions of torch when it is first used, and needs these replacements.
 _OF_COMPILER = ("torch._dynamo", "torch._inductor")
 _UNREADABLE = object()
 _ENVIRONMENT = "environment variables"
-# By which users, systems and tests end or interrupt a process.
+# Signals with which users, systems and tests end or interrupt a process.
 _SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK", "SIGALRM") if hasattr(signal, name)
 ]
@@ -56,9 +56,9 @@ class Switch(NamedTuple):
     """One setting of the process.
 
     Args:
-        name: As notes say it.
-        read: Gives the value, which can be compared.
-        write: Sets it.
+        name: Name in notes.
+        read: Function that returns the value, which can be compared.
+        write: Function that sets the value.
     """
 
     name: str
@@ -66,7 +66,7 @@ class Switch(NamedTuple):
     write: Callable[[Any], Any]
 
     def value(self) -> Any:
-        """Read the setting; a value that equals no other if that fails."""
+        """Read the setting; if that fails, return a value that equals no other."""
         try:
             return self.read()
         except Exception:
@@ -74,7 +74,7 @@ class Switch(NamedTuple):
 
 
 def autocasts() -> list[tuple[str, bool, torch.dtype]]:
-    """List for each kind of device whether autocast is on, and its dtype."""
+    """List for each device type whether autocast is on, and its dtype."""
     return [
         (kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind))
         for kind in ("cpu", "cuda")
@@ -90,7 +90,7 @@ def _set_autocasts(states: list[tuple[str, bool, torch.dtype]]) -> None:
 
 
 def _default_device() -> torch.device | None:
-    """Give what `torch.set_default_device` set in this thread; None for nothing."""
+    """Return the device set with `torch.set_default_device` in this thread; None if there is none."""
     context = getattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context", None)
     return None if context is None else context.device
 
@@ -116,7 +116,7 @@ def _set_anomaly_mode(state: tuple[bool, bool]) -> None:
 
 
 def _function_modes() -> list[Any]:
-    # That of the default device is a setting of its own, and always at the bottom.
+    # The mode of the default device is a separate setting, and always at the bottom.
     return [mode for mode in _get_current_function_mode_stack() if not isinstance(mode, DeviceContext)]
 
 
@@ -193,7 +193,7 @@ def _set_logging(levels: tuple[int, int]) -> None:
 
 
 def _set_filters(filters: list[Any]) -> None:
-    # Lists, whatever typeshed calls them; and Python remembers which warnings it has shown.
+    # The filters are a list, whatever typeshed calls them; and Python caches which warnings it has shown.
     refill(warnings.filters, filters)
     warnings._filters_mutated()  # type: ignore[attr-defined]
 
@@ -221,7 +221,7 @@ def _attention(kind: str) -> Switch:
     return Switch(f"{kind} attention", getattr(cuda, f"{kind}_sdp_enabled"), getattr(cuda, f"enable_{kind}_sdp"))
 
 
-# On which all numbers depend: they are in the key of a cached score.
+# Settings that all numbers depend on; they are in the key of a cached score.
 _OF_NUMBERS = (
     Switch("torch's default dtype", torch.get_default_dtype, torch.set_default_dtype),
     Switch("torch's default device", _default_device, torch.set_default_device),
@@ -234,7 +234,7 @@ _OF_NUMBERS = (
     _attribute(torch.utils.deterministic, "fill_uninitialized_memory"),
     *map(_attention, ("flash", "mem_efficient", "math", "cudnn")),
 )
-# On which the numbers of whoever changes them may depend.
+# Settings that may affect the numbers of the candidate that changes them.
 _OF_PASSES = (
     Switch("gradient mode", torch.is_grad_enabled, torch._C._set_grad_enabled),
     Switch("anomaly mode", _anomaly_mode, _set_anomaly_mode),
@@ -254,7 +254,7 @@ _OF_PYTHON = (
     Switch("warning filters", lambda: list(warnings.filters), _set_filters),
     *([Switch("alarm", _timer, _set_timer)] if hasattr(signal, "setitimer") else []),
 )
-# Global hooks, by what holds them. What torch notes of a hook besides stays when it is removed, and does nothing.
+# Tables of global hooks. Other records that torch keeps of a hook stay when it is removed, and have no effect.
 _HOOK_TABLES = {
     f"{owner.__name__}.{name}": table
     for owner in (hooks_of_modules, hooks_of_optimizers)
@@ -267,14 +267,14 @@ def switches() -> tuple[Any, ...]:
     """List the settings of the process that every number depends on, global hooks of modules included."""
     return (
         *(switch.value() for switch in _OF_NUMBERS),
-        torch.get_default_device(),  # that of a `with` block as well
+        torch.get_default_device(),  # also of a `with` block
         *(list(table.values()) for table in _HOOK_TABLES.values()),
     )
 
 
 @cache
 def _patchable() -> list[tuple[Any, list[str], Callable[[Any], tuple[Any, ...]]]]:
-    """List what candidates might replace functions of, the names of those functions, and what reads them at once."""
+    """List modules and classes whose functions candidates might replace, the functions' names, and a reader of all."""
     packages = [sys.modules[name] for name in ("lightning.pytorch", "pytorch_lightning") if name in sys.modules]
     owners: list[Any] = [torch, nn, nn.functional, nn.init, nn.utils, torch.linalg, torch.fft, torch.special]
     owners += [torch.autograd, torch.func, torch.optim, torch.cuda, torch.utils.data, np, np.random]
@@ -305,16 +305,16 @@ def _is_function(name: str, value: Any) -> bool:
 
 
 def _hides(owner: type, name: str) -> bool:
-    """Whether an attribute of a class stands before one of its bases."""
+    """Whether an attribute of a class overrides one of its bases."""
     return _is_function(name, vars(owner)[name]) and any(name in vars(base) for base in owner.__mro__[1:])
 
 
 class ProcessState:
-    """What of the process is noted, to be put back.
+    """The recorded state of the process, to be restored.
 
     Args:
-        keep_environment: Leave the environment variables as they are then, by which launchers of distributed training
-            find each other.
+        keep_environment: Do not restore environment variables, which launchers of distributed training use to find each
+            other.
     """
 
     def __init__(self, keep_environment: bool = False) -> None:
@@ -329,12 +329,12 @@ class ProcessState:
         self._interrupt: BaseException | None = None
 
     def changed(self) -> list[str]:
-        """Name what numbers depend on and is different from before."""
+        """List the settings that numbers depend on and that differ from before."""
         of_python = {switch.name for switch in _OF_PYTHON}
         return [name for name in self._different() if name not in of_python]
 
     def put_back(self) -> list[str]:
-        """Put back what is different from before, and name what that failed for."""
+        """Restore what differs from before, and list what could not be restored."""
         switched, hooked, replaced = list(self._switched()), self._hooked(), self._replaced()
         for switch, value in switched:
             with suppress(Exception):
@@ -363,7 +363,7 @@ class ProcessState:
         return [(table, hooks) for table, hooks in pairs if not (list(table) == list(hooks) and table == hooks)]
 
     def _replaced(self) -> list[tuple[Any, str, Any]]:
-        """List what functions stand in the place of others: owner, name, and what stood there; None for nothing."""
+        """List the functions that were replaced: owner, name, and the original function, or None if there was none."""
         found = [
             (owner, name, function)
             for (owner, names, read), functions in zip(_patchable(), self._functions, strict=True)
@@ -381,14 +381,14 @@ class ProcessState:
         return [each for each in found if not _is_of_compiler(vars(each[0]).get(each[1]))]
 
     def watch_signals(self) -> None:
-        """Note what the handlers of signals raise, such as a KeyboardInterrupt at Ctrl-C."""
+        """Record what signal handlers raise, such as a KeyboardInterrupt at Ctrl-C."""
         self._handlers = {number: signal.getsignal(number) for number in _SIGNALS}
         for number, handler in self._handlers.items():
             if callable(handler):
                 signal.signal(number, partial(self._handle, handler))
 
     def unwatch_signals(self) -> None:
-        """Put the handlers back; those that are not Python's stay."""
+        """Restore the handlers; those not installed from Python stay."""
         for number, handler in self._handlers.items():
             if handler is not None:
                 signal.signal(number, handler)
@@ -402,13 +402,13 @@ class ProcessState:
             raise
 
     def raise_interrupt(self) -> None:
-        """Raise what a handler of a signal raised: the user ended the ranking, and not a candidate."""
+        """Raise what a signal handler raised: the user, not a candidate, ended the ranking."""
         if self._interrupt is not None:
             raise self._interrupt
 
 
 def _is_profiled(step: Any, before: Any) -> bool:
-    """Whether it is the step of an optimizer, which torch wraps when the first one is made."""
+    """Whether a function is an optimiser's ``step``, which torch wraps when the first optimiser is created."""
     return getattr(step, "hooked", False) and getattr(step, "__wrapped__", None) is before
 
 
@@ -421,29 +421,29 @@ def _name_of(owner: Any) -> str:
 
 
 def is_tainted() -> bool:
-    """Whether something of this process was changed that could not be put back."""
+    """Whether something in this process was changed and could not be restored."""
     return _is_tainted
 
 
 @contextmanager
 def kept_process_state(keep_environment: bool = False) -> Iterator[ProcessState]:
-    """Put back what the body changes of the process; one thread at a time.
+    """Restore what the body changes in the process; only one thread at a time runs such a body.
 
-    Kept are torch's switches (default dtype and device, threads, precision, gradient, autocast, deterministic and
-    anomaly mode, backends, modes on its stacks), global hooks, functions of torch, Lightning, NumPy and Python that
-    were replaced, and of Python the working directory, environment variables, ``sys.path``, standard streams, the
-    garbage collector, the recursion limit, levels of logging, filters of warnings, handlers of signals and alarms.
-    Random numbers are kept by `preserved_rng`.
+    Restored are torch's switches (default dtype and device, threads, precision, gradient, autocast, deterministic and
+    anomaly mode, backends, modes on its stacks), global hooks, replaced functions of torch, Lightning, NumPy and
+    Python, and Python's working directory, environment variables, ``sys.path``, standard streams, garbage collector,
+    recursion limit, logging levels, warning filters, signal handlers and alarms. Random numbers are the task of
+    `preserved_rng`.
 
     Args:
         keep_environment: See `ProcessState`.
 
     Yields:
-        What was noted. The body may catch whatever a candidate raises: at the end, a KeyboardInterrupt that comes from
-        the user is raised once more.
+        The recorded state. The body may catch everything that a candidate raises: a KeyboardInterrupt that comes from
+        the user is raised again at the end.
 
     Raises:
-        BaseException: What a handler of a signal raised, such as a KeyboardInterrupt.
+        BaseException: The exception that a signal handler raised, such as a KeyboardInterrupt.
     """
     global _is_tainted
     with _ONE_AT_A_TIME:

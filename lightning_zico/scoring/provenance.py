@@ -1,4 +1,4 @@
-"""What numbers depend on, in plain values that a ranking and a search both write down."""
+"""Facts that numbers depend on, as plain values that rankings and searches record."""
 
 import platform
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from lightning_zico.scoring.choice import Used, lacking_of, trains
 
 
 def versions() -> dict[str, str]:
-    """Name the versions of this package and of what it stands on."""
+    """Return the versions of this package and of its main dependencies."""
     return {
         "lightning_zico": __version__,
         "lightning": lightning.__version__,
@@ -26,7 +26,7 @@ def versions() -> dict[str, str]:
 
 
 def reading(batches: Sequence[Batch]) -> dict[str, Any] | None:
-    """Tell how batches were read, where a loader had fewer than asked for; None where it had enough."""
+    """Return how batches were read if a loader had fewer than asked for; None if it had enough."""
     if not isinstance(batches, Reread):
         return None
     return {
@@ -38,13 +38,13 @@ def reading(batches: Sequence[Batch]) -> dict[str, Any] | None:
 
 
 def told(used: Used, named: Recipe, cards: Sequence[ScoreCard]) -> dict[str, Any]:
-    """Describe what ranked where a recipe was asked for.
+    """Describe the recipes that were used in place of the one that the user asked for.
 
     Args:
-        used: What was combined.
-        named: What the user asked for; those of its members that were not combined are ``dropped``.
-        cards: Of all candidates. ``lacking`` says which members of the recipe, or of a fallback that was passed by,
-            have no number for some of those that train, and the most frequent reason.
+        used: The recipes that were combined.
+        named: The recipe that the user asked for; its members that were not combined are ``dropped``.
+        cards: The cards of all candidates. ``lacking`` lists the members of the recipe, or of a fallback that was
+            skipped, without a number for some candidates that train, with the most frequent reason.
     """
     dropped = [name for name in named.members if name not in used.recipe.members]
     known: dict[str, Any] = {
@@ -70,6 +70,6 @@ def _lacking(member: str, cards: Sequence[ScoreCard]) -> dict[str, Any] | None:
             reasons.setdefault(card[member].error or "no number", []).append(card.name)
     if not reasons:
         return None
-    reason, names = max(reasons.items(), key=lambda item: len(item[1]))  # of equally frequent ones the first
+    reason, names = max(reasons.items(), key=lambda item: len(item[1]))  # the first of equally frequent ones
     count = sum(map(len, reasons.values()))
     return {"member": member, "reason": reason, "name": names[0], "count": count, "num_reasons": len(reasons)}

@@ -23,27 +23,27 @@ from lightning_zico.scoring.pool import Outcome, Parcel, answer, not_loaded, pac
 from lightning_zico.scoring.scorer import described
 from lightning_zico.scoring.work import Job, Work
 
-# How often a task is started again whose worker process or node is lost. On a cluster that happens through no fault of
-# the candidate more often than on one machine.
+# How often to restart a task whose worker process or node is lost. On a cluster, this happens without the candidate's
+# fault more often than on one machine.
 _MAX_RETRIES = 2
-# Tasks beyond those that run at once, so that no core waits for the next one to be sent.
+# Number of queued tasks in addition to the running ones, so that no core waits for the next task to be sent.
 _NUM_QUEUED = 2
 
 
 class RayExecutor:
-    """Runs jobs as tasks of a Ray cluster, which come back as they finish; lost ones are started again.
+    """Run jobs as tasks of a Ray cluster, and yield each when it finishes; lost tasks are restarted.
 
-    Batches and proxies are put into the object store once; candidates travel as factories, instances with their
-    weights. All nodes need this package and what the candidates import. A connection that is open is used and left
-    open. A cache stays on this machine, whichever node a task asks it from.
+    Batches and proxies are put into the object store once. Candidates are sent as factories, and instances with their
+    weights. All nodes need this package and everything that the candidates import. An open connection is used and left
+    open. A cache stays on this machine, whatever node a task runs on.
 
     Args:
-        address: Of the cluster, as `ray.init` takes it; None for an open connection, or else for a cluster on this
-            machine alone, which ends with the ranking.
-        num_cpus: Cores for a candidate, which is also the number of threads that it computes with.
-        num_gpus: Likewise GPUs; a fraction shares them.
-        timeout_s: What takes longer, building included, is ended: its row says so. Code that keeps Python's lock all
-            the time cannot be ended.
+        address: Address of the cluster, as for `ray.init`. None for the open connection; if there is none, for a
+            cluster on this machine only, which ends with the ranking.
+        num_cpus: Number of cores for a candidate, which is also the number of threads that it computes with.
+        num_gpus: Number of GPUs for a candidate; with a fraction, candidates share them.
+        timeout_s: Time limit per candidate, in seconds, including building. A candidate that takes longer is ended and
+            becomes a row with that reason. Code that never releases the GIL cannot be ended.
 
     Raises:
         ModuleNotFoundError: If Ray is not installed.
@@ -55,8 +55,8 @@ class RayExecutor:
     ) -> None:
         if not num_cpus > 0 or not num_gpus >= 0:
             raise ValueError(
-                f"`num_cpus` is {num_cpus!r} and `num_gpus` {num_gpus!r}; needed are a positive number of cores and at "
-                "least 0 GPUs for a candidate."
+                f"Invalid num_cpus={num_cpus!r}, num_gpus={num_gpus!r}: expected a positive number of cores and at "
+                "least 0 GPUs per candidate."
             )
         self.timeout_s = positive("timeout_s", timeout_s)
         _imported_ray()
@@ -65,7 +65,7 @@ class RayExecutor:
         self.num_gpus = num_gpus
 
     def run(self, works: Sequence[Work], jobs: Iterable[Job]) -> Generator[tuple[Job, ScoreCard], None, None]:
-        """Score each job's candidate by its work, and give each as it is finished.
+        """Score each job's candidate with its work, and yield each card when it is finished.
 
         Raises:
             RuntimeError: If the cluster has too few cores or GPUs for one candidate, or a node cannot load the works.
@@ -103,21 +103,22 @@ class RayExecutor:
                 ray.shutdown()
 
     def _window(self, ray: Any) -> int:
-        """How many jobs may be under way: as many as run at once, and a few more; nodes may come and go."""
+        """Return how many jobs may be submitted: those that can run now and a few more; nodes may come and go."""
         resources = ray.cluster_resources()
         num_running = resources.get("CPU", 0) // self.num_cpus
         if self.num_gpus:
             num_running = min(num_running, resources.get("GPU", 0) // self.num_gpus)
         if num_running < 1:
             raise RuntimeError(
-                f"A candidate is to have num_cpus={self.num_cpus} and num_gpus={self.num_gpus}; the cluster has "
-                f"{resources.get('CPU', 0):g} cores and {resources.get('GPU', 0):g} GPUs. Add a node, or ask for less."
+                f"Each candidate needs num_cpus={self.num_cpus} and num_gpus={self.num_gpus}, but the cluster has "
+                f"{resources.get('CPU', 0):g} cores and {resources.get('GPU', 0):g} GPUs. Add a node, or pass smaller "
+                "numbers."
             )
         return int(num_running) + _NUM_QUEUED
 
 
 class _Late:
-    """Remembers which tasks ran out of time, in an actor on the machine of the driver."""
+    """Record which tasks ran out of time, in an actor on the driver's machine."""
 
     def __init__(self) -> None:
         self._task_idxs: set[int] = set()
@@ -131,12 +132,12 @@ class _Late:
 
 @dataclass(frozen=True)
 class _TimeLimit:
-    """Ends the process of a task that takes too long. Ray starts the task again, which then asks whether it did.
+    """End the process of a task that takes too long. Ray restarts the task, which then checks whether it was too slow.
 
     Args:
-        seconds: How long a task may take.
+        seconds: Time limit of a task.
         late: Actor of a `_Late`.
-        task_idx: Which task this is the limit of.
+        task_idx: Index of the task with this limit.
     """
 
     seconds: float
@@ -144,7 +145,7 @@ class _TimeLimit:
     task_idx: int
 
     def outcome(self) -> Outcome[Any] | None:
-        """What came of the task if it took too long; None if it did not."""
+        """Return the outcome of the task if it took too long, else None."""
         if not _imported_ray().get(self.late.has.remote(self.task_idx)):
             return None
         return Outcome(None, f"took more than {self.seconds:g} s", seconds=self.seconds)
@@ -178,7 +179,7 @@ class _Keeper:
 
 @dataclass(frozen=True)
 class _CacheElsewhere:
-    """A cache that asks the actor that has it, from any node."""
+    """A cache that calls the actor that holds it, from any node."""
 
     keeper: Any
 
@@ -196,11 +197,11 @@ class _CacheElsewhere:
         except ray.exceptions.RayTaskError as raised:
             raise raised.cause from None
         except ray.exceptions.RayError as raised:
-            raise CacheError(f"The cache on the driver's machine cannot be asked: {_plain(raised)}.") from None
+            raise CacheError(f"The cache on the driver's machine cannot be reached: {_plain(raised)}.") from None
 
 
 def _made_here(ray: Any, kind: type) -> Any:
-    """Turn a class into one of actors on this machine."""
+    """Return a remote class whose actors run on this machine."""
     here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
         ray.get_runtime_context().get_node_id(), soft=False
     )
@@ -230,10 +231,10 @@ def _answered(scoring: bytes, message: bytes, limit: _TimeLimit | None) -> bytes
 def _outcome(ray: Any, ref: Any, limit: _TimeLimit | None, started: float) -> Outcome[Any]:
     try:
         outcome = said_in(ray.get(ref))
-        assert outcome is not None  # a task has nothing to wait for
+        assert outcome is not None  # a task never reports that it is ready for the next item
         return outcome
     except ray.exceptions.RayTaskError as raised:
-        if isinstance(raised.cause, Exception):  # no candidate's, which `answer` would have caught
+        if isinstance(raised.cause, Exception):  # not from a candidate, since `answer` catches those
             raise not_loaded(_plain(raised.cause)) from None
         reason = _plain(raised.cause)
     except ray.exceptions.WorkerCrashedError:
@@ -246,9 +247,9 @@ def _outcome(ray: Any, ref: Any, limit: _TimeLimit | None, started: float) -> Ou
 
 
 def _plain(error: BaseException) -> str:
-    """Put an exception in one line without the colours that Ray gives its messages."""
+    """Describe an exception in one line, without the colours of Ray's messages."""
     return re.sub(r"\x1b\[[0-9;]*m", "", described(error))
 
 
 def _imported_ray() -> Any:
-    return imported("ray", "`RayExecutor` needs Ray", "ray", otherwise="`ProcessExecutor` needs nothing.")
+    return imported("ray", "`RayExecutor` needs Ray", "ray", otherwise="`ProcessExecutor` needs no extra package.")

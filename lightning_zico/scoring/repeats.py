@@ -1,4 +1,4 @@
-"""Scores of several repeats: collected as they come in, made into one card a candidate."""
+"""Collect the scores of several repeats, and merge them into one card per candidate."""
 
 import statistics
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -23,27 +23,27 @@ from lightning_zico.zoo import ZooModel
 
 
 def read_repeats(data: Any, num_batches: int, repeats: int, *, seed: int = 0) -> list[list[Batch]]:
-    """Read the batches of every repeat, and tear a data module down; see `readings`."""
+    """Read the batches of every repeat, and tear down the data module, if any; see `readings`."""
     with TrainingData(data) as training_data:
         return [reading.batches for reading in readings(training_data, num_batches, repeats, seed=seed)]
 
 
 def readings(data: TrainingData, num_batches: int, repeats: int, *, seed: int = 0) -> list[Reading]:
-    """Read the batches of every repeat, all at once: they are few, and a wrong number is an error before any scoring.
+    """Read the batches of all repeats at once, since they are few and a wrong number then fails before any scoring.
 
     Args:
-        data: A data module and loaders are read anew for every repeat, under its own seed; the data module is set up
-            once per repeat, and stays as the last one left it. An iterable of batches, which knows no seed, is read on:
-            it must give ``repeats`` times ``num_batches`` of them.
-        num_batches: Of each repeat.
-        repeats: How many.
-        seed: Of the first repeat; repeat r has ``seed + r``.
+        data: The data. A data module and loaders are read again for every repeat, with its own seed; the data module
+            is set up once per repeat, and stays as the last repeat left it. An iterable of batches, which a seed does
+            not affect, is read further: it must give ``repeats`` times ``num_batches`` batches.
+        num_batches: Number of batches in each repeat.
+        repeats: Number of repeats.
+        seed: The seed of the first repeat; repeat r has ``seed + r``.
 
     Returns:
         The batches by repeat, with their loader.
 
     Raises:
-        TooFewBatchesError: If the data gives too few.
+        TooFewBatchesError: If the data gives too few batches.
         IdenticalBatchesError: If all repeats have the same batches.
     """
     loaders = any(isinstance(leaf, DataLoader) for leaf in tree_leaves(data.data))
@@ -54,28 +54,29 @@ def readings(data: TrainingData, num_batches: int, repeats: int, *, seed: int = 
             batches, loader = data.read(num_batches * repeats, seed=seed)
         except TooFewBatchesError as error:
             raise TooFewBatchesError(
-                f"An iterable of batches cannot be shuffled, so that {repeats} repeats of {num_batches} batches need "
-                f"{num_batches * repeats}. Give as many, or a DataLoader that shuffles. {error}"
+                f"An iterable of batches cannot be shuffled, so {repeats} repeats of {num_batches} batches need "
+                f"{num_batches * repeats} batches. Pass that many, or a DataLoader that shuffles. {error}"
             ) from error
         starts = range(0, len(batches), num_batches)
         by_repeat = [Reading(batches[start : start + num_batches], loader) for start in starts]
     if all_equal([reading.batches for reading in by_repeat]):
         raise IdenticalBatchesError(
-            f"All {repeats} repeats have the same batches: the data is not shuffled, or by a generator of its own, "
-            f"which no seed reaches. Shuffle without one, or give a list of {num_batches * repeats} batches."
+            f"All {repeats} repeats have the same batches: the data is not shuffled, or it is shuffled with its own "
+            "generator, which the seed does not affect. Shuffle without a generator, or pass a list of "
+            f"{num_batches * repeats} batches."
         )
     return by_repeat
 
 
 class Tally:
-    """Cards by candidate, in the order of the offer, and by repeat.
+    """Cards by candidate, in the order they were offered, and by repeat.
 
     Args:
-        choice: What is computed and combined.
-        repeats: How many repeats a candidate may have; with one, cards stay as they are.
+        choice: The proxies to compute and the recipes to combine.
+        repeats: Maximum number of repeats of a candidate; with one, cards stay as they are.
 
     Attributes:
-        num_of_a_zoo: How many come from a zoo.
+        num_of_a_zoo: Number of candidates from a zoo.
     """
 
     def __init__(self, choice: Choice, repeats: int) -> None:
@@ -87,11 +88,11 @@ class Tally:
         self.num_of_a_zoo = 0
 
     def jobs(self, candidates: Iterable[Candidate], repeats: Iterable[int]) -> Iterator[Job]:
-        """Make the jobs of one candidate after the other, so that each is needed only once; one that failed is let be.
+        """Yield all jobs of one candidate before the next; a candidate that failed gets no further jobs.
 
         Args:
-            candidates: Taken one at a time.
-            repeats: Their numbers.
+            candidates: Candidates, taken one at a time.
+            repeats: Indices of the repeats.
         """
         for candidate in candidates:
             if candidate.name not in self._cards:
@@ -107,29 +108,29 @@ class Tally:
 
     @property
     def num_instances(self) -> int:
-        """How many candidates were offered as modules, and keep their weights."""
+        """Number of candidates that were offered as modules, and keep their weights."""
         return len(self._built)
 
     def add(self, job: Job, card: ScoreCard) -> list[ScoreCard]:
-        """Keep a card, in whatever order they come.
+        """Store a card; cards may come in any order.
 
         Returns:
-            All cards of the candidate that are there, by repeat.
+            All cards of the candidate so far, by repeat.
         """
         cards = self._cards[job.candidate.name]
         cards[job.repeat_idx] = card
         return _by_repeat(cards)
 
     def place(self, name: str) -> int:
-        """Tell as how many-th a candidate was offered, from 0."""
+        """Return the position of a candidate in the order they were offered, from 0."""
         return self._places[name]
 
     def cut(self, most: int, *, least: int = 1) -> None:
-        """Forget what an unfinished round gave, so that those that are left can be compared.
+        """Drop the cards of an unfinished round, so that the remaining cards can be compared.
 
         Args:
-            most: Repeats that are kept of a candidate, the first ones.
-            least: Who has fewer of these, and has not failed, is forgotten.
+            most: Maximum number of repeats to keep of a candidate; the first ones are kept.
+            least: A candidate with fewer repeats than that is dropped, unless it failed.
         """
         kept = {}
         for name, cards in self._cards.items():
@@ -141,32 +142,32 @@ class Tally:
     def merged(self) -> list[ScoreCard]:
         """Combine recipes in each repeat, and average.
 
-        A recipe has one number a repeat, as a proxy has: its members' scores of that repeat, combined over all
-        candidates. Its score is the mean of these numbers. Averaging the members first and combining then would give a
-        score without repeats, of which nothing says how sure it is; and the mean of a heavy-tailed member would hang on
-        its largest value, which in ranks is one rank.
+        Like a proxy, a recipe has one number per repeat: its members' scores in that repeat, combined over all
+        candidates. Its score is the mean of these numbers. Averaging the members first and then combining them would
+        give a score without repeats, whose uncertainty is unknown; and the mean of a heavy-tailed member would depend
+        on its largest value, which counts only as one rank when ranks are averaged.
 
-        Who left a race stands in later repeats with the scores of its last one, so that a rank is always that among
-        all candidates: among those still left alone, it would be another number with each who leaves.
+        A candidate that left a race keeps its last scores in later repeats, so that a rank is always a rank among all
+        candidates. Otherwise, ranks would change whenever a candidate leaves.
 
         Returns:
-            One card a candidate, in the order of the offer.
+            One card per candidate, in the order they were offered.
         """
         if self.repeats == 1:
             return self._combined([cards[0] for cards in self._cards.values()], self.used())
         return [_averaged(cards) for cards in self._in_repeats().values()]
 
     def uncertainty(self, rank_by: str, *, seed: int = 0) -> dict[str, Row]:
-        """Say how sure each candidate's place is; those that cannot be ranked are left out.
+        """Compute the uncertainty of each candidate's rank; candidates that cannot be ranked are left out.
 
         Args:
             rank_by: Name of the score that decides.
-            seed: Of the bootstrap.
+            seed: The seed of the bootstrap.
 
         Returns:
-            The columns, by candidate. For one that left a race the interval of its rank is that of the moment when it
-            left, among those who had come as far; whether it is the best, or tied, was not asked any more. Repeats that
-            are equal because the weights are say nothing.
+            The columns, by candidate. For a candidate that left a race, the interval of its rank is that at the moment
+            when it left, among those that had come as far; whether it is the best, or tied, is None. Repeats that are
+            equal because the weights are equal give no uncertainty.
         """
         said: dict[str, Row] = {}
         in_repeats = self._in_repeats()
@@ -184,13 +185,13 @@ class Tally:
         return said
 
     def num_with_same_weights(self) -> int:
-        """Count the factories that made the same weights in all repeats."""
+        """Count the factories that built the same weights in all repeats."""
         return sum(_have_same_weights(cards.values()) for name, cards in self._cards.items() if name not in self._built)
 
     def equal_repeats(self, rank_by: str) -> list[str]:
-        """Name the candidates whose scores are equal in all repeats because their weights are.
+        """List the candidates whose scores are equal in all repeats because their weights are equal.
 
-        What counts weights or operations is the same in all repeats for everybody, and as sure as it looks.
+        Counts of weights or operations are excluded: they are equal in all repeats for every candidate, and certain.
         """
         if set(self.choice.read_by(rank_by)[0]) <= {*BASELINES, "prior"}:
             return []
@@ -204,16 +205,16 @@ class Tally:
         ]
 
     def used(self) -> dict[str, Used]:
-        """Find what takes the named recipes' places, once for all repeats, from all candidates."""
+        """Choose the recipes to use in place of the named ones, once for all repeats, from all candidates."""
         first = self.settled()
         return {recipe.name: used_among(first, recipe) for recipe in self.choice.recipes.values()}
 
     def settled(self) -> list[ScoreCard]:
-        """List the first card of each candidate; what failed in one repeat has failed in it."""
+        """List the first card of each candidate; a score that failed in any repeat counts as failed."""
         return [row[0] for row in self._rows().values()]
 
     def _rows(self) -> dict[str, list[ScoreCard]]:
-        """List each candidate's cards by repeat; what failed in one repeat has failed in all."""
+        """List each candidate's cards by repeat; a score that failed in one repeat counts as failed in all."""
         rows = {name: _by_repeat(cards) for name, cards in self._cards.items()}
         return rows if self.repeats == 1 else {name: _settled(row) for name, row in rows.items()}
 
@@ -247,17 +248,17 @@ def raced(
 
     Args:
         candidates: As for `ZeroShotSelector.rank`.
-        tally: Empty; holds all cards afterwards.
+        tally: An empty tally; it holds all cards afterwards.
         rank_by: Name of the score that decides.
-        score: Scores candidates in the repeats of these numbers, and adds the cards to the tally.
-        top_k: How many of the first are wanted.
-        seed: Of the bootstrap behind the rank intervals.
+        score: Function that scores candidates in the repeats with these indices, and adds the cards to the tally.
+        top_k: How many of the first candidates are wanted.
+        seed: The seed of the bootstrap for the rank intervals.
 
     Returns:
-        All candidates, in the order of the offer.
+        All candidates, in the order they were offered.
 
     Raises:
-        TypeError: If they are an iterator of built modules.
+        TypeError: If the candidates are an iterator of built modules.
     """
     kept: list[Candidate] = []
     num_scored = 1  # repeats that every contender has
@@ -290,19 +291,19 @@ def raced(
 
 
 def _keeping(candidates: Candidates, kept: list[Candidate]) -> Iterator[Candidate]:
-    """Keep every candidate, since a race comes back to it."""
+    """Yield every candidate and keep it, since a race scores it again."""
     for candidate in iterate_candidates(candidates):
         if isinstance(candidates, Iterator) and isinstance(candidate.build, Built):
             raise TypeError(
-                f"`race=True` comes back to candidates, and would hold all modules of a {type(candidates).__name__} in "
-                f"memory; '{candidate.name}' is one. Offer factories, or a list of the modules."
+                f"`race=True` scores candidates again, so it would hold all modules of the {type(candidates).__name__} "
+                f"in memory, such as '{candidate.name}'. Offer factories, or a list of the modules."
             )
         kept.append(candidate)
         yield candidate
 
 
 def directed_repeats(card: ScoreCard, name: str, choice: Choice) -> list[float] | None:
-    """List a candidate's scores in all repeats so that higher is better; None where there are none to rank by."""
+    """List a candidate's scores in all repeats, negated if lower is better; None if it cannot be ranked by them."""
     if choice.directed(card, name) is None:
         return None
     return [value if choice.higher_is_better(name) else -value for value in card[name].repeats]
@@ -322,16 +323,17 @@ def _have_same_weights(cards: Collection[ScoreCard]) -> bool:
 
 
 def _settled(cards: list[ScoreCard]) -> list[ScoreCard]:
-    """Let what failed in one repeat have failed in all: a mean over the others would not be comparable.
+    """Mark a score that failed in one repeat as failed in all, because a mean over the others is not comparable.
 
     Args:
-        cards: Of one candidate, by repeat.
+        cards: The cards of one candidate, by repeat.
 
     Returns:
-        As many cards; what is not usable has the reason of the first repeat in which it was not.
+        As many cards, or one if the candidate itself failed. A failed score has the reason of the first repeat in which
+        it failed.
     """
     failed = next((idx for idx, card in enumerate(cards) if _cannot_rank(card)), None)
-    if failed is not None:  # the repeats before it could say nothing more
+    if failed is not None:  # the repeats before it add nothing
         return [_told(cards[failed], failed)]
     errors: dict[str, str] = {}
     for idx, card in enumerate(cards):
@@ -345,7 +347,7 @@ def _settled(cards: list[ScoreCard]) -> list[ScoreCard]:
 
 
 def _told(card: ScoreCard, repeat_idx: int) -> ScoreCard:
-    """Name in a card's reasons the repeat."""
+    """Add the repeat to a card's reasons."""
     return replace(
         card,
         scores={
@@ -363,11 +365,11 @@ def _with_repeat(error: str, repeat_idx: int) -> str:
 
 
 def _averaged(cards: Sequence[ScoreCard]) -> ScoreCard:
-    """Make one card of those of all repeats; reasons are the same in all of them."""
+    """Merge the cards of all repeats into one; reasons are the same in all of them."""
     first = cards[0]
     scores = {name: _mean([card[name] for card in cards]) for name in first}
     if _have_same_weights(cards):
-        # Of no deviation follows no certainty where nothing was drawn anew; counts are sure at any rate.
+        # With the same weights, a deviation of zero does not mean certainty; counts are certain in any case.
         unsure = [name for name, score in scores.items() if score.std_error == 0 and name not in (*BASELINES, "prior")]
         scores |= {name: replace(scores[name], std_error=None) for name in unsure}
     return replace(first, scores=scores, seconds=sum(card.seconds for card in cards))
@@ -385,7 +387,7 @@ def _mean(scores: Sequence[Score]) -> Score:
         first,
         value=statistics.fmean(values),
         seconds=seconds,
-        # A layer that gave nothing in a repeat added nothing to the value.
+        # A layer without a value in a repeat added nothing to the score.
         layers={layer: statistics.fmean(score.layers.get(layer, 0.0) for score in scores) for layer in layers},
         std_error=standard_error(values),
         repeats=values,

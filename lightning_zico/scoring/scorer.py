@@ -1,4 +1,4 @@
-"""Score one candidate: its failures become data, a wrong call an exception."""
+"""Score one candidate: its failures become part of the card; a wrong call raises."""
 
 import math
 import time
@@ -42,7 +42,7 @@ from lightning_zico.scoring.placement import AS_BUILT, Placement
 from lightning_zico.scoring.process_state import kept_process_state
 from lightning_zico.trainers import DEFAULT_SETTINGS, TrainerSettings, TrainingLoader
 
-# How a card's `untrainable` begins where the module raised something; what it raised follows.
+# Prefix of a card's `untrainable` if the module raised an exception; the exception follows.
 STEP_FAILS = "untrainable: its training step fails: "
 
 
@@ -64,38 +64,40 @@ def score(
     """Score one model on some batches, and leave it bit-identical.
 
     Args:
-        model: A LightningModule, whose ``training_step`` gives the loss, or with ``loss_fn`` or ``step`` any module. It
-            is scored on the device it is on.
-        batches: What a loader yields, any nest of tensors; at least two for proxies that compare gradients.
-        proxies: Names (see `list_proxies`), `Proxy` objects, ``"default"`` or another recipe for its members, or
-            ``"all"``.
+        model: A LightningModule, whose ``training_step`` returns the loss, or any module with ``loss_fn`` or ``step``.
+            It is scored on the device it is on.
+        batches: Batches as a loader yields them, with tensors nested in any way; at least two for proxies that compare
+            gradients.
+        proxies: Names (see `list_proxies`), `Proxy` objects, ``"default"`` or another recipe to compute its members,
+            or ``"all"``.
         loss_fn: ``(outputs, targets) -> mean loss`` for batches ``(inputs, targets)``, instead of ``training_step``.
         step: ``(module, batch, batch_idx) -> mean loss`` for any batches, instead of ``training_step``: for manual
             optimisation, several optimisers, GANs, and plain modules with several inputs. It runs where
             ``training_step`` would: ``module.trainer`` works and ``module.log`` is silent.
         axis: What varies between two gradients: ``"batch"``, the published ZiCo, or ``"sample"``. They are different
-            numbers. Per sample, every tensor and list of samples is cut; what is the same for all is passed on whole.
-        chunk_size: Per sample: how many samples to differentiate at once; None for all of a batch, ``"auto"`` for as
-            many as fit the memory.
-        seed: Of dropout and other randomness in the model.
-        datamodule: The data module of the batches. Its transfer hooks run, if it overrides them; it is not set up here.
-        trainer: The trainer that is to train the model: ``training_step`` then sees its settings, such as
+            numbers. Per sample, every tensor and list of samples is split; values shared by all samples are passed
+            whole.
+        chunk_size: With ``axis="sample"``: how many samples to differentiate at once; None for a whole batch,
+            ``"auto"`` for as many as fit in memory.
+        seed: The seed of dropout and other randomness in the model.
+        datamodule: The data module of the batches. Its transfer hooks run if it overrides them; it is not set up here.
+        trainer: The trainer that will train the model: ``training_step`` then sees its settings, such as
             ``max_epochs`` (see `TrainerSettings`). It is only read. None for Lightning's defaults.
         blocks: Names of the submodules that are the network's blocks, for proxies that look at blocks; None to find
             them.
-        num_samples: Samples of a batch, or a function that counts them in a batch as it is given; None to read them
-            from the batch (`engine.samples.num_samples`). MACs and other numbers per sample need it where fields of a
-            batch differ in length and nothing tells which one counts samples.
+        num_samples: Number of samples in a batch, or a function that counts them in a batch as given; None to read it
+            from the batch (`engine.samples.num_samples`). MACs and other numbers per sample need it if the fields of a
+            batch differ in length and nothing shows which one counts samples.
 
     Returns:
-        A card with one `Score` a proxy. What the model does wrong stands in ``card["zico"].error``.
+        A card with one `Score` per proxy. If the model fails, the reason is in ``card["zico"].error``.
 
     Raises:
-        UnknownNameError: If there is neither a proxy nor a recipe of a name.
+        UnknownNameError: If a name is neither a proxy nor a recipe.
         TooFewBatchesError: If a proxy needs more gradients than the batches give.
-        IdenticalBatchesError: If all batches are the same, so that gradients cannot vary.
-        TypeError: If ``model`` is no module, ``batches`` a loader or a single batch, or an argument is not what it
-            should be.
+        IdenticalBatchesError: If all batches are the same, so gradients cannot vary.
+        TypeError: If ``model`` is not a module, ``batches`` is a loader or a single batch, or another argument has the
+            wrong type.
         ValueError: If both ``loss_fn`` and ``step`` are given, or another argument is out of range.
 
     Example:
@@ -109,11 +111,11 @@ def score(
     """
     if isinstance(batches, DataLoader) or (is_datamodule(batches) and not isinstance(batches, type)):
         raise TypeError(
-            f"`batches` is {type(batches).__name__}; needed are the batches themselves, such as "
-            "`list(itertools.islice(loader, 2))`. `ZeroShotSelector` reads loaders and data modules."
+            f"Invalid batches: a {type(batches).__name__}; expected the batches themselves, such as "
+            "`list(itertools.islice(loader, 2))`. To pass a loader or a data module, use `ZeroShotSelector`."
         )
     if not isinstance(model, nn.Module):
-        raise TypeError(f"`model` is {model!r}; needed is a module, built.")
+        raise TypeError(f"Invalid model={model!r}: expected an instance of a module.")
     check_data(batches, name="batches", pairs=loss_fn is not None)
     batches = list(batches)
     resolved = chosen(proxies).proxies
@@ -147,24 +149,24 @@ def score(
 
 
 def check_axis(axis: Axis) -> None:
-    """Refuse an axis that does not exist.
+    """Validate ``axis``.
 
     Raises:
         ValueError: If it is neither ``"batch"`` nor ``"sample"``.
     """
     if axis not in get_args(Axis):
-        raise ValueError(f"`axis` is {axis!r}; needed is one of {get_args(Axis)}.")
+        raise ValueError(f"Invalid axis={axis!r}: expected one of {get_args(Axis)}.")
 
 
 def check_batches(
     batches: Sequence[Batch], proxies: Sequence[Proxy], axis: Axis, num_samples: NumSamples | None = None
 ) -> None:
-    """Refuse batches that no candidate could be scored on.
+    """Check that candidates can be scored on the batches.
 
     Raises:
         TooFewBatchesError: If they give fewer gradients than a proxy needs.
-        IdenticalBatchesError: If per-batch gradients are to vary and all batches are the same.
-        ValueError: If ``num_samples`` returns something else than a positive int for one of them.
+        IdenticalBatchesError: If a proxy compares gradients between batches and all batches are the same.
+        ValueError: If ``num_samples`` returns anything but a positive int for one of them.
     """
     stated = [stated_samples(batch, num_samples) for batch in batches]
     needed = max(proxies, key=lambda proxy: proxy.min_gradients)
@@ -173,33 +175,33 @@ def check_batches(
         counts = [
             counted_samples(batch) if count is None else count for batch, count in zip(batches, stated, strict=True)
         ]
-        # Where a batch does not tell its samples, a candidate's pass may.
+        # If the samples of a batch cannot be counted, a candidate's forward pass may show them.
         given = sum(count or least for count in counts) if axis == "sample" else len(batches)
-        unit, way_out = ("samples", "Give more of them") if axis == "sample" else ("batches", "Raise `num_batches`")
+        unit, way_out = ("samples", "Pass more samples") if axis == "sample" else ("batches", "Raise `num_batches`")
         if given < least:
             raise TooFewBatchesError(f"`{needed.name}` needs at least {least} {unit}; got {given}. {way_out}.")
     if isinstance(batches, Reread) and batches.are_copies:
-        return  # the training step may draw what varies; `score_checked` asks it
+        return  # the training step may be random; `score_checked` checks that
     if needed.min_gradients > 1 and axis == "batch" and all_equal(batches):
         raise IdenticalBatchesError(
             f"All {len(batches)} batches are the same, so no gradient can vary and `{needed.name}` is not defined. "
-            "Shuffle, or take batches of different samples."
+            "Shuffle the data, or pass batches with different samples."
         )
 
 
 def check_variation(probe: Probe, proxy: Proxy) -> None:
-    """Check that gradients vary between batches that are copies of one; a loader may have one batch only.
+    """Check that gradients can vary if all batches are copies of one, because the loader has only one batch.
 
     Raises:
-        IdenticalBatchesError: If the proxy compares gradients between batches, and the training step draws nothing at
-            random, so that all gradients are equal up to rounding.
+        IdenticalBatchesError: If the proxy compares gradients between batches, and the training step is not random, so
+            all gradients are equal up to rounding.
     """
     is_compared = proxy.min_gradients > 1 and probe.axis == "batch"
     if is_compared and isinstance(probe.batches, Reread) and probe.batches.are_copies and not probe.draws:
         raise IdenticalBatchesError(
-            "the training data has one batch, which holds the same samples whenever it is read, and the training step "
-            f"draws nothing at random, so no gradient varies between batches and `{proxy.name}` is not defined. Use "
-            'smaller batches or `axis="sample"`, or rank by proxies that need one batch, as the default recipe does.'
+            "the training data has only one batch, with the same samples each time it is read, and the training step "
+            f"is not random, so no gradient varies between batches and `{proxy.name}` is not defined. Use smaller "
+            'batches or `axis="sample"`, or rank by proxies that need only one batch, as the default recipe does.'
         )
 
 
@@ -222,24 +224,24 @@ def score_checked(
     budget: Budget | None = None,
     num_samples: NumSamples | None = None,
 ) -> ScoreCard:
-    """Score a model whose batches were checked; nothing that the model does wrong is raised.
+    """Score a model on checked batches; the model's failures are recorded in the card, not raised.
 
     Args:
-        name: Of the candidate.
-        model: As for `score`, as are the others.
-        batches: Checked by `check_batches`.
-        proxies: In the order in which they are computed.
+        name: Name of the candidate.
+        model: See `score`.
+        batches: Batches that `check_batches` has checked.
+        proxies: Proxies, in the order in which they are computed.
         loss_fn: See `score`.
         step: See `score`.
         axis: See `score`.
         chunk_size: See `score`.
         seed: See `score`.
-        placement: Where the model is put, in which precision; it is written to, if it is not there already.
+        placement: The device and precision that the model is moved and converted to, in place.
         datamodule: See `score`.
-        settings: Of the trainer that the model sees.
-        loader: That the trainer shows; None for one with these batches.
+        settings: Settings of the trainer that the model sees.
+        loader: The loader that the trainer shows; None for one with these batches.
         blocks: See `score`.
-        budget: A candidate above it is not scored.
+        budget: Limits on cost; a candidate above it is not scored.
         num_samples: See `score`.
     """
     start = time.perf_counter()
@@ -294,7 +296,7 @@ def score_checked(
                 untrainable = _why_unranked(failure, is_own_step=loss_fn is None and step is None)
             if untrainable is None and bridge.refused is not None:
                 untrainable = f"untrainable: {' '.join(bridge.refused.split())}"
-    except BaseException as raised:  # of a user's own Ctrl-C, `kept_process_state` thinks
+    except BaseException as raised:  # `kept_process_state` raises the user's own Ctrl-C again
         error, traceback = described(raised), traceback_of(raised)
     seconds = time.perf_counter() - start
     if error is not None:
@@ -303,7 +305,7 @@ def score_checked(
 
 
 def _why_unranked(failure: Exception, *, is_own_step: bool) -> str:
-    """Say of what a step has raised who raised it: a candidate is called untrainable if it is its own module."""
+    """Return why a candidate whose step failed has no rank; it is untrainable if its own module raised the error."""
     if blamed(failure) is not None:
         return str(failure) if isinstance(failure, ZiCoError) else described(failure)
     if isinstance(failure, UnsupportedModuleError):
@@ -315,24 +317,24 @@ def measured(proxy: Proxy, probe: Probe, precision: str | None) -> Score:
     """Measure one proxy; an exception or a number that is not finite becomes the score's error.
 
     Args:
-        proxy: To measure.
-        probe: Its candidate.
-        precision: What the user asked for, for the record.
+        proxy: The proxy to measure.
+        probe: The probe of the candidate.
+        precision: The precision that the user asked for, for the record.
     """
     start = time.perf_counter()
     try:
         result = probe.past_skipped(lambda: proxy.measure(probe))
         measurement = result if isinstance(result, Measurement) else Measurement(float(result))
         if not math.isfinite(measurement.value):
-            raise NonFiniteError(f"`{proxy.name}` is {measurement.value}, which no ranking can use.")
+            raise NonFiniteError(f"`{proxy.name}` is {measurement.value}, so it cannot be ranked.")
     except Exception as raised:
         if isinstance(raised, NoGradientError):
             probe.doubt()
-        # Of what does not apply the reason says all, and many candidates with many texts would fill the memory.
+        # For "not applicable", the reason is enough; tracebacks of many candidates would fill the memory.
         traceback = None if isinstance(raised, NotApplicableError) else traceback_of(raised)
         reason = described(raised)
         if isinstance(raised, TooFewBatchesError) and probe.skipped_batches:
-            reason += f" Of {len(probe.batches)} batches, training passes over {probe.skipped_batches}."
+            reason += f" Training skips batches {probe.skipped_batches} of {len(probe.batches)}."
         return Score(proxy.name, None, reason, time.perf_counter() - start, traceback=traceback)
     parameter = next(iter(probe.module.parameters()), None)
     where: dict[str, Any] = (
@@ -357,11 +359,11 @@ def measured(proxy: Proxy, probe: Probe, precision: str | None) -> Score:
 
 
 def described(error: BaseException) -> str:
-    """Put an exception in one line: its kind and its message, or the line of code that raised it without one.
+    """Describe an exception in one line: its type and its message, or else the line of code that raised it.
 
-    Named is what of the user's has raised it, if that is not the module that is scored.
+    If the user's code other than the scored module raised it, such as a callback, the line begins with its name.
     """
     kind = NOT_APPLICABLE if isinstance(error, NotApplicableError) else type(error).__name__
     said = f"{kind}: {meaning_of(error)}".rstrip(": ")
-    name = None if isinstance(error, ZiCoError) else blamed(error)  # ours say it themselves
+    name = None if isinstance(error, ZiCoError) else blamed(error)  # this package's own errors name it themselves
     return said if name is None else f"{name} raised {said}"

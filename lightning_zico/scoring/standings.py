@@ -1,4 +1,4 @@
-"""A ranking beside the trivial ones: how far it is theirs, and what is left of it without them."""
+"""Compare a ranking with those by the trivial baselines, and remove a baseline's part from it."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,7 +10,7 @@ from lightning_zico.scoring.choice import Choice
 
 
 def standings_of(cards: Sequence[ScoreCard], rank_by: str, choice: Choice) -> list[float | None]:
-    """Number the places from the last up, as the leaderboard ranks: who has more repeats stayed longer in a race."""
+    """Number the places from the last up, in the leaderboard's order: more repeats, as in a race, come first."""
     scores = [choice.directed(card, rank_by) for card in cards]
     keys = [None if s is None else (len(card[rank_by].repeats), s) for card, s in zip(cards, scores, strict=True)]
     places = {key: float(place) for place, key in enumerate(sorted({key for key in keys if key is not None}))}
@@ -20,7 +20,7 @@ def standings_of(cards: Sequence[ScoreCard], rank_by: str, choice: Choice) -> li
 def with_controlled(
     cards: Sequence[ScoreCard], standings: Sequence[float | None], rank_by: str, baseline: str
 ) -> list[ScoreCard]:
-    """Add to cards what is left of the ranking when a baseline's part is taken out."""
+    """Add the column ``controlled`` to cards: the part of the ranking that a baseline does not explain."""
     residuals = size_controlled(standings, [card[baseline].value for card in cards])
     added = []
     for card, residual in zip(cards, residuals, strict=True):
@@ -33,7 +33,7 @@ def agreement_with_baselines(cards: Sequence[ScoreCard], standings: Sequence[flo
     """Compare a ranking with that by each trivial baseline, on the candidates that have both.
 
     Returns:
-        Kendall's tau by baseline; None where it is not defined.
+        Kendall's tau by baseline; None if it is not defined.
     """
     taus = {}
     for name in BASELINES:

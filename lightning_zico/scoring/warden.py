@@ -1,6 +1,6 @@
-"""Ends worker processes with all that they started, also when the process that started them is killed.
+"""End worker processes and everything that they started, even if the process that started them is killed.
 
-A `Warden` runs this file in a small process of its own, without this package: it imports the standard library alone.
+A `Warden` runs this file in a small separate process, without this package: it imports only the standard library.
 """
 
 import ctypes
@@ -18,17 +18,17 @@ from typing import NamedTuple
 
 _PROC = Path("/proc")
 _VARIABLE = "LIGHTNING_ZICO_WORKER"
-_SIGKILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # on Windows, that is how to end a process at once
+_SIGKILL = getattr(signal, "SIGKILL", signal.SIGTERM)  # on Windows, this ends a process at once
 _PR_SET_CHILD_SUBREAPER = 36  # from linux/prctl.h
 
-# How long the end of killed processes is waited for: no longer than it takes to free a large memory, because one that
+# How long to wait for killed processes to end: long enough to free a large memory, but limited, because a process that
 # is stuck in a system call may never end.
 ENDING_S = 10.0
 _POLL_S = 0.01
-# How often the warden looks whether its parent is still there. The end of its input tells it at once, unless another
-# process has inherited the other end.
+# Interval for checking whether the warden's parent is still there. Normally its input ends when the parent ends, unless
+# another process has inherited the other end.
 _PARENT_POLL_S = 1.0
-# What a candidate started and told to stop, such as workers of a loader, takes a moment to end.
+# Processes that a candidate started and told to stop, such as workers of a loader, take a moment to end.
 _LEAVING_S = 0.5
 
 
@@ -45,22 +45,22 @@ class _Process(NamedTuple):
 
 
 def new_mark() -> str:
-    """Make the mark by which a worker and what it started are recognised: as long as Linux lets a name be."""
+    """Return a mark that identifies a worker and the processes it started; Linux allows no longer process names."""
     return f"zico-{secrets.token_hex(5)}"
 
 
 def lead_family(mark: str) -> None:
-    """Make this process the head of all that it will start, whatever that does: leave its session, or its parent."""
+    """Make this process the leader of all processes that it will start, even if they leave its session or parent."""
     if hasattr(os, "setsid"):
         os.setsid()
     if sys.platform == "linux":
-        os.environ[_VARIABLE] = mark  # what is executed has this
-        Path("/proc/self/comm").write_text(mark)  # and what is forked this
+        os.environ[_VARIABLE] = mark  # executed processes have this
+        Path("/proc/self/comm").write_text(mark)  # forked processes have this
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # orphans become children of this process
 
 
 def children() -> set[int]:
-    """Living children of this process; none where the system does not tell, which Linux alone does."""
+    """Return the living children of this process; on systems other than Linux, the set is empty."""
     found = set[int]()
     for task in Path("/proc/self/task").glob("*/children"):
         with suppress(OSError):  # a thread that has ended
@@ -69,7 +69,7 @@ def children() -> set[int]:
 
 
 def outlived(before: set[int]) -> bool:
-    """Whether a child process that was not there before is still there, after the moment that it takes to end."""
+    """Whether a child process that was not there before is still alive after a moment to end."""
     until = time.monotonic() + _LEAVING_S
     while children() - before:
         if time.monotonic() > until:
@@ -79,12 +79,12 @@ def outlived(before: set[int]) -> bool:
 
 
 def end_family(leader: int, mark: str) -> None:
-    """Kill a worker and all that it started, and wait until they have ended, `ENDING_S` at most.
+    """Kill a worker and everything it started, and wait until they have ended, at most `ENDING_S`.
 
-    Elsewhere than on Linux, what a worker started is found by its process group alone, and on Windows not at all.
+    On systems other than Linux, only processes in the worker's process group are found, and on Windows none.
     """
     if sys.platform != "linux":
-        with suppress(OSError):  # it has ended, or leads no group
+        with suppress(OSError):  # it has ended, or is not the leader of a group
             os.killpg(leader, _SIGKILL) if hasattr(os, "killpg") else os.kill(leader, _SIGKILL)
         return
     until = time.monotonic() + ENDING_S
@@ -96,7 +96,7 @@ def end_family(leader: int, mark: str) -> None:
 
 
 def _family(leader: int, mark: str) -> set[int]:
-    """Living processes that a worker started, and itself: those of its session, those marked, and their children."""
+    """Return a worker and the living processes it started: its session, those with its mark, and their children."""
     living = [process for process in _processes() if process.is_alive]
     found = {p.pid for p in living if p.session == leader or p.name == mark or _was_executed_by(mark, p.pid)}
     while more := {p.pid for p in living if p.parent in found} - found:
@@ -111,7 +111,7 @@ def _processes() -> Iterator[_Process]:
 
 
 def _look_up(pid: int) -> _Process | None:
-    """Look up a process; None if it has ended."""
+    """Return a process by its pid, or None if it has ended."""
     try:
         text = (_PROC / f"{pid}/stat").read_text(errors="replace")
     except OSError:
@@ -129,10 +129,10 @@ def _was_executed_by(mark: str, pid: int) -> bool:
 
 
 class Warden:
-    """A process that ends the workers of this one, should this one end first.
+    """A process that ends the workers of this process if this one ends first.
 
     Args:
-        executable: Of Python.
+        executable: Path of the Python executable.
     """
 
     def __init__(self, executable: str | bytes) -> None:
@@ -141,17 +141,17 @@ class Warden:
         self._process = self._started()
 
     def watch(self, leader: int, mark: str) -> None:
-        """Take a worker into care."""
+        """Watch a worker."""
         self._families[leader] = mark
         self._tell(f"{leader} {mark}")
 
     def forget(self, leader: int) -> None:
-        """Leave a worker alone, which has ended."""
+        """Stop watching a worker that has ended."""
         del self._families[leader]
         self._tell(f"{leader}")
 
     def close(self) -> None:
-        """End the warden, and before it those in its care."""
+        """End the watched workers, then the warden."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         try:
@@ -177,7 +177,7 @@ class Warden:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             bufsize=0,
-            start_new_session=True,  # what a terminal sends does not reach it
+            start_new_session=True,  # signals from a terminal do not reach it
         )
 
 

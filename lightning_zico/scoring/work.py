@@ -1,4 +1,4 @@
-"""What there is to do in a ranking: works, one a repeat, and jobs, one a candidate and repeat."""
+"""Units of work in a ranking: a `Work` per repeat, and a `Job` per candidate and repeat."""
 
 import copy
 import time
@@ -27,22 +27,22 @@ from lightning_zico.trainers import DEFAULT_SETTINGS, TrainerSettings, TrainingL
 
 @dataclass(frozen=True)
 class Work:
-    """What scoring a candidate needs besides the candidate itself; the same for all candidates of a repeat.
+    """Everything that scoring needs except the candidate; the same for all candidates of a repeat.
 
     Args:
-        batches: Checked by `scorer.check_batches`.
-        proxies: In the order in which they are computed.
+        batches: Batches that `scorer.check_batches` has checked.
+        proxies: Proxies, in the order in which they are computed.
         loss_fn: See `scorer.score`.
         axis: See `scorer.score`.
         chunk_size: See `scorer.score`.
-        seed: Of the weights that factories draw, and of dropout.
-        datamodule: The data module of the batches, set up; its transfer hooks run, if it overrides them.
-        budget: A candidate above it is not scored.
-        placement: Where and in which precision candidates are scored.
+        seed: The seed of the weights that factories draw, and of dropout.
+        datamodule: The data module of the batches, set up; its transfer hooks run if it overrides them.
+        budget: Limits on cost; a candidate above it is not scored.
+        placement: The device and precision in which candidates are scored.
         step: See `scorer.score`.
-        num_samples: See `scorer.score`; a candidate's own is taken instead.
-        settings: Of the trainer that candidates see.
-        loader: Of the batches; None for a loader of exactly these.
+        num_samples: See `scorer.score`; a candidate's own value takes precedence.
+        settings: Settings of the trainer that candidates see.
+        loader: The loader of the batches; None for a loader of exactly these.
     """
 
     batches: Sequence[Batch]
@@ -61,23 +61,23 @@ class Work:
 
     @property
     def names(self) -> list[str]:
-        """Of the proxies."""
+        """Names of the proxies."""
         return [proxy.name for proxy in self.proxies]
 
     def build(self, candidate: Candidate) -> nn.Module:
         """Build a candidate under the seed.
 
         Raises:
-            TypeError: If its factory makes something else than a module.
+            TypeError: If its factory returns something other than a module.
         """
         with preserved_rng(self.seed):
             model: Any = candidate.build()
         if not isinstance(model, nn.Module):
-            raise TypeError(f"'{candidate.name}' built a {type(model).__name__}; needed is a module.")
+            raise TypeError(f"'{candidate.name}' built a {type(model).__name__}: expected a module.")
         return model
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the trainer that a data module is attached to out of what is sent to other processes."""
+        """Return the state to pickle, without the trainer that the data module is attached to."""
         state = dict(vars(self))
         if getattr(self.datamodule, "trainer", None) is not None:
             state["datamodule"] = copy.copy(self.datamodule)
@@ -85,9 +85,9 @@ class Work:
         return state
 
     def score(self, candidate: Candidate) -> ScoreCard:
-        """Build a candidate, score it and let it go; whatever it does wrong stands in the card.
+        """Build a candidate, score it and release it; failures are recorded in the card.
 
-        What it changes of the process, such as torch's default dtype, is put back, and named in the card.
+        Changes that it makes to the process, such as torch's default dtype, are undone and named in the card.
 
         Returns:
             The card; its seconds include building.
@@ -100,7 +100,7 @@ class Work:
     def _scored(self, candidate: Candidate, state: ProcessState) -> ScoreCard:
         """Build and score a candidate.
 
-        What a factory makes is moved and converted itself, and of a module that was offered built a copy.
+        A factory's module is moved and converted itself; a module that was offered built is copied first.
         """
         start = time.perf_counter()
         stage, weights = "does not build", None
@@ -133,16 +133,16 @@ class Work:
                 num_samples=self.num_samples if candidate.num_samples is None else candidate.num_samples,
             )
         if card.traceback is not None and torch.cuda.is_initialized():
-            torch.cuda.empty_cache()  # what an out-of-memory leaves in pieces, the next candidate gets whole
+            torch.cuda.empty_cache()  # memory is fragmented after an out-of-memory error
         return replace(card, seconds=time.perf_counter() - start, weights=weights)
 
 
 class Job(NamedTuple):
-    """One candidate to be scored in one repeat.
+    """One candidate to score in one repeat.
 
     Args:
-        candidate: What to score.
-        repeat_idx: Which of the works to score it by.
+        candidate: The candidate to score.
+        repeat_idx: Index of the work to score it with.
     """
 
     candidate: Candidate
@@ -150,18 +150,17 @@ class Job(NamedTuple):
 
 
 class Executor(Protocol):
-    """Runs jobs, wherever that is; the scores are the same numbers."""
+    """Runs jobs somewhere; the scores are the same everywhere."""
 
     def run(self, works: Sequence[Work], jobs: Iterable[Job]) -> Generator[tuple[Job, ScoreCard], None, None]:
-        """Score each job's candidate by its work.
+        """Score each job's candidate with its work.
 
         Args:
-            works: By ``repeat_idx``.
-            jobs: Taken one at a time, and never many more than are being run, so that a generator's candidates are not
-                all alive.
+            works: Works, indexed by ``repeat_idx``.
+            jobs: Jobs, taken one at a time, and never many more than are running, so that a generator's candidates are
+                not all alive at once.
 
         Yields:
-            Each job with its card as it is finished, in any order. When the generator is closed, what still runs is
-            stopped.
+            Each job with its card when it is finished, in any order. Closing the generator stops the running jobs.
         """
         ...

@@ -425,7 +425,7 @@ def test_split_parameters_are_refused_before_training() -> None:
             "Invalid num_batches=0: expected .*at least 1",
         ),
         ({"every_n_epochs": 0}, ValueError, "Invalid every_n_epochs=0"),
-        ({"axis": "layer"}, ValueError, "`axis` is 'layer'"),
+        ({"axis": "layer"}, ValueError, "Invalid axis='layer'"),
         ({"chunk_size": 0}, ValueError, "`chunk_size` is 0"),
         ({"std_of": "squared"}, ValueError, "`std_of` is 'squared'"),
         ({"parameters": "*.weight"}, TypeError, "`parameters` is the string"),

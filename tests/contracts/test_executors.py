@@ -198,7 +198,7 @@ def test_proxies_that_workers_cannot_load_are_a_wrong_call(executor: Executor) -
             return int, ("x",)
 
     selector = ZeroShotSelector(executor=executor, loss_fn=Unloadable())
-    with pytest.raises(RuntimeError, match=r"cannot load what is to be scored with.*ValueError: invalid literal") as e:
+    with pytest.raises(RuntimeError, match=r"cannot load what scoring needs.*ValueError: invalid literal") as e:
         selector.rank([Classifier], make_batches())
     assert str(e.value).isprintable()
 

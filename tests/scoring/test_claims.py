@@ -170,7 +170,7 @@ def test_a_file_of_ours_with_other_tables_than_ours_is_refused_as_it_is(statemen
         for statement in statements:
             connection.execute(statement)
     before = path.read_bytes()
-    with pytest.raises(CacheError, match="left as it is"):
+    with pytest.raises(CacheError, match="It was not changed"):
         SQLiteCache(path)
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == ["scores.db"]

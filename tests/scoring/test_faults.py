@@ -346,12 +346,12 @@ def _level() -> int:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"executor": "threads"}, 'needed is None, "processes", or an executor'),
-        ({"executor": 5}, "`executor` is 5"),
-        ({"executor": ProcessExecutor}, "`executor` is <class .*ProcessExecutor'>; needed is"),
+        ({"executor": "threads"}, 'expected None, "processes", or an executor'),
+        ({"executor": 5}, "Invalid executor=5"),
+        ({"executor": ProcessExecutor}, "Invalid executor=<class .*ProcessExecutor'>: expected"),
         ({"timeout_s": 5}, 'Pass `executor="processes"`'),
         ({"timeout_s": 5, "executor": ProcessExecutor(1)}, r"`ProcessExecutor\(timeout_s=...\)`"),
-        ({"timeout_s": 0, "executor": "processes"}, "`timeout_s` is 0; needed is a positive number"),
+        ({"timeout_s": 0, "executor": "processes"}, "Invalid timeout_s=0: expected a positive number"),
     ],
 )
 def test_executors_and_timeouts_that_make_no_sense_are_refused(arguments: Any, message: str) -> None:

@@ -283,15 +283,15 @@ def test_a_module_that_cannot_be_copied_is_a_row_with_its_reason_and_its_factory
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"accelerator": "tpu"}, "`accelerator` is 'tpu'"),
+        ({"accelerator": "tpu"}, "Invalid accelerator='tpu'"),
         ({"precision": "transformer-engine"}, "Invalid precision='transformer-engine'"),
         ({"precision": "8"}, "Invalid precision='8'"),
-        ({"precision": "16-mixed"}, "on GPUs alone"),
-        ({"precision": "16-mixed", "accelerator": "cpu"}, "on GPUs alone"),
-        ({"precision": "64-true", "accelerator": "mps"}, "`mps` does not have"),
-        ({"devices": 2}, "of what is not said"),
-        ({"accelerator": "cpu", "devices": 0}, "`devices` is 0"),
-        ({"channels_last": "yes"}, "`channels_last` is 'yes'"),
+        ({"precision": "16-mixed"}, "only on GPUs"),
+        ({"precision": "16-mixed", "accelerator": "cpu"}, "only on GPUs"),
+        ({"precision": "64-true", "accelerator": "mps"}, "`mps` does not support it"),
+        ({"devices": 2}, "`devices=2` needs an accelerator"),
+        ({"accelerator": "cpu", "devices": 0}, "Invalid devices=0"),
+        ({"channels_last": "yes"}, "Invalid channels_last='yes'"),
     ],
     ids=str,
 )
@@ -306,10 +306,10 @@ def test_an_accelerator_that_is_not_there_is_one_error_before_anything_is_built(
     for accelerator in (CUDAAccelerator, MPSAccelerator):
         monkeypatch.setattr(accelerator, "is_available", staticmethod(lambda: False))
     for name in ("gpu", "cuda", "mps"):
-        with pytest.raises(RuntimeError, match=f"`accelerator` is '{name}', and .* it has cpu"):
+        with pytest.raises(RuntimeError, match=f"Invalid accelerator='{name}': .* available: cpu"):
             selector(accelerator=name).rank([lambda: pytest.fail("was built")], make_batches())
     assert placement_of("auto", "auto", None, channels_last=False).devices == (torch.device("cpu"),)
-    with pytest.raises(ValueError, match="on GPUs alone"):
+    with pytest.raises(ValueError, match="only on GPUs"):
         selector(accelerator="auto", precision="16-mixed").rank([Classifier], make_batches())
 
 

@@ -334,7 +334,7 @@ def test_a_pipe_is_no_file_and_nobody_waits_for_it(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(StorageError, match="it is no file"):
         trials_in_file(tmp_path / "pipe")
-    with pytest.raises(CacheError, match="it is no file"):
+    with pytest.raises(CacheError, match="it is not a file"):
         SQLiteCache(tmp_path / "pipe")
 
 
