@@ -49,7 +49,7 @@ def check_chunk_size(chunk_size: ChunkSize) -> None:
         ValueError: If it is neither None, nor ``"auto"``, nor a positive number.
     """
     if not (chunk_size is None or chunk_size == "auto" or (isinstance(chunk_size, int) and chunk_size > 0)):
-        raise ValueError(f"`chunk_size` is {chunk_size!r}; needed is None, 'auto', or a positive number of samples.")
+        raise ValueError(f"Invalid chunk_size={chunk_size!r}: expected None, 'auto', or a positive number of samples.")
 
 
 # Share of the free memory that `chunk_size="auto"` plans with. The rest is for what the plan does not see:
@@ -290,7 +290,7 @@ class _Task:
             gradients, losses = over_samples(self.scored, self._others(), buffers, tensors)
         if losses.requires_grad:
             # The copies require no gradient, so that the loss depends on something else that does.
-            raise RuntimeError("The loss depends on parameters that are not reached through the module tree.")
+            raise RuntimeError("The loss depends on parameters that do not belong to the module tree.")
         return GradientChunk(_owned(gradients), losses)
 
     def _loop_over(self, samples: slice) -> GradientChunk:
@@ -316,8 +316,8 @@ class _Task:
         # What such a checkpoint runs again in the backward pass, no mode sees: it would use the sample's statistics.
         if self.batch_norm.statistics and isinstance(loss, Tensor) and has_reentrant_checkpoint(loss):
             raise ZiCoError(
-                "Per sample, batch normalisation takes the statistics of the whole batch, which a checkpoint with "
-                '`use_reentrant=True` would forget. Use `axis="batch"`, or switch checkpointing off for scoring.'
+                "Per-sample gradients use the batch normalisation statistics of the whole batch, which a checkpoint "
+                'with `use_reentrant=True` loses. Use `axis="batch"`, or switch checkpointing off for scoring.'
             )
         return loss
 
@@ -460,7 +460,7 @@ class _BatchNormConstants:
             mean, variance = next(remaining, (None, None))
             if mean is None:
                 raise ZiCoError(
-                    "Per sample, batch normalisation ran more often than on the whole batch, so its statistics are not "
+                    "Batch normalisation ran more often on a sample than on the whole batch, so its statistics are not "
                     'known. Use `axis="batch"`, or a `BatchNorm` layer instead of `F.batch_norm`.'
                 )
             return F.batch_norm(**arguments | {"running_mean": mean, "running_var": variance, "training": False})

@@ -42,7 +42,7 @@ def own_if_lazy(module: nn.Module) -> nn.Module:
         return copied(module)
     except Exception as error:
         raise UnsupportedModuleError(
-            f"{type(module).__name__} has lazy modules, which are initialised on a copy, and it cannot be copied. Run "
+            f"{type(module).__name__} has lazy modules, which are initialised on a copy, but it cannot be copied. Run "
             "one batch through it first."
         ) from error
 
@@ -79,7 +79,7 @@ def initialise_on_first(
         else:
             return
     raise UnsupportedModuleError(
-        f"Training passes over all {len(batches)} batches, so that lazy parameters get no sizes: {'; '.join(reasons)}."
+        f"The training step skips all {len(batches)} batches, so lazy parameters get no sizes: {'; '.join(reasons)}."
     )
 
 
@@ -110,7 +110,7 @@ def initialise(module: nn.Module, run: Callable[[], object], seed: int) -> None:
         skipped = error
     except Exception as error:
         raise UnsupportedModuleError(
-            f"The training step fails on the first batch, so that lazy parameters get no sizes: {in_words(error)}"
+            f"The training step fails on the first batch, so lazy parameters get no sizes: {in_words(error)}"
         ) from error
     finally:
         with torch.no_grad():
@@ -124,8 +124,8 @@ def initialise(module: nn.Module, run: Callable[[], object], seed: int) -> None:
             if skipped is not None:
                 raise skipped
             raise UnsupportedModuleError(
-                f"Parameter '{name}' is lazy, and the training step does not run the module that it belongs to, so its "
-                "size is not known. Build that module with its sizes, or remove it."
+                f"Parameter '{name}' is lazy, and the training step does not run its module, so its size is not known. "
+                "Build that module with its sizes, or remove it."
             )
 
 

@@ -156,20 +156,20 @@ def check_gradients(names: list[str], largest: list[Tensor], losses: list[Tensor
     for idx, loss in enumerate(torch.cat([loss.double() for loss in losses]).tolist()):
         if loss != loss or abs(loss) == float("inf"):
             raise NonFiniteError(
-                f"The loss of gradient {idx} is {loss}; needed is a finite number. Look at the input's scale and the "
-                "initial weights."
+                f"The loss of gradient {idx} is {loss}: expected a finite number. Check the scale of the inputs and "
+                "the initial weights."
             )
     magnitudes = torch.stack(largest).tolist()
     for name, magnitude in zip(names, magnitudes, strict=True):
         if magnitude != magnitude or magnitude == float("inf"):
             raise NonFiniteError(
-                f"The gradient of '{name}' has NaN or infinite entries though the loss is finite. Look at operations "
-                "without a derivative at their input (sqrt(0), norm(0)) and at half precision."
+                f"The gradient of '{name}' has NaN or infinite entries, although the loss is finite. Look for "
+                "operations without a derivative at their input (sqrt(0), norm(0)) and for half precision."
             )
     if not any(magnitudes):
         raise NoGradientError(
-            f"The gradient of all {len(names)} scored parameters is zero: the loss does not depend on them, or dead "
-            "activations stop it. Look for `detach()`, `no_grad()` and activations that are always off."
+            f"The gradients of all {len(names)} scored parameters are zero: the loss does not depend on them, or dead "
+            "activations block it. Look for `detach()`, `no_grad()` and activations that are always off."
         )
 
 

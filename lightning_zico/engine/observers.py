@@ -301,11 +301,11 @@ class Watch:
         """
         output = floating_tensor_in(self._output)
         if output is None and self._is_hidden:
-            raise NotApplicableError("the network runs under `torch.no_grad()`, so that nothing can be differentiated.")
+            raise NotApplicableError("the network runs under `torch.no_grad()`, so nothing can be differentiated.")
         if output is None:
             raise NotApplicableError(
-                "the step called no submodule with trainable layers that put out a floating-point tensor with a row "
-                "for each sample."
+                "the step called no submodule with trainable layers that outputs a floating-point tensor with one row "
+                "per sample."
             )
         return output
 
@@ -497,8 +497,8 @@ class Rows:
         """
         if num_samples is not None and self.most < num_samples and num_samples not in self._seconds:
             raise NotApplicableError(
-                f"{of} see at most {self.most} of the {num_samples} samples at a time, and all of them are compared. "
-                "Let the step run the network on the whole batch at once."
+                f"{of} see at most {self.most} of the {num_samples} samples at a time, but all samples are compared. "
+                "Run the network on the whole batch at once."
             )
 
 
@@ -531,6 +531,6 @@ def check_graph(tensor: Tensor) -> None:
     """
     if has_reentrant_checkpoint(tensor):
         raise NotApplicableError(
-            "a checkpoint with `use_reentrant=True` can be differentiated by `backward()` alone. Use "
+            "a checkpoint with `use_reentrant=True` only supports `backward()`. Use "
             "`use_reentrant=False`, or switch checkpointing off for scoring."
         )

@@ -193,9 +193,9 @@ class Probe:
         if (meta := next((n for n, p in self.module.named_parameters() if p.is_meta), None)) is not None:
             return f"untrainable: parameter '{meta}' is on the meta device and has no values. Use a real device."
         if self._first_loss is not None and not bool(self._first_loss.isfinite()):
-            return f"untrainable: its loss on the first batch is {self._first_loss.item()}; needed is a finite number."
+            return f"untrainable: its loss on the first batch is {self._first_loss.item()}: expected a finite number."
         if self._is_doubted and self.step_error is None and self._computed.get(_plain_steps) is False:
-            return "untrainable: its loss depends on none of its parameters, so that no optimiser can move them."
+            return "untrainable: its loss depends on none of its parameters, so no optimiser can update them."
         return None
 
     def doubt(self) -> None:
@@ -254,8 +254,8 @@ class Probe:
     def _none_left(self) -> UnsupportedModuleError:
         reasons = "; ".join(dict.fromkeys(self._skipped[idx] for idx in self.skipped_batches))
         return UnsupportedModuleError(
-            f"Training passes over all {len(self.batches)} batches, so there is no loss: {reasons}. If the module has "
-            "no loss of its own, pass `loss_fn=`."
+            f"The training step skips all {len(self.batches)} batches, so there is no loss: {reasons}. If the module "
+            "has no loss of its own, pass `loss_fn=`."
         )
 
     @property
@@ -846,7 +846,7 @@ def _macs(probe: Probe) -> MacCount:
     except Exception:
         probe._run_plainly()  # raises what the step itself raises
         raise NotApplicableError(
-            "the operators of the training step cannot be counted while it runs, as with what `torch.compile` compiles."
+            "the operators of the training step cannot be counted while it runs, for example under `torch.compile`."
         ) from None
 
 

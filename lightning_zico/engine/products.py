@@ -49,7 +49,7 @@ def hessian_times_gradient(
             gradients = differentiated(loss, weights, create_graph=True)
             if not gradients or not bool(torch.stack([gradient.any() for gradient in gradients.values()]).any()):
                 raise NoGradientError(
-                    f"The gradient of all {len(names)} scored parameters is zero, and so is every product with it. "
+                    f"The gradients of all {len(names)} scored parameters are zero, and so is every product with them. "
                     "Look for `detach()`, zero-initialised layers and activations that are always off."
                 )
             # <stopgrad(g), g>, whose gradient is the Hessian times g

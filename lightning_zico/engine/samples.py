@@ -128,8 +128,8 @@ def cut_length(batch: Batch) -> int:
     lengths = {size[0] if size else None for size in sizes}
     if len(lengths) != 1 or None in lengths:
         raise UnsupportedBatchError(
-            f"The tensors of a batch have the shapes {sizes}; to tell its samples apart, dimension 0 of all must "
-            'count them. Use `axis="batch"`, or a loader that puts the sample dimension first.'
+            f"The tensors of a batch have the shapes {sizes}: expected the samples along dimension 0 of every tensor. "
+            ' Use `axis="batch"`, or a loader that puts the sample dimension first.'
         )
     return int(lengths.pop() or 0)
 
@@ -141,7 +141,7 @@ def known_samples(count: int | None) -> int:
         NotApplicableError: If they are unknown.
     """
     if count is None:
-        raise NotApplicableError(f"nothing tells how many samples a batch has. {WAY_OUT}")
+        raise NotApplicableError(f"the number of samples in a batch is unknown. {WAY_OUT}")
     return count
 
 
@@ -157,7 +157,7 @@ def check_cut(batch: Batch, count: int | None, *, may_be_time_first: bool = Fals
         NotApplicableError: If they are unknown, or cannot be told apart.
     """
     if count is None:
-        raise NotApplicableError(f"nothing tells how many samples a batch has, so none is cut out of it. {WAY_OUT}")
+        raise NotApplicableError(f"the number of samples in a batch is unknown, so no sample can be cut out. {WAY_OUT}")
     try:
         _cut(batch, slice(0, 1), count, second=may_be_time_first)
     except _UncuttableError:
@@ -172,8 +172,8 @@ def check_cut(batch: Batch, count: int | None, *, may_be_time_first: bool = Fals
         tensor.ndim > 1 and tensor.shape[:2] == (count, count) for tensor in tensors_of(batch)
     ):
         raise NotApplicableError(
-            f"the first two dimensions of a tensor have length {count}, and either may count samples. Use a batch size "
-            "that differs from the number of time steps."
+            f"the first two dimensions of a tensor both have length {count}, so either may count samples. Use a batch "
+            "size that differs from the number of time steps."
         )
     return count
 
@@ -307,8 +307,7 @@ def check_strided(*tensors: Tensor) -> None:
     """
     if any(tensor.layout != torch.strided and not tensor.is_nested for tensor in tensors):
         raise NotApplicableError(
-            "the batch holds a sparse tensor, whose samples cannot be taken apart. Make it dense, or leave this proxy "
-            "out."
+            "the batch has a sparse tensor, which cannot be split into samples. Make it dense, or leave this proxy out."
         )
 
 

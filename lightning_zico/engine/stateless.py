@@ -60,7 +60,7 @@ class Stateless:
             if is_lazy(parameter) or parameter.is_meta:
                 state = "is not initialised" if is_lazy(parameter) else "is on the meta device"
                 raise UnsupportedModuleError(
-                    f"Parameter '{name}' {state}; needed are weights with values. Run one batch through a lazy module, "
+                    f"Parameter '{name}' {state}: expected a weight with values. Run one batch through a lazy module, "
                     "or build the module on a real device."
                 )
         return _copied(self.params)
@@ -222,7 +222,7 @@ def _copied(tensors: Mapping[str, Tensor]) -> Params:
 def _loss_of(loss: Any) -> Tensor:
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         given = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"{type(loss).__name__}"
-        raise UnsupportedModuleError(f"The loss is {given}; needed is one number, the mean over the batch.")
+        raise UnsupportedModuleError(f"The loss is {given}: expected a single number, the mean over the batch.")
     return loss.reshape(())
 
 
@@ -295,8 +295,8 @@ def differentiated(
 
 def _no_gradient() -> NoGradientError:
     return NoGradientError(
-        "The loss depends on no scored parameter: it is detached, or computed without them. Return a loss that "
-        "`backward()` can run from."
+        "The loss depends on no scored parameter: it is detached, or computed without them. Return a loss on which "
+        "`backward()` can be called."
     )
 
 

@@ -88,8 +88,8 @@ class Remembered:
             error = failures[0][1]
             names = ", ".join(dict.fromkeys(type(obj).__name__ for obj, _ in failures))
             raise NotPutBackError(
-                f"{names} could not be put back as scoring found it "
-                f"({type(error).__name__}: {error}). Score a copy of the module, or one that does not hold it."
+                f"{names} could not be restored to its state before scoring "
+                f"({type(error).__name__}: {error}). Score a copy of the module, or a module that does not hold it."
             ) from error
 
     def undone(self) -> list[tuple[Any, Exception]]:
