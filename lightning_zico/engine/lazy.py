@@ -54,14 +54,14 @@ def initialise_on_first(
     batches: Sequence[Batch],
     seed: int,
 ) -> None:
-    """Do as `initialise` with the first batch that training does not pass over.
+    """Like `initialise`, with the first batch that the training step does not skip.
 
     Args:
         module: Written to.
         step: ``(module, batch, batch_idx) -> mean loss``.
         prepare: ``(batch, batch_idx) -> batch``, as the step takes it; it is given clones.
-        batches: As they were read.
-        seed: Of the values.
+        batches: Batches from the loader.
+        seed: Seed of the values.
 
     Raises:
         UnsupportedModuleError: If training passes over all batches, the step fails, or it does not reach a lazy
@@ -84,14 +84,14 @@ def initialise_on_first(
 
 
 def initialise(module: nn.Module, run: Callable[[], object], seed: int) -> None:
-    """Give lazy parameters sizes and values by running a step; everything else stays as it was.
+    """Initialise lazy parameters by running a step; everything else stays unchanged.
 
     Statistics that a lazy norm has seen are forgotten.
 
     Args:
         module: Written to.
         run: Runs a training step of the module.
-        seed: Of the values.
+        seed: Seed of the values.
 
     Raises:
         SkippedBatchError: If training passes over the batch before all of them have sizes.

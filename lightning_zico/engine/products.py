@@ -26,8 +26,8 @@ def hessian_times_gradient(
         module: Put back afterwards.
         step: ``(module, batch, batch_idx) -> mean loss``.
         batch: On the module's device.
-        names: Of the parameters that both are taken with respect to.
-        seed: Of dropout.
+        names: Names of the parameters with respect to which both are computed.
+        seed: Seed of dropout.
 
     Returns:
         The weights (copies) and the products, by name; products with complex weights are pairs of real numbers.

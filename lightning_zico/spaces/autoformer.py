@@ -133,7 +133,7 @@ class AutoFormer(SearchSpace[AutoFormerArch]):
     The positions are those of 224 x 224 pixels; for other images they are interpolated.
 
     Attributes:
-        scale: Which of `CHOICES`.
+        scale: One of `CHOICES`.
 
     Source:
         Chen et al., ICCV 2021, arXiv:2107.00651; microsoft/Cream, ``AutoFormer``, with the options its authors ran it

@@ -668,7 +668,7 @@ def test_a_loss_that_depends_on_no_parameter_is_refused(axis, backend):
 @pytest.mark.parametrize("axis", ["batch", "sample"])
 def test_a_gradient_of_zero_everywhere_is_refused_by_the_probe(axis):
     probe = Probe(mlp(), lambda m, b, i: (m(b[0]) * 0).sum(), batches_of(4), axis=axis)
-    with pytest.raises(NoGradientError, match="gradient of all 2 scored parameters is zero"):
+    with pytest.raises(NoGradientError, match="gradients of all 2 scored parameters are zero"):
         probe.moments()
 
 
