@@ -1,4 +1,4 @@
-"""Optional packages: imported where they are used, with a hint where they are missing."""
+"""Optional packages: imported where they are used, with a hint if they are missing."""
 
 from importlib import import_module
 from typing import Any
@@ -8,13 +8,13 @@ def imported(module: str, need: str, extra: str, *, otherwise: str = "") -> Any:
     """Import a module of an optional package.
 
     Args:
-        module: Its name, with those of the packages around it.
-        need: Who needs which package, in words; begins the error's message.
-        extra: Of this package, which installs it.
-        otherwise: What works without, as a sentence.
+        module: Full name of the module.
+        need: What needs which package, in words; the error message starts with it.
+        extra: Extra of this package that installs it.
+        otherwise: What works without the package, as a sentence.
 
     Raises:
-        ModuleNotFoundError: If it is not installed; the message says how to install it.
+        ModuleNotFoundError: If the package is not installed. The message says how to install it.
 
     Example:
         >>> imported("no_such_package", "Drawing needs paint", "paint")
@@ -22,7 +22,7 @@ def imported(module: str, need: str, extra: str, *, otherwise: str = "") -> Any:
         ModuleNotFoundError: Drawing needs paint: `pip install 'lightning-zico[paint]'`.
     """
     try:
-        import_module(module.partition(".")[0])  # else a part that is loaded would do without the package
+        import_module(module.partition(".")[0])  # otherwise a loaded submodule would be found without its package
         return import_module(module)
     except ModuleNotFoundError as error:
         hint = f"{need}: `pip install 'lightning-zico[{extra}]'`."

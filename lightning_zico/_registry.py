@@ -1,4 +1,4 @@
-"""One registry for everything that is found by name."""
+"""A registry for everything that is looked up by name."""
 
 import difflib
 import fnmatch
@@ -14,10 +14,10 @@ _MOST_TO_READ = 100
 
 
 class Registry(Generic[T]):
-    """Names and what they stand for.
+    """A mapping from names to entries.
 
     Args:
-        kind: What an entry is, for error messages, such as ``"proxy"``.
+        kind: Kind of the entries, for error messages, such as ``"proxy"``.
 
     Example:
         >>> registry = Registry[int]("number")
@@ -43,22 +43,22 @@ class Registry(Generic[T]):
         self._entries[name] = entry
 
     def get(self, name: str) -> T:
-        """Find an entry.
+        """Return the entry with a given name.
 
         Raises:
-            UnknownNameError: If there is none of that name; the message has the nearest names.
+            UnknownNameError: If there is no such entry. The message suggests similar names.
         """
         if name in self._entries:
             return self._entries[name]
         raise unknown_name(self._kind, name, self.names())
 
     def names(self, pattern: str = "*") -> list[str]:
-        """List the names that match a shell pattern, numbers in human order (2 before 10)."""
+        """List the names that match a shell pattern, in natural order (2 before 10)."""
         return sorted(fnmatch.filter(self._entries, pattern), key=natural_key)
 
 
 def unknown_name(kind: str, name: str, known: Sequence[str]) -> UnknownNameError:
-    """Make the error that says what is not known and which names are nearest to it; all names, if they can be read."""
+    """Return the error for an unknown name, with similar names, and with all names if they are not too many."""
     nearest = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
     hint = f" Did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
     all_names = ", ".join(known) if len(known) <= _MOST_TO_READ else f"{len(known)} names"
@@ -66,6 +66,6 @@ def unknown_name(kind: str, name: str, known: Sequence[str]) -> UnknownNameError
 
 
 def natural_key(name: str) -> list[tuple[int, int, str]]:
-    """Give the key that sorts names with numbers in human order."""
+    """Return a key that sorts names with numbers in natural order."""
     parts = re.split(r"(\d+)", name)
     return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in parts]

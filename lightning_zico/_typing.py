@@ -1,4 +1,4 @@
-"""Names for the types that many signatures share, and a check of the one that users give in two ways."""
+"""Types that many signatures share, and the check of `NumSamples`."""
 
 import inspect
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from torch import Tensor, nn
 Params: TypeAlias = dict[str, Tensor]
 Buffers: TypeAlias = dict[str, Tensor]
 
-# Any nest of tuples, lists, mappings and dataclasses with tensors as leaves; what a loader yields.
+# What a loader yields: any nest of tuples, lists, mappings and dataclasses with tensors as leaves.
 Batch: TypeAlias = Any
 
 # (outputs, targets) -> mean loss over the batch, a scalar
@@ -18,18 +18,18 @@ LossFn: TypeAlias = Callable[[Any, Any], Tensor]
 # (module, batch, batch_idx) -> mean loss over the batch, a scalar
 Step: TypeAlias = Callable[[nn.Module, Batch, int], Tensor]
 
-# What varies between two gradients: the batch (the published ZiCo) or the sample.
+# What differs between two gradients: the batch (as in the published ZiCo) or the sample.
 Axis: TypeAlias = Literal["batch", "sample"]
 
-# How many samples a batch has: a number, or a function of the batch that a loader yields.
+# Number of samples in a batch: a number, or a function of the batch that a loader yields.
 NumSamples: TypeAlias = int | Callable[[Batch], int]
 
 
 def check_num_samples(num_samples: Any) -> None:
-    """Refuse what cannot say how many samples a batch has.
+    """Validate `num_samples`.
 
     Raises:
-        ValueError: If it is neither None, nor a positive int, nor callable.
+        ValueError: If it is neither None, nor a positive int, nor a function of a batch.
     """
     expected = "expected a positive int, a function of a batch that returns one, or None to read it from the batch."
     if not (num_samples is None or callable(num_samples) or is_count(num_samples)):

@@ -50,7 +50,7 @@ def test_a_stated_number_of_samples_makes_numbers_per_sample(num_samples: Any) -
 def test_without_it_numbers_per_sample_are_not_applicable() -> None:
     card = score(Pairs(), pairs(), ["macs", "macs_live"])
     for name in card:
-        reason = "not applicable: nothing tells how many samples a batch has. Pass `num_samples=`"
+        reason = "not applicable: the number of samples in a batch is unknown. Pass `num_samples=`"
         assert str(card[name].error).startswith(reason)
 
 
@@ -259,10 +259,10 @@ def test_what_no_sample_can_be_cut_out_of_is_not_applicable() -> None:
     for name in card:
         assert str(card[name].error).startswith("not applicable: no single sample can be cut out of a batch of 10 with")
     unknown = score(Pairs(), pairs(), ["gradsign"])["gradsign"].error
-    assert str(unknown).startswith("not applicable: nothing tells how many samples a batch has")
+    assert str(unknown).startswith("not applicable: the number of samples in a batch is unknown")
 
 
 def test_samples_that_two_dimensions_may_count_are_not_cut_out() -> None:
     square = [(torch.randn(4, 4, 3), torch.tensor([2, 0, 1, 1])) for _ in range(2)]
     error = score(Sequences(), square, ["zico"], axis="sample")["zico"].error
-    assert str(error).startswith("not applicable: the first two dimensions of a tensor have length 4")
+    assert str(error).startswith("not applicable: the first two dimensions of a tensor both have length 4")

@@ -440,7 +440,7 @@ def test_wrong_arguments_are_refused_at_once() -> None:
         with pytest.raises(ValueError, match=r"Invalid repeats=.*: expected a whole number of at least 1"):
             ZeroShotSelector(repeats=wrong)
     for few in (1, 2):
-        with pytest.raises(ValueError, match=f"`repeats` is {few}; `race=True` needs at least 3"):
+        with pytest.raises(ValueError, match=f"Invalid repeats={few}: expected at least 3 with `race=True`"):
             ZeroShotSelector(repeats=few, race=True)
 
 

@@ -164,7 +164,7 @@ def test_wrong_names_axes_and_chunk_sizes_are_refused() -> None:
         score(Classifier(), make_batches(), proxies=["zico", ZiCo(std_of="abs")])
     with pytest.raises(ValueError, match="axis"):
         score(Classifier(), make_batches(), axis="samples")
-    with pytest.raises(ValueError, match="`chunk_size` is 0"):
+    with pytest.raises(ValueError, match="chunk_size=0"):
         score(Classifier(), make_batches(), chunk_size=0)
 
 

@@ -791,9 +791,9 @@ def test_too_few_batches_are_left(hook: bool) -> None:
     assert "Training skips batches [1] of" in error
     card = score(Skipping((0, 1), hook), batches, NAMES)
     for name in NAMES:
-        assert card[name].error.startswith("UnsupportedModuleError: Training passes over all 2 batches"), name
+        assert card[name].error.startswith("UnsupportedModuleError: The training step skips all 2 batches"), name
         assert ("returned -1" if hook else "returned None") in card[name].error
-    assert card.untrainable.startswith("untrainable: Training passes over all 2 batches")
+    assert card.untrainable.startswith("untrainable: The training step skips all 2 batches")
 
 
 def test_minus_one_skips_the_rest_of_the_epoch() -> None:

@@ -70,7 +70,7 @@ class Without(torch.autograd.Function):
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (lambda loss: None, "Training passes over all 2 batches"),
+        (lambda loss: None, "The training step skips all 2 batches"),
         (lambda loss: {}, "returned a dictionary without a loss"),
         (lambda loss: {"logits": loss}, "returned a dictionary without a loss"),
         (lambda loss: loss.expand(2), "The loss is a tensor of shape (2,)"),

@@ -123,9 +123,9 @@ def with_tensors(batch: Batch, tensors: Sequence[Tensor]) -> Batch:
 
 
 def all_equal(batches: Sequence[Batch]) -> bool:
-    """Tell whether there are at least two batches and all hold the same tensors.
+    """Whether there are at least two batches, all with the same tensors.
 
-    Batches without tensors are never called equal, since what they hold cannot be compared.
+    Batches without tensors never count as equal, because their contents cannot be compared.
     """
     first, *others = [tensors_of(batch) for batch in batches] or [[]]
     return bool(others and first) and all(

@@ -17,8 +17,8 @@ class LayerCall:
 
     Args:
         layer: Its name.
-        positions: Of its output, per sample.
-        channels: Of its output.
+        positions: Positions of its output, per sample.
+        channels: Channels of its output.
         macs: Multiply-accumulate operations, of all that it was given.
     """
 

@@ -52,7 +52,7 @@ def copies_in(
 
 
 def _unwrapped(module: nn.Module) -> nn.Module:
-    """Look into a module that only wraps another one, as ``AveragedModel`` does."""
+    """Unwrap a module that only wraps another one, such as ``AveragedModel``."""
     while len(module._modules) == 1 and not module._parameters and not isinstance(module, nn.Sequential):
         (child,) = module._modules.values()
         if child is None:

@@ -22,14 +22,14 @@ from lightning_zico.errors import SkippedBatchError
 
 @dataclass(frozen=True)
 class DataFlow:
-    """What one run of a step shows about parameters and the batch.
+    """What one run of a step reveals about parameters and the batch.
 
     Args:
         products: Trainable parameters of two or more dimensions that a matrix product, a convolution or the like
             multiplies, directly or through a tensor that is computed from parameters only.
         inputs: Positions, in the order of `batches.tensors_of`, of the tensors that the network reads: those that meet
             a parameter on their way, rather than the loss only.
-        fan_ins: Of products that multiply a parameter as it is: how many of its entries make one output.
+        fan_ins: For products that multiply an unchanged parameter: how many of its entries contribute to one output.
         reached: Parameters that the loss depends on for autograd; None if a checkpoint hides them.
         is_fixed: Whether no value of data and no random number was read, on which the path of a run may depend.
         failure: Why the step could not be followed; None if it was. Nothing is known then: ``products`` is empty, and
@@ -122,8 +122,8 @@ class _Origin:
         fresh: Positions in the batch of the tensors in it that no parameter has met.
         is_computed: Whether it comes out of a product with a parameter, or met a parameter as data.
         is_random: Whether random numbers are in it.
-        matrices: Of data that still consists of whole matrices of parameters, which were chosen by data, as those of an
-            expert, or scaled by it: their names.
+        matrices: For data that still consists of whole matrices of parameters, chosen by data (such as those of an
+            expert) or scaled by it: their names.
     """
 
     params: frozenset[str] = frozenset()
@@ -314,7 +314,7 @@ def _is_added(name: str, position: int) -> bool:
 
 
 def _with_weights_chosen(name: str, origins: list[tuple[int, _Origin]]) -> list[tuple[int, _Origin]]:
-    """Take matrices that were chosen or scaled by data for weights, where a product multiplies other data with them."""
+    """Treat matrices that data chose or scaled as weights, where a product multiplies other data by them."""
     if not any(o.is_data and not o.matrices and not _is_added(name, position) for position, o in origins):
         return origins
     return [(position, replace(o, params=o.matrices, is_data=False) if o.matrices else o) for position, o in origins]

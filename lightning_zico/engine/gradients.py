@@ -1,4 +1,4 @@
-"""Gradients of a loss per batch or per sample, streamed to whoever wants them.
+"""Gradients of a loss per batch or per sample, streamed to their consumers.
 
 Index conventions:
     N: samples in a batch
@@ -43,13 +43,13 @@ ChunkSize: TypeAlias = int | Literal["auto"] | None
 
 
 def check_chunk_size(chunk_size: ChunkSize) -> None:
-    """Refuse a chunk size that is none.
+    """Validate `chunk_size`.
 
     Raises:
         ValueError: If it is neither None, nor ``"auto"``, nor a positive number.
     """
     if not (chunk_size is None or chunk_size == "auto" or (isinstance(chunk_size, int) and chunk_size > 0)):
-        raise ValueError(f"`chunk_size` is {chunk_size!r}; needed is None, 'auto', or a positive number of samples.")
+        raise ValueError(f"Invalid chunk_size={chunk_size!r}: expected None, 'auto', or a positive number of samples.")
 
 
 # Share of the free memory that `chunk_size="auto"` plans with. The rest is for what the plan does not see:
@@ -59,7 +59,7 @@ _MEMORY_SHARE = 0.5
 
 @dataclass(frozen=True)
 class GradientChunk:
-    """Some gradients, handed over.
+    """A chunk of gradients, passed to the consumer.
 
     Args:
         gradients: By parameter name, ``[n, *]``; the receiver may write to them.
@@ -114,7 +114,7 @@ def stream_gradients(
         chunk_size: Per sample: how many samples to differentiate at once, None for the whole batch, ``"auto"`` for as
             many as fit ``memory_bytes``, halved whenever the device runs out of memory.
         memory_bytes: What ``"auto"`` may use, in bytes; half of the free memory by default.
-        seed: Of the first batch.
+        seed: Seed for the first batch.
         backend: Use this one alone and let its errors through; None for plain autograd per batch, and for ``vmap`` with
             a loop behind it per sample.
         watch: Sees the forward pass of the first batch that is not skipped; only per batch, by plain autograd.
@@ -166,12 +166,12 @@ def _first_that_works(
     consume: Callable[[GradientChunk], None],
     facts: GradientFacts,
 ) -> tuple[Backend, ...]:
-    """Hand over a chunk from the first backend that gives one; return that backend and those behind it."""
+    """Pass on a chunk from the first backend that works; return that backend and those after it."""
     for position, backend in enumerate(candidates):
         try:
             chunk = differentiate(backend)
         except Exception as error:
-            # Not torch.func's fault, or nobody left to ask: the error is the module's own.
+            # Not caused by torch.func, or no backend is left: the error is that of the module.
             if isinstance(error, ZiCoError) or is_out_of_memory(error) or backend == candidates[-1]:
                 raise
             continue
@@ -289,8 +289,8 @@ class _Task:
         with sdpa_kernel(SDPBackend.MATH):
             gradients, losses = over_samples(self.scored, self._others(), buffers, tensors)
         if losses.requires_grad:
-            # The copies require no gradient, so that the loss depends on something else that does.
-            raise RuntimeError("The loss depends on parameters that are not reached through the module tree.")
+            # The copies require no gradient, so the loss depends on something else that does.
+            raise RuntimeError("The loss depends on parameters that do not belong to the module tree.")
         return GradientChunk(_owned(gradients), losses)
 
     def _loop_over(self, samples: slice) -> GradientChunk:
@@ -316,13 +316,13 @@ class _Task:
         # What such a checkpoint runs again in the backward pass, no mode sees: it would use the sample's statistics.
         if self.batch_norm.statistics and isinstance(loss, Tensor) and has_reentrant_checkpoint(loss):
             raise ZiCoError(
-                "Per sample, batch normalisation takes the statistics of the whole batch, which a checkpoint with "
-                '`use_reentrant=True` would forget. Use `axis="batch"`, or switch checkpointing off for scoring.'
+                "Per-sample gradients use the batch normalisation statistics of the whole batch, which a checkpoint "
+                'with `use_reentrant=True` loses. Use `axis="batch"`, or switch checkpointing off for scoring.'
             )
         return loss
 
     def _pulled_back(self, scored: Params, others: Params, buffers: Buffers, batch: Batch) -> tuple[Params, Tensor]:
-        """Do as `torch.func.grad_and_value` does, without the graph for a second derivative that it always keeps."""
+        """Like `torch.func.grad_and_value`, but without the graph for second derivatives, which that always keeps."""
 
         def loss_of(scored: Params) -> Tensor:
             # Cloned here, since torch.func lets a function write to nothing that it captures.
@@ -347,7 +347,7 @@ class _Task:
         return {name: tensor for name, tensor in self.params.items() if name not in self.scored}
 
     def record_batch_norm(self) -> bool:
-        """Record the statistics of the whole batch in one forward; tell whether batch normalisation needs them.
+        """Record the statistics of the whole batch in one forward pass; return whether batch normalisation needs them.
 
         A module without a batch-normalisation layer is not run; one that calls the function itself is found in
         `replayed`.
@@ -360,7 +360,7 @@ class _Task:
         return bool(self.batch_norm.statistics)
 
     def samples_that_fit(self, total: int, memory_bytes: int | None) -> int:
-        """Plan a chunk from what one sample keeps for its backward pass and what its gradients weigh."""
+        """Plan a chunk from the memory that one sample needs for its backward pass and its gradients."""
         device = next(iter(self.scored.values())).device
         budget = memory_bytes if memory_bytes is not None else int(free_memory_bytes(device) * _MEMORY_SHARE)
         buffers, batch = self.fresh(self.cut(slice(0, 1)))
@@ -460,7 +460,7 @@ class _BatchNormConstants:
             mean, variance = next(remaining, (None, None))
             if mean is None:
                 raise ZiCoError(
-                    "Per sample, batch normalisation ran more often than on the whole batch, so its statistics are not "
+                    "Batch normalisation ran more often on a sample than on the whole batch, so its statistics are not "
                     'known. Use `axis="batch"`, or a `BatchNorm` layer instead of `F.batch_norm`.'
                 )
             return F.batch_norm(**arguments | {"running_mean": mean, "running_var": variance, "training": False})
@@ -469,7 +469,7 @@ class _BatchNormConstants:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Tell whether a device, the CPU included, had no memory left."""
+    """Whether a device, including the CPU, ran out of memory."""
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
         return True
     # The allocators of the CPU and of MPS raise a plain RuntimeError.
@@ -478,7 +478,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def free_memory_bytes(device: torch.device) -> int:
-    """Ask a device how much memory is free, in bytes."""
+    """Return the free memory of a device in bytes."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -490,5 +490,5 @@ def free_memory_bytes(device: torch.device) -> int:
             available = next(line for line in lines if line.startswith("MemAvailable"))
         return int(available.split()[1]) * 1024
     except (OSError, StopIteration):
-        # No Linux: the physical memory, of which the caller takes a share.
+        # Not Linux: the physical memory, of which the caller uses a fraction.
         return int(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))

@@ -19,14 +19,15 @@ def forward_latency(
     A step that itself differentiates, such as for forces, cannot run without: it is timed with autograd.
 
     Args:
-        probe: Of the candidate. It is timed on its device.
-        num_warmups: Passes that do not count.
-        num_repeats: Passes that do.
-        num_threads: Of this process while the clock runs. None for those that it has (``torch.get_num_threads()``),
-            which are the same for all candidates that one executor scores, and fewer in each of several workers.
+        probe: Probe of the candidate, which is timed on its device.
+        num_warmups: Number of passes before the measurement.
+        num_repeats: Number of measured passes.
+        num_threads: Threads of this process during the measurement. None for the current number
+            (``torch.get_num_threads()``), which is the same for all candidates that one executor scores, and smaller in
+            each of several workers.
 
     Returns:
-        Median, in seconds for the whole batch; `latency_conditions` tells the circumstances.
+        Median, in seconds for the whole batch; `latency_conditions` returns the conditions.
     """
     batch = probe.first_batch
 
@@ -57,7 +58,7 @@ def forward_latency(
 
 
 def latency_conditions(probe: Probe, num_threads: int | None = None) -> dict[str, int]:
-    """Tell what a latency holds for, besides the machine.
+    """Return the conditions of a latency, besides the machine.
 
     Args:
         probe: As for `forward_latency`.

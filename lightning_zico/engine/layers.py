@@ -88,7 +88,7 @@ class Layer:
     """The weight of one layer: a parameter, or some rows of one.
 
     Args:
-        name: Of the parameter; where it is cut, with the part in brackets: ``"attention.in_proj_weight[q]"``.
+        name: Name of the parameter; if it is split, with the part in brackets: ``"attention.in_proj_weight[q]"``.
         parameter: Name of the parameter.
         rows: First row and the one behind the last, if the layer is only a part of the parameter.
         fan_in: Numbers that each output is computed from; None for those of one row.
@@ -337,7 +337,7 @@ class Layout:
     """Where things are in a module, looked up once for all that watch it.
 
     Args:
-        names: Of the submodules, by ``id``.
+        names: Names of the submodules, by ``id``.
         owned: Names of the layers of each submodule, by ``id``: one where the submodule is a layer, and several where
             it computes more than one, as attention does. A weight that two submodules share is both submodules'.
         holding: Ids of the submodules with a layer in them.
@@ -354,7 +354,7 @@ class Layout:
 
     @classmethod
     def of(cls, module: nn.Module, layers: Layers | None = None) -> "Layout":
-        """Look a module up.
+        """Look up a module.
 
         Args:
             module: Any module.
@@ -413,7 +413,7 @@ def weight_name(layer: str) -> str:
 
 
 def weight_in(part: nn.Module, layer: str) -> Tensor:
-    """Look up the weight that a submodule multiplies with, by the name of its layer."""
+    """Return the weight by which a submodule multiplies, by the name of its layer."""
     weight: Tensor = getattr(part, weight_name(layer).rpartition(".")[2])
     return weight
 

@@ -42,7 +42,7 @@ def own_if_lazy(module: nn.Module) -> nn.Module:
         return copied(module)
     except Exception as error:
         raise UnsupportedModuleError(
-            f"{type(module).__name__} has lazy modules, which are initialised on a copy, and it cannot be copied. Run "
+            f"{type(module).__name__} has lazy modules, which are initialised on a copy, but it cannot be copied. Run "
             "one batch through it first."
         ) from error
 
@@ -54,14 +54,14 @@ def initialise_on_first(
     batches: Sequence[Batch],
     seed: int,
 ) -> None:
-    """Do as `initialise` with the first batch that training does not pass over.
+    """Like `initialise`, with the first batch that the training step does not skip.
 
     Args:
         module: Written to.
         step: ``(module, batch, batch_idx) -> mean loss``.
         prepare: ``(batch, batch_idx) -> batch``, as the step takes it; it is given clones.
-        batches: As they were read.
-        seed: Of the values.
+        batches: Batches from the loader.
+        seed: Seed of the values.
 
     Raises:
         UnsupportedModuleError: If training passes over all batches, the step fails, or it does not reach a lazy
@@ -79,19 +79,19 @@ def initialise_on_first(
         else:
             return
     raise UnsupportedModuleError(
-        f"Training passes over all {len(batches)} batches, so that lazy parameters get no sizes: {'; '.join(reasons)}."
+        f"The training step skips all {len(batches)} batches, so lazy parameters get no sizes: {'; '.join(reasons)}."
     )
 
 
 def initialise(module: nn.Module, run: Callable[[], object], seed: int) -> None:
-    """Give lazy parameters sizes and values by running a step; everything else stays as it was.
+    """Initialise lazy parameters by running a step; everything else stays unchanged.
 
     Statistics that a lazy norm has seen are forgotten.
 
     Args:
         module: Written to.
         run: Runs a training step of the module.
-        seed: Of the values.
+        seed: Seed of the values.
 
     Raises:
         SkippedBatchError: If training passes over the batch before all of them have sizes.
@@ -110,7 +110,7 @@ def initialise(module: nn.Module, run: Callable[[], object], seed: int) -> None:
         skipped = error
     except Exception as error:
         raise UnsupportedModuleError(
-            f"The training step fails on the first batch, so that lazy parameters get no sizes: {in_words(error)}"
+            f"The training step fails on the first batch, so lazy parameters get no sizes: {in_words(error)}"
         ) from error
     finally:
         with torch.no_grad():
@@ -124,8 +124,8 @@ def initialise(module: nn.Module, run: Callable[[], object], seed: int) -> None:
             if skipped is not None:
                 raise skipped
             raise UnsupportedModuleError(
-                f"Parameter '{name}' is lazy, and the training step does not run the module that it belongs to, so its "
-                "size is not known. Build that module with its sizes, or remove it."
+                f"Parameter '{name}' is lazy, and the training step does not run its module, so its size is not known. "
+                "Build that module with its sizes, or remove it."
             )
 
 

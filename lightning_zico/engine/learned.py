@@ -43,7 +43,7 @@ class MomentsOverBatches(Observer):
     all_batches: ClassVar[bool] = True
 
     def start(self, module: nn.Module) -> None:
-        """Begin with nothing."""
+        """Reset the observations."""
         self._merged: dict[str, Moments] = {}
         self._losses: list[Tensor] = []
 
@@ -80,7 +80,7 @@ class MomentsOverBatches(Observer):
         return None
 
     def finished(self, facts: GradientFacts) -> None:
-        """Refuse what is no number and what is no gradient."""
+        """Check that losses and gradients are finite and not all zero."""
         largest = [_largest(moments.mean_abs) for moments in self._merged.values()]
         check_gradients(list(self._merged), largest, self._losses)
         self.result = GradientMoments(self._merged, facts)
@@ -93,7 +93,7 @@ class FirstGradients(Observer):
     needs_gradients: ClassVar[bool] = True
 
     def start(self, module: nn.Module) -> None:
-        """Begin with nothing."""
+        """Reset the observations."""
         self.by_name: Params = {}
 
     def gradients(self, gradients: Params, losses: Tensor) -> Callable[[], None] | None:
@@ -103,17 +103,17 @@ class FirstGradients(Observer):
         return None
 
     def finished(self, facts: GradientFacts) -> None:
-        """Refuse what is no number and what is no gradient."""
+        """Check that losses and gradients are finite and not all zero."""
         largest = [_largest(gradient.abs()) for gradient in self.by_name.values()]
         check_gradients(list(self.by_name), largest, [self._losses])
 
 
 @dataclass(unsafe_hash=True)
 class WeightDifferentiator(Observer):
-    """Base of those that differentiate the network's output with respect to weights.
+    """Base class of observers that differentiate the network's output with respect to weights.
 
     Args:
-        names: Of the weights.
+        names: Names of the weights.
     """
 
     names: tuple[str, ...] = ()
@@ -122,7 +122,7 @@ class WeightDifferentiator(Observer):
     needs_input_graph: ClassVar[bool] = False
 
     def start(self, module: nn.Module) -> None:
-        """Begin with nothing."""
+        """Reset the observations."""
         self._module = module
 
     @property
@@ -142,12 +142,12 @@ class WeightDifferentiator(Observer):
 
 
 def check_gradients(names: list[str], largest: list[Tensor], losses: list[Tensor]) -> None:
-    """Refuse what is no number and what is no gradient, in two transfers from the device.
+    """Check that losses and gradients are finite and not all zero, in two transfers from the device.
 
     Args:
-        names: Of the parameters.
-        largest: The largest magnitude in each one's gradients, scalars; NaN if there is one.
-        losses: Of the gradients, ``[n]`` each.
+        names: Names of the parameters.
+        largest: Largest magnitude in the gradients of each parameter, scalars; NaN if they contain one.
+        losses: Losses of the gradients, ``[n]`` each.
 
     Raises:
         NonFiniteError: If a loss or a magnitude is NaN or infinite.
@@ -156,20 +156,20 @@ def check_gradients(names: list[str], largest: list[Tensor], losses: list[Tensor
     for idx, loss in enumerate(torch.cat([loss.double() for loss in losses]).tolist()):
         if loss != loss or abs(loss) == float("inf"):
             raise NonFiniteError(
-                f"The loss of gradient {idx} is {loss}; needed is a finite number. Look at the input's scale and the "
-                "initial weights."
+                f"The loss of gradient {idx} is {loss}: expected a finite number. Check the scale of the inputs and "
+                "the initial weights."
             )
     magnitudes = torch.stack(largest).tolist()
     for name, magnitude in zip(names, magnitudes, strict=True):
         if magnitude != magnitude or magnitude == float("inf"):
             raise NonFiniteError(
-                f"The gradient of '{name}' has NaN or infinite entries though the loss is finite. Look at operations "
-                "without a derivative at their input (sqrt(0), norm(0)) and at half precision."
+                f"The gradient of '{name}' has NaN or infinite entries, although the loss is finite. Look for "
+                "operations without a derivative at their input (sqrt(0), norm(0)) and for half precision."
             )
     if not any(magnitudes):
         raise NoGradientError(
-            f"The gradient of all {len(names)} scored parameters is zero: the loss does not depend on them, or dead "
-            "activations stop it. Look for `detach()`, `no_grad()` and activations that are always off."
+            f"The gradients of all {len(names)} scored parameters are zero: the loss does not depend on them, or dead "
+            "activations block it. Look for `detach()`, `no_grad()` and activations that are always off."
         )
 
 

@@ -16,12 +16,12 @@ def step_bytes(probe: Probe) -> int:
     that a step takes at least as much. The number is counted, not measured: it is the same on every run.
 
     Args:
-        probe: Of the candidate; its first batch is run once.
+        probe: Probe of the candidate; its first batch is run once.
 
     Returns:
         Bytes; lower is better.
     """
-    held: dict[int, UntypedStorage] = {}  # kept alive meanwhile, so that no other storage gets its place
+    held: dict[int, UntypedStorage] = {}  # kept alive, so that no other storage reuses its address
 
     def hold(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()

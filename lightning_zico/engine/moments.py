@@ -28,8 +28,8 @@ class Moments:
 
     Args:
         count: How many gradients.
-        mean: Of the gradient, ``[*]``.
-        mean_abs: Of the gradient's magnitude, ``[*]``.
+        mean: Mean of the gradient, ``[*]``.
+        mean_abs: Mean of the gradient's magnitude, ``[*]``.
         deviation: Root of the sum of squared deviations, ``[*]``. Of a single gradient it is zero, and this is None or
             memory in reserve.
 
@@ -49,7 +49,7 @@ class Moments:
 
     @classmethod
     def of(cls, gradients: Tensor) -> "Moments":
-        """Take the moments of a stack of gradients.
+        """Compute the moments of a stack of gradients.
 
         Args:
             gradients: ``[B, *]``, ``B >= 1``. Half precision is raised to float32. The stack is consumed: its memory is
@@ -68,9 +68,9 @@ class Moments:
         return moments
 
     def add(self, gradient: Tensor) -> None:
-        """Take in one more gradient, ``[*]``, in place; it is treated as in `of`. The same numbers as `merge` gives.
+        """Add one more gradient, ``[*]``, in place; it is treated as in `of`. The results are those of `merge`.
 
-        Piece by piece, so that on a CPU what one operation leaves is still in the cache for the next.
+        It works piece by piece, so that on a CPU the results of one operation are still in the cache for the next.
         """
         gradient = _raised(gradient)
         # The first deviation is written where the gradient is: new memory takes longer to get than to compute with.
@@ -90,7 +90,7 @@ class Moments:
         self.count += 1
 
     def merge(self, other: "Moments") -> None:
-        """Take in the moments of other gradients of the same parameter, in place; ``other`` is consumed."""
+        """Add the moments of other gradients of the same parameter, in place; ``other`` is consumed."""
         count = self.count + other.count
         share = other.count / count
         delta = other.mean.sub_(self.mean)

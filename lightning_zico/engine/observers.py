@@ -51,10 +51,10 @@ ACTIVATIONS = frozenset(
 
 @dataclass
 class GradientFacts:
-    """How the gradients of one pass came about; plain data, for the record.
+    """How the gradients of one pass were computed; plain data, for the record.
 
     Args:
-        axis: What varies between two gradients.
+        axis: What differs between two gradients.
         backends: Who computed them, in order of first use; per sample, ``"loop"`` means that ``vmap`` could not.
         batch_norm: How batch normalisation was differentiated; None if the pass met none per sample.
         chunk_sizes: Most samples differentiated at once, for each batch; empty per batch.
@@ -72,7 +72,7 @@ class GradientFacts:
 
 @dataclass(unsafe_hash=True)
 class Observer:
-    """Sees the forward pass of a batch, and perhaps the gradients after it, and keeps what a proxy needs.
+    """Watches the forward pass of a batch, and optionally its gradients, and keeps what a proxy needs.
 
     A subclass is a dataclass whose fields say what to take: two that are equal share one pass and one result. What it
     keeps are attributes that `start` sets. Its methods run without autograd and should keep little: a reduced number
@@ -84,7 +84,7 @@ class Observer:
         needs_beside: With ``needs_graph``: whether `forwarded` reads ``beside``.
         needs_gradients: Whether `gradients` is to be called, with those of the first batch.
         all_batches: With ``needs_gradients``: whether all batches (or samples) are to be handed over.
-        layout: Where layers are in the module; there before `start`.
+        layout: Positions of the layers in the module; set before `start`.
         time_first: Samples of the batch if parts of the module take steps before samples, see `samples_first`; else
             None.
         beside: With ``needs_beside``, there before `forwarded`: the outputs of further networks that the step calls,
@@ -106,29 +106,29 @@ class Observer:
         """Prepare for one pass of a module."""
 
     def activation(self, before: Tensor, after: Tensor) -> None:
-        """See what goes into an activation function and what comes out, ``[N, ...]`` each."""
+        """Observe the input and output of an activation function, ``[N, ...]`` each."""
 
     def batch_norm(self, inputs: Tensor) -> None:
-        """See what goes into a batch normalisation that takes the statistics of the batch, ``[N, C, ...]``."""
+        """Observe the input of a batch normalisation that uses the statistics of the batch, ``[N, C, ...]``."""
 
     def module_call(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        """See a call of a submodule, when it is over, and what it was given, by position and then by name."""
+        """Observe a finished call of a submodule, and its inputs: positional ones first, then keyword ones."""
 
     def forwarded(self, output: Tensor, inputs: Sequence[Tensor]) -> None:
-        """See the network's output and its floating-point inputs, at the end of the forward pass.
+        """Observe the network's output and its floating-point inputs at the end of the forward pass.
 
         Autograd is on, and the graph is there, if ``needs_graph``; observers that differentiate have their turn first.
         """
 
     def ended(self) -> None:
-        """See the end of the forward pass, after `forwarded`, also where the network has no output to be seen."""
+        """Observe the end of the forward pass, after `forwarded`, even if the network has no observable output."""
 
     def wanted(self) -> Patterns:
-        """Parameters whose gradients are wanted."""
+        """Parameters whose gradients are needed."""
         return None
 
     def gradients(self, gradients: Params, losses: Tensor) -> Callable[[], None] | None:
-        """See the gradients of a chunk, ``[n, *]`` each, which are the observer's own, and its losses, ``[n]``.
+        """Observe the gradients of a chunk, ``[n, *]`` each, which the observer owns, and its losses, ``[n]``.
 
         Returns:
             What is left to do once every observer has seen the chunk: with ``may_repeat``, all that keeps something.
@@ -136,7 +136,7 @@ class Observer:
         return None
 
     def finished(self, facts: GradientFacts) -> None:
-        """See how the gradients came about, when all of them were handed over."""
+        """Observe how the gradients were computed, after all of them were passed on."""
 
 
 def samples_first(tensor: Tensor, time_first: int | None) -> Tensor:
@@ -151,17 +151,17 @@ def samples_first(tensor: Tensor, time_first: int | None) -> Tensor:
 
 
 def listens(observer: Observer, event: str) -> bool:
-    """Tell whether an observer has a method of its own for an event."""
+    """Whether an observer overrides the method for an event."""
     return getattr(type(observer), event) is not getattr(Observer, event)
 
 
-# What an observer can see of a forward pass.
+# The events of a forward pass that an observer can watch.
 _EVENTS = ("activation", "batch_norm", "module_call", "forwarded")
 _NO_LAYOUT = Layout({}, {}, frozenset())
 
 
 class Watch:
-    """Reports one forward pass to observers; one that fails is told of nothing more, and the others go on.
+    """Reports one forward pass to observers. An observer that fails gets no more events; the others continue.
 
     The network's output is what came of the last call to end of a submodule that holds trainable weights of layers. It
     is the module's own if the step calls the module. Where an observer differentiates, calls under ``no_grad`` (as of a
@@ -224,7 +224,7 @@ class Watch:
         self.restart()
 
     def restart(self) -> None:
-        """Forget what was seen, since the pass broke off before its end and another batch takes its turn."""
+        """Reset the observations, because the pass stopped before its end and another batch follows."""
         self._output, self.inputs = None, []
         self._outputs.clear()
         for observer in list(self.observers):
@@ -246,7 +246,7 @@ class Watch:
                 return tensor.clone()
             leaf = tensor.detach().clone().requires_grad_(self._needs_input_graph)
             self.inputs.append(leaf)
-            # not the leaf itself, which nobody could write to
+            # not the leaf itself, which could not be written to
             return leaf.clone() if self._needs_input_graph else leaf
 
         return copied_batch(batch, clone)
@@ -257,13 +257,13 @@ class Watch:
         if self._is_blind:
             yield
             return
-        # What is watched inside transforms stays in them.
+        # What is observed inside transforms must not leave them.
         self._unwraps = not is_transforming()
         self._output, self._is_hidden = None, False
         self._outputs.clear()
         self.calls.clear()
         functions = self._listening("activation") or self._listening("batch_norm") or self.needs_graph
-        # For all modules at once: a hook on each of hundreds takes longer than to run a small network.
+        # One hook for all modules: hundreds of separate hooks would take longer than running a small network.
         handle = register_module_forward_hook(self._called, with_kwargs=True) if self._sees_calls else None
         try:
             with unfused(), _Functions(self) if functions else nullcontext():
@@ -281,7 +281,7 @@ class Watch:
         return self._is_whole is not None and self._is_whole(self.calls)
 
     def finish(self) -> None:
-        """Report the end of the forward pass, and let go of what it left."""
+        """Report the end of the forward pass, and release what it left."""
         self.finished = True
         in_turn = sorted(self.observers, key=lambda observer: not observer.needs_graph)
         for observer in in_turn:
@@ -294,18 +294,18 @@ class Watch:
         self._outputs.clear()
 
     def output(self) -> Tensor:
-        """Give the network's output.
+        """Return the network's output.
 
         Raises:
             NotApplicableError: If there is none.
         """
         output = floating_tensor_in(self._output)
         if output is None and self._is_hidden:
-            raise NotApplicableError("the network runs under `torch.no_grad()`, so that nothing can be differentiated.")
+            raise NotApplicableError("the network runs under `torch.no_grad()`, so nothing can be differentiated.")
         if output is None:
             raise NotApplicableError(
-                "the step called no submodule with trainable layers that put out a floating-point tensor with a row "
-                "for each sample."
+                "the step called no submodule with trainable layers that outputs a floating-point tensor with one row "
+                "per sample."
             )
         return output
 
@@ -363,7 +363,7 @@ class Watch:
         return self._listeners[event]
 
     def report(self, event: str, *args: Any) -> None:
-        """Tell the observers that listen to it of an event."""
+        """Pass an event to the observers that listen to it."""
         listening = self._listening(event)
         if not listening:
             return
@@ -372,12 +372,13 @@ class Watch:
                 self.report(event, *unwrapped(args))
             return
         if torch.is_inference_mode_enabled():
-            # What an observer keeps could not be written to outside of it, nor differentiated.
+            # Otherwise, what an observer keeps could not be written to outside of inference mode, nor differentiated.
             with torch.inference_mode(False):
                 self.report(event, *tree_map_only(Tensor, torch.clone, args))
             return
-        # Leaves the step's autograd, and its precision: in half of it sums would be wrong. By hand and asked first,
-        # since this happens at every call of a submodule, and contexts cost more than most observers.
+        # Leaves the autograd and the autocast of the step: in half precision, sums would be wrong. It is done by hand,
+        # and only if needed, because it happens at every call of a submodule, and contexts cost more than most
+        # observers.
         grad, default = torch.is_grad_enabled(), torch.get_default_dtype()
         casting = self._may_cast and torch.is_autocast_enabled(self._device_type)
         self.aside = True
@@ -397,7 +398,7 @@ class Watch:
             self.aside = False
 
     def tell(self, observer: Observer, method: Callable[..., None], *args: Any) -> None:
-        """Call a method of an observer; if it fails, the observer is told of nothing more."""
+        """Call a method of an observer; if it fails, the observer gets no more events."""
         if observer in self.errors:
             return
         try:
@@ -442,7 +443,7 @@ class _Functions(TorchFunctionMode):
 
 
 def is_in_place(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Tell whether a call of an activation function overwrites what it is given."""
+    """Whether a call of an activation function overwrites its input."""
     return kwargs.get("inplace", False) or any(arg is True for arg in args[1:]) or function.__name__.endswith("_")
 
 
@@ -460,36 +461,36 @@ def floating_tensor_in(output: Any) -> Tensor | None:
 
 
 def signs(before: Tensor) -> Tensor:
-    """Tell what is positive, by one and zero, ``[N, ...]`` -> ``[N, U]``, float32."""
+    """Return 1 for positive entries and 0 otherwise, ``[N, ...]`` -> ``[N, U]``, float32."""
     if not before.is_contiguous():
         return per_sample(before > 0).float()
-    # At once: on a CPU, to compare and then to convert takes several times as long (torch 2.14).
+    # In one operation: on a CPU, comparing and then converting takes several times as long (torch 2.14).
     return per_sample(torch.gt(before, 0, out=torch.empty_like(before, dtype=torch.float32)))
 
 
 def per_sample(values: Tensor) -> Tensor:
-    """Give each sample a row, ``[N, ...]`` -> ``[N, U]``."""
+    """Reshape to one row per sample, ``[N, ...]`` -> ``[N, U]``."""
     return values.flatten(1) if values.ndim > 1 else values.unsqueeze(1)
 
 
 class Rows:
-    """Counts the rows that several calls see, to tell a network that is run on a part of a batch at a time."""
+    """Counts the rows that calls see, to detect a network that runs on part of a batch at a time."""
 
     def __init__(self) -> None:
         self.most = 0
         self._seconds: set[int] = set()
 
     def see(self, tensor: Tensor) -> None:
-        """See what a call is given, or puts out, ``[N, ...]``."""
+        """Count the input or output of a call, ``[N, ...]``."""
         self.most = max(self.most, len(tensor))
-        if tensor.ndim == 3:  # there are networks with time in front
+        if tensor.ndim == 3:  # some networks have the time dimension first
             self._seconds.add(tensor.shape[1])
 
     def check(self, num_samples: int | None, of: str) -> None:
-        """Refuse fewer rows than samples; more are those of tokens, nodes or views.
+        """Check that there are at least as many rows as samples; more are those of tokens, nodes or views.
 
         Args:
-            num_samples: Of a batch; None if unknown.
+            num_samples: Number of samples in a batch; None if unknown.
             of: What was called, in the plural.
 
         Raises:
@@ -497,8 +498,8 @@ class Rows:
         """
         if num_samples is not None and self.most < num_samples and num_samples not in self._seconds:
             raise NotApplicableError(
-                f"{of} see at most {self.most} of the {num_samples} samples at a time, and all of them are compared. "
-                "Let the step run the network on the whole batch at once."
+                f"{of} see at most {self.most} of the {num_samples} samples at a time, but all samples are compared. "
+                "Run the network on the whole batch at once."
             )
 
 
@@ -507,7 +508,7 @@ REENTRANT_CHECKPOINT = "CheckpointFunctionBackward"
 
 
 def has_reentrant_checkpoint(tensor: Tensor) -> bool:
-    """Look for a ``torch.utils.checkpoint.checkpoint(..., use_reentrant=True)`` in the graph of a tensor."""
+    """Whether the graph of a tensor has a ``torch.utils.checkpoint.checkpoint(..., use_reentrant=True)``."""
     return any(node.name() == REENTRANT_CHECKPOINT for node in graph_of(tensor))
 
 
@@ -524,13 +525,13 @@ def graph_of(tensor: Tensor) -> Iterator[Any]:
 
 
 def check_graph(tensor: Tensor) -> None:
-    """Refuse a graph in which a checkpoint hides weights: their derivatives would be zero without a word.
+    """Check that no checkpoint in the graph hides weights: their derivatives would silently be zero.
 
     Raises:
         NotApplicableError: If there is a checkpoint with ``use_reentrant=True``.
     """
     if has_reentrant_checkpoint(tensor):
         raise NotApplicableError(
-            "a checkpoint with `use_reentrant=True` can be differentiated by `backward()` alone. Use "
+            "a checkpoint with `use_reentrant=True` only supports `backward()`. Use "
             "`use_reentrant=False`, or switch checkpointing off for scoring."
         )

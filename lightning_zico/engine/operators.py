@@ -274,8 +274,8 @@ def macs_of(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: An
 
     Args:
         func: Operator, as a ``TorchDispatchMode`` sees it.
-        args: Of the call.
-        kwargs: Of the call.
+        args: Positional arguments of the call.
+        kwargs: Keyword arguments of the call.
         out: Its result.
     """
     name = _name(func)

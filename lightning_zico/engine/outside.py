@@ -15,7 +15,7 @@ _MOST_OBJECTS = 1000
 
 @contextmanager
 def outside_put_back(module: nn.Module, step: Callable[..., Any]) -> Iterator[None]:
-    """Put back what a step holds outside of its module, such as a loss function that keeps its weights on a device.
+    """Restore what a step holds outside of its module, such as a loss function that keeps its weights on a device.
 
     Looked into are what the step refers to by closures, attributes and arguments that are bound to it, other modules
     among it, and what stands in those global variables that its code mentions, see `reads.globals_in`.

@@ -47,20 +47,20 @@ O = TypeVar("O", bound=Observer)  # noqa: E741
 
 
 class Probe:
-    """One candidate on its device, with its batches and its loss; each quantity is computed when asked for, and once.
+    """One candidate on its device, with its batches and its loss; each quantity is computed once, on demand.
 
     Args:
         module: The candidate. It is never written to.
         step: ``(module, batch, batch_idx) -> mean loss``.
-        batches: What the loader gave.
+        batches: Batches from the loader.
         prepare: ``(batch, batch_idx) -> batch`` on the module's device; called when a batch's turn comes, so that one
             batch at a time is there.
-        axis: What varies between two gradients.
+        axis: What differs between two gradients.
         chunk_size: Per sample: how many at once; see `gradients.stream_gradients`.
-        seed: Of dropout, of other weights and inputs that are drawn, and of other randomness.
+        seed: Seed of dropout, of weights and inputs that are drawn, and of other randomness.
         muted: Silences, on a module that will be put back, what cannot run on the meta device.
         blocks: Names of the submodules that are the network's blocks; None to find them, see `blocks.block_names`.
-        name: Of the candidate.
+        name: Name of the candidate.
         num_samples: Samples of a batch, or a function that counts them in what the loader gave; None to find out.
 
     Attributes:
@@ -94,7 +94,7 @@ class Probe:
         self._blocks = blocks
         self._num_samples = num_samples
         self.first_idx = 0
-        self._skipped: dict[int, str] = {}  # why training passes over batches, by index
+        self._skipped: dict[int, str] = {}  # why the training step skips batches, by index
         self._first_loss: Tensor | None = None
         self._floating: list[int] | None = None  # positions in the first batch
         self._broke_off = False  # whether a pass did
@@ -105,12 +105,12 @@ class Probe:
 
     @property
     def params(self) -> int:
-        """Parameters of the module, frozen ones included."""
+        """Number of parameters of the module, including frozen ones."""
         return count_params(self.module)
 
     @property
     def layers(self) -> Params:
-        """Trainable weights of the layers, by name; not to be written to.
+        """Trainable weights of the layers by name; do not write to them.
 
         A layer is what multiplies its input with a weight. The classes of the module's parts mostly tell; where they do
         not, the step is run once, see `flow.trace_flow`.
@@ -126,7 +126,7 @@ class Probe:
         """Choose layers, or parameters.
 
         Args:
-            patterns: Which; None for all layers.
+            patterns: Patterns of the parameters; None for all layers.
 
         Raises:
             NoGradientError: If there is none.
@@ -145,7 +145,7 @@ class Probe:
         return layers
 
     def covered(self, patterns: Patterns = None, seen: Collection[str] | None = None) -> float:
-        """Compute the share of the trainable parameters, by their entries, that layers are made of.
+        """Compute the fraction of the entries of trainable parameters that belong to layers.
 
         Args:
             patterns: Which layers, see `chosen`.
@@ -163,7 +163,7 @@ class Probe:
 
     @property
     def coverable(self) -> float:
-        """Share of the trainable parameters, by their entries, that have two or more dimensions: no biases or norms."""
+        """Fraction of the entries of trainable parameters that have two or more dimensions: no biases or norms."""
         shapes = self.once(_trainable_shapes).values()
         return sum(shape.numel() for shape in shapes if len(shape) > 1) / sum(shape.numel() for shape in shapes)
 
@@ -184,7 +184,7 @@ class Probe:
 
     @property
     def untrainable(self) -> str | None:
-        """Why the candidate cannot be trained, as far as the passes made so far tell; None if nothing says so.
+        """Why the candidate cannot be trained, as far as the passes so far show; None if no reason is known.
 
         Proxies that look at activations alone would rank a candidate that no optimiser can move.
         """
@@ -193,13 +193,13 @@ class Probe:
         if (meta := next((n for n, p in self.module.named_parameters() if p.is_meta), None)) is not None:
             return f"untrainable: parameter '{meta}' is on the meta device and has no values. Use a real device."
         if self._first_loss is not None and not bool(self._first_loss.isfinite()):
-            return f"untrainable: its loss on the first batch is {self._first_loss.item()}; needed is a finite number."
+            return f"untrainable: its loss on the first batch is {self._first_loss.item()}: expected a finite number."
         if self._is_doubted and self.step_error is None and self._computed.get(_plain_steps) is False:
-            return "untrainable: its loss depends on none of its parameters, so that no optimiser can move them."
+            return "untrainable: its loss depends on none of its parameters, so no optimiser can update them."
         return None
 
     def doubt(self) -> None:
-        """Note that a proxy found nothing to learn, so that `untrainable` looks at the step as a trainer runs it."""
+        """Note that a proxy found nothing to learn, so that `untrainable` runs the step as a trainer would."""
         self._is_doubted = True
 
     @property
@@ -220,7 +220,7 @@ class Probe:
 
     @property
     def skipped_batches(self) -> list[int]:
-        """Indices of the batches that training passes over, as far as the passes made so far tell."""
+        """Indices of the batches that the training step skips, as far as the passes so far show."""
         return sorted(self._skipped)
 
     @property
@@ -231,7 +231,7 @@ class Probe:
         return lambda module, batch, batch_idx: self._step(module, batch, batch_idx + self.first_idx)
 
     def skip(self, error: SkippedBatchError) -> None:
-        """Let the next batch be the first, since training passes over the one that was.
+        """Make the next batch the first one, because the training step skips the current one.
 
         Raises:
             UnsupportedModuleError: If none is left.
@@ -244,7 +244,7 @@ class Probe:
             raise self._none_left()
 
     def past_skipped(self, run: Callable[[], T]) -> T:
-        """Run something on the first batch that training does not pass over."""
+        """Run a function on the first batch that the training step does not skip."""
         while True:
             try:
                 return run()
@@ -254,8 +254,8 @@ class Probe:
     def _none_left(self) -> UnsupportedModuleError:
         reasons = "; ".join(dict.fromkeys(self._skipped[idx] for idx in self.skipped_batches))
         return UnsupportedModuleError(
-            f"Training passes over all {len(self.batches)} batches, so there is no loss: {reasons}. If the module has "
-            "no loss of its own, pass `loss_fn=`."
+            f"The training step skips all {len(self.batches)} batches, so there is no loss: {reasons}. If the module "
+            "has no loss of its own, pass `loss_fn=`."
         )
 
     @property
@@ -295,16 +295,16 @@ class Probe:
         return self.once(_count_samples)
 
     def check_rows(self, rows: Rows, of: str) -> None:
-        """Refuse a network that sees a part of the first batch at a time.
+        """Check that the network sees the whole first batch at once.
 
         Args:
-            rows: Of the calls on it.
+            rows: Rows that the calls saw.
             of: What was called, in the plural.
 
         Raises:
             NotApplicableError: If no call sees all samples.
         """
-        if rows.most < self.once(_longest):  # otherwise nobody needs to count the samples, which may cost a pass
+        if rows.most < self.once(_longest):  # otherwise there is no need to count the samples, which may cost a pass
             rows.check(self.num_samples, of)
 
     def samples_of(self, batch: Batch, batch_idx: int) -> int | None:
@@ -326,7 +326,7 @@ class Probe:
 
     @property
     def may_be_time_first(self) -> bool:
-        """Whether parts of the module count samples elsewhere than along dimension 0."""
+        """Whether parts of the module count samples along a dimension other than 0."""
         return may_be_time_first(self.module)
 
     def first_samples(self, most: int) -> tuple[Batch, frozenset[int], int | None]:
@@ -342,13 +342,13 @@ class Probe:
         cut = first_samples(batch, most, count, may_be_time_first=self.may_be_time_first)
         if cut is batch:
             return batch, self.inputs, count
-        # A list of images has fewer tensors when it is cut; those that are left are views of the ones before.
+        # A list of images has fewer tensors after it is cut; the remaining ones are views of those before.
         kept = {_memory_of(tensor) for idx, tensor in enumerate(tensors_of(batch)) if idx in self.inputs}
         inputs = frozenset(idx for idx, tensor in enumerate(tensors_of(cut)) if _memory_of(tensor) in kept)
         return cut, inputs, most
 
     def once(self, compute: "Callable[[Probe], T]") -> T:
-        """Compute something from this probe, or give what was computed, or raise what was raised, the first time."""
+        """Compute something from this probe once: later calls return the same result, or raise the same error."""
         if compute not in self._computed:
             try:
                 self._computed[compute] = self.past_skipped(lambda: compute(self))
@@ -360,7 +360,7 @@ class Probe:
         return result  # type: ignore[return-value]
 
     def moments(self, patterns: Patterns = None, of: Literal["signed", "abs"] = "signed") -> GradientMoments:
-        """Take the moments of the gradients over all batches (or samples), in one pass.
+        """Compute the moments of the gradients over all batches (or samples), in one pass.
 
         Args:
             patterns: Which parameters.
@@ -375,7 +375,7 @@ class Probe:
 
     @property
     def gradients(self) -> Params:
-        """The gradient of the first batch's mean loss for each weight in `layers`; not to be written to.
+        """The gradient of the first batch's mean loss for each weight in `layers`; do not write to it.
 
         Raises:
             NoGradientError: As for `moments`, as are the others.
@@ -383,7 +383,7 @@ class Probe:
         return self.observed(FirstGradients()).by_name
 
     def observed(self, need: O) -> O:
-        """Give the observer that is equal to this one after it has seen what it wants to see.
+        """Return the observer that equals this one, after it has observed its passes.
 
         Raises:
             Exception: What went wrong on the way, also if it is asked for again.
@@ -395,7 +395,7 @@ class Probe:
         return result  # type: ignore[return-value]
 
     def observe(self, needs: Iterable[Observer]) -> None:
-        """Let observers see the module at work, all of them in the same passes; what goes wrong is told by `observed`.
+        """Let observers watch the module, all of them in the same passes; `observed` raises their errors.
 
         Args:
             needs: Those that have seen it already, and equal ones, do not see it again.
@@ -415,7 +415,7 @@ class Probe:
         fed: str | None = "other weights or inputs than its own",
         is_cut: bool = False,
     ) -> None:
-        """Run the step on the first batch, or on another, perhaps with other weights, under the eyes of observers.
+        """Run the step on the first batch or another one, optionally with other weights, while observers watch.
 
         A step that fails when the network has put out its output, in the loss, is none that fails here.
 
@@ -445,7 +445,7 @@ class Probe:
 
     @property
     def stateless(self) -> Stateless:
-        """The module as one that runs on tensors which are handed to it."""
+        """The module as a function of its tensors."""
         return self.once(_stateless)
 
     def watch(self, observers: Sequence[Observer], whole: Callable[[Sequence[str]], bool] | None = None) -> Watch:
@@ -457,7 +457,7 @@ class Probe:
         return self.flow.inputs
 
     def layout(self) -> Layout:
-        """Where things are in the module."""
+        """Positions of layers and other parts in the module."""
         return self.once(_layout)
 
     @property
@@ -480,13 +480,13 @@ class Probe:
         step: Step | None = None,
         watch: Watch | None = None,
     ) -> GradientFacts:
-        """Differentiate the loss of batch after batch, or of sample after sample; see `gradients.stream_gradients`.
+        """Differentiate the loss of every batch, or of every sample; see `gradients.stream_gradients`.
 
         Args:
             layers: With respect to what.
             consume: Called with each chunk of gradients, by layer.
             axis: What a gradient is of.
-            num_batches: How many of the batches; None for all.
+            num_batches: Number of batches; None for all.
             step: Another loss than the candidate's.
             watch: Sees the first batch.
         """
@@ -572,13 +572,13 @@ class Probe:
     def _passed_again(
         self, observers: Sequence[Observer], watch: Watch, failure: Exception, took_gradients: bool, axis: Axis
     ) -> Sequence[Observer]:
-        """Let observers see what they can still see after a pass broke off.
+        """Let observers watch what is still possible after a pass failed.
 
         Returns:
             Those that see nothing more.
         """
         demanding = [observer for observer in observers if observer.needs_graph]
-        # There are steps that fail on inputs which require a gradient, as `.numpy()` does.
+        # Some steps fail on inputs that require a gradient, for example because of `.numpy()`.
         apart = (
             [o for o in observers if o not in demanding] if demanding else [o for o in observers if o.needs_gradients]
         )
@@ -611,7 +611,7 @@ class Probe:
         if failure is None or watch.finished or is_out_of_memory(failure) or isinstance(failure, SkippedBatchError):
             return watch, failure
         if not self._differentiates:
-            # A step that differentiates needs a graph of the parameters, and cannot run under `no_grad`.
+            # A step that itself differentiates needs a graph of the parameters, and cannot run under `no_grad`.
             watch = self.watch(observers)
             failure = self._run(watch, tensors, batch, mode, True)
             self._differentiates = failure is None
@@ -631,7 +631,7 @@ class Probe:
         mode: AbstractContextManager[object] | None,
         as_trained: bool,
     ) -> Exception | None:
-        """Run the step once; return how it fails.
+        """Run the step once, and return its error, if any.
 
         Args:
             watch: Sees it.
@@ -661,7 +661,7 @@ class Probe:
         return None
 
     def whole_run(self, is_cut: bool) -> Callable[[Sequence[str]], bool] | None:
-        """Make a test of whether the network has run to its end, from a run on its own weights and the first batch."""
+        """Return a test of whether the network ran to its end, from a run with its own weights on the first batch."""
         try:
             whole = self.once(_plain_calls)
         except Exception:
@@ -671,7 +671,7 @@ class Probe:
         return lambda calls: set(calls) == set(whole) and list(calls[-1:]) == whole[-1:]
 
     def _blamed(self, failure: Exception, fed: str) -> Exception:
-        """Make what to raise where the step fails on what a proxy feeds it: what fails in a trainer stays as it is."""
+        """Return the error to raise if the step fails on a proxy's inputs; errors of normal training stay unchanged."""
         self._broke_off = True
         if isinstance(failure, ZiCoError) or is_out_of_memory(failure) or self.step_error is not None:
             return again(failure)
@@ -715,7 +715,7 @@ class Probe:
             watch.tell(observer, observer.finished, facts)
 
     def _run_plainly(self) -> bool:
-        """Run the step on every batch as a trainer does, with its backward pass; return whether it learns anything.
+        """Run the step on every batch as a trainer does, with a backward pass, and return whether it learns anything.
 
         Raises:
             UnsupportedModuleError: If training passes over all batches.
@@ -741,8 +741,8 @@ class Probe:
         return learns
 
     def _prepared(self, batch_idx: int) -> Batch:
-        # Cloned, since hooks that move or augment a batch may write to it; seeded, so that they augment it in the same
-        # way each time. The generators are put back by the caller.
+        # Cloned, because hooks that move or augment a batch may write to it; seeded, so that they augment it in the
+        # same way each time. The caller restores the generators.
         with torch.inference_mode(False):
             seed_all(self.seed + batch_idx)
             return self._prepare(copied_batch(self.batches[batch_idx]), batch_idx)
@@ -846,7 +846,7 @@ def _macs(probe: Probe) -> MacCount:
     except Exception:
         probe._run_plainly()  # raises what the step itself raises
         raise NotApplicableError(
-            "the operators of the training step cannot be counted while it runs, as with what `torch.compile` compiles."
+            "the operators of the training step cannot be counted while it runs, for example under `torch.compile`."
         ) from None
 
 

@@ -26,8 +26,8 @@ def hessian_times_gradient(
         module: Put back afterwards.
         step: ``(module, batch, batch_idx) -> mean loss``.
         batch: On the module's device.
-        names: Of the parameters that both are taken with respect to.
-        seed: Of dropout.
+        names: Names of the parameters with respect to which both are computed.
+        seed: Seed of dropout.
 
     Returns:
         The weights (copies) and the products, by name; products with complex weights are pairs of real numbers.
@@ -49,7 +49,7 @@ def hessian_times_gradient(
             gradients = differentiated(loss, weights, create_graph=True)
             if not gradients or not bool(torch.stack([gradient.any() for gradient in gradients.values()]).any()):
                 raise NoGradientError(
-                    f"The gradient of all {len(names)} scored parameters is zero, and so is every product with it. "
+                    f"The gradients of all {len(names)} scored parameters are zero, and so is every product with them. "
                     "Look for `detach()`, zero-initialised layers and activations that are always off."
                 )
             # <stopgrad(g), g>, whose gradient is the Hessian times g

@@ -1,4 +1,4 @@
-"""Samples: how many a batch has, and how it is cut to fewer of them.
+"""Samples: how many a batch has, and how to cut it to fewer of them.
 
 Index conventions:
     N: samples in a batch
@@ -20,15 +20,15 @@ from lightning_zico._typing import Batch, NumSamples, is_count
 from lightning_zico.engine.batches import is_nest, map_parts, tensors_of
 from lightning_zico.errors import NotApplicableError, UnsupportedBatchError
 
-# What to do where samples cannot be counted.
+# What to do if samples cannot be counted.
 WAY_OUT = "Pass `num_samples=`, a number or a function of the batch."
-_MOST_SHAPES = 8  # that a reason lists
+_MOST_SHAPES = 8  # listed in an error
 _NO_SAMPLES = (str, bytes, int, float, complex, type(None))
 
 
 @dataclass
 class Seen:
-    """What a pass showed of the samples in its batch.
+    """What a pass revealed about the samples in its batch.
 
     Args:
         rows: Length of dimension 0 that what networks put out shares; None if nothing has it, or they differ.
@@ -64,7 +64,7 @@ def stated_samples(batch: Batch, num_samples: NumSamples | None) -> int | None:
 
 
 def num_samples(batch: Batch, seen: Seen | None = None) -> int | None:
-    """Count the samples of a batch; None if nothing tells how many they are.
+    """Count the samples of a batch; None if their number is unknown.
 
     The order of a batch's fields does not matter. Asked in turn:
 
@@ -77,7 +77,7 @@ def num_samples(batch: Batch, seen: Seen | None = None) -> int | None:
 
     Args:
         batch: Any nest.
-        seen: What a pass on the batch showed; None if there was none.
+        seen: What a pass on the batch revealed; None without a pass.
 
     Example:
         >>> num_samples({"x": torch.zeros(5, 2), "y": torch.zeros(5), "weight": torch.tensor(0.5)})
@@ -114,7 +114,7 @@ def num_samples(batch: Batch, seen: Seen | None = None) -> int | None:
 
 
 def is_settled(batch: Batch) -> bool:
-    """Whether the batch tells its samples by an object that knows them, so that no pass can tell otherwise."""
+    """Whether the batch has an object that states its number of samples, which no pass can overrule."""
     return any(True for _ in _known(batch))
 
 
@@ -128,8 +128,8 @@ def cut_length(batch: Batch) -> int:
     lengths = {size[0] if size else None for size in sizes}
     if len(lengths) != 1 or None in lengths:
         raise UnsupportedBatchError(
-            f"The tensors of a batch have the shapes {sizes}; to tell its samples apart, dimension 0 of all must "
-            'count them. Use `axis="batch"`, or a loader that puts the sample dimension first.'
+            f"The tensors of a batch have the shapes {sizes}: expected the samples along dimension 0 of every tensor. "
+            ' Use `axis="batch"`, or a loader that puts the sample dimension first.'
         )
     return int(lengths.pop() or 0)
 
@@ -141,7 +141,7 @@ def known_samples(count: int | None) -> int:
         NotApplicableError: If they are unknown.
     """
     if count is None:
-        raise NotApplicableError(f"nothing tells how many samples a batch has. {WAY_OUT}")
+        raise NotApplicableError(f"the number of samples in a batch is unknown. {WAY_OUT}")
     return count
 
 
@@ -157,7 +157,7 @@ def check_cut(batch: Batch, count: int | None, *, may_be_time_first: bool = Fals
         NotApplicableError: If they are unknown, or cannot be told apart.
     """
     if count is None:
-        raise NotApplicableError(f"nothing tells how many samples a batch has, so none is cut out of it. {WAY_OUT}")
+        raise NotApplicableError(f"the number of samples in a batch is unknown, so no sample can be cut out. {WAY_OUT}")
     try:
         _cut(batch, slice(0, 1), count, second=may_be_time_first)
     except _UncuttableError:
@@ -172,14 +172,14 @@ def check_cut(batch: Batch, count: int | None, *, may_be_time_first: bool = Fals
         tensor.ndim > 1 and tensor.shape[:2] == (count, count) for tensor in tensors_of(batch)
     ):
         raise NotApplicableError(
-            f"the first two dimensions of a tensor have length {count}, and either may count samples. Use a batch size "
-            "that differs from the number of time steps."
+            f"the first two dimensions of a tensor both have length {count}, so either may count samples. Use a batch "
+            "size that differs from the number of time steps."
         )
     return count
 
 
 def are_first(batch: Batch, count: int) -> bool:
-    """Whether samples differ in tensors alone, along dimension 0; all else is the same for each of them.
+    """Whether samples differ only in tensors, along dimension 0; everything else is the same for all of them.
 
     Args:
         batch: Any nest.
@@ -200,7 +200,7 @@ def cut(batch: Batch, samples: slice, count: int, *, may_be_time_first: bool) ->
 
     Args:
         batch: Any nest.
-        samples: Which.
+        samples: Which samples.
         count: Its samples.
         may_be_time_first: Whether dimension 1 may count samples where dimension 0 does not.
     """
@@ -248,7 +248,7 @@ def _cut(batch: Batch, samples: slice, count: int, *, second: bool, inside: bool
     if isinstance(getattr(batch, "batch_size", None), torch.Size) and not isinstance(batch, dict):
         return batch[samples]
     if not is_nest(batch):
-        if callable(getattr(batch, "clone", None)) or _fields_of(batch):  # holds tensors that nobody here can cut
+        if callable(getattr(batch, "clone", None)) or _fields_of(batch):  # holds tensors that cannot be cut here
             raise _UncuttableError
         return batch
     if isinstance(batch, PackedSequence):
@@ -300,15 +300,14 @@ def listed(batch: Batch, count: int) -> frozenset[int]:
 
 
 def check_strided(*tensors: Tensor) -> None:
-    """Refuse sparse tensors, of which no sample is cut out and no row differentiated.
+    """Check that there are no sparse tensors, which cannot be cut into samples nor differentiated by row.
 
     Raises:
         NotApplicableError: If one is sparse.
     """
     if any(tensor.layout != torch.strided and not tensor.is_nested for tensor in tensors):
         raise NotApplicableError(
-            "the batch holds a sparse tensor, whose samples cannot be taken apart. Make it dense, or leave this proxy "
-            "out."
+            "the batch has a sparse tensor, which cannot be split into samples. Make it dense, or leave this proxy out."
         )
 
 
@@ -332,7 +331,7 @@ def _is_list(batch: Batch) -> bool:
 
 
 def _stated_by(batch: Batch) -> int | None:
-    """Number of samples that an object says it holds."""
+    """Number of samples that an object states."""
     if isinstance(batch, PackedSequence):
         return int(batch.batch_sizes[0])
     if isinstance(batch, Tensor):

@@ -36,7 +36,7 @@ from lightning_zico.engine.undo import (
 
 @contextmanager
 def preserved(module: nn.Module, *others: Any) -> Iterator[Callable[[], None]]:
-    """Put a module and the random number generators back as they were, bit for bit, also when the body raises.
+    """Restore a module and the random number generators bit for bit, even if the body raises.
 
     Saved are, for every submodule, all its attributes (training flag, hook tables, child modules, the list that a
     ``training_step`` appends to) and what they lead to, see `undo.Remembered`; for every parameter ``requires_grad``
@@ -71,7 +71,7 @@ def preserved(module: nn.Module, *others: Any) -> Iterator[Callable[[], None]]:
 
 @contextmanager
 def module_put_back(module: nn.Module, *others: Any, apart: Iterable[nn.Module] = ()) -> Iterator[Callable[[], None]]:
-    """Do as `preserved`, without the generators of random numbers and without some submodules."""
+    """Like `preserved`, but without the random number generators and without some submodules."""
     state = _ModuleState(module, others, apart)
     try:
         state.exchange()
@@ -82,7 +82,7 @@ def module_put_back(module: nn.Module, *others: Any, apart: Iterable[nn.Module] 
 
 @contextmanager
 def preserved_rng(seed: int | None = None) -> Iterator[None]:
-    """Put Python's, NumPy's and torch's generators (on every device in use) back, also when the body raises.
+    """Restore the generators of Python, NumPy and torch (on every device in use), even if the body raises.
 
     Args:
         seed: Start the body from this seed; None goes on from the present state.
@@ -98,7 +98,7 @@ def preserved_rng(seed: int | None = None) -> Iterator[None]:
 
 @contextmanager
 def optimizers_put_back() -> Iterator[None]:
-    """Put the optimizers back that step while the body runs: their states and settings, not what they optimise."""
+    """Restore the optimizers that step while the body runs: their states and settings, not the parameters."""
     here = threading.get_ident()
     saved: dict[int, list[tuple[Any, Any]]] = {}
 
@@ -107,7 +107,7 @@ def optimizers_put_back() -> Iterator[None]:
             groups = optimizer.param_groups
             containers: list[Any] = [vars(optimizer), optimizer.state, groups, *groups]
             saved[id(optimizer)] = [(container, copy.copy(container)) for container in containers]
-            # What it holds stays as it is: it gets copies to write to.
+            # Its contents stay unchanged: it gets copies to write to.
             for parameter, state in list(optimizer.state.items()):
                 optimizer.state[parameter] = copy.deepcopy(state)
             for group in groups:
@@ -227,7 +227,7 @@ class _ModuleState(Remembered):
         submodules = [part for part in tree if id(part) not in left]
         parameters = {id(p): p for part in submodules for p in part._parameters.values() if p is not None}
         self._registered = parameters
-        # Each with its gradient, whether it requires one, and how often it was changed.
+        # Each with its gradient, whether it requires one, and its version.
         self._leaves: list[tuple[Tensor, Tensor | None, bool, int]] = [
             (p, p.grad, p.requires_grad, version_of(p)) for p in parameters.values()
         ]
@@ -287,7 +287,7 @@ class _ModuleState(Remembered):
             self.restorers.append((tensor, tensor_restorer(tensor)))
 
     def exchange(self) -> None:
-        """Put copies in the places of tensors, or let these have other memory, and take gradients away."""
+        """Replace tensors by copies, or give them other memory, and remove their gradients."""
         copies: dict[int, Tensor] = {}
         for setter, holder, key, tensor in self._places:
             if id(tensor) not in copies:
@@ -300,12 +300,12 @@ class _ModuleState(Remembered):
                 leaf.grad = None
 
     def reset(self) -> None:
-        """Put everything back and fresh copies in."""
+        """Restore everything, and put in fresh copies."""
         self.put_back()
         self.exchange()
 
     def undone(self) -> list[tuple[Any, Exception]]:
-        """Put everything back; return the objects for which that went wrong, and how."""
+        """Restore everything; return the objects for which that failed, with the errors."""
         failures = super().undone()
         for tensor, data in self._held:
             try:

@@ -63,7 +63,7 @@ class MacCount:
     """Multiply-accumulate operations of one forward pass.
 
     Args:
-        total: Of the whole batch, as far as they are counted.
+        total: Operations for the whole batch, as far as they are counted.
         num_samples: Samples in the batch; None if nothing tells how many they are.
         device: Where they were counted: ``"meta"``, where nothing is computed, or the module's own device, if the step
             looks at values.
@@ -86,7 +86,7 @@ class MacCount:
         return round(self.total / known_samples(self.num_samples))
 
     def check_complete(self) -> None:
-        """Refuse a total that misses what may be much of the work.
+        """Check that the total does not miss operations that may be much of the work.
 
         Raises:
             NotApplicableError: With the names of the operators that have no formula.

@@ -60,7 +60,7 @@ class Stateless:
             if is_lazy(parameter) or parameter.is_meta:
                 state = "is not initialised" if is_lazy(parameter) else "is on the meta device"
                 raise UnsupportedModuleError(
-                    f"Parameter '{name}' {state}; needed are weights with values. Run one batch through a lazy module, "
+                    f"Parameter '{name}' {state}: expected a weight with values. Run one batch through a lazy module, "
                     "or build the module on a real device."
                 )
         return _copied(self.params)
@@ -85,7 +85,8 @@ class Stateless:
         """Call a function, which runs the module, with tensors in the places of parameters and buffers.
 
         Args:
-            tensors: By name; those left out are the module's own. Buffers are written to where the module updates them.
+            tensors: Tensors by name; for those left out, the module's own are used. Buffers are written to where the
+                module updates them.
             function: Takes nothing.
         """
         placed = {place: tensor for name, tensor in tensors.items() for place in self._places[name]}
@@ -95,7 +96,7 @@ class Stateless:
     def holding(
         self, params: Params, trainable: Collection[str] | None = None
     ) -> Iterator[tuple[dict[str, nn.Parameter], Params]]:
-        """Give the module's own parameters other values while the body runs.
+        """Set the module's own parameters to other values while the body runs.
 
         Code of the module finds in them what it finds in training, also where it holds on to them outside of the module
         tree: in a list made in ``__init__``, in a closure, or in an optimizer. It may take penalties over all that is
@@ -128,7 +129,7 @@ class Stateless:
                         parameter.requires_grad_(requires_grad)
 
     def run(self, tensors: Params, function: Callable[[], T], trainable: Collection[str] | None = None) -> T:
-        """Do as `call`, with the module's own parameters, see `holding`."""
+        """Like `call`, but with the module's own parameters; see `holding`."""
         params = {name: tensor for name, tensor in tensors.items() if name in self.params}
         others = {name: tensor for name, tensor in tensors.items() if name not in self.params}
         with self.holding(params, trainable) as (_, placed):
@@ -181,8 +182,8 @@ class Stateless:
         Raises:
             NoGradientError: If the loss depends on none of ``names``.
         """
-        # Differentiated inside: checkpointing runs parts of the module again during the backward pass, and must find
-        # these values there and not the user's.
+        # Differentiate inside: checkpointing runs parts of the module again during the backward pass, and must then
+        # find these values instead of the user's.
         with torch.enable_grad(), self.holding(params) as (leaves, placed):
             scored = {name: leaves[name] for name in names}
 
@@ -222,12 +223,12 @@ def _copied(tensors: Mapping[str, Tensor]) -> Params:
 def _loss_of(loss: Any) -> Tensor:
     if not isinstance(loss, Tensor) or loss.numel() != 1:
         given = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"{type(loss).__name__}"
-        raise UnsupportedModuleError(f"The loss is {given}; needed is one number, the mean over the batch.")
+        raise UnsupportedModuleError(f"The loss is {given}: expected a single number, the mean over the batch.")
     return loss.reshape(())
 
 
 def check_depends(loss: Tensor) -> None:
-    """Refuse a loss that nothing can be differentiated through.
+    """Check that the loss can be differentiated.
 
     Raises:
         NoGradientError: If it depends on no parameter that is differentiated with respect to.
@@ -277,7 +278,7 @@ def differentiated(
 
     Args:
         number: Scalar.
-        leaves: By name. The step may have frozen some.
+        leaves: Leaves by name. The step may have frozen some.
         create_graph: As for `torch.autograd.grad`.
         retain_graph: As for `torch.autograd.grad`.
 
@@ -295,8 +296,8 @@ def differentiated(
 
 def _no_gradient() -> NoGradientError:
     return NoGradientError(
-        "The loss depends on no scored parameter: it is detached, or computed without them. Return a loss that "
-        "`backward()` can run from."
+        "The loss depends on no scored parameter: it is detached, or computed without them. Return a loss on which "
+        "`backward()` can be called."
     )
 
 

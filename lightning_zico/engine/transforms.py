@@ -25,7 +25,7 @@ def outside_transforms() -> Iterator[None]:
 
 
 def unwrapped(nest: Any) -> Any:
-    """Take the tensors in a nest out of the transforms of `torch.func`: dimensions that `vmap` hides come first.
+    """Unwrap the tensors in a nest from the transforms of `torch.func`: dimensions that `vmap` hides come first.
 
     So what a network does with each sample inside `vmap` is seen as what it does with the batch. The graph of autograd
     around the transforms stays. To be called within `outside_transforms`.

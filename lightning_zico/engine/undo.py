@@ -78,7 +78,7 @@ class Remembered:
         self.walk()
 
     def put_back(self) -> None:
-        """Put everything back.
+        """Restore everything.
 
         Raises:
             NotPutBackError: If something could not be put back; everything else was.
@@ -88,12 +88,12 @@ class Remembered:
             error = failures[0][1]
             names = ", ".join(dict.fromkeys(type(obj).__name__ for obj, _ in failures))
             raise NotPutBackError(
-                f"{names} could not be put back as scoring found it "
-                f"({type(error).__name__}: {error}). Score a copy of the module, or one that does not hold it."
+                f"{names} could not be restored to its state before scoring "
+                f"({type(error).__name__}: {error}). Score a copy of the module, or a module that does not hold it."
             ) from error
 
     def undone(self) -> list[tuple[Any, Exception]]:
-        """Put everything back; return the objects for which that went wrong, and how."""
+        """Restore everything; return the objects for which that failed, with the errors."""
         failures: list[tuple[Any, Exception]] = []
         for attributes, saved in self.dicts:  # cheaper than to look whether they differ, as measured on a ResNet
             attributes.clear()
@@ -109,7 +109,7 @@ class Remembered:
         return failures
 
     def walk(self) -> None:
-        """Look into what was found."""
+        """Visit the objects that were found."""
         while self.waiting:
             value, kind, own = self.waiting.pop()
             if kind == "object" and self.num_opened == self.most:
@@ -124,7 +124,7 @@ class Remembered:
         own: bool = False,
         registered: frozenset[str] = frozenset(),
     ) -> None:
-        """Look at what an object holds.
+        """Visit the contents of an object.
 
         Args:
             setter: ``setter(holder, key, value)`` gives the object another value in a place; None if it cannot.
@@ -292,7 +292,7 @@ def is_generator(kind: type) -> bool:
 
 
 def refill(container: Any, saved: Any) -> None:
-    """Give a list, deque, dictionary or set the contents of another, whatever methods its own class has."""
+    """Replace the contents of a list, deque, dictionary or set, regardless of the methods of its own class."""
     base = _base_of(_class(container))
     if base is list:
         list.__setitem__(container, slice(None), saved)
@@ -336,7 +336,7 @@ def put_leaf_back(tensor: Tensor, requires_grad: bool, version: int) -> None:
 
 
 def version_of(tensor: Tensor) -> int:
-    """Tell how often autograd saw a tensor change; -1 for one whose changes are not counted."""
+    """Return how often autograd saw a tensor change; -1 if its changes are not counted."""
     try:
         return tensor._version
     except (RuntimeError, ValueError):  # made in inference mode, or not yet initialised

@@ -1,4 +1,4 @@
-"""Zero-shot proxies, one file each: the formula as a function, then a thin class."""
+"""Zero-shot proxies, one file each: the formula as a function, followed by a thin class."""
 
 # Importing a proxy's file registers it.
 from lightning_zico.proxies.az import AZExpressivity, AZExpressivityMean, AZProgressivity, AZTrainability

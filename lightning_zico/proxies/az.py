@@ -22,14 +22,15 @@ from lightning_zico.engine.weights import gaussian_batch, kaiming_weights
 from lightning_zico.errors import NotApplicableError
 from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
 
-_STABILISER = 1e-8  # of the entropy, as published
-_INVERSE_STABILISER = 1e-6  # of the trainability, as published
-# Published are 64. On 60 networks of NAS-Bench-201 the ranks by 32 and by 64 have a Spearman's rho of at least .99.
+_STABILISER = 1e-8  # for the entropy, as published
+_INVERSE_STABILISER = 1e-6  # for the trainability, as published
+# The paper uses 64. On 60 networks of NAS-Bench-201, the ranks with 32 and with 64 have a Spearman's rho of at least
+# .99.
 NUM_INPUTS = 32
 
 
 def isotropy(features: Tensor) -> Tensor:
-    r"""Compute how evenly features spread over their directions.
+    r"""Compute how evenly features are spread over their directions.
 
     .. math::
         -\sum_c p_c \log(p_c + 10^{-8}), \qquad p_c = \lambda_c \Big/ \sum_k \lambda_k
@@ -40,7 +41,7 @@ def isotropy(features: Tensor) -> Tensor:
         features: ``[R, C]``.
 
     Returns:
-        Scalar, float64, at most ``log C``; NaN if the features do not vary, but for rounding errors, or are not finite.
+        Scalar, float64, at most ``log C``; NaN if the features vary by no more than rounding errors, or are not finite.
 
     Example:
         >>> round(float(isotropy(torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]]))), 4)  # log 2
@@ -57,7 +58,7 @@ def isotropy(features: Tensor) -> Tensor:
 
 
 def spectral_balance(gradients: Tensor, signs: Tensor) -> Tensor:
-    r"""Compute how close a block's Jacobian is to leaving lengths as they are.
+    r"""Compute how close a block's Jacobian is to preserving lengths.
 
     .. math::
         2 - \sigma - \frac{1}{\sigma + 10^{-6}}, \qquad \sigma = \lVert U^\top V / R \rVert_2
@@ -65,11 +66,11 @@ def spectral_balance(gradients: Tensor, signs: Tensor) -> Tensor:
     with :math:`\lVert\cdot\rVert_2` the largest singular value.
 
     Args:
-        gradients: :math:`U`, what the block makes of ``signs`` on the way back, ``[R, C']``.
-        signs: :math:`V`, random signs in the place of the gradient of its output, ``[R, C]``.
+        gradients: :math:`U`, ``signs`` propagated backward through the block, ``[R, C']``.
+        signs: :math:`V`, random signs used as the gradient of the output, ``[R, C]``.
 
     Returns:
-        Scalar, float64, at most about 0, where ``sigma`` is 1; NaN if something is not finite.
+        Scalar, float64, at most about 0, which is reached where ``sigma`` is 1; NaN if an entry is not finite.
     """
     product = (gradients.T @ signs).double() / len(signs)  # [C', R] @ [R, C] -> [C', C]
     sigma = torch.linalg.matrix_norm(_finite(product), ord=2).masked_fill(~product.isfinite().all(), math.nan)
@@ -77,18 +78,18 @@ def spectral_balance(gradients: Tensor, signs: Tensor) -> Tensor:
 
 
 def _finite(matrix: Tensor) -> Tensor:
-    """Replace a matrix that is not finite, which no decomposition takes, by zeros, without a look at the numbers."""
+    """Replace a matrix that is not finite by zeros, so that it can be decomposed, without synchronising the device."""
     return matrix.masked_fill(~matrix.isfinite().all(), 0.0)
 
 
 class BlockStatistics(NamedTuple):
-    """What AZ-NAS reads off one pass.
+    """What AZ-NAS measures in one pass.
 
     Args:
-        expressivities: `isotropy` of each block's output, in the order in which they run.
-        trainabilities: `spectral_balance` of each block that follows another, by its name; identities, and blocks whose
-            positions cannot be lined up with those before, are left out.
-        num_hidden: Blocks whose output autograd does not follow.
+        expressivities: `isotropy` of each block's output by name, in order of execution.
+        trainabilities: `spectral_balance` by name of each block that follows another one. Identities are left out, and
+            so are blocks whose positions cannot be aligned with those of the block before.
+        num_hidden: Number of blocks whose output autograd does not track.
     """
 
     expressivities: dict[str, float]
@@ -98,11 +99,11 @@ class BlockStatistics(NamedTuple):
 
 @dataclass(unsafe_hash=True)
 class _Blocks(Observer):
-    """Looks at the outputs of blocks and differentiates each with respect to the one before.
+    """Collect the outputs of blocks and differentiate each with respect to the one before.
 
     Args:
-        names_of_blocks: What to look at.
-        seed: Of the random signs.
+        names_of_blocks: Submodules to observe.
+        seed: Seed of the random signs.
     """
 
     names_of_blocks: tuple[str, ...] = ()
@@ -112,7 +113,7 @@ class _Blocks(Observer):
     needs_input_graph: ClassVar[bool] = False
 
     def start(self, module: nn.Module) -> None:
-        """Begin with nothing."""
+        """Reset the observations."""
         self._outputs: list[tuple[str, nn.Module, Tensor]] = []
         self.rows = Rows()
         self._isotropies: dict[str, Tensor] = {}
@@ -129,7 +130,7 @@ class _Blocks(Observer):
         """Send random signs backward through each block."""
         if len(self._outputs) < 2:
             raise NotApplicableError(
-                f"{len(self._outputs)} blocks ran, of {len(self.names_of_blocks)} that were found."
+                f"only {len(self._outputs)} of the {len(self.names_of_blocks)} blocks ran: expected at least two."
             )
         generator = torch.Generator().manual_seed(self.seed)
         balances = {}
@@ -143,7 +144,7 @@ class _Blocks(Observer):
                 check_graph(later)
                 raise
             if back is None or (back.shape == signs.shape and torch.equal(back, signs)):
-                continue  # not one after the other, or an identity
+                continue  # the blocks are not consecutive, or the block is an identity
             aligned = _aligned(back, before, signs, block)
             if aligned is not None:
                 balances[name] = spectral_balance(*aligned)
@@ -159,7 +160,7 @@ class _Blocks(Observer):
 
 
 def _channels_first(tensor: Tensor, module: nn.Module) -> Tensor:
-    """Bring the channels to dimension 1: they are where a length is that the module's weights have."""
+    """Move the channels to dimension 1. They are the dimension whose length also occurs in the module's weights."""
     if tensor.ndim < 3:
         return tensor
     sizes = {size for parameter in module.parameters() for size in parameter.shape[:2]}
@@ -176,9 +177,9 @@ def _flat(tensor: Tensor) -> Tensor:
 
 
 def _aligned(back: Tensor, before: nn.Module, signs: Tensor, block: nn.Module) -> tuple[Tensor, Tensor] | None:
-    """Bring gradients to as many positions as signs: where a block shrinks maps, neighbours become channels.
+    """Reshape gradients to as many positions as signs: where a block shrinks maps, neighbours become channels.
 
-    None where that cannot be done, as between patches and the same patches with a class token.
+    Return None if that is not possible, for example between patches and the same patches with a class token.
     """
     back, signs = _channels_first(back, before), _channels_first(signs, block)
     if back.ndim == signs.ndim == 4 and back.shape[2] > signs.shape[2]:
@@ -189,23 +190,25 @@ def _aligned(back: Tensor, before: nn.Module, signs: Tensor, block: nn.Module) -
     rows, sign_rows = _flat(back), _flat(signs)
     if len(rows) % len(sign_rows):
         return None
-    return rows.reshape(len(sign_rows), -1), sign_rows  # such as all of a map beside the vector that is made of it
+    return rows.reshape(len(sign_rows), -1), sign_rows  # for example a whole map beside the vector computed from it
 
 
 def block_statistics(probe: Probe) -> BlockStatistics:
-    """Run a candidate with Kaiming weights on Gaussian inputs, as many as the batch has but at most 32.
+    """Run a candidate with Kaiming weights on Gaussian inputs, as many as the batch has, but at most 32.
 
     Raises:
         NotApplicableError: If the candidate has fewer than two blocks, or runs them on a part of the batch at a time.
     """
     blocks = probe.blocks
     if len(blocks) < 2:
-        raise NotApplicableError("the network has no blocks: nothing is repeated in it. Name them with `blocks=`.")
+        raise NotApplicableError(
+            "the network has no blocks, because nothing in it is repeated. Name them with `blocks=`."
+        )
     generator = torch.Generator().manual_seed(probe.seed)
     weights = kaiming_weights(probe.module, generator, probe.structure)
     batch, inputs, count = probe.first_samples(NUM_INPUTS)
     batch = gaussian_batch(batch, generator, inputs)
-    # Leaves, since tokens have no gradient: the graph then begins at the embeddings.
+    # The weights are leaves, because tokens have no gradient: the graph then starts at the embeddings.
     own = probe.stateless.copied_params()
     weights = {name: t.requires_grad_(t.is_floating_point()) for name, t in (own | weights).items()}
     observer = _Blocks(tuple(blocks), probe.seed)
@@ -216,7 +219,7 @@ def block_statistics(probe: Probe) -> BlockStatistics:
 
 def _expressivities(probe: Probe) -> dict[str, float]:
     parts = probe.once(block_statistics).expressivities
-    _check_finite(parts, "features", "do not vary, or are not finite")  # a minimum may pass over it
+    _check_finite(parts, "features", "do not vary, or are not finite")  # a minimum may ignore NaN
     return parts
 
 
@@ -224,19 +227,19 @@ def _check_finite(parts: Mapping[str, float], of: str, how: str) -> None:
     for name, value in parts.items():
         if not math.isfinite(value):
             raise NotApplicableError(
-                f"the {of} of block '{name}' {how}, with Kaiming weights on Gaussian inputs instead of its own."
+                f"the {of} of block '{name}' {how}, with Kaiming weights and Gaussian inputs in place of its own."
             )
 
 
 @register_proxy("az_expressivity")
 class AZExpressivity(Proxy):
-    r"""Sum over the blocks of how evenly their features spread, `isotropy` (Lee & Ham, CVPR 2024).
+    r"""Sum over the blocks of how evenly their features are spread, `isotropy` (Lee & Ham, CVPR 2024).
 
-    Being a sum it rewards depth; `AZExpressivityMean` does not.
+    As a sum, it rewards depth; `AZExpressivityMean` does not.
 
     Source:
-        *AZ-NAS*, arXiv:2403.19232, from its formulas. Kaiming weights, Gaussian inputs (integers, such as tokens,
-        stay), no labels; all AZ proxies share one pass.
+        *AZ-NAS*, arXiv:2403.19232, implemented from its formulas. It uses Kaiming weights, Gaussian inputs (integers,
+        such as tokens, are kept) and no labels. All AZ proxies share one pass.
     """
 
     needs_labels = False
@@ -249,7 +252,7 @@ class AZExpressivity(Proxy):
 
 @register_proxy("az_expressivity_mean")
 class AZExpressivityMean(Proxy):
-    """Mean over the blocks of how evenly their features spread: `AZExpressivity` without its liking for depth."""
+    """Mean over the blocks of how evenly their features are spread: `AZExpressivity` without its reward for depth."""
 
     needs_labels = False
 
@@ -261,22 +264,22 @@ class AZExpressivityMean(Proxy):
 
 @register_proxy("az_progressivity")
 class AZProgressivity(Proxy):
-    r"""Least increase of expressivity from block to block, :math:`\min_l (s_l - s_{l-1})` (Lee & Ham, CVPR 2024)."""
+    r"""Smallest increase of expressivity from block to block, :math:`\min_l (s_l - s_{l-1})` (Lee & Ham, CVPR 2024)."""
 
     needs_labels = False
 
     def measure(self, probe: Probe) -> Measurement:
-        """Take the least increase."""
+        """Return the smallest increase."""
         parts = _expressivities(probe)
         return Measurement(min(b - a for a, b in pairwise(parts.values())), details={"blocks": parts})
 
 
 @register_proxy("az_trainability")
 class AZTrainability(Proxy):
-    """Mean over the blocks of how well they keep the lengths of gradients, `spectral_balance` (Lee & Ham, CVPR 2024).
+    """Mean over the blocks of how well they preserve gradient norms, `spectral_balance` (Lee & Ham, CVPR 2024).
 
-    Blocks that are identities are left out, for which the published code gives minus infinity; so are those whose
-    positions cannot be lined up with those of the block before, as where a class token joins the patches.
+    Blocks that are identities are left out (the published code returns minus infinity for them). So are blocks whose
+    positions cannot be aligned with those of the block before, for example where a class token joins the patches.
     """
 
     needs_labels = False
@@ -293,7 +296,7 @@ class AZTrainability(Proxy):
             )
         if not parts:
             raise NotApplicableError(
-                "no block follows another whose positions it keeps, or all that do are identities."
+                "no block keeps the positions of the block before it, or all blocks that do are identities."
             )
         _check_finite(parts, "gradients", "are not finite")
         return Measurement(math.fsum(parts.values()) / len(parts), details={"blocks": parts})

@@ -1,4 +1,4 @@
-"""What a proxy is, and how it is found."""
+"""The base class of proxies, and their registry."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,12 +12,12 @@ from lightning_zico.results import RESERVED_NAMES
 
 
 class Measurement(NamedTuple):
-    """A number with its parts.
+    """The value of a proxy and its parts.
 
     Args:
-        value: The number; it must be finite.
-        layers: What each layer added to it, by parameter name.
-        details: How it came about, in plain values.
+        value: The value; it must be finite.
+        layers: Contribution of each layer, by parameter name.
+        details: How the value was computed, as plain values.
     """
 
     value: float
@@ -26,17 +26,19 @@ class Measurement(NamedTuple):
 
 
 class Proxy(ABC):
-    """A rule that gives an untrained candidate a number.
+    """A rule that assigns a number to an untrained candidate.
 
     Attributes:
-        name: What it is called, in lower snake case; `register_proxy` sets it.
-        higher_is_better: Direction.
-        needs_labels: Whether the loss, and so the labels of the batches, enter the number.
-        is_repeatable: Whether the same candidate on the same batches gets the same number.
-        reads_name: Whether the number hangs on what the candidate is called; a cache, which knows no names, keeps none.
-        min_gradients: Least number of gradients (of batches, or of samples per sample) that the number is defined for.
-        needs: What it reads with ``probe.observed``. Named here, it is taken in the same passes as what the other
-            proxies need; left out, it costs a pass of its own.
+        name: Name in lower snake case; `register_proxy` sets it.
+        higher_is_better: Whether higher values are better.
+        needs_labels: Whether the value depends on the loss, and therefore on the labels of the batches.
+        is_repeatable: Whether the same candidate on the same batches gets the same value.
+        reads_name: Whether the value depends on the name of the candidate. Such values are not cached, because the
+            cache does not know names.
+        min_gradients: Smallest number of gradients (of batches, or of samples with ``axis="sample"``) for which the
+            value is defined.
+        needs: Observers that the proxy reads with ``probe.observed``. Those listed here share passes with the other
+            proxies; any other costs an extra pass.
     """
 
     name: str = ""
@@ -49,7 +51,7 @@ class Proxy(ABC):
 
     @abstractmethod
     def measure(self, probe: Probe) -> float | Measurement:
-        """Compute the number; what is raised becomes the score's error."""
+        """Compute the value; an exception becomes the error of the score."""
 
 
 ProxyLike: TypeAlias = str | Proxy
@@ -60,23 +62,23 @@ _PROXIES = Registry[Callable[[], Proxy]]("proxy")
 
 
 def register_proxy(name: str) -> Callable[[P], P]:
-    """Make a proxy available by name wherever proxies are named.
+    """Make a proxy available by name wherever proxies are chosen.
 
     Args:
-        name: In lower snake case.
+        name: Name in lower snake case.
 
     Returns:
-        A decorator for the class, or for any callable that makes a proxy without arguments.
+        A decorator for the class, or for any callable without arguments that returns a proxy.
 
     Raises:
-        InvalidArgumentError: If the name is no text.
+        InvalidArgumentError: If the name is not a string.
         DuplicateNameError: If the name is taken, by another proxy or by a column of the leaderboard.
     """
     if not isinstance(name, str):
-        raise InvalidArgumentError(f"Invalid name={name!r}: expected a text, as in `@register_proxy('my_proxy')`.")
+        raise InvalidArgumentError(f"Invalid name={name!r}: expected a string, as in `@register_proxy('my_proxy')`.")
     if name in RESERVED_NAMES:
         raise DuplicateNameError(
-            f"'{name}' is taken: a column of the leaderboard, or a word for several proxies. Choose another name."
+            f"'{name}' is reserved for a column of the leaderboard or for several proxies. Choose another name."
         )
 
     def register(factory: P) -> P:
@@ -89,7 +91,7 @@ def register_proxy(name: str) -> Callable[[P], P]:
 
 
 def list_proxies(pattern: str = "*") -> list[str]:
-    """List the names of the proxies that match a shell pattern, in human order.
+    """List the names of the proxies that match a shell pattern, in natural order.
 
     Example:
         >>> list_proxies("zi*")
@@ -99,33 +101,35 @@ def list_proxies(pattern: str = "*") -> list[str]:
 
 
 def resolve_proxies(proxies: Proxies) -> list[Proxy]:
-    """Turn what a user names into proxies.
+    """Return the proxies that a user asked for.
 
     Args:
-        proxies: Names, `Proxy` objects or a mixture; a single one; or ``"all"``.
+        proxies: Names, `Proxy` objects or a mixture; a single one of these; or ``"all"``.
 
     Raises:
-        UnknownNameError: If there is no proxy of a name.
-        DuplicateNameError: If two of them bear one name: they would share a column.
+        UnknownNameError: If there is no proxy with a given name.
+        DuplicateNameError: If two of them have the same name: they would share a column.
         TypeError: If one is neither a name nor a `Proxy` object.
-        ValueError: If there is none.
+        ValueError: If ``proxies`` is empty.
     """
     if proxies == "all":
         proxies = list_proxies()
     elif isinstance(proxies, str | Proxy):
         proxies = [proxies]
     if not isinstance(proxies, Iterable) or isinstance(proxies, type):
-        raise TypeError(f"`proxies` is {proxies!r}; needed are names, `Proxy` objects, or 'all'.")
+        raise TypeError(f"Invalid proxies={proxies!r}: expected names, `Proxy` objects, or 'all'.")
     resolved = [_resolved(proxy) for proxy in proxies]
     if not resolved:
-        raise ValueError(f"`proxies` is empty; needed is at least one of {', '.join(list_proxies())}.")
+        raise ValueError(f"`proxies` is empty: expected at least one of {', '.join(list_proxies())}.")
     names = [proxy.name for proxy in resolved]
     for name in names:
         if not name or name in RESERVED_NAMES:
-            raise DuplicateNameError(f"A proxy is named {name!r}, which no column can be. Give it another name.")
+            raise DuplicateNameError(
+                f"A proxy is named {name!r}, which cannot be the name of a column. Give it another name."
+            )
         if names.count(name) > 1:
             raise DuplicateNameError(
-                f"Two proxies are named '{name}'. Give one of them another name, as `ZiCo(name=...)`."
+                f"Two proxies are named '{name}'. Give one of them another name, for example `ZiCo(name=...)`."
             )
     return resolved
 
@@ -134,5 +138,5 @@ def _resolved(proxy: Any) -> Proxy:
     if isinstance(proxy, str):
         return _PROXIES.get(proxy)()
     if not isinstance(proxy, Proxy):
-        raise TypeError(f"A proxy is {proxy!r}; needed is a name or a `Proxy` object, such as `ZiCo()`.")
+        raise TypeError(f"Invalid proxy {proxy!r}: expected a name or a `Proxy` object, such as `ZiCo()`.")
     return proxy

@@ -1,8 +1,8 @@
-"""EPE-NAS: how alike the network answers to inputs of one class, and of different classes.
+"""EPE-NAS: how similarly the network responds to inputs of the same class and of different classes.
 
 Index conventions:
     N: samples in a batch
-    D: numbers in an input
+    D: entries of an input
     K: classes
 """
 
@@ -21,8 +21,8 @@ from lightning_zico.errors import NotApplicableError
 from lightning_zico.proxies.base import Proxy, register_proxy
 from lightning_zico.proxies.jacob_cov import InputJacobian, correlations, input_jacobian
 
-_STABILISER = 1e-5  # of the published code
-_MANY_CLASSES = 100  # from which on the published code compares classes
+_STABILISER = 1e-5  # from the published code
+_MANY_CLASSES = 100  # with more classes, the published code compares them with each other
 
 
 def epe_nas_score(jacobian: Tensor, labels: Tensor, num_classes: int) -> float:
@@ -38,17 +38,17 @@ def epe_nas_score(jacobian: Tensor, labels: Tensor, num_classes: int) -> float:
     Args:
         jacobian: Gradient of the sum of the outputs with respect to each input, ``[N, D]``.
         labels: Class of each sample, ``[N]``.
-        num_classes: That there are.
+        num_classes: Number of classes.
 
     Returns:
         No unit, higher is better.
 
     Raises:
-        NotApplicableError: If no class has two samples, of which none is constant.
+        NotApplicableError: If no class has at least two samples, all with gradients that are not constant.
 
     Source:
-        Lopes et al., *EPE-NAS*, 2021, arXiv:2102.08099, and the code of NASLib. A class with a single sample tells
-        nothing and is left out (there it adds 1e-5).
+        Lopes et al., *EPE-NAS*, 2021, arXiv:2102.08099, and the code of NASLib. A class with a single sample carries
+        no information and is left out (there it adds 1e-5).
     """
     sums = []
     for label in labels.unique():
@@ -59,7 +59,7 @@ def epe_nas_score(jacobian: Tensor, labels: Tensor, num_classes: int) -> float:
             sums.append(total / len(rows) if num_classes > _MANY_CLASSES else total)
     if not sums:
         raise NotApplicableError(
-            "no class has two samples in the first batch at which the output's gradient varies. Use larger batches."
+            "no class has at least two samples in the first batch, all with a gradient that varies. Use larger batches."
         )
     if num_classes <= _MANY_CLASSES:
         return math.fsum(map(abs, sums))
@@ -68,31 +68,31 @@ def epe_nas_score(jacobian: Tensor, labels: Tensor, num_classes: int) -> float:
 
 @dataclass(unsafe_hash=True)
 class _OutputSize(Observer):
-    """Notes how many numbers the network puts out for a sample."""
+    """Record how many numbers the network outputs per sample."""
 
     def forwarded(self, output: Tensor, inputs: Sequence[Tensor]) -> None:
-        """Note it."""
+        """Record the size."""
         self.size = output[0].numel()
 
 
 def class_labels(batch: Batch, num_samples: int) -> Tensor:
-    """Find the class of each sample: the last tensor of integers with one number a sample.
+    """Find the class of each sample: the last tensor of integers with one number per sample.
 
     Raises:
-        NotApplicableError: If there is none.
+        NotApplicableError: If there is no such tensor.
     """
     for tensor in reversed(tensors_of(batch)):
         is_integer = not tensor.is_floating_point() and not tensor.is_complex()
         if is_integer and tensor.numel() == num_samples == len(tensor):
             return tensor.flatten()
-    raise NotApplicableError("the batch holds no class labels: no tensor with one integer a sample.")
+    raise NotApplicableError("the batch has no class labels: expected a tensor with one integer per sample.")
 
 
 @register_proxy("epe_nas")
 class EPENAS(Proxy):
     """Correlations of input Jacobians within each class of a batch (Lopes et al., 2021).
 
-    The labels are the last tensor of the batch with one integer a sample; the loss does not enter.
+    The labels are the last tensor of the batch with one integer per sample. The loss is not used.
     """
 
     needs_labels = True

@@ -1,4 +1,4 @@
-"""Fisher: how much the loss would change if a channel were taken away, to second order.
+"""Fisher: how much the loss would change if a channel were removed, to second order.
 
 Index conventions:
     N: samples in a batch
@@ -27,9 +27,9 @@ def channel_fisher(outputs: Tensor, gradients: Tensor, dim: int = 1) -> Tensor:
         \Delta_c = \frac{1}{2N} \sum_n \Bigl( \sum_{p} a_{ncp} \, \frac{\partial L}{\partial a_{ncp}} \Bigr)^2
 
     Args:
-        outputs: What a layer puts out, ``[N, C, ...]``, or with the channels elsewhere.
-        gradients: Of the mean loss with respect to them, likewise.
-        dim: Where the channels are.
+        outputs: Outputs of a layer, ``[N, C, ...]``, or with the channels in another dimension.
+        gradients: Gradients of the mean loss with respect to them, of the same shape.
+        dim: Dimension of the channels.
 
     Returns:
         ``[C]``, in units of the loss squared.
@@ -48,12 +48,12 @@ def channel_fisher(outputs: Tensor, gradients: Tensor, dim: int = 1) -> Tensor:
 
 @dataclass(unsafe_hash=True)
 class ChannelSaliencies(Observer):
-    """Takes `channel_fisher` of every layer's output while the loss is differentiated."""
+    """Compute `channel_fisher` of every layer's output while the loss is differentiated."""
 
     needs_gradients: ClassVar[bool] = True
 
     def start(self, module: nn.Module) -> None:
-        """Begin with nothing."""
+        """Reset the observations."""
         self.by_layer: dict[str, Tensor] = {}
         self.fan_in: dict[str, int] = {}
         self._inplace = any(getattr(part, "inplace", False) for part in module.modules())
@@ -65,7 +65,7 @@ class ChannelSaliencies(Observer):
         layer = self.layout.layers.get(id(module))
         if layer is None or not isinstance(output, Tensor) or not output.requires_grad:
             return
-        # An activation in place would overwrite the output before its gradient is there.
+        # An in-place activation would overwrite the output before its gradient arrives.
         kept = output.detach().clone() if self._inplace else output.detach()
         version = kept._version
         dim = channel_dim(module, output)
@@ -76,7 +76,7 @@ class ChannelSaliencies(Observer):
             if kept._version != version:
                 self._errors.append(layer)
                 return
-            # A complex channel is made of two real ones, which are taken away together.
+            # A complex channel consists of two real ones, which are removed together.
             outputs, gradients = (
                 samples_first(real_view(tensor), self.time_first) for tensor in (kept, gradient.detach())
             )
@@ -87,17 +87,17 @@ class ChannelSaliencies(Observer):
         output.register_hook(take)
 
     def ended(self) -> None:
-        """Take no gradient before: it is of what another observer differentiates in the same graph."""
+        """Ignore earlier gradients: they belong to what other observers differentiate in the same graph."""
         self._loss_is_next = True
 
     def finished(self, facts: GradientFacts) -> None:
-        """Refuse what could not be seen."""
+        """Raise if a gradient could not be observed."""
         if self._errors:
             raise NotApplicableError(f"the output of '{self._errors[0]}' is overwritten in place.")
         if not self.by_layer:
             raise NotApplicableError(
-                "no layer's output is differentiated: all of them run inside checkpoints, or their weights are used "
-                "without a call of the layer."
+                "no layer's output gets a gradient: every layer runs inside a checkpoint, or its weight is used "
+                "without calling the layer."
             )
 
 
@@ -106,13 +106,13 @@ class Fisher(Proxy):
     """Sum over the channels of all layers of the Fisher information of their outputs (Turner et al., ICLR 2020).
 
     Args:
-        fan_in: Count each channel as often as it has weights, as the public code of zero-cost proxies does by writing
-            the channel's number to each of its weights before it sums.
-        name: Of the column.
+        fan_in: Count each channel as often as it has weights. The public code of zero-cost proxies does the same,
+            because it writes the value of a channel to each of its weights before summing.
+        name: Name of the column.
 
     Source:
-        Abdelfattah et al., ICLR 2021, arXiv:2101.08134. The channels of a linear layer are its last dimension, its
-        positions are summed over like those of a convolution; a layer that runs twice counts twice.
+        Abdelfattah et al., ICLR 2021, arXiv:2101.08134. The channels of a linear layer are its last dimension, and
+        its positions are summed over like those of a convolution. A layer that runs twice counts twice.
     """
 
     needs = (ChannelSaliencies(),)
@@ -122,7 +122,7 @@ class Fisher(Proxy):
         self.name = name
 
     def measure(self, probe: Probe) -> Measurement:
-        """Take what was seen on the first batch."""
+        """Sum the channels' values on the first batch."""
         seen = probe.observed(ChannelSaliencies())
         values = torch.stack(list(seen.by_layer.values())).tolist()
         if not any(values):

@@ -1,4 +1,4 @@
-"""grad_norm: the length of the gradient, layer by layer.
+"""grad_norm: the norm of the gradient, layer by layer.
 
 Index conventions:
     *: shape of one parameter
@@ -24,7 +24,7 @@ def norms(tensors: Mapping[str, Tensor]) -> dict[str, float]:
 
 
 def grad_norm_score(gradients: Mapping[str, Tensor], total: bool = False) -> float:
-    r"""Score a network by how long its gradient is.
+    r"""Score a network by the norm of its gradient.
 
     .. math::
         \sum_l \lVert g_l \rVert_2 \qquad\text{or, in total,}\qquad \sqrt{\textstyle\sum_l \lVert g_l \rVert_2^2}
@@ -32,11 +32,11 @@ def grad_norm_score(gradients: Mapping[str, Tensor], total: bool = False) -> flo
     with :math:`g_l` the gradient of the mean loss of one batch with respect to the weight of layer :math:`l`.
 
     Args:
-        gradients: By layer, ``[*]``.
-        total: Take the norm of all layers together.
+        gradients: Gradient of each layer by name, ``[*]``.
+        total: Compute one norm over all layers.
 
     Returns:
-        In units of the loss over those of a weight; higher is better.
+        Score in units of the loss per unit of a weight; higher is better.
 
     Example:
         >>> g = {"a": torch.tensor([3.0]), "b": torch.tensor([4.0])}
@@ -44,8 +44,8 @@ def grad_norm_score(gradients: Mapping[str, Tensor], total: bool = False) -> flo
         (7.0, 5.0)
 
     Source:
-        Abdelfattah et al., *Zero-Cost Proxies for Lightweight NAS*, ICLR 2021, arXiv:2101.08134; the sum over layers is
-        that of its public code, the norm in total that of the ports to Zen-NAS and AZ-NAS (there over all parameters).
+        Abdelfattah et al., *Zero-Cost Proxies for Lightweight NAS*, ICLR 2021, arXiv:2101.08134; its public code
+        sums over layers, and the ports to Zen-NAS and AZ-NAS compute one norm (there over all parameters).
     """
     return _combined(norms(gradients), total)
 
@@ -59,8 +59,8 @@ class GradNorm(Proxy):
     """Sum over the layers of the norm of the gradient of one batch (Abdelfattah et al., ICLR 2021).
 
     Args:
-        total: Take the norm of all layers together instead.
-        name: Of the column.
+        total: Compute one norm over all layers instead.
+        name: Name of the column.
     """
 
     needs = (FirstGradients(),)
@@ -70,7 +70,7 @@ class GradNorm(Proxy):
         self.name = name
 
     def measure(self, probe: Probe) -> Measurement:
-        """Take the norms of the gradients of the first batch."""
+        """Compute the norms of the gradients of the first batch."""
         layers = norms(probe.gradients)
         parts = {} if self.total else layers
         return Measurement(_combined(layers, self.total), parts, {"covered": probe.covered()})

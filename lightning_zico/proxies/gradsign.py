@@ -23,10 +23,10 @@ class SampleGradients(NamedTuple):
     """Sums over the samples of one batch, by layer, ``[*]`` each.
 
     Args:
-        signs: Of the signs of the gradients.
-        gradients: Of the gradients.
-        num_samples: How many samples.
-        facts: How the gradients came about.
+        signs: Sums of the signs of the gradients.
+        gradients: Sums of the gradients.
+        num_samples: Number of samples.
+        facts: How the gradients were computed.
     """
 
     signs: Params
@@ -51,11 +51,11 @@ def sample_gradients(probe: Probe) -> SampleGradients:
     facts = probe.stream(probe.chosen(), consume, axis="sample", num_batches=1)
     if not bool(torch.stack([total.isfinite().all() for total in sums.values()]).all()):
         raise NonFiniteError("The gradient of a sample has NaN or infinite entries.")
-    # Gradients that cancel in every weight, signs included, would be said to vanish too.
+    # This also reports gradients that cancel in every weight, including their signs.
     if not bool(torch.stack([total.any() for total in (*signs.values(), *sums.values())]).any()):
         raise NoGradientError(
-            f"The gradients of all {sum(map(len, losses))} samples are zero in every weight, so that none agree. Look "
-            "for `detach()`, zero-initialised layers and activations that are always off."
+            f"The gradients of all {sum(map(len, losses))} samples are zero for every weight, so there is nothing to "
+            "compare. Look for `detach()`, zero-initialised layers and activations that are always off."
         )
     return SampleGradients(signs, sums, sum(map(len, losses)), facts)
 
@@ -77,16 +77,16 @@ class GradSign(Proxy):
     .. math::
         \frac{1}{P} \sum_\omega \Bigl| \sum_i \operatorname{sign} g_{i\omega} \Bigr|
 
-    with :math:`g_i` the gradient for sample :math:`i` alone (batch normalisation takes the statistics of the whole
-    batch as constants), and :math:`P` weights. Between 0 and the number of samples, whatever the size of the network.
+    with :math:`g_i` the gradient for sample :math:`i` (batch normalisation uses the statistics of the whole batch as
+    constants) and :math:`P` weights. It is between 0 and the number of samples, regardless of the size of the network.
 
     Args:
-        total: Take the sum over the weights, as the paper writes it, which grows with the network.
-        name: Of the column.
+        total: Sum over the weights, as in the paper; the sum grows with the network.
+        name: Name of the column.
 
     Source:
-        Zhang & Jia, *GradSign*, ICLR 2022, arXiv:2110.08616. There every sample is a batch of its own, normalised by
-        itself.
+        Zhang & Jia, *GradSign*, ICLR 2022, arXiv:2110.08616. There, every sample is a separate batch, normalised by its
+        own statistics.
     """
 
     def __init__(self, total: bool = False, name: str = "gradsign") -> None:
@@ -116,7 +116,7 @@ class KNAS(Proxy):
     """
 
     def measure(self, probe: Probe) -> Measurement:
-        """Take the length of the mean gradient over the samples of the first batch."""
+        """Compute the squared norm of the mean gradient over the samples of the first batch."""
         found = probe.once(sample_gradients)
         squares = [g.double().div_(found.num_samples).square_().sum() for g in found.gradients.values()]
         layers = dict(zip(found.gradients, torch.stack(squares).tolist(), strict=True))

@@ -1,4 +1,4 @@
-"""GraSP: how much the length of the gradient depends on each weight."""
+"""GraSP: how much the norm of the gradient depends on each weight."""
 
 import math
 
@@ -11,14 +11,14 @@ from lightning_zico.proxies.snip import saliencies
 
 @register_proxy("grasp")
 class GraSP(Proxy):
-    r"""Sum over the weights of how much the gradient's length would change without them (Wang et al., ICLR 2020).
+    r"""Sum over the weights of how much the gradient's norm would change without them (Wang et al., ICLR 2020).
 
     .. math::
         -\sum_\omega \theta_\omega (H g)_\omega, \qquad H g = \nabla_\theta \langle \mathrm{stopgrad}(g), g \rangle
 
-    with :math:`g` the gradient of the mean loss of one batch with respect to the weights of the layers. It costs a
-    backward pass through the backward pass, and about twice its memory. The literature does not agree on the sign; this
-    is that of the public code for proxies.
+    with :math:`g` the gradient of the mean loss of one batch with respect to the weights of the layers. It needs a
+    backward pass through the backward pass, with about twice its memory. The literature does not agree on the sign;
+    this is the sign of the public code for proxies.
 
     Source:
         Wang et al., *Picking Winning Tickets Before Training by Preserving Gradient Flow*, arXiv:2002.07376; as a proxy

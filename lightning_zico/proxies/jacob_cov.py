@@ -1,8 +1,8 @@
-"""jacob_cov: how differently the network answers to small changes of different inputs.
+"""jacob_cov: how differently the network responds to small changes of different inputs.
 
 Index conventions:
     N: samples in a batch
-    D: numbers in an input
+    D: entries of an input
 """
 
 import math
@@ -19,14 +19,14 @@ from lightning_zico.engine.samples import check_strided, listed
 from lightning_zico.errors import NonFiniteError, NotApplicableError
 from lightning_zico.proxies.base import Proxy, register_proxy
 
-_STABILISER = 1e-5  # of the published code
+_STABILISER = 1e-5  # from the published code
 
 
 def correlations(rows: Tensor) -> Tensor:
     """Correlate rows, ``[N, D]``, with one another, in float64.
 
     Returns:
-        ``[N, N]``; NaN for a row that is constant, but for rounding errors of the precision it comes in.
+        ``[N, N]``; NaN for a row that is constant up to rounding errors of its precision.
     """
     wide = rows.double()
     centred = wide - wide.mean(dim=1, keepdim=True)
@@ -62,11 +62,11 @@ def jacob_cov_score(jacobian: Tensor) -> float:
         Mellor et al., *Neural Architecture Search without Training*, arXiv:2006.04647v1, and its public code.
     """
     if not bool(jacobian.isfinite().all()):
-        raise NonFiniteError("The gradient of the output at an input has NaN or infinite entries.")
+        raise NonFiniteError("The gradient of the output with respect to an input has NaN or infinite entries.")
     matrix = correlations(jacobian)
     if not bool(matrix.isfinite().all()):
         raise NotApplicableError(
-            "the gradient of the output at an input has equal entries, such as zeros, which correlate with nothing."
+            "all entries of the output's gradient at an input are equal, such as zeros, so it correlates with nothing."
         )
     eigenvalues = torch.linalg.eigvalsh(matrix).clamp_(min=0)
     stabilised = eigenvalues + _STABILISER
@@ -75,25 +75,27 @@ def jacob_cov_score(jacobian: Tensor) -> float:
 
 @dataclass(unsafe_hash=True)
 class InputJacobian(Observer):
-    """Differentiates the sum of the network's output with respect to the floating-point tensors of the batch."""
+    """Differentiate the sum of the network's output with respect to the floating-point tensors of the batch."""
 
     needs_graph: ClassVar[bool] = True
 
     def start(self, module: nn.Module) -> None:
-        """Begin with nothing."""
+        """Reset the observations."""
         self.rows: Tensor  # [N, D]
 
     def forwarded(self, output: Tensor, inputs: Sequence[Tensor]) -> None:
-        """Differentiate, and leave the graph for whoever comes next."""
+        """Differentiate, and keep the graph for other observers."""
         if not (inputs and output.requires_grad):
-            raise NotApplicableError("the network reads no floating-point tensor of the batch, to differentiate by.")
+            raise NotApplicableError(
+                "the network reads no floating-point tensor of the batch to differentiate with respect to."
+            )
         check_strided(*inputs)
         check_graph(output)
         gradients = torch.autograd.grad(output.sum(), list(inputs), retain_graph=True, allow_unused=True)
         given = [samples_first(gradient, self.time_first) for gradient in gradients if gradient is not None]
         rows = [per_sample(gradient) for gradient in given if gradient.ndim and len(gradient) == len(output)]
         if not rows:
-            raise NotApplicableError("the output depends on no floating-point input that has a row for each sample.")
+            raise NotApplicableError("the output depends on no floating-point input with one row per sample.")
         self.rows = torch.cat(rows, dim=1)
 
 
@@ -101,14 +103,14 @@ def input_jacobian(probe: Probe) -> Tensor:
     """Differentiate the output for the first batch with respect to its inputs, ``[N, D]``.
 
     Raises:
-        NotApplicableError: If inputs or outputs have no row for each sample.
+        NotApplicableError: If inputs or outputs do not have one row per sample.
     """
     rows = probe.observed(InputJacobian()).rows
     count = probe.num_samples
     if count not in (None, len(rows)):
-        raise NotApplicableError(f"the network puts out {len(rows)} rows for the {count} samples of the first batch.")
+        raise NotApplicableError(f"the network outputs {len(rows)} rows for the {count} samples of the first batch.")
     if probe.inputs & listed(probe.first_batch, len(rows)):
-        raise NotApplicableError("the samples of the input are a list, and not rows of one tensor.")
+        raise NotApplicableError("the samples of the input are a list, not the rows of one tensor.")
     return rows
 
 
@@ -116,8 +118,8 @@ def input_jacobian(probe: Probe) -> Tensor:
 class JacobCov(Proxy):
     """How little the input Jacobians of a batch's samples correlate (Mellor et al., 2020); needs no labels.
 
-    The network is run in its own mode, so that batch normalisation in training mode couples the samples, as in the
-    published code. Token models have no input to differentiate with respect to.
+    The network runs in its current mode, so batch normalisation in training mode couples the samples, as in the
+    published code. Not applicable to token models, which have no input to differentiate with respect to.
     """
 
     needs_labels = False

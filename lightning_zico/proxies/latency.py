@@ -1,4 +1,4 @@
-"""latency: how long the candidate takes for a batch, measured."""
+"""latency: the measured time of the candidate for one batch."""
 
 from lightning_zico.engine.batches import tensors_of
 from lightning_zico.engine.latency import forward_latency, latency_conditions
@@ -8,17 +8,17 @@ from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
 
 @register_proxy("latency")
 class Latency(Proxy):
-    """Seconds of a forward pass of the first batch, in eval mode and without gradients: median after a warm-up.
+    """Seconds per forward pass of the first batch, in eval mode and without gradients: the median after a warm-up.
 
-    The only proxy that is measured with a clock: it differs from run to run and from machine to machine, and what else
-    the machine does enters. The details tell batch size and threads.
+    This is the only proxy that measures time. It varies between runs and machines, and depends on what else the machine
+    is doing. The details contain the shape of the batch and the number of threads.
 
     Args:
-        num_warmups: Passes that do not count.
-        num_repeats: Passes that do.
-        num_threads: Threads while the clock runs, so that candidates in worker processes are timed as in one process;
-            None for those that the process has.
-        name: Of the column.
+        num_warmups: Number of passes before the measurement.
+        num_repeats: Number of measured passes.
+        num_threads: Number of threads during the measurement, so that candidates in worker processes are timed as in
+            one process; None for the threads of the process.
+        name: Name of the column.
 
     Raises:
         ValueError: If ``num_threads`` is not positive.
@@ -32,14 +32,16 @@ class Latency(Proxy):
         self, num_warmups: int = 2, num_repeats: int = 7, num_threads: int | None = None, name: str = "latency"
     ) -> None:
         if num_threads is not None and num_threads < 1:
-            raise ValueError(f"`num_threads` is {num_threads}; needed is at least 1, or None for what the process has.")
+            raise ValueError(
+                f"Invalid num_threads={num_threads}: expected at least 1, or None for the threads of the process."
+            )
         self.num_warmups = num_warmups
         self.num_repeats = num_repeats
         self.num_threads = num_threads
         self.name = name
 
     def measure(self, probe: Probe) -> Measurement:
-        """Run the step on the first batch, again and again."""
+        """Time the step on the first batch."""
         seconds = forward_latency(
             probe, num_warmups=self.num_warmups, num_repeats=self.num_repeats, num_threads=self.num_threads
         )

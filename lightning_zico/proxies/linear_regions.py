@@ -1,4 +1,4 @@
-"""linear_regions: into how many pieces the activations of a network cut the space of its inputs.
+"""linear_regions: into how many regions the activations of a network divide its input space.
 
 Index conventions:
     N: random inputs
@@ -29,26 +29,26 @@ _SEEING = "its activation functions"
 
 @dataclass(unsafe_hash=True)
 class _Codes(Observer):
-    """Tells samples apart by what is positive before all activation functions together."""
+    """Encode each sample by the signs of the inputs of all activation functions."""
 
     def start(self, module: nn.Module) -> None:
-        """Begin with nothing."""
+        """Reset the observations."""
         self.rows = Rows()
         self._codes: list[np.ndarray[Any, Any]] = []  # [N, bytes] each
 
     def activation(self, before: Tensor, after: Tensor) -> None:
-        """Take in the samples' codes."""
+        """Add the samples' codes."""
         if before.ndim == 0:
             return
         self.rows.see(before)
         codes = np.packbits(per_sample(before > 0).cpu().numpy(), axis=1)
         if self._codes and len(self._codes[0]) != len(codes):
-            raise NotApplicableError("activation functions see different numbers of samples.")
+            raise NotApplicableError("its activation functions see different numbers of samples.")
         self._codes.append(codes)
 
     @property
     def count(self) -> int:
-        """Number of different codes."""
+        """Number of distinct codes."""
         if not self._codes:
             raise NotApplicableError("the network has no activation function.")
         return len({code.tobytes() for code in np.concatenate(self._codes, axis=1)})
@@ -63,12 +63,13 @@ class _Codes(Observer):
 class LinearRegions(Proxy):
     """Number of activation patterns that random inputs fall into (Xiong et al., ICML 2020; TE-NAS, ICLR 2021).
 
-    A thousand Gaussian images of 3 x 3 pixels, as published, where the network takes them; else as many Gaussian inputs
-    of its own size as the batch has, which mostly all differ, so that the number says little. The details tell which.
+    It uses a thousand Gaussian images of 3 x 3 pixels, as published, if the network accepts them. Otherwise it uses as
+    many Gaussian inputs of the original size as the batch has samples. Those usually all differ, so the number is then
+    hardly informative. The details contain which inputs were used.
 
     Source:
-        Chen et al., *TE-NAS*, ICLR 2021, arXiv:2102.11535. There the network is built for one input channel, and
-        Kaiming weights are drawn; here it keeps its channels and its own weights.
+        Chen et al., *TE-NAS*, ICLR 2021, arXiv:2102.11535. There, the network is built for one input channel with
+        Kaiming weights; here, it keeps its channels and its own weights.
     """
 
     needs_labels = False
@@ -77,14 +78,16 @@ class LinearRegions(Proxy):
         """Count the patterns."""
         batch = probe.first_batch
         if not probe.inputs:
-            raise NotApplicableError("the network reads no floating-point tensor of the batch, to draw anew.")
+            raise NotApplicableError(
+                "the network reads no floating-point tensor of the batch that random inputs could replace."
+            )
         codes, inputs = _Codes(), "3 x 3"
         try:
             generator = torch.Generator().manual_seed(probe.seed)
             small = gaussian_batch(_shrunk(batch, probe.num_samples), generator, probe.inputs)
             probe.forward(codes, batch=small, fed=None)
             codes.rows.check(NUM_INPUTS, _SEEING)
-        except Exception:  # not made for so small an image, or for none
+        except Exception:  # the network does not accept such small images, or any images
             codes, inputs = _Codes(), "own size"
             generator = torch.Generator().manual_seed(probe.seed)
             probe.forward(codes, batch=gaussian_batch(batch, generator, probe.inputs), fed="Gaussian inputs")
@@ -93,12 +96,12 @@ class LinearRegions(Proxy):
 
 
 def _shrunk(batch: Batch, count: int | None) -> Batch:
-    """Repeat samples until there are a thousand, and make images small; what is in them will be drawn."""
+    """Repeat samples until there are a thousand, and crop images; their contents are drawn later."""
     if cut_length(batch) != count:
-        raise NotApplicableError("dimension 0 does not count samples.")
+        raise NotApplicableError("dimension 0 of the batch does not count samples.")
     rows = torch.arange(NUM_INPUTS) % count
     if not any(tensor.is_floating_point() and tensor.ndim == 4 for tensor in tensors_of(batch)):
-        raise NotApplicableError("the input holds no image.")
+        raise NotApplicableError("the batch has no images.")
 
     def shrink(tensor: Tensor) -> Tensor:
         if tensor.is_floating_point() and tensor.ndim == 4:

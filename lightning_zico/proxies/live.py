@@ -1,4 +1,4 @@
-"""Live size: parameters and operations of those layers alone that learn something."""
+"""Live size: parameters and operations of only those layers that get a gradient."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
 
 
 def live_layers(probe: Probe) -> list[str]:
-    """Name the layers whose weight gets a gradient from the first batch that is not all zero."""
+    """List the layers whose weight gets a non-zero gradient from the first batch."""
     gradients = probe.gradients
     alive = torch.stack([gradient.any() for gradient in gradients.values()]).tolist()
     return [name for name, is_alive in zip(gradients, alive, strict=True) if is_alive]
@@ -24,10 +24,10 @@ def live_layers(probe: Probe) -> list[str]:
 
 @dataclass(unsafe_hash=True)
 class LayerMacs(Observer):
-    """Counts the multiply-accumulate operations of each layer, for the whole batch, over all its calls."""
+    """Count the multiply-accumulate operations of each layer over all its calls, for the whole batch."""
 
     def start(self, module: nn.Module) -> None:
-        """Begin with nothing."""
+        """Reset the observations."""
         self.by_layer: dict[str, int] = {}
 
     def module_call(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
@@ -38,9 +38,9 @@ class LayerMacs(Observer):
 
 @register_proxy("params_live")
 class ParamsLive(Proxy):
-    """Number of weights of those layers that the gradient of one batch reaches.
+    """Number of weights of the layers that get a gradient from one batch.
 
-    Layers on edges that lead nowhere, as the ``none`` operation of a search space leaves them, do not count.
+    Layers on edges that lead nowhere, for example before a ``none`` operation of a search space, are not counted.
     """
 
     needs = (FirstGradients(),)
@@ -54,10 +54,10 @@ class ParamsLive(Proxy):
 
 @register_proxy("macs_live")
 class MacsLive(Proxy):
-    """Multiply-accumulate operations, per sample, of those layers that the gradient of one batch reaches.
+    """Multiply-accumulate operations per sample of the layers that get a gradient from one batch.
 
-    Unlike `Macs` it counts no products outside of layers, such as attention's. Layers whose weight is used without a
-    call of the layer, and those of recurrent modules, are not counted either; the details name them.
+    Unlike `Macs`, it does not count products outside of layers, such as those of attention. Layers whose weight is used
+    without calling the layer, and layers of recurrent modules, are not counted either; the details list them.
     """
 
     needs = (FirstGradients(), LayerMacs())
@@ -69,7 +69,9 @@ class MacsLive(Proxy):
         samples = known_samples(probe.num_samples)
         layers = {name: macs[name] / samples for name in alive if name in macs}
         if not layers:
-            raise NotApplicableError("no layer that learns is called: their weights are used without a call.")
+            raise NotApplicableError(
+                "none of the layers with a gradient is called: their weights are used without calling the layer."
+            )
         uncounted = [name for name in alive if name not in macs]
         details = {"uncounted_layers": uncounted, "covered": probe.covered(seen=macs)}
         return Measurement(sum(layers.values()), layers, details)

@@ -1,4 +1,4 @@
-"""L-SWAG: steadiness of the gradients times the number of activation patterns.
+"""L-SWAG: stability of the gradients times the number of activation patterns.
 
 Index conventions:
     B: batches (or samples) whose gradients are compared
@@ -19,18 +19,18 @@ from lightning_zico.proxies.swap import SignPatterns, num_patterns
 
 
 def steadiness(moments: Mapping[str, Moments]) -> dict[str, float]:
-    r"""Compute how steady the gradients of each layer are.
+    r"""Compute how stable the gradients of each layer are.
 
     .. math::
         \Lambda_l = \log \sum_{\omega \in l} \frac{1}{\sigma(|g_\omega|)}
 
-    with the population standard deviation over batches; weights whose gradient does not vary are left out.
+    with the population standard deviation over batches. Weights whose gradient does not vary are left out.
 
     Args:
-        moments: Of the magnitude of the gradient, by layer, over ``B >= 2`` batches.
+        moments: Moments of the magnitude of the gradient, by layer, over ``B >= 2`` batches.
 
     Returns:
-        By layer. Not free of scale: halving the loss adds ``log 2`` a layer.
+        Value of each layer by name. It is not scale-free: halving the loss adds ``log 2`` per layer.
 
     Raises:
         IdenticalBatchesError: If no weight of any layer varies.
@@ -49,7 +49,7 @@ def steadiness(moments: Mapping[str, Moments]) -> dict[str, float]:
 
 @register_proxy("lswag")
 class LSWAG(Proxy):
-    r"""Steadiness of the gradients times the number of activation patterns (Casarin et al., CVPR 2025).
+    r"""Stability of the gradients times the number of activation patterns (Casarin et al., CVPR 2025).
 
     .. math::
         \Bigl( \sum_{l \in [l_1, l_2]} \Lambda_l \Bigr) \times \Psi
@@ -58,15 +58,16 @@ class LSWAG(Proxy):
     `SWAP`, on the first batch.
 
     Args:
-        depths: First and last layer to count, as shares of the depth. The paper reads them, for each search space, off
-            the gradients of a thousand networks; the default counts all.
-        name: Of the column.
+        depths: First and last layer to count, as fractions of the depth. The paper derives them for each search space
+            from the gradients of a thousand networks. The default counts all layers.
+        name: Name of the column.
 
     Raises:
-        ValueError: If ``depths`` are not two increasing shares.
+        ValueError: If ``depths`` are not two increasing fractions.
 
     Source:
-        Casarin et al., *L-SWAG*, CVPR 2025. There the patterns too are of the chosen layers alone; here of all.
+        Casarin et al., *L-SWAG*, CVPR 2025. There, only the patterns of the chosen layers count; here,
+        those of all layers.
     """
 
     min_gradients = 2
@@ -74,12 +75,14 @@ class LSWAG(Proxy):
 
     def __init__(self, depths: tuple[float, float] = (0.0, 1.0), name: str = "lswag") -> None:
         if not 0 <= depths[0] < depths[1] <= 1:
-            raise ValueError(f"`depths` is {depths}; needed are two increasing shares of the depth, such as (0, 1).")
+            raise ValueError(
+                f"Invalid depths={depths}: expected two increasing fractions of the depth, such as (0, 1)."
+            )
         self.depths = depths
         self.name = name
 
     def measure(self, probe: Probe) -> Measurement:
-        """Multiply both parts."""
+        """Multiply the two parts."""
         moments = probe.moments(of="abs").by_name
         names = list(moments)
         first, last = (round(share * len(names)) for share in self.depths)

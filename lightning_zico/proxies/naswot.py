@@ -1,8 +1,8 @@
-"""NASWOT: how well a batch's samples can be told apart by which activations they switch on.
+"""NASWOT: how well the samples of a batch can be distinguished by the activations that they switch on.
 
 Index conventions:
     N: samples in a batch
-    U: units, all numbers that go into one activation function for one sample
+    U: units, all inputs of one activation function for one sample
 """
 
 import math
@@ -25,18 +25,19 @@ def naswot_score(agreements: Tensor, num_units: int | None = None) -> float:
     .. math::
         \log |\det K|, \qquad K = \sum C C^\top + (1 - C)(1 - C)^\top
 
-    with :math:`C` the ``[N, U]`` matrix of what is positive before an activation function, summed over the calls.
+    with :math:`C` the ``[N, U]`` matrix of which inputs of an activation function are positive, and the sum over its
+    calls.
 
     Args:
-        agreements: The matrix :math:`K`: for each pair of samples the number of units on which they agree, ``[N, N]``.
-        num_units: :math:`U`, for the reason.
+        agreements: The matrix :math:`K`: for each pair of samples, the number of units on which they agree, ``[N, N]``.
+        num_units: :math:`U`, for the error message.
 
     Returns:
         No unit, higher is better. It grows with ``N``.
 
     Raises:
         NotApplicableError: If the matrix is singular: two samples agree on every unit, or there are fewer units than
-            samples. That is decided by its rank: the determinant itself is then made of rounding errors.
+            samples. This is decided by the rank, because the determinant then consists of rounding errors.
 
     Example:
         >>> naswot_score(torch.tensor([[2.0, 0.0], [0.0, 2.0]])) == math.log(4)
@@ -50,9 +51,9 @@ def naswot_score(agreements: Tensor, num_units: int | None = None) -> float:
     if rank < len(matrix):
         units = "" if num_units is None else f" {num_units}"
         raise NotApplicableError(
-            f"the network's{units} units give the {len(matrix)} rows that it makes of the first batch only {rank} "
-            "independent patterns: two rows switch on the same units, or there are fewer units than rows, which are "
-            "samples, tokens or nodes. Lower the batch size."
+            f"the network's{units} units show only {rank} independent patterns for the {len(matrix)} rows of the first "
+            "batch: two rows switch on the same units, or there are fewer units than rows (samples, tokens or nodes). "
+            "Lower the batch size."
         )
     return float(torch.linalg.slogdet(matrix).logabsdet)
 
@@ -63,12 +64,12 @@ class _RowsDifferError(NotApplicableError):
 
 @dataclass(unsafe_hash=True)
 class Agreements(Observer):
-    """Counts, for each pair of samples, the units on which they agree, and the units."""
+    """Count all units and, for each pair of samples, the units on which they agree."""
 
     def start(self, module: nn.Module) -> None:
         """Begin at zero."""
         self.rows = Rows()
-        self.num_units = 0  # of one sample
+        self.num_units = 0  # per sample
         self._both: Tensor | None = None  # [N, N], units that are on for both samples
 
     def activation(self, before: Tensor, after: Tensor) -> None:
@@ -87,8 +88,8 @@ class Agreements(Observer):
         self.num_units += codes.shape[1]
 
     def differ(self) -> None:
-        """See an activation function that sees another number of rows than those before it."""
-        raise _RowsDifferError("activation functions see different numbers of samples.")
+        """Handle an activation function whose number of rows differs from those before it."""
+        raise _RowsDifferError("its activation functions see different numbers of samples.")
 
     @property
     def matrix(self) -> Tensor:
@@ -96,18 +97,18 @@ class Agreements(Observer):
         if self._both is None:
             raise NotApplicableError("the network has no activation function.")
         on = self._both.diagonal()
-        return 2 * self._both + self.num_units - on.unsqueeze(0) - on.unsqueeze(1)  # on for both or for none
+        return 2 * self._both + self.num_units - on.unsqueeze(0) - on.unsqueeze(1)  # on for both or for neither
 
     def ended(self) -> None:
-        """Refuse a network without activation functions."""
+        """Raise if the network has no activation functions."""
         _ = self.matrix
 
 
 @dataclass(unsafe_hash=True)
 class _AgreementsOfNetwork(Agreements):
-    """Passes by activation functions with other rows that come behind the last layer: they are in the loss, as a hinge.
+    """Ignore activation functions with other rows after the last layer: they belong to the loss, as in a hinge loss.
 
-    It sees the calls of submodules, which takes time, so that `Agreements` has its turn first.
+    It observes the calls of submodules, which takes time, so `Agreements` is tried first.
     """
 
     def start(self, module: nn.Module) -> None:
@@ -116,11 +117,11 @@ class _AgreementsOfNetwork(Agreements):
         self._have_differed = False
 
     def differ(self) -> None:
-        """Wait for a layer."""
+        """Note the difference, and wait for another layer."""
         self._have_differed = True
 
     def module_call(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        """Refuse other rows in front of a layer."""
+        """Raise if a layer follows an activation function with other rows."""
         if self._have_differed and id(module) in self.layout.holding:
             super().differ()
 
@@ -138,8 +139,8 @@ def _agreements(probe: Probe) -> Agreements:
 class NASWOT(Proxy):
     """Log-determinant of how many activations the samples of a batch share (Mellor et al., ICML 2021).
 
-    Activation functions of every kind count, as modules, functions and methods; the published code knows ``nn.ReLU``
-    alone. The batch size must be the same for all candidates, as it is.
+    Activation functions of every kind count, whether modules, functions or methods; the published code only counts
+    ``nn.ReLU``. Values are only comparable for equal batch sizes, which all candidates of a ranking share.
     """
 
     needs_labels = False
@@ -153,7 +154,7 @@ class NASWOT(Proxy):
 
 @register_proxy("log_neurons")
 class LogNeurons(Proxy):
-    """Logarithm of the number of units of one sample: all numbers that go into activation functions."""
+    """Logarithm of the number of units per sample: all inputs of activation functions."""
 
     needs_labels = False
     needs = (Agreements(),)

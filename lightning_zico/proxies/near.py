@@ -19,7 +19,7 @@ from lightning_zico.proxies.base import Proxy, register_proxy
 
 
 def effective_rank(matrix: Tensor) -> Tensor:
-    r"""Compute the effective rank of a matrix ``[R, C]``, or of several, ``[M, R, C]``.
+    r"""Compute the effective rank of a matrix ``[R, C]``, or of several matrices, ``[M, R, C]``.
 
     .. math::
         \exp\Bigl(-\sum_k p_k \log p_k\Bigr), \qquad p_k = \sigma_k \Big/ \sum_j \sigma_j
@@ -44,13 +44,13 @@ def effective_rank(matrix: Tensor) -> Tensor:
 
 
 def as_matrix(units: Tensor) -> Tensor:
-    """Arrange units in a matrix: samples and positions are rows, channels columns.
+    """Arrange units in a matrix with samples and positions as rows and channels as columns.
 
     Args:
         units: ``[N, C]``, ``[N, C, ...]`` (convolutional) or ``[N, T, C]``.
 
     Returns:
-        ``[R, C]``. Where there are more rows than columns, as many as columns are drawn, alike every time.
+        ``[R, C]``. If there are more rows than columns, as many rows as columns are drawn, the same every time.
     """
     if units.ndim == 2:
         units = units.unsqueeze(1)
@@ -65,10 +65,10 @@ def as_matrix(units: Tensor) -> Tensor:
 
 @dataclass(unsafe_hash=True)
 class EffectiveRanks(Observer):
-    """Takes the effective rank of what goes into and comes out of every activation function."""
+    """Compute the effective rank of the input and the output of every activation function."""
 
     def start(self, module: nn.Module) -> None:
-        """Begin with nothing."""
+        """Reset the observations."""
         self.rows = Rows()
         self._matrices: dict[torch.Size, list[Tensor]] = {}
 
@@ -87,7 +87,7 @@ class EffectiveRanks(Observer):
             raise NotApplicableError("the network has no activation function.")
         stacks = [torch.stack(matrices) for matrices in self._matrices.values()]
         if not all(bool(stack.isfinite().all()) for stack in stacks):
-            raise NonFiniteError("What goes into or comes out of an activation function is not finite.")
+            raise NonFiniteError("The input or output of an activation function has NaN or infinite entries.")
         self.total = math.fsum(torch.stack([effective_rank(stack).sum() for stack in stacks]).tolist())
         self._matrices = {}
 
@@ -104,7 +104,7 @@ class NEAR(Proxy):
     needs = (EffectiveRanks(),)
 
     def measure(self, probe: Probe) -> float:
-        """Take the ranks on the first batch."""
+        """Return the sum of the ranks on the first batch."""
         seen = probe.observed(EffectiveRanks())
         probe.check_rows(seen.rows, "its activation functions")
         return seen.total

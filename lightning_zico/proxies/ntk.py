@@ -17,7 +17,7 @@ from lightning_zico.engine.transforms import real_view
 from lightning_zico.errors import NonFiniteError, NotApplicableError
 from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
 
-# A smallest eigenvalue that is this part of the largest is rounding of float32 gradients.
+# A smallest eigenvalue below this fraction of the largest is a rounding error of float32 gradients.
 _SMALLEST = 1e-9
 
 
@@ -35,34 +35,34 @@ def ntk_cond_score(kernel: Tensor) -> float:
 
     Raises:
         NonFiniteError: If the kernel has NaN or infinite entries.
-        NotApplicableError: If the kernel is singular, and its condition number infinite: the samples' gradients depend
-            on one another.
+        NotApplicableError: If the kernel is singular, so its condition number is infinite: the samples' gradients are
+            linearly dependent.
 
     Example:
         >>> ntk_cond_score(torch.diag(torch.tensor([1.0, 4.0])))
         -4.0
 
     Source:
-        Chen et al., *TE-NAS*, ICLR 2021, arXiv:2102.11535, which ranks by this and by the number of linear regions.
+        Chen et al., *TE-NAS*, ICLR 2021, arXiv:2102.11535, which ranks by this and the number of linear regions.
     """
     if not bool(kernel.isfinite().all()):
-        raise NonFiniteError("The tangent kernel is not finite: the gradients of outputs leave the range of floats.")
+        raise NonFiniteError("The tangent kernel has NaN or infinite entries: the gradients of the outputs overflow.")
     eigenvalues = torch.linalg.eigvalsh(kernel.double())
     least, most = float(eigenvalues[0]), float(eigenvalues[-1])
     if not least > _SMALLEST * most:
         raise NotApplicableError(
-            f"the tangent kernel is singular, its eigenvalues go from {least:.3g} to {most:.3g}. Either a norm at the "
+            f"the tangent kernel is singular, with eigenvalues from {least:.3g} to {most:.3g}. Either a norm at the "
             "end keeps the sum of all outputs constant, or the first batch has duplicates or more samples than the "
-            "network can tell apart; give fewer and different ones."
+            "network can tell apart. Pass fewer, distinct samples."
         )
     return -most / least
 
 
 class _TangentKernel(WeightDifferentiator):
-    """Differentiates the output of each sample, and multiplies the gradients."""
+    """Differentiate the output of each sample, and multiply the gradients."""
 
     def forwarded(self, output: Tensor, inputs: Sequence[Tensor]) -> None:
-        """Go through the samples."""
+        """Build the kernel, sample by sample."""
         check_graph(output)
         rows = []
         for sample in output.reshape(len(output), -1).sum(dim=1):
@@ -70,16 +70,16 @@ class _TangentKernel(WeightDifferentiator):
             rows.append(torch.cat([real_view(gradient).flatten() for gradient in gradients]))
         stacked = torch.stack(rows)  # [N, P]
         self.kernel = torch.zeros(len(rows), len(rows), dtype=torch.float64, device=output.device)
-        for part in stacked.split(2**16, dim=1):  # in float64 piece by piece
+        for part in stacked.split(2**16, dim=1):  # converted to float64 piece by piece
             self.kernel += part.double() @ part.double().T
 
 
 @register_proxy("ntk_cond")
 class NTKCond(Proxy):
-    """Condition number of the neural tangent kernel, negative (Chen et al., TE-NAS, ICLR 2021).
+    """Negative condition number of the neural tangent kernel (Chen et al., TE-NAS, ICLR 2021).
 
-    The gradient of a sample is that of the sum of its outputs in the forward pass of the whole batch. It takes as many
-    backward passes as there are samples, and memory for as many gradients.
+    The gradient of a sample is the gradient of the sum of its outputs in the forward pass of the whole batch. This
+    takes one backward pass per sample, and memory for the gradients of all samples.
     """
 
     needs_labels = False

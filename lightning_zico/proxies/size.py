@@ -1,4 +1,4 @@
-"""The trivial baselines: what can be said of a candidate without looking at a gradient."""
+"""The trivial baselines: sizes of a candidate that need no gradient."""
 
 import math
 from collections.abc import Mapping
@@ -9,24 +9,24 @@ from lightning_zico.engine.probe import Probe
 from lightning_zico.errors import NoGradientError
 from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
 
-# Shown beside whatever else was asked for: a score that does not beat these is not worth its time.
+# Shown next to every score: a score that does not beat these is not worth computing.
 BASELINES = ("params", "macs", "num_layers", "sum_log_numel")
 
 
 def sum_log_numel(weights: Mapping[str, Tensor]) -> dict[str, float]:
-    r"""Compute the part of each layer in the sum of the logarithms of the weights' sizes.
+    r"""Compute the contribution of each layer to the sum of the logarithms of the weights' sizes.
 
     .. math::
         \sum_l \log |\theta_l|
 
-    with :math:`|\theta_l|` the number of entries of the weight of layer :math:`l`. At initialisation ZiCo is almost a
-    linear function of this and of the number of layers, so a ranking by ZiCo is to be compared with a ranking by this.
+    with :math:`|\theta_l|` the number of entries of the weight of layer :math:`l`. At initialisation, ZiCo is almost a
+    linear function of this and the number of layers, so compare a ranking by ZiCo with a ranking by this.
 
     Args:
-        weights: By name, ``[*]`` each.
+        weights: Weights by name, ``[*]`` each.
 
     Returns:
-        By name, no unit. Their sum is the baseline; higher ranks first.
+        Contribution of each layer by name, no unit. Their sum is the baseline; higher ranks first.
 
     Example:
         >>> import torch
@@ -38,7 +38,7 @@ def sum_log_numel(weights: Mapping[str, Tensor]) -> dict[str, float]:
 
 @register_proxy("params")
 class Params(Proxy):
-    """Number of parameters, trainable and frozen, tied ones once."""
+    """Number of parameters, both trainable and frozen; tied parameters count once."""
 
     needs_labels = False
 
@@ -62,7 +62,7 @@ class Macs(Proxy):
 
 @register_proxy("num_layers")
 class NumLayers(Proxy):
-    """Number of layers with a trainable weight (a weight that two share counts once)."""
+    """Number of layers with a trainable weight (a weight shared by two layers counts once)."""
 
     needs_labels = False
 
@@ -82,12 +82,12 @@ class SumLogNumel(Proxy):
         """Sum them up."""
         layers = sum_log_numel(_whole_weights(probe))
         if not layers:
-            raise NoGradientError("There is no layer with a trainable weight to count.")
+            raise NoGradientError("The network has no layer with a trainable weight.")
         return Measurement(math.fsum(layers.values()), layers, {"covered": probe.covered()})
 
 
 def _whole_weights(probe: Probe) -> dict[str, Tensor]:
-    """Take one tensor of the size of each weight: of the parts that it is computed from the largest."""
+    """Return one tensor of the size of each weight: the largest of the parts from which it is computed."""
     layers = probe.layers
     weights = {}
     for weight, names in probe.structure.weights.items():

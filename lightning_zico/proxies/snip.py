@@ -1,4 +1,4 @@
-"""SNIP and plain: what the loss would lose or win, to first order, if each weight were taken away.
+"""SNIP and plain: how much the loss would change, to first order, if each weight were removed.
 
 Index conventions:
     *: shape of one parameter
@@ -17,19 +17,19 @@ from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
 
 
 def saliencies(weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor], signed: bool) -> dict[str, float]:
-    r"""Sum up how sensitive the loss is to the weights of each layer being scaled.
+    r"""Sum up how sensitive the loss is to scaling the weights of each layer.
 
     .. math::
         \sum_{\omega \in l} |\theta_\omega g_\omega| \qquad\text{or, signed,}\qquad
         \sum_{\omega \in l} \theta_\omega g_\omega
 
     Args:
-        weights: By layer, ``[*]``.
-        gradients: Of the mean loss of one batch, by layer, ``[*]``.
-        signed: Leave the sign.
+        weights: Weights by layer, ``[*]``.
+        gradients: Gradients of the mean loss of one batch, by layer, ``[*]``.
+        signed: Keep the sign.
 
     Returns:
-        By layer, in units of the loss; the sum over layers is the score, higher is better.
+        Sum of each layer by name, in units of the loss. The sum over layers is the score; higher is better.
 
     Example:
         >>> w, g = {"fc": torch.tensor([1.0, -2.0])}, {"fc": torch.tensor([3.0, 1.0])}
@@ -38,8 +38,8 @@ def saliencies(weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor], s
 
     Source:
         Lee et al., *SNIP*, ICLR 2019, arXiv:1810.02340; as a proxy, both in Abdelfattah et al., ICLR 2021,
-        arXiv:2101.08134. That code multiplies weights by a mask and differentiates with respect to it, which at a mask
-        of ones is the product taken here.
+        arXiv:2101.08134. That code multiplies weights by a mask and differentiates with respect to it, which, at a
+        mask of ones, gives the product computed here.
     """
     sums = []
     for name, gradient in gradients.items():
@@ -62,10 +62,10 @@ class SNIP(Proxy):
 
 @register_proxy("plain")
 class Plain(Proxy):
-    """Sum of ``weight x gradient``, sign and all, on one batch (Abdelfattah et al., ICLR 2021).
+    """Sum of ``weight x gradient``, including the sign, on one batch (Abdelfattah et al., ICLR 2021).
 
-    For a network that is linear in the scale of every layer the sum is the loss times its degree, and for layers
-    followed by a norm it is zero up to rounding: a baseline, not a recommendation.
+    For a network that is linear in the scale of every layer, the sum is the loss times its degree. For layers followed
+    by a norm, it is zero up to rounding errors. It is a baseline, not a recommendation.
     """
 
     needs = (FirstGradients(),)

@@ -1,8 +1,8 @@
-"""SWAP: how many different patterns the units of a network show over a batch.
+"""SWAP: how many distinct patterns the units of a network show over a batch.
 
 Index conventions:
     N: samples in a batch
-    U: units, all numbers that go into one activation function for one sample
+    U: units, all inputs of one activation function for one sample
 """
 
 import math
@@ -17,22 +17,22 @@ from lightning_zico.engine.probe import Probe
 from lightning_zico.errors import NotApplicableError
 from lightning_zico.proxies.base import Proxy, register_proxy
 
-# Up to so many samples a table of all patterns, 2 ** N, takes less time than sorting those that occur.
+# Up to this many samples, a table of all 2 ** N patterns is faster than sorting the patterns that occur.
 _TABLE_SAMPLES = 20
-# Bits of a float32 that hold whole numbers exactly, and bits that one of three such numbers adds to an int64.
+# Bits of a float32 that represent whole numbers exactly, and bits that each of three such numbers adds to an int64.
 _EXACT_BITS, _PART_BITS = 24, 21
-# Patterns of so many units are kept before those that are equal are sorted out.
+# Number of units whose patterns are kept before duplicates are removed.
 _MOST_KEPT = 2**22
 
 
 def patterns_of(before: Tensor) -> Tensor:
-    """Write each unit's signs over the samples as one integer.
+    """Encode each unit's signs over the samples as one integer.
 
-    Up to 63 samples bit ``n`` is set where the unit is positive for sample ``n``. The patterns of more samples are
-    hashed to some 50 bits: among a million of them two that differ are taken for equal about once in 2,000 times.
+    With up to 63 samples, bit ``n`` is set if the unit is positive for sample ``n``. The patterns of more samples are
+    hashed to about 50 bits: among a million of them, two different patterns collide about once in 2,000 times.
 
     Args:
-        before: What goes into an activation function, ``[N, ...]``.
+        before: Input of an activation function, ``[N, ...]``.
 
     Returns:
         ``[U]``, int64.
@@ -50,7 +50,7 @@ def patterns_of(before: Tensor) -> Tensor:
 
 @lru_cache(maxsize=64)
 def _weights(num_samples: int, device: torch.device) -> Tensor:
-    """Say what a sample adds to the parts of its pattern, ``[K, N]``, with at most three parts."""
+    """Return what each sample adds to the parts of a pattern, ``[K, N]``, with at most three parts."""
     if num_samples <= 3 * _PART_BITS:
         samples = torch.arange(num_samples, device="cpu")
         parts = torch.arange(max(math.ceil(num_samples / _PART_BITS), 1), device="cpu").unsqueeze(1)
@@ -63,17 +63,17 @@ def _weights(num_samples: int, device: torch.device) -> Tensor:
 
 @dataclass(unsafe_hash=True)
 class SignPatterns(Observer):
-    """Counts the different patterns that units show over the samples of a batch."""
+    """Count the distinct patterns that units show over the samples of a batch."""
 
     def start(self, module: nn.Module) -> None:
-        """Begin with none."""
+        """Reset the observations."""
         self.rows = Rows()
-        self._table: Tensor | None = None  # [2 ** N], of the patterns seen
+        self._table: Tensor | None = None  # [2 ** N], which patterns occurred
         self._seen: list[Tensor] = []
         self._num_kept = 0
 
     def activation(self, before: Tensor, after: Tensor) -> None:
-        """Note the patterns."""
+        """Add the patterns of an activation function."""
         if before.ndim == 0:
             return
         self.rows.see(before)
@@ -104,7 +104,7 @@ def num_patterns(probe: Probe) -> int:
     """Count the patterns on the first batch.
 
     Raises:
-        NotApplicableError: If the network has no activation function, or sees a part of the batch at a time.
+        NotApplicableError: If the network has no activation function, or sees only part of the batch at a time.
     """
     seen = probe.observed(SignPatterns())
     probe.check_rows(seen.rows, "its activation functions")
@@ -113,19 +113,19 @@ def num_patterns(probe: Probe) -> int:
 
 @register_proxy("swap")
 class SWAP(Proxy):
-    r"""Number of different sample-wise activation patterns (Peng et al., ICLR 2024).
+    r"""Number of distinct sample-wise activation patterns (Peng et al., ICLR 2024).
 
-    A pattern is what one unit shows over the ``N`` samples of a batch, so there are at most ``2 ** N``: with few
-    samples large networks all have the most.
+    A pattern consists of the signs of one unit over the ``N`` samples of a batch, so there are at most ``2 ** N``: with
+    few samples, all large networks reach the maximum.
 
     Args:
-        mu: Size, in parameters, that the score is to favour; with ``sigma`` it is multiplied by
+        mu: Preferred size, in parameters. With ``sigma``, the score is multiplied by
             :math:`\exp(-(P - \mu)^2 / \sigma)`.
         sigma: Width of that preference, in parameters squared.
-        name: Of the column.
+        name: Name of the column.
 
     Raises:
-        ValueError: If one of ``mu`` and ``sigma`` is given without the other.
+        ValueError: If only one of ``mu`` and ``sigma`` is given.
 
     Source:
         Peng et al., *SWAP-NAS*, ICLR 2024, arXiv:2403.04161. Activation functions of every kind count.
@@ -136,7 +136,7 @@ class SWAP(Proxy):
 
     def __init__(self, mu: float | None = None, sigma: float | None = None, name: str = "swap") -> None:
         if (mu is None) != (sigma is None):
-            raise ValueError(f"`mu` is {mu} and `sigma` is {sigma}; needed are both, or none of them.")
+            raise ValueError(f"Invalid mu={mu}, sigma={sigma}: expected both or neither.")
         self.mu = mu
         self.sigma = sigma
         self.name = name

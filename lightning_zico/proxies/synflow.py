@@ -1,4 +1,4 @@
-"""SynFlow: how much of what flows through the network passes through each weight."""
+"""SynFlow: how much of the flow through the network passes through each weight."""
 
 import itertools
 import math
@@ -21,20 +21,18 @@ from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
 
 
 class _Flow(WeightDifferentiator):
-    """Differentiates the sum of what the networks put out, and multiplies the gradients with the weights."""
+    """Differentiate the sum of the networks' outputs, and multiply the gradients by the weights."""
 
     needs_beside: ClassVar[bool] = True
 
     def forwarded(self, output: Tensor, inputs: Sequence[Tensor]) -> None:
         """Multiply weights and gradients."""
         if not output.requires_grad:
-            raise NotApplicableError(
-                "the network puts out nothing that can be differentiated with respect to a weight."
-            )
+            raise NotApplicableError("the output of the network cannot be differentiated with respect to any weight.")
         outputs = [output, *self.beside]
         for each in outputs:
             check_graph(each)
-        # In float32 the products of gradients and outputs would leave it before the logarithm of the flow does.
+        # In float32, the products of gradients and outputs would overflow before the logarithm of the flow does.
         is_double = output.dtype == torch.float64
         largest = None if is_double else torch.stack([each.detach().abs().amax() for each in outputs]).amax().double()
         scale = None if largest is None else largest.to(output.dtype).clamp(min=1)
@@ -48,28 +46,28 @@ class _Flow(WeightDifferentiator):
 
 @register_proxy("synflow")
 class SynFlow(Proxy):
-    r"""Logarithm of the flow through all weights of layers, without data (Tanaka et al., NeurIPS 2020).
+    r"""Logarithm of the flow through the weights of all layers, without data (Tanaka et al., NeurIPS 2020).
 
     .. math::
         \log \sum_\omega \Bigl| \theta_\omega \frac{\partial R}{\partial \theta_\omega} \Bigr|, \qquad
         R = \sum f_{|\theta|}(\mathbf{1})
 
-    with the network :math:`f` run in float64 on one sample of ones (integers, such as tokens, stay), all parameters
+    with the network :math:`f` run in float64 on one sample of ones (integers, such as tokens, are kept), all parameters
     replaced by their magnitudes, and batch normalisation left out. The flow reaches 1e60, hence the logarithm. Norms
-    over a sample (``LayerNorm``) and attention are not linear and are left as they are. Where attention or a product
-    of features has lost its batch normalisation, and after hundreds of layers, the flow may leave float64. No factor
-    can be taken out of it beforehand, since not all of a network scales alike: the proxy is not applicable then.
+    over a sample (``LayerNorm``) and attention are not linear and are left unchanged. Where attention or a product of
+    features has lost its batch normalisation, or after hundreds of layers, the flow may overflow float64. No factor can
+    be taken out beforehand, because the parts of a network scale differently; the proxy is then not applicable.
 
-    The network's output alone is differentiated, or where a step calls several networks side by side, as heads and
-    towers, the sum of what all of them put out: what the step does with it afterwards may fail on ones. Casts within
-    the network to another precision are casts to float64. A network that fails on a single sample is given two of them,
-    and one that fails in float64 float32; the flow of a sample is the same. Where no
-    sample can be cut out of a batch, as of nodes and edges, or samples are a list and may differ in size, the flow is
-    that of the whole batch.
+    Only the network's output is differentiated. If a step calls several networks side by side, such as heads or towers,
+    it is the sum of all their outputs. What the step computes from the outputs may fail on ones, and is ignored. Casts
+    to another precision within the network become casts to float64. A network that fails on a single sample is given
+    two, and one that fails in float64 runs in float32; the flow per sample is the same. If no sample can be cut out of
+    a batch, for example of nodes and edges, or if samples are a list and may differ in size, the flow is that of the
+    whole batch.
 
     Source:
         Tanaka et al., arXiv:2006.05467; as a proxy in Abdelfattah et al., ICLR 2021, arXiv:2101.08134. That code writes
-        the magnitudes to the weights and patches ``forward``; here they are other parameters of a stateless call.
+        the magnitudes to the weights and patches ``forward``; here, they are passed as parameters of a stateless call.
     """
 
     needs_labels = False
@@ -81,10 +79,10 @@ class SynFlow(Proxy):
         largest = max(flow.flows.values())
         if largest == 0:
             raise NotApplicableError(
-                "nothing flows from the input to the output: on the way a layer is zero, or an activation function is "
-                "off, as where features are subtracted."
+                "nothing flows from the input to the output: a layer in between is all zeros, or an activation "
+                "function is off, for example after features are subtracted."
             )
-        # The sum over layers may leave float64 although each of them stays there.
+        # The sum over layers may overflow float64 even if no single layer does.
         parts = {name: value / largest for name, value in flow.flows.items()}
         total = math.fsum(parts.values())
         shares = {name: part / total for name, part in parts.items()}
@@ -100,8 +98,8 @@ class _Way(NamedTuple):
 
     Args:
         dtype: Precision.
-        num_samples: How many; None for all of a batch that no sample can be cut out of.
-        follows_casts: Whether casts are followed, which takes time.
+        num_samples: Number of samples; None for a whole batch that no sample can be cut out of.
+        follows_casts: Whether to intercept casts, which takes time.
     """
 
     dtype: torch.dtype
@@ -110,7 +108,7 @@ class _Way(NamedTuple):
 
 
 def _flow_of(probe: Probe) -> tuple[_Flow, _Way]:
-    """Take the flow in the first way that the network bears."""
+    """Compute the flow in the first way that works for the network."""
     whole = probe.first_batch
     batch, inputs, count = probe.first_samples(1)
     samples: tuple[int | None, ...] = (None,)
@@ -129,7 +127,7 @@ def _flow_of(probe: Probe) -> tuple[_Flow, _Way]:
         if way.follows_casts or all(map(math.isfinite, flow.flows.values())):
             return flow, way
     probe.doubt()
-    raise failures[1]  # of float64 with casts followed
+    raise failures[1]  # the error for float64 with casts intercepted
 
 
 def _run(probe: Probe, ones: Batch, way: _Way) -> _Flow:
@@ -149,31 +147,33 @@ def _check_finite(flows: Mapping[str, float], module: nn.Module, dtype: torch.dt
     lost = next((name for name, value in flows.items() if not math.isfinite(value)), None)
     if lost is None:
         return
-    # A broken candidate is told apart from one that the formula does not hold for.
+    # Distinguish a broken candidate from one to which the formula does not apply.
     for name, parameter in module.named_parameters():
         if not bool(parameter.detach().isfinite().all()):
-            raise NonFiniteError(f"Parameter '{name}' has NaN or infinite entries; needed are finite weights.")
+            raise NonFiniteError(
+                f"Parameter '{name}' has NaN or infinite entries: expected finite weights. Check how it is initialised."
+            )
     raise NotApplicableError(
-        f"the flow at '{lost}' is {flows[lost]}: without batch normalisation it leaves "
-        f"{str(dtype).removeprefix('torch.')}, or has no derivative."
+        f"the flow at '{lost}' is {flows[lost]}: without batch normalisation it exceeds the range of "
+        f"{str(dtype).removeprefix('torch.')}, or it has no derivative."
     )
 
 
 class _Linear(OneDtype):
-    """Leaves batch normalisation out, and computes in one precision."""
+    """Leave out batch normalisation, and compute in one precision."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
         if func is F.batch_norm:
-            # A copy, as a norm would give one: an activation in place behind it must not reach what a shortcut needs.
+            # A copy, as a norm would return: an in-place activation after it must not change what a shortcut needs.
             return (args[0] if args else kwargs["input"]).clone()
         return super().__torch_function__(func, types, args, kwargs)
 
 
 def _positive(parameter: Tensor) -> Tensor:
-    # a complex weight stays one, or products with complex features would not be defined
+    # A complex weight stays complex, so that products with complex features are defined.
     return parameter.abs().to(parameter.dtype)
 
 
@@ -182,7 +182,7 @@ def _magnitude_of(products: Tensor) -> Tensor:
 
 
 def _ones(batch: Batch, way: _Way, inputs: Container[int]) -> Batch:
-    """Take a batch, and twice the only sample along dimension 0 if asked to; ones for what the network reads."""
+    """Return the batch with ones for the network's inputs, and the only sample twice along dimension 0 if requested."""
     positions = itertools.count()
 
     def one(tensor: Tensor) -> Tensor:

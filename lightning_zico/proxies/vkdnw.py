@@ -18,12 +18,12 @@ from lightning_zico.engine.spectra import eigenvalues_of
 from lightning_zico.errors import NonFiniteError, NotApplicableError
 from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
 
-_WEIGHTS_PER_LAYER = 8  # the paper takes a few; its number is not printed
-_MOST_CLASSES = 16  # one pass over the samples for each
+_WEIGHTS_PER_LAYER = 8  # the paper uses a few, but does not state how many
+_MOST_CLASSES = 16  # each takes one pass over the samples
 
 
 def decile_entropy(fisher: Tensor) -> float:
-    r"""Compute how evenly the eigenvalues of a Fisher information spread.
+    r"""Compute how evenly the eigenvalues of a Fisher information are spread.
 
     .. math::
         -\sum_{k=1}^{9} p_k \log p_k, \qquad p_k = d_k \Big/ \sum_j d_j
@@ -31,10 +31,10 @@ def decile_entropy(fisher: Tensor) -> float:
     with :math:`d_k` the deciles of the eigenvalues.
 
     Args:
-        fisher: ``[D, D]``.
+        fisher: Fisher information, ``[D, D]``.
 
     Returns:
-        No unit, at most ``log 9``; higher is better.
+        Entropy without unit, at most ``log 9``; higher is better.
 
     Raises:
         NonFiniteError: If the matrix has NaN or infinite entries.
@@ -46,14 +46,14 @@ def decile_entropy(fisher: Tensor) -> float:
     """
     if not bool(fisher.isfinite().all()):
         raise NonFiniteError(
-            "The Fisher information is not finite: the gradients of outputs leave the range of floats."
+            "The Fisher information has NaN or infinite entries: the gradients of the outputs overflow."
         )
     eigenvalues = eigenvalues_of(fisher)
     deciles = eigenvalues.quantile(torch.linspace(0.1, 0.9, 9, dtype=torch.float64, device=eigenvalues.device))
     if not float(deciles.sum()) > 0:
         raise NotApplicableError(
-            f"of the {len(fisher)} eigenvalues of the Fisher information, {int((eigenvalues == 0).sum())} are zero, so "
-            "that nothing is left of their deciles. Raise the batch size."
+            f"{int((eigenvalues == 0).sum())} of the {len(fisher)} eigenvalues of the Fisher information are zero, so "
+            "all deciles are zero. Raise the batch size."
         )
     return float(torch.special.entr(deciles / deciles.sum()).sum())
 
@@ -67,12 +67,12 @@ class VKDNW(Proxy):
         s_{ik} = \nabla_\theta \log p_{ik}
 
     with :math:`p_{ik}` the softmax of the outputs, :math:`\theta` the first eight weights of each layer, and :math:`H`
-    as in `decile_entropy`. The integer number of layers dominates. It takes a pass per sample for each class; of more
-    than sixteen classes sixteen are drawn.
+    as in `decile_entropy`. The integer number of layers dominates. It takes one pass per sample for each class; if
+    there are more than sixteen classes, sixteen are drawn.
 
     Source:
-        Tybl & Neumann, *VKDNW*, 2025, arXiv:2502.04975, from its description. There inputs are random; here they are
-        the first batch's. Batch normalisation takes its statistics as constants.
+        Tybl & Neumann, *VKDNW*, 2025, arXiv:2502.04975, implemented from its description. There, inputs are random;
+        here, they are those of the first batch. Batch normalisation treats its statistics as constants.
     """
 
     needs_labels = False
@@ -85,7 +85,7 @@ class VKDNW(Proxy):
         except Exception:
             if not watch.broke_off or (whole := probe.whole_run(is_cut=True)) is None:
                 raise
-        # Perhaps the loss alone fails on one sample, which does not matter.
+        # Perhaps only the loss fails on one sample, which does not matter.
         return _measured(probe, Watch(probe.module, (), probe.layout, None, whole))
 
 
@@ -96,7 +96,7 @@ def _measured(probe: Probe, watch: Watch) -> Measurement:
 
     def negative_log_probability(module: nn.Module, batch: Batch, batch_idx: int) -> Tensor:
         nonlocal num_classes
-        # What the network puts out under `no_grad` of its own is passed by.
+        # Outputs that the network computes under its own `no_grad` are ignored.
         watch.needs_graph = torch.is_grad_enabled()
         try:
             with watch.watching():
@@ -106,7 +106,9 @@ def _measured(probe: Probe, watch: Watch) -> Measurement:
                 raise
         logits = watch.output()
         if logits.ndim != 2 or logits.shape[1] < 2:
-            raise NotApplicableError(f"the output {tuple(logits.shape[1:])} of a sample is no score of classes.")
+            raise NotApplicableError(
+                f"the output of a sample has shape {tuple(logits.shape[1:])}: expected one score per class."
+            )
         num_classes = logits.shape[1]
         return -F.log_softmax(logits, dim=1)[:, label].mean()
 

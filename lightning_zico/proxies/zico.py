@@ -21,23 +21,23 @@ from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
 
 
 def zico_score(moments: Mapping[str, Moments]) -> float:
-    r"""Score a network by how large and how steady the gradients of its weights are.
+    r"""Score a network by how large and how stable the gradients of its weights are.
 
     .. math::
         \text{ZiCo} = \sum_l \log \sum_{\omega \in l} \frac{\mathbb{E}\,|g_\omega|}{\sqrt{\mathrm{Var}\,g_\omega}}
 
     with :math:`g_\omega` the gradient of the mean loss with respect to weight :math:`\omega` of layer :math:`l`, and
-    both moments taken over batches. Weights whose gradient does not vary are left out.
+    both moments computed over batches. Weights whose gradient does not vary are left out.
 
     Args:
-        moments: For each layer's weight, by name, the moments of its gradient over ``B >= 2`` batches.
+        moments: Moments of the gradient of each layer's weight over ``B >= 2`` batches, by name.
 
     Returns:
-        No unit, higher is better. A layer none of whose weights vary adds nothing.
+        Score without unit; higher is better. A layer in which no gradient varies adds nothing.
 
     Raises:
         TooFewBatchesError: If ``moments`` is empty or holds fewer than two gradients.
-        IdenticalBatchesError: If no weight of any layer varies.
+        IdenticalBatchesError: If the gradient of no weight varies.
         NonFiniteError: If a gradient had NaN or infinite entries.
 
     Example:
@@ -46,29 +46,29 @@ def zico_score(moments: Mapping[str, Moments]) -> float:
         0.6931
 
     Source:
-        Li et al., *ZiCo*, ICLR 2023, arXiv:2301.11300; SLDGroup/ZiCo, ``compute_zico.py``. Same numbers as that code,
-        with two differences where that code meets the end of float32: it keeps all ``B`` gradients where here only the
-        moments are kept, and it squares deviations, so that those below 1e-23 vanish there and count here. A weight
-        that two layers share counts once here, for each layer there. With two batches a weight adds ``(|a| + |b|) / |a
-        - b|``: 1 if the signs differ, and a heavy-tailed number if they agree; its mean exists from three batches on.
+        Li et al., *ZiCo*, ICLR 2023, arXiv:2301.11300; SLDGroup/ZiCo, ``compute_zico.py``. Same values as that code,
+        with two differences at the limits of float32: that code keeps all ``B`` gradients, while only the moments are
+        kept here, and it squares deviations, so those below 1e-23 vanish there but count here. A weight shared by two
+        layers counts once here, and once per layer there. With two batches, a weight adds ``(|a| + |b|) / |a - b|``,
+        which is 1 if the signs differ and heavy-tailed if they agree; its mean exists from three batches on.
     """
     return math.fsum(zico_layers(moments).values())
 
 
 def zico_layers(moments: Mapping[str, Moments]) -> dict[str, float]:
-    """Compute what each layer adds to `zico_score`; layers that add nothing are left out.
+    """Compute the contribution of each layer to `zico_score`; layers that add nothing are left out.
 
     Args:
-        moments: As for `zico_score`, which also says what is raised.
+        moments: As for `zico_score`, which also lists the exceptions.
 
     Returns:
-        By name, no unit.
+        Contribution of each layer by name, no unit.
     """
     count = min((m.count for m in moments.values()), default=0)
     if count < 2:
         raise TooFewBatchesError(
-            f"`zico` compares gradients, so it needs at least two batches (per sample: two samples); got {count}. "
-            "Raise `num_batches`."
+            f"`zico` compares gradients, so it needs at least two batches (or two samples with `axis='sample'`); got "
+            f"{count}. Raise `num_batches`."
         )
     layers = {}
     totals = torch.stack([_sum_of_ratios(m) for m in moments.values()]).tolist()  # one transfer from the device
@@ -76,28 +76,29 @@ def zico_layers(moments: Mapping[str, Moments]) -> dict[str, float]:
         if not math.isfinite(total):
             total = _sum_of_ratios(m, leave_out=True).item()
         if not math.isfinite(total):
-            raise NonFiniteError(f"The gradient of '{name}' has NaN or infinite entries; needed are finite numbers.")
+            raise NonFiniteError(f"The gradient of '{name}' has NaN or infinite entries: expected finite numbers.")
         if total > 0:
             layers[name] = math.log(total)
     if not layers:
         raise IdenticalBatchesError(
-            f"The {count} gradients of every scored weight are equal, so nothing varies. Are the batches (per sample: "
-            "the samples) the same, or is the loss linear in the weights?"
+            f"The {count} gradients of every scored weight are equal, so nothing varies. Check whether the batches (or "
+            "samples) are identical, or the loss is linear in the weights."
         )
     return layers
 
 
 def _sum_of_ratios(moments: Moments, *, leave_out: bool = False) -> Tensor:
-    """Sum a layer's ratios; weights that do not vary make the sum infinite or NaN, or are left out.
+    """Sum a layer's ratios; weights whose gradient does not vary make the sum infinite or NaN, or are left out.
 
-    Looking for them takes twice as long as the sum itself, and most layers have none.
+    Searching for such weights takes twice as long as the sum itself, and most layers have none.
     """
-    assert moments.deviation is not None  # there are two gradients
+    assert moments.deviation is not None  # there are at least two gradients
     sums = []
     for mean_abs, deviation in pieces(moments.mean_abs, moments.deviation):
         ratios = mean_abs / deviation
         sums.append((ratios.masked_fill_(deviation == 0, 0.0) if leave_out else ratios).sum())
-    # In float32 the sum over 11 M weights is 4e-10 off, relative; one in float64 would copy all of them first.
+    # In float32, the sum over 11 M weights has a relative error of 4e-10; a sum in float64 would first copy all
+    # weights.
     return torch.stack(sums).sum(dtype=torch.float64) * math.sqrt(moments.count)
 
 
@@ -106,12 +107,12 @@ class ZiCo(Proxy):
     """Inverse coefficient of variation of the gradients, summed over layers (Li et al., ICLR 2023).
 
     Args:
-        std_of: ``"signed"`` takes the standard deviation of the gradient, as the published code does; ``"abs"`` that of
-            its magnitude, as the paper's equation writes it.
-        parameters: Shell patterns of the parameters to score, such as ``["*.weight"]``. None for all
-            weights that a layer multiplies its input with; ``"published"`` for those of linear and convolutional layers
-            (1d, 2d, 3d, transposed) only. The two differ where a network has other layers, such as recurrent ones.
-        name: Of the column, for several variants side by side.
+        std_of: ``"signed"`` uses the standard deviation of the gradient, like the published code; ``"abs"`` that of its
+            magnitude, like the equation in the paper.
+        parameters: Shell patterns of the parameters to score, such as ``["*.weight"]``. None for all weights by which
+            layers multiply their inputs; ``"published"`` for only those of linear and convolutional layers (1d, 2d, 3d,
+            transposed). The two differ if a network has other layers, such as recurrent ones.
+        name: Name of the column; set it to compare several variants.
     """
 
     min_gradients = 2
@@ -123,11 +124,9 @@ class ZiCo(Proxy):
         name: str = "zico",
     ) -> None:
         if std_of not in ("signed", "abs"):
-            raise ValueError(f"`std_of` is {std_of!r}; needed is 'signed' (the published code) or 'abs' (the paper).")
+            raise ValueError(f"Invalid std_of={std_of!r}: expected 'signed' (the published code) or 'abs' (the paper).")
         if isinstance(parameters, str) and parameters != "published":
-            raise TypeError(
-                f"`parameters` is the string {parameters!r}; needed is a list of patterns: [{parameters!r}]."
-            )
+            raise TypeError(f"Invalid parameters={parameters!r}: expected a list of patterns. Pass [{parameters!r}].")
         self.std_of: Literal["signed", "abs"] = std_of
         self.parameters = parameters
         self.name = name
@@ -135,7 +134,7 @@ class ZiCo(Proxy):
         self.needs = (MomentsOverBatches(self._patterns, std_of),)
 
     def measure(self, probe: Probe) -> Measurement:
-        """Take the moments of the gradients and combine them."""
+        """Compute the moments of the gradients and combine them."""
         moments, facts = probe.moments(self._patterns, of=self.std_of)
         layers = zico_layers(moments)
         details: dict[str, Any] = {

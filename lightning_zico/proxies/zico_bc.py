@@ -1,4 +1,4 @@
-"""ZiCo-BC: ZiCo without its liking for deep and thin networks."""
+"""ZiCo-BC: ZiCo without its bias towards deep and thin networks."""
 
 import math
 from dataclasses import dataclass
@@ -17,14 +17,14 @@ from lightning_zico.proxies.zico import ZiCo
 
 @dataclass(unsafe_hash=True)
 class LayerShapes(Observer):
-    """Notes how many positions and channels the output of each layer has."""
+    """Record the number of positions and channels of each layer's output."""
 
     def start(self, module: nn.Module) -> None:
-        """Begin with nothing."""
+        """Reset the observations."""
         self.by_layer: dict[str, tuple[int, int]] = {}  # positions, channels
 
     def module_call(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        """Note a shape; that of the last call, if a layer runs several times."""
+        """Record a shape; if a layer runs several times, that of the last call."""
         for call in layer_calls(self.layout.owned, module, inputs, output):
             self.by_layer[call.layer] = call.positions, call.channels
 
@@ -37,12 +37,12 @@ class ZiCoBC(ZiCo):
         \text{ZiCo} - \beta \sum_l \log \frac{H_l W_l}{\sqrt{C_l}}
 
     with :math:`H_l W_l` the positions and :math:`C_l` the channels of the output of layer :math:`l`. A linear layer has
-    one position on ``[N, C]`` and as many as tokens on ``[N, T, C]``. On a map of one position the penalty is a bonus.
-    Meant for spaces that repeat one kind of block at a fixed input size.
+    one position on ``[N, C]`` and one per token on ``[N, T, C]``. On a map with one position, the penalty is a bonus.
+    ZiCo-BC is meant for spaces that repeat one kind of block at a fixed input size.
 
     Args:
         beta: Weight of the penalty: 1 for classification and detection, 2 for segmentation.
-        name: Of the column.
+        name: Name of the column.
 
     Source:
         Bhardwaj et al., *ZiCo-BC*, arXiv:2309.14666. The paper does not say whether input or output maps are meant.
@@ -54,14 +54,14 @@ class ZiCoBC(ZiCo):
         self.needs = (*self.needs, LayerShapes())
 
     def measure(self, probe: Probe) -> Measurement:
-        """Subtract the penalty of each layer from what it adds to ZiCo."""
+        """Subtract the penalty of each layer from its contribution to ZiCo."""
         plain = super().measure(probe)
         layers = dict(plain.layers)
         shapes = probe.observed(LayerShapes()).by_layer
         seen = {weight_name(name) for name in shapes}
         if unknown := [name for name in layers if weight_name(name) not in seen]:
             raise NotApplicableError(
-                f"the penalty needs the shape of every layer's output, and that of '{unknown[0]}' cannot be seen "
+                f"the penalty needs the output shape of every layer, and that of '{unknown[0]}' is unknown "
                 f"({len(unknown)} such layers). Use `zico`."
             )
         for name, (positions, channels) in shapes.items():

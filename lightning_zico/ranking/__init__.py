@@ -1,4 +1,4 @@
-"""Rankings: made of several proxies, and compared with what training finds. Knows nothing of torch."""
+"""Rankings: combined from several proxies, and compared with the results of training. Does not use torch."""
 
 from lightning_zico.ranking.aggregate import log_rank, mean_rank, size_controlled
 from lightning_zico.ranking.beside import placed_beside

@@ -1,8 +1,8 @@
-"""Candidates that a score does not hold for, placed beside those that have it, by another score that all have.
+"""Placement of candidates without a score among those that have it, by another score.
 
 Index conventions:
-    n: candidates that have the other score
-    m: those of them that have the score as well
+    n: candidates with the other score
+    m: those of them that also have the score
 """
 
 import math
@@ -14,23 +14,23 @@ from lightning_zico.ranking.aggregate import Values, check_finite
 
 
 def placed_beside(scores: Values, others: Values) -> list[float | None]:
-    r"""Fill in missing scores at the quantile that another score gives.
+    r"""Fill in missing scores at the quantile given by another score.
 
     .. math::
         q_i = \frac{r_i - 1/2}{n}, \qquad s_i = Q(q_i), \qquad Q\Bigl(\frac{k - 1/2}{m}\Bigr) = s_{(k)}
 
     with :math:`r_i` the rank of candidate :math:`i` by the other score (1 is worst, ties share the mean of their
-    ranks) among the :math:`n` candidates that have it, :math:`s_{(1)} \le \dots \le s_{(m)}` the scores that there are,
-    and :math:`Q` linear between these points. Below the first and above the last of them :math:`Q` is constant, so that
-    nobody is placed before the best or behind the worst of those that have a score. The order of the candidates does
-    not matter.
+    ranks) among the :math:`n` candidates that have it, :math:`s_{(1)} \le \dots \le s_{(m)}` the known scores, and
+    :math:`Q` linear between these points. Below the first and above the last point, :math:`Q` is constant, so no
+    candidate is placed before the best or after the worst of those with a score. The order of the candidates does not
+    matter.
 
     Args:
-        scores: One a candidate, higher is better; None where there is none.
-        others: Of the same candidates, higher is better.
+        scores: One score per candidate, higher is better; None if missing.
+        others: The other scores of the same candidates, higher is better; None if missing.
 
     Returns:
-        ``scores`` with what was filled in; None for a candidate that lacks both.
+        ``scores`` with the gaps filled; None for a candidate that lacks both.
 
     Raises:
         ValueError: If the two differ in length, or a score is NaN or infinite.
@@ -40,7 +40,9 @@ def placed_beside(scores: Values, others: Values) -> list[float | None]:
         [1.0, 3.75, 3.0, 5.0]
     """
     if len(scores) != len(others):
-        raise ValueError(f"There are {len(scores)} scores and {len(others)} others: expected one of each a candidate.")
+        raise ValueError(
+            f"There are {len(scores)} scores and {len(others)} others: expected one of each per candidate."
+        )
     check_finite("scores", scores)
     check_finite("others", others)
     known = np.sort(np.array([s for s, other in zip(scores, others, strict=True) if None not in (s, other)], float))

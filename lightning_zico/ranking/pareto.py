@@ -1,4 +1,4 @@
-"""Several objectives at once: which candidates no other one beats in all of them, and how crowded they stand.
+"""Several objectives at once: which candidates are not dominated by others, and how crowded they are.
 
 Index conventions:
     n: candidates
@@ -12,25 +12,25 @@ from numpy.typing import NDArray
 
 
 def front_numbers(points: Sequence[Sequence[float]]) -> list[int]:
-    """Number the fronts that candidates stand on.
+    """Return the number of each candidate's front.
 
-    One candidate dominates another if it is at least as good in every objective, and better in one. Front 0 is
-    dominated by nobody; front 1 by candidates of front 0 alone, and so on. With one objective they are the distinct
-    values.
+    One candidate dominates another if it is at least as good in every objective and better in at least one. Front 0 is
+    not dominated, front 1 is only dominated by candidates of front 0, and so on. With one objective, the fronts are the
+    distinct values.
 
     Args:
-        points: ``[n, M]``, higher is better.
+        points: Values ``[n, M]``, higher is better.
 
     Returns:
-        ``[n]``, 0 for the best.
+        Front numbers ``[n]``, 0 for the best.
 
     Example:
         >>> front_numbers([(1.0, 3.0), (2.0, 2.0), (1.0, 2.0)])
         [0, 0, 1]
 
     Source:
-        Deb et al., *NSGA-II*, IEEE TEC 2002, "fast non-dominated sort"; here all pairs are compared at once, and each
-        front takes its part out of the numbers of those who dominate.
+        Deb et al., *NSGA-II*, IEEE TEC 2002, "fast non-dominated sort"; here, all pairs are compared at once, and each
+        front is subtracted from the numbers of dominating candidates.
     """
     if not points:
         return []
@@ -49,15 +49,15 @@ def front_numbers(points: Sequence[Sequence[float]]) -> list[int]:
 
 
 def first_front(points: Sequence[Sequence[float]]) -> list[int]:
-    """Find the candidates that no other dominates, as `front_numbers` has them on front 0.
+    """Find the candidates that no other dominates: those on front 0 of `front_numbers`.
 
-    Whoever is compared is compared with the front alone, so that ten thousands take no matrix of all pairs.
+    Each candidate is only compared with the front, so tens of thousands of them need no matrix of all pairs.
 
     Args:
-        points: ``[n, M]``, higher is better.
+        points: Values ``[n, M]``, higher is better.
 
     Returns:
-        Their places, in order.
+        Their indices in ascending order.
 
     Example:
         >>> first_front([(1.0, 3.0), (2.0, 2.0), (1.0, 2.0)])
@@ -66,7 +66,7 @@ def first_front(points: Sequence[Sequence[float]]) -> list[int]:
     if not points:
         return []
     table = np.array(points, dtype=np.float64)  # [n, M]
-    order = np.lexsort(-table.T[::-1])  # the best in the first objective first, so that nobody dominates an earlier one
+    order = np.lexsort(-table.T[::-1])  # best in the first objective first, so no candidate dominates an earlier one
     front: list[int] = []
     for place in order.tolist():
         held = table[front]
@@ -76,19 +76,19 @@ def first_front(points: Sequence[Sequence[float]]) -> list[int]:
 
 
 def crowding_distances(points: Sequence[Sequence[float]]) -> list[float]:
-    r"""Measure how far from its neighbours a candidate stands among those of its front.
+    r"""Measure how far each candidate is from its neighbours on the same front.
 
     .. math::
         d_i = \sum_m \frac{x_m(i + 1) - x_m(i - 1)}{\max x_m - \min x_m}
 
-    with :math:`i \pm 1` the next ones in the order by objective :math:`m`. The first and the last in an objective are
-    infinitely far.
+    with :math:`i \pm 1` its neighbours in the order by objective :math:`m`. The first and the last in an objective get
+    infinity.
 
     Args:
-        points: ``[n, M]``, of one front.
+        points: Values ``[n, M]`` of one front.
 
     Returns:
-        ``[n]``, no unit; whoever is farther from the others is worth more to keep.
+        Distances ``[n]``, no unit; candidates with larger distances are more worth keeping.
 
     Example:
         >>> crowding_distances([(0.0, 4.0), (1.0, 1.0), (4.0, 0.0)])

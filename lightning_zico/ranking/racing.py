@@ -1,4 +1,4 @@
-"""Racing: repeats go to those who may still win, not to everyone."""
+"""Racing: spend repeats on candidates that may still win, not on all of them."""
 
 import math
 import statistics
@@ -8,12 +8,12 @@ import numpy as np
 
 from lightning_zico.ranking.uncertainty import Repeats, bootstrap_ranks, rank_interval
 
-# With fewer repeats the bootstrap's intervals are too narrow: measured on 64 simulated candidates whose means are one
-# apart, with noise of deviation 4 and ten repeats, cutting by intervals of two repeats kept the full run's winner in 59
-# of 100 races, of four in 96 (and never cutting by intervals in 100, with 1.2 times the repeats).
+# With fewer repeats, the bootstrap intervals are too narrow. Measured on 64 simulated candidates with means one apart,
+# noise of deviation 4 and ten repeats: cutting by intervals from two repeats kept the winner of the full run in 59 of
+# 100 races, and from four repeats in 96. Never cutting by intervals kept it in all 100, with 1.2 times the repeats.
 _FEWEST_FOR_INTERVALS = 4
 
-# Half of two is the one repeat that everyone gets.
+# Half of two is the single repeat that every candidate gets.
 FEWEST_REPEATS = 3
 
 
@@ -25,30 +25,31 @@ def race(
     top_k: int = 1,
     seed: int = 0,
 ) -> list[int]:
-    r"""Find the best of many candidates with at most half of the repeats that scoring all of them takes.
+    r"""Find the best of many candidates with at most half of the repeats needed to score all of them.
 
-    Everyone gets one repeat, or more where few candidates share many. Then, from round to round, the better half goes
-    on (sequential halving), and of these only those whose 95 % rank interval touches the first :math:`k` places, as
-    soon as there are enough repeats for intervals. All who are still in the race share the same repeats, and by the
-    mean of these they are compared. In round :math:`s` each of the contenders :math:`S_s` gets so many more repeats:
+    Every candidate gets one repeat, or more if few candidates share many repeats. In each round, the better half
+    continues (sequential halving). Once there are enough repeats for intervals, only those of them continue whose 95 %
+    rank interval reaches the first :math:`k` places. All remaining candidates share the same repeats, and are compared
+    by the mean over these. In round :math:`s`, each of the contenders :math:`S_s` gets this many additional repeats:
 
     .. math::
         t_s = \max\left(1, \left\lfloor \frac{T}{|S_s| \lceil \log_2 (n / k) \rceil} \right\rfloor\right), \qquad
         |S_{s+1}| \le \max\left(k, \lceil |S_s| / 2 \rceil\right), \qquad T = \lfloor n R / 2 \rfloor
 
-    with :math:`n` the candidates, :math:`R` the repeats of a full run, of which no candidate gets more, and :math:`T`
-    the budget, which is never exceeded.
+    with :math:`n` the number of candidates, :math:`R` the repeats of a full run, which is the most that a candidate
+    gets, and :math:`T` the budget, which is never exceeded.
 
     Args:
-        num_candidates: :math:`n`.
-        num_repeats: :math:`R`, at least `FEWEST_REPEATS`.
-        scored: Takes contenders, as numbers from 0, and how many repeats each is to have by now; gives of each its
-            scores in these repeats, higher is better, or None if it failed and is out.
-        top_k: :math:`k`, how many of the first are wanted: 1 for the winner alone.
-        seed: Of the bootstrap behind the rank intervals.
+        num_candidates: Number of candidates :math:`n`.
+        num_repeats: Number of repeats :math:`R`, at least `FEWEST_REPEATS`.
+        scored: Function of the contenders, as indices from 0, and the number of repeats that each should have by now.
+            It returns the scores of each contender in these repeats, higher is better, or None if it failed and drops
+            out.
+        top_k: Number :math:`k` of the first places that matter: 1 for only the winner.
+        seed: Seed of the bootstrap for the rank intervals.
 
     Returns:
-        Those who were in the last round, best first: the winner is the first. Empty if all failed.
+        The contenders of the last round, best first, so the first one is the winner. Empty if all failed.
 
     Raises:
         ValueError: If ``num_repeats`` is below `FEWEST_REPEATS`.
@@ -60,9 +61,9 @@ def race(
 
     Source:
         Karnin, Koren & Somekh, *Almost Optimal Exploration in Multi-Armed Bandits*, ICML 2013, algorithm 1 (sequential
-        halving). Theirs gives the first round :math:`t_0` repeats and forgets them at the next; here repeats add up,
-        since they are paired, and no candidate gets more than :math:`R`. The rank intervals are ours: they save
-        repeats where a winner is clear.
+        halving). There, the first round gets :math:`t_0` repeats, and the next round discards them. Here, repeats
+        accumulate, because they are paired, and no candidate gets more than :math:`R`. The rank intervals are ours;
+        they save repeats if there is a clear winner.
     """
     check_race(num_repeats)
     contenders = list(range(num_candidates))
@@ -79,7 +80,7 @@ def race(
         left -= more * len(contenders)
         rows = scored(contenders, count)
         pairs = [(idx, row) for idx, row in zip(contenders, rows, strict=True) if row is not None]
-        pairs.sort(key=lambda pair: -statistics.fmean(pair[1]))  # stable: of equal ones the first offered
+        pairs.sort(key=lambda pair: -statistics.fmean(pair[1]))  # stable: ties keep the order of the candidates
         contenders = [idx for idx, _ in pairs]
         going_on = _num_going_on([row for _, row in pairs], top_k, seed)
         if going_on <= top_k:
@@ -89,20 +90,20 @@ def race(
 
 
 def check_race(num_repeats: int) -> None:
-    """Refuse a race with too few repeats.
+    """Check that there are enough repeats for a race.
 
     Raises:
-        ValueError: If nothing would be left after the first round.
+        ValueError: If no repeats would be left after the first round.
     """
     if num_repeats < FEWEST_REPEATS:
         raise ValueError(
-            f"`repeats` is {num_repeats}; `race=True` needs at least {FEWEST_REPEATS}, since a race takes half of the "
-            "repeats and everyone gets one, so that nothing would be left to race for. Raise `repeats`."
+            f"Invalid repeats={num_repeats}: expected at least {FEWEST_REPEATS} with `race=True`. A race uses half of "
+            "the repeats and gives each candidate one, so fewer leave nothing to race for. Raise `repeats`."
         )
 
 
 def _num_going_on(rows: Sequence[Repeats], top_k: int, seed: int) -> int:
-    """Count who goes on, of rows with the best first: those above the last who may come that far, at most half."""
+    """Count the contenders that continue, best first: up to the last one that can reach the top k, at most half."""
     most = max(math.ceil(len(rows) / 2), top_k)
     if most <= top_k or len(rows[0]) < _FEWEST_FOR_INTERVALS:
         return most

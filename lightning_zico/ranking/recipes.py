@@ -1,4 +1,4 @@
-"""Recipes: which proxies to combine, how, and on what evidence."""
+"""Recipes: which proxies to combine, how, and based on what evidence."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,20 +11,20 @@ Aggregate: TypeAlias = Literal["log_rank", "mean_rank"]
 
 _AGGREGATES = {"log_rank": log_rank, "mean_rank": mean_rank}
 
-# Measured by benchmarks/fidelity.py, which keeps its figures in benchmarks/results/: Kendall's tau with the accuracy
-# after training, mean over a benchmark's targets. Seed 777, two batches of CIFAR-10's images; 300 networks of each
+# Measured by benchmarks/fidelity.py, with results in benchmarks/results/: Kendall's tau with the accuracy after
+# training, averaged over the targets of a benchmark. Seed 777, two batches of CIFAR-10 images; 300 networks of each
 # search space in batches of 16, and the 165 models of timm with at most 30 million parameters in batches of 8.
 BENCHMARKS = ("NAS-Bench-201", "NAS-Bench-101", "TransNAS-Bench-101 Micro", "timm")
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What speaks for a recipe.
+    """The evidence for a recipe.
 
     Args:
         taus: Kendall's tau with the accuracy after training, by benchmark, for all of `BENCHMARKS`; empty if not
             measured.
-        remark: How the recipe was come by, and what to make of the numbers.
+        remark: How the recipe was found, and how to read the numbers.
     """
 
     taus: Mapping[str, float] = field(default_factory=dict)
@@ -33,18 +33,18 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A rule that makes one ranking of one or more proxies.
+    """A rule that combines one or more proxies into one ranking.
 
     Args:
-        name: In lower case.
-        members: Names of the proxies, in the direction "higher is better".
-        aggregate: Name of the function that combines them; None for a single member, whose score is taken as it is.
-        evidence: What speaks for it.
-        source: Whose idea it is.
-        fallback: Name of the recipe to use where a member has no number for the candidates; None for `LAST_RESORT`.
+        name: Name in lower case.
+        members: Names of the proxies, each in the direction "higher is better".
+        aggregate: Name of the function that combines them; None for a single member, whose score is used unchanged.
+        evidence: Evidence for the recipe.
+        source: Origin of the idea.
+        fallback: Name of the recipe to use if a member has no score for the candidates; None for `LAST_RESORT`.
 
     Raises:
-        ValueError: If members are missing or named twice, or the aggregate is unknown or does not fit their number.
+        ValueError: If members are missing or named twice, or the aggregate is unknown or does not match their number.
     """
 
     name: str
@@ -57,19 +57,18 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.members or len(set(self.members)) < len(self.members):
             raise ValueError(
-                f"The members of recipe '{self.name}' are {self.members}; needed is at least one proxy, each named "
-                "once."
+                f"The members of recipe '{self.name}' are {self.members}: expected at least one proxy, each named once."
             )
         if self.aggregate not in (None, *_AGGREGATES) or (self.aggregate is None) != (len(self.members) == 1):
             raise ValueError(
-                f"The aggregate of recipe '{self.name}' is {self.aggregate!r}; needed is one of "
+                f"The aggregate of recipe '{self.name}' is {self.aggregate!r}: expected one of "
                 f"{', '.join(map(repr, _AGGREGATES))} for several members, and None for one."
             )
 
 
 RECIPES = Registry[Recipe]("recipe")
 
-# What a recipe has to beat, measured with those.
+# The baselines that a recipe has to beat, measured in the same way.
 BASELINE_TAUS: Mapping[str, Mapping[str, float]] = {
     "params": dict(zip(BENCHMARKS, (0.547, 0.460, 0.313, 0.572), strict=True)),
     "macs": dict(zip(BENCHMARKS, (0.547, 0.455, 0.319, 0.541), strict=True)),
@@ -78,19 +77,19 @@ BASELINE_TAUS: Mapping[str, Mapping[str, float]] = {
 }
 
 
-# Every candidate that trains has this number, so that nobody is left out because a proxy does not hold. In no list of
-# recipes, since a proxy bears the name.
+# Every trainable candidate has this number, so none is left out because a proxy is not applicable. It is not in the
+# list of recipes, because a proxy has the same name.
 LAST_RESORT = Recipe("params", ("params",), None, Evidence(BASELINE_TAUS["params"]), "Ours: a trivial baseline")
 
 
 def get_recipe(name: str) -> Recipe:
-    """Find a recipe.
+    """Return the recipe with a given name.
 
     Args:
-        name: Of the recipe; ``"default"`` is ``"balanced+synflow"``.
+        name: Name of the recipe; ``"default"`` is ``"balanced+synflow"``.
 
     Raises:
-        UnknownNameError: If there is none of that name.
+        UnknownNameError: If there is no recipe with that name.
 
     Example:
         >>> get_recipe("default").members
@@ -100,7 +99,7 @@ def get_recipe(name: str) -> Recipe:
 
 
 def chain_of(recipe: Recipe) -> list[Recipe]:
-    """List a recipe and its fallbacks, `LAST_RESORT` at the end.
+    """List a recipe and its fallbacks, ending with `LAST_RESORT`.
 
     Example:
         >>> [link.name for link in chain_of(get_recipe("balanced"))]
@@ -113,7 +112,7 @@ def chain_of(recipe: Recipe) -> list[Recipe]:
 
 
 def list_recipes(pattern: str = "*") -> list[str]:
-    """List the names of the recipes that match a shell pattern, in human order.
+    """List the names of the recipes that match a shell pattern, in natural order.
 
     Example:
         >>> list_recipes("az*")
@@ -123,16 +122,16 @@ def list_recipes(pattern: str = "*") -> list[str]:
 
 
 def combine(recipe: Recipe, scores: Mapping[str, Values]) -> list[float | None]:
-    """Make one number a candidate from the scores of a recipe's members.
+    """Combine the scores of a recipe's members into one number per candidate.
 
     Args:
-        recipe: The rule.
-        scores: By proxy, one score a candidate, in the same order for all; higher is better. None where there is none.
-            Proxies that are not members are not looked at.
+        recipe: The recipe.
+        scores: One score per candidate for each proxy, in the same order for all; higher is better. None if missing.
+            Proxies that are not members are ignored.
 
     Returns:
-        One a candidate, higher is better, None where a member has none. Of several members the number depends on all
-        candidates, as `log_rank` says.
+        One number per candidate, higher is better; None if a member has no score. With several members, each number
+        depends on all candidates; see `log_rank`.
 
     Raises:
         ValueError: If a member has no scores, members differ in length, or a score is NaN or infinite.
@@ -145,8 +144,8 @@ def combine(recipe: Recipe, scores: Mapping[str, Values]) -> list[float | None]:
     if missing:
         instead = f", or fall back to recipe '{recipe.fallback}'" if recipe.fallback else ""
         raise ValueError(
-            f"Recipe '{recipe.name}' needs the scores of {', '.join(recipe.members)}; there are none of "
-            f"{', '.join(missing)}. Score them too{instead}."
+            f"Recipe '{recipe.name}' needs the scores of {', '.join(recipe.members)}; those of "
+            f"{', '.join(missing)} are missing. Score them too{instead}."
         )
     members = {name: scores[name] for name in recipe.members}
     if recipe.aggregate is not None:

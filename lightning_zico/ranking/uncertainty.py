@@ -1,9 +1,9 @@
-"""How far a ranking can be trusted: what repeats of the same scores, with other weights and batches, say of each place.
+"""Uncertainty of a ranking, estimated from repeats of the scores with other weights and batches.
 
 Index conventions:
     n: candidates
     T: resamples of a bootstrap that are ranked together
-    R: repeats; repeat r drew the same seed and batches for every candidate, so that all comparisons are paired
+    R: repeats; repeat r uses the same seed and batches for every candidate, so all comparisons are paired
 """
 
 import math
@@ -19,24 +19,23 @@ from lightning_zico.ranking.correlation import Array, Interval
 
 Repeats: TypeAlias = Sequence[float]
 
-# Of the intervals: 95 %.
+# Level of the intervals.
 _LEVEL = 0.95
 
-# Ten thousand candidates with ten repeats then take 80 MB.
+# Ten thousand candidates with ten repeats then need 80 MB.
 _TOGETHER = 100
 
 
 class Uncertainty(NamedTuple):
-    """What the repeats say of one candidate's place.
+    """Uncertainty of one candidate's rank. All fields but the last are None for a single repeat.
 
     Args:
-        std_error: Of the mean score; None for a single repeat, which says nothing, as are all but the last.
-        rank_low: The best rank of its 95 % interval.
-        rank_high: The worst.
-        p_best: The probability that it is the best.
-        tie: Number of its tie group, 1 for the first: candidates with one number cannot be told apart from the first
-            of them.
-        num_repeats: How often it was scored.
+        std_error: Standard error of the mean score.
+        rank_low: Best rank in the 95 % interval.
+        rank_high: Worst rank in the 95 % interval.
+        p_best: Probability that the candidate is the best.
+        tie: Number of the tie group, 1 for the first. The candidates of a group cannot be distinguished from its first.
+        num_repeats: Number of times the candidate was scored.
     """
 
     std_error: float | None
@@ -48,18 +47,18 @@ class Uncertainty(NamedTuple):
 
 
 def uncertainties(scores: Sequence[Repeats], *, num_resamples: int = 1000, seed: int = 0) -> list[Uncertainty]:
-    """Say of each candidate how sure its place is, in a ranking by the mean score.
+    """Estimate how certain the rank of each candidate is, in a ranking by the mean score.
 
     Args:
-        scores: Of each candidate its scores in the same repeats, higher is better.
-        num_resamples: Of the bootstrap, at least 1.
-        seed: Of its drawing.
+        scores: Scores of each candidate in the same repeats, higher is better.
+        num_resamples: Number of bootstrap resamples, at least 1.
+        seed: Seed of the bootstrap.
 
     Returns:
-        One a candidate, in the same order.
+        One uncertainty per candidate, in the same order.
 
     Raises:
-        ValueError: If candidates differ in their repeats, or ``num_resamples`` is below 1.
+        ValueError: If candidates differ in their number of repeats, or ``num_resamples`` is below 1.
 
     Example:
         >>> clear, level, even = uncertainties([[5.0, 6.0, 5.5], [1.0, 2.0, 1.7], [2.0, 1.0, 1.6]])
@@ -69,17 +68,17 @@ def uncertainties(scores: Sequence[Repeats], *, num_resamples: int = 1000, seed:
         (2, 3, 2, 2)
 
     Source:
-        Bootstrap of ranks: Goldstein & Spiegelhalter, *League tables and their limitations*, JRSS A 1996. Here whole
-        repeats are drawn, the same for all candidates. With three repeats or fewer the intervals are too narrow.
+        Bootstrap of ranks: Goldstein & Spiegelhalter, *League tables and their limitations*, JRSS A 1996. Here, whole
+        repeats are drawn, the same for all candidates. With three or fewer repeats, the intervals are too narrow.
     """
     counts = {len(repeats) for repeats in scores}
     if len(counts) > 1 or 0 in counts:
-        raise ValueError(f"Candidates have {sorted(counts)} repeats; needed is one number for all, from 1.")
+        raise ValueError(f"The candidates have {sorted(counts)} repeats: expected the same number for all, at least 1.")
     if counts <= {1}:
         return [Uncertainty(None, None, None, None, None, 1) for _ in scores]
     ranks = bootstrap_ranks(np.array(scores, dtype=np.float64), num_resamples=num_resamples, seed=seed)
     is_first = ranks == 1
-    chances = (is_first / is_first.sum(axis=1, keepdims=True)).mean(axis=0).tolist()  # [n]; equal ones share
+    chances = (is_first / is_first.sum(axis=1, keepdims=True)).mean(axis=0).tolist()  # [n]; ties share the chance
     found = []
     for repeats, own, chance, group in zip(scores, ranks.T, chances, tie_groups(scores), strict=True):
         found.append(Uncertainty(standard_error(repeats), *rank_interval(own), chance, group, len(repeats)))
@@ -87,17 +86,17 @@ def uncertainties(scores: Sequence[Repeats], *, num_resamples: int = 1000, seed:
 
 
 def tie_groups(scores: Sequence[Repeats]) -> list[int]:
-    """Number the tie groups, from the first of the ranking down.
+    """Number the tie groups, from the top of the ranking down.
 
-    A candidate belongs to the group above it while the interval of its difference from the group's *first* includes
-    zero; the first that does not opens the next. Compared with its neighbour instead, a long row of small steps would
-    be one group, whose ends are far apart.
+    A candidate joins the group above it as long as the interval of its difference from the *first* of the group
+    includes zero. Otherwise, it starts the next group. If neighbours were compared instead, a long sequence of small
+    steps would form one group whose ends are far apart.
 
     Args:
-        scores: Of each candidate its scores in the same repeats, at least two, higher is better.
+        scores: Scores of each candidate in the same repeats, at least two, higher is better.
 
     Returns:
-        One a candidate, in the same order; 1 for the group of the best.
+        One group number per candidate, in the same order; 1 for the group of the best.
 
     Example:
         >>> tie_groups([[1.0, 2.0], [8.0, 9.0], [9.0, 8.0]])
@@ -115,17 +114,17 @@ def tie_groups(scores: Sequence[Repeats]) -> list[int]:
 
 
 def standard_error(repeats: Repeats) -> float | None:
-    """Estimate the standard error of a mean, by the sample deviation; None for fewer than two numbers."""
+    """Estimate the standard error of a mean from the sample deviation; None for fewer than two numbers."""
     return statistics.stdev(repeats) / math.sqrt(len(repeats)) if len(repeats) > 1 else None
 
 
 def bootstrap_ranks(table: Array, *, num_resamples: int = 1000, seed: int = 0) -> NDArray[np.int32]:
-    """Rank candidates again and again, each time by the mean of other repeats.
+    """Rank candidates by the means of resampled repeats.
 
     Args:
         table: Scores ``[n, R]``, higher is better. Repeats are drawn with replacement, the same for all candidates.
-        num_resamples: How often, at least 1.
-        seed: Of the drawing.
+        num_resamples: Number of resamples, at least 1.
+        seed: Seed of the resampling.
 
     Returns:
         Ranks ``[num_resamples, n]``, 1 for the best; equal means share the better rank, as in a leaderboard.
@@ -134,9 +133,11 @@ def bootstrap_ranks(table: Array, *, num_resamples: int = 1000, seed: int = 0) -
         ValueError: If a score is not finite, or ``num_resamples`` is below 1.
     """
     if num_resamples < 1:
-        raise ValueError(f"`num_resamples` is {num_resamples}; needed is at least 1, and some 1000 for steady ends.")
+        raise ValueError(
+            f"Invalid num_resamples={num_resamples}: expected at least 1, and about 1000 for stable intervals."
+        )
     if not np.isfinite(table).all():
-        raise ValueError("A score is NaN or infinite; needed are finite ones. Leave out the candidates that failed.")
+        raise ValueError("A score is NaN or infinite: expected finite scores. Leave out the candidates that failed.")
     num_candidates, num_repeats = table.shape
     draws = np.random.default_rng(seed).integers(num_repeats, size=(num_resamples, num_repeats))
     ranks = np.empty((num_resamples, num_candidates), dtype=np.int32)
@@ -149,23 +150,23 @@ def bootstrap_ranks(table: Array, *, num_resamples: int = 1000, seed: int = 0) -
 def rank_interval(ranks: NDArray[Any]) -> tuple[int, int]:
     """Find the ranks between which the middle 95 % of a candidate's resampled ranks lie, both included."""
     ends = ((1 - _LEVEL) / 2, (1 + _LEVEL) / 2)
-    low, high = np.quantile(ranks, ends, method="inverted_cdf")  # ranks that occur, none between two
+    low, high = np.quantile(ranks, ends, method="inverted_cdf")  # only ranks that occur, none in between
     return int(low), int(high)
 
 
 def difference_interval(a: Repeats, b: Repeats) -> Interval:
-    r"""Bound the mean difference of two candidates, from the differences in each repeat.
+    r"""Compute the confidence interval of the mean difference of two candidates from their differences in each repeat.
 
     .. math::
         \bar d \pm t_{0.975, R - 1} \frac{s_d}{\sqrt R}
 
     with :math:`d_r = a_r - b_r`, :math:`s_d` their standard deviation and :math:`t` the quantile of Student's
-    distribution. For differences that are normal it covers in 95 of 100 cases also with two repeats, where a bootstrap
-    does not.
+    distribution. For normally distributed differences, it covers in 95 of 100 cases even with two repeats, unlike a
+    bootstrap.
 
     Args:
-        a: One a repeat.
-        b: In the same repeats.
+        a: One score per repeat.
+        b: Scores of the other candidate in the same repeats.
 
     Raises:
         ValueError: If there are fewer than two repeats, or the two differ in their number.
@@ -180,7 +181,9 @@ def difference_interval(a: Repeats, b: Repeats) -> Interval:
     differences = [x - y for x, y in zip(a, b, strict=True)]
     error = standard_error(differences)
     if error is None:
-        raise ValueError(f"There are {len(differences)} repeats; needed are at least 2, to see how far they vary.")
+        raise ValueError(
+            f"The number of repeats is {len(differences)}: expected at least 2, to estimate how much they vary."
+        )
     mean = statistics.fmean(differences)
     margin = float(stats.t.ppf((1 + _LEVEL) / 2, len(differences) - 1)) * error
     return Interval(mean - margin, mean + margin)

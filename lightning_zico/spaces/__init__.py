@@ -1,4 +1,4 @@
-"""Search spaces: which architectures there are, what each costs, and how it is built."""
+"""Search spaces: the architectures, their costs, and how to build them."""
 
 # Importing a space's file registers it.
 from lightning_zico.spaces.autoformer import (

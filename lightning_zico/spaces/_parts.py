@@ -1,4 +1,4 @@
-"""What several spaces build their networks from, and what they count.
+"""Parts from which several spaces build their networks, and their costs.
 
 Index conventions:
     N: samples in a batch
@@ -18,19 +18,19 @@ EDGES = ((0, 1), (0, 2), (1, 2), (0, 3), (1, 3), (2, 3))
 
 NUM_NODES = 4
 
-# Of the operations that are a ReLU, a convolution and a batch norm.
+# Kernel sizes of the operations that consist of ReLU, convolution and batch norm.
 KERNELS = {"nor_conv_1x1": 1, "nor_conv_3x3": 3}
 
 
 class Conv(NamedTuple):
-    """What a convolution without bias costs.
+    """The costs of a convolution without bias.
 
     Attributes:
         kernel: Height and width of the kernel.
-        inputs: Channels that come in.
-        outputs: Channels that go out.
-        halvings: How often the image has been halved where the convolution ends.
-        normed: Whether a batch norm follows, whose scale and shift are counted with it.
+        inputs: Number of input channels.
+        outputs: Number of output channels.
+        halvings: How often the image has been halved after the convolution.
+        normed: Whether a batch norm follows; its scale and shift are counted as well.
     """
 
     kernel: int
@@ -44,8 +44,8 @@ class Conv(NamedTuple):
         return self.kernel**2 * self.inputs * self.outputs + 2 * self.normed * self.outputs
 
     def macs(self, resolution: int) -> int:
-        """Count the multiply-accumulate operations for one image of that height and width."""
-        side = -(-resolution // 2**self.halvings)  # with a half rounded up, as strided convolutions do
+        """Count the multiply-accumulate operations for one image with this height and width."""
+        side = -(-resolution // 2**self.halvings)  # rounded up, as in strided convolutions
         return self.kernel**2 * self.inputs * self.outputs * side**2
 
 
@@ -53,7 +53,7 @@ class Cell(nn.Module):
     """A cell: each node is the sum of its incoming edges.
 
     Args:
-        edges: What stands on each of `EDGES`.
+        edges: Operation of each of `EDGES`.
     """
 
     def __init__(self, edges: Iterable[nn.Module]) -> None:
@@ -61,7 +61,7 @@ class Cell(nn.Module):
         self.edges = nn.ModuleList(edges)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map ``[N, C, H, W]`` to whatever shape the edges from node 0 give."""
+        """Map ``[N, C, H, W]`` to the output shape of the edges from node 0."""
         nodes = [x]
         for node in range(1, NUM_NODES):
             incoming = [edge(nodes[start]) for edge, (start, end) in zip(self.edges, EDGES, strict=True) if end == node]
@@ -73,8 +73,8 @@ class Reduction(nn.Module):
     """The residual block between two stages of NATS-Bench; it halves the image.
 
     Args:
-        inputs: Channels that come in.
-        outputs: Channels that go out.
+        inputs: Number of input channels.
+        outputs: Number of output channels.
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -88,7 +88,7 @@ class Reduction(nn.Module):
 
     @staticmethod
     def convs(inputs: int, outputs: int, halvings: int) -> list[Conv]:
-        """List the convolutions; the one of the shortcut has no batch norm."""
+        """List the convolutions; that of the shortcut has no batch norm."""
         return [
             Conv(3, inputs, outputs, halvings),
             Conv(3, outputs, outputs, halvings),
@@ -101,7 +101,7 @@ class Zero(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[N, C, H, W]`` to zeros of the same shape."""
-        # As published: a product, so that what lies behind this edge has a gradient, zero, rather than none at all.
+        # As published: a product, so that layers before this edge get a gradient of zero instead of none.
         return x.mul(0.0)
 
 
@@ -112,12 +112,12 @@ def relu_conv_norm(kernel: int, inputs: int, outputs: int, stride: int = 1) -> n
 
 
 def nats_stem(in_channels: int, width: int) -> nn.Sequential:
-    """Build what stands before the first cell of a network of NATS-Bench."""
+    """Build the layers before the first cell of a NATS-Bench network."""
     return nn.Sequential(nn.Conv2d(in_channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width))
 
 
 def nats_head(width: int, num_classes: int) -> nn.Sequential:
-    """Build what stands after the last cell of a network of NATS-Bench: ``[N, C, H, W]`` to ``[N, K]``."""
+    """Build the layers after the last cell of a NATS-Bench network: ``[N, C, H, W]`` to ``[N, K]``."""
     return nn.Sequential(
         nn.BatchNorm2d(width),
         nn.ReLU(),
@@ -128,7 +128,7 @@ def nats_head(width: int, num_classes: int) -> nn.Sequential:
 
 
 def nats_params(convs: Iterable[Conv], width: int, num_classes: int) -> int:
-    """Count the parameters of a network of NATS-Bench with these convolutions, its last one ``width`` wide."""
+    """Count the parameters of a NATS-Bench network with these convolutions and a last width of ``width``."""
     return sum(conv.params() for conv in convs) + 2 * width + (width + 1) * num_classes
 
 
@@ -136,8 +136,10 @@ def nats_macs(convs: Iterable[Conv], width: int, num_classes: int, resolution: i
     """Count the multiply-accumulate operations of that network, per sample.
 
     Raises:
-        ValueError: If ``resolution`` is no multiple of 4: the residual blocks' two branches would differ in size.
+        ValueError: If ``resolution`` is not a multiple of 4: the two branches of a residual block would differ in size.
     """
     if resolution < 1 or resolution % 4:
-        raise ValueError(f"`resolution` is {resolution}; needed is a multiple of 4: the network halves it twice.")
+        raise ValueError(
+            f"Invalid resolution={resolution}: expected a multiple of 4, because the network halves it twice."
+        )
     return sum(conv.macs(resolution) for conv in convs) + width * num_classes

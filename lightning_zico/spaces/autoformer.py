@@ -25,13 +25,13 @@ from lightning_zico.spaces.base import Reader, SearchSpace, Trial, register_spac
 
 
 class Choices(NamedTuple):
-    """What there is to choose in one size of the space.
+    """The choices in one size of the space.
 
     Args:
-        widths: Of a token.
+        widths: Widths of a token.
         depths: Numbers of layers.
-        heads: Of the attention of a layer.
-        mlp_ratios: Width of the hidden layer behind the attention, as a multiple of the width of a token.
+        heads: Numbers of attention heads of a layer.
+        mlp_ratios: Widths of the hidden layer after the attention, as multiples of the width of a token.
     """
 
     widths: tuple[int, ...]
@@ -40,7 +40,7 @@ class Choices(NamedTuple):
     mlp_ratios: tuple[float, ...]
 
 
-# Of the published searches; a file of the found base network also lists 8 heads, which its search did not have.
+# As in the published searches. A file of the found base network also lists 8 heads, which its search did not include.
 CHOICES = {
     "tiny": Choices((192, 216, 240), range(12, 15), (3, 4), (3.5, 4.0)),
     "small": Choices((320, 384, 448), range(12, 15), (5, 6, 7), (3.0, 3.5, 4.0)),
@@ -50,7 +50,7 @@ CHOICES = {
 _PATCH = 16
 _HEAD_WIDTH = 64
 _SIDE = 14  # patches along an image of 224 x 224 pixels, for which the positions are learned
-_MAX_DISTANCE = 14  # in patches; what is farther is taken to be as far as this
+_MAX_DISTANCE = 14  # in patches; larger distances are clipped to this
 _NUM_DISTANCES = 2 * _MAX_DISTANCE + 2  # in both directions, none, and the class token's
 _STD = 0.02  # of fresh weights, as published
 
@@ -60,7 +60,7 @@ class AutoFormerLayer:
     """A layer of AutoFormer: attention and a multilayer perceptron.
 
     Args:
-        heads: Of the attention, each 64 wide.
+        heads: Number of attention heads, each 64 wide.
         mlp_ratio: Width of the perceptron's hidden layer as a multiple of the width of a token.
 
     Example:
@@ -84,8 +84,8 @@ class AutoFormerArch:
 
     Args:
         scale: ``"tiny"``, ``"small"`` or ``"base"``.
-        width: Of a token; with the layers as `CHOICES` has them for this scale.
-        layers: In order of execution.
+        width: Width of a token, one of the `CHOICES` of this scale.
+        layers: Layers in order of execution, from the `CHOICES` of this scale.
 
     Raises:
         ValueError: If there is no such network.
@@ -103,22 +103,22 @@ class AutoFormerArch:
         object.__setattr__(self, "layers", tuple(self.layers))  # a list cannot be hashed
         object.__setattr__(self, "width", index(self.width))  # 192.0 would be printed as such
         if self.scale not in CHOICES:
-            raise ValueError(f"`scale` is {self.scale!r}; needed is {_told(CHOICES)}.")
+            raise ValueError(f"Invalid scale={self.scale!r}: expected {_told(CHOICES)}.")
         choices = CHOICES[self.scale]
         if self.width not in choices.widths:
-            raise ValueError(f"`width` is {self.width!r}; needed is {_told(choices.widths)} ({self.scale}).")
+            raise ValueError(f"Invalid width={self.width!r}: expected {_told(choices.widths)} ({self.scale}).")
         depth = len(self.layers)
         if depth not in choices.depths:
-            raise ValueError(f"`layers` has {depth} layers; needed are {_told(choices.depths)} ({self.scale}).")
+            raise ValueError(f"`layers` has {depth} layers: expected {_told(choices.depths)} ({self.scale}).")
         for layer in self.layers:
             if layer not in _layers(choices):
                 raise ValueError(
-                    f"`layers` has {layer}; needed are {_told(choices.heads)} heads and a ratio of "
+                    f"`layers` has {layer}: expected {_told(choices.heads)} heads and a ratio of "
                     f"{_told(choices.mlp_ratios)} ({self.scale})."
                 )
 
     def __str__(self) -> str:
-        # With the depth, since the string of a deeper arch would else begin with that of a shallower one.
+        # With the depth, because the string of a deeper arch would otherwise start with that of a shallower one.
         return "-".join(map(str, ["autoformer", self.scale, self.width, len(self.layers), *self.layers]))
 
 
@@ -133,7 +133,7 @@ class AutoFormer(SearchSpace[AutoFormerArch]):
     The positions are those of 224 x 224 pixels; for other images they are interpolated.
 
     Attributes:
-        scale: Which of `CHOICES`.
+        scale: One of `CHOICES`.
 
     Source:
         Chen et al., ICCV 2021, arXiv:2107.00651; microsoft/Cream, ``AutoFormer``, with the options its authors ran it
@@ -151,17 +151,18 @@ class AutoFormer(SearchSpace[AutoFormerArch]):
         return len(choices.widths) * sum(len(_layers(choices)) ** depth for depth in choices.depths)
 
     def parse(self, text: str) -> AutoFormerArch:
-        """Read an arch from its string.
+        """Parse an arch from its string.
 
         Raises:
-            ArchSyntaxError: If the text is none; it shows where and what is needed there.
+            ArchSyntaxError: If the text is not an arch of this space. The message shows the position and what was
+                expected there.
 
         Example:
             >>> AutoFormerTiny().parse("autoformer-tiny-192-12-3x3.5-5x3.5")
             Traceback (most recent call last):
             ...
             lightning_zico.spaces.base.ArchSyntaxError: The arch cannot be read at position 29 (from 0):
-            needed is '-3x3.5' or '-3x4.0' or '-4x3.5' or '-4x4.0', found is '5'.
+            expected '-3x3.5' or '-3x4.0' or '-4x3.5' or '-4x4.0', found '5'.
                 autoformer-tiny-192-12-3x3.5-5x3.5
                                              ^
         """
@@ -176,10 +177,10 @@ class AutoFormer(SearchSpace[AutoFormerArch]):
         return AutoFormerArch(self.scale, int(width.removesuffix("-")), tuple(layers))
 
     def sample(self, rng: random.Random) -> AutoFormerArch:
-        """Draw an arch as is published: the width, the depth, and of each layer its heads and its ratio.
+        """Draw an arch as published: the width, the depth, and the heads and ratio of each layer.
 
-        Each value of each of these has the same probability. Thus archs of one depth have the same probability, and
-        those of a smaller one, which are fewer, a larger.
+        Each of these is drawn uniformly. Therefore, all archs of one depth have the same probability, and archs of a
+        smaller depth, of which there are fewer, have a larger one.
         """
         choices = CHOICES[self.scale]
         width, depth = rng.choice(choices.widths), rng.choice(choices.depths)
@@ -187,7 +188,7 @@ class AutoFormer(SearchSpace[AutoFormerArch]):
         return AutoFormerArch(self.scale, width, layers)
 
     def neighbours(self, arch: AutoFormerArch) -> Iterator[AutoFormerArch]:
-        """Go through the archs that differ from this one in the width, in one layer, or by one layer at the end.
+        """Yield the archs that differ from this one in the width, in one layer, or by one layer at the end.
 
         A layer differs in its heads or in its ratio.
         """
@@ -206,7 +207,7 @@ class AutoFormer(SearchSpace[AutoFormerArch]):
                 yield replace(arch, layers=(*arch.layers, layer))
 
     def suggest(self, trial: Trial) -> AutoFormerArch:
-        """Let an Optuna trial choose ``width``, ``depth``, and of each layer such as ``layer_0_heads``."""
+        """Let an Optuna trial choose ``width``, ``depth``, and the choices of each layer, such as ``layer_0_heads``."""
         choices = CHOICES[self.scale]
         width = trial.suggest_categorical("width", choices.widths)
         depth = trial.suggest_int("depth", choices.depths[0], choices.depths[-1])
@@ -220,7 +221,7 @@ class AutoFormer(SearchSpace[AutoFormerArch]):
         return AutoFormerArch(self.scale, width, layers)
 
     def depth(self, arch: AutoFormerArch) -> int:
-        """Count the convolution of the patches, four linear layers in each layer, and the one of the classes."""
+        """Count the convolution of the patches, four linear layers per layer, and the linear layer of the classes."""
         return 2 + 4 * len(arch.layers)
 
     def params(self, arch: AutoFormerArch, *, num_classes: int = 10, in_channels: int = 3) -> int:
@@ -240,20 +241,20 @@ class AutoFormer(SearchSpace[AutoFormerArch]):
         """Count the multiply-accumulate operations of the built network, exactly.
 
         Args:
-            arch: Of this space.
+            arch: Arch of this space.
             resolution: Height and width of an image, in pixels.
             num_classes: As for `build`.
             in_channels: As for `build`.
 
         Returns:
-            Those of the convolution, the linear layers and all matrix products of the attention, also those with the
-            embeddings of distances, per sample (1 MAC = 2 FLOPs).
+            Operations of the convolution, the linear layers and all matrix products of the attention, also those with
+            the embeddings of distances, per sample (1 MAC = 2 FLOPs).
 
         Raises:
-            ValueError: If ``resolution`` is no multiple of 16: it could not be cut into patches.
+            ValueError: If ``resolution`` is not a multiple of 16: the image could not be split into patches.
         """
         if resolution < 1 or resolution % _PATCH:
-            raise ValueError(f"`resolution` is {resolution}; needed is a multiple of {_PATCH}, the side of a patch.")
+            raise ValueError(f"Invalid resolution={resolution}: expected a multiple of {_PATCH}, the side of a patch.")
         width = arch.width
         patches = (resolution // _PATCH) ** 2
         tokens = patches + 1
@@ -268,9 +269,9 @@ class AutoFormer(SearchSpace[AutoFormerArch]):
         """Build the network of an arch, on the CPU, with fresh weights.
 
         Args:
-            arch: Of this space.
-            num_classes: Logits.
-            in_channels: Of an image.
+            arch: Arch of this space.
+            num_classes: Number of logits.
+            in_channels: Number of channels of the images.
 
         Returns:
             A network that maps images ``[N, in_channels, H, H]`` to logits ``[N, num_classes]``.
@@ -278,7 +279,7 @@ class AutoFormer(SearchSpace[AutoFormerArch]):
         return VisionTransformer(arch.width, arch.layers, num_classes, in_channels)
 
     def blocks(self, arch: AutoFormerArch) -> tuple[str, ...]:
-        """Name the attention and the perceptron of each layer, with their shortcuts, in order of execution.
+        """List the names of the attention and the perceptron of each layer, with shortcuts, in order of execution.
 
         Source:
             Lee & Ham, *AZ-NAS*, CVPR 2024, arXiv:2403.19232, look at these in this space.
@@ -290,7 +291,8 @@ class AutoFormer(SearchSpace[AutoFormerArch]):
 class AutoFormerTiny(AutoFormer):
     """The smallest vision transformers of `AutoFormer`: 5.4 to 10.5 million parameters with 1000 classes.
 
-    The published network that was found in this space has layers of ratio 3.0, which the published space has not.
+    The published network that was found in this space has layers of ratio 3.0, which the published space does not
+    include.
 
     Example:
         >>> space = AutoFormerTiny()
@@ -322,10 +324,10 @@ class VisionTransformer(nn.Module):
     """A vision transformer with relative positions.
 
     Args:
-        width: Of a token.
-        layers: In order of execution.
-        num_classes: Logits.
-        in_channels: Of an image.
+        width: Width of a token.
+        layers: Layers in order of execution.
+        num_classes: Number of logits.
+        in_channels: Number of channels of the images.
     """
 
     def __init__(self, width: int, layers: Sequence[AutoFormerLayer], num_classes: int, in_channels: int) -> None:
@@ -363,7 +365,9 @@ class VisionTransformer(nn.Module):
         """
         height, width = images.shape[-2:]
         if height != width or height % _PATCH:
-            raise ValueError(f"The images are {height} x {width}; needed are squares of a multiple of {_PATCH} pixels.")
+            raise ValueError(
+                f"The images are {height} x {width}: expected squares whose side is a multiple of {_PATCH}."
+            )
         patches = self.patches(images).flatten(2).transpose(1, 2)  # [N, T - 1, E]
         tokens = torch.cat([self.class_token.expand(len(patches), -1, -1), patches], dim=1)  # [N, T, E]
         tokens = self.layers(tokens + self._positions_of(height // _PATCH))
@@ -382,7 +386,7 @@ class Attention(nn.Module):
     """Attention that knows how far patches are from each other, and what goes around it.
 
     Args:
-        width: Of a token.
+        width: Width of a token.
         heads: Each 64 wide.
     """
 
@@ -432,7 +436,7 @@ class MLP(nn.Module):
     """A perceptron with one hidden layer, and what goes around it.
 
     Args:
-        width: Of a token.
+        width: Width of a token.
         hidden: Width of the hidden layer.
     """
 

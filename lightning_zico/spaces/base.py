@@ -1,4 +1,4 @@
-"""What a search space is, and how it is found."""
+"""The base class of search spaces, and their registry."""
 
 import random
 from abc import ABC, abstractmethod
@@ -14,17 +14,18 @@ from lightning_zico.errors import InvalidArgumentError, ZiCoError
 
 Arch = TypeVar("Arch", bound=Hashable)
 
-# How much of a text an error shows before and after the spot: archs are shorter, a file passed by mistake is not.
+# How many characters an error shows before and after the position: archs are shorter, but a file passed by mistake is
+# not.
 _SHOWN_BEFORE, _SHOWN_AFTER = 120, 40
 
 
 class ArchSyntaxError(ZiCoError, ValueError):
-    """A text that is no arch of the space.
+    """Raised if a string is not an arch of the space.
 
     Args:
-        text: All of it.
-        position: Index of the first character with which no arch of the space goes on.
-        needed: What could stand there.
+        text: The whole string.
+        position: Index of the first character that no arch of the space can have there.
+        needed: What was expected there.
     """
 
     def __init__(self, text: str, position: int, needed: str) -> None:
@@ -35,12 +36,12 @@ class ArchSyntaxError(ZiCoError, ValueError):
 
     def __str__(self) -> str:
         start = max(0, self.position - _SHOWN_BEFORE)
-        # one character each, so that the caret stands below the right one
+        # one character each, so that the caret is below the right one
         shown = "".join(c if c.isprintable() else "?" for c in self.text[start : self.position + _SHOWN_AFTER])
         found = repr(self.text[self.position]) if self.position < len(self.text) else "the end"
         return (
-            f"The arch cannot be read at position {self.position} (from 0): needed is {self.needed}, "
-            f"found is {found}.\n"
+            f"The arch cannot be read at position {self.position} (from 0): expected {self.needed}, "
+            f"found {found}.\n"
             f"    {shown}\n"
             f"    {' ' * (self.position - start)}^"
         )
@@ -51,35 +52,37 @@ _TAKE_AN_ARCH = {"neighbours", "params", "macs", "depth", "build", "blocks"}
 
 
 def _taking_no_text(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Have a method of a space refuse the string of an arch where that is not the arch."""
+    """Make a method of a space reject the string of an arch, unless archs are strings."""
 
     @wraps(method)
     def checked(self: Any, arch: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(arch, str) and not isinstance(self.parse(arch), str):
-            raise InvalidArgumentError(f"Invalid arch={arch!r}: it is a text. Pass `space.parse(...)` of it.")
+            raise InvalidArgumentError(
+                f"Invalid arch={arch!r}: expected an arch, not its string. Pass `space.parse(...)` of it."
+            )
         return method(self, arch, *args, **kwargs)
 
     return checked
 
 
 class Trial(Protocol):
-    """What a space asks of an Optuna trial, so that Optuna need not be installed to have a space."""
+    """The methods of an Optuna trial that a space uses, so that spaces do not require Optuna."""
 
     def suggest_categorical(self, name: str, choices: Sequence[Any]) -> Any:
-        """Choose one of several values."""
+        """Return one of several values."""
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1) -> int:
-        """Choose a whole number."""
+        """Return a whole number."""
 
 
 class SearchSpace(ABC, Generic[Arch]):
     """A set of architectures.
 
-    An arch is a frozen value that can be hashed, and ``parse(str(arch)) == arch``. Its costs come from the arch alone;
-    no weights are made for them.
+    An arch is a frozen, hashable value, and ``parse(str(arch)) == arch``. Its costs are computed from the arch; no
+    weights are created for them.
 
     Attributes:
-        name: What the space is called, in lower snake case; `register_space` sets it.
+        name: Name in lower snake case; `register_space` sets it.
     """
 
     name: str = ""
@@ -95,26 +98,27 @@ class SearchSpace(ABC, Generic[Arch]):
 
     @abstractmethod
     def parse(self, text: str) -> Arch:
-        """Read an arch from its string.
+        """Parse an arch from its string.
 
         Raises:
-            ArchSyntaxError: If the text is no arch of this space; it shows where and what is needed there.
+            ArchSyntaxError: If the text is not an arch of this space. The message shows the position and what was
+                expected there.
         """
 
     @abstractmethod
     def sample(self, rng: random.Random) -> Arch:
-        """Draw an arch, each with the same probability."""
+        """Draw an arch uniformly at random."""
 
     @abstractmethod
     def neighbours(self, arch: Arch) -> Iterator[Arch]:
-        """Go through the archs that differ from this one in one choice, each once."""
+        """Yield the archs that differ from this one in one choice, each once."""
 
     @abstractmethod
     def suggest(self, trial: Trial) -> Arch:
-        """Let an Optuna trial choose an arch, choice by choice, under names that tell what is chosen."""
+        """Let an Optuna trial choose an arch, choice by choice, under descriptive names."""
 
     def mutate(self, arch: Arch, rng: random.Random) -> Arch:
-        """Draw one of the neighbours, each with the same probability; never the arch itself."""
+        """Draw one of the neighbours uniformly at random; never the arch itself."""
         return rng.choice(list(self.neighbours(arch)))
 
     @abstractmethod
@@ -126,23 +130,23 @@ class SearchSpace(ABC, Generic[Arch]):
         """Count the multiply-accumulate operations of the built network, exactly.
 
         Args:
-            arch: Of this space.
+            arch: Arch of this space.
             resolution: Height and width of an image, in pixels.
             num_classes: As for `build`.
             in_channels: As for `build`.
 
         Returns:
-            Those of convolutions and linear layers, per sample (1 MAC = 2 FLOPs).
+            Operations of convolutions and linear layers, per sample (1 MAC = 2 FLOPs).
 
         Raises:
-            ValueError: If the network cannot take images of this resolution.
+            ValueError: If the network does not accept images of this resolution.
         """
 
     @abstractmethod
     def depth(self, arch: Arch) -> int:
-        """Count the layers, as a budget's ``depth`` limits them: the linear and convolutional ones.
+        """Count the linear and convolutional layers, which the ``depth`` of a budget limits.
 
-        Where the papers of a space count others, the space does as they do, and says so.
+        If the papers of a space count differently, the space follows them, and documents it.
         """
 
     @abstractmethod
@@ -150,9 +154,9 @@ class SearchSpace(ABC, Generic[Arch]):
         """Build the network of an arch, on the CPU, with fresh weights.
 
         Args:
-            arch: Of this space.
-            num_classes: Logits.
-            in_channels: Of an image.
+            arch: Arch of this space.
+            num_classes: Number of logits.
+            in_channels: Number of channels of the images.
 
         Returns:
             A network that maps images ``[N, in_channels, H, W]`` to logits ``[N, num_classes]``.
@@ -160,22 +164,24 @@ class SearchSpace(ABC, Generic[Arch]):
 
     @abstractmethod
     def blocks(self, arch: Arch) -> tuple[str, ...]:
-        """Name the submodules of the built network that are its blocks, in order of execution."""
+        """List the names of the submodules that are the blocks of the built network, in order of execution."""
 
     def candidates(self, n: int, seed: int = 0, *, num_classes: int = 10, in_channels: int = 3) -> Iterator[Candidate]:
-        """Draw distinct archs and offer them for scoring, each under its string and with its blocks.
+        """Draw distinct archs as candidates for scoring, each with its string as name, and with its blocks.
 
         Args:
             n: Number of candidates.
-            seed: The same seed gives the same candidates in the same order; more of them begin with the fewer.
+            seed: The same seed gives the same candidates in the same order; a larger ``n`` only appends to them.
             num_classes: As for `build`.
             in_channels: As for `build`.
 
         Raises:
-            ValueError: If ``n`` is no whole number, negative or larger than the space.
+            ValueError: If ``n`` is not a whole number, is negative, or is larger than the space.
         """
         if isinstance(n, bool) or not isinstance(n, int) or not 0 <= n <= self.size:
-            raise ValueError(f"`n` is {n!r}; the space has {self.size:,} archs. Take between 0 and that many.")
+            raise ValueError(
+                f"Invalid n={n!r}: expected a whole number from 0 to the {self.size:,} archs of the space."
+            )
         archs = self._distinct(n, random.Random(seed))
         build = partial(self.build, num_classes=num_classes, in_channels=in_channels)
         return (Candidate(str(arch), partial(build, arch), self.blocks(arch)) for arch in archs)
@@ -190,10 +196,10 @@ class SearchSpace(ABC, Generic[Arch]):
 
 
 class Reader:
-    """Reads the string of an arch from left to right.
+    """Parses the string of an arch from left to right.
 
     Args:
-        text: All of it.
+        text: The whole string.
     """
 
     def __init__(self, text: str) -> None:
@@ -201,31 +207,31 @@ class Reader:
         self.position = 0
 
     def token(self, tokens: Sequence[str]) -> str:
-        """Read the token that comes next, see `read_token`."""
+        """Return the next token; see `read_token`."""
         token = read_token(self.text, self.position, tokens)
         self.position += len(token)
         return token
 
     def end(self) -> None:
-        """Make sure that nothing is left.
+        """Check that nothing is left.
 
         Raises:
-            ArchSyntaxError: If something is.
+            ArchSyntaxError: If text is left.
         """
         if self.position < len(self.text):
             raise ArchSyntaxError(self.text, self.position, "the end")
 
 
 def read_token(text: str, position: int, tokens: Sequence[str]) -> str:
-    """Find which token a text goes on with.
+    """Return the token at a position of a text.
 
     Args:
-        text: To read.
-        position: Where to begin.
-        tokens: What may stand there; none begins with another.
+        text: Text to parse.
+        position: Where the token starts.
+        tokens: Possible tokens, none of which is a prefix of another.
 
     Raises:
-        ArchSyntaxError: If it is none of them, at the first character that fits none.
+        ArchSyntaxError: If none of them is there; its position is that of the first character that fits no token.
 
     Example:
         >>> read_token("skip~0", 0, ["skip", "none"])
@@ -253,10 +259,10 @@ def register_space(name: str) -> Callable[[S], S]:
     """Make a space available by name.
 
     Args:
-        name: In lower snake case.
+        name: Name in lower snake case.
 
     Returns:
-        A decorator for the class, or for any callable that makes a space without arguments.
+        A decorator for the class, or for any callable without arguments that returns a space.
 
     Raises:
         DuplicateNameError: If the name is taken.
@@ -272,11 +278,11 @@ def register_space(name: str) -> Callable[[S], S]:
 
 
 def get_space(name: str) -> SearchSpace[Any]:
-    """Make the space of a name.
+    """Return the space with a given name.
 
     Raises:
-        InvalidArgumentError: If it is no text.
-        UnknownNameError: If there is none; the message has the nearest names.
+        InvalidArgumentError: If the name is not a string.
+        UnknownNameError: If there is no such space. The message suggests similar names.
 
     Example:
         >>> get_space("nas_bench_201").size
@@ -288,7 +294,7 @@ def get_space(name: str) -> SearchSpace[Any]:
 
 
 def list_spaces(pattern: str = "*") -> list[str]:
-    """List the names of the spaces that match a shell pattern, in human order.
+    """List the names of the spaces that match a shell pattern, in natural order.
 
     Example:
         >>> list_spaces("nas_bench_2*")

@@ -28,11 +28,11 @@ _INPUT, _OUTPUT = "input", "output"
 _MAX_OPS = 5  # seven vertices, with the input and the output
 _MAX_EDGES = 9
 _STEM_WIDTH = 128
-_WIDTHS = (128, 256, 512)  # of the three stacks
+_WIDTHS = (128, 256, 512)  # widths of the three stacks
 _CELLS_PER_STACK = 3
 _KERNELS = {"conv1x1-bn-relu": 1, "conv3x3-bn-relu": 3}
 
-# From which vertices the edges into each vertex come, from vertex 1 on; vertex 0 is the input of the cell.
+# For each vertex from 1 on, the start vertices of its incoming edges; vertex 0 is the input of the cell.
 Inputs: TypeAlias = tuple[tuple[int, ...], ...]
 
 
@@ -44,11 +44,11 @@ class NASBench101Arch:
 
     Args:
         ops: The operation of each vertex between input and output, each one of `OPS`; at most five.
-        inputs: For each vertex from 1 to the output, the vertices whose edges come in, in ascending order; at most nine
-            edges altogether.
+        inputs: For each vertex from 1 to the output, the start vertices of its incoming edges in ascending order; at
+            most nine edges in total.
 
     Raises:
-        ValueError: If this is no such graph.
+        ValueError: If the arguments do not describe such a graph.
 
     Example:
         >>> print(NASBench101Arch(("conv3x3-bn-relu", "maxpool3x3"), ((0,), (0, 1), (0, 2))))
@@ -62,12 +62,12 @@ class NASBench101Arch:
         object.__setattr__(self, "ops", tuple(self.ops))  # a list cannot be hashed
         object.__setattr__(self, "inputs", tuple(tuple(map(index, starts)) for starts in self.inputs))
         if len(self.ops) > _MAX_OPS or not set(self.ops) <= set(OPS):
-            raise ValueError(f"`ops` is {self.ops!r}; needed are at most {_MAX_OPS} of {', '.join(OPS)}.")
+            raise ValueError(f"Invalid ops={self.ops!r}: expected at most {_MAX_OPS} of {', '.join(OPS)}.")
         if len(self.inputs) != len(self.ops) + 1 or not _is_cell(self.inputs):
             raise ValueError(
-                f"`inputs` is {self.inputs!r}; needed are, for each of {len(self.ops)} `ops` and for the output, the "
-                f"earlier vertices whose edges come in, in ascending order and at least one; so that every vertex has "
-                f"an edge to a later one, and with at most {_MAX_EDGES} edges altogether."
+                f"Invalid inputs={self.inputs!r}: expected, for each of the {len(self.ops)} `ops` and for the output, "
+                "at least one earlier vertex with an edge to it, in ascending order. Every vertex must have an edge "
+                f"to a later one, and there can be at most {_MAX_EDGES} edges in total."
             )
 
     @classmethod
@@ -92,11 +92,13 @@ class NASBench101Arch:
         """
         vertices = range(len(ops))
         if len(matrix) != len(ops) or any(len(row) != len(ops) for row in matrix):
-            raise ValueError(f"`matrix` is {matrix!r}; needed are a row and a column for each of {len(ops)} `ops`.")
+            raise ValueError(
+                f"Invalid matrix={matrix!r}: expected a row and a column for each of the {len(ops)} `ops`."
+            )
         if any(matrix[start][end] for start in vertices for end in range(start + 1)):
-            raise ValueError(f"`matrix` is {matrix!r}; needed are zeros on the diagonal and below it.")
+            raise ValueError(f"Invalid matrix={matrix!r}: expected zeros on and below the diagonal.")
         if len(ops) < 2 or (ops[0], ops[-1]) != (_INPUT, _OUTPUT):
-            raise ValueError(f"`ops` is {ops!r}; needed are {_INPUT!r} as the first and {_OUTPUT!r} as the last.")
+            raise ValueError(f"Invalid ops={ops!r}: expected {_INPUT!r} as the first and {_OUTPUT!r} as the last.")
         reached, leading = {0}, {vertices[-1]}
         for end in vertices:
             if any(matrix[start][end] for start in reached):
@@ -106,7 +108,7 @@ class NASBench101Arch:
                 leading.add(start)
         kept = sorted(reached & leading)
         if len(kept) < 2:
-            raise ValueError(f"`matrix` is {matrix!r}; needed is a path from the first to the last vertex.")
+            raise ValueError(f"Invalid matrix={matrix!r}: expected a path from the first to the last vertex.")
         inputs = (tuple(idx for idx, start in enumerate(kept) if matrix[start][end]) for end in kept[1:])
         return cls(tuple(ops[vertex] for vertex in kept[1:-1]), tuple(inputs))
 
@@ -122,9 +124,9 @@ class NASBench101(SearchSpace[NASBench101Arch]):
     A stem of one convolution; three stacks of three equal cells, 128, 256 and 512 wide; before the second and the third
     a maximum that halves the image; then the mean over the image and a linear layer.
 
-    The benchmark counts 423,624, since cells that differ only in how their vertices are numbered are one to it. Here
-    they are several archs, for their networks can differ: where the output's channels do not divide evenly among its
-    vertices, those with lower numbers get one more.
+    The benchmark counts 423,624, because it identifies cells that differ only in the numbering of their vertices. Here,
+    they are different archs, because their networks can differ: if the channels of the output cannot be divided evenly
+    among its vertices, those with lower numbers get one more.
 
     Example:
         >>> space = NASBench101()
@@ -146,17 +148,18 @@ class NASBench101(SearchSpace[NASBench101Arch]):
         return _num_cells(vertex=1, unused=1, edges=0)
 
     def parse(self, text: str) -> NASBench101Arch:
-        """Read an arch from its string.
+        """Parse an arch from its string.
 
         Raises:
-            ArchSyntaxError: If the text is none; it shows where and what is needed there.
+            ArchSyntaxError: If the text is not an arch of this space. The message shows the position and what was
+                expected there.
 
         Example:
             >>> NASBench101().parse("|conv3x3-bn-relu~0|maxpool3x3~0|output~2|")
             Traceback (most recent call last):
             ...
             lightning_zico.spaces.base.ArchSyntaxError: The arch cannot be read at position 39 (from 0):
-            needed is '~0' or '~1', found is '2'.
+            expected '~0' or '~1', found '2'.
                 |conv3x3-bn-relu~0|maxpool3x3~0|output~2|
                                                        ^
         """
@@ -180,7 +183,7 @@ class NASBench101(SearchSpace[NASBench101Arch]):
         return NASBench101Arch(tuple(ops[:-1]), inputs)
 
     def sample(self, rng: random.Random) -> NASBench101Arch:
-        """Draw an arch, each with the same probability."""
+        """Draw an arch uniformly at random."""
         ops: list[str] = []
         inputs: Inputs = ()
         while _OUTPUT not in ops:
@@ -191,9 +194,9 @@ class NASBench101(SearchSpace[NASBench101Arch]):
         return NASBench101Arch(tuple(ops[:-1]), inputs)
 
     def suggest(self, trial: Trial) -> NASBench101Arch:
-        """Let an Optuna trial choose vertex by vertex: its operation, or that it is the output, and its edges.
+        """Let an Optuna trial choose each vertex: its operation, or whether it is the output, and its edges.
 
-        The choices are called like ``op_2`` and ``edge_0_2``. Where only one value leads to an arch, the trial is not
+        The choices have names like ``op_2`` and ``edge_0_2``. If only one value leads to an arch, the trial is not
         asked.
         """
         ops: list[str] = []
@@ -211,10 +214,10 @@ class NASBench101(SearchSpace[NASBench101Arch]):
         return NASBench101Arch(tuple(ops[:-1]), inputs)
 
     def neighbours(self, arch: NASBench101Arch) -> Iterator[NASBench101Arch]:
-        """Go through the archs that differ from this one in one choice.
+        """Yield the archs that differ from this one in one choice.
 
-        That is the operation of one vertex; one edge, there or not; or one vertex with one incoming and one outgoing
-        edge, there or not. Every arch can be reached from every other.
+        The choice is the operation of one vertex, the presence of one edge, or the presence of one vertex with one
+        incoming and one outgoing edge. Every arch can be reached from every other.
         """
         changed = chain(_other_ops(arch), _other_edges(arch), _one_vertex_more(arch), _one_vertex_less(arch))
         for ops, inputs in dict.fromkeys(changed):
@@ -233,28 +236,28 @@ class NASBench101(SearchSpace[NASBench101Arch]):
         """Count the multiply-accumulate operations of the built network, exactly.
 
         Args:
-            arch: Of this space.
+            arch: Arch of this space.
             resolution: Height and width of an image, in pixels.
             num_classes: As for `build`.
             in_channels: As for `build`.
 
         Returns:
-            Those of convolutions and the linear layer, per sample (1 MAC = 2 FLOPs).
+            Operations of convolutions and the linear layer, per sample (1 MAC = 2 FLOPs).
 
         Raises:
             ValueError: If ``resolution`` is less than 1.
         """
         if resolution < 1:
-            raise ValueError(f"`resolution` is {resolution}; needed is at least 1.")
+            raise ValueError(f"Invalid resolution={resolution}: expected at least 1.")
         return sum(conv.macs(resolution) for conv in _convs(arch, in_channels)) + _WIDTHS[-1] * num_classes
 
     def build(self, arch: NASBench101Arch, num_classes: int = 10, in_channels: int = 3) -> nn.Sequential:
         """Build the network of an arch, on the CPU, with fresh weights.
 
         Args:
-            arch: Of this space.
-            num_classes: Logits.
-            in_channels: Of an image.
+            arch: Arch of this space.
+            num_classes: Number of logits.
+            in_channels: Number of channels of the images.
 
         Returns:
             A network that maps images ``[N, in_channels, H, W]`` to logits ``[N, num_classes]``.
@@ -263,7 +266,7 @@ class NASBench101(SearchSpace[NASBench101Arch]):
         width = _STEM_WIDTH
         for stack, out_width in enumerate(_WIDTHS):
             if stack:
-                # As TensorFlow's padding "same": of an odd number of pixels the last one makes its own maximum.
+                # As with TensorFlow's padding "same": with an odd number of pixels, the last one is its own maximum.
                 modules[f"pool{stack}"] = nn.MaxPool2d(2, ceil_mode=True)
             widths = (width, *[out_width] * _CELLS_PER_STACK)
             modules[f"stack{stack}"] = nn.Sequential(*(Cell(arch, *pair) for pair in pairwise(widths)))
@@ -275,19 +278,19 @@ class NASBench101(SearchSpace[NASBench101Arch]):
         return nn.Sequential(modules)
 
     def blocks(self, arch: NASBench101Arch) -> tuple[str, ...]:
-        """Name the nine cells, in order of execution."""
+        """List the names of the nine cells, in order of execution."""
         return tuple(f"stack{stack}.{cell}" for stack in range(len(_WIDTHS)) for cell in range(_CELLS_PER_STACK))
 
 
 class Cell(nn.Module):
     """A cell: each vertex applies its operation to the sum of what comes in, and the output concatenates it.
 
-    From the input of the cell everything comes through a projection, which at the output is added.
+    Edges from the input of the cell pass through a projection, which is added at the output.
 
     Args:
         arch: The graph.
-        width: Channels that come in.
-        out_width: Channels that go out.
+        width: Number of input channels.
+        out_width: Number of output channels.
     """
 
     def __init__(self, arch: NASBench101Arch, width: int, out_width: int) -> None:
@@ -306,9 +309,9 @@ class Cell(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``[N, width, H, W]`` to ``[N, out_width, H, W]``."""
-        values = [x]  # of the vertices
+        values = [x]  # outputs of the vertices
         for vertex, op in enumerate(self.ops, 1):
-            # As published, what comes from a vertex that is one channel wider loses its last.
+            # As published, the output of a vertex that is one channel wider loses its last channel.
             incoming = [values[start][:, : self.widths[vertex - 1]] for start in self.inputs[vertex - 1] if start]
             values.append(op(self._add_input(vertex, incoming, x)))
         outgoing = [values[start] for start in self.inputs[-1] if start]
@@ -329,10 +332,11 @@ def _op(op: str, width: int) -> nn.Module:
 
 def _conv_norm_relu(kernel: int, inputs: int, outputs: int) -> nn.Sequential:
     conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
-    # Cut at two deviations, a normal distribution has .8796 of its deviation left: scipy.stats.truncnorm(-2, 2).std().
+    # Truncated at two deviations, a normal distribution keeps .8796 of its deviation: scipy.stats.truncnorm(-2,
+    # 2).std().
     deviation = 1 / math.sqrt(kernel * kernel * inputs) / 0.87962566103423978
     nn.init.trunc_normal_(conv.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
-    # The published momentum, .997, is TensorFlow's, of what is kept; torch's is of what is new.
+    # The published momentum of .997 is the weight of the old value, as in TensorFlow; torch uses that of the new value.
     return nn.Sequential(conv, nn.BatchNorm2d(outputs, eps=1e-5, momentum=0.003), nn.ReLU())
 
 
@@ -372,7 +376,7 @@ def _is_cell(inputs: Inputs) -> bool:
 
 
 def _steps(inputs: Inputs) -> dict[tuple[str, tuple[int, ...]], int]:
-    """Find what the vertex after these may be, as operation and incoming edges, and how many archs go on from there."""
+    """Return the options for the next vertex, as operation and incoming edges, with the number of archs for each."""
     vertex, edges = len(inputs) + 1, sum(map(len, inputs))
     unused = {*range(vertex)} - {*chain(*inputs)}
     steps = {}
@@ -388,12 +392,12 @@ def _steps(inputs: Inputs) -> dict[tuple[str, tuple[int, ...]], int]:
 
 @cache
 def _num_cells(vertex: int, unused: int, edges: int) -> int:
-    """Count the archs that go on from a graph which lacks this vertex and all later ones.
+    """Count the archs that extend a graph without this vertex and all later ones.
 
     Args:
-        vertex: The number of the next vertex.
-        unused: How many vertices have no outgoing edge yet.
-        edges: How many there are.
+        vertex: Number of the next vertex.
+        unused: Number of vertices without an outgoing edge so far.
+        edges: Number of edges so far.
     """
     if vertex > _MAX_OPS + 1:
         return 0

@@ -55,7 +55,7 @@ class NASBench201Arch:
     def __post_init__(self) -> None:
         object.__setattr__(self, "ops", tuple(self.ops))  # a list cannot be hashed
         if len(self.ops) != len(EDGES) or not set(self.ops) <= set(OPS):
-            raise ValueError(f"`ops` is {self.ops!r}; needed are {len(EDGES)} of {', '.join(OPS)}.")
+            raise ValueError(f"Invalid ops={self.ops!r}: expected {len(EDGES)} of {', '.join(OPS)}.")
 
     def __str__(self) -> str:
         nodes = (
@@ -91,17 +91,18 @@ class NASBench201(SearchSpace[NASBench201Arch]):
         return len(OPS) ** len(EDGES)
 
     def parse(self, text: str) -> NASBench201Arch:
-        """Read an arch from its string.
+        """Parse an arch from its string.
 
         Raises:
-            ArchSyntaxError: If the text is none; it shows where and what is needed there.
+            ArchSyntaxError: If the text is not an arch of this space. The message shows the position and what was
+                expected there.
 
         Example:
             >>> NASBench201().parse("|none~0|+|nor_conv_5x5~0|none~1|+|none~0|none~1|none~2|")
             Traceback (most recent call last):
             ...
             lightning_zico.spaces.base.ArchSyntaxError: The arch cannot be read at position 19 (from 0):
-            needed is 'nor_conv_1x1' or 'nor_conv_3x3', found is '5'.
+            expected 'nor_conv_1x1' or 'nor_conv_3x3', found '5'.
                 |none~0|+|nor_conv_5x5~0|none~1|+|none~0|none~1|none~2|
                                    ^
         """
@@ -116,7 +117,7 @@ class NASBench201(SearchSpace[NASBench201Arch]):
         return NASBench201Arch(tuple(ops))
 
     def sample(self, rng: random.Random) -> NASBench201Arch:
-        """Draw an arch, each with the same probability."""
+        """Draw an arch uniformly at random."""
         return NASBench201Arch(tuple(rng.choice(OPS) for _ in EDGES))
 
     def suggest(self, trial: Trial) -> NASBench201Arch:
@@ -124,7 +125,7 @@ class NASBench201(SearchSpace[NASBench201Arch]):
         return NASBench201Arch(tuple(trial.suggest_categorical(f"edge_{start}_{end}", OPS) for start, end in EDGES))
 
     def neighbours(self, arch: NASBench201Arch) -> Iterator[NASBench201Arch]:
-        """Go through the 24 archs that differ from this one on one edge."""
+        """Yield the 24 archs that differ from this one on one edge."""
         for edge, kept in enumerate(arch.ops):
             for op in OPS:
                 if op != kept:
@@ -153,13 +154,13 @@ class NASBench201(SearchSpace[NASBench201Arch]):
         at 32 x 32, for ten classes and images of three channels, with :math:`n_1, n_3` as for `params`.
 
         Args:
-            arch: Of this space.
+            arch: Arch of this space.
             resolution: Height and width of an image, in pixels.
             num_classes: As for `build`.
             in_channels: As for `build`.
 
         Returns:
-            Those of convolutions and the linear layer, per sample (1 MAC = 2 FLOPs).
+            Operations of convolutions and the linear layer, per sample (1 MAC = 2 FLOPs).
 
         Raises:
             ValueError: If ``resolution`` is no multiple of 4: the residual blocks' two branches would differ in size.
@@ -170,9 +171,9 @@ class NASBench201(SearchSpace[NASBench201Arch]):
         """Build the network of an arch, on the CPU, with fresh weights.
 
         Args:
-            arch: Of this space.
-            num_classes: Logits.
-            in_channels: Of an image.
+            arch: Arch of this space.
+            num_classes: Number of logits.
+            in_channels: Number of channels of the images.
 
         Returns:
             A network that maps images ``[N, in_channels, H, W]`` to logits ``[N, num_classes]``.
@@ -187,7 +188,7 @@ class NASBench201(SearchSpace[NASBench201Arch]):
         return nn.Sequential(OrderedDict(stem=stem, blocks=nn.Sequential(*blocks), head=head))
 
     def blocks(self, arch: NASBench201Arch) -> tuple[str, ...]:
-        """Name the fifteen cells and the two residual blocks between the stages, in order of execution."""
+        """List the names of the fifteen cells and the two residual blocks between the stages, in order of execution."""
         num_blocks = _CELLS_PER_STAGE * len(_WIDTHS) + len(_WIDTHS) - 1
         return tuple(f"blocks.{idx}" for idx in range(num_blocks))
 

@@ -28,7 +28,7 @@ from lightning_zico.spaces.base import Reader, SearchSpace, Trial, register_spac
 
 WIDTHS = (8, 16, 24, 32, 40, 48, 56, 64)
 
-_NUM_LAYERS = 5  # cells, with residual blocks at the odd places
+_NUM_LAYERS = 5  # cells, with residual blocks at the odd positions
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class NATSBenchSizeArch:
         object.__setattr__(self, "widths", tuple(map(index, self.widths)))  # a list cannot be hashed
         if len(self.widths) != _NUM_LAYERS or not set(self.widths) <= set(WIDTHS):
             needed = f"{_NUM_LAYERS} of {', '.join(map(str, WIDTHS))}"
-            raise ValueError(f"`widths` is {self.widths!r}; needed are {needed}.")
+            raise ValueError(f"Invalid widths={self.widths!r}: expected {needed}.")
 
     def __str__(self) -> str:
         return ":".join(map(str, self.widths))
@@ -88,17 +88,18 @@ class NATSBenchSize(SearchSpace[NATSBenchSizeArch]):
         return len(WIDTHS) ** _NUM_LAYERS
 
     def parse(self, text: str) -> NATSBenchSizeArch:
-        """Read an arch from its string.
+        """Parse an arch from its string.
 
         Raises:
-            ArchSyntaxError: If the text is none; it shows where and what is needed there.
+            ArchSyntaxError: If the text is not an arch of this space. The message shows the position and what was
+                expected there.
 
         Example:
             >>> NATSBenchSize().parse("8:64:32:128:56")
             Traceback (most recent call last):
             ...
             lightning_zico.spaces.base.ArchSyntaxError: The arch cannot be read at position 9 (from 0):
-            needed is '16', found is '2'.
+            expected '16', found '2'.
                 8:64:32:128:56
                          ^
         """
@@ -111,7 +112,7 @@ class NATSBenchSize(SearchSpace[NATSBenchSizeArch]):
         return NATSBenchSizeArch(tuple(widths))
 
     def sample(self, rng: random.Random) -> NATSBenchSizeArch:
-        """Draw an arch, each with the same probability."""
+        """Draw an arch uniformly at random."""
         return NATSBenchSizeArch(tuple(rng.choice(WIDTHS) for _ in range(_NUM_LAYERS)))
 
     def suggest(self, trial: Trial) -> NATSBenchSizeArch:
@@ -121,7 +122,7 @@ class NATSBenchSize(SearchSpace[NATSBenchSizeArch]):
         return NATSBenchSizeArch(tuple(widths))
 
     def neighbours(self, arch: NATSBenchSizeArch) -> Iterator[NATSBenchSizeArch]:
-        """Go through the 35 archs that differ from this one in the width of one layer."""
+        """Yield the 35 archs that differ from this one in the width of one layer."""
         for layer, kept in enumerate(arch.widths):
             for width in WIDTHS:
                 if width != kept:
@@ -141,13 +142,13 @@ class NATSBenchSize(SearchSpace[NATSBenchSizeArch]):
         """Count the multiply-accumulate operations of the built network, exactly.
 
         Args:
-            arch: Of this space.
+            arch: Arch of this space.
             resolution: Height and width of an image, in pixels.
             num_classes: As for `build`.
             in_channels: As for `build`.
 
         Returns:
-            Those of convolutions and the linear layer, per sample (1 MAC = 2 FLOPs).
+            Operations of convolutions and the linear layer, per sample (1 MAC = 2 FLOPs).
 
         Raises:
             ValueError: If ``resolution`` is no multiple of 4: the residual blocks' two branches would differ in size.
@@ -158,9 +159,9 @@ class NATSBenchSize(SearchSpace[NATSBenchSizeArch]):
         """Build the network of an arch, on the CPU, with fresh weights.
 
         Args:
-            arch: Of this space.
-            num_classes: Logits.
-            in_channels: Of an image.
+            arch: Arch of this space.
+            num_classes: Number of logits.
+            in_channels: Number of channels of the images.
 
         Returns:
             A network that maps images ``[N, in_channels, H, W]`` to logits ``[N, num_classes]``.
@@ -174,12 +175,12 @@ class NATSBenchSize(SearchSpace[NATSBenchSizeArch]):
         return nn.Sequential(OrderedDict(stem=stem, blocks=nn.Sequential(*blocks), head=head))
 
     def blocks(self, arch: NATSBenchSizeArch) -> tuple[str, ...]:
-        """Name the three cells and the two residual blocks between them, in order of execution."""
+        """List the names of the three cells and the two residual blocks between them, in order of execution."""
         return tuple(f"blocks.{layer}" for layer in range(_NUM_LAYERS))
 
 
 def _channels(arch: NATSBenchSizeArch) -> Iterator[tuple[int, int]]:
-    """Go through the layers: channels that come in and that go out."""
+    """Yield the input and output channels of each layer."""
     return zip((arch.widths[0], *arch.widths[:-1]), arch.widths, strict=True)
 
 

@@ -22,11 +22,11 @@ from lightning_zico.spaces.base import ArchSyntaxError, Reader, SearchSpace, Tri
 KERNELS = (3, 5, 7)
 EXPANSIONS = (1, 2, 4, 6)
 
-# Published are all multiples of 8. The end is ours: none is as wide as the last convolution, whose width is fixed.
+# The paper allows all multiples of 8. The upper end is ours: less than the fixed width of the last convolution.
 WIDTHS = range(8, 2048, 8)
 _LAST_WIDTH = 2048
 
-# The published search splits a block of more repeats into two of three each, be they six or seven.
+# The published search splits a block with more repeats into two with three each, whether it has six or seven.
 REPEATS = range(1, 6)
 _REPEATS_OF_HALF = 3
 
@@ -53,8 +53,8 @@ class PlainNetBlock:
     Args:
         kernel: Size of the depthwise convolutions, one of `KERNELS`.
         expansion: How many times wider they are than what comes after them, one of `EXPANSIONS`.
-        outputs: Channels that go out of a pair, one of `WIDTHS`.
-        stride: Of the first depthwise convolution, 1 or 2.
+        outputs: Number of output channels of a pair, one of `WIDTHS`.
+        stride: Stride of the first depthwise convolution, 1 or 2.
         bottleneck: Channels between the two of a pair, one of `WIDTHS`.
         repeats: Pairs, one of `REPEATS`.
 
@@ -78,11 +78,11 @@ class PlainNetBlock:
         for field, choices in _CHOICES.items():
             object.__setattr__(self, field, index(getattr(self, field)))  # 3.0 and True would be printed as such
             if getattr(self, field) not in choices:
-                raise ValueError(f"`{field}` is {getattr(self, field)!r}; needed is {_told(choices)}.")
+                raise ValueError(f"Invalid {field}={getattr(self, field)!r}: expected {_told(choices)}.")
 
     @property
     def kind(self) -> str:
-        """What such a block is called in the string of an arch."""
+        """Name of such a block in the string of an arch."""
         return f"SuperResIDWE{self.expansion}K{self.kernel}"
 
 
@@ -111,11 +111,11 @@ class PlainNetArch:
         object.__setattr__(self, "blocks", tuple(self.blocks))  # a list cannot be hashed
         object.__setattr__(self, "stem", index(self.stem))
         if self.stem not in WIDTHS:
-            raise ValueError(f"`stem` is {self.stem!r}; needed is {_told(WIDTHS)}.")
+            raise ValueError(f"Invalid stem={self.stem!r}: expected {_told(WIDTHS)}.")
         strides = [block.stride for block in self.blocks]
         if len(strides) not in NUM_BLOCKS or strides[0] != 2 or _num_missing(self.blocks) != 0:
             raise ValueError(
-                f"`blocks` have the strides {strides}; needed are {NUM_BLOCKS[0]} to {NUM_BLOCKS[-1]} blocks, of which "
+                f"`blocks` have the strides {strides}: expected {NUM_BLOCKS[0]} to {NUM_BLOCKS[-1]} blocks, of which "
                 f"the first and {_NUM_STRIDED - 1} others have stride 2."
             )
 
@@ -164,17 +164,18 @@ class PlainNet(SearchSpace[PlainNetArch]):
         return len(WIDTHS) * sum(comb(num - 1, _NUM_STRIDED - 1) * choices**num for num in NUM_BLOCKS)
 
     def parse(self, text: str) -> PlainNetArch:
-        """Read an arch from its string.
+        """Parse an arch from its string.
 
         Raises:
-            ArchSyntaxError: If the text is none; it shows where and what is needed there.
+            ArchSyntaxError: If the text is not an arch of this space. The message shows the position and what was
+                expected there.
 
         Example:
             >>> PlainNet().parse("SuperConvK3BNRELU(3,8,2,1)SuperResIDWE6K3(16,32,2,8,1)")
             Traceback (most recent call last):
             ...
             lightning_zico.spaces.base.ArchSyntaxError: The arch cannot be read at position 42 (from 0):
-            needed is '8,', found is '1'.
+            expected '8,', found '1'.
                 SuperConvK3BNRELU(3,8,2,1)SuperResIDWE6K3(16,32,2,8,1)
                                                           ^
         """
@@ -226,7 +227,7 @@ class PlainNet(SearchSpace[PlainNetArch]):
         return mutant
 
     def neighbours(self, arch: PlainNetArch) -> Iterator[PlainNetArch]:
-        """Go through the archs that differ from this one in a kernel, an expansion, or in a number by one step.
+        """Yield the archs that differ from this one in a kernel, an expansion, or in a number by one step.
 
         A step is 8 channels or one repeat. The number of blocks and their strides stay.
         """
@@ -237,7 +238,7 @@ class PlainNet(SearchSpace[PlainNetArch]):
                 yield replace(arch, blocks=(*arch.blocks[:idx], changed, *arch.blocks[idx + 1 :]))
 
     def suggest(self, trial: Trial) -> PlainNetArch:
-        """Let an Optuna trial choose the stem, how many blocks there are, and each of them, such as ``block_0_kernel``.
+        """Let an Optuna trial choose the stem, the number of blocks, and each of them, such as ``block_0_kernel``.
 
         A width is chosen in two steps: the power of two it begins from, such as ``stem_from``, and the width between
         that and the next one, such as ``stem_from_16``. Otherwise most widths that are tried first would be near 1000.
@@ -251,7 +252,7 @@ class PlainNet(SearchSpace[PlainNetArch]):
                 kernel=trial.suggest_categorical(f"{name}_kernel", KERNELS),
                 expansion=trial.suggest_categorical(f"{name}_expansion", EXPANSIONS),
                 outputs=_suggest_width(trial, f"{name}_outputs"),
-                # Only asked where both are possible: to Optuna the values of a name never change.
+                # Only ask if both are possible: in Optuna, the choices of a name never change.
                 stride=strides[0] if len(strides) == 1 else trial.suggest_categorical(f"{name}_stride", strides),
                 bottleneck=_suggest_width(trial, f"{name}_bottleneck"),
                 repeats=trial.suggest_int(f"{name}_repeats", REPEATS[0], REPEATS[-1]),
@@ -268,7 +269,7 @@ class PlainNet(SearchSpace[PlainNetArch]):
         return 2 + sum(block.repeats for block in arch.blocks)
 
     def depth(self, arch: PlainNetArch) -> int:
-        """Count the layers as the published search limits them, see `num_layers`."""
+        """Count the layers that the published search limits; see `num_layers`."""
         return self.num_layers(arch)
 
     def params(self, arch: PlainNetArch, *, num_classes: int = 10, in_channels: int = 3) -> int:
@@ -288,21 +289,21 @@ class PlainNet(SearchSpace[PlainNetArch]):
         """Count the multiply-accumulate operations of the built network, exactly.
 
         Args:
-            arch: Of this space.
+            arch: Arch of this space.
             resolution: Height and width of an image, in pixels.
             num_classes: As for `build`.
             in_channels: As for `build`.
 
         Returns:
-            Those of convolutions and the linear layer, per sample (1 MAC = 2 FLOPs).
+            Operations of convolutions and the linear layer, per sample (1 MAC = 2 FLOPs).
 
         Raises:
             ValueError: If ``resolution`` is less than 32: the network halves the image five times.
         """
         if resolution < 2**_NUM_HALVINGS:
             raise ValueError(
-                f"`resolution` is {resolution}; needed is at least {2**_NUM_HALVINGS}: the network halves the image "
-                f"{_NUM_HALVINGS} times."
+                f"Invalid resolution={resolution}: expected at least {2**_NUM_HALVINGS}, because the network halves "
+                f"the image {_NUM_HALVINGS} times."
             )
         side = _halved(resolution)
         total = side**2 * 9 * in_channels * arch.stem
@@ -320,9 +321,9 @@ class PlainNet(SearchSpace[PlainNetArch]):
         """Build the network of an arch, on the CPU, with fresh weights.
 
         Args:
-            arch: Of this space.
-            num_classes: Logits.
-            in_channels: Of an image, in the place of the 3 in the arch's string.
+            arch: Arch of this space.
+            num_classes: Number of logits.
+            in_channels: Number of channels of the images, in place of the 3 in the arch's string.
 
         Returns:
             A network that maps images ``[N, in_channels, H, W]`` to logits ``[N, num_classes]``.
@@ -338,7 +339,7 @@ class PlainNet(SearchSpace[PlainNetArch]):
         )
 
     def blocks(self, arch: PlainNetArch) -> tuple[str, ...]:
-        """Name the stem, all inverted residual blocks and the last convolution, in order of execution.
+        """List the names of the stem, all inverted residual blocks and the last convolution, in order of execution.
 
         Source:
             Lee & Ham, *AZ-NAS*, CVPR 2024, arXiv:2403.19232, look at these in this space.
@@ -361,14 +362,14 @@ class PlainNetSE(PlainNet):
 
 
 class ResidualShape(NamedTuple):
-    """What an inverted residual block is made of.
+    """The shape of an inverted residual block.
 
     Args:
-        inputs: Channels that come in.
+        inputs: Number of input channels.
         hidden: Channels of the depthwise convolution.
-        outputs: Channels that go out.
+        outputs: Number of output channels.
         kernel: Size of the depthwise convolution.
-        stride: Of the depthwise convolution.
+        stride: Stride of the depthwise convolution.
         projects: Whether there is a convolution on the shortcut.
     """
 
@@ -416,7 +417,7 @@ class InvertedResidual(nn.Module):
 
 
 class SqueezeExcitation(nn.Module):
-    """Scale each channel by what the means of all channels say.
+    """Scale each channel by a factor computed from the means of all channels.
 
     Args:
         width: Channels.
@@ -453,17 +454,17 @@ def _told(numbers: Sequence[int]) -> str:
     return f"a {kind} from {numbers[0]} to {numbers[-1]}"
 
 
-# How a block begins in the string of an arch, and its kernel and expansion.
+# From the start of a block in the string of an arch to its kernel and expansion.
 _KINDS = {f"SuperResIDWE{pair[1]}K{pair[0]}(": pair for pair in product(KERNELS, EXPANSIONS)}
 
 
 def _num_missing(blocks: Sequence[PlainNetBlock]) -> int:
-    """Count the strides of 2 that are still to come."""
+    """Count the strides of 2 that are still missing."""
     return _NUM_STRIDED - sum(block.stride == 2 for block in blocks)
 
 
 def _strides(before: Sequence[PlainNetBlock], num_blocks: int) -> list[int]:
-    """List the strides that the next of so many blocks may have."""
+    """List the strides that the next block may have, given the number of blocks."""
     num_missing = _num_missing(before)
     may_keep = bool(before) and num_missing < num_blocks - len(before)
     return [stride for stride, possible in ((1, may_keep), (2, num_missing > 0)) if possible]
@@ -523,7 +524,7 @@ def _suggest_width(trial: Trial, name: str) -> int:
 
 
 def _shapes(arch: PlainNetArch) -> Iterator[ResidualShape]:
-    """Go through the inverted residual blocks of a network, in order of execution."""
+    """Yield the inverted residual blocks of a network, in order of execution."""
     inputs = arch.stem
     for block in arch.blocks:
         first, second = block.expansion * block.bottleneck, block.expansion * block.outputs
@@ -537,7 +538,7 @@ def _shapes(arch: PlainNetArch) -> Iterator[ResidualShape]:
 
 
 def _halved(side: int) -> int:
-    return (side + 1) // 2  # what a kernel of odd size and stride 2 leaves, padded by half its size
+    return (side + 1) // 2  # output size of an odd kernel with stride 2, padded by half its size
 
 
 def _conv_norm_relu(kernel: int, inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
@@ -549,7 +550,7 @@ def _norm(width: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(width, eps=1e-3)  # as published; torch's default is 1e-5
 
 
-# Where the published search begins.
+# Start of the published search.
 START = PlainNet().parse(
     "SuperConvK3BNRELU(3,8,2,1)SuperResIDWE6K3(8,32,2,8,1)SuperResIDWE6K3(32,48,2,32,1)SuperResIDWE6K3(48,96,2,48,1)"
     "SuperResIDWE6K3(96,128,2,96,1)SuperConvK1BNRELU(128,2048,1,1)"

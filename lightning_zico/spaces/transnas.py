@@ -23,7 +23,7 @@ from torch.nn import functional
 from lightning_zico.spaces._parts import EDGES, KERNELS, Cell, Conv, Zero, relu_conv_norm
 from lightning_zico.spaces.base import Arch, Reader, SearchSpace, Trial, register_space
 
-# The place of an operation is its digit in the strings.
+# The index of an operation is its digit in the strings.
 OPS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3")
 
 # What a stage does: 1 keeps the shape, 2 doubles the channels, 3 halves the image, 4 does both.
@@ -42,11 +42,11 @@ _STEM_WIDTHS = (32, 64)  # each after a convolution that halves the image
 
 
 class Place(NamedTuple):
-    """Where in the skeleton a block stands.
+    """The position of a block in the skeleton.
 
     Attributes:
-        inputs: Channels that come in.
-        outputs: Channels that go out.
+        inputs: Number of input channels.
+        outputs: Number of output channels.
         stride: By how much the block divides height and width.
         halvings: How often the image has been halved where the block ends.
     """
@@ -79,7 +79,7 @@ class TransNASMicroArch:
     def __post_init__(self) -> None:
         object.__setattr__(self, "ops", tuple(self.ops))  # a list cannot be hashed
         if len(self.ops) != len(EDGES) or not set(self.ops) <= set(OPS):
-            raise ValueError(f"`ops` is {self.ops!r}; needed are {len(EDGES)} of {', '.join(OPS)}.")
+            raise ValueError(f"Invalid ops={self.ops!r}: expected {len(EDGES)} of {', '.join(OPS)}.")
 
     def __str__(self) -> str:
         a, b, c, d, e, f = (OPS.index(op) for op in self.ops)
@@ -109,9 +109,9 @@ class TransNASMacroArch:
         object.__setattr__(self, "stages", tuple(map(index, self.stages)))  # a list cannot be hashed
         if not _is_inside(self.stages):
             raise ValueError(
-                f"`stages` is {self.stages!r}; needed are {_NUM_STAGES[0]} to {_NUM_STAGES[-1]} of 1 (keeps the "
-                "shape), 2 (doubles the channels), 3 (halves the image) and 4 (does both), which double the channels "
-                f"1 to {_MOST_DOUBLINGS} times and halve the image 1 to {_MOST_HALVINGS} times."
+                f"Invalid stages={self.stages!r}: expected {_NUM_STAGES[0]} to {_NUM_STAGES[-1]} of 1 (keeps the "
+                "shape), 2 (doubles the channels), 3 (halves the image) and 4 (does both), which double the channels 1 "
+                f"to {_MOST_DOUBLINGS} times and halve the image 1 to {_MOST_HALVINGS} times."
             )
 
     def __str__(self) -> str:
@@ -119,7 +119,7 @@ class TransNASMacroArch:
 
 
 class TransNAS(SearchSpace[Arch]):
-    """What the two spaces of TransNAS-Bench-101 have in common, for images of any size.
+    """Common parts of the two spaces of TransNAS-Bench-101, for images of any size.
 
     A stem of two convolutions, each of which halves the image; stages of two blocks, the first of which may double the
     channels or halve the image; then the mean over the image and a linear layer. Halving rounds up.
@@ -132,7 +132,7 @@ class TransNAS(SearchSpace[Arch]):
 
     @abstractmethod
     def _stages(self, arch: Arch) -> tuple[int, ...]:
-        """Tell what each stage does."""
+        """Return the type of each stage."""
 
     @abstractmethod
     def _block(self, arch: Arch, place: Place) -> nn.Module:
@@ -155,19 +155,19 @@ class TransNAS(SearchSpace[Arch]):
         """Count the multiply-accumulate operations of the built network, exactly.
 
         Args:
-            arch: Of this space.
+            arch: Arch of this space.
             resolution: Height and width of an image, in pixels; the benchmark's images are 256 x 256.
             num_classes: As for `build`.
             in_channels: As for `build`.
 
         Returns:
-            Those of convolutions and the linear layer, per sample (1 MAC = 2 FLOPs).
+            Operations of convolutions and the linear layer, per sample (1 MAC = 2 FLOPs).
 
         Raises:
             ValueError: If ``resolution`` is less than 1.
         """
         if resolution < 1:
-            raise ValueError(f"`resolution` is {resolution}; needed is at least 1.")
+            raise ValueError(f"Invalid resolution={resolution}: expected at least 1.")
         width = self._places(arch)[-1].outputs
         return sum(conv.macs(resolution) for conv in self._convs(arch, in_channels)) + width * num_classes
 
@@ -175,9 +175,9 @@ class TransNAS(SearchSpace[Arch]):
         """Build the network of an arch, on the CPU, with fresh weights.
 
         Args:
-            arch: Of this space.
-            num_classes: Logits.
-            in_channels: Of an image.
+            arch: Arch of this space.
+            num_classes: Number of logits.
+            in_channels: Number of channels of the images.
 
         Returns:
             A network that maps images ``[N, in_channels, H, W]`` to logits ``[N, num_classes]``.
@@ -198,7 +198,7 @@ class TransNAS(SearchSpace[Arch]):
         return network
 
     def blocks(self, arch: Arch) -> tuple[str, ...]:
-        """Name the two blocks of each stage, in order of execution."""
+        """List the names of the two blocks of each stage, in order of execution."""
         return tuple(f"blocks.{idx}" for idx in range(len(self._places(arch))))
 
     def _places(self, arch: Arch) -> list[Place]:
@@ -245,17 +245,18 @@ class TransNASMicro(TransNAS[TransNASMicroArch]):
         return len(OPS) ** len(EDGES)
 
     def parse(self, text: str) -> TransNASMicroArch:
-        """Read an arch from its string.
+        """Parse an arch from its string.
 
         Raises:
-            ArchSyntaxError: If the text is none; it shows where and what is needed there.
+            ArchSyntaxError: If the text is not an arch of this space. The message shows the position and what was
+                expected there.
 
         Example:
             >>> TransNASMicro().parse("64-41414-3_34_333")
             Traceback (most recent call last):
             ...
             lightning_zico.spaces.base.ArchSyntaxError: The arch cannot be read at position 12 (from 0):
-            needed is '0' or '1' or '2' or '3', found is '4'.
+            expected '0' or '1' or '2' or '3', found '4'.
                 64-41414-3_34_333
                             ^
         """
@@ -271,7 +272,7 @@ class TransNASMicro(TransNAS[TransNASMicroArch]):
         return TransNASMicroArch(tuple(ops))
 
     def sample(self, rng: random.Random) -> TransNASMicroArch:
-        """Draw an arch, each with the same probability."""
+        """Draw an arch uniformly at random."""
         return TransNASMicroArch(tuple(rng.choice(OPS) for _ in EDGES))
 
     def suggest(self, trial: Trial) -> TransNASMicroArch:
@@ -279,7 +280,7 @@ class TransNASMicro(TransNAS[TransNASMicroArch]):
         return TransNASMicroArch(tuple(trial.suggest_categorical(f"edge_{start}_{end}", OPS) for start, end in EDGES))
 
     def neighbours(self, arch: TransNASMicroArch) -> Iterator[TransNASMicroArch]:
-        """Go through the 18 archs that differ from this one on one edge."""
+        """Yield the 18 archs that differ from this one on one edge."""
         for edge, kept in enumerate(arch.ops):
             for op in OPS:
                 if op != kept:
@@ -329,17 +330,18 @@ class TransNASMacro(TransNAS[TransNASMacroArch]):
         return len(_all_stages())
 
     def parse(self, text: str) -> TransNASMacroArch:
-        """Read an arch from its string.
+        """Parse an arch from its string.
 
         Raises:
-            ArchSyntaxError: If the text is none; it shows where and what is needed there.
+            ArchSyntaxError: If the text is not an arch of this space. The message shows the position and what was
+                expected there.
 
         Example:
             >>> TransNASMacro().parse("64-222-basic")
             Traceback (most recent call last):
             ...
             lightning_zico.spaces.base.ArchSyntaxError: The arch cannot be read at position 6 (from 0):
-            needed is '1' or '3', found is '-'.
+            expected '1' or '3', found '-'.
                 64-222-basic
                       ^
         """
@@ -358,7 +360,7 @@ class TransNASMacro(TransNAS[TransNASMacroArch]):
         return TransNASMacroArch(stages)
 
     def sample(self, rng: random.Random) -> TransNASMacroArch:
-        """Draw an arch, each with the same probability."""
+        """Draw an arch uniformly at random."""
         return TransNASMacroArch(rng.choice(_all_stages()))
 
     def suggest(self, trial: Trial) -> TransNASMacroArch:
@@ -372,7 +374,8 @@ class TransNASMacro(TransNAS[TransNASMacroArch]):
         doublings = halvings = 0
         for idx in range(num_stages):
             is_last = idx == num_stages - 1
-            # Whole numbers, because Optuna lets their limits differ between trials, and not the choices of a category.
+            # Whole numbers, because in Optuna their limits may differ between trials, but the choices of a category may
+            # not.
             low, high = int(is_last and not doublings), int(doublings < _MOST_DOUBLINGS)
             doubles = trial.suggest_int(f"stage_{idx}_doubles", low, high)
             low, high = int(is_last and not halvings), int(halvings < _MOST_HALVINGS)
@@ -383,7 +386,7 @@ class TransNASMacro(TransNAS[TransNASMacroArch]):
         return TransNASMacroArch(tuple(stages))
 
     def neighbours(self, arch: TransNASMacroArch) -> Iterator[TransNASMacroArch]:
-        """Go through the archs in which one stage does something else, or that have one stage more or less."""
+        """Yield the archs in which one stage does something else, or that have one stage more or less."""
         stages, num_stages = arch.stages, len(arch.stages)
         changed = [(*stages[:idx], stage, *stages[idx + 1 :]) for idx in range(num_stages) for stage in STAGES]
         longer = [(*stages[:idx], stage, *stages[idx:]) for idx in range(num_stages + 1) for stage in STAGES]
@@ -410,7 +413,7 @@ class ResidualBlock(nn.Module):
     """Two convolutions beside a shortcut, which is a projection where the shape changes.
 
     Args:
-        place: Where in the skeleton it stands.
+        place: Position in the skeleton.
     """
 
     def __init__(self, place: Place) -> None:
@@ -431,8 +434,8 @@ class FactorizedReduction(nn.Module):
     """The operation ``skip_connect`` where the channels double and the image is halved.
 
     Args:
-        inputs: Channels that come in.
-        outputs: Channels that go out, half from the pixels of even rows and columns, half from those of odd ones.
+        inputs: Number of input channels.
+        outputs: Number of output channels, half from the pixels of even rows and columns, half from those of odd ones.
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:
@@ -453,7 +456,7 @@ class ReducingZero(nn.Module):
     """The operation ``none`` where the channels double and the image is halved.
 
     Args:
-        outputs: Channels that go out.
+        outputs: Number of output channels.
     """
 
     def __init__(self, outputs: int) -> None:
@@ -466,7 +469,7 @@ class ReducingZero(nn.Module):
 
 
 def _op(op: str, inputs: int, outputs: int) -> nn.Module:
-    is_reducing = inputs != outputs  # in the micro space the image is halved where the channels double
+    is_reducing = inputs != outputs  # in the micro space, the image is halved whenever the channels double
     if op in KERNELS:
         return relu_conv_norm(KERNELS[op], inputs, outputs, stride=2 if is_reducing else 1)
     if op == "skip_connect":
@@ -493,5 +496,5 @@ def _all_stages() -> tuple[tuple[int, ...], ...]:
 
 @cache
 def _beginnings() -> frozenset[tuple[int, ...]]:
-    """Collect the stages with which some arch of the macro space begins."""
+    """Collect the prefixes of stages with which archs of the macro space begin."""
     return frozenset(stages[:n] for stages in _all_stages() for n in range(len(stages) + 1))

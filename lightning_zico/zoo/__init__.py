@@ -1,4 +1,4 @@
-"""Zoos: models that others have written, as candidates that cost nothing until they are built."""
+"""Zoos: existing models as candidates that cost nothing until they are built."""
 
 from inspect import signature
 from typing import Any, cast
@@ -31,17 +31,18 @@ _ZOOS = {"timm": from_timm, "torchvision": from_torchvision, "transformers": fro
 
 
 def from_zoo(*specs: str, num_classes: int, **options: Any) -> Zoo:
-    """List models of one or several zoos as candidates, each zoo by a text.
+    """List models of one or several zoos as candidates, one string per zoo.
 
     Args:
         specs: ``"zoo:pattern,pattern"``, such as ``"timm:resnet*,mobilenetv3*"`` or ``"transformers:bert-*"``; the zoos
             are timm, torchvision and transformers.
-        num_classes: To be told apart.
-        options: What else `from_timm`, `from_torchvision` or `from_transformers` take; each is given to all zoos.
+        num_classes: Number of classes.
+        options: Further arguments of `from_timm`, `from_torchvision` or `from_transformers`; each is passed to all
+            zoos.
 
     Returns:
-        The candidates, to be iterated, in the order of the specs. Those of several zoos are called ``timm:resnet18``
-        and ``torchvision:resnet18``, those of one ``resnet18``.
+        An iterable of the candidates, in the order of the specs. With several zoos, their names are like
+        ``timm:resnet18`` and ``torchvision:resnet18``; with one zoo, like ``resnet18``.
 
     Raises:
         UnknownNameError: If there is no such zoo, or no such model in it.
@@ -49,11 +50,11 @@ def from_zoo(*specs: str, num_classes: int, **options: Any) -> Zoo:
         TypeError: If a zoo does not take an option.
     """
     if not specs:
-        raise ValueError("There is no spec; needed is one, such as 'timm:resnet*'.")
+        raise ValueError("No spec was given: expected at least one, such as 'timm:resnet*'.")
     zoos = []
     for spec in specs:
         if not isinstance(spec, str):
-            raise InvalidArgumentError(f"Invalid spec {spec!r}: expected a text, such as 'timm:resnet*'.")
+            raise InvalidArgumentError(f"Invalid spec {spec!r}: expected a string, such as 'timm:resnet*'.")
         name, _, patterns = spec.partition(":")
         if name not in _ZOOS:
             raise unknown_name("zoo", name, list(_ZOOS))
@@ -61,8 +62,8 @@ def from_zoo(*specs: str, num_classes: int, **options: Any) -> Zoo:
         foreign = next((option for option in options if option not in known), None)
         if foreign is not None:
             raise TypeError(
-                f"`{foreign}` is {options[foreign]!r}, which models of {name} do not take; needed are options of every "
-                "zoo that is named. Leave it out, or name zoos alone that take it."
+                f"Invalid {foreign}={options[foreign]!r}: {name} does not take this option. Leave it out, or name only "
+                "zoos that take it."
             )
         zoos.append(_ZOOS[name](*_split(spec, patterns), num_classes=num_classes, **options))
     return Zoo(tuple(model for zoo in zoos for model in zoo.models), zoos[0].max_params)
@@ -76,30 +77,30 @@ def zoo_model(
     resize: bool = False,
     vocab_size: int | None = None,
 ) -> LightningModule:
-    """Build one model by its text, as a factory by class path: ``--model lightning_zico.zoo.zoo_model``.
+    """Build one model from its spec; usable as a class path: ``--model lightning_zico.zoo.zoo_model``.
 
     Args:
-        spec: Such as ``"timm:resnet18"``.
-        num_classes: To be told apart.
-        in_chans: Channels of the images.
-        input_size: Side of the images that the network is to take.
-        resize: Resize images of another size.
-        vocab_size: Of text: how many tokens the tokeniser knows; None for as many as the model has.
+        spec: Zoo and name, such as ``"timm:resnet18"``.
+        num_classes: Number of classes.
+        in_chans: Number of channels of the images.
+        input_size: Side length of the images that the network should accept.
+        resize: Resize images of other sizes.
+        vocab_size: For text: the vocabulary size of the tokeniser; None for that of the model.
 
     Raises:
         UnknownNameError: If there is no such zoo, or no such model in it.
-        ValueError: If the text means several models.
-        TypeError: If there is a vocabulary, and the zoo has no models for text.
+        ValueError: If the spec matches several models.
+        TypeError: If ``vocab_size`` is given and the zoo has no models for text.
     """
     text = {} if vocab_size is None else {"vocab_size": vocab_size}
     zoo = from_zoo(spec, num_classes=num_classes, in_chans=in_chans, input_size=input_size, resize=resize, **text)
     if len(zoo.models) != 1:
-        raise ValueError(f"The spec is {spec!r}, which means {len(zoo.models)} models; needed is one.")
+        raise ValueError(f"The spec {spec!r} matches {len(zoo.models)} models: expected exactly one.")
     return cast(LightningModule, zoo.models[0]())
 
 
 def _split(spec: str, patterns: str) -> list[str]:
     names = [pattern.strip() for pattern in patterns.split(",")]
     if not all(names):
-        raise ValueError(f"The spec is {spec!r}; needed is a zoo with names or patterns, such as 'timm:resnet*'.")
+        raise ValueError(f"Invalid spec {spec!r}: expected a zoo with names or patterns, such as 'timm:resnet*'.")
     return names

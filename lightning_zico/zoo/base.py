@@ -1,4 +1,4 @@
-"""What all zoos share: a model that is named and not built, its size, and a listing of such models."""
+"""Common parts of all zoos: a model that is named but not yet built, its size, and a list of such models."""
 
 import fnmatch
 from abc import ABC, abstractmethod
@@ -17,26 +17,26 @@ from lightning_zico.engine.size import count_params
 from lightning_zico.errors import InvalidArgumentError, UnsupportedInputError, check_count
 from lightning_zico.zoo.classifiers import ImageClassifier
 
-# What to compute for candidates of a zoo: the first is ranked by. On timm, nothing that was measured ranks better than
-# the number of parameters within a budget (benchmarks/README.md).
+# Proxies for candidates of a zoo; the ranking is by the first. On timm, no measured proxy ranks better within a budget
+# than the number of parameters (benchmarks/README.md).
 ZOO_PROXIES = ("params", "default")
 
-# Of timm's other heads, and of ViT's.
+# As for timm's other heads, and for ViT's.
 _HEAD_STD = 0.02
 
 if TYPE_CHECKING:
-    from typing_extensions import Self  # in the library from Python 3.11 on
+    from typing_extensions import Self  # in the standard library from Python 3.11 on
 
 InputSize: TypeAlias = int | tuple[int, int] | None
 
 
 @dataclass(frozen=True)
 class ZooModel(ABC):
-    """How to build one model: plain values alone, so that it costs nothing, travels to other processes and is hashable.
+    """How to build one model. It holds only plain values, so it is cheap, hashable and can be sent to other processes.
 
     Args:
-        name: In its zoo.
-        num_classes: To be told apart.
+        name: Name of the model in its zoo.
+        num_classes: Number of classes.
         lr: Highest learning rate.
 
     Attributes:
@@ -50,14 +50,14 @@ class ZooModel(ABC):
 
     @abstractmethod
     def network(self) -> nn.Module:
-        """Build the network, with fresh weights unless it says otherwise."""
+        """Build the network, with fresh weights unless the model says otherwise."""
 
     @abstractmethod
     def __call__(self) -> nn.Module:
         """Build the LightningModule around the network."""
 
     def untrained(self) -> "Self":
-        """The same model without weights that would have to be loaded."""
+        """Return the same model without weights that would have to be loaded."""
         return self
 
 
@@ -66,12 +66,13 @@ class ImageModel(ZooModel):
     """How to build one model for images.
 
     Args:
-        in_chans: Channels of the images.
-        input_size: Height and width that the network is to take; None for its own, or any if it takes any.
-        resize: Resize images of another size; a network that is made for another size and no other keeps it then.
+        in_chans: Number of channels of the images.
+        input_size: Height and width that the network should accept; None for its own size, or for any size if it
+            accepts any.
+        resize: Resize images of other sizes. A network that only supports its own size then keeps it.
 
     Raises:
-        InvalidArgumentError: If there is no channel.
+        InvalidArgumentError: If ``in_chans`` is not a positive int.
     """
 
     in_chans: int
@@ -83,21 +84,21 @@ class ImageModel(ZooModel):
 
     @abstractmethod
     def own_size(self) -> tuple[int, int] | None:
-        """Tell the one size of images that the network is made for if nothing is said; None if it takes any."""
+        """Return the image size that the network accepts by default; None if it accepts any size."""
 
     @abstractmethod
     def build(self, size: tuple[int, int] | None) -> nn.Module:
-        """Build the network, for images of a size; None for its own, or any."""
+        """Build the network for images of a size; None for its own size, or for any."""
 
     def network(self) -> nn.Module:
         """Build the network."""
         return self.build(self._size_to_build())
 
     def _size_to_build(self) -> tuple[int, int] | None:
-        """Choose the size that the network is made for.
+        """Choose the size for which to build the network.
 
         Raises:
-            UnsupportedInputError: If it takes one size alone, which is not ``input_size``, and images are not resized.
+            UnsupportedInputError: If it only accepts a size other than ``input_size``, and images are not resized.
         """
         own = self.own_size()
         if own is None or self.input_size in (None, own):
@@ -108,12 +109,12 @@ class ImageModel(ZooModel):
             return None
         wanted, taken = (" x ".join(map(str, size)) for size in (self.input_size or own, own))
         raise UnsupportedInputError(
-            f"'{self.name}' takes images of {taken}, and cannot be made for those of {wanted}. Pass `resize=True` to "
-            "resize them, or leave the model out with `exclude`."
+            f"'{self.name}' takes images of {taken} and cannot be built for {wanted}. Pass `resize=True` to resize the "
+            "images, or leave the model out with `exclude`."
         )
 
     def __call__(self) -> ImageClassifier:
-        """Build the network and what trains it; a head that begins at zero is drawn."""
+        """Build the network and its LightningModule; a head that is all zeros is drawn at random."""
         made_for = self._size_to_build()
         own = self.own_size()
         network = self.build(made_for)
@@ -130,14 +131,14 @@ class ImageModel(ZooModel):
 
 @dataclass(frozen=True)
 class Zoo:
-    """Candidates of a zoo, none of them built: to be iterated, any number of times, and ranked.
+    """Candidates of a zoo, none of them built yet. Can be iterated any number of times, and ranked.
 
-    Those of several zoos bear the names of their zoos as well, ``timm:resnet18`` and ``torchvision:resnet18``.
+    With several zoos, the names include those of the zoos, such as ``timm:resnet18`` and ``torchvision:resnet18``.
 
     Args:
-        models: In their order.
-        max_params: Larger ones are left out while iterating; their sizes are found by `params_of`. None for no limit,
-            and no look at sizes.
+        models: Models in order.
+        max_params: Larger models are left out while iterating; `params_of` returns their sizes. None for no limit,
+            which computes no sizes.
 
     Example:
         >>> zoo = from_zoo("torchvision:resnet*", num_classes=10)  # doctest: +SKIP
@@ -156,12 +157,12 @@ class Zoo:
 
     @property
     def names(self) -> list[str]:
-        """Of all models, those above ``max_params`` included."""
+        """Names of all models, including those above ``max_params``."""
         several = len({model.zoo for model in self.models}) > 1
         return [f"{model.zoo}:{model.name}" if several else model.name for model in self.models]
 
     def __iter__(self) -> Iterator[Candidate]:
-        """Give one candidate after the other; one whose size cannot be found is given too, and will say why."""
+        """Yield the candidates. One whose size cannot be computed is included; its row will have the reason."""
         is_empty = True
         for name, model in zip(self.names, self.models, strict=True):
             if self.max_params is None or _keeps(model, self.max_params):
@@ -175,15 +176,15 @@ class Zoo:
             )
 
     def __length_hint__(self) -> int:
-        """Tell how many candidates there are, if that is known without a look at their sizes."""
+        """Return the number of candidates, if it is known without computing their sizes."""
         return len(self.models) if self.max_params is None else NotImplemented
 
 
-@cache  # not in a file: a count takes some tenths of a second, and other versions of a zoo have other models
+@cache  # not on disk: a count takes some tenths of a second, and the models differ between versions of a zoo
 def params_of(model: ZooModel) -> int:
-    """Count the parameters of a model on the meta device, where weights have shapes and no memory.
+    """Count the parameters of a model on the meta device, where weights have shapes but no memory.
 
-    A model that cannot be built there is built on the CPU and let go.
+    A model that cannot be built there is built on the CPU and discarded.
     """
     model = model.untrained()
     with preserved_rng(0):
@@ -192,17 +193,17 @@ def params_of(model: ZooModel) -> int:
                 return count_params(model.network())
         except UnsupportedInputError:
             raise
-        except Exception:  # weights that are drawn by NumPy or looked at while building; what else is wrong comes again
+        except Exception:  # weights drawn by NumPy or read while building; other errors are raised again below
             return count_params(model.network())
 
 
 @cache
 def _can_be_made_for_its_size(model: ImageModel) -> bool:
-    """Build a network for ``input_size`` on the meta device and show it two images: no zoo has a list of who can."""
+    """Whether a network built for ``input_size`` on the meta device accepts two images; no zoo lists this."""
     try:
         with torch.device("meta"), torch.no_grad():
             model.build(model.input_size)(torch.empty(2, model.in_chans, *model.input_size or ()))
-    except Exception:  # an unknown argument, patches that do not fit, or a number of them that is built in
+    except Exception:  # an unknown argument, patches that do not fit, or a fixed number of patches
         return False
     return True
 
@@ -210,17 +211,17 @@ def _can_be_made_for_its_size(model: ImageModel) -> bool:
 def matched(
     kind: str, patterns: Sequence[str], known: Sequence[str], exclude: str | Sequence[str] = ()
 ) -> tuple[str, ...]:
-    """Find the names that patterns mean, each once, in the order of the patterns.
+    """Find the names that match patterns, each once, in the order of the patterns.
 
     Args:
-        kind: What is named, for the error message.
+        kind: Kind of the names, for the error message.
         patterns: Names, or shell patterns.
-        known: All names, in the order within a pattern.
-        exclude: Patterns of what to leave out.
+        known: All names; matches of one pattern keep their order.
+        exclude: Patterns of names to leave out.
 
     Raises:
-        UnknownNameError: If a pattern matches nothing; the message has the nearest names.
-        ValueError: If there is no pattern, or nothing is left.
+        UnknownNameError: If a pattern matches nothing. The message suggests similar names.
+        ValueError: If there is no pattern, or no name is left.
 
     Example:
         >>> matched("model", ["res*", "vit"], ["resnet18", "resnet50", "vgg11", "vit"], exclude="*50")
@@ -232,7 +233,7 @@ def matched(
                 f"Invalid name {pattern!r}: expected names or patterns one by one, such as 'resnet*', 'vgg11'."
             )
     if not patterns:
-        raise ValueError("There is no name; needed are names or patterns, such as 'resnet*', or '*' for all.")
+        raise ValueError("No name was given: expected names or patterns, such as 'resnet*', or '*' for all.")
     found: dict[str, None] = {}
     for pattern in patterns:
         names = [pattern] if pattern in known else [name for name in known if fnmatch.fnmatchcase(name, pattern)]
@@ -242,15 +243,15 @@ def matched(
     excluded = [exclude] if isinstance(exclude, str) else exclude
     kept = tuple(name for name in found if not any(fnmatch.fnmatchcase(name, pattern) for pattern in excluded))
     if not kept:
-        raise ValueError(f"`exclude` leaves none of the {len(found)} names: {', '.join(excluded)}.")
+        raise ValueError(f"`exclude` removes all {len(found)} names: {', '.join(excluded)}.")
     return kept
 
 
 def size_of(input_size: InputSize) -> tuple[int, int] | None:
-    """Turn what the user gives into height and width.
+    """Return ``input_size`` as height and width.
 
     Raises:
-        ValueError: If it is neither a positive number nor two.
+        ValueError: If it is neither one positive int nor two.
 
     Example:
         >>> size_of(32)
@@ -260,24 +261,24 @@ def size_of(input_size: InputSize) -> tuple[int, int] | None:
         return None
     sides = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
     if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
-        raise ValueError(f"`input_size` is {input_size!r}; needed is a side, such as 32, or (height, width).")
+        raise ValueError(f"Invalid input_size={input_size!r}: expected a side length, such as 32, or (height, width).")
     return sides[0], sides[1]
 
 
 def check_num_classes(num_classes: int) -> None:
-    """Refuse what cannot be told apart.
+    """Validate ``num_classes``.
 
     Raises:
         ValueError: If there are fewer than two classes.
     """
     if not isinstance(num_classes, int) or num_classes < 2:
-        raise ValueError(f"`num_classes` is {num_classes!r}; needed is a whole number from 2.")
+        raise ValueError(f"Invalid num_classes={num_classes!r}: expected a whole number of at least 2.")
 
 
 def _draw_zero_heads(network: nn.Module, num_classes: int) -> None:
-    """Draw the weights of a last layer that begins at zero, as timm's MLP-Mixers do: no gradient passes it.
+    """Draw the weights of a last layer that is all zeros, as in timm's MLP-Mixers: no gradient passes through it.
 
-    Training repairs that in its first step; untrained, every proxy would see the last layer alone.
+    Training fixes that in its first step; without training, proxies would only see the last layer.
     """
     for module in network.modules():
         if isinstance(module, nn.Linear) and module.out_features == num_classes and not module.weight.any():

@@ -1,4 +1,4 @@
-"""LightningModules that train a network of a zoo as it is."""
+"""LightningModules that train an unchanged network of a zoo."""
 
 import math
 from abc import ABC, abstractmethod
@@ -14,13 +14,13 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_zico.errors import UnsupportedBatchError, UnsupportedInputError
 
-# Usual for training from scratch with AdamW (Touvron et al., DeiT, arXiv:2012.12877, and timm's scripts).
+# Usual value for training from scratch with AdamW (Touvron et al., DeiT, arXiv:2012.12877, and timm's scripts).
 _WEIGHT_DECAY = 0.05
 _WARM_UP = 0.05  # of all steps
 
 
 class _Classifier(LightningModule, ABC):
-    """Cross-entropy, accuracy, AdamW with warm-up and a cosine; what a batch is made of is up to the child."""
+    """Cross-entropy, accuracy, AdamW with warm-up and cosine decay; subclasses define the structure of a batch."""
 
     def __init__(self, network: nn.Module, num_classes: int, lr: float, weight_decay: float) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class _Classifier(LightningModule, ABC):
 
     @abstractmethod
     def split(self, batch: Any) -> tuple[Any, Tensor]:
-        """Take a batch apart into what the network sees and the labels ``[N]``."""
+        """Split a batch into the inputs of the network and the labels ``[N]``."""
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Compute the mean cross-entropy."""
@@ -50,9 +50,9 @@ class _Classifier(LightningModule, ABC):
         self._evaluated(batch, "test", self.test_acc)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        """Make AdamW, whose learning rate rises linearly and falls as a cosine to zero at the end of the training.
+        """Configure AdamW with a learning rate that rises linearly and then decays as a cosine to zero.
 
-        In a training without an end it stays as it is.
+        In a training without an end, the learning rate stays constant.
         """
         optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
         factor = partial(_warm_up_then_cosine, num_steps=float(self.trainer.estimated_stepping_batches))
@@ -69,19 +69,19 @@ class _Classifier(LightningModule, ABC):
 
 
 class ImageClassifier(_Classifier):
-    """A network for images and how to train it: cross-entropy, accuracy, AdamW with warm-up and a cosine.
+    """A network for images and how to train it: cross-entropy, accuracy, AdamW with warm-up and cosine decay.
 
     Batches are pairs ``([N, C, H, W], [N])``. It logs ``train_loss``, ``val_loss``, ``val_acc``, ``test_loss`` and
     ``test_acc``.
 
     Args:
         network: ``[N, C, H, W] -> [N, K]``, or with an output that has ``logits``.
-        num_classes: K.
-        in_chans: C that the network takes; None to leave it to the network to complain.
-        input_size: ``(H, W)`` that the network takes; None for any.
-        resize: Resize images of another size to ``input_size``; else they are refused.
+        num_classes: Number of classes, K.
+        in_chans: Number of channels that the network accepts, C; None to leave the check to the network.
+        input_size: Image size ``(H, W)`` that the network accepts; None for any.
+        resize: Resize images of other sizes to ``input_size``; otherwise they are an error.
         lr: Highest learning rate.
-        weight_decay: Of AdamW.
+        weight_decay: Weight decay of AdamW.
 
     Example:
         >>> model = ImageClassifier(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), 3, input_size=(4, 4), resize=True)
@@ -109,7 +109,7 @@ class ImageClassifier(_Classifier):
         """Compute the logits.
 
         Raises:
-            UnsupportedInputError: If the network does not take images of this size or of these channels.
+            UnsupportedInputError: If the network does not accept images of this size or number of channels.
         """
         channels, *size = images.shape[1:]
         if self.in_chans not in (None, channels):
@@ -120,29 +120,29 @@ class ImageClassifier(_Classifier):
             if not self.resize:
                 taken = " x ".join(map(str, self.input_size))
                 raise UnsupportedInputError(
-                    f"The images are {size[0]} x {size[1]}; the network takes {taken} alone. Pass `resize=True` "
+                    f"The images are {size[0]} x {size[1]}; the network takes only {taken}. Pass `resize=True` "
                     "to resize them, or their size as `input_size`."
                 )
             images = nn.functional.interpolate(images, self.input_size, mode="bilinear", antialias=True)
         return _logits(self.network(images))
 
     def split(self, batch: Any) -> tuple[Tensor, Tensor]:
-        """Take a batch apart into images and labels."""
+        """Split a batch into images and labels."""
         return _pair(batch)
 
 
 class SequenceClassifier(_Classifier):
-    """A network for sequences of tokens and how to train it: as `ImageClassifier`.
+    """A network for sequences of tokens and how to train it, in the same way as `ImageClassifier`.
 
-    Batches are mappings as tokenisers and their collators give them (``input_ids``, ``attention_mask``, ..., and
-    ``labels``), or pairs ``([N, T], [N])`` of token numbers and labels.
+    Batches are mappings as returned by tokenisers and their collators (``input_ids``, ``attention_mask``, ..., and
+    ``labels``), or pairs ``([N, T], [N])`` of token ids and labels.
 
     Args:
-        network: Called with the mapping without its labels, as keywords, or with the token numbers; its output has
-            ``logits`` ``[N, K]`` or is them.
-        num_classes: K.
+        network: Called with the mapping without its labels as keyword arguments, or with the token ids. Its output has
+            ``logits`` ``[N, K]``, or is the logits.
+        num_classes: Number of classes, K.
         lr: Highest learning rate.
-        weight_decay: Of AdamW.
+        weight_decay: Weight decay of AdamW.
 
     Example:
         >>> network = nn.Sequential(nn.EmbeddingBag(50, 8), nn.Linear(8, 3))
@@ -160,7 +160,7 @@ class SequenceClassifier(_Classifier):
         return _logits(self.network(**tokens) if isinstance(tokens, Mapping) else self.network(tokens))
 
     def split(self, batch: Any) -> tuple[Any, Tensor]:
-        """Take a batch apart into what the network sees and the labels.
+        """Split a batch into the inputs of the network and the labels.
 
         Raises:
             UnsupportedBatchError: If it is a mapping without labels.
@@ -168,12 +168,12 @@ class SequenceClassifier(_Classifier):
         if not isinstance(batch, Mapping):
             return _pair(batch)
         if "labels" not in batch:
-            raise UnsupportedBatchError(f"The batch has {', '.join(batch)}; needed are `labels` besides.")
+            raise UnsupportedBatchError(f"The batch has {', '.join(batch)}: expected `labels` as well.")
         return {name: part for name, part in batch.items() if name != "labels"}, batch["labels"]
 
 
 def _warm_up_then_cosine(step: int, *, num_steps: float) -> float:
-    """Give the factor of the learning rate in a step, counted from 0; ``num_steps`` may be infinite."""
+    """Return the factor of the learning rate in a step, counted from 0; ``num_steps`` may be infinite."""
     if not math.isfinite(num_steps):
         return 1.0
     num_rising = max(1, round(_WARM_UP * num_steps))
@@ -188,7 +188,7 @@ def _pair(batch: Any) -> tuple[Tensor, Tensor]:
         inputs, labels = batch
     except (TypeError, ValueError) as error:
         raise UnsupportedBatchError(
-            f"The batch is a {type(batch).__name__}; needed is a pair of inputs and labels."
+            f"The batch is a {type(batch).__name__}: expected a pair of inputs and labels."
         ) from error
     return inputs, labels
 

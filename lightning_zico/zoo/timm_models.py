@@ -21,29 +21,29 @@ def from_timm(
     pretrained: bool = False,
     lr: float = 1e-3,
 ) -> Zoo:
-    """List models of timm as candidates; none is built before its turn comes.
+    """List models of timm as candidates; each is only built when it is scored.
 
     Args:
-        patterns: Names as `timm.list_models` gives them, or shell patterns of them. A pattern with a dot means names
-            with the tag of a checkpoint.
-        num_classes: To be told apart.
-        in_chans: Channels of the images.
-        input_size: Side, or height and width, of the images that the networks are to take. Vision transformers and
-            others that are made for one size are made for this one where they can be; those that cannot are rows with
-            that reason, or keep their size with ``resize``. None: networks that take any size take images as they come,
-            the others their own size, mostly 224.
-        resize: Resize images of another size inside the model, with each step.
+        patterns: Names as returned by `timm.list_models`, or shell patterns. A pattern with a dot matches names with
+            the tag of a checkpoint.
+        num_classes: Number of classes.
+        in_chans: Number of channels of the images.
+        input_size: Side length, or height and width, of the images that the networks should accept. Vision transformers
+            and other networks with a fixed size are built for this size if possible. Otherwise, they become rows with
+            the reason, or keep their size with ``resize``. With None, networks that accept any size take images
+            unchanged, and the others use their own size, usually 224.
+        resize: Resize images of other sizes inside the model, in each step.
         max_params: Models with more parameters are left out.
         exclude: Patterns of names to leave out.
-        pretrained: Load timm's weights, over the network. Then scores are no longer those of an untrained model.
+        pretrained: Download timm's weights. The scores are then no longer those of an untrained model.
         lr: Highest learning rate.
 
     Returns:
-        The candidates, to be iterated.
+        An iterable of the candidates.
 
     Raises:
-        UnknownNameError: If there is no model of a name; the message has the nearest names.
-        ValueError: If an argument is out of range, or nothing is left.
+        UnknownNameError: If there is no model with a given name. The message suggests similar names.
+        ValueError: If an argument is out of range, or no model is left.
         ModuleNotFoundError: If timm is not installed.
     """
     check_num_classes(num_classes)
@@ -69,7 +69,7 @@ class TimmModel(ImageModel):
     pretrained: bool = False
 
     def own_size(self) -> tuple[int, int] | None:
-        """Look into the configuration."""
+        """Return the size in the configuration, if it is fixed."""
         config = _imported_timm().get_pretrained_cfg(self.name)
         return (config.input_size[-2], config.input_size[-1]) if config.fixed_input_size else None
 
@@ -81,7 +81,7 @@ class TimmModel(ImageModel):
         )
 
     def untrained(self) -> "TimmModel":
-        """The same without timm's weights."""
+        """Return the same model without timm's weights."""
         return replace(self, pretrained=False)
 
 

@@ -10,14 +10,13 @@ from lightning_zico._imports import imported
 from lightning_zico._registry import natural_key
 from lightning_zico.zoo.base import ImageModel, InputSize, Zoo, check_num_classes, matched, size_of
 
-# Each is built for one size, a ViT for one side: if the other is not the same, it refuses the images.
+# These are built for one size, and a ViT for one side length: it rejects images that are not square.
 _SIZE_ARGUMENTS: Mapping[str, Callable[[int, int], dict[str, Any]]] = {
     "vit": lambda height, width: {"image_size": height},
     "maxvit": lambda height, width: {"input_size": (height, width)},
 }
 _OWN_SIZE = 224, 224
-# Their auxiliary heads would be trained by losses of their own, and torchvision warns where it is not told how to draw
-# the weights.
+# Their auxiliary heads would be trained by separate losses, and torchvision warns if `init_weights` is not set.
 _WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
 
 
@@ -31,12 +30,12 @@ def from_torchvision(
     exclude: str | Sequence[str] = (),
     lr: float = 1e-3,
 ) -> Zoo:
-    """List models for images of torchvision as candidates; none is built before its turn comes.
+    """List image models of torchvision as candidates; each is only built when it is scored.
 
     Args:
-        patterns: Names as `torchvision.models.list_models` gives them, or shell patterns of them.
-        num_classes: To be told apart.
-        in_chans: Channels of the images. Where they are not three, the first convolution is replaced.
+        patterns: Names as returned by `torchvision.models.list_models`, or shell patterns.
+        num_classes: Number of classes.
+        in_chans: Number of channels of the images. Unless it is three, the first convolution is replaced.
         input_size: As for `from_timm`.
         resize: As for `from_timm`.
         max_params: Models with more parameters are left out.
@@ -44,11 +43,11 @@ def from_torchvision(
         lr: Highest learning rate.
 
     Returns:
-        The candidates, to be iterated; with fresh weights, and without auxiliary heads.
+        An iterable of the candidates, with fresh weights and without auxiliary heads.
 
     Raises:
-        UnknownNameError: If there is no model of a name; the message has the nearest names.
-        ValueError: If an argument is out of range, or nothing is left.
+        UnknownNameError: If there is no model with a given name. The message suggests similar names.
+        ValueError: If an argument is out of range, or no model is left.
         ModuleNotFoundError: If torchvision is not installed.
     """
     check_num_classes(num_classes)
@@ -67,7 +66,7 @@ class TorchvisionModel(ImageModel):
     zoo: ClassVar[str] = "torchvision"
 
     def own_size(self) -> tuple[int, int] | None:
-        """Tell the size of those that have one."""
+        """Return the size, if the family has a fixed one."""
         return _OWN_SIZE if self._family in _SIZE_ARGUMENTS else None
 
     def build(self, size: tuple[int, int] | None) -> nn.Module:
@@ -88,7 +87,7 @@ class TorchvisionModel(ImageModel):
 
 
 def _take_channels(network: nn.Module, in_chans: int) -> None:
-    """Replace the first convolution, which takes three channels in every model of torchvision, by one for others."""
+    """Replace the first convolution, which takes three channels in every torchvision model, to take ``in_chans``."""
     name, first = next((n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d))
     other = nn.Conv2d(
         in_chans,

@@ -30,8 +30,8 @@ def _encoder(width: int, depth: int, heads: int) -> dict[str, int]:
     }
 
 
-# Name to model type and what differs from its default configuration. BERT's sizes: Turc et al., arXiv:1908.08962; the
-# others: the sizes of the checkpoints of that name.
+# From names to the model type and its changes to the default configuration. The sizes of BERT are those of Turc et al.,
+# arXiv:1908.08962; the others are those of the checkpoints of that name.
 CONFIGS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "albert-base": ("albert", _encoder(768, 12, 12)),
     "bert-tiny": ("bert", _encoder(128, 2, 2)),
@@ -83,35 +83,35 @@ def from_transformers(
     exclude: str | Sequence[str] = (),
     lr: float = 5e-4,
 ) -> Zoo:
-    """List models of transformers for images or text as candidates; none is built before its turn comes.
+    """List models of transformers for images or text as candidates; each is only built when it is scored.
 
     Args:
-        models: Names of `CONFIGS` or shell patterns of them (``"bert*"``); model types with their default configuration
-            (``"roberta"``); or configurations, such as ``BertConfig(num_hidden_layers=3)``, which are called after
-            their model type. A model for images becomes an `ImageClassifier`, one for text a `SequenceClassifier`.
-        num_classes: To be told apart.
-        in_chans: Channels of the images.
-        input_size: Of images; as for `from_timm`. Set in every configuration that has an ``image_size``.
+        models: Names of `CONFIGS` or shell patterns (``"bert*"``); model types with their default configuration
+            (``"roberta"``); or configurations, such as ``BertConfig(num_hidden_layers=3)``, which are named after their
+            model type. A model for images becomes an `ImageClassifier`, one for text a `SequenceClassifier`.
+        num_classes: Number of classes.
+        in_chans: Number of channels of the images.
+        input_size: For images: as for `from_timm`. Set in every configuration that has an ``image_size``.
         resize: As for `from_timm`.
-        vocab_size: Of text: how many tokens the tokeniser knows; None for what each configuration says.
-        pad_token_id: Of text: the tokeniser's number for padding.
+        vocab_size: For text: the vocabulary size of the tokeniser; None for that of each configuration.
+        pad_token_id: For text: the padding id of the tokeniser.
         max_params: Models with more parameters are left out.
         exclude: Patterns of names to leave out.
         lr: Highest learning rate.
 
     Returns:
-        The candidates, to be iterated.
+        An iterable of the candidates.
 
     Raises:
-        UnknownNameError: If there is neither a configuration nor a model type of a name; the message has the nearest.
-        UnsupportedModuleError: If a configuration is of a model that classifies neither images nor text.
-        ValueError: If an argument is out of range, or nothing is left.
+        UnknownNameError: If a name is neither a configuration nor a model type. The message suggests similar names.
+        UnsupportedModuleError: If a configuration belongs to a model that classifies neither images nor text.
+        ValueError: If an argument is out of range, or no model is left.
         ModuleNotFoundError: If transformers is not installed.
     """
     check_num_classes(num_classes)
     if vocab_size is not None and vocab_size < 1:
         raise ValueError(
-            f"`vocab_size` is {vocab_size}; needed is a whole number from 1, or None for each model's own."
+            f"Invalid vocab_size={vocab_size}: expected a whole number of at least 1, or None for each model's own."
         )
     image_types, text_types = _model_types()
     size = size_of(input_size)
@@ -125,7 +125,7 @@ def from_transformers(
     )
     wanted += [(config.model_type, *_plain(config)) for config in models if not isinstance(config, str)]
     if not wanted:
-        raise ValueError("There is no name and no configuration; needed is one, such as 'bert-tiny' or `BertConfig()`.")
+        raise ValueError("No model was given: expected names or configurations, such as 'bert-tiny' or `BertConfig()`.")
 
     def model_of(name: str, kind: str, changes: dict[str, Any]) -> ZooModel:
         if kind in image_types:
@@ -145,8 +145,8 @@ class TransformersImageModel(ImageModel):
     """How to build one model of transformers for images.
 
     Args:
-        model_type: As transformers calls it.
-        changes: What differs from the type's default configuration, as JSON.
+        model_type: Model type in transformers.
+        changes: Changes to the default configuration of the type, as JSON.
     """
 
     zoo: ClassVar[str] = "transformers"
@@ -154,7 +154,7 @@ class TransformersImageModel(ImageModel):
     changes: str
 
     def own_size(self) -> tuple[int, int] | None:
-        """Look into the configuration."""
+        """Return the size in the configuration."""
         size = getattr(self._config(), "image_size", None)
         return size_of(size if size is None or isinstance(size, int) else tuple(size))
 
@@ -176,8 +176,8 @@ class TransformersTextModel(ZooModel):
     """How to build one model of transformers for text.
 
     Args:
-        model_type: As transformers calls it.
-        changes: What differs from the type's default configuration, as JSON.
+        model_type: Model type in transformers.
+        changes: Changes to the default configuration of the type, as JSON.
     """
 
     zoo: ClassVar[str] = "transformers"
@@ -192,7 +192,7 @@ class TransformersTextModel(ZooModel):
         return AutoModelForSequenceClassification.from_config(config)
 
     def __call__(self) -> SequenceClassifier:
-        """Build the network and what trains it."""
+        """Build the network and its LightningModule."""
         return SequenceClassifier(self.network(), self.num_classes, lr=self.lr)
 
 
@@ -200,19 +200,19 @@ def _config(model_type: str, changes: Mapping[str, Any], num_classes: int) -> An
     from transformers import AutoConfig
 
     config = AutoConfig.for_model(model_type, **changes)
-    config.architectures = config.architectures or []  # some versions iterate over it, None or not (deit, 5.24)
-    config.num_labels = num_classes  # as an argument it would contradict the names of other classes
+    config.architectures = config.architectures or []  # some versions iterate over it even if it is None (deit, 5.24)
+    config.num_labels = num_classes  # as an argument, it could contradict the class names of the configuration
     return config
 
 
 def _plain(config: Any) -> tuple[str, dict[str, Any]]:
-    """Turn a configuration into its model type and what differs from that type's default."""
+    """Return the model type of a configuration, and its changes to the default of that type."""
     changes = json.loads(config.to_json_string())
     return changes.pop("model_type"), {key: value for key, value in changes.items() if key != "transformers_version"}
 
 
 def _model_types() -> tuple[frozenset[str], frozenset[str]]:
-    """Name the types that classify images, and those that classify text."""
+    """Return the model types that classify images, and those that classify text."""
     module = "transformers.models.auto.modeling_auto"
     modeling_auto = imported(module, "Models of transformers need transformers", "transformers")
     images = frozenset(modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES)

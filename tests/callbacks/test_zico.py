@@ -426,9 +426,9 @@ def test_split_parameters_are_refused_before_training() -> None:
         ),
         ({"every_n_epochs": 0}, ValueError, "Invalid every_n_epochs=0"),
         ({"axis": "layer"}, ValueError, "Invalid axis='layer'"),
-        ({"chunk_size": 0}, ValueError, "`chunk_size` is 0"),
-        ({"std_of": "squared"}, ValueError, "`std_of` is 'squared'"),
-        ({"parameters": "*.weight"}, TypeError, "`parameters` is the string"),
+        ({"chunk_size": 0}, ValueError, "chunk_size=0"),
+        ({"std_of": "squared"}, ValueError, "std_of='squared'"),
+        ({"parameters": "*.weight"}, TypeError, r"Invalid parameters='\*\.weight'"),
     ],
 )
 def test_wrong_arguments_are_refused_at_construction(

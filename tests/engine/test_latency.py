@@ -106,7 +106,7 @@ def test_threads_are_put_back_when_the_network_fails():
 
 
 def test_no_threads_are_none():
-    with pytest.raises(ValueError, match="`num_threads` is 0; needed is at least 1"):
+    with pytest.raises(ValueError, match="num_threads=0: expected at least 1"):
         Latency(num_threads=0)
 
 

@@ -359,7 +359,7 @@ def test_what_has_no_common_length_is_not_cut_to_single_samples(batch, said):
 @pytest.mark.parametrize(
     ("batch", "count", "is_time_first", "said"),
     [
-        (IMAGES, None, False, "nothing tells how many samples a batch has.*Pass `num_samples=`"),
+        (IMAGES, None, False, "the number of samples in a batch is unknown.*Pass `num_samples=`"),
         ((zeros(7, 4, 3), labels(7, 4)), 4, False, r"a batch of 4 with tensors of the shapes \(7, 4, 3\), \(7, 4\)\."),
         ((zeros(20, 3), labels(2, 60), labels(4)), 4, False, "a batch of 4"),
         ((zeros(5, 3), labels(2, 5)), 5, False, "a batch of 5"),  # five edges between five nodes
@@ -367,7 +367,7 @@ def test_what_has_no_common_length_is_not_cut_to_single_samples(batch, said):
         (Graphs(5), 5, False, "a batch of 5 with no tensors in tuples"),
         ((packed([5, 3, 2]), labels(3)), 3, False, "a batch of 3"),
         (([zeros(3, 8, 8)] * 3, labels(3)), 3, False, "a batch of 3"),  # three views, or images of three channels
-        ((zeros(5, 5, 3), labels(5)), 5, True, "first two dimensions of a tensor have length 5"),
+        ((zeros(5, 5, 3), labels(5)), 5, True, "first two dimensions of a tensor both have length 5"),
         ({"x": zeros(20, 3), **{str(n): labels(n) for n in range(9)}}, 4, False, r"\(6,\), \.\.\.\. Use"),
     ],
 )
@@ -585,7 +585,7 @@ def test_sparse_tensors_are_refused_in_words(to_sparse, proxy, nodes):
     ]
     step = lambda module, batch, i: F.cross_entropy(module(*batch[:2]), batch[2])  # noqa: E731
     error = score(Graph(), batches, (proxy,), step=step)[proxy].error
-    assert error.startswith("not applicable: the batch holds a sparse tensor")
+    assert error.startswith("not applicable: the batch has a sparse tensor")
 
 
 def test_what_others_say_at_length_is_cut():

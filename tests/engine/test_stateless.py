@@ -100,7 +100,7 @@ def test_meta_parameters_are_refused_by_name():
     ],
 )
 def test_a_loss_that_is_not_one_number_is_refused(loss, said):
-    with pytest.raises(UnsupportedModuleError, match=rf"The loss is {said}; needed is one number"):
+    with pytest.raises(UnsupportedModuleError, match=rf"The loss is {said}: expected a single number"):
         Stateless(nn.Linear(3, 2)).loss(lambda m, b, i: loss, {}, None, 0)
 
 

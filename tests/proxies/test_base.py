@@ -71,5 +71,5 @@ def test_a_taken_name_is_refused(name):
 
 @pytest.mark.parametrize("name", ["rank", "name", "score", "error", "seconds"])
 def test_columns_of_the_leaderboard_are_no_names_of_proxies(name):
-    with pytest.raises(DuplicateNameError, match="is taken: a column of the leaderboard"):
+    with pytest.raises(DuplicateNameError, match="is reserved for a column of the leaderboard"):
         register_proxy(name)

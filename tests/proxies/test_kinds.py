@@ -343,7 +343,7 @@ def test_a_sample_of_a_list_is_not_taken_for_a_batch(lengths: Any) -> None:
     batches = [([torch.randn(n, NUM_INPUTS) for n in lengths], labels()) for _ in range(2)]
     card = score(FromList(), batches, ["jacob_cov", "epe_nas"])
     for name in card:
-        assert card[name].error == "not applicable: the samples of the input are a list, and not rows of one tensor."
+        assert card[name].error == "not applicable: the samples of the input are a list, not the rows of one tensor."
 
 
 def test_the_flow_does_not_depend_on_the_order_of_samples_of_different_sizes() -> None:

@@ -35,7 +35,7 @@ def test_it_is_a_column_beside_the_others_and_ranks_if_asked_to() -> None:
 def test_a_candidate_that_nothing_is_known_of_says_so() -> None:
     selector = ZeroShotSelector(proxies="params", prior={"small": 80.0})
     assert selector.rank(CANDIDATES, make_batches()).best == "wide"
-    assert selector.cards_["wide"]["prior"].error == "not applicable: nothing is known beforehand of 'wide'."
+    assert selector.cards_["wide"]["prior"].error == "not applicable: the prior has no value for 'wide'."
 
 
 def test_it_can_be_a_member_of_a_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,7 +63,7 @@ def test_candidates_of_several_zoos_are_known_with_and_without_the_name_of_the_z
     assert [prior.of(name) for name in ("timm:resnet18", "torchvision:resnet18", "resnet18")] == [0.0, 1.0, 1.0]
     assert [prior.of(name) for name in ("timm:vgg", "torchvision:vgg", "vgg")] == [2.0, 3.0, 3.0]
     assert prior.of("timm:vit") is None
-    with pytest.raises(ValueError, match="`prior` of 'resnet18' is nan; needed is a finite number"):
+    with pytest.raises(ValueError, match="`prior` of 'resnet18' is nan: expected a finite number"):
         Prior({"resnet18": float("nan")})
 
 
@@ -73,20 +73,20 @@ def test_a_file_is_joined_by_its_first_column(tmp_path: Path) -> None:
     prior = Prior.from_csv(path, "top1")
     assert (prior.of("small"), prior.of("wide")) == (71.5, 60.0)
     assert Prior.from_csv(path, "img_size", higher_is_better=False).of("small") == 224
-    with pytest.raises(ValueError, match="columns model, img_size, top1, and no column is named"):
+    with pytest.raises(ValueError, match="columns model, img_size, top1, and `column` is not given"):
         ZeroShotSelector(prior=path)
-    with pytest.raises(ValueError, match="there is no 'top5'"):
+    with pytest.raises(ValueError, match="there is no column 'top5'"):
         Prior.from_csv(path, "top5")
     path.write_text("name,accuracy\nsmall,70.5\nwide,60\n", encoding="utf-8")
     selector = ZeroShotSelector(proxies="params", prior=str(path), rank_by="prior")
     assert selector.rank(CANDIDATES, make_batches()).best == "small"
     for text in ("high", "nan", "-inf", ""):
         path.write_text(f"name,accuracy\nwide,3\n\nsmall,{text}\n", encoding="utf-8")
-        with pytest.raises(ValueError, match=f"in line 4 '{text}' as `accuracy` of 'small', no finite number"):
+        with pytest.raises(ValueError, match=f"line 4: `accuracy` of 'small' is '{text}': expected a finite number"):
             Prior.from_csv(path)
     for text in ("name,accuracy\n", ""):
         path.write_text(text, encoding="utf-8")
-        with pytest.raises(ValueError, match=r"no values|no column"):
+        with pytest.raises(ValueError, match=r"is empty|`column` is not given"):
             Prior.from_csv(path)
 
 

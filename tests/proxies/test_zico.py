@@ -174,9 +174,9 @@ def test_a_loss_linear_in_the_weights_does_not_vary_over_equal_inputs():
 
 
 def test_arguments_are_checked_at_construction_and_stored_as_given():
-    with pytest.raises(ValueError, match=r"needed is 'signed' .* or 'abs'"):
+    with pytest.raises(ValueError, match=r"expected 'signed' .* or 'abs'"):
         ZiCo(std_of="both")
-    with pytest.raises(TypeError, match=r"needed is a list of patterns: \['\*.weight'\]"):
+    with pytest.raises(TypeError, match=r"expected a list of patterns. Pass \['\*.weight'\]"):
         ZiCo(parameters="*.weight")
     patterns = ["*.weight"]
     zico = ZiCo("abs", patterns, name="zico_abs")

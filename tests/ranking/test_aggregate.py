@@ -117,10 +117,10 @@ def test_one_more_candidate_changes_the_others(aggregate):
 def test_wrong_tables_are_refused(aggregate):
     with pytest.raises(ValueError, match=r"`scores` is empty.*at least one member"):
         aggregate({})
-    with pytest.raises(ValueError, match=r"\{'a': 2, 'b': 1\}; needed is one a candidate.*Put None"):
+    with pytest.raises(ValueError, match=r"\{'a': 2, 'b': 1\}: expected one per candidate.*Use None"):
         aggregate({"a": [1.0, 2.0], "b": [1.0]})
     for bad in (math.nan, math.inf, -math.inf):
-        with pytest.raises(ValueError, match=r"Score 1 of 'b' is -?(nan|inf).*Put None"):
+        with pytest.raises(ValueError, match=r"Score 1 of 'b' is -?(nan|inf).*Use None"):
             aggregate({"a": [1.0, 2.0], "b": [1.0, bad]})
 
 

@@ -133,16 +133,16 @@ def test_a_fraction_counts_from_all_candidates():
 @pytest.mark.parametrize("measure", [ndcg, regret_at_k])
 @pytest.mark.parametrize("k", [0, -1, 0.0, 1.5, math.nan])
 def test_a_count_out_of_range_is_refused(measure, k):
-    with pytest.raises(ValueError, match=r"`k` is .*; needed is a whole number from 1, or a fraction"):
+    with pytest.raises(ValueError, match=r"Invalid k=.*: expected a whole number of at least 1, or a fraction"):
         measure([1.0, 2.0], [1.0, 2.0], k)
 
 
 @pytest.mark.parametrize("measure", [*MEASURES, functools.partial(bootstrap_interval, kendall)])
 def test_wrong_pairs_are_refused(measure):
-    with pytest.raises(ValueError, match=r"shapes \[2\] and \[1\]; needed is one number a candidate"):
+    with pytest.raises(ValueError, match=r"shapes \[2\] and \[1\]: expected one number per candidate"):
         measure([1.0, 2.0], [1.0])
     for bad in (math.nan, math.inf, None):
-        with pytest.raises(ValueError, match=r"Candidate 1 has the numbers .* needed are finite ones. Leave out"):
+        with pytest.raises(ValueError, match=r"Candidate 1 has the numbers .* expected finite numbers. Leave out"):
             measure([1.0, 2.0], [1.0, bad])
 
 
@@ -199,9 +199,9 @@ def test_resamples_without_a_measure_are_left_out():
 
 def test_options_out_of_range_are_refused():
     for level in (0.0, 1.0, 95):
-        with pytest.raises(ValueError, match=r"`level` is .* above 0 and below 1"):
+        with pytest.raises(ValueError, match=r"Invalid level=.* above 0 and below 1"):
             bootstrap_interval(kendall, [1.0], [1.0], level=level)
-    with pytest.raises(ValueError, match="`num_resamples` is 0; needed is at least 1"):
+    with pytest.raises(ValueError, match="num_resamples=0: expected at least 1"):
         bootstrap_interval(kendall, [1.0], [1.0], num_resamples=0)
 
 

@@ -116,5 +116,5 @@ def test_of_equal_candidates_the_first_wins():
 
 @pytest.mark.parametrize("num_repeats", [0, 1, 2])
 def test_a_race_without_repeats_to_race_for_is_refused(num_repeats):
-    with pytest.raises(ValueError, match=f"`repeats` is {num_repeats}; `race=True` needs at least 3"):
+    with pytest.raises(ValueError, match=f"Invalid repeats={num_repeats}: expected at least 3 with `race=True`"):
         race(8, num_repeats, Track(np.zeros((8, 4))))

@@ -148,7 +148,7 @@ def test_a_recipe_names_each_member_once(members):
 
 @pytest.mark.parametrize("changes", [{"aggregate": None}, {"members": ("a",)}, {"aggregate": "sum"}])
 def test_the_aggregate_fits_the_number_of_members(changes):
-    with pytest.raises(ValueError, match="needed is one of 'log_rank', 'mean_rank' for several members, and None"):
+    with pytest.raises(ValueError, match="expected one of 'log_rank', 'mean_rank' for several members, and None"):
         recipe(**changes)
 
 
@@ -166,7 +166,9 @@ def test_a_single_member_is_taken_as_it_is():
 
 
 def test_a_member_without_scores_is_named_with_the_way_out():
-    with pytest.raises(ValueError, match=r"'without_blocks' needs .* none of naswot. .*fall back to recipe 'size'"):
+    with pytest.raises(
+        ValueError, match=r"'without_blocks' needs .* those of naswot are missing. .*fall back to recipe 'size'"
+    ):
         combine(get_recipe("without_blocks"), {"macs": [1.0]})
-    with pytest.raises(ValueError, match=r"none of params, macs. Score them too\.$"):
+    with pytest.raises(ValueError, match=r"those of params, macs are missing. Score them too\.$"):
         combine(get_recipe("size"), {})

@@ -111,13 +111,13 @@ def test_equal_candidates_are_a_tie_and_share_being_best():
 
 
 def test_wrong_tables_are_refused():
-    with pytest.raises(ValueError, match=r"\[1, 2\] repeats; needed is one number for all"):
+    with pytest.raises(ValueError, match=r"\[1, 2\] repeats: expected the same number for all"):
         uncertainties([[1.0], [1.0, 2.0]])
     with pytest.raises(ValueError, match=r"\[0\] repeats"):
         uncertainties([[], []])
-    with pytest.raises(ValueError, match="`num_resamples` is 0"):
+    with pytest.raises(ValueError, match="num_resamples=0"):
         uncertainties([[1.0, 2.0]], num_resamples=0)
     with pytest.raises(ValueError, match="NaN or infinite"):
         uncertainties([[1.0, math.nan], [0.0, 0.0]])
-    with pytest.raises(ValueError, match="There are 1 repeats; needed are at least 2"):
+    with pytest.raises(ValueError, match="The number of repeats is 1: expected at least 2"):
         difference_interval([1.0], [2.0])

@@ -107,8 +107,8 @@ def wrong_arguments() -> Any:
             r"Invalid trainer=\['zico'\].*Pass proxies as `proxies=\.\.\.`",
             ("selector",),
         ),
-        ({"prior": 3}, "`prior` is 3; needed are numbers by name", ("selector",)),
-        ({"prior": {"a": "b"}}, "`prior` of 'a' is 'b'; needed is a finite number", ("selector",)),
+        ({"prior": 3}, "Invalid prior=3: expected a mapping from names to numbers", ("selector",)),
+        ({"prior": {"a": "b"}}, "`prior` of 'a' is 'b': expected a finite number", ("selector",)),
         ({"finalists": 2.0}, r"Invalid finalists=2\.0", ("selector",)),
         ({"num_trials": 1e3}, r"Invalid num_trials=1000\.0", ("search",)),
         ({"budget": {"macs": 3}}, "Invalid budget={'macs': 3}: expected a `Budget`", ("selector", "search")),
@@ -422,12 +422,15 @@ def test_a_list_of_batches_is_data_to_validate_on() -> None:
         (lambda: ProcessExecutor(timeout_s="1m"), "Invalid timeout_s='1m': expected a positive number"),
         (lambda: ProcessExecutor(memory_bytes="4G"), "Invalid memory_bytes='4G': expected a positive number"),
         (lambda: get_space(3), "Invalid name=3: expected the name of a space"),
-        (lambda: get_space("nas_bench_201").candidates("x"), "`n` is 'x'; the space has"),
-        (lambda: register_proxy(ZiCo), r"Invalid name=<class .*ZiCo'>: expected a text, as in `@register_proxy\('my"),
-        (lambda: from_zoo(3, num_classes=3), "Invalid spec 3: expected a text"),
+        (
+            lambda: get_space("nas_bench_201").candidates("x"),
+            "Invalid n='x': expected a whole number from 0 to the 15,625 archs",
+        ),
+        (lambda: register_proxy(ZiCo), r"Invalid name=<class .*ZiCo'>: expected a string, as in `@register_proxy\('my"),
+        (lambda: from_zoo(3, num_classes=3), "Invalid spec 3: expected a string"),
         (lambda: matched("model", [["a"]], ["a"]), r"Invalid name \['a'\]: expected names or patterns one by one"),
         (lambda: Zoo((), max_params="1M"), "Invalid max_params='1M': expected a positive number"),
-        (lambda: Prior("known.csv"), "`prior` is 'known.csv'; needed are numbers by name, or the path"),
+        (lambda: Prior("known.csv"), "Invalid prior='known.csv': expected a mapping .*, or the path"),
         (lambda: DigitsDataModule(0), "Invalid batch_size=0: expected a whole number of at least 1"),
         (lambda: ImageFolderDataModule("a", image_size="big"), "Invalid image_size='big': expected a whole number"),
         (lambda: ImageFolderDataModule("a", num_workers=-1), "Invalid num_workers=-1: expected a whole number of at l"),
@@ -444,7 +447,7 @@ def test_every_entrance_refuses_the_wrong_kind(call: Callable[[], Any], said: st
 def test_the_text_of_an_arch_is_refused_where_it_is_not_the_arch(method: str) -> None:
     space = get_space("nas_bench_201")
     arch = space.sample(random.Random(0))
-    with pytest.raises(TypeError, match=r"it is a text. Pass `space\.parse\(\.\.\.\)` of it"):
+    with pytest.raises(TypeError, match=r"expected an arch, not its string. Pass `space\.parse\(\.\.\.\)` of it"):
         getattr(space, method)(str(arch))
     getattr(space, method)(arch)
     of_texts = Bits()

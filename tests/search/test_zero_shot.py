@@ -386,7 +386,7 @@ def test_a_resolution_that_networks_cannot_take_is_refused_before_anything_is_sc
     executor = Told(params=lambda _: 1.0)
     study = {"budget": budget, "executor": executor, "storage": tmp_path / "trials.db", "name": "mine"}
     with pytest.raises(
-        ValueError, match=r"`resolution` is 5; needed is at least 32: .*pass `resolution` \(--resolution"
+        ValueError, match=r"Invalid resolution=5: expected at least 32, .*pass `resolution` \(--resolution"
     ):
         searched("plainnet", **study)
     assert executor.asked == []

@@ -333,7 +333,7 @@ def is_arch(text):
 
 @pytest.mark.parametrize("ops", [(POOL,) * 6, ("skip",), ("output",)])
 def test_an_arch_of_other_operations_is_refused(ops):
-    with pytest.raises(ValueError, match="needed are at most 5 of conv1x1-bn-relu"):
+    with pytest.raises(ValueError, match="expected at most 5 of conv1x1-bn-relu"):
         NASBench101Arch(ops, ((0,), *((vertex,) for vertex in range(1, len(ops) + 1))))
 
 
@@ -353,7 +353,7 @@ def test_an_arch_of_other_operations_is_refused(ops):
     ],
 )
 def test_an_arch_of_another_graph_is_refused(num_ops, inputs):
-    with pytest.raises(ValueError, match=rf"`inputs` is .* needed are, for each of {num_ops} `ops`"):
+    with pytest.raises(ValueError, match=rf"Invalid inputs=.* expected, for each of the {num_ops} `ops`"):
         NASBench101Arch((POOL,) * num_ops, inputs)
 
 
@@ -374,10 +374,10 @@ def test_vertices_on_no_path_are_left_out():
 @pytest.mark.parametrize(
     ("matrix", "ops", "needed"),
     [
-        ([[0, 1]], ("input", "output"), "a row and a column for each of 2 `ops`"),
-        ([[0, 1], [0]], ("input", "output"), "a row and a column for each of 2 `ops`"),
-        ([[0, 1], [1, 0]], ("input", "output"), "zeros on the diagonal and below"),
-        ([[1, 1], [0, 0]], ("input", "output"), "zeros on the diagonal and below"),
+        ([[0, 1]], ("input", "output"), "a row and a column for each of the 2 `ops`"),
+        ([[0, 1], [0]], ("input", "output"), "a row and a column for each of the 2 `ops`"),
+        ([[0, 1], [1, 0]], ("input", "output"), "zeros on and below the diagonal"),
+        ([[1, 1], [0, 0]], ("input", "output"), "zeros on and below the diagonal"),
         ([[0, 0], [0, 0]], ("input", "output"), "a path from the first to the last vertex"),
         ([[0, 1], [0, 0]], (POOL, "output"), "'input' as the first and 'output' as the last"),
         ([], (), "'input' as the first and 'output' as the last"),
@@ -385,5 +385,5 @@ def test_vertices_on_no_path_are_left_out():
     ],
 )
 def test_another_matrix_is_refused(matrix, ops, needed):
-    with pytest.raises(ValueError, match=f"needed .*{needed}"):
+    with pytest.raises(ValueError, match=f"expected.*{needed}"):
         NASBench101Arch.from_matrix(matrix, ops)

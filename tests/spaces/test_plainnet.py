@@ -118,7 +118,7 @@ def test_costs_are_those_of_the_network(space, arch, resolution, num_classes, in
 
 @pytest.mark.parametrize("resolution", [-32, 0, 31])
 def test_images_that_cannot_be_halved_five_times_are_refused(resolution):
-    with pytest.raises(ValueError, match=f"`resolution` is {resolution}; needed is at least 32"):
+    with pytest.raises(ValueError, match=f"resolution={resolution}: expected at least 32"):
         SPACE.macs(START, resolution)
 
 
@@ -353,7 +353,7 @@ def test_the_error_points_to_the_first_character_that_no_arch_has(text, rest, ne
 @pytest.mark.parametrize("field", ["kernel", "expansion", "outputs", "stride", "bottleneck", "repeats"])
 @pytest.mark.parametrize("wrong", [0, -8, 9, 2048])
 def test_a_block_of_other_numbers_is_refused(field, wrong):
-    with pytest.raises(ValueError, match=f"`{field}` is {wrong}; needed is "):
+    with pytest.raises(ValueError, match=f"Invalid {field}={wrong}: expected "):
         replace(START.blocks[0], **{field: wrong})
 
 
@@ -361,14 +361,14 @@ def test_a_block_of_other_numbers_is_refused(field, wrong):
 def test_blocks_of_other_strides_are_refused(strides):
     blocks = [replace(START.blocks[0], stride=stride) for stride in strides]
     with pytest.raises(
-        ValueError, match=rf"`blocks` have the strides {re.escape(str(list(strides)))}; needed are 4 to 14"
+        ValueError, match=rf"`blocks` have the strides {re.escape(str(list(strides)))}: expected 4 to 14"
     ):
         PlainNetArch(8, blocks)
 
 
 @pytest.mark.parametrize("stem", [0, 4, 12, 2048])
 def test_another_stem_is_refused(stem):
-    with pytest.raises(ValueError, match=f"`stem` is {stem}; needed is a multiple of 8 from 8 to 2040"):
+    with pytest.raises(ValueError, match=f"Invalid stem={stem}: expected a multiple of 8 from 8 to 2040"):
         replace(START, stem=stem)
 
 

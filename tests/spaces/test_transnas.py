@@ -174,7 +174,7 @@ def test_costs_are_those_of_the_network(space, text, resolution, num_classes, in
 @pytest.mark.parametrize("resolution", [0, -4])
 @pytest.mark.parametrize(("space", "text"), SMALL[-2:])
 def test_images_without_pixels_are_refused(space, text, resolution):
-    with pytest.raises(ValueError, match=f"`resolution` is {resolution}; needed is at least 1"):
+    with pytest.raises(ValueError, match=f"resolution={resolution}: expected at least 1"):
         space.macs(space.parse(text), resolution)
 
 
@@ -390,14 +390,14 @@ def test_the_error_points_to_the_first_character_that_no_arch_has(space, seed, s
 @pytest.mark.parametrize(
     ("space", "text", "message"),
     [
-        (MACRO, "64-33333-basic", "position 7 .*needed is '1' or '2', found is '3'"),
-        (MACRO, "64-11111-basic", "position 8 .*needed is '4', found is '-'"),
-        (MACRO, "64-411-basic", "position 6 .*needed is '1' or '2' or '3' or '4', found is '-'"),
-        (MACRO, "64-4111111-basic", "position 9 .*needed is '-basic', found is '1'"),
-        (MACRO, "64-41414", "position 8 .*needed is '1' or '3' or '-basic'"),
-        (MICRO, "32-41414-3_33_333", "position 0 .*needed is '64-41414-', found is '3'"),
-        (MICRO, "64-41414-333_333", "position 10 .*needed is '_', found is '3'"),
-        (MICRO, "64-41414-3_33_3333", "position 17 .*needed is the end, found is '3'"),
+        (MACRO, "64-33333-basic", "position 7 .*expected '1' or '2', found '3'"),
+        (MACRO, "64-11111-basic", "position 8 .*expected '4', found '-'"),
+        (MACRO, "64-411-basic", "position 6 .*expected '1' or '2' or '3' or '4', found '-'"),
+        (MACRO, "64-4111111-basic", "position 9 .*expected '-basic', found '1'"),
+        (MACRO, "64-41414", "position 8 .*expected '1' or '3' or '-basic'"),
+        (MICRO, "32-41414-3_33_333", "position 0 .*expected '64-41414-', found '3'"),
+        (MICRO, "64-41414-333_333", "position 10 .*expected '_', found '3'"),
+        (MICRO, "64-41414-3_33_3333", "position 17 .*expected the end, found '3'"),
     ],
 )
 def test_the_error_shows_what_is_needed(space, text, message):
@@ -407,7 +407,7 @@ def test_the_error_shows_what_is_needed(space, text, message):
 
 @pytest.mark.parametrize("ops", [(), ("none",) * 5, ("none",) * 7, ("none",) * 5 + ("avg_pool_3x3",)])
 def test_a_cell_of_other_operations_is_refused(ops):
-    with pytest.raises(ValueError, match="needed are 6 of none, skip_connect"):
+    with pytest.raises(ValueError, match="expected 6 of none, skip_connect"):
         TransNASMicroArch(ops)
 
 
@@ -416,7 +416,7 @@ def test_a_cell_of_other_operations_is_refused(ops):
     [(), (4, 1, 1), (4,) + (1,) * 6, (4, 0, 1, 1), (4, 5, 1, 1), (2,) * 4, (3,) * 4, (3,) * 5 + (2,), (4,) * 4],
 )
 def test_a_skeleton_outside_the_limits_is_refused(stages):
-    with pytest.raises(ValueError, match=r"needed are 4 to 6 of 1 .*channels 1 to 3 times and halve the image 1 to 4"):
+    with pytest.raises(ValueError, match=r"expected 4 to 6 of 1 .*channels 1 to 3 times and halve the image 1 to 4"):
         TransNASMacroArch(stages)
 
 
