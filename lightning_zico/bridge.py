@@ -63,22 +63,22 @@ from lightning_zico.trainers import (
 )
 from lightning_zico.undisturbed import undisturbed
 
-# How the reason begins that a module's optimisers cannot be made.
+# Start of the reason when a module's optimisers cannot be made.
 OPTIMIZERS_FAIL = "its `configure_optimizers` fails: "
 _WAY_OUT = (
     "Pass `loss_fn=`, called as `loss_fn(outputs, targets)` on batches `(inputs, targets)`, or `step=`, called as "
     "`step(module, batch, batch_idx)`, which returns the loss."
 )
-_MOST_IN_VAIN = 2  # times that a loader is read again without giving a batch that it had not given before
+_MOST_IN_VAIN = 2  # most passes over a loader in a row that give no new batch
 
 
 class Bridge(NamedTuple):
-    """What the engine needs to know of a module.
+    """What the engine needs to know about a module.
 
     Args:
         step: ``(module, batch, batch_idx) -> mean loss``.
         prepare: ``(batch, batch_idx) -> batch`` on the module's device, through its transfer hooks.
-        muted: Silences the module's metrics, whose arithmetic no proxy wants; for counting on the meta device.
+        muted: Silences the module's metrics, whose arithmetic no proxy should count; for counting on the meta device.
         refused: Why Lightning's trainer would not train the module; None if it would.
     """
 
@@ -89,14 +89,14 @@ class Bridge(NamedTuple):
 
 
 class Reread(list[Batch]):
-    """Batches of a loader that has fewer of them than were asked for, and was read several times.
+    """Batches of a loader that has fewer of them than requested and was read several times.
 
     Args:
-        batches: As many as were asked for.
-        num_in_a_pass: How many the loader has.
+        batches: The batches, as many as requested.
+        num_in_a_pass: Number of batches of the loader.
         num_passes: How often it was read.
         are_copies: Whether all of them are one batch with the same samples, so that gradients vary only by what the
-            training step draws itself: windows, noise, dropout. Else no two hold the same samples.
+            training step draws itself: windows, noise, dropout. Otherwise no two hold the same samples.
     """
 
     def __init__(
@@ -109,18 +109,18 @@ class Reread(list[Batch]):
 
 
 class Running(NamedTuple):
-    """The hook that a trainer at work is running.
+    """The hook that a trainer is running during training.
 
     Args:
         hook: ``"on_train_start"`` or ``"on_train_epoch_start"``.
-        callback: Whose hook it is; those of the callbacks behind it, and the module's, are still to come.
+        callback: The callback whose hook it is; the hooks of later callbacks and of the module have not run yet.
     """
 
     hook: str
     callback: Any
 
     def behind(self, trainer: Any) -> list[Any]:
-        """List the trainer's callbacks behind the one whose hook is running."""
+        """List the trainer's callbacks after the one whose hook is running."""
         callbacks = list(trainer.callbacks)
         return callbacks[callbacks.index(self.callback) + 1 :] if self.callback in callbacks else []
 
@@ -140,15 +140,15 @@ def bridged(
     trainer: Any = None,
     running: Running | None = None,
 ) -> Iterator[Bridge]:
-    """Make a module ready to be measured, and put it back as it was, also when the body raises.
+    """Make a module ready to be measured, and restore it afterwards, also when the body raises.
 
-    A LightningModule sees what it would see at the first batch of ``fit``. ``self.log`` and ``self.log_dict`` say
-    nothing, and ``self.logger`` swallows what it is given. A module that is not in training already gets a private
+    A LightningModule sees what it would see at the first batch of ``fit``. ``self.log`` and ``self.log_dict`` do
+    nothing, and ``self.logger`` discards what it receives. A module that is not yet in training gets a private
     trainer, and the hooks before the first step run as Lightning runs them: ``configure_callbacks``, ``prepare_data``,
     ``setup``, ``configure_model``, ``configure_optimizers``, ``on_fit_start``, ``on_train_start``,
-    ``on_train_epoch_start``, and for each batch ``on_train_batch_start``. Of one in training, those run that have not
-    run yet. A module in eval mode is put in train mode as a whole; one in train mode keeps the modes of its parts (a
-    frozen backbone stays in eval mode), as Lightning keeps them.
+    ``on_train_epoch_start``, and for each batch ``on_train_batch_start``. For a module in training, only the hooks run
+    that have not run yet. A module in eval mode is put in train mode as a whole; one in train mode keeps the modes of
+    its parts (a frozen backbone stays in eval mode), as Lightning does.
 
     Args:
         module: A LightningModule (of ``lightning`` or ``pytorch_lightning``) or, with ``loss_fn`` or ``step``, any
@@ -156,18 +156,18 @@ def bridged(
         loss_fn: ``(outputs, targets) -> mean loss``, used instead of ``training_step`` on batches ``(inputs,
             targets)``.
         step: ``(module, batch, batch_idx) -> mean loss``, used instead of ``training_step`` on any batches.
-        datamodule: Where its transfer hooks are overridden they run, as in Lightning, instead of the module's. Its
-            ``trainer`` is that of the module meanwhile.
-        settings: Of the private trainer.
-        loader: That the private trainer shows.
-        precision: In which the step runs; None for the trainer's, or for none with a private one.
-        device: Where ``place`` puts the module; None for where it is.
-        place: Moves and converts the module when its parts are there, before optimisers are made.
+        datamodule: Its overridden transfer hooks run instead of the module's, as in Lightning. Meanwhile its
+            ``trainer`` is that of the module.
+        settings: Settings of the private trainer.
+        loader: The loader that the private trainer shows.
+        precision: Precision plugin that the step runs in; None for the trainer's, or for none with a private trainer.
+        device: Device that ``place`` moves the module to; None for its present one.
+        place: Moves and converts the module once its parts exist, before optimisers are made.
         trainer: The trainer that is training the module; None to attach a private one.
-        running: How far that trainer has come; None if all hooks before the next batch have run.
+        running: The hook that this trainer is running; None if all hooks before the next batch have run.
 
     Raises:
-        UnsupportedModuleError: If there is neither ``loss_fn`` nor ``step``, and the module's own training gives no
+        UnsupportedModuleError: If there is neither ``loss_fn`` nor ``step``, and the module's own training has no
             single loss: no ``training_step``, manual optimisation, several optimisers.
         HookError: If a hook fails.
     """
@@ -175,7 +175,7 @@ def bridged(
     has_own_loss = loss_fn is None and step is None
     if has_own_loss:
         check_training_step(module)
-    # The hooks of a data module may count or draw, too.
+    # The hooks of a data module may also count or draw random numbers.
     hooked = [datamodule] if overrides_transfer(datamodule) else []
     callbacks = [each for each in (settings if trainer is None else trainer).callbacks if takes_part(each)]
     writes = bool(callbacks) or any(is_overridden(module, hook) for hook in WRITING_HOOKS)
@@ -227,9 +227,9 @@ def bridged(
 
 
 def _put_back_once_reached(stack: ExitStack) -> Callable[[Any], None]:
-    """Make a function that remembers an object the first time that somebody reaches it, to be put back at the end.
+    """Make a function that remembers an object when it is first accessed, so that it is restored at the end.
 
-    Most modules look at neither the data module nor the loaders, and need not pay for copies of what these hold.
+    Most modules access neither the data module nor the loaders, and should not pay for copies of their contents.
     """
     seen: dict[int, Any] = {}
 
@@ -242,9 +242,9 @@ def _put_back_once_reached(stack: ExitStack) -> Callable[[Any], None]:
 
 
 def _shown_by(trainer: Any) -> list[Any]:
-    """List what hooks reach through a trainer at work: its data module, its loaders and its callbacks.
+    """List what hooks reach through a trainer in training: its data module, its loaders and its callbacks.
 
-    Left out are callbacks that draw, whose threads go on, and those of this package, which hold the scores.
+    Progress bars, whose threads keep running, and callbacks of this package, which hold the scores, are left out.
     """
     loops = (trainer.fit_loop, trainer.fit_loop.epoch_loop.val_loop)
     loaders = [loop._combined_loader.iterables for loop in loops if loop._combined_loader is not None]
@@ -267,13 +267,13 @@ def _open(
     """Run what comes before the first batch of ``fit``, in Lightning's order.
 
     Returns:
-        Why Lightning's trainer would refuse the module, or could not set its optimisers up.
+        Why Lightning's trainer would refuse the module, or could not set up its optimisers; None if neither.
     """
     module, trainer = opening.module, opening.trainer
     for part in module.modules():
         if is_lightning(part):
-            # The property's setter refuses a module of the other package. A module's parts are told the device before
-            # they are moved to it, as Lightning does.
+            # The property's setter refuses a module of the other package. The device is set before the parts are moved
+            # to it, as Lightning does.
             vars(part).update(_trainer=trainer, _device=trainer.strategy.root_device)
     with torch.enable_grad():
         trainer.callbacks = opening.take_callbacks(settings)
@@ -297,7 +297,7 @@ def _open(
 
 
 def _go_on(opening: Opening, running: Running) -> None:
-    """Run what a trainer at work has not run yet before its next batch."""
+    """Run the hooks that a trainer in training has not run yet before its next batch."""
     hooks = ("on_train_start", "on_train_epoch_start")
     behind = running.behind(opening.trainer)
     with torch.enable_grad():
@@ -307,19 +307,19 @@ def _go_on(opening: Opening, running: Running) -> None:
 
 
 def uncompiled(module: nn.Module) -> nn.Module:
-    """Give the module behind one of `torch.compile`, as Lightning does; compiling would cost more than scoring."""
+    """Return the module inside one of `torch.compile`, as Lightning does; compiling would cost more than scoring."""
     return getattr(module, "_orig_mod", module)
 
 
 def check_training_step(module: nn.Module) -> None:
-    """Refuse a module whose own ``training_step`` gives no loss to differentiate, before anything runs.
+    """Check, before anything runs, that a module's own ``training_step`` returns a loss to differentiate.
 
     Raises:
-        UnsupportedModuleError: With the ways out, which are always ``loss_fn=`` and ``step=``.
+        UnsupportedModuleError: If not. The message names the alternatives, ``loss_fn=`` and ``step=``.
     """
     name = type(module).__name__
     if not is_lightning(module):
-        raise UnsupportedModuleError(f"{name} is no LightningModule, so it has no loss of its own. {_WAY_OUT}")
+        raise UnsupportedModuleError(f"{name} is not a LightningModule, so it has no loss of its own. {_WAY_OUT}")
     if not is_overridden(module, "training_step"):
         raise UnsupportedModuleError(f"{name} defines no `training_step`. {_WAY_OUT}")
     if not module.automatic_optimization:
@@ -347,17 +347,17 @@ class Reading(NamedTuple):
 
 
 class TrainingData:
-    """Training data that is read for scoring; a data module stays set up as long as this context is entered.
+    """Training data that is read for scoring; a data module stays set up until the context ends.
 
-    A data module is set up anew whenever batches are read, under the seed of the reading, and torn down before the next
-    reading and at the end: its hooks find what ``setup`` made while candidates are scored. With several readings, that
-    is what the last one made.
+    A data module is set up each time batches are read, under the seed of that reading, and torn down before the next
+    reading and at the end. So its hooks find what ``setup`` made while candidates are scored: after several readings,
+    what the last one made.
 
     Args:
         data: A LightningDataModule (``prepare_data``, ``setup("fit")``, ``train_dataloader`` and at the end
             ``teardown("fit")`` run, in that order), a DataLoader, a list or dictionary of DataLoaders, or an iterable
             of batches.
-        settings: Of the trainer that a data module sees.
+        settings: Settings of the trainer that a data module sees.
     """
 
     def __init__(self, data: Any, settings: TrainerSettings = DEFAULT_SETTINGS) -> None:
@@ -378,23 +378,23 @@ class TrainingData:
         """Read the first batches under a seed, and leave the data's state and all generators as they were.
 
         Args:
-            num_batches: How many.
-            seed: Of shuffling and augmentation; generators that a loader brings along go on from their own state.
+            num_batches: Number of batches to read.
+            seed: Seed of shuffling and augmentation; generators that a loader owns continue from their own state.
 
         Returns:
-            Exactly ``num_batches`` batches, and their loader. A loader that has fewer is read again from its start,
-            where that gives other batches, as a shuffling loader does; a loader of one batch with always the same
-            samples gives it as often as asked for. Both are a `Reread`.
+            Exactly ``num_batches`` batches, and their loader. A loader that has fewer is read again from its start if
+            that gives other batches, as a shuffling loader does; for a loader with a single batch of always the same
+            samples, that batch is repeated. Both are a `Reread`.
 
         Raises:
             TooFewBatchesError: If there are fewer.
-            UnsupportedBatchError: If the data is nothing that can be read.
-            SurroundingsError: If a data module asks for a candidate, or for what only a running training has.
+            UnsupportedBatchError: If the data is not iterable.
+            SurroundingsError: If a data module asks for a candidate, or for something that only a running training has.
         """
         if self.datamodule is None and not isinstance(self.data, Iterable):
             raise UnsupportedBatchError(
-                f"The training data is {type(self.data).__name__}; needed is a LightningDataModule, a DataLoader, or "
-                "an iterable of batches."
+                f"Invalid training data of type {type(self.data).__name__}: expected a LightningDataModule, a "
+                "DataLoader, or an iterable of batches."
             )
         with self._loader(seed) as loader:
             batches = _first(loader, num_batches)
@@ -420,7 +420,7 @@ class TrainingData:
                 self._call(trainer, "teardown", stage=trainer.state.fn)
 
     def _call(self, trainer: Any, hook: str, **kwargs: Any) -> Any:
-        """Run a hook of the data module, whose trainer has no module: a data module serves all candidates."""
+        """Run a hook of the data module; its exceptions pass unchanged, unless it lacks a running training."""
         name = f"{type(self.datamodule).__name__}.{hook}"
         try:
             result = getattr(self.datamodule, hook)(**kwargs)
@@ -444,44 +444,44 @@ class TrainingData:
 
 
 def read_batches(data: Any, num_batches: int, *, seed: int = 0) -> list[Batch]:
-    """Read the first batches of training data, and tear a data module down; see `TrainingData`, also for errors."""
+    """Read the first batches of training data, and tear down a data module; see `TrainingData`, also for errors."""
     with TrainingData(data) as training_data:
         return training_data.read(num_batches, seed=seed).batches
 
 
 @contextmanager
 def training_loader(datamodule: Any, *, seed: int = 0) -> Iterator[Any]:
-    """Set a data module up while the body runs, and give its loader for training.
+    """Set up a data module while the body runs, and yield its training loader.
 
     Args:
-        datamodule: Its hooks run as for `TrainingData`.
-        seed: Of the body; all generators are put back.
+        datamodule: The data module; its hooks run as for `TrainingData`.
+        seed: Seed for the body; all generators are restored afterwards.
     """
     with TrainingData(datamodule) as data, data._loader(seed) as loader:
         yield loader
 
 
 def read_training_batches(trainer: Any, num_batches: int, *, seed: int = 0) -> list[Batch]:
-    """Read the first batches of what a trainer is training on, without it noticing.
+    """Read the first batches of a trainer's training data, without affecting the training.
 
     Args:
-        trainer: In ``fit``.
-        num_batches: How many, whatever ``limit_train_batches`` says.
-        seed: As for `read_batches`, which also says what is raised.
+        trainer: A trainer in ``fit``.
+        num_batches: How many batches to read, regardless of ``limit_train_batches``.
+        seed: As for `read_batches`, which also documents the exceptions.
     """
     with preserved_rng(seed):
         return _first(trainer.fit_loop._combined_loader, num_batches, readable_once=False)
 
 
 def is_datamodule(data: Any) -> bool:
-    """Tell whether data is a LightningDataModule, of whichever package."""
+    """Whether data is a LightningDataModule of either package."""
     return isinstance(data, LightningDataModule) or all(
         callable(getattr(data, hook, None)) for hook in ("prepare_data", "setup", "train_dataloader", "teardown")
     )
 
 
 def overrides_transfer(datamodule: Any) -> bool:
-    """Tell whether a data module has hooks of its own that batches pass on their way to the device."""
+    """Whether a data module overrides hooks that transfer batches to the device."""
     return any(is_overridden(datamodule, hook) for hook in TRANSFER_HOOKS)
 
 
@@ -526,7 +526,7 @@ def _blaming(name: str) -> Iterator[None]:
 
 
 def _loss_in(output: Any, name: str, batch_idx: int) -> Tensor:
-    """Take the loss from what a step returned.
+    """Return the loss from what a step returned.
 
     Raises:
         SkippedBatchError: If it returned None.
@@ -547,8 +547,8 @@ def _step_with(loss_fn: LossFn) -> Step:
     def step(module: nn.Module, batch: Batch, batch_idx: int) -> Tensor:
         if not (isinstance(batch, tuple | list) and len(batch) == 2):
             raise UnsupportedBatchError(
-                f"A batch is {type(batch).__name__}; with `loss_fn=`, needed is a pair `(inputs, targets)`. For other "
-                "batches pass `step=`, called as `step(module, batch, batch_idx)`."
+                f"Invalid batch of type {type(batch).__name__}: with `loss_fn=`, expected a pair `(inputs, targets)`. "
+                "For other batches, pass `step=`, called as `step(module, batch, batch_idx)`."
             )
         outputs = module(batch[0])
         with _blaming("`loss_fn=`"):
@@ -568,11 +568,11 @@ def _in_precision(precision: Precision, step: Step) -> Step:
 def _counted(
     opening: Opening, step: Step, prepare: Callable[[Batch, int], Batch]
 ) -> tuple[Step, Callable[[Batch, int], Batch]]:
-    """Let the trainer count to a batch when it is prepared and when its step runs, and run ``on_train_batch_start``.
+    """Set the trainer's counters when a batch is prepared and when its step runs, and run ``on_train_batch_start``.
 
-    That hook runs when a batch is prepared, for what it does to the batch, which proxies then look at. What it does to
-    the module is put back; if it does anything, it runs again within the step, on the batch as it was before, since
-    the module is put back after every step.
+    That hook runs when a batch is prepared, because it may change the batch, which proxies then look at. Its changes to
+    the module are undone; if there were any, it runs again within the step, on the batch as it was before, because the
+    module is restored after every step.
     """
     changes_batches = opening.changes_batches
     changes_module = False
@@ -591,7 +591,7 @@ def _counted(
             state = opening.state()
             opening.start_batch(batch, batch_idx)
             to_repeat.clear()  # one batch at a time is held
-            # Once for all: between two batches of a pass the module is as the hook has left it.
+            # Checked once for all batches: between two batches of a pass the module is as the hook has left it.
             changes_module = changes_module or opening.state() != state
             if changes_module:
                 to_repeat[batch_idx] = before
@@ -603,7 +603,7 @@ def _counted(
             try:
                 opening.start_batch(copied_batch(to_repeat[batch_idx]), batch_idx)
             except HookError as error:
-                # As if the step had raised it: `vmap` may not bear what plain autograd does.
+                # Raised as if by the step: `vmap` may fail where plain autograd works.
                 raise error.__cause__ or error from None
         return step(module, batch, batch_idx)
 
@@ -612,7 +612,7 @@ def _counted(
 
 @contextmanager
 def _values_kept(module: nn.Module, *, if_: bool = True) -> Iterator[None]:
-    """Put the values of parameters and buffers back, if code that is not the engine's may run on them."""
+    """Restore the values of parameters and buffers, if code outside the engine may run on them."""
     tensors = (*module.parameters(), *module.buffers()) if if_ else ()
     kept = [(tensor, tensor.detach().clone()) for tensor in tensors if not is_lazy(tensor)]
     try:
@@ -644,10 +644,10 @@ def _say_nothing(*_: Any, **__: Any) -> None:
 
 
 def _set_up_optimizers(trainer: Any, module: nn.Module, has_own_loss: bool) -> str | None:
-    """Let ``self.optimizers()`` and ``self.lr_schedulers()`` work.
+    """Make ``self.optimizers()`` and ``self.lr_schedulers()`` work.
 
     Returns:
-        Why there are none, which training would not survive.
+        Why the optimisers cannot be made, so that training would fail; None if they can.
     """
     try:
         with warnings.catch_warnings(), without_chatter():
@@ -656,7 +656,7 @@ def _set_up_optimizers(trainer: Any, module: nn.Module, has_own_loss: bool) -> s
     except Exception as error:
         if has_own_loss and "multiple optimizers" in message_of(error):
             raise UnsupportedModuleError(
-                f"{type(module).__name__} configures several optimisers, so there is no one loss. {_WAY_OUT}"
+                f"{type(module).__name__} configures several optimisers, so there is no single loss. {_WAY_OUT}"
             ) from None
         with suppress(SurroundingsError):
             check_surroundings(error, "configure_optimizers", ())
@@ -688,7 +688,7 @@ def _preparer(module: nn.Module, datamodule: Any, plugin: Precision | None) -> C
         return getattr(module if is_lightning(module) else DataHooks(), name)(*args)
 
     def prepare(batch: Batch, batch_idx: int) -> Batch:
-        # Asked now, since the module may have been moved and converted meanwhile.
+        # Read at each call, because the module may have been moved and converted meanwhile.
         parameters = list(module.parameters())
         device = parameters[0].device if parameters else torch.device("cpu")
         dtypes = {p.dtype for p in parameters if p.is_floating_point()}
@@ -710,13 +710,13 @@ def _preparer(module: nn.Module, datamodule: Any, plugin: Precision | None) -> C
 
 
 def _contiguous(tensor: Tensor) -> Tensor:
-    # Images that come as [N, H, W, C] and are transposed have channels-last strides, with which torch 2.14 crashed the
-    # interpreter in backward for some models of timm.
+    # Images that arrive as [N, H, W, C] and are transposed have channels-last strides. With these, torch 2.14 crashed
+    # the interpreter in the backward pass of some timm models.
     return tensor.contiguous() if tensor.layout == torch.strided and not tensor.is_nested else tensor
 
 
 def _first(data: Any, num_batches: int, *, readable_once: bool = True) -> list[Batch]:
-    """Read batches; from the start again where there are too few and another reading gives others."""
+    """Read batches; if there are too few, read the data again as long as it gives new ones."""
     is_combined = any(base.__name__ == CombinedLoader.__name__ for base in type(data).__mro__)  # of either package
     iterables = data.iterables if is_combined else data
     if not isinstance(iterables, Iterable):
@@ -747,14 +747,14 @@ def _first(data: Any, num_batches: int, *, readable_once: bool = True) -> list[B
                     num_in_vain = 0
     if num_in_a_pass == len(batches) == 1:
         return Reread(batches * num_batches, num_in_a_pass=1, num_passes=num_passes, are_copies=True)
-    batches = _enough(batches, data, num_batches, "; reading it again gave no others")
+    batches = _enough(batches, data, num_batches, "; reading it again gave no new ones")
     return Reread(batches, num_in_a_pass=num_in_a_pass, num_passes=num_passes)
 
 
 def _one_pass(iterables: Any, mode: Any, num_batches: int) -> list[Batch]:
     if mode is None:
         return list(itertools.islice(iterables, num_batches))
-    # Copies, since a loader with persistent workers keeps them, and with them where their randomness stands.
+    # Copies, because a loader with persistent workers keeps them, and with them the state of their generators.
     combined = CombinedLoader(tree_map_only(DataLoader, without_iterator, iterables), mode)
     batches = [batch for batch, _, _ in itertools.islice(combined, num_batches)]
     combined.reset()
@@ -765,19 +765,19 @@ def _enough(batches: list[Batch], data: Any, num_batches: int, again: str = "") 
     """Return the batches if there are enough of them.
 
     Raises:
-        TooFewBatchesError: If not, with what the user can do.
+        TooFewBatchesError: If not; the message says what the user can do.
     """
     if len(batches) >= num_batches:
         return batches
     gave = "1 batch" if len(batches) == 1 else f"{len(batches)} batches"
     raise TooFewBatchesError(
-        f"The training data gave {gave}; {num_batches} were asked for{again}. "
+        f"The training data gave {gave}, but {num_batches} were requested{again}. "
         f"{_way_out(data, len(batches), num_batches)}"
     )
 
 
 def _way_out(data: Any, num_read: int, num_batches: int) -> str:
-    """Say how more batches can be had, by numbers where there is one loader that knows how many samples it has."""
+    """Return advice on how to get more batches, with numbers if there is one loader that knows its sample count."""
     sampler = data.sampler if isinstance(data, DataLoader) and data.batch_size is not None else None
     if isinstance(sampler, Sized) and len(sampler) >= num_batches:
         return (

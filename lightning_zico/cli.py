@@ -24,7 +24,7 @@ from lightning_zico._imports import imported
 from lightning_zico.errors import InvalidArgumentError, in_words
 from lightning_zico.texts import printable
 
-# Exit codes: as argparse has them, and as shells have it for who was ended by signal 2.
+# Exit codes: those of argparse, and the shells' for a program that was ended by signal 2.
 _FAILED, _WRONG_USE, _INTERRUPTED = 1, 2, 130
 _COMMANDS: dict[str, Callable[..., str | None]] = {
     "rank": commands.rank,
@@ -34,33 +34,33 @@ _COMMANDS: dict[str, Callable[..., str | None]] = {
     "report": commands.report,
 }
 _READS_CODE = frozenset({"rank", "score", "search", "fit"})  # by `--candidates`, `--model` and `--data`
-_FIT_HELP = "Train a model with Lightning's own command line; ZiCoCallback and models of a zoo come by class path."
+_FIT_HELP = "Train a model with Lightning's own command line; give ZiCoCallback and zoo models by class path."
 _PROG = "lightning-zico"
 _ENV_PREFIX = "LIGHTNING_ZICO"
-# What jsonargparse calls a kind of value, and what people do.
+# Kinds of values as jsonargparse calls them, and in plain words.
 _IN_WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text", "NoneType": "null"}
 _FLAGS = (
     "--layers",
     "--race",
     "--prior_lower_is_better",
     "--data.skip_unreadable",
-)  # booleans, to which jsonargparse wants a value
+)  # booleans, for which jsonargparse expects a value
 
 
 def main(args: Sequence[str] | None = None) -> int:
     """Run a command.
 
     Args:
-        args: What stands behind the name of the program; of this process if None.
+        args: The arguments after the name of the program; those of this process if None.
 
     Returns:
-        0 if it did what it was asked; with one line on standard error 2 on wrong use, and 1 if it failed; 130 after
-        Ctrl-C, 141 if nobody reads what it prints any longer.
+        0 on success; 2 on wrong use and 1 on failure, each with one line on standard error; 130 after Ctrl-C; 141 if
+        the reader of the output has closed the pipe.
     """
     given = list(sys.argv[1:] if args is None else args)
     _place_working_folder(given)
     with _any_text(), warnings.catch_warnings():
-        # Of Lightning's own calls, which no user can mend.
+        # It comes from Lightning's own calls, which users cannot change.
         warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
         code = _code_of(given)
         try:
@@ -72,13 +72,13 @@ def main(args: Sequence[str] | None = None) -> int:
 
 
 def _place_working_folder(given: list[str]) -> None:
-    """Let class paths lead into the working folder, where the command takes any, and never before what is installed."""
+    """Make the working folder importable for commands that take class paths, after all installed packages."""
     if _READS_CODE.intersection(given[:1]) and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
 
 
 def _code_of(given: list[str]) -> int:
-    """Run a command, and say how it ended."""
+    """Run a command and return its exit code."""
     is_debugging = "--debug" in given
     try:
         _run([arg for arg in given if arg != "--debug"])
@@ -97,7 +97,7 @@ def _code_of(given: list[str]) -> int:
 
 
 def _in_one_line(error: Exception) -> str:
-    """Say what is wrong; what other packages and the user raise with its kind."""
+    """Return the message of an error; errors from other packages and the user include the exception's type."""
     if _raised_by(error) == "jsonargparse":
         return _first_reason(str(error))
     is_ours = _raised_by(error) == "lightning_zico" or _is_lightnings_refusal(error)
@@ -105,20 +105,20 @@ def _in_one_line(error: Exception) -> str:
 
 
 def _first_reason(text: str) -> str:
-    """Keep of the many kinds that a value is not the first, which is the one that is meant."""
+    """Return the first of the many reasons why a value fits no type; the first type is the intended one."""
     kinds = rf"Errors:\n(?:\s+- Not of type {commands.ZooSpec.__name__}.*?)?\s+- (.*?)(?:\n\s+- |\n\s+Given value|$)"
     reason = re.search(kinds, text, re.DOTALL)
     return " ".join((reason[1] if reason else text).split())
 
 
 def _raised_by(error: Exception) -> str:
-    """Name the package whose code raised an error."""
+    """Return the name of the package whose code raised an error."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     return str(frames[-1].f_globals.get("__name__", "")).split(".")[0]
 
 
 def _is_wrong_use(error: Exception) -> bool:
-    """Whether what was given was refused; else something failed, often the code of the user."""
+    """Whether an argument was refused; otherwise something failed, often the user's code."""
     has_failed = isinstance(error, RuntimeError | ConnectionError | ArithmeticError)
     has_refused = _raised_by(error) in ("lightning_zico", "jsonargparse") and not has_failed
     return has_refused or _is_lightnings_refusal(error)
@@ -130,7 +130,7 @@ def _is_lightnings_refusal(error: Exception) -> bool:
 
 @contextmanager
 def _any_text() -> Iterator[None]:
-    """Have standard output show with backslashes what its encoding has not, such as the name of a candidate."""
+    """Write characters that the encoding of standard output lacks, such as those of a candidate's name, as escapes."""
     stream = sys.stdout
     if not isinstance(stream, io.TextIOWrapper):
         yield
@@ -152,17 +152,17 @@ def _run(given: list[str]) -> None:
         parser, options = _parser()
         try:
             config = parser.parse_args(args)
-        except (argparse.ArgumentError, UnicodeDecodeError) as error:  # the latter of a file that is no text
+        except (argparse.ArgumentError, UnicodeDecodeError) as error:  # the latter for a file that is not a text
             raise InvalidArgumentError(_plainly(str(error), args, options)) from error
     arguments = parser.instantiate(config)[config.command].as_dict()
     arguments.pop("config")
     finals = _COMMANDS[config.command](**arguments)
     if finals is not None:
-        print(f"Finals among the first: {_line_of_finals(given, finals)}", file=sys.stderr)
+        print(f"To hold finals among the first, run: {_line_of_finals(given, finals)}", file=sys.stderr)
 
 
 def _line_of_finals(given: list[str], zoo: str) -> str:
-    """Write the line of a shell that does what was done, but holds finals among these models and trains the winner."""
+    """Return the shell command that repeats this run with finals among these models and trains the winner."""
     others = [
         arg
         for before, arg in pairwise(["", *given])
@@ -177,7 +177,7 @@ def _parser() -> tuple[Any, dict[str, list[str]]]:
     """Make the parser of all commands.
 
     Returns:
-        The parser, and the options of each command.
+        The parser, and the names of the options of each command.
 
     Raises:
         ModuleNotFoundError: If jsonargparse is not installed.
@@ -194,14 +194,14 @@ def _parser() -> tuple[Any, dict[str, list[str]]]:
         version=__version__,
         **settings,
     )
-    parser.add_argument("--debug", action="store_true", help="Show the traceback of an error; anywhere in the line.")
+    parser.add_argument("--debug", action="store_true", help="Show the traceback of an error; allowed at any position.")
     subparsers: dict[str, Any] = {}
     parser.add_argument(
         "--print_completion",
         action=_PrintCompletion,
         choices=("bash", "zsh", "tcsh"),
         subparsers=subparsers,
-        help="Print a script for a shell that completes commands and options.",
+        help="Print a shell script that completes commands and options.",
     )
     subcommands = parser.add_subcommands(dest="command")
     for name, function in _COMMANDS.items():
@@ -212,13 +212,13 @@ def _parser() -> tuple[Any, dict[str, list[str]]]:
         subparser.dump = partial(_dumped, subparser.dump)
         subparsers[name] = subparser
         subcommands.add_subcommand(name, subparser, help=what)
-    # Never parsed here: what stands behind it is for Lightning.
+    # Never parsed here: its arguments go to Lightning.
     subcommands.add_subcommand("fit", parser_of(**settings), help=_FIT_HELP)
     return parser, {name: list(subparser._option_string_actions) for name, subparser in subparsers.items()}
 
 
 def _dumped(dump: Callable[..., str], options: Any, **settings: Any) -> str:
-    """Write options as YAML, for `--print_config`, unless there is no such data or no such class path of a model."""
+    """Return options as YAML for `--print_config`, after checking that the data and the model's class path exist."""
     data, model = options.get("data"), options.get("model")
     if isinstance(data, str):
         commands.datamodule_of(data)
@@ -228,14 +228,14 @@ def _dumped(dump: Callable[..., str], options: Any, **settings: Any) -> str:
 
 
 class _PrintCompletion(argparse.Action):
-    """Prints what completes lines of a shell, and ends.
+    """Prints a completion script for a shell, and exits.
 
-    It is made of a parser of argparse with the same options: what there is for jsonargparse takes minutes, for all
-    the classes that data or a trainer may be of.
+    The script is made from a plain argparse parser with the same options: jsonargparse's own completion takes minutes,
+    because it looks through all classes that data or a trainer may have.
 
     Args:
-        subparsers: By command.
-        words: For `argparse.Action`.
+        subparsers: Parsers by command.
+        words: Keyword arguments of `argparse.Action`.
     """
 
     def __init__(self, *, subparsers: Mapping[str, Any], **words: Any) -> None:
@@ -243,7 +243,7 @@ class _PrintCompletion(argparse.Action):
         self._subparsers = subparsers
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
-        """Print, and end.
+        """Print the script and exit.
 
         Raises:
             ModuleNotFoundError: If shtab is not installed.
@@ -265,11 +265,11 @@ class _PrintCompletion(argparse.Action):
 
 
 def _fit(args: list[str]) -> None:
-    """Hand over to LightningCLI."""
-    _parser()  # says what is missing
+    """Run LightningCLI."""
+    _parser()  # raises an error that says what is missing
     from lightning.pytorch.cli import LightningCLI
 
-    import lightning_zico.zoo  # noqa: F401  # so that its modules are known by their names
+    import lightning_zico.zoo  # noqa: F401  # so that its modules can be given by name
 
     settings: dict[str, Any] = {
         "prog": _PROG,
@@ -277,7 +277,7 @@ def _fit(args: list[str]) -> None:
         "env_prefix": _ENV_PREFIX,
         "exit_on_error": False,
     }
-    before, sys.argv = sys.argv, [_PROG, *args]  # given as its argument, it would warn of them
+    before, sys.argv = sys.argv, [_PROG, *args]  # passed as its argument, they would cause a warning
     try:
         LightningCLI(seed_everything_default=0, parser_kwargs=settings, save_config_kwargs={"overwrite": True})
     except argparse.ArgumentError as error:
@@ -287,9 +287,9 @@ def _fit(args: list[str]) -> None:
 
 
 def _spelled_out(args: list[str]) -> list[str]:
-    """Write what may be short as jsonargparse has it: ``-o``, flags, ``--n_jobs``, data by name, the model of `score`.
+    """Expand short forms for jsonargparse: ``-o``, flags, ``--n_jobs``, data by name, and the model of `score`.
 
-    Data becomes a class path, so that its options may follow, as in ``--data cifar10 --data.batch_size 128``.
+    Data becomes a class path so that its options may follow, as in ``--data cifar10 --data.batch_size 128``.
     """
     if args[:1] == ["score"] and args[1:] and not args[1].startswith("-"):
         args = ["score", "--model", *args[1:]]
@@ -314,7 +314,7 @@ def _spelled_out(args: list[str]) -> list[str]:
 
 
 def _spelled_out_data(data: str) -> str:
-    """Write a name of data or a folder as its class path and options, so that more options may follow."""
+    """Expand the name of a dataset or a folder into a class path and options, so that more options may follow."""
     short = commands.short_data(data)
     return data if short is None else json.dumps(_as_config(*short))
 
@@ -324,9 +324,9 @@ def _as_config(kind: type, options: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _spelled_out_config(config: str) -> str:
-    """Write the path of a file whose data is short as the text of the file, with the data spelled out."""
+    """Replace the path of a file that gives data in short form by the file's text, with the data spelled out."""
     if not Path(config).is_file():
-        return config  # the parser says what is wrong with it
+        return config  # the parser reports what is wrong with it
     yaml: Any = imported("yaml", f"`{_PROG}` needs PyYAML", "cli")
     try:
         read = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
@@ -342,7 +342,7 @@ _SHORT = {"--data": _spelled_out_data, "--config": _spelled_out_config, "-c": _s
 
 @contextmanager
 def _environment(command: str) -> Iterator[None]:
-    """Have the variables for data and for a file spelled out as on the command line."""
+    """Expand the environment variables for data and for a configuration file as on the command line."""
     prefix = f"{_ENV_PREFIX}_{command.upper()}__"
     before = {name: os.environ[name] for name in (f"{prefix}DATA", f"{prefix}CONFIG") if name in os.environ}
     for name, value in before.items():
@@ -354,7 +354,7 @@ def _environment(command: str) -> Iterator[None]:
 
 
 def _help_on_data(args: list[str]) -> str:
-    """Ask for the options of the data that is given, where any is."""
+    """Return the option that prints the help on the given data, or on any data if none is given."""
     behind = [value for option, value in pairwise(args) if option == "--data"]
     behind += [arg.removeprefix("--data=") for arg in args if arg.startswith("--data=")]
     if not behind:
@@ -364,12 +364,12 @@ def _help_on_data(args: list[str]) -> str:
 
 
 def _plainly(text: str, args: Sequence[str], options: Mapping[str, Collection[str]]) -> str:
-    """Say in a line, and in the words of the command line, what jsonargparse says of what was given.
+    """Turn an error message of jsonargparse into one line in the terms of the command line.
 
     Args:
-        text: Its error message.
-        args: Of the command line.
-        options: Of each command.
+        text: The error message.
+        args: Arguments of the command line.
+        options: Names of the options of each command.
     """
     command = args[0] if args else ""
     known = options.get(command, ())
@@ -379,24 +379,24 @@ def _plainly(text: str, args: Sequence[str], options: Mapping[str, Collection[st
     if text.startswith("the following arguments are required: "):
         names = [name.partition(".")[2] for name in text.partition(": ")[2].split(", ")]
         needed = [f"--{name}" if f"--{name}" in known or not known else name.upper() for name in names]
-        return f"`{_PROG} {command}` needs {' and '.join(needed)}. {help_} says what that is."
+        return f"`{_PROG} {command}` needs {' and '.join(needed)}. See {help_}."
     if unknown := re.match(r"unrecognized arguments: (--[^ =]+)|.*does not accept option '([^']+)'", text):
-        return _no_option(unknown[1] or f"--{unknown[2]}", known, f"{help_} lists all.")
-    # The outermost key first, up to that of the value which is wrong.
+        return _no_option(unknown[1] or f"--{unknown[2]}", known, f"{help_} lists all options.")
+    # From the outermost key to that of the wrong value.
     keys = list(dict.fromkeys(re.findall(r'Parser key "([^"]+)"', text)))
     option = f"--{'.'.join(keys)}"
     if unknown := re.search(r"Option '([^']+)' is not accepted", text):
-        # Of the classes in classes the one that was told last, or that is told behind.
+        # Of nested classes, take the last one named before the option, or else the first one named after it.
         before, _, behind = text.partition(unknown[0])
         paths = re.findall(r"class_path[ =]'([^']+)'", before)[-1:] or re.findall(r"class_path[ =]'([^']+)'", behind)
         own = [f"{option}.{name}" for name in _parameters_of(paths[0])] if paths else []
         return _no_option(f"{option}.{unknown[1]}", own, f"Known: {', '.join(own)}.")
     if config := re.search(r"Unable to load config '([^']*)'", text):
         one = next((name for name in known if name.startswith(f"{option}.")), f"{option}.NAME")
-        return f"Invalid {option}={config[1]}: expected one of the options behind it, such as `{one} {config[1]}`."
+        return f"Invalid {option}={config[1]}: expected one of its own options, such as `{one} {config[1]}`."
     if missing := re.search(r": the following arguments are required: ([\w., ]+)", text):
         needed = [f"{option}.{name}" for name in missing[1].split(". ")[0].rstrip(".").split(", ")]
-        return f"What {option} names needs {' and '.join(needed)}."
+        return f"{option} also needs {' and '.join(needed)}."
     value = re.search(r"(?:Got|Given) value: (.*?)(?:\. Got value|\n|$)", text)
     innermost = text.rpartition(f'Parser key "{keys[-1]}"')[2] if keys else ""
     kinds = re.search(r"Subtypes: \[(.*)\]|Expected a (<class .*?|typing.*?)(?:\. Got value|\n|$)", innermost)
@@ -404,7 +404,7 @@ def _plainly(text: str, args: Sequence[str], options: Mapping[str, Collection[st
     if not value or not kinds or not is_kind:
         return _first_reason(text)
     if nested := re.match(r"NestedArg\(key='(.*)', val='(.*)'\)", value[1]):
-        return f"Invalid {option}.{nested[1]}={nested[2]}: what {option} names has no options."
+        return f"Invalid {option}.{nested[1]}={nested[2]}: the value of {option} has no options."
     given = "null" if value[1] == "None" else value[1]
     return f"Invalid {option}={given}: expected {_kinds_in_words(kinds[1] or kinds[2], option)}."
 
@@ -416,12 +416,12 @@ def _no_option(name: str, known: Collection[str], else_: str) -> str:
 
 
 def _parameters_of(class_path: str) -> list[str]:
-    """Name the parameters of a class that jsonargparse has found already."""
+    """Return the names of the parameters of a class that jsonargparse has already found."""
     return list(inspect.signature(commands.imported_object(class_path)).parameters)
 
 
 def _kinds_in_words(kinds: str, option: str) -> str:
-    """Say what jsonargparse calls kinds of values in words.
+    """Return jsonargparse's kinds of values in plain words.
 
     Example:
         >>> _kinds_in_words("typing.Literal['a', 'b'], <class 'int'>, <class 'NoneType'>", "--c")

@@ -1,6 +1,6 @@
-"""The commands of the command line, as typed functions: `cli` makes options of their parameters, help of their words.
+"""The commands of the command line, as typed functions: `cli` turns parameters into options and docstrings into help.
 
-What is asked for goes to standard output, what is said besides to standard error.
+Results go to standard output, messages to standard error.
 """
 
 import json
@@ -43,16 +43,16 @@ from lightning_zico.texts import printable
 from lightning_zico.zoo import ZOO_PROXIES, Zoo, ZooModel, from_zoo
 from lightning_zico.zoo.base import ImageModel
 
-# Networks for photographs halve the sides of an image five times; smaller images would be gone before the end.
+# Networks for photographs halve the sides of an image five times; smaller images would shrink to nothing.
 _LEAST_SIDE = 32
 _WIDEST = 1000  # characters of a line in a file
-# What a shell calls the end of who wrote to a reader that had gone: 128 and the number of SIGPIPE.
+# Exit code after a broken pipe: 128 + SIGPIPE.
 NO_READER = 141
 _Axis = Literal["batch", "sample"]
 
 
 class ZooSpec(str):
-    """A model of a zoo, by its text: with a colon, which no class path has.
+    """A model of a zoo, as a text with a colon, which no class path has.
 
     Raises:
         ValueError: If there is no colon.
@@ -65,9 +65,9 @@ class ZooSpec(str):
     __slots__ = ()
 
     def __new__(cls, text: str) -> "ZooSpec":
-        """Check and make one."""
+        """Check the text and make a spec of it."""
         if not isinstance(text, str) or ":" not in text:
-            raise ValueError(f"{text!r} is no model of a zoo; needed is one such as timm:resnet18.")
+            raise ValueError(f"{text!r} is not a model of a zoo: expected one such as timm:resnet18.")
         return super().__new__(cls, text)
 
 
@@ -108,57 +108,59 @@ def rank(
 ) -> str | None:
     """Rank candidates on a few batches; with a trainer, also train the winner.
 
-    Prints the table and writes leaderboard.json, leaderboard.csv and leaderboard.html. Ctrl-C keeps what is done.
+    Prints the table and writes leaderboard.json, leaderboard.csv and leaderboard.html. After Ctrl-C, the candidates
+    scored so far are kept.
 
     Args:
-        data: A folder with one folder of images a class, the class path of a LightningDataModule, or a name: digits,
-            cifar10, cifar100, mnist, fashion_mnist, kmnist, svhn or stl10. Its options follow as --data.batch_size 64.
-        zoo: Models that others have written: timm:resnet18,mobilenetv3* or torchvision:*, several with commas.
-        candidates: Import path of a mapping or an iterable of candidates, or of a function that makes one.
+        data: A folder with one subfolder of images per class, the class path of a LightningDataModule, or a name:
+            digits, cifar10, cifar100, mnist, fashion_mnist, kmnist, svhn or stl10. Its options follow as
+            --data.batch_size 64.
+        zoo: Models of a library: timm:resnet18,mobilenetv3* or torchvision:*, separated by commas.
+        candidates: Import path of a mapping or an iterable of candidates, or of a function that returns one.
         budget: Limits on cost.
-        proxies: Names of proxies and recipes, with commas. None: the default recipe; for a zoo, the number of
+        proxies: Names of proxies and recipes, separated by commas. None: the default recipe; for a zoo, the number of
             parameters and the default recipe.
-        rank_by: Name of the proxy or recipe to rank by; the first of them if None.
-        controlled_by: Name of a baseline to take out of the ranks, in a column of its own.
-        prior: File of comma-separated values with what is known of candidates, by their names in its first column.
-        prior_column: Which of its columns has the numbers; None if there is one alone.
-        prior_lower_is_better: Of these numbers, the lower are the better ones.
-        num_batches: Batches that every candidate is scored on.
+        rank_by: Name of the proxy or recipe to rank by. None: the first of the proxies.
+        controlled_by: Name of a baseline whose influence is removed from the ranks, in a separate column.
+        prior: File in CSV format with known numbers of candidates; the first column holds their names.
+        prior_column: Column of the file with the numbers; may be omitted if there is only one.
+        prior_lower_is_better: Lower values in that column are better.
+        num_batches: Number of batches that every candidate is scored on.
         axis: What varies between two gradients.
-        num_samples: Samples of a batch; None to read them from the batch.
-        seed: Of batches, weights and training.
-        repeats: How often every candidate is scored, to know how sure its rank is.
-        race: Give repeats to those alone who may still win.
-        cache: File in which scores are kept, so that none is computed twice.
+        num_samples: Number of samples in a batch. None: read from the batch.
+        seed: Seed of the batches, the weights and the training.
+        repeats: How often every candidate is scored, to measure how certain its rank is.
+        race: Repeat only candidates that can still win.
+        cache: File that keeps scores, so that none is computed twice.
         executor: Where candidates are scored.
-        num_workers: Processes of the executor "processes"; one a core if None. --n_jobs 2 is short for both.
-        timeout_s: Seconds after which the executor "processes" or "ray" ends a candidate.
-        accelerator: What candidates are scored on, as a trainer takes it; None for where they are built, the CPU.
-        devices: As a trainer takes them.
-        precision: In which they are scored, as a trainer takes it. None: as they are built.
-        num_classes: That models of a zoo are to tell apart. None: as many as the data has.
-        in_chans: Channels that models of a zoo are to take. None: as many as the images have.
-        input_size: Side of the images that models of a zoo are to take, to which images are resized. None: as they
-            are, and at least 32.
-        vocab_size: How many tokens models of a zoo for text are to know. None: as many as the data module says with
-            an attribute of that name, or else as each model has it.
+        num_workers: Number of processes of the executor "processes". None: one per core. --n_jobs 2 sets both.
+        timeout_s: Seconds after which the executor "processes" or "ray" stops a candidate.
+        accelerator: Accelerator for scoring, as for a Trainer. None: where candidates are built, which is the CPU.
+        devices: Devices for scoring, as for a Trainer.
+        precision: Precision for scoring, as for a Trainer. None: as candidates are built.
+        num_classes: Number of classes for models of a zoo. None: as many as the data has.
+        in_chans: Number of input channels for models of a zoo. None: as many as the images have.
+        input_size: Side of the input images for models of a zoo; images are resized to it. None: the size of the
+            images, but at least 32.
+        vocab_size: Vocabulary size for text models of a zoo. None: the data module's attribute of that name if there is
+            one, otherwise each model's own.
         trainer: Trains the winner; its options follow as --trainer.max_epochs 10.
-        finalists: How many of the first the trainer trains for a while, to choose the winner among them.
+        finalists: How many of the first candidates the trainer trains for a while to choose the winner.
         final_epochs: Epochs that a finalist is trained for.
         monitor: Logged metric that decides the finals.
-        mode: Which end of the metric is the better one.
-        output: Folder for what is written; also -o.
+        mode: Whether the lowest or the highest value of the metric wins.
+        output: Folder for the results; also -o.
 
     Returns:
-        What `--zoo` has to be for finals among the first, where they should be held and were not.
+        The value of `--zoo` for finals among the first, if finals are advisable and were not held.
     """
     if (zoo is None) == (candidates is None):
         raise ValueError(
-            "Needed is `--zoo`, such as --zoo 'timm:resnet*', or `--candidates my_pkg.my_candidates`"
-            f"{'' if zoo is None else ', and not both'}."
+            f"Pass {'either' if zoo is None else 'only one of'} `--zoo`, such as --zoo 'timm:resnet*', or "
+            "`--candidates`, such as --candidates my_pkg.my_candidates."
         )
     if prior is None and (prior_column is not None or prior_lower_is_better):
-        raise ValueError("`--prior_column` and `--prior_lower_is_better` need the file itself: add --prior known.csv.")
+        raise ValueError("`--prior_column` and `--prior_lower_is_better` need a file: add --prior known.csv.")
     if finalists > 1 and trainer is None:
         raise ValueError("`--finalists` needs a trainer to train them: add --trainer.max_epochs 10.")
     given = {"num_classes": num_classes, "in_chans": in_chans, "input_size": input_size, "vocab_size": vocab_size}
@@ -198,7 +200,7 @@ def rank(
         (selector.rank if trainer is None else selector.fit)(offered, datamodule)
     except BaseException as ended:
         _write_ranking(selector, offered, Path(output))
-        # Other processes of a strategy, with which saving is in step, are gone by then.
+        # Saving is a joint operation of all processes of a strategy, and the others are gone by then.
         is_kept = trainer is not None and trainer.world_size == 1 and trainer.global_step and is_interrupted(ended)
         if trainer is not None and is_kept and selector.best_model_ is not None:
             _write_winner(trainer, selector.leaderboard_, Path(output))
@@ -207,11 +209,11 @@ def rank(
     _write_ranking(selector, offered, Path(output))
     if trainer is not None and selector.best_model_ is not None:
         _write_winner(trainer, selector.leaderboard_, Path(output))
-    if not Console().is_terminal:  # where the selector has shown it
+    if not Console().is_terminal:  # in a terminal, the selector has shown it
         _print_ranking(selector)
     if selector.best_model_ is None:
         name, reason = next(iter(selector.leaderboard_.errors.items()))
-        raise RuntimeError(f"All {len(selector.leaderboard_)} candidates failed; '{name}' with: {reason}")
+        raise RuntimeError(f"All {len(selector.leaderboard_)} candidates failed. '{name}' failed with: {reason}")
     return _spec_of(selector.leaderboard_.first_of_a_zoo, offered) if zoo is not None and trainer is None else None
 
 
@@ -233,14 +235,15 @@ def score(
 
     Args:
         model: The class path of a LightningModule, whose options follow as --model.width 64; or a model of a zoo, such
-            as timm:resnet18. It may stand first, without --model.
+            as timm:resnet18. --model may be omitted if the model comes first.
         data: As for rank.
-        proxies: Names of proxies, with commas; of a recipe, its members. The baselines are always computed.
-        num_batches: Batches that it is scored on.
+        proxies: Names of proxies, separated by commas; a recipe stands for its members. The baselines are always
+            computed.
+        num_batches: Number of batches that the model is scored on.
         axis: What varies between two gradients.
         num_samples: As for rank.
-        seed: Of batches and weights.
-        layers: Print also what each layer added to a score.
+        seed: Seed of the batches and the weights.
+        layers: Also print what each layer added to a score.
         num_classes: As for rank.
         in_chans: As for rank.
         input_size: As for rank.
@@ -253,10 +256,10 @@ def score(
         options = _fitted(datamodule, _specs(model), given, num_batches, seed=seed)
         candidates = list(from_zoo(*_specs(model), **options, resize=True))
         if len(candidates) != 1:
-            raise ValueError(f"`--model` is {model!r}, which is {len(candidates)} models; needed is one.")
+            raise ValueError(f"Invalid --model={model}: it names {len(candidates)} models. Pass exactly one.")
     else:
         _refuse(given)
-        function = getattr(model, "args", [model])[-1]  # jsonargparse hands over a partial of its own
+        function = getattr(model, "args", [model])[-1]  # jsonargparse passes a partial of its own
         candidates = [Candidate(getattr(function, "__name__", "model"), model)]
     selector = ZeroShotSelector(
         None,
@@ -305,38 +308,38 @@ def search(
 ) -> None:
     """Search a space of architectures within a budget.
 
-    Prints the best and writes search.json, search.csv and search.html. Ctrl-C keeps what is done, and with --storage
-    the same command goes on there.
+    Prints the best and writes search.json, search.csv and search.html. After Ctrl-C, the trials so far are kept; with
+    --storage, the same command resumes the search.
 
     Args:
         data: As for rank.
         space: Name of the space, such as nas_bench_201 or plainnet.
-        budget: Limits on cost; what is over them by its own costs is rejected before anything is built.
-        proxies: Names of proxies and recipes, with commas.
-        rank_by: Name of the proxy or recipe that decides; the first of them if None.
-        against: Costs to keep low besides, of macs, params, depth and latency_s, with commas.
-        num_trials: Architectures to score in all.
-        sampler: What proposes them; evolution has settings, such as --sampler.population_size 512.
-        storage: File in which trials are kept, or address of a database; several processes may share it.
-        name: Of the study in the storage. None: one that tells by its settings.
-        resolution: Side of the images for which MACs are counted. None: of those that architectures are scored on.
-        num_classes: That networks are to tell apart. None: as many as the data has.
-        num_batches: Batches that every architecture is scored on.
+        budget: Limits on cost; an architecture that is known to exceed them is rejected before anything is built.
+        proxies: Names of proxies and recipes, separated by commas.
+        rank_by: Name of the proxy or recipe that decides. None: the first of the proxies.
+        against: Costs to keep low as well: macs, params, depth or latency_s, separated by commas.
+        num_trials: Total number of architectures to score.
+        sampler: What proposes architectures; evolution has settings, such as --sampler.population_size 512.
+        storage: File that keeps the trials, or address of a database; several processes may share it.
+        name: Name of the study in the storage. None: a name derived from its settings.
+        resolution: Side of the images for which MACs are counted. None: that of the images used for scoring.
+        num_classes: Number of classes of the networks. None: as many as the data has.
+        num_batches: Number of batches that every architecture is scored on.
         axis: What varies between two gradients.
-        seed: Of batches, weights and architectures.
-        cache: File in which scores are kept, so that none is computed twice.
+        seed: Seed of the batches, the weights and the architectures.
+        cache: File that keeps scores, so that none is computed twice.
         executor: Where architectures are scored.
-        num_workers: Processes of the executor "processes"; one a core if None. --n_jobs 2 is short for both.
-        timeout_s: Seconds after which the executor "processes" or "ray" ends one.
+        num_workers: Number of processes of the executor "processes". None: one per core. --n_jobs 2 sets both.
+        timeout_s: Seconds after which the executor "processes" or "ray" stops an architecture.
         accelerator: As for rank.
         devices: As for rank.
         precision: As for rank.
-        output: Folder for what is written; also -o.
+        output: Folder for the results; also -o.
     """
     datamodule = _asked_for(datamodule_of(data), num_batches)
     if num_classes is None:
         _, num_classes, by = _seen(datamodule, "--num_classes", num_batches, seed=seed)
-        _say(f"Networks tell {num_classes} classes apart, as {by}. Others: --num_classes.")
+        _say(f"Networks have {num_classes} classes (as {by}). To change this, pass --num_classes.")
     searching = ZeroShotSearch(
         space,
         budget,
@@ -372,10 +375,10 @@ def search(
 
 
 def proxies(pattern: str = "*") -> None:
-    """List the proxies and the recipes, what they are, and what speaks for them.
+    """List the proxies and the recipes, with a description and the evidence for each recipe.
 
     Args:
-        pattern: Of the names, such as "az*".
+        pattern: Pattern of the names to list, such as "az*".
     """
     described = [resolve_proxies(name)[0] for name in list_proxies(pattern)]
     rows = [
@@ -391,19 +394,19 @@ def proxies(pattern: str = "*") -> None:
     _print(_table("Proxies", columns, rows))
     recipes = [get_recipe(name) for name in list_recipes(pattern)]
     cells = [(_marked(recipe), ", ".join(recipe.members), _evidence(recipe)) for recipe in recipes]
-    title = "Recipes, and Kendall's tau with the accuracy after training"
+    title = "Recipes, and their Kendall's tau with the accuracy after training"
     _print(_table(title, {"recipe": "left", "members": "left", "evidence": "left"}, cells))
 
 
 def report(results: str, output: str | None = None) -> None:
-    """Write the page or the table of a ranking or a search again, from its JSON; print it if nothing is to be written.
+    """Write the page or the table of a ranking or a search again, from its JSON; without an output, print it.
 
     Args:
         results: Path of the JSON, such as zico-results/leaderboard.json or zico-results/search.json.
-        output: Path of what to write, which ends in .html or .csv; also -o.
+        output: Path of the file to write, ending in .html or .csv; also -o.
     """
     if output is not None and Path(output).suffix not in (".html", ".csv"):
-        raise ValueError(f"`--output` is {output!r}; needed is a path that ends in .html or .csv.")
+        raise ValueError(f"Invalid --output={output}: expected a path that ends in .html or .csv.")
     read = _read(Path(results))
     if output is None:
         _print(leaderboard_table(read) if isinstance(read, Leaderboard) else read)
@@ -411,7 +414,7 @@ def report(results: str, output: str | None = None) -> None:
     try:
         (read.to_csv if output.endswith(".csv") else partial(write_html, read))(output)
     except OSError as error:
-        raise ValueError(f"`--output` is {output!r}, which cannot be written: {error.strerror}.") from error
+        raise ValueError(f"Invalid --output={output}: it cannot be written: {error.strerror}.") from error
     _say(f"Written: {output}")
 
 
@@ -425,18 +428,20 @@ def _read(path: Path) -> Leaderboard | SearchResult:
         data = json.loads(path.read_text(encoding="utf-8"))
         return SearchResult.from_dict(data) if "history" in data else Leaderboard.from_dict(data)
     except OSError as error:
-        raise ValueError(f"'{path}' cannot be read: {error.strerror}. Needed is the JSON that `rank` wrote.") from error
+        raise ValueError(
+            f"'{path}' cannot be read: {error.strerror}. Pass a JSON file that `rank` or `search` wrote."
+        ) from error
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(
-            f"'{path}' is neither a leaderboard nor a search; needed is a JSON file as `rank` or `search` writes it."
+            f"'{path}' is neither a leaderboard nor a search. Pass a JSON file that `rank` or `search` wrote."
         ) from error
 
 
 def datamodule_of(data: LightningDataModule | str) -> LightningDataModule:
-    """Make a data module of what the user gives.
+    """Make a data module from the value of `--data`.
 
     Raises:
-        ValueError: If it is none, and neither a folder nor a known name.
+        ValueError: If it is neither a data module nor a folder nor a known name.
     """
     if isinstance(data, LightningDataModule):
         return data
@@ -445,41 +450,41 @@ def datamodule_of(data: LightningDataModule | str) -> LightningDataModule:
         kind, options = short
         return kind(**options)
     if "." in data and "/" not in data:
-        _imported(data, "data")  # says what is missing
+        _imported(data, "data")  # raises an error that says what is missing
     raise ValueError(no_data(data))
 
 
 def _asked_for(datamodule: LightningDataModule, num_batches: int) -> LightningDataModule:
-    """Tell a folder of images how many batches it must have, at the least."""
+    """Set the least number of batches that a folder of images must have."""
     if isinstance(datamodule, ImageFolderDataModule):
         datamodule.min_batches = max(datamodule.min_batches, num_batches)
     return datamodule
 
 
 def check_model(model: str) -> None:
-    """Refuse a text that is no model of a zoo; a class path that can be imported is a text no longer.
+    """Check that a text is a model of a zoo; a class path that can be imported is no longer a text here.
 
     Raises:
         ValueError: If it has no colon.
     """
     if ":" not in model:
-        _imported(model, "model")  # says what is missing
+        _imported(model, "model")  # raises an error that says what is missing
         raise ValueError(
-            f"`--model` is {model!r}; needed is the class path of a LightningModule, or a model of a zoo, such as "
+            f"Invalid --model={model}: expected the class path of a LightningModule, or a model of a zoo, such as "
             "timm:resnet18."
         )
 
 
 def no_data(given: str) -> str:
-    """Say what `--data` takes to who gave something else."""
+    """Return the error message for an unknown value of `--data`."""
     return (
-        f"`--data` is {given!r}; needed is a folder of images, the class path of a LightningDataModule, or one of "
-        f"digits, {', '.join(TORCHVISION_DATASETS)}."
+        f"Invalid --data={given}: expected a folder of images, the class path of a "
+        f"LightningDataModule, or one of digits, {', '.join(TORCHVISION_DATASETS)}."
     )
 
 
 def short_data(data: str) -> tuple[type[LightningDataModule], dict[str, str]] | None:
-    """Find the data module that a known name or a folder stands for, and its options; None if it is neither.
+    """Return the data module that a known name or a folder stands for, and its options; None if it is neither.
 
     Example:
         >>> short_data("mnist")
@@ -493,15 +498,16 @@ def short_data(data: str) -> tuple[type[LightningDataModule], dict[str, str]] | 
 
 
 def _refuse(given: Mapping[str, int | None]) -> None:
-    """Refuse what models of a zoo have to know, where there are none.
+    """Check that no option for models of a zoo is given, when there are none.
 
     Raises:
-        ValueError: If any of it is given.
+        ValueError: If one is given.
     """
     option = next((key for key, value in given.items() if value is not None), None)
     if option is not None:
         raise ValueError(
-            f"`--{option}` is {given[option]}, which models of a zoo take; here your code builds them. Leave it out."
+            f"Unexpected --{option}={given[option]}: it is only for models of a zoo, but your code builds these "
+            "models. Leave it out."
         )
 
 
@@ -514,34 +520,34 @@ def _fitted(
     *,
     seed: int,
 ) -> dict[str, int]:
-    """Complete what models of a zoo have to know of the data, by what `_seen` sees, and say what was found there.
+    """Complete the options for models of a zoo from the data (see `_seen`), and print what was found there.
 
     Raises:
-        ValueError: If a vocabulary is given, and models are for images; or if batches are not what the models are for,
-            so that they do not say.
+        ValueError: If a vocabulary is given, but the models are for images; or if the batches do not suit the models,
+            so that options cannot be read from them.
     """
     known = {key: value for key, value in given.items() if value is not None}
-    models = from_zoo(*specs, num_classes=2).models  # of which kind they are; none is built
+    models = from_zoo(*specs, num_classes=2).models  # only to see their kind; none is built
     for_images = next((model for model in models if isinstance(model, ImageModel)), None)
     if for_images is None:
         of_images = [key for key in ("in_chans", "input_size") if key in known]
         if of_images:
             raise ValueError(
-                f"`--{of_images[0]}` is {known[of_images[0]]}, which models for images take; '{models[0].zoo}:"
-                f"{models[0].name}' is for text. Leave it out."
+                f"Unexpected --{of_images[0]}={known[of_images[0]]}: it is only for image models, but "
+                f"'{models[0].zoo}:{models[0].name}' is a text model. Leave it out."
             )
         return _fitted_to_texts(datamodule, known, num_batches, repeats, seed=seed)
     if "vocab_size" in known:
         raise ValueError(
-            f"`--vocab_size` is {known['vocab_size']}, which models for text take; "
-            f"'{for_images.zoo}:{for_images.name}' is for images. Leave it out, or name models for text alone, such as "
+            f"Unexpected --vocab_size={known['vocab_size']}: it is only for text models, but "
+            f"'{for_images.zoo}:{for_images.name}' is an image model. Leave it out, or name only text models, such as "
             "transformers:bert-*."
         )
     needed = [key for key in given if key not in known and key != "vocab_size"]
     if not needed:
         return known
     options = ", ".join(f"--{key}" for key in needed)
-    hint = f"{options}; or if they are texts, models for text alone: '{for_images.zoo}:{for_images.name}' is for images"
+    hint = f"{options}; or for texts, name only text models: '{for_images.zoo}:{for_images.name}' is an image model"
     images, classes, by = _seen(datamodule, hint, num_batches, repeats, seed=seed)
     found = {
         "num_classes": classes,
@@ -552,8 +558,8 @@ def _fitted(
     shape = " x ".join(map(str, images.shape[1:]))
     _say(
         f"Models are built for {fitted['num_classes']} classes (as {'you said' if 'num_classes' in known else by}) and "
-        f"for {fitted['in_chans']} x {fitted['input_size']} x {fitted['input_size']}; images are {shape}. Others: "
-        "--num_classes, --in_chans, --input_size."
+        f"inputs of {fitted['in_chans']} x {fitted['input_size']} x {fitted['input_size']}; the images are {shape}. "
+        "To change this, pass --num_classes, --in_chans or --input_size."
     )
     return fitted
 
@@ -561,10 +567,10 @@ def _fitted(
 def _fitted_to_texts(
     datamodule: LightningDataModule, known: Mapping[str, int], num_batches: int, repeats: int, *, seed: int
 ) -> dict[str, int]:
-    """Complete what models for text have to know.
+    """Complete the options for text models from the data.
 
     Raises:
-        ValueError: If a batch is not texts with labels.
+        ValueError: If a batch does not hold texts with labels.
     """
     needed = [key for key in ("num_classes", "vocab_size") if key not in known]
     if not needed:
@@ -578,41 +584,43 @@ def _fitted_to_texts(
     knows = "you said" if "vocab_size" in known else "the data module says"
     tokens = f"{fitted['vocab_size']:,} tokens (as {knows})" if "vocab_size" in fitted else "their own vocabularies"
     _say(
-        f"Models are built for {fitted['num_classes']} classes (as {by}) and for {tokens}. Others: --num_classes, "
-        "--vocab_size."
+        f"Models are built for {fitted['num_classes']} classes (as {by}) and for {tokens}. To change this, pass "
+        "--num_classes or --vocab_size."
     )
     return fitted
 
 
 def _vocabulary(told: Any) -> int:
-    """Take a data module's word for how many tokens there are.
+    """Return the vocabulary size that a data module states.
 
     Raises:
-        ValueError: If it is no whole number from 1.
+        ValueError: If it is not a whole number of at least 1.
     """
     size = index(told) if hasattr(told, "__index__") and not isinstance(told, bool) else 0
     if size < 1:
         raise ValueError(
-            f"`vocab_size` of the data module is {told!r}; needed is a whole number from 1. Mend it, or pass "
-            "--vocab_size."
+            f"Invalid `vocab_size={told!r}` of the data module: expected a whole number of at least 1. Correct it, or "
+            "pass --vocab_size."
         )
     return size
 
 
 def _images_and_labels(batch: Any, needed: str) -> tuple[Tensor, Tensor]:
-    """Take a batch apart.
+    """Split a batch into images and labels.
 
     Raises:
-        ValueError: If it is not images with labels that are whole numbers.
+        ValueError: If it does not hold images with labels that are whole numbers.
     """
     images, labels = batch if isinstance(batch, list | tuple) and len(batch) == 2 else (None, None)
     if not isinstance(images, Tensor) or images.ndim != 4 or not isinstance(labels, Tensor):
-        raise ValueError(f"A batch of the data is not images [N, C, H, W] with labels, so that needed are {needed}.")
-    return images, _whole(labels, "an image")
+        raise ValueError(
+            f"Invalid batch: expected a pair of images [N, C, H, W] and labels. For other batches, pass {needed}."
+        )
+    return images, _whole(labels, "image")
 
 
 def _texts_and_labels(batch: Any, needed: str) -> tuple[Any, Tensor]:
-    """Take a batch apart as `SequenceClassifier` does.
+    """Split a batch into texts and labels, as `SequenceClassifier` does.
 
     Raises:
         ValueError: If it has no labels that are whole numbers.
@@ -623,14 +631,14 @@ def _texts_and_labels(batch: Any, needed: str) -> tuple[Any, Tensor]:
     is_text = not is_pair or (isinstance(tokens, Tensor) and tokens.ndim == 2 and not tokens.is_floating_point())
     if not isinstance(labels, Tensor) or not is_text:
         raise ValueError(
-            "A batch of the data is neither a mapping with `labels` nor a pair of tokens [N, T] and labels, so that "
-            f"needed is {needed}; or if they are images, models for images."
+            "Invalid batch: expected a mapping with `labels`, or a pair of tokens [N, T] and labels. For other "
+            f"batches, pass {needed}; or for images, name image models."
         )
-    return batch, _whole(labels, "a text")
+    return batch, _whole(labels, "text")
 
 
 def _whole(labels: Tensor, each: str) -> Tensor:
-    """Give labels back.
+    """Return labels after checking them.
 
     Raises:
         ValueError: If they are not whole numbers ``[N]``.
@@ -638,8 +646,8 @@ def _whole(labels: Tensor, each: str) -> Tensor:
     if labels.ndim != 1 or labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         shape = f"{str(labels.dtype).removeprefix('torch.')} of shape {list(labels.shape)}"
         raise ValueError(
-            f"The labels of a batch are {shape}; needed is one whole number {each}, [N], which is its class. Give "
-            "labels as such, or candidates of your own with `--candidates`."
+            f"Invalid labels in a batch: {shape}; expected one whole number per {each}, [N], its class. Convert the "
+            "labels, or pass candidates of your own with `--candidates`."
         )
     return labels
 
@@ -653,24 +661,24 @@ def _seen(
     seed: int,
     take: Callable[[Any, str], tuple[Any, Tensor]] = _images_and_labels,
 ) -> tuple[Any, int, str]:
-    """Look at the batches to score on: the first one's inputs, how many classes there are, and who says so.
+    """Look at the batches to score on: the first one's inputs, the number of classes, and where that number is from.
 
-    The data module is asked for ``num_classes``, then its training dataset for ``classes``; where neither says, the
+    The data module's ``num_classes`` counts first, then the ``classes`` of its training dataset; if neither exists, the
     highest label counts.
 
     Args:
-        datamodule: That gives the batches.
-        needed: Options that would say what batches do not, for the error message.
-        num_batches: In a repeat.
-        repeats: Of the ranking.
-        seed: Of the batches.
-        take: Takes a batch apart.
+        datamodule: The data module with the batches.
+        needed: Options that replace what the batches do not show, for the error message.
+        num_batches: Number of batches in a repeat.
+        repeats: Number of repeats of the ranking.
+        seed: Seed of the batches.
+        take: Splits a batch into inputs and labels.
 
     Raises:
-        ValueError: If a batch is not what it is taken for.
+        ValueError: If a batch does not have the expected form.
     """
     told = getattr(datamodule, "num_classes", None)
-    # At least one, since the selector is yet to refuse what is less.
+    # At least one, because the selector has not validated the numbers yet.
     num_batches, repeats = (1, 1) if isinstance(told, int) else (max(1, num_batches), max(1, repeats))
     batches = [batch for own in read_repeats(datamodule, num_batches, repeats, seed=seed) for batch in own]
     pairs = [take(batch, needed) for batch in batches]
@@ -683,12 +691,14 @@ def _seen(
         return inputs, listed, "the training dataset says"
     highest = max(int(labels.max()) for _, labels in pairs)
     if highest < 0:
-        raise ValueError(f"The highest label of the batches is {highest}; needed are classes from 0, or --num_classes.")
+        raise ValueError(
+            f"The highest label of the batches is {highest}: expected classes from 0. Pass --num_classes otherwise."
+        )
     return inputs, highest + 1, "the batches have"
 
 
 def _classes_of(dataset: Any) -> int | None:
-    """Count the classes that a dataset lists, as torchvision's do; of a subset, those of the whole."""
+    """Count the classes that a dataset lists, as torchvision's do; for a subset, those of the full dataset."""
     while isinstance(dataset, Subset):
         dataset = dataset.dataset
     listed = getattr(dataset, "classes", None) or getattr(dataset, "class_to_idx", None)
@@ -696,7 +706,7 @@ def _classes_of(dataset: Any) -> int | None:
 
 
 def _specs(zoo: str | list[str]) -> list[str]:
-    """Take specs of zoos apart: a part with a colon begins a new one.
+    """Split the value of `--zoo` into specs: a part with a colon begins a new one.
 
     Example:
         >>> _specs("timm:resnet*,lcnet*, torchvision:vgg*")
@@ -713,7 +723,7 @@ def _specs(zoo: str | list[str]) -> list[str]:
 
 
 def _spec_of(names: Sequence[str], offered: Candidates) -> str | None:
-    """Write candidates of zoos as one spec; None if there are none."""
+    """Write candidates of zoos as one value of `--zoo`; None if there are none."""
     models = {candidate.name: candidate.build for candidate in iterate_candidates(offered)}
     by_zoo: dict[str, list[str]] = {}
     for name in names:
@@ -723,7 +733,7 @@ def _spec_of(names: Sequence[str], offered: Candidates) -> str | None:
 
 
 def _names(names: str | list[str] | None) -> Any:
-    """Take names with commas apart; one alone stays one, so that "default" and "all" keep their meaning."""
+    """Split names at commas; a single name stays a text, so that "default" and "all" keep their meaning."""
     if isinstance(names, str):
         names = [name.strip() for name in names.split(",")]
     return names[0] if names is not None and len(names) == 1 else names
@@ -733,13 +743,14 @@ def _offered(path: str) -> Candidates:
     """Import candidates.
 
     Raises:
-        ValueError: If there is no such object, or it is one model.
+        ValueError: If there is no such object, or it is a single model.
     """
     found = _imported(path)
     if isinstance(found, nn.Module) or (isinstance(found, type) and issubclass(found, nn.Module)):
         raise ValueError(
-            f"`--candidates` is {path!r}, which is one model; needed is the import path of a mapping or an iterable of "
-            f"models or factories, or of a function that makes one. A model alone: `lightning-zico score {path}`."
+            f"Invalid --candidates={path}: it is a single model; expected the import path of a mapping or an iterable "
+            "of models or factories, or of a function that returns one. To score a single model, run "
+            f"`lightning-zico score {path}`."
         )
     if isinstance(found, type) or not callable(found) or isinstance(found, Iterable):
         return check_candidates(found)
@@ -749,8 +760,8 @@ def _offered(path: str) -> Candidates:
         if is_interrupted(ended):
             raise
         raise ValueError(
-            f"`--candidates` is {path!r}, which ends the program instead of giving candidates; needed is the import "
-            "path of a mapping or an iterable of models or factories, or of a function that makes one."
+            f"Invalid --candidates={path}: it exits the program instead of returning candidates; expected the import "
+            "path of a mapping or an iterable of models or factories, or of a function that returns one."
         ) from ended
 
 
@@ -761,12 +772,12 @@ def _imported(path: str, option: str = "candidates") -> Any:
         ValueError: If there is no such object, or its module cannot be imported.
     """
     if not re.fullmatch(r"\w+(\.\w+)*[.:]\w+", path):
-        raise ValueError(f"`--{option}` is {path!r}; needed is an import path, such as my_pkg.my_{option}.")
+        raise ValueError(f"Invalid --{option}={path}: expected an import path, such as my_pkg.my_{option}.")
     try:
         return imported_object(path)
     except (Exception, SystemExit) as error:
         why = error if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: {error}"
-        raise ValueError(f"`--{option}` is {path!r}, which cannot be imported: {why}.") from error
+        raise ValueError(f"Invalid --{option}={path}: it cannot be imported: {why}.") from error
 
 
 def imported_object(path: str) -> Any:
@@ -788,17 +799,17 @@ def _executor(name: str, num_workers: int | None, timeout_s: float | None) -> Ex
 
 
 def is_interrupted(ended: BaseException) -> bool:
-    """Tell whether Ctrl-C was the reason; a trainer makes a SystemExit of it."""
+    """Whether Ctrl-C was the reason; a trainer turns it into a SystemExit."""
     return isinstance(ended, KeyboardInterrupt) or (
         isinstance(ended, SystemExit) and isinstance(ended.__context__, KeyboardInterrupt)
     )
 
 
 def _make_folder(output: str) -> None:
-    """Make the folder for results, before anything is computed for it.
+    """Make the folder for results before anything is computed.
 
     Raises:
-        ValueError: If it cannot be made, or not be written to.
+        ValueError: If it cannot be made or written to.
     """
     try:
         Path(output).mkdir(parents=True, exist_ok=True)
@@ -806,12 +817,12 @@ def _make_folder(output: str) -> None:
             pass
     except OSError as error:
         raise ValueError(
-            f"`--output` is {output!r}, which cannot be written to: {error.strerror}. Needed is a folder, there or new."
+            f"Invalid --output={output}: it cannot be written to: {error.strerror}. Pass an existing or a new folder."
         ) from error
 
 
 def _write_ranking(selector: ZeroShotSelector, offered: Any, folder: Path) -> None:
-    """Write what there is of a ranking."""
+    """Write a ranking, complete or not, if there is one."""
     leaderboard: Leaderboard | None = getattr(selector, "leaderboard_", None)
     if leaderboard is None:
         return
@@ -823,26 +834,26 @@ def _write_ranking(selector: ZeroShotSelector, offered: Any, folder: Path) -> No
 
 
 def _print_ranking(selector: ZeroShotSelector) -> None:
-    """Print what there is of a ranking."""
+    """Print a ranking, complete or not, if there is one."""
     leaderboard: Leaderboard | None = getattr(selector, "leaderboard_", None)
     if leaderboard is not None:
         _print(leaderboard_table(leaderboard))
 
 
 def _write_winner(trainer: Trainer, leaderboard: Leaderboard, folder: Path) -> None:
-    """Save the winner as far as it was trained, and say so."""
+    """Save the winner as far as it was trained, and print where."""
     trainer.save_checkpoint(folder / "winner.ckpt")
-    _say(f"Written: {folder / 'winner.ckpt'}, {leaderboard.best} after {trainer.current_epoch} epochs.")
+    _say(f"Written: {folder / 'winner.ckpt'} ({leaderboard.best} after {trainer.current_epoch} epochs).")
 
 
 def _write(results: Leaderboard | SearchResult, path: Path) -> None:
-    """Write results in each form, and say so."""
+    """Write results in each format, and print where."""
     results.to_json(path.with_suffix(".json"))
     results.to_csv(path.with_suffix(".csv"))
     try:
         write_html(results, path.with_suffix(".html"))
     except ModuleNotFoundError as error:
-        _say(f"Written: {path}.json, .csv. There is no page: {error}")
+        _say(f"Written: {path}.json, .csv. The page could not be written: {error}")
     else:
         _say(f"Written: {path}.json, .csv, .html")
 
@@ -857,7 +868,7 @@ def _card_table(card: ScoreCard) -> Table:
         )
         for name, part in card.scores.items()
     ]
-    columns = {"proxy": "left", "value": "right", "seconds": "right", "why there is none": "left"}
+    columns = {"proxy": "left", "value": "right", "seconds": "right", "why it is missing": "left"}
     return _table(card.name, columns, rows)
 
 
@@ -886,10 +897,10 @@ def _table(title: str, columns: Mapping[str, Any], rows: Iterable[tuple[str, ...
 
 
 def _print(shown: Table | SearchResult) -> None:
-    """Print a table, into a file or a pipe as wide as it is, or a search.
+    """Print a table or a search; in a file or a pipe, a table takes its full width.
 
     Raises:
-        SystemExit: If who read it has gone.
+        SystemExit: If the reader has closed the pipe.
     """
     console = Console()
     try:
@@ -899,7 +910,7 @@ def _print(shown: Table | SearchResult) -> None:
         if not console.is_terminal:
             console.width = max(console.width, Console(width=_WIDEST).measure(shown).maximum)
         console.print(shown)
-    except (BrokenPipeError, SystemExit):  # rich makes a SystemExit of it, from 13.8 on
+    except (BrokenPipeError, SystemExit):  # rich turns it into a SystemExit, from 13.8 on
         raise SystemExit(NO_READER) from None
 
 

@@ -16,20 +16,20 @@ from lightning_zico.errors import HookError, SkippedBatchError, SurroundingsErro
 from lightning_zico.trainers import TrainerSettings, is_trainer, package_of, takes_part, without_chatter
 
 TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
-# Those of a module that may write to its parameters, in Lightning's order. `configure_optimizers` is left out: every
-# module has it, and a copy of the parameters of each would cost more than scoring small ones.
+# Hooks of a module that may write to its parameters, in Lightning's order. `configure_optimizers` is left out: every
+# module has it, and copying all parameters would cost more than scoring a small module.
 WRITING_HOOKS = (
     *("prepare_data", "setup", "configure_model", "configure_callbacks", "on_fit_start", "on_train_start"),
     *("on_train_epoch_start", "on_train_batch_start", *TRANSFER_HOOKS),
 )
 _OF_LIGHTNING = ("lightning", "lightning_fabric", "pytorch_lightning")
-# What stands between in a traceback: this package, and what contexts are made of.
+# Frames that a traceback passes on its way: this package, and those of context managers and torch.
 _OF_FRAMES = ("contextlib", "lightning_zico", "torch")
 _OF_TRAINING = {"trainer", "logger", "loggers"}
 
 
 def is_lightning(module: nn.Module) -> bool:
-    """Whether a module is a LightningModule, of whichever package: they are told by what they can do."""
+    """Whether a module is a LightningModule of either package, judged by its methods and attributes."""
     return callable(getattr(module, "training_step", None)) and hasattr(module, "automatic_optimization")
 
 
@@ -46,15 +46,15 @@ def call_hook(
 
     Args:
         obj: A module, a data module or a callback.
-        hook: Its name.
-        args: Of the hook.
-        blamed: Whether the object is not the module that is scored, so that the module is not to blame.
+        hook: Name of the hook.
+        args: Arguments of the hook.
+        blamed: Whether to blame the object, because it is not the module that is scored.
         left_out: See `check_surroundings`.
-        kwargs: Of the hook.
+        kwargs: Keyword arguments of the hook.
 
     Raises:
         HookError: If it fails.
-        SurroundingsError: If it fails for want of a real trainer.
+        SurroundingsError: If it fails because there is no real trainer.
     """
     try:
         return getattr(obj, hook)(*args, **kwargs)
@@ -74,8 +74,8 @@ class Opening:
 
     Args:
         module: A LightningModule.
-        trainer: That it sees.
-        callbacks: In the trainer's order.
+        trainer: The trainer that the module sees.
+        callbacks: Callbacks in the trainer's order.
     """
 
     def __init__(self, module: Any, trainer: Any, callbacks: Sequence[Any] = ()) -> None:
@@ -87,17 +87,17 @@ class Opening:
 
     @property
     def changes_batches(self) -> bool:
-        """Whether anybody has ``on_train_batch_start``."""
+        """Whether the module or a callback has ``on_train_batch_start``."""
         return any(is_overridden(obj, "on_train_batch_start") for obj in (self.module, *self.callbacks))
 
     def run(self, hook: str, *args: Any, callbacks: Sequence[Any] | None = None, **kwargs: Any) -> Any:
         """Run a hook of the callbacks, then that of the module.
 
         Args:
-            hook: Its name.
-            args: Behind the trainer and the module, for callbacks; all of them, for the module.
-            callbacks: Those that have not run it yet; None for all.
-            kwargs: For both.
+            hook: Name of the hook.
+            args: Arguments of the hook; callbacks get the trainer and the module before them.
+            callbacks: Callbacks that have not run it yet; None for all.
+            kwargs: Keyword arguments for both.
 
         Returns:
             What the module's hook returns.
@@ -119,7 +119,7 @@ class Opening:
         """Merge the callbacks that the module brings with those of the user's trainer, as Lightning does.
 
         Returns:
-            All of them, those that do not take part as well.
+            All of them, including those that do not take part.
         """
         module = self.module
         brought = self.call(module, "configure_callbacks") if is_overridden(module, "configure_callbacks") else []
@@ -131,10 +131,10 @@ class Opening:
         return kept + brought
 
     def state(self) -> list[Any]:
-        """List what a hook may change of the module: its attributes by identity, containers by what they hold.
+        """List what a hook may change in the module: its attributes by identity, containers by their contents.
 
         Returns:
-            Equal to another such list if nothing was changed in between.
+            A list that equals another such list if nothing was changed in between.
         """
         return [
             (name, _identity(value))
@@ -164,7 +164,7 @@ def _identity(value: Any) -> Any:
         return id(value), [id(part) for part in value]
     if isinstance(value, Tensor):
         if is_lazy(value):
-            return id(value), type(value)  # it becomes another class when it gets its size
+            return id(value), type(value)  # its class changes when it gets its size
         return id(value), None if value.is_inference() else value._version, value.requires_grad
     if isinstance(value, np.ndarray):
         return id(value), value.tobytes()
@@ -172,11 +172,11 @@ def _identity(value: Any) -> Any:
 
 
 def refusal(trainer: Any) -> str | None:
-    """Ask Lightning why its trainer refuses to fit the module that is attached to it; None if it does not."""
+    """Return why Lightning's trainer refuses to fit the module that is attached to it; None if it accepts it."""
     verify = importlib.import_module(f"{package_of(trainer)}.trainer.configuration_validator")
     try:
         with warnings.catch_warnings(), without_chatter():
-            warnings.simplefilter("ignore")  # what validation lacks is for `fit` to say
+            warnings.simplefilter("ignore")  # `fit` warns about missing validation hooks
             verify._verify_loop_configurations(trainer)
     except Exception as error:
         return f"Lightning's trainer refuses it: {message_of(error)}"
@@ -184,7 +184,7 @@ def refusal(trainer: Any) -> str | None:
 
 
 def message_of(error: BaseException) -> str:
-    """Name an error's kind, and what it says, if it can say it."""
+    """Return an error's type and its message, if the message can be computed."""
     try:
         return f"{type(error).__name__}: {error}"
     except Exception:  # a `__str__` of the user's own that fails
@@ -192,16 +192,16 @@ def message_of(error: BaseException) -> str:
 
 
 def check_surroundings(error: Exception, name: str, left_out: Sequence[str]) -> None:
-    """Blame the surroundings, and not the module, for an error that training might not meet.
+    """Blame the surroundings, not the module, for an error that might not occur in training.
 
     Args:
-        error: That the step or a hook raised.
-        name: Of the step or hook.
+        error: The error that the step or a hook raised.
+        name: Name of the step or hook.
         left_out: Names of callbacks that have hooks before the step, and take no part.
 
     Raises:
-        SurroundingsError: If the error comes from Lightning's own code, from something of the trainer that is None or
-            missing, or from an attribute of a module that a callback which took no part may set.
+        SurroundingsError: If the error comes from Lightning's own code, from an attribute of the trainer that is None
+            or missing, or from an attribute of a module that a callback which took no part may set.
     """
     frames = [frame for frame, _ in walk_tb(error.__traceback__)]
     roots = [str(frame.f_globals.get("__name__", "")).partition(".")[0] for frame in frames]
@@ -213,15 +213,15 @@ def check_surroundings(error: Exception, name: str, left_out: Sequence[str]) -> 
         raise SurroundingsError(
             f"`{name}` raised {said}. Callbacks of the trainer that are derived from Lightning's own take no part in "
             f"scoring: {', '.join(left_out)}. If one of them sets the attribute, set it in a hook of the module, or in "
-            "a callback that is derived from `Callback` alone."
+            "a callback that is derived directly from `Callback`."
         ) from error
     is_lightnings = not {*roots[users[0] :]}.isdisjoint(_OF_LIGHTNING)
     is_none = "NoneType" in said and not _OF_TRAINING.isdisjoint(frames[-1].f_code.co_names)
-    # A trainer of a class of the user's own, or one that a callback writes to, has more attributes.
+    # A trainer of the user's own class, or one that a callback writes to, has more attributes.
     is_of_trainer = isinstance(error, AttributeError) and is_trainer(getattr(error, "obj", None))
     if is_lightnings or is_none or is_of_trainer:
         raise SurroundingsError(
-            f"`{name}` raised {said}. It asks for something that only a running training has, and scoring runs none. "
+            f"`{name}` raised {said}. It uses something that exists only during training, and scoring does not train. "
             "Pass the trainer and the data module that training uses, or `loss_fn=`, called as "
             "`loss_fn(outputs, targets)`."
         ) from error

@@ -1,7 +1,7 @@
-"""Results: plain frozen data that outlive the models they speak of. Nothing here knows of torch.
+"""Results: plain frozen data that outlive the models they describe. Nothing here depends on torch.
 
-Methods that draw hand over to `report`, which reads results. They import it when they are called, as `to_pandas` does
-with pandas, so that results stay a leaf that loads no drawing; the contract of the layers lists this one exception.
+Methods that draw call `report`, which reads results. They import it when they are called, as `to_pandas` does with
+pandas, so that results stay a leaf that loads no drawing; the contract of the layers lists this one exception.
 """
 
 import csv
@@ -21,51 +21,51 @@ Row: TypeAlias = dict[str, Any]
 FigureKind: TypeAlias = Literal["ranks", "pareto", "agreement", "finals"]
 SearchFigureKind: TypeAlias = Literal["history", "pareto", "agreement"]
 
-# Columns of every leaderboard; those of the proxies stand between the first and the last of them.
+# Columns of every leaderboard; the proxies' columns come between the first and the last ones.
 _FIRST_COLUMNS = ("rank", "name", "score")
-FINAL_COLUMNS = ("final", "final_rank", "final_epochs")  # there alone where there were finals
+FINAL_COLUMNS = ("final", "final_rank", "final_epochs")  # only after finals
 _LAST_COLUMNS = ("error", "seconds")
-# Behind the first ones, where candidates were scored in several repeats.
+# After the first columns, if candidates were scored in several repeats.
 UNCERTAINTY_COLUMNS = ("std_error", "rank_low", "rank_high", "p_best", "tie", "num_repeats")
 FIXED_COLUMNS = frozenset(_FIRST_COLUMNS + FINAL_COLUMNS + UNCERTAINTY_COLUMNS + _LAST_COLUMNS)
 _MISSING_COLUMN = "missing"  # the last one of a file of comma-separated values
 _WHOLE_NUMBERS = ("rank", "final_rank", "final_epochs", "rank_low", "rank_high", "tie", "num_repeats")
-# What no proxy may be called.
+# Names that no proxy may have.
 RESERVED_NAMES = FIXED_COLUMNS | {_MISSING_COLUMN, "controlled", "default", "all"}
 
-# From this tau on a ranking is called the baseline's own.
+# Above this tau, a ranking is reported as almost the same as the baseline's.
 _SAME_RANKING = 0.9
 
-# So many names stand in a note; a tie may have thousands of members.
+# Most names listed in a note; a tie may have thousands of members.
 _MOST_NAMES = 10
 
-# So many notes say why numbers are missing; every column may have reasons of its own.
+# Most notes on missing numbers; every column may have reasons of its own.
 _MOST_MISSING = 3
 
-# How many of a zoo's candidates are to be trained before one is chosen.
+# Number of a zoo's candidates to train before one is chosen.
 _NUM_FINALISTS = 5
 
-# Scores of layers that cover less of a candidate's trainable weights are named in a note.
+# A note names the layer scores that cover less than this share of a candidate's trainable weights.
 _LEAST_COVERED = 0.9
 
-# How the reason begins where a proxy's formula has no meaning for a candidate.
+# Start of the reason when a proxy's formula has no meaning for a candidate.
 NOT_APPLICABLE = "not applicable"
 
 
 @dataclass(frozen=True)
 class Score:
-    """One proxy's number for one candidate, or the reason why there is none.
+    """One proxy's number for one candidate, or the reason why it is missing.
 
     Args:
-        name: Of the proxy.
-        value: A finite number, or None if scoring failed; of several repeats the mean.
+        name: Name of the proxy.
+        value: A finite number, or None if scoring failed; the mean if there were several repeats.
         error: Why there is no value; None if there is one.
         seconds: Time it took, in seconds. A pass that several proxies share is charged to the first of them.
-        layers: What each layer added to the value, by parameter name; empty where a proxy has no such parts.
-        details: How the number came about: what differentiated, on which device, in which precision, ...
+        layers: What each layer added to the value, by parameter name; empty if the proxy has no such parts.
+        details: How the number was computed: which differentiation, on which device, in which precision, ...
         std_error: Standard error of the mean, from the deviation between repeats; None for fewer than two.
-        repeats: The numbers whose mean the value is, one a repeat; empty where nothing was repeated.
-        traceback: Of the exception behind ``error``; None if there was none, or the reason says all.
+        repeats: The numbers that the value is the mean of, one per repeat; empty if nothing was repeated.
+        traceback: Traceback of the exception behind ``error``; None if there was none, or the reason is complete.
     """
 
     name: str
@@ -80,8 +80,8 @@ class Score:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Score":
-        """Make a score from its fields, as ``dataclasses.asdict`` or JSON gives them."""
-        return cls(**{**data, "repeats": tuple(data.get("repeats", ()))})  # JSON knows no tuples
+        """Make a score from its fields, as returned by ``dataclasses.asdict`` or read from JSON."""
+        return cls(**{**data, "repeats": tuple(data.get("repeats", ()))})  # JSON has no tuples
 
 
 @dataclass(frozen=True)
@@ -89,15 +89,15 @@ class ScoreCard:
     """All scores of one candidate.
 
     Args:
-        name: Of the candidate.
-        scores: By proxy name.
+        name: Name of the candidate.
+        scores: Scores by proxy name.
         error: Why nothing could be scored (the candidate does not build, has no usable loss, is over budget); else
             None.
-        seconds: Time it took in all, in seconds.
+        seconds: Total time it took, in seconds.
         untrainable: Why the candidate cannot be ranked although it was scored: its training step fails, its loss is
-            not finite, or none of its parameters is trainable; or what was given to score it fails, such as ``step=``;
-            else None.
-        weights: Hash of the weights that it was scored with, by which repeats tell whether they are fresh; None if it
+            not finite, or none of its parameters is trainable; or something passed to score it, such as ``step=``,
+            fails; else None.
+        weights: Hash of the weights that it was scored with, which shows whether repeats had fresh weights; None if it
             did not build.
         process_changes: Settings of the process, such as torch's default dtype, that the candidate changed while it was
             built or scored, and that were put back.
@@ -120,7 +120,7 @@ class ScoreCard:
     def failed(
         cls, name: str, proxies: Sequence[str], error: str, seconds: float = 0.0, traceback: str | None = None
     ) -> "ScoreCard":
-        """Make the card of a candidate of which nothing could be scored."""
+        """Make the card of a candidate that could not be scored at all."""
         scores = {proxy: Score(proxy, None, error, traceback=traceback) for proxy in proxies}
         return cls(name, scores, error, seconds)
 
@@ -144,7 +144,7 @@ class ScoreCard:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "ScoreCard":
-        """Make a card from what `to_dict` gave."""
+        """Make a card from what `to_dict` returned."""
         scores = {name: Score.from_dict(score) for name, score in data["scores"].items()}
         changes = tuple(data.get("process_changes", ()))
         return cls(
@@ -160,12 +160,12 @@ class ScoreCard:
 
 @dataclass(frozen=True)
 class Final:
-    """What training a candidate for a while gave.
+    """Result of training a candidate for a while.
 
     Args:
-        name: Of the candidate.
+        name: Name of the candidate.
         value: The monitored metric; None if training failed.
-        num_epochs: That it was trained for.
+        num_epochs: Number of epochs that it was trained for.
         error: Why there is no value; None if there is one.
     """
 
@@ -180,14 +180,15 @@ class Leaderboard:
     """Candidates ranked, best first, failed ones last.
 
     Args:
-        rows: One a candidate: ``rank`` (1 is best, equal scores share a rank, None if failed), ``name``, ``score``
-            (what was ranked by), one key for each proxy (its value or None), ``error`` (None or the reason),
-            ``seconds``. Where candidates were scored in several repeats also ``std_error`` of the score, ``rank_low``
-            and ``rank_high`` (95 % interval of the rank), ``p_best`` (probability of being the best), ``tie`` (number
-            of the group that cannot be told apart from its first) and ``num_repeats``; all of them are of the ranking
-            by score. After finals also, and None for who was not in them: ``final`` (the monitored metric),
-            ``final_rank`` (among the finalists) and ``final_epochs`` (that the candidate was trained for).
-        provenance: All that the numbers depend on, in plain values. Where a candidate has a score, but other numbers
+        rows: One row per candidate: ``rank`` (1 is best, equal scores share a rank, None if failed), ``name``,
+            ``score`` (the number it is ranked by), one key for each proxy (its value or None), ``error`` (None or the
+            reason), ``seconds``. If candidates were scored in several repeats also ``std_error`` of the score,
+            ``rank_low`` and ``rank_high`` (95 % interval of the rank), ``p_best`` (probability of being the best),
+            ``tie`` (number of the group that cannot be distinguished from its first) and ``num_repeats``; all of them
+            describe the ranking by score. After finals also, and None for candidates that were not in them: ``final``
+            (the monitored metric), ``final_rank`` (among the finalists) and ``final_epochs`` (number of epochs that the
+            candidate was trained for).
+        provenance: Everything that the numbers depend on, in plain values. If a candidate has a score but other numbers
             are missing, also ``missing``, which `missing` reads.
 
     Example:
@@ -214,13 +215,13 @@ class Leaderboard:
         """Rank score cards.
 
         Args:
-            cards: In the order in which the candidates were offered; equal scores keep that order.
+            cards: Score cards in the order in which the candidates were offered; equal scores keep that order.
             rank_by: Name of the score to rank by.
             columns: Names of the scores to show.
             higher_is_better: Direction of that score.
-            uncertainty: Of each candidate that can be ranked, what its repeats say (`UNCERTAINTY_COLUMNS`); None where
+            uncertainty: For each candidate that can be ranked, what its repeats show (`UNCERTAINTY_COLUMNS`); None if
                 nothing was repeated. Candidates with fewer repeats than others left a race, and are ranked behind them.
-            provenance: Kept as it is; ``missing`` is added where numbers are, and ``covered`` where scores of layers
+            provenance: Kept as it is. ``missing`` is added if numbers are missing, and ``covered`` if layer scores
                 cover less than nine tenths of the trainable weights, and not all that have two or more dimensions.
         """
         rows = [_row_of(card, rank_by, columns, uncertainty) for card in cards]
@@ -242,10 +243,10 @@ class Leaderboard:
         return cls((*ranked, *failed), {**(provenance or {}), **added})
 
     def with_finals(self, finals: Sequence[Final], provenance: Mapping[str, Any]) -> "Leaderboard":
-        """Rank anew after finals: the finalists first, in the order that training gave them, then the others.
+        """Rank again after finals: the finalists first, ordered by the result of training, then the others.
 
         Args:
-            finals: The best first. A finalist that failed is ranked no longer, and its row says why.
+            finals: Results of the finals, best first. A finalist that failed loses its rank, and its row says why.
             provenance: How the finals were held: ``monitor``, ``mode``, ``finalists``, ``final_epochs``, ``halving``,
                 and whether they ``broke_off``.
 
@@ -257,7 +258,7 @@ class Leaderboard:
             1. b  2  val_loss 0.5
             2. a  3  val_loss 0.7
             3. c  1
-            Finals: the first 2 by score were trained for 1 epoch; the lowest val_loss decided.
+            Finals: the first 2 by score were trained for 1 epoch; the lowest val_loss won.
         """
         finished = [final for final in finals if final.error is None]
         failed = [final for final in finals if final.error is not None]
@@ -295,19 +296,19 @@ class Leaderboard:
 
     @property
     def notes(self) -> list[str]:
-        """What is to be known of the ranking before it is believed, in sentences.
+        """Sentences that you should read before you trust the ranking.
 
-        Whether candidates are missing because ranking broke off; how finals were held; of repeats whether the first can
-        be told apart, who left a race, and which candidates keep their weights; what the recipe that ranks combines,
-        and which one took the place of a recipe whose members do not apply; Kendall's tau of the ranking with each
-        trivial baseline on the same candidates, and in words where one of them gives almost the same; which scores of
-        layers look at few of the trainable weights; which callbacks of the trainer took no part; why numbers are
-        missing; which candidates changed settings of the process; of a zoo's candidates what decides more than any
-        score.
+        They say whether candidates are missing because ranking was interrupted; how finals were held; whether repeats
+        can distinguish the first candidates, which candidates left a race, and which ones keep their weights; what the
+        recipe that ranks combines, and which one replaced a recipe whose members do not apply; Kendall's tau of the
+        ranking with each trivial baseline on the same candidates, and whether one of them gives almost the same
+        ranking; which layer scores look at few of the trainable weights; which callbacks of the trainer took no part;
+        why numbers are missing; which candidates changed settings of the process; and, for a zoo's candidates, what
+        matters more than any score.
         """
         notes = []
         if self.provenance.get("broke_off"):
-            notes.append(f"Ranking broke off; these are the {len(self)} candidates that were done.")
+            notes.append(f"The ranking was interrupted; it contains only the {len(self)} candidates scored so far.")
         finals = self.provenance.get("finals")
         if finals:
             notes.append(_note_of(finals))
@@ -317,8 +318,8 @@ class Leaderboard:
         notes += _notes_on_ranking(self.provenance, ranking)
         if left_out := self.provenance.get("left_out_callbacks"):
             notes.append(
-                f"Callbacks of the trainer whose hooks before the first step did not run: {', '.join(left_out)}. They "
-                "are Lightning's, or derived from its callbacks that watch training."
+                "Hooks before the first training step did not run for these callbacks of the trainer: "
+                f"{', '.join(left_out)}. They are Lightning's own or derived from its callbacks that watch training."
             )
         notes += self._notes_on_covered() + self._notes_on_missing() + self._notes_on_process()
         return notes + self._notes_on_zoos()
@@ -329,30 +330,33 @@ class Leaderboard:
         if len(tied) > 1:
             first = f"{'By score, the' if 'finals' in self.provenance else 'The'} first {len(tied)} are a tie"
             more = f" and {len(tied) - _MOST_NAMES} more" if len(tied) > _MOST_NAMES else ""
-            notes.append(f"{first}, which these repeats cannot tell apart: {', '.join(tied[:_MOST_NAMES])}{more}.")
+            notes.append(f"{first} that these repeats cannot distinguish: {', '.join(tied[:_MOST_NAMES])}{more}.")
         counts = [row["num_repeats"] for row in self.rows if row.get("num_repeats")]
         if self.provenance.get("race") and counts and max(counts) == 1:
-            notes.append("Raced: of so few candidates and repeats, half is one each, which says not how sure it is.")
+            notes.append(
+                "With so few candidates and repeats, the race gave each candidate one repeat, so the ranking has no "
+                "error bars."
+            )
         if counts and min(counts) < max(counts):
             notes.append(
-                f"Raced: the first {counts.count(max(counts))} have {max(counts)} repeats; the others left with fewer, "
-                "and their scores are not comparable with those before them."
+                f"Race: the first {counts.count(max(counts))} have {max(counts)} repeats; the others were dropped with "
+                "fewer, so their scores are not comparable with those of the first."
             )
         if self.provenance.get("repeats", 1) > 1 and self.provenance["num_instances"]:
             notes.append(
-                f"{self.provenance['num_instances']} of the candidates were offered built and keep their weights: "
-                "their repeats differ in the batches alone."
+                f"{self.provenance['num_instances']} of the candidates were passed as built models and keep their "
+                "weights: their repeats differ only in the batches."
             )
         if same := self.provenance.get("num_with_same_weights"):
             notes.append(
-                f"{same} of the factories {'makes' if same == 1 else 'make'} the same weights in every repeat, by "
-                "a seed or a file: the repeats differ in the batches only."
+                f"{same} of the factories {'makes' if same == 1 else 'make'} the same weights in every repeat, because "
+                "of a seed or a file: the repeats differ only in the batches."
             )
         if equal := self.provenance.get("equal_repeats"):
             more = f" and {len(equal) - _MOST_NAMES} more" if len(equal) > _MOST_NAMES else ""
             notes.append(
-                f"The repeats of {', '.join(equal[:_MOST_NAMES])}{more} are equal: their weights are the same in each, "
-                f"and `{self.provenance['rank_by']}` depends on nothing else. They do not say how sure a rank is."
+                f"The repeats of {', '.join(equal[:_MOST_NAMES])}{more} are equal: the weights are the same in each, "
+                f"and `{self.provenance['rank_by']}` depends on nothing else. They do not show how certain a rank is."
             )
         return notes
 
@@ -370,7 +374,7 @@ class Leaderboard:
 
     def _notes_on_missing(self) -> list[str]:
         num_scored = sum(row["score"] is not None for row in self.rows)
-        # These are why a recipe was replaced, of which there is a note.
+        # These are why a recipe was replaced, which has a note of its own.
         lacking = {
             said["member"]
             for recipe in self.provenance.get("recipes", {}).values()
@@ -410,17 +414,17 @@ class Leaderboard:
         notes = []
         groups = [[row["name"] for row in self.rows if row["rank"] == rank] for rank in range(1, _NUM_FINALISTS + 1)]
         if "tie" not in self.rows[0] and (equal := [" = ".join(group) for group in groups if len(group) > 1]):
-            notes.append(f"Equal by what they are ranked by: {', '.join(equal)}.")
+            notes.append(f"Equal scores: {', '.join(equal)}.")
         notes.append(
-            "These are models of a zoo: across families, the recipe of training matters more than any proxy. So do not "
-            f"take the first for the best, and train the first {len(first)} for a while: "
+            "These are models of a zoo: across families, the training recipe matters more than any proxy. Do not "
+            f"assume that the first is the best; train the first {len(first)} for a while: "
             f"`ZeroShotSelector(trainer=..., finalists={len(first)})` with these candidates: {', '.join(first)}."
         )
         return notes
 
     @property
     def first_of_a_zoo(self) -> list[str]:
-        """Names of the candidates to hold finals among, where there are some of a zoo and no finals were held."""
+        """Names of the candidates to hold finals among, if some are of a zoo and no finals were held."""
         first = [row["name"] for row in self.rows if row["rank"] and row["rank"] <= _NUM_FINALISTS]
         is_open = self.provenance.get("num_of_a_zoo") and "finals" not in self.provenance
         return first if is_open and len(first) > 1 else []
@@ -437,10 +441,10 @@ class Leaderboard:
 
     @property
     def missing(self) -> dict[str, dict[str, list[str]]]:
-        """Reasons why candidates that have a score have no number in other columns; `errors` has those of the failed.
+        """Why candidates with a score have no number in other columns; `errors` covers the failed candidates.
 
         Returns:
-            By column and by reason, the names of the candidates.
+            Names of the candidates, by column and by reason.
 
         Example:
             >>> scores = {"params": Score("params", 3.0), "zico": Score("zico", None, "IndexError: no")}
@@ -456,7 +460,7 @@ class Leaderboard:
 
     @property
     def columns(self) -> list[str]:
-        """Names of the columns, in the order of `to_pandas`, and of `to_csv`, which has one more."""
+        """Names of the columns, in the order of `to_pandas` and `to_csv`; the latter has one more."""
         keys = [key for key in self.rows[0] if key not in _FIRST_COLUMNS + _LAST_COLUMNS] if self.rows else []
         return [*_FIRST_COLUMNS, *keys, *_LAST_COLUMNS]
 
@@ -466,10 +470,10 @@ class Leaderboard:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Leaderboard":
-        """Make a leaderboard from what `to_dict` gave.
+        """Make a leaderboard from what `to_dict` returned.
 
         Raises:
-            KeyError: If a row is not one of a leaderboard.
+            KeyError: If a row is not a row of a leaderboard.
         """
         _check_rows(data["rows"], {"rank", "name", "score", "error"}, "the leaderboard")
         return cls(tuple(dict(row) for row in data["rows"]), dict(data["provenance"]))
@@ -480,17 +484,17 @@ class Leaderboard:
 
     @classmethod
     def from_json(cls, source: str | Path) -> "Leaderboard":
-        """Read what `to_json` gave.
+        """Read a leaderboard from the JSON that `to_json` wrote.
 
         Args:
-            source: The JSON text, or the path of a file with it. Text starts with a brace, and a path does not.
+            source: The JSON text, or the path of a file with it. A text starts with a brace, a path does not.
         """
         return cls.from_dict(_read_json(source))
 
     def to_csv(self, path: str | Path | None = None) -> str:
         """Turn into comma-separated values with a header, and write them to a file if a path is given.
 
-        The last column, ``missing``, says why other numbers of a ranked candidate are: ``zico: reason; snip: reason``.
+        The last column, ``missing``, says why a ranked candidate lacks other numbers: ``zico: reason; snip: reason``.
         """
         reasons: dict[str, list[str]] = {}
         told = self.missing
@@ -507,7 +511,7 @@ class Leaderboard:
         Raises:
             ModuleNotFoundError: If pandas is not installed.
         """
-        otherwise = "`to_csv` and `to_dict` need nothing."
+        otherwise = "`to_csv` and `to_dict` work without it."
         pandas = imported("pandas", "`to_pandas` needs pandas", "pandas", otherwise=otherwise)
         whole = {column: "Int64" for column in self.columns if column in _WHOLE_NUMBERS}
         return pandas.DataFrame(list(self.rows), columns=self.columns).astype(whole)
@@ -521,10 +525,10 @@ class Leaderboard:
             ax: Axes to draw in; new ones if None.
 
         Returns:
-            Figure and axes, as torchmetrics' ``plot`` gives them.
+            Figure and axes, as returned by torchmetrics' ``plot``.
 
         Raises:
-            ValueError: If there is no such figure, or the leaderboard has not what it shows.
+            ValueError: If there is no such figure, or the leaderboard lacks what it shows.
             ModuleNotFoundError: If matplotlib is not installed.
         """
         from lightning_zico.report import plot
@@ -532,9 +536,9 @@ class Leaderboard:
         return plot(self, kind, ax)
 
     def to_html(self, path: str | Path, card: ScoreCard | None = None) -> Path:
-        """Write one page for a browser, which needs no network; with a card, also its layers.
+        """Write one page for a browser that needs no network; with a card, also draw its layers.
 
-        `report.write_html` says more.
+        See `report.write_html`.
         """
         from lightning_zico.report import write_html
 
@@ -549,16 +553,16 @@ class Leaderboard:
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search found.
+    """Result of a search.
 
     Args:
-        history: One row a trial, in the order in which they began: ``trial`` (from 0), ``rank`` (1 is best, equal
-            scores share a rank, None if failed), ``arch``, ``score`` (what was ranked by), one key for each proxy (its
-            value or None), ``cost_macs``, ``cost_params`` and other costs that the search looked at, ``on_front``
-            (whether no other arch is at least as good in score and in each cost that was to be kept low, and better in
-            one), ``error`` (None or the reason), ``seconds``. No arch stands there twice.
-        provenance: All that the numbers depend on, in plain values, and how the search went; ``seconds`` of the last
-            run, and ``seconds_searching``, those of them in which it proposed and kept trials.
+        history: One row per trial, in the order in which they began: ``trial`` (from 0), ``rank`` (1 is best, equal
+            scores share a rank, None if failed), ``arch``, ``score`` (the number it is ranked by), one key for each
+            proxy (its value or None), ``cost_macs``, ``cost_params`` and other costs that the search looked at,
+            ``on_front`` (whether no other arch is at least as good in score and in each cost to keep low, and better in
+            one), ``error`` (None or the reason), ``seconds``. No arch appears twice.
+        provenance: Everything that the numbers depend on, in plain values, and how the search went; ``seconds`` of the
+            last run, and ``seconds_searching``, the part of them spent on proposing and storing trials.
 
     Example:
         >>> rows = [{"trial": 0, "rank": 2, "arch": "a", "score": 1.0, "on_front": True, "error": None, "seconds": 0.1}]
@@ -578,26 +582,26 @@ class SearchResult:
         return len(self.history)
 
     def __str__(self) -> str:
-        """A line for each of the ten best, and one on how the search went."""
+        """A line for each of the ten best, and the notes."""
         lines = [f"{row['rank']}. {row['score']:.6g}  {row['arch']}" for row in self.ranked[:10]]
         return printable("\n".join([*lines, *self.notes]))
 
     @property
     def notes(self) -> list[str]:
-        """What is to be known of the search before its result is believed, in sentences."""
+        """Sentences that you should read before you trust the result of the search."""
         failed = len(self) - len(self.ranked)
         rejected = self.provenance.get("num_rejected", 0)
         notes = [f"{len(self)} archs scored, {failed} of them without a score; {rejected:,} rejected unscored."]
         if self.provenance.get("broke_off"):
-            notes.append("The search broke off.")
+            notes.append("The search was interrupted.")
         if self.provenance.get("exhausted"):
-            notes.append("It ended early: too many proposals in a row were over the budget or had been scored.")
+            notes.append("It ended early: too many proposals in a row were over the budget or already scored.")
         if self.provenance.get("num_elsewhere"):
-            notes.append(f"Being scored by other processes: {self.provenance['num_elsewhere']}.")
+            notes.append(f"Archs that other processes are scoring: {self.provenance['num_elsewhere']}.")
         notes += _if_there(note_on_reading(self.provenance.get("reading")))
         reasons = Counter(self.errors.values()).most_common(1)
         if reasons:
-            notes.append(f"Why there was no score, {reasons[0][1]} of {failed} times: {reasons[0][0]}")
+            notes.append(f"Most frequent reason for a missing score ({reasons[0][1]} of {failed}): {reasons[0][0]}")
         return notes + _notes_on_ranking(self.provenance, "this ranking")
 
     @property
@@ -613,7 +617,7 @@ class SearchResult:
 
     @property
     def front(self) -> tuple[Row, ...]:
-        """The rows that no other dominates, best score first; without costs to keep low, those of the best score."""
+        """The rows that no other dominates, best score first; without costs to keep low, those with the best score."""
         return tuple(row for row in self.ranked if row["on_front"])
 
     @property
@@ -627,10 +631,10 @@ class SearchResult:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "SearchResult":
-        """Make a result from what `to_dict` gave.
+        """Make a result from what `to_dict` returned.
 
         Raises:
-            KeyError: If a row is not one of a search.
+            KeyError: If a row is not a row of a search.
         """
         _check_rows(data["history"], {"trial", "rank", "arch", "score", "error"}, "the history")
         return cls(tuple(dict(row) for row in data["history"]), dict(data["provenance"]))
@@ -641,7 +645,7 @@ class SearchResult:
 
     @classmethod
     def from_json(cls, source: str | Path) -> "SearchResult":
-        """Read what `to_json` gave: the JSON text, or the path of a file with it."""
+        """Read a result from the JSON that `to_json` wrote: the text, or the path of a file with it."""
         return cls.from_dict(_read_json(source))
 
     def to_csv(self, path: str | Path | None = None) -> str:
@@ -659,7 +663,7 @@ class SearchResult:
         """Draw a figure with matplotlib; see `report.plots`.
 
         Args:
-            kind: ``"history"``: the score of each trial, and the best until then; ``"pareto"``: score against the first
+            kind: ``"history"``: the score of each trial, and the best so far; ``"pareto"``: score against the first
                 cost that was kept low, or against MACs; or ``"agreement"``: Kendall's tau of the proxies and costs.
             ax: Axes to draw in; new ones if None.
 
@@ -675,19 +679,19 @@ class SearchResult:
         return plot_search(self, kind, ax)
 
     def to_html(self, path: str | Path) -> Path:
-        """Write one page for a browser, which needs no network; `report.write_html` says more."""
+        """Write one page for a browser that needs no network; see `report.write_html`."""
         from lightning_zico.report import write_html
 
         return write_html(self, path)
 
 
 def standing_of(row: Row, higher_is_better: bool) -> tuple[int, float]:
-    """Tell by what a row with a score is ranked, higher first: who has more repeats stayed longer in a race."""
+    """Return the sort key of a row with a score, higher is better: a row with more repeats stayed longer in a race."""
     return row.get("num_repeats") or 0, row["score"] if higher_is_better else -row["score"]
 
 
 def margin_of(row: Row) -> str:
-    """Write the standard error of a row's score behind it; nothing where there is none."""
+    """Return the standard error of a row's score as text to append; an empty text if there is no error."""
     return "" if row.get("std_error") is None else f" ± {row['std_error']:.2g}"
 
 
@@ -710,12 +714,12 @@ def _row_of(card: ScoreCard, rank_by: str, columns: Sequence[str], uncertainty: 
 def _missing(scored: Container[str], cards: Sequence[ScoreCard], columns: Sequence[str]) -> list[dict[str, Any]]:
     """Collect why numbers are missing.
 
-    One cause often takes many proxies from the same candidates: each reason and each list of names is then there once,
-    which stays small also for thousands of candidates.
+    One cause often makes many proxies fail for the same candidates. Each reason and each list of names is then stored
+    only once, so the result stays small for thousands of candidates, too.
 
     Args:
-        scored: Names of the candidates that have a score; of the others, the row says why.
-        cards: Of all candidates.
+        scored: Names of the candidates that have a score; the rows of the others say why they have none.
+        cards: Score cards of all candidates.
         columns: Names of the scores.
     """
     names: dict[tuple[str, str], list[str]] = {}
@@ -732,10 +736,11 @@ def _missing(scored: Container[str], cards: Sequence[ScoreCard], columns: Sequen
 
 
 def _covered(scored: Container[str], cards: Sequence[ScoreCard], columns: Sequence[str]) -> list[dict[str, Any]]:
-    """Collect which scores of layers look at too few of a candidate's trainable weights.
+    """Collect which layer scores look at too few of a candidate's trainable weights.
 
     Returns:
-        For scores that are alike in this: the lowest share, whose it is, and how many candidates have a low one.
+        For each group of scores that agree in this: the lowest share, the candidate that has it, and the number of
+        candidates with a low share.
     """
     alike: dict[tuple[float, str, int], list[str]] = {}
     for column in columns:
@@ -745,7 +750,7 @@ def _covered(scored: Container[str], cards: Sequence[ScoreCard], columns: Sequen
         low = [
             (details["covered"], name)
             for details, name in said
-            # Where all but biases, gains and norms was looked at, there is nothing to say.
+            # If everything but biases, gains and norms was looked at, there is nothing to report.
             if details.get("covered", 1.0) < min(_LEAST_COVERED, details.get("coverable", 1.0))
         ]
         if low:
@@ -757,7 +762,7 @@ def _covered(scored: Container[str], cards: Sequence[ScoreCard], columns: Sequen
 
 
 def _ranks(values: Sequence[Any]) -> list[int]:
-    """Number places from 1, where equal neighbours share one."""
+    """Number places from 1; equal neighbours share a place."""
     ranks: list[int] = []
     for position, value in enumerate(values):
         tied = position > 0 and value == values[position - 1]
@@ -770,27 +775,27 @@ def _if_there(note: str | None) -> list[str]:
 
 
 def _with_final(row: Row, final: Final | None) -> Row:
-    """Put the columns of the finals behind those of the score."""
+    """Insert the columns of the finals after those of the score."""
     cells = {"final": final.value, "final_epochs": final.num_epochs} if final else {}
     return {**dict.fromkeys((*_FIRST_COLUMNS, *FINAL_COLUMNS)), **cells, **row}
 
 
 def note_on_reading(reading: Mapping[str, Any] | None) -> str | None:
-    """Say how the batches were read, where the training data had fewer than asked for; None where it had enough."""
+    """Describe how the batches were read if the training data had fewer than asked for; None if it had enough."""
     if reading is None:
         return None
     num = reading["num_in_a_pass"]
-    had = f"The training data has {num} batch{'es' if num > 1 else ''}, and {reading['num_batches']} were asked for"
+    had = f"The training data has {num} batch{'es' if num > 1 else ''}, but {reading['num_batches']} were requested"
     if not reading["are_copies"]:
-        return f"{had}: it was read {reading['num_passes']} times, which gave others each time."
+        return f"{had}: it was read {reading['num_passes']} times, and each pass gave different batches."
     return (
-        f"{had}. Whenever it is read, it holds the same samples, so that one batch stands for all: gradients vary only "
-        "by what the training step draws itself, such as noise, windows or dropout."
+        f"{had}. Every pass gives the same samples, so one batch stands for all: gradients vary only by what the "
+        "training step draws itself, such as noise, windows or dropout."
     )
 
 
 def _notes_on_ranking(provenance: Mapping[str, Any], ranking: str) -> list[str]:
-    """Tell what the recipes combine, and how far the ranking is that of a trivial baseline."""
+    """Describe what the recipes combine, and how close the ranking is to that of a trivial baseline."""
     notes = []
     for name, recipe in provenance.get("recipes", {}).items():
         members = f"{recipe['aggregate'] or 'the score'} of {', '.join(recipe['members'])}"
@@ -804,8 +809,8 @@ def _notes_on_ranking(provenance: Mapping[str, Any], ranking: str) -> list[str]:
             more = f" and {len(beside['names']) - _MOST_NAMES} more" if len(beside["names"]) > _MOST_NAMES else ""
             placed = f"{', '.join(beside['names'][:_MOST_NAMES])}{more}"
             notes.append(
-                f"{recipe['used']} does not hold for {placed}, placed by {beside['used']} "
-                f"({', '.join(beside['members'])}) beside the others, at the same quantile of the scores{why}"
+                f"{recipe['used']} does not hold for {placed}; these are placed among the others by {beside['used']} "
+                f"({', '.join(beside['members'])}), at the same quantile of the scores{why}"
             )
     taus = {name: tau for name, tau in provenance.get("kendall_with", {}).items() if tau is not None}
     if taus:
@@ -814,13 +819,13 @@ def _notes_on_ranking(provenance: Mapping[str, Any], ranking: str) -> list[str]:
     alike = [f"{name} ({tau:.2f})" for name, tau in taus.items() if tau > _SAME_RANKING]
     if alike:
         notes.append(
-            f"{ranking.capitalize()} is what counting weights gives: almost the same as by {', '.join(alike)}."
+            f"{ranking.capitalize()} adds little to counting weights: it is almost the same as by {', '.join(alike)}."
         )
     return notes
 
 
 def _why_lacking(lacking: Sequence[Mapping[str, Any]]) -> str:
-    """Say which members of a recipe have no number, and why, as the end of a sentence: each reason once."""
+    """Return the end of a sentence that lists which members of a recipe have no number, and why: each reason once."""
     members: dict[tuple[str, str], list[str]] = {}
     for said in lacking:
         others = f" and {said['count'] - 1} more" if said["count"] > 1 else ""
@@ -838,20 +843,20 @@ def _why_lacking(lacking: Sequence[Mapping[str, Any]]) -> str:
 
 def _note_of(finals: Mapping[str, Any]) -> str:
     if finals.get("broke_off"):
-        return f"Finals of the first {finals['finalists']} by score broke off; those trained by then come first."
+        return f"Finals of the first {finals['finalists']} by score were interrupted; those trained so far come first."
     epochs = finals["final_epochs"]
     trained = f"the first {finals['finalists']} by score were trained for {epochs} epoch{'s' * (epochs > 1)}"
-    halving = f", the better half for {epochs} more, and so on" if finals["halving"] else ""
+    halving = f", then the better half for {epochs} more, and so on" if finals["halving"] else ""
     end = "lowest" if finals["mode"] == "min" else "highest"
-    return f"Finals: {trained}{halving}; the {end} {finals['monitor']} decided."
+    return f"Finals: {trained}{halving}; the {end} {finals['monitor']} won."
 
 
 def ranks_of(scores: Sequence[Any], higher_is_better: bool = True) -> list[int | None]:
-    """Give each score its place, 1 for the best; equal ones share one, and what has no score has no place.
+    """Return the place of each score, 1 for the best; equal scores share a place, and a missing score has none.
 
     Args:
-        scores: Numbers, or what else can be compared with each other; None for no score.
-        higher_is_better: Direction.
+        scores: Numbers, or other values that can be compared with each other; None for no score.
+        higher_is_better: Direction of the scores.
 
     Example:
         >>> ranks_of([1.0, None, 3.0, 1.0])
@@ -875,7 +880,7 @@ def _check_rows(rows: Sequence[Row], needed: Set[str], whose: str) -> None:
 
 def _csv(columns: Sequence[str], rows: Sequence[Row]) -> str:
     text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\r\n")  # of which it quotes either, and that of a line is taken away
+    writer = csv.writer(text, lineterminator="\r\n")  # cells with either are quoted; that of the line is removed
     lines = []
     for cells in (columns, *([row.get(column) for column in columns] for row in rows)):
         writer.writerow([defused(cell) if isinstance(cell, str) else cell for cell in cells])

@@ -1,7 +1,7 @@
 """The trainer that a candidate sees while it is scored: a private one, with the settings of the user's trainer.
 
-Lightning comes as two packages, `lightning.pytorch` and `pytorch_lightning`, whose classes do not know each other. A
-private trainer is of the package of the module, or of the data module, that is attached to it.
+Lightning comes as two packages, `lightning.pytorch` and `pytorch_lightning`, whose classes are unrelated. A private
+trainer belongs to the package of the module, or of the data module, that is attached to it.
 """
 
 import copy
@@ -29,12 +29,12 @@ PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 # Hooks of a callback that run before the first training step, in Lightning's order.
 HOOKS_BEFORE_STEP = ("setup", "on_fit_start", "on_train_start", "on_train_epoch_start", "on_train_batch_start")
 # Lightning's own callbacks that change what the first step computes or which parameters it trains. The others log,
-# save, stop, time, draw or average. Names, because `pytorch_lightning` has its own classes. `LambdaCallback` holds
-# functions of the user.
+# save, stop, time, draw or average. They are given by name, because `pytorch_lightning` has its own classes.
+# `LambdaCallback` holds functions of the user.
 _CHANGING_STEP = {"BaseFinetuning", "GradientAccumulationScheduler", "LambdaCallback"}
-# Those that change the batch size or the learning rate by training for a while, which scoring does not.
+# Callbacks that find the batch size or the learning rate by training for a while, which scoring does not do.
 _TUNING = {"BatchSizeFinder", "LearningRateFinder"}
-# A loader that takes more than this, pickled, is not sent to worker processes.
+# A loader whose pickle is larger than this is not sent to worker processes.
 _MOST_PICKLED_BYTES = 2**26
 _INF = float("inf")
 _OF_LIGHTNING = ("lightning", "pytorch_lightning")
@@ -46,12 +46,12 @@ def roots_of(cls: type) -> Iterator[type]:
 
 
 def is_trainer(value: Any) -> bool:
-    """Whether a value is a trainer of either package; also a weak reference that stands for one."""
+    """Whether a value is a trainer of either package, or a weak proxy of one."""
     return any(base.__name__ == "Trainer" for base in roots_of(value.__class__))
 
 
 def package_of(*objects: Any) -> str:
-    """Name the package that the first object of Lightning's comes from; ``lightning.pytorch`` if there is none."""
+    """Return the package of the first object that is Lightning's; ``lightning.pytorch`` if there is none."""
     for obj in objects:
         for base in roots_of(type(obj)):
             return PACKAGES[base.__module__.startswith(PACKAGES[1])]
@@ -63,26 +63,28 @@ class TrainerSettings:
     """What a training step can see of the trainer it runs in; the defaults are those of Lightning.
 
     Args:
-        max_epochs: As at the first batch of ``fit``, where None has become a number.
-        min_epochs: Likewise.
-        max_steps: As in the trainer, as are the others.
-        min_steps: See there.
-        accumulate_grad_batches: See there.
-        gradient_clip_val: See there.
-        gradient_clip_algorithm: See there.
-        limit_train_batches: See there.
-        limit_val_batches: See there.
-        overfit_batches: See there.
-        fast_dev_run: See there.
-        val_check_interval: See there.
-        check_val_every_n_epoch: See there.
-        reload_dataloaders_every_n_epochs: See there.
-        log_every_n_steps: See there.
-        num_sanity_val_steps: See there.
-        precision: As Lightning names it. The precision of a score also depends on where candidates are scored.
-        loggers: Classes of the trainer's loggers, None for Lightning's default; those that a step sees log nothing.
-        callbacks: Those of the user's trainer that a step sees, whether they take part (`takes_part`) or not: all but
-            bars of progress and those of this package.
+        max_epochs: The value at the first batch of ``fit``, where None has been replaced by a number.
+        min_epochs: As for ``max_epochs``.
+        max_steps: As for Lightning's trainer.
+        min_steps: As for Lightning's trainer.
+        accumulate_grad_batches: As for Lightning's trainer.
+        gradient_clip_val: As for Lightning's trainer.
+        gradient_clip_algorithm: As for Lightning's trainer.
+        limit_train_batches: As for Lightning's trainer.
+        limit_val_batches: As for Lightning's trainer.
+        overfit_batches: As for Lightning's trainer.
+        fast_dev_run: As for Lightning's trainer.
+        val_check_interval: As for Lightning's trainer.
+        check_val_every_n_epoch: As for Lightning's trainer.
+        reload_dataloaders_every_n_epochs: As for Lightning's trainer.
+        log_every_n_steps: As for Lightning's trainer.
+        num_sanity_val_steps: As for Lightning's trainer.
+        precision: Lightning's name of the precision. The precision of a score also depends on where candidates are
+            scored.
+        loggers: Classes of the trainer's loggers, None for Lightning's default; the loggers that a step sees log
+            nothing.
+        callbacks: Callbacks of the user's trainer that a step sees, whether they take part (`takes_part`) or not: all
+            except progress bars and callbacks of this package.
     """
 
     max_epochs: int = 1000
@@ -107,12 +109,12 @@ class TrainerSettings:
 
     @classmethod
     def of(cls, trainer: Any) -> "TrainerSettings":
-        """Read the settings of a trainer of either package; those of Lightning's defaults for None."""
+        """Read the settings of a trainer of either package; Lightning's defaults for None."""
         if trainer is None:
             return DEFAULT_SETTINGS
         limits = importlib.import_module(f"{package_of(trainer)}.loops.utilities")._parse_loop_limits
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that `max_epochs` was not set is for `fit` to say
+            warnings.simplefilter("ignore")  # `fit` warns if `max_epochs` is not set
             min_epochs, max_epochs = limits(
                 trainer.min_steps, trainer.max_steps, trainer.min_epochs, trainer.max_epochs, trainer
             )
@@ -127,24 +129,24 @@ class TrainerSettings:
         return cls(**{name: getattr(trainer, name) for name in others}, **told)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave callbacks out that are only shown and cannot be sent to other processes."""
+        """Leave out callbacks that take no part and cannot be sent to other processes."""
         return {**vars(self), "callbacks": tuple(filter(_can_be_sent, self.callbacks))}
 
     @property
     def left_out(self) -> list[str]:
-        """Names of Lightning's callbacks that tune, and of classes derived from the others that add a hook."""
+        """Names of Lightning's tuning callbacks, and of classes derived from its other callbacks that add a hook."""
         shown = [each for each in self.callbacks if not takes_part(each)]
         acting = [each for each in shown if _acts_before(each) or not _callback_classes(each).isdisjoint(_TUNING)]
         return [type(each).__name__ for each in acting]
 
     @property
     def facts(self) -> dict[str, Any]:
-        """What enters the key of a cached score: of callbacks that are only shown, which they are, and no counters."""
+        """Contents of the key of a cached score: callbacks that take no part enter without their counters."""
         shown = [each if takes_part(each) else (type(each), each.state_key) for each in self.callbacks]
         return {**vars(self), "callbacks": shown}
 
     def apply(self, trainer: Any) -> None:
-        """Give a private trainer these settings, callbacks, loggers and precision excepted."""
+        """Apply these settings to a private trainer, except callbacks, loggers and precision."""
         loop = trainer.fit_loop
         loop.max_epochs, loop.min_epochs = self.max_epochs, self.min_epochs
         loop.epoch_loop.max_steps, loop.epoch_loop.min_steps = self.max_steps, self.min_steps
@@ -152,17 +154,17 @@ class TrainerSettings:
             setattr(trainer, name, getattr(self, name))
 
 
-# Settings that are no plain attributes of a trainer.
+# Settings that are not plain attributes of a trainer.
 _OTHERS = {"max_epochs", "min_epochs", "max_steps", "min_steps", "precision", "loggers", "callbacks"}
 _PLAIN = tuple(field.name for field in fields(TrainerSettings) if field.name not in _OTHERS)
 DEFAULT_SETTINGS = TrainerSettings()
 
 
 def takes_part(callback: Any) -> bool:
-    """Whether the hooks of a callback run while a module is scored, since they may prepare the first step.
+    """Whether the hooks of a callback run while a module is scored, because they may prepare the first step.
 
-    Of Lightning's own callbacks, and of classes derived from them, these are the few that change what is trained;
-    the others log, save, stop, time, draw or average. Of other callbacks, all do that have a hook before the step.
+    Among Lightning's own callbacks and classes derived from them, only the few that change what is trained take part;
+    the others log, save, stop, time, draw or average. Other callbacks take part if they have a hook before the step.
 
     Example:
         >>> from lightning.pytorch.callbacks import EarlyStopping
@@ -174,13 +176,13 @@ def takes_part(callback: Any) -> bool:
 
 
 def goes_on(callback: Any) -> bool:
-    """Whether a callback is at work while a module is scored: bars of progress, and those of this package."""
+    """Whether a callback keeps running while a module is scored: progress bars, and callbacks of this package."""
     is_own = any(base.__module__.partition(".")[0] == "lightning_zico" for base in type(callback).__mro__)
     return is_own or "ProgressBar" in _callback_classes(callback)
 
 
 def _callback_classes(callback: Any) -> set[str]:
-    """Name Lightning's own callbacks that a callback is derived from."""
+    """Return the names of Lightning's own callbacks that a callback is derived from."""
     callbacks = {base.__name__ for base in roots_of(type(callback)) if "callbacks" in base.__module__.split(".")}
     return callbacks - {"Callback"}
 
@@ -190,7 +192,7 @@ def _acts_before(callback: Any) -> bool:
 
 
 def _can_be_sent(callback: Any) -> bool:
-    """Whether a callback can be pickled; one that takes part must be, so that it is an error if it cannot."""
+    """Whether a callback can be pickled; assumed for one that takes part, so that failing to pickle it is an error."""
     if takes_part(callback):
         return True
     try:
@@ -201,7 +203,7 @@ def _can_be_sent(callback: Any) -> bool:
 
 
 def _detached(callback: Any) -> Any:
-    """Copy a callback without what an earlier ``fit`` attached to it, which would lead to the module it trained."""
+    """Copy a callback without what an earlier ``fit`` attached to it, which refers to the module it trained."""
     attributes = vars(callback)
     if not {"log", "log_dict"} & attributes.keys():
         return callback
@@ -211,9 +213,10 @@ def _detached(callback: Any) -> Any:
 
 
 class TrainingLoader:
-    """The loader behind the batches that candidates are scored on, as ``trainer.train_dataloader`` shows it.
+    """The loader of the batches that candidates are scored on, as ``trainer.train_dataloader`` shows it.
 
-    Sent to another process, it takes the loader along if that can be pickled and is small, and its lengths always.
+    When it is sent to another process, its lengths are always included, and the loader if it can be pickled and is
+    small.
 
     Args:
         loader: A loader, a collection of loaders, a `CombinedLoader`, or an iterable of batches.
@@ -230,7 +233,7 @@ class TrainingLoader:
 
     @property
     def facts(self) -> tuple[Any, ...]:
-        """What of the loader enters the key of a cached score: how it combines, batches and samples."""
+        """Contents of the key of a cached score: how the loader combines, its number of batches and of samples."""
         return self._mode, self._lengths, self._num_samples
 
     @property
@@ -260,7 +263,7 @@ class TrainingLoader:
         return combine(limited) if limited else 0
 
     def __getstate__(self) -> dict[str, Any]:
-        """Replace the loader by its pickle, which is made once for all processes and read only if asked for."""
+        """Replace the loader by its pickle, which is made once for all processes and read only when needed."""
         if self._pickled is None and self._iterables is not None:
             self._pickled = b""
             if sum(map(_held_bytes, _leaves(self._iterables))) <= _MOST_PICKLED_BYTES:
@@ -271,20 +274,20 @@ class TrainingLoader:
 
 
 def without_iterator(loader: "DataLoader[Any]") -> "DataLoader[Any]":
-    """Copy a loader without the iterator that it keeps, with its worker processes, between epochs."""
+    """Copy a loader without the iterator that it keeps between epochs, together with its worker processes."""
     own = copy.copy(loader)
     own._iterator = None
     return own
 
 
 def _leaves(loader: Any) -> list[Any]:
-    """List the loaders in a collection of loaders; an iterable of batches is one itself."""
+    """List the loaders in a collection of loaders; an iterable of batches counts as one loader."""
     leaves = tree_leaves(loader)
     return leaves if any(isinstance(leaf, DataLoader) for leaf in leaves) else [loader]
 
 
 def _held_bytes(loader: Any) -> int:
-    """Count the bytes of the tensors and arrays that a loader's dataset holds as attributes, as far as is seen."""
+    """Count the bytes of the tensors and arrays found in the attributes of a loader's dataset."""
     dataset = getattr(loader, "dataset", loader)
     leaves = tree_leaves(list(getattr(dataset, "__dict__", {}).values()))
     return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor | np.ndarray))
@@ -304,31 +307,32 @@ def _limited(length: int | float, limit: int | float) -> int | float:
 
 
 class TemporaryFolder:
-    """A folder that is made when somebody asks where it is, and removed at the end."""
+    """A folder that is made when its path is first requested, and removed at the end."""
 
     def __init__(self) -> None:
         self._made = ExitStack()
         self._path: str | None = None
 
     def __call__(self) -> str:
-        """Give the folder's path."""
+        """Return the folder's path."""
         if self._path is None:
             self._path = str(self._made.enter_context(temporary_folder()))
         return self._path
 
     def remove(self) -> None:
-        """Remove the folder, if it was made, with all that is in it."""
+        """Remove the folder, if it was made, with all its contents."""
         self._made.close()
         self._path = None
 
 
 def quiet_loggers(package: str, kinds: Iterable[type | None], folder: TemporaryFolder) -> list[Any]:
-    """Make loggers that write nothing; the folder in which they seem to is a temporary one.
+    """Make loggers that write nothing; the folder that they name is a temporary one.
 
     Args:
-        package: Of Lightning's two.
-        kinds: Classes that `isinstance` takes them for; None for that of the logger which Lightning makes by default.
-        folder: The temporary one.
+        package: One of Lightning's two packages.
+        kinds: Classes that the loggers are instances of for `isinstance`; None for the class of Lightning's default
+            logger.
+        folder: The temporary folder.
     """
     return [_classes(package).logger(folder, kind or _default_logger(package)) for kind in kinds]
 
@@ -383,8 +387,8 @@ def _classes(package: str) -> Any:
 
         @_callback_connector.setter
         def _callback_connector(self, connector: Any) -> None:
-            # It would look through all installed packages for factories of callbacks: four fifths of the time that it
-            # takes to make a trainer. Here callbacks are set by who runs their hooks.
+            # The original searches all installed packages for factories of callbacks, which takes four fifths of the
+            # time to make a trainer. Here callbacks are set by the code that runs their hooks.
             connector.on_trainer_init = lambda *_: None
             self._private_connector = connector
 
@@ -428,7 +432,7 @@ def _classes(package: str) -> Any:
 
         @property
         def train_dataloader(self) -> Any:
-            # `fit` sets it up before `on_train_start`, or when somebody asks for the number of steps.
+            # `fit` sets it up before `on_train_start`, or when the number of steps is requested.
             loader = self.private_loader if self.fit_loop.private_is_set_up else None
             iterables = None if loader is None else loader.iterables
             if iterables is not None:
@@ -437,7 +441,7 @@ def _classes(package: str) -> Any:
 
         @property
         def val_dataloaders(self) -> Any:
-            # In `fit` they are there before `on_train_start`, since it begins with a check of the validation.
+            # In `fit` they exist before `on_train_start`, because it begins with a sanity check of the validation.
             loop = self.fit_loop.epoch_loop.val_loop
             if loop._combined_loader is None and self._validates():
                 return self.datamodule.val_dataloader()
@@ -463,7 +467,7 @@ def _classes(package: str) -> Any:
 
         @property
         def estimated_stepping_batches(self) -> int | float:
-            self.fit_loop.setup_data()  # which Lightning would announce
+            self.fit_loop.setup_data()  # Lightning's own call would print a message
             return super().estimated_stepping_batches
 
     class PrivateFitLoop(loop):
@@ -506,21 +510,21 @@ def private_trainer(
     device: torch.device | None = None,
     reached: Callable[[Any], None] = lambda _: None,
 ) -> Iterator[Any]:
-    """Make a trainer that trains nothing, writes nothing and says nothing, in the state of one that begins to fit.
+    """Make a trainer that trains nothing, writes nothing and prints nothing, in the state of one that begins to fit.
 
     Args:
-        settings: What it shows of the user's trainer.
-        module: What it seems to train; None where a data module is read for all candidates, which must not ask for one.
+        settings: Settings of the user's trainer that it shows.
+        module: The module that it seems to train; None if a data module is read for all candidates, so that it must not
+            ask for one.
         datamodule: Shown as ``trainer.datamodule``.
         loader: Shown as ``trainer.train_dataloader``, and counted, once `begin` was called.
-        precision: Plugin; None for Lightning's default.
-        device: Shown as that of the strategy; None for the CPU.
-        reached: Told whenever somebody asks for the data module, the loaders or the callbacks, before they are given
-            away.
+        precision: Precision plugin; None for Lightning's default.
+        device: Shown as the device of the strategy; None for the CPU.
+        reached: Called with the data module, the loaders or a callback before any code gets them from the trainer.
     """
     package = package_of(module, datamodule)
     fabric = "lightning.fabric" if package == PACKAGES[0] else "lightning_fabric"
-    # Its own environment, whatever cluster this process belongs to.
+    # Its own environment, regardless of the cluster that this process belongs to.
     environment = importlib.import_module(f"{fabric}.plugins.environments.lightning").LightningEnvironment()
     with without_chatter():
         trainer = _classes(package).trainer(
@@ -554,7 +558,7 @@ def private_trainer(
     try:
         yield trainer
     finally:
-        # A trainer is a knot of cycles: what it holds would live until the garbage collector comes by.
+        # A trainer has many reference cycles: its contents would live until the garbage collector runs.
         strategy.connect(None)
         strategy.optimizers, strategy.lr_scheduler_configs = [], []
         trainer.datamodule = trainer.private_loader = None
@@ -564,17 +568,17 @@ def private_trainer(
 
 
 def begin(trainer: Any) -> None:
-    """Let a private trainer show its loaders, as `fit` does before ``on_train_start``."""
+    """Make a private trainer show its loaders, as `fit` does before ``on_train_start``."""
     trainer.fit_loop.setup_data()
     trainer.private_has_begun = True
 
 
 def at_batch(trainer: Any, batch_idx: int) -> None:
-    """Set the counters of a trainer to what they are when a batch is trained on in the first epoch that is not over."""
+    """Set the counters of a trainer to their values at a batch of the first epoch that is not over."""
     loop = trainer.fit_loop
     progress, epochs = loop.epoch_loop.batch_progress, loop.epoch_progress
     progress.is_last_batch = batch_idx + 1 >= trainer.num_training_batches
-    # In a trainer at work, counters go on from those of the epoch before until the next epoch has begun.
+    # During training, counters continue from those of the previous epoch until the next epoch has begun.
     is_over = progress.current.completed >= trainer.num_training_batches
     finished = progress.total.completed - (0 if is_over else progress.current.completed)
     for count, start in ((progress.current, 0), (progress.total, finished)):
@@ -586,10 +590,10 @@ def at_batch(trainer: Any, batch_idx: int) -> None:
 
 @contextmanager
 def quieted(trainer: Any) -> Iterator[None]:
-    """Take the loggers and the folder of a trainer at work away, and put back what the body changes of it.
+    """Replace the loggers and the folder of a trainer in training, and restore what the body changes in it.
 
-    These are its attributes, those of its loops, its counters and its state, and the learning rates, momenta and
-    parameter groups of its optimisers. The loggers in their place write nothing.
+    Restored are its attributes, those of its loops, its counters and its state, and the learning rates, momenta and
+    parameter groups of its optimisers. The replacement loggers write nothing.
     """
     loop = trainer.fit_loop
     batches, epochs = loop.epoch_loop.batch_progress, loop.epoch_progress
@@ -612,10 +616,10 @@ def quieted(trainer: Any) -> Iterator[None]:
 
 @contextmanager
 def without_chatter() -> Iterator[None]:
-    """Keep Lightning from telling what it does."""
-    # Both packages speak through the logger of the one that was imported last.
+    """Silence Lightning's log messages."""
+    # Both packages log through the logger of the one that was imported last.
     chatter = [logging.getLogger(f"{package}.utilities.rank_zero") for package in PACKAGES]
-    # Not by their levels: to set one goes through all loggers there are.
+    # Not by their levels: setting one visits all existing loggers.
     disabled = [logger.disabled for logger in chatter]
     for logger in chatter:
         logger.disabled = True

@@ -1,4 +1,4 @@
-"""Put back what reading data, or a hook that is not the module's, moves in the objects it reaches."""
+"""Restore what reading data, or a hook that is not the module's, changes in the objects it reaches."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,34 +14,34 @@ from lightning_zico.engine.undo import Remembered
 from lightning_zico.errors import UnsupportedBatchError
 from lightning_zico.trainers import is_trainer
 
-# Threads and processes go on by themselves; so do trainers, which lead to everything.
+# Not searched: threads and processes run on by themselves, and so do trainers, which lead to everything.
 _NOT_LOOKED_INTO = (type, ModuleType, Thread, BaseProcess, IOBase)
 
 
 @contextmanager
 def undisturbed(*roots: Any, readable_once: bool = True) -> Iterator[None]:
-    """Put back what reading moves: generators, counters, caches and orders in loaders, samplers, datasets, transforms.
+    """Restore what reading changes: generators, counters, caches and orders in loaders, samplers, datasets, transforms.
 
-    What is reached and put back is told by `Remembered`.
+    `Remembered` documents which objects are reached and restored.
 
     Args:
-        roots: Where to start.
-        readable_once: Whether iterators, which cannot be put back, are let pass.
+        roots: Objects to start from.
+        readable_once: Whether to accept iterators, which cannot be restored.
 
     Raises:
-        UnsupportedBatchError: If an iterator is reached that must not be moved.
+        UnsupportedBatchError: If an iterator is reached that must not be advanced.
     """
 
     def is_open(obj: Any) -> bool:
         if isinstance(obj, _NOT_LOOKED_INTO) or is_trainer(obj):
             return False
         if isinstance(obj, MethodType) and hasattr(obj.__self__, "automatic_optimization"):
-            return False  # a callback's `log` is that of the module in training, which is put back by itself
+            return False  # a callback's `log` is that of the module in training, which is restored separately
         is_read_once = isinstance(obj, Iterator) and (isinstance(obj, _LoaderIter) or not hasattr(obj, "__dict__"))
         if is_read_once and not readable_once:
             raise UnsupportedBatchError(
-                f"The training data holds a {type(obj).__name__}, which can be read once, and training needs it. Use "
-                "a loader that starts anew whenever it is iterated."
+                f"The training data holds a {type(obj).__name__}, which can be read only once, and training needs it. "
+                "Use a loader that starts again each time it is iterated."
             )
         return True
 

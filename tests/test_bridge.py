@@ -409,7 +409,7 @@ def test_iterables_and_streams_are_read_from_their_start() -> None:
 
 
 def test_too_few_batches_says_how_many_there_were() -> None:
-    with pytest.raises(TooFewBatchesError, match="gave 3 batches; 4 were asked for"):
+    with pytest.raises(TooFewBatchesError, match="gave 3 batches, but 4 were requested"):
         read_batches(DataLoader(torch.arange(6), 2), 4)
 
 

@@ -258,5 +258,5 @@ def test_every_batch_that_will_be_scored_is_looked_at_for_the_highest_label() ->
     ],
 )
 def test_labels_that_are_no_classes_are_refused(labels: torch.Tensor, kind: str) -> None:
-    with pytest.raises(ValueError, match=f"labels of a batch are {kind}; needed is one whole number an image"):
+    with pytest.raises(ValueError, match=f"Invalid labels in a batch: {kind}; expected one whole number per image"):
         classes_of(Data(labelled(labels)))

@@ -198,7 +198,7 @@ def test_finals_decide_and_the_leaderboard_shows_both_stages() -> None:
         assert selector.best_model_.numbers["own"] == {"min": 3, "max": 4}[mode]
         end = {"min": "lowest", "max": "highest"}[mode]
         assert leaderboard.notes[0] == (
-            f"Finals: the first 3 by score were trained for 1 epoch; the {end} val_loss decided."
+            f"Finals: the first 3 by score were trained for 1 epoch; the {end} val_loss won."
         )
 
 
@@ -498,7 +498,7 @@ def test_ctrl_c_goes_on_and_the_finalists_that_are_done_are_kept(num_done: int) 
     assert [row["rank"] for row in rows] == [1, 2, 3, 4]
     finals = [*(1 - int(name) / 10 for name in done), *[None] * (4 - num_done)]
     assert [row.get("final") for row in rows] == pytest.approx(finals)
-    said = "Finals of the first 4 by score broke off; those trained by then come first."
+    said = "Finals of the first 4 by score were interrupted; those trained so far come first."
     assert (said in selector.leaderboard_.notes) == (num_done > 0)
     assert selector.best_model_ is None
     assert (trainer.callbacks, trainer.current_epoch) == (before, 0)
@@ -708,9 +708,9 @@ def test_a_leaderboard_with_finals_survives_every_form() -> None:
         "2. c  3",
         "-. a  finals: ValueError: no",
         "-. e  broken",
-        "Finals: the first 2 by score were trained for 3 epochs; the highest val_acc decided.",
+        "Finals: the first 2 by score were trained for 3 epochs; the highest val_acc won.",
         "Kendall's tau of the ranking by score with the trivial baselines: params 1.00.",
-        "The ranking by score is what counting weights gives: almost the same as by params (1.00).",
+        "The ranking by score adds little to counting weights: it is almost the same as by params (1.00).",
     ]
 
 

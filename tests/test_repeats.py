@@ -106,7 +106,10 @@ def test_a_built_module_keeps_its_weights_and_the_notes_say_so() -> None:
     assert len(set(selector.cards_["built"]["l2_norm"].repeats)) == 1
     assert len(set(selector.cards_["factory"]["l2_norm"].repeats)) == 3
     assert len(set(selector.cards_["built"]["zico"].repeats)) == 3
-    said = "1 of the candidates were offered built and keep their weights: their repeats differ in the batches alone."
+    said = (
+        "1 of the candidates were passed as built models and keep their weights: "
+        "their repeats differ only in the batches."
+    )
     assert said in leaderboard.notes
     assert said not in ZeroShotSelector(proxies="zico").rank([Classifier()], Data()).notes
 
@@ -125,7 +128,7 @@ def test_factories_that_make_the_same_weights_are_counted_and_a_file_of_scores_k
         selector = ZeroShotSelector(proxies=["zico", "l2_norm", "params"], repeats=3, cache=tmp_path / "scores.db")
         leaderboard = selector.rank(candidates, Data())
         notes = "\n".join(leaderboard.notes)
-        assert "1 of the candidates were offered built" in notes
+        assert "1 of the candidates were passed as built models" in notes
         assert "1 of the factories makes the same weights in every repeat" in notes
         assert leaderboard.provenance["equal_repeats"] == []
         for name, card in selector.cards_.items():
@@ -190,7 +193,7 @@ def test_rows_say_how_sure_the_ranks_are_in_the_scores_direction(higher_is_bette
     assert [(row["rank_low"], row["rank_high"]) for row in leaderboard] == [(1, 2), (1, 2), (3, 3)]
     assert sum(row["p_best"] for row in leaderboard) == pytest.approx(1)
     assert leaderboard.rows[0]["p_best"] > leaderboard.rows[1]["p_best"] > leaderboard.rows[2]["p_best"] == 0
-    assert leaderboard.notes[0] == "The first 2 are a tie, which these repeats cannot tell apart: c1, c2."
+    assert leaderboard.notes[0] == "The first 2 are a tie that these repeats cannot distinguish: c1, c2."
     assert str(leaderboard).splitlines()[0].startswith(f"1. c1  {sign * 8.375} ± 0.2")
     _, clear = played((sign * np.array([[1.0, 2.0], [8.0, 9.0]])).tolist(), higher_is_better=higher_is_better)
     assert not any("tie" in note for note in clear.notes)
@@ -379,7 +382,7 @@ def test_a_race_by_a_recipe_has_the_full_runs_winner_in_95_of_100_simulations() 
 
 def test_a_race_that_gives_everyone_one_repeat_says_that_nothing_is_known() -> None:
     _, leaderboard = played([[1.0, 2.0, 3.0], [2.0, 3.0, 4.0]], race=True)
-    assert any("says not how sure it is" in note for note in leaderboard.notes)
+    assert any("no error bars" in note for note in leaderboard.notes)
 
 
 # In the second the early repeats are the lucky ones, so that who left has the higher mean.
@@ -401,7 +404,7 @@ def test_a_raced_leaderboard_is_ordered_by_how_far_candidates_came(luck: float) 
     finalists = [row for row in rows if row["num_repeats"] == most]
     assert sum(row["p_best"] for row in finalists) == pytest.approx(1)
     assert all(row["p_best"] is row["tie"] is None for row in rows[len(finalists) :])
-    assert f"Raced: the first {len(finalists)} have {most} repeats" in " ".join(leaderboard.notes)
+    assert f"Race: the first {len(finalists)} have {most} repeats" in " ".join(leaderboard.notes)
 
 
 def test_who_fails_during_a_race_is_out_and_the_others_race_on() -> None:

@@ -84,7 +84,10 @@ def test_a_loader_that_draws_is_read_again_until_there_are_enough_batches(make: 
 def test_the_leaderboard_says_how_often_the_data_was_read() -> None:
     selector = ZeroShotSelector(proxies="zico", num_batches=5)
     leaderboard = selector.rank([Classifier()], loader(4))
-    said = "The training data has 3 batches, and 5 were asked for: it was read 2 times, which gave others each time."
+    said = (
+        "The training data has 3 batches, but 5 were requested: it was read 2 times, and "
+        "each pass gave different batches."
+    )
     assert said in leaderboard.notes
     assert leaderboard.provenance["reading"] == {
         "num_batches": 5,
@@ -96,7 +99,7 @@ def test_the_leaderboard_says_how_often_the_data_was_read() -> None:
     assert leaderboard.rows[0]["score"] == by_hand
     enough = ZeroShotSelector(proxies="zico").rank([Classifier], loader(4))
     assert enough.provenance["reading"] is None
-    assert not any("asked for" in note for note in enough.notes)
+    assert not any("requested" in note for note in enough.notes)
 
 
 @pytest.mark.parametrize("shuffle", [False, True])
@@ -110,7 +113,7 @@ def test_one_batch_of_all_samples_has_no_varying_gradient_in_any_order(shuffle: 
     # What compares no batches is ranked, and per sample there is enough to compare.
     default = ZeroShotSelector().rank([Classifier, lambda: Classifier(8)], full)
     assert default.errors == {}
-    assert any("The training data has 1 batch, and 2 were asked for." in note for note in default.notes)
+    assert any("The training data has 1 batch, but 2 were requested." in note for note in default.notes)
     assert ZeroShotSelector(proxies="zico", axis="sample").rank([Classifier], full).errors == {}
 
 
@@ -131,12 +134,14 @@ def test_one_batch_is_enough_where_the_step_draws(build: Any) -> None:
 
 
 def test_equal_batches_of_a_loader_that_has_several_are_too_few() -> None:
-    with pytest.raises(TooFewBatchesError, match=r"gave 3 batches; 4 were asked for; reading it again gave no others"):
+    with pytest.raises(TooFewBatchesError, match=r"gave 3 batches, but 4 were requested; reading it again gave no new"):
         ZeroShotSelector(num_batches=4).rank([Classifier], loader(4, shuffle=False))
 
 
 def test_what_can_be_read_once_is_not_read_again() -> None:
-    with pytest.raises(TooFewBatchesError, match=r"gave 1 batch; 2 were asked for. A generator can be read only once"):
+    with pytest.raises(
+        TooFewBatchesError, match=r"gave 1 batch, but 2 were requested\. A generator can be read only once"
+    ):
         ZeroShotSelector().rank([Classifier], (batch for batch in make_batches(1)))
     with pytest.raises(TooFewBatchesError, match="Pass 2 batches, or lower `num_batches` to 1"):
         ZeroShotSelector().rank([Classifier], make_batches(1))
@@ -158,7 +163,7 @@ def test_the_callback_reads_again_and_says_so(build: Any, size: int) -> None:
     quiet_trainer(callback, max_epochs=1).fit(build(), loader(size, drop_last=True))
     (record,) = callback.history
     assert record["error"] is None
-    assert "The training data has 1 batch, and 2 were asked for" in record["note"]
+    assert "The training data has 1 batch, but 2 were requested" in record["note"]
 
 
 @pytest.mark.parametrize(

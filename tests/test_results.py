@@ -102,7 +102,7 @@ def test_notes_speak_of_the_recipe_the_baselines_and_what_is_no_more_than_size()
     assert leaderboard.notes == [
         "balanced fell back to size (log_rank of params, macs) for all of these candidates.",
         "Kendall's tau of this ranking with the trivial baselines: params 0.95, macs 0.90, sum_log_numel -1.00.",
-        "This ranking is what counting weights gives: almost the same as by params (0.95).",
+        "This ranking adds little to counting weights: it is almost the same as by params (0.95).",
     ]
     assert str(leaderboard).splitlines() == ["1. b  2", "2. a  1", "-. c  failed", *leaderboard.notes]
     assert len(noted(params=0.9, macs=None).notes) == 2  # only above
@@ -236,7 +236,8 @@ def test_notes_name_who_is_placed_beside_the_others_by_what_and_why() -> None:
     recipe["lacking"] = [lacking("snip", "KeyError: 'x'", count=2, num_reasons=2)]
     board = missing(recipes={"mine": recipe})
     placed = (
-        "mine does not hold for c0, c1, placed by size (params) beside the others, at the same quantile of the scores: "
+        "mine does not hold for c0, c1; these are placed among the others by size (params), "
+        "at the same quantile of the scores: "
         "snip failed for c0 and 1 more (the most frequent of 2 reasons): KeyError: 'x'."
     )
     assert board.notes == [placed]

@@ -638,7 +638,7 @@ def test_a_ranking_by_the_size_is_called_that() -> None:
     widths = {str(width): lambda width=width: Classifier(width) for width in (2, 3, 5)}
     leaderboard = ZeroShotSelector(proxies="params").rank(widths, Data())
     assert leaderboard.notes[-1] == (
-        "This ranking is what counting weights gives: almost the same as by "
+        "This ranking adds little to counting weights: it is almost the same as by "
         "params (1.00), macs (1.00), sum_log_numel (1.00)."
     )
 

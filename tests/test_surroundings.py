@@ -853,7 +853,7 @@ def test_what_only_a_running_trainer_has_does_not_make_a_candidate_untrainable(a
 
     card = score(Asks(), scaled(1.0))
     assert card.untrainable is None
-    assert "only a running training has" in card["zico"].error
+    assert "exists only during training" in card["zico"].error
     assert "loss_fn=" in card["zico"].error
 
 

@@ -1,4 +1,4 @@
-"""Drawings of results; nothing here computes one. `Leaderboard.plot` and its like come here."""
+"""Drawings of results; nothing here computes results. `Leaderboard.plot` and similar methods call this package."""
 
 from lightning_zico.report.html import leaderboard_page, search_page, write_html
 from lightning_zico.report.logs import log_leaderboard

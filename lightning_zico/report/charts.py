@@ -1,6 +1,6 @@
-"""The figures of the HTML page, in Vega-Lite's words: plain dictionaries, with all data in them.
+"""The figures of the HTML page as specifications of Vega-Lite: plain dictionaries that contain all data.
 
-Names of candidates and proxies stand in the data alone, never in an expression or the name of a field.
+Names of candidates and proxies appear only in the data, never in an expression or the name of a field.
 """
 
 from typing import Any, NamedTuple, TypeAlias
@@ -25,11 +25,11 @@ from lightning_zico.results import Leaderboard, ScoreCard, SearchResult
 
 Spec: TypeAlias = dict[str, Any]
 
-# Read on white and on black: each has a contrast of 3 to 1 or more with either background of the page.
+# Readable on white and on black: each has a contrast of 3 to 1 or more with either background of the page.
 _ACCENT, _OTHER, _FRONT = "#3b82d0", "#858b95", "#d9730d"
 _LONGEST = 400  # characters of names in a caption
-_ROW = 24  # pixels, for a name on an axis
-_PADDING = {"padding": 12}  # pixels, between the outermost dots and the frame
+_ROW = 24  # pixels for a name on an axis
+_PADDING = {"padding": 12}  # pixels between the outermost dots and the frame
 _APART = {"zero": False, **_PADDING}
 _COSTS = {"macs": "MACs", "cost_macs": "MACs", "latency": "latency in seconds"}
 
@@ -57,10 +57,10 @@ class Chart(NamedTuple):
     """A figure of the page.
 
     Args:
-        title: Above it.
-        text: What is to be seen, for who reads it and for who cannot see it.
-        spec: In Vega-Lite's words.
-        min_width: In pixels, of a figure that takes a row of its own; on a narrower screen it can be scrolled.
+        title: Title above the figure.
+        text: Description of what the figure shows, for all readers and for those who cannot see it.
+        spec: Specification of Vega-Lite.
+        min_width: Least width in pixels of a figure with a row of its own; on a narrower screen it can be scrolled.
     """
 
     title: str
@@ -70,7 +70,7 @@ class Chart(NamedTuple):
 
 
 def charts_of(leaderboard: Leaderboard, card: ScoreCard | None) -> list[Chart]:
-    """Make the figures that a leaderboard has the numbers for, and that of the card's layers."""
+    """Make the figures that a leaderboard has numbers for, and a figure of the card's layers."""
     charts = []
     if scored(leaderboard):
         charts.append(_ranks(leaderboard))
@@ -86,11 +86,11 @@ def charts_of(leaderboard: Leaderboard, card: ScoreCard | None) -> list[Chart]:
 
 
 def charts_of_search(result: SearchResult, leaderboard: Leaderboard) -> list[Chart]:
-    """Make the figures of a search: how it went, the score against costs, and what the scores have in common.
+    """Make the figures of a search: its history, the score against costs, and the agreement of the scores.
 
     Args:
-        result: Of the search.
-        leaderboard: That of the result.
+        result: Result of the search.
+        leaderboard: The result as a leaderboard.
     """
     if not scored(leaderboard):
         return []
@@ -113,7 +113,7 @@ def _history(result: SearchResult, leaderboard: Leaderboard) -> Chart:
     y = {"field": "score", "type": "quantitative", "title": by, "scale": _APART}
     tooltip = [_said("name", "arch"), _said("score", by, ".6"), _said("trial", "trial")]
     line = {"type": "line", "interpolate": "step-after", "color": _FRONT, "strokeWidth": 2}
-    layers: list[Spec] = [  # the dots above the line, which would hide them from the pointer
+    layers: list[Spec] = [  # the dots lie above the line, which would hide them from the pointer
         {"transform": [{"filter": "datum.best"}], "mark": line, "encoding": {"x": x, "y": y}},
         {
             "transform": [{"filter": "!datum.best"}],
@@ -121,9 +121,9 @@ def _history(result: SearchResult, leaderboard: Leaderboard) -> Chart:
             "encoding": {"x": x, "y": y, "tooltip": tooltip},
         },
     ]
-    text = "Each dot is an arch that was scored, the line the best until then."
+    text = "Each dot is a scored arch; the line is the best score so far."
     if len(trials) < len(scored(leaderboard)):
-        text += f" Drawn are {len(trials)} of {len(scored(leaderboard))} dots."
+        text += f" The figure shows {len(trials)} of {len(scored(leaderboard))} dots."
     return Chart("Search", text, _spec(values, text, 320, layers))
 
 
@@ -159,10 +159,10 @@ def _ranks(leaderboard: Leaderboard) -> Chart:
     text = "The dot is a candidate's rank by score, " + (
         "the bar the 95 % interval of its rank over the repeats."
         if repeated
-        else "which was found in one repeat and so has no interval."
+        else "which comes from one repeat and so has no interval."
     )
     if len(rows) < len(scored(leaderboard)):
-        text += f" Shown are the first {len(rows)} of {len(scored(leaderboard))}."
+        text += f" The figure shows the first {len(rows)} of {len(scored(leaderboard))}."
     return Chart("Ranks", text, _spec(values, text, len(rows) * _ROW, layers if repeated else layers[1:]))
 
 
@@ -220,13 +220,13 @@ def _pareto(leaderboard: Leaderboard, cost: str) -> Chart:
     if all(value["low"] is None for value in values):
         del layers[1]
     text = (
-        "Each dot is a candidate. Orange ones are the Pareto front: no other candidate costs no more and scores no "
-        f"{'less' if is_up(leaderboard) else 'more'}. It has {len(front)} of {len(rows)}"
+        "Each dot is a candidate. Orange dots are the Pareto front: no other candidate costs no more and scores no "
+        f"{'less' if is_up(leaderboard) else 'more'}. The front has {len(front)} of {len(rows)} candidates"
     )
     names = ", ".join(rows[idx]["name"] for idx in front[:MOST_NAMES])
     text += f", from the cheapest: {names}." if len(names) <= _LONGEST else "."
     if len(values) < len(rows):
-        text += f" Drawn are these and the best, {len(values)} in all."
+        text += f" The figure shows these and the best ones, {len(values)} in total."
     return Chart(f"Score against {named}", text, _spec(values, text, 320, layers))
 
 
@@ -261,13 +261,13 @@ def _agreement(leaderboard: Leaderboard) -> Chart:
         },
         {
             "mark": {"type": "text", "color": "currentColor", "fontSize": 11},
-            # The text lies above its cell, and would hide it from the pointer.
+            # The text lies above its cell and would hide it from the pointer.
             "encoding": {"x": x, "y": y, "text": {"field": "label", "type": "nominal"}, "tooltip": tooltip},
         },
     ]
     text = (
-        "Kendall's tau of every two columns, the trivial baselines among them: 1 (blue) is the same order, -1 (orange) "
-        "the opposite one, a dash where it is not defined."
+        "Kendall's tau of every two columns, including the trivial baselines: 1 (blue) means the same order, -1 "
+        "(orange) the opposite order, and a dash that tau is not defined."
     )
     spec = _spec(values, text, len(names) * _ROW, layers)
     return Chart("Agreement of the proxies", text, spec, min_width=170 + 32 * len(names))
@@ -291,7 +291,7 @@ def _finals(leaderboard: Leaderboard) -> Chart:
     mark = {"type": "point", "filled": True, "size": 90, "opacity": 1, "color": _ACCENT}
     layers: list[Spec] = [{"mark": mark, "encoding": {"x": x, "y": y, "tooltip": tooltip}}]
     better = "lower" if held["mode"] == "min" else "higher"
-    text = f"What training the finalists gave, the winner first; {better} is better. A finalist without a dot failed."
+    text = f"Results of training the finalists, the winner first; {better} is better. A finalist without a dot failed."
     return Chart("Finals", text, _spec(values, text, len(entries) * _ROW, layers))
 
 
@@ -306,7 +306,7 @@ def _layers(card: ScoreCard, proxy: str) -> Chart:
 
 
 def _said(field: str, title: str, number_format: str | None = None) -> Spec:
-    """Describe a line of the text that shows on hover."""
+    """Return the specification of a line of the tooltip."""
     line = {"field": field, "title": title}
     return line if number_format is None else {**line, "type": "quantitative", "format": number_format}
 

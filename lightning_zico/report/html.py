@@ -1,7 +1,7 @@
 """A leaderboard or a search as one HTML page that needs nothing else: no network, no other file.
 
-The figures are drawn in the browser by Vega-Lite, which is written into the page. A security policy in the page allows
-these scripts alone, by their hashes, and no connection, so that whatever a candidate is called stays text.
+The figures are drawn in the browser by Vega-Lite, which is embedded in the page. A security policy in the page allows
+only these scripts, by their hashes, and no connection, so that a candidate's name can never run as code.
 """
 
 import base64
@@ -19,30 +19,30 @@ from lightning_zico.report.charts import Chart, charts_of, charts_of_search
 from lightning_zico.report.series import MOST_NAMES, UNDEFINED, agreement, ranked_by
 from lightning_zico.results import Leaderboard, Row, ScoreCard, SearchResult
 
-# The columns every reader meets, in words; columns of proxies have the proxies' names.
+# Meanings of the columns that are not named after a proxy.
 _MEANINGS = {
     "rank": "1 is best; equal scores share a rank; none if the candidate failed",
-    "score": "what was ranked by, and for candidates with repeats its mean",
+    "score": "the number that candidates are ranked by; with repeats, its mean",
     "final": "the monitored metric after training in the finals",
-    "final_rank": "among the finalists",
-    "final_epochs": "that the candidate was trained for in the finals",
+    "final_rank": "rank among the finalists",
+    "final_epochs": "number of epochs that the candidate was trained for in the finals",
     "std_error": "standard error of the score over the repeats",
     "rank_low": "lower end of the 95 % interval of the rank",
     "rank_high": "upper end of the 95 % interval of the rank",
     "p_best": "probability of being the best by score",
-    "tie": "number of the group that cannot be told apart from its first",
+    "tie": "number of the group of candidates that cannot be distinguished from the group's first",
     "num_repeats": "how often the candidate was scored",
-    "controlled": "what is left of the rank when the baseline's part is taken out, higher for better",
+    "controlled": "the rank after removing the influence of the baseline; higher is better",
     "error": "why the candidate failed",
-    "seconds": "that scoring the candidate took",
-    "cost_macs": "multiplications and additions of one image, at the resolution of the search",
-    "cost_params": "parameters, known of the arch",
-    "cost_depth": "layers of the longest path, known of the arch",
+    "seconds": "time to score the candidate, in seconds",
+    "cost_macs": "multiply-accumulate operations for one image, at the resolution of the search",
+    "cost_params": "number of parameters, computed from the arch",
+    "cost_depth": "number of layers on the longest path, computed from the arch",
 }
 _LONG_NAME = 40  # characters; archs have hundreds
-# More rows, or reasons of failures, than these make a page of many megabytes.
+# With more rows or reasons of failures than this, the page would have many megabytes.
 _MOST_ROWS = 5_000
-# More reasons than these why numbers are missing, and more names to each than `MOST_NAMES`, nobody reads.
+# Nobody reads more reasons for missing numbers than this, or more than `MOST_NAMES` names for each.
 _MOST_REASONS = 100
 _TEXTS = ("name", "error")
 _SORTED = ' aria-sort="ascending"'
@@ -52,10 +52,10 @@ def write_html(results: Leaderboard | SearchResult, path: str | Path, card: Scor
     """Write results to a file as one page: table, figures, reasons of failures, and what the numbers depend on.
 
     Args:
-        results: To be shown.
-        path: Of the file; one that is there is written over.
-        card: Of one candidate of a leaderboard, such as ``selector.cards_[leaderboard.best]``: what its layers added to
-            ZiCo is then one of the figures.
+        results: Leaderboard or search to show.
+        path: Path of the file; an existing one is overwritten.
+        card: Score card of one candidate of a leaderboard, such as ``selector.cards_[leaderboard.best]``: one of the
+            figures then shows what its layers added to ZiCo.
 
     Returns:
         The path.
@@ -72,13 +72,13 @@ def write_html(results: Leaderboard | SearchResult, path: str | Path, card: Scor
 
 
 def leaderboard_page(leaderboard: Leaderboard, card: ScoreCard | None = None) -> str:
-    """Write a leaderboard as the text of an HTML page; `write_html` says what is in it and what is raised."""
+    """Return a leaderboard as the text of an HTML page; see `write_html` for its contents and exceptions."""
     title = f"Ranking by {ranked_by(leaderboard)}"
     return _page(title, leaderboard.notes, leaderboard, charts_of(leaderboard, card))
 
 
 def search_page(result: SearchResult) -> str:
-    """Write a search as the text of an HTML page; `write_html` says what is in it and what is raised."""
+    """Return a search as the text of an HTML page; see `write_html` for its contents and exceptions."""
     leaderboard = result.to_leaderboard()
     title = f"Search by {ranked_by(leaderboard)}"
     if "space" in result.provenance:
@@ -90,7 +90,7 @@ def _page(title: str, notes: Iterable[str], leaderboard: Leaderboard, charts: li
     style, script, vega = _part("page.css"), _part("page.js"), _vega()
     allowed = " ".join(map(_source_of, (script, vega)))
     policy = (
-        # Style attributes: Vega sets them on the marks that it draws.
+        # Vega sets style attributes on the marks that it draws.
         f"default-src 'none'; script-src {allowed}; style-src-elem {_source_of(style)}; "
         "style-src-attr 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
     )
@@ -156,7 +156,7 @@ def _table(leaderboard: Leaderboard) -> str:
     body = "\n".join(_row(row, columns) for row in leaderboard.rows[:_MOST_ROWS])
     count = min(len(leaderboard), _MOST_ROWS)
     long = ' class="long"' if any(len(row["name"]) > _LONG_NAME for row in leaderboard) else ""
-    cut = "" if count == len(leaderboard) else f" Of {len(leaderboard):,}, the first {count:,} are here."
+    cut = "" if count == len(leaderboard) else f" The first {count:,} of {len(leaderboard):,} are shown."
     meanings = "".join(
         f"<dt>{column}</dt><dd>{escape(_MEANINGS[column])}</dd>" for column in columns if column in _MEANINGS
     )
@@ -165,7 +165,7 @@ def _table(leaderboard: Leaderboard) -> str:
 <span id="status" role="status">{count} of {count} candidates</span></div>
 <div class="scroll" role="region" aria-labelledby="caption" tabindex="0">
 <table id="ranking"{long}>
-<caption id="caption">Best first, failed ones last. A column's name sorts by it.{cut}</caption>
+<caption id="caption">Best first, failed ones last. Click a column's name to sort by it.{cut}</caption>
 <thead><tr>{headers}</tr></thead>
 <tbody>
 {body}
@@ -261,7 +261,7 @@ def _errors(leaderboard: Leaderboard) -> str:
 
 
 def _missing(leaderboard: Leaderboard) -> str:
-    """Tell why candidates that have a score have no number in other columns."""
+    """Return the section on why candidates with a score have no number in other columns."""
     groups = leaderboard.provenance.get("missing", ())
     if not groups:
         return ""
@@ -282,7 +282,7 @@ def _missing(leaderboard: Leaderboard) -> str:
 def _provenance(provenance: Mapping[str, Any]) -> str:
     provenance = {key: value for key, value in provenance.items() if key != "missing"}  # has a section of its own
     if not provenance:
-        return '<p class="hint">Nothing was written down with this leaderboard.</p>'
+        return '<p class="hint">No provenance was recorded with this leaderboard.</p>'
     items = "".join(
         f"<dt>{escape(str(key))}</dt><dd>{escape(_in_words(value))}</dd>" for key, value in provenance.items()
     )
@@ -291,7 +291,7 @@ def _provenance(provenance: Mapping[str, Any]) -> str:
 
 
 def _in_words(value: Any) -> str:
-    """Write a value of the provenance in a line: `versions` as names and numbers, lists with commas."""
+    """Return a value of the provenance as one line: mappings as names and values, lists separated by commas."""
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_in_words(part)}" for key, part in value.items())
     if isinstance(value, list | tuple):
@@ -303,12 +303,12 @@ def _in_words(value: Any) -> str:
 
 
 def _json_in_html(value: Any) -> str:
-    """Write JSON so that nothing in it ends or opens a script element; `<` stands in JSON's strings alone."""
+    """Return JSON in which nothing ends or opens a script element; `<` occurs only in JSON's strings."""
     return json.dumps(value, allow_nan=False).replace("<", "\\u003c")
 
 
 def _source_of(text: str) -> str:
-    """Name a script or style by its hash, as a security policy does."""
+    """Return the hash of a script or style, as a security policy names it."""
     digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
     return f"'sha256-{digest}'"
 
@@ -319,8 +319,8 @@ def _part(name: str) -> str:
 
 @cache
 def _vega() -> str:
-    """Take Vega, Vega-Lite and Vega-Embed as one script, which vl-convert has with it (0.9 MB; takes two seconds)."""
-    need, otherwise = "`to_html` needs vl-convert-python", "`to_json` and `to_csv` need nothing."
+    """Return Vega, Vega-Lite and Vega-Embed as one script, which vl-convert contains (0.9 MB; takes two seconds)."""
+    need, otherwise = "`to_html` needs vl-convert-python", "`to_json` and `to_csv` work without it."
     vl_convert = imported("vl_convert", need, "report", otherwise=otherwise)
     bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     return bundle.replace("</script", "<\\/script")

@@ -1,4 +1,4 @@
-"""The ranking in a Lightning logger, whatever kind it is; nothing of Lightning is imported."""
+"""Log a ranking to a Lightning logger of any kind; Lightning itself is not imported."""
 
 from typing import Any
 
@@ -11,17 +11,18 @@ from lightning_zico.texts import printable
 
 
 def log_leaderboard(leaderboard: Leaderboard, logger: Any) -> None:
-    """Log the score and the rank of every candidate, what the numbers depend on, and, as a text, the whole table.
+    """Log the score and the rank of every candidate, what the numbers depend on, and the whole table as a text.
 
-    Metrics are ``ranking/<name>/score`` and ``ranking/<name>/rank``, at step 0; a failed candidate has none. Provenance
-    goes to the hyperparameters, below ``ranking``. A logger that takes texts (TensorBoard) also gets the table.
+    Metrics are ``ranking/<name>/score`` and ``ranking/<name>/rank``, at step 0; a failed candidate has none. The
+    provenance goes to the hyperparameters, under ``ranking``. A logger that accepts texts (TensorBoard) also gets the
+    table.
 
     Args:
-        leaderboard: To be logged.
-        logger: With Lightning's ``log_metrics``, ``log_hyperparams`` and ``save``.
+        leaderboard: Leaderboard to log.
+        logger: A logger with Lightning's ``log_metrics``, ``log_hyperparams`` and ``save``.
 
     Raises:
-        InvalidArgumentError: If it is no logger.
+        InvalidArgumentError: If it is not a logger.
     """
     if not hasattr(logger, "log_metrics"):
         hint = " `Trainer(logger=False)` has none." if logger is None else ""
@@ -36,7 +37,7 @@ def log_leaderboard(leaderboard: Leaderboard, logger: Any) -> None:
             metrics[f"ranking/{name}/rank"] = float(row["rank"])
     if metrics:
         logger.log_metrics(metrics, step=0)
-    # Lists of names are no hyperparameters; the notes say why numbers are missing.
+    # Lists of names are not hyperparameters; the notes say why numbers are missing.
     provenance = {key: value for key, value in leaderboard.provenance.items() if key != "missing"}
     logger.log_hyperparams({"ranking": tree_map_only(str, printable, provenance)})
     add_text = getattr(logger.experiment, "add_text", None)
@@ -46,7 +47,7 @@ def log_leaderboard(leaderboard: Leaderboard, logger: Any) -> None:
 
 
 def markdown(leaderboard: Leaderboard) -> str:
-    """Write a leaderboard as a table in Markdown, with its notes below.
+    """Return a leaderboard as a table in Markdown, with its notes below.
 
     Example:
         >>> row = {"rank": 1, "name": "a|b", "score": 2.5, "zico": 2.5, "error": None, "seconds": 0.1}
@@ -62,7 +63,7 @@ def markdown(leaderboard: Leaderboard) -> str:
 
 
 def _cell(value: Any) -> str:
-    """Write a value so that Markdown takes it for text."""
+    """Return a value as text without Markdown's marks."""
     if value is None:
         return ""
     if isinstance(value, float):

@@ -1,4 +1,4 @@
-"""Figures by matplotlib: each takes axes or makes them, and gives ``(figure, axes)``, as torchmetrics' do."""
+"""Figures by matplotlib: each takes axes or makes them, and returns ``(figure, axes)``, as in torchmetrics."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -30,7 +30,7 @@ def plot_ranks(leaderboard: Leaderboard, ax: Any = None) -> tuple[Any, Any]:
     """Draw each candidate's rank by score with its 95 % interval; without repeats there are no intervals.
 
     Args:
-        leaderboard: To be drawn; of many candidates the first 40.
+        leaderboard: Leaderboard to draw; at most its first 40 candidates are shown.
         ax: Axes to draw in; new ones if None.
 
     Returns:
@@ -47,7 +47,7 @@ def plot_ranks(leaderboard: Leaderboard, ax: Any = None) -> tuple[Any, Any]:
     ax.plot(ranks, range(len(rows)), "o", color=_ACCENT)
     _names_down(ax, [row["name"] for row in rows])
     repeated = any(row.get("rank_low") is not None for row in rows)
-    ax.set_xlabel("rank by score" + (", with its 95 % interval" if repeated else "; one repeat tells no interval"))
+    ax.set_xlabel("rank by score" + (", with its 95 % interval" if repeated else "; no interval with one repeat"))
     shown = f" (the first {len(rows)} of {len(leaderboard)})" if len(rows) == MOST_NAMES < len(leaderboard) else ""
     ax.set_title(f"Ranking by {ranked_by(leaderboard)}{shown}", parse_math=False)
     return figure, ax
@@ -57,8 +57,8 @@ def plot_pareto(leaderboard: Leaderboard, cost: str = "macs", ax: Any = None) ->
     """Draw the score against a cost, with the Pareto front: candidates that no other beats in both.
 
     Args:
-        leaderboard: To be drawn.
-        cost: Name of the column to draw against, lower for better.
+        leaderboard: Leaderboard to draw.
+        cost: Name of the column to draw against; lower is better.
         ax: As for `plot_ranks`.
 
     Returns:
@@ -96,11 +96,11 @@ def plot_agreement(leaderboard: Leaderboard, ax: Any = None) -> tuple[Any, Any]:
     """Draw Kendall's tau of every two columns, the trivial baselines among them (`series.agreement`).
 
     Args:
-        leaderboard: To be drawn.
+        leaderboard: Leaderboard to draw.
         ax: As for `plot_ranks`.
 
     Returns:
-        Figure and axes. Where tau is not defined stands a dash.
+        Figure and axes. A dash marks a tau that is not defined.
 
     Raises:
         ModuleNotFoundError: If matplotlib is not installed.
@@ -124,10 +124,10 @@ def plot_agreement(leaderboard: Leaderboard, ax: Any = None) -> tuple[Any, Any]:
 
 
 def plot_finals(leaderboard: Leaderboard, ax: Any = None) -> tuple[Any, Any]:
-    """Draw what training the finalists gave, the winner first, and where the score had put each of them.
+    """Draw the results of training the finalists, the winner first, with the rank by score of each of them.
 
     Args:
-        leaderboard: Of a selector that held finals.
+        leaderboard: Leaderboard of a selector that held finals.
         ax: As for `plot_ranks`.
 
     Returns:
@@ -139,7 +139,7 @@ def plot_finals(leaderboard: Leaderboard, ax: Any = None) -> tuple[Any, Any]:
     """
     held = leaderboard.provenance.get("finals")
     if held is None:
-        raise ValueError("This leaderboard has no finals; needed is one after `fit` with `finalists=` above 1.")
+        raise ValueError("This leaderboard has no finals: call `fit` with `finalists=` above 1 first.")
     entries = finalists(leaderboard)
     figure, ax = _axes(ax, len(entries))
     trained = [(y, row) for y, (row, _) in enumerate(entries) if row["final"] is not None]
@@ -158,8 +158,8 @@ def plot_layers(card: ScoreCard, proxy: str = "zico", ax: Any = None) -> tuple[A
     """Draw what each layer of a candidate added to its score.
 
     Args:
-        card: Of the candidate, as `score` gives it and a selector keeps it in ``cards_``.
-        proxy: Whose score; ZiCo and others that are sums over layers have such parts.
+        card: Score card of the candidate, as returned by `score` or found in a selector's ``cards_``.
+        proxy: Proxy of the score; ZiCo and others that are sums over layers have such parts.
         ax: As for `plot_ranks`.
 
     Returns:
@@ -181,10 +181,10 @@ def plot_layers(card: ScoreCard, proxy: str = "zico", ax: Any = None) -> tuple[A
 
 
 def plot_history(result: SearchResult, ax: Any = None) -> tuple[Any, Any]:
-    """Draw the score of each trial of a search, and the best until then.
+    """Draw the score of each trial of a search, and the best so far.
 
     Args:
-        result: Of the search; of more than 2,000 trials one of every few.
+        result: Result of the search; if it has more than 2,000 trials, only one of every few is shown.
         ax: As for `plot_ranks`.
 
     Returns:
@@ -199,7 +199,7 @@ def plot_history(result: SearchResult, ax: Any = None) -> tuple[Any, Any]:
     xs, ys = [row["trial"] for row in best], [row["score"] for row in best]
     if best:  # lasts until the end
         xs, ys = [*xs, len(result) - 1], [*ys, ys[-1]]
-    ax.plot(xs, ys, color=_FRONT, drawstyle="steps-post", label="best until then")
+    ax.plot(xs, ys, color=_FRONT, drawstyle="steps-post", label="best so far")
     ax.set_xlabel("trial")
     ax.set_ylabel(ranked_by(result), parse_math=False)
     ax.set_title("Search")
@@ -220,19 +220,19 @@ def plot_search(result: SearchResult, kind: SearchFigureKind = "history", ax: An
         return plot_pareto(result.to_leaderboard(), next(iter(costs_of(result)), "cost_macs"), ax)
     if kind == "agreement":
         return plot_agreement(result.to_leaderboard(), ax)
-    raise ValueError(f"`kind` is {kind!r}; needed is one of: history, pareto, agreement.")
+    raise ValueError(f"Invalid kind={kind!r}: expected one of history, pareto, agreement.")
 
 
 def plot(leaderboard: Leaderboard, kind: FigureKind = "ranks", ax: Any = None) -> tuple[Any, Any]:
     """Draw one of the figures of a leaderboard, by name.
 
     Raises:
-        ValueError: If there is no such figure, or the leaderboard has not what it shows.
+        ValueError: If there is no such figure, or the leaderboard lacks what it shows.
         ModuleNotFoundError: If matplotlib is not installed.
     """
     figures = {"ranks": plot_ranks, "pareto": plot_pareto, "agreement": plot_agreement, "finals": plot_finals}
     if kind not in figures:
-        raise ValueError(f"`kind` is {kind!r}; needed is one of: {', '.join(figures)}.")
+        raise ValueError(f"Invalid kind={kind!r}: expected one of {', '.join(figures)}.")
     return figures[kind](leaderboard, ax=ax)  # type: ignore[operator]
 
 
@@ -245,6 +245,6 @@ def _axes(ax: Any, num_names: int = 0, size: tuple[float, float] | None = None) 
 
 
 def _names_down(ax: Any, names: Sequence[str]) -> None:
-    """Write names beside the y axis, the first on top; a dollar sign in one is no formula."""
+    """Write names beside the y axis, the first on top; a dollar sign in a name starts no formula."""
     ax.set_yticks(range(len(names)), names, parse_math=False)
     ax.set_ylim(max(len(names), 1) - 0.5, -0.5)

@@ -1,4 +1,4 @@
-"""What the figures show, as plain numbers: both kinds of drawings read it, and nothing here draws."""
+"""What the figures show, as plain numbers for both kinds of drawings; nothing here draws."""
 
 from collections.abc import Mapping, Sequence
 
@@ -6,31 +6,31 @@ from scipy import stats
 
 from lightning_zico.results import FIXED_COLUMNS, Leaderboard, Row, ScoreCard, SearchResult, ranks_of, standing_of
 
-# More candidates than these make no readable axis of names; the table has all.
+# With more candidates than this, an axis of names is not readable; the table has all of them.
 MOST_NAMES = 40
-# More dots than these take a browser long, and lie upon each other.
+# More dots than this slow down a browser, and overlap.
 MOST_DOTS = 2000
-# Stands for a tau that is not defined.
+# Shown for a tau that is not defined.
 UNDEFINED = "-"
 
 
 def ranked_by(results: Leaderboard | SearchResult) -> str:
-    """Name what was ranked by."""
+    """Return the name of the score that the results are ranked by."""
     return str(results.provenance.get("rank_by", "score"))
 
 
 def proxies_of(leaderboard: Leaderboard) -> list[str]:
-    """Name the columns that hold a proxy's or a recipe's numbers."""
+    """Return the names of the columns that hold a proxy's or a recipe's numbers."""
     return [column for column in leaderboard.columns if column not in FIXED_COLUMNS]
 
 
 def scored(leaderboard: Leaderboard) -> list[Row]:
-    """List the rows with a score, best first; also of who failed in finals."""
+    """List the rows with a score, best first, including candidates that failed in finals."""
     return [row for row in leaderboard if row["score"] is not None]
 
 
 def places(leaderboard: Leaderboard) -> list[int]:
-    """Rank the rows with a score by it, as the leaderboard did before any finals: 1 is best, equal ones share a rank.
+    """Rank the rows with a score as the leaderboard did before any finals: 1 is best, equal scores share a rank.
 
     Returns:
         One rank for each of `scored`.
@@ -41,14 +41,14 @@ def places(leaderboard: Leaderboard) -> list[int]:
 
 
 def pareto_front(costs: Sequence[float], gains: Sequence[float]) -> list[int]:
-    """Find what nothing beats: nothing costs no more and gains no less, one of them strictly.
+    """Find the Pareto front: candidates for which no other costs no more and gains no less, one of them strictly.
 
     Args:
-        costs: One a candidate, lower is better.
-        gains: Of the same candidates, higher is better.
+        costs: One cost per candidate, lower is better.
+        gains: One gain per candidate, higher is better.
 
     Returns:
-        Their indices, cheapest first.
+        Indices of the front, cheapest first.
 
     Example:
         >>> pareto_front([1, 2, 3, 3], [5, 4, 6, 7])
@@ -63,29 +63,29 @@ def pareto_front(costs: Sequence[float], gains: Sequence[float]) -> list[int]:
 
 
 def trade_off(leaderboard: Leaderboard, cost: str = "macs") -> tuple[list[Row], list[int]]:
-    """Find the candidates that have both a score and a cost, and those of them that no other beats in both.
+    """Find the candidates that have both a score and a cost, and those among them that no other beats in both.
 
     Returns:
-        Their rows, and which of them are the Pareto front, cheapest first.
+        Their rows, and the indices of the Pareto front among these, cheapest first.
 
     Raises:
         ValueError: If there is no such column.
     """
     if leaderboard.rows and cost not in proxies_of(leaderboard):
         columns = ", ".join(proxies_of(leaderboard)) or "none"
-        raise ValueError(f"`{cost}` is no column of this leaderboard; needed is one of: {columns}.")
+        raise ValueError(f"Invalid cost='{cost}': this leaderboard has no such column. Expected one of {columns}.")
     rows = [row for row in scored(leaderboard) if row[cost] is not None]
     sign = 1 if is_up(leaderboard) else -1
     return rows, pareto_front([row[cost] for row in rows], [sign * row["score"] for row in rows])
 
 
 def shown_of(rows: Sequence[Row], front: Sequence[int]) -> list[int]:
-    """Choose which of the rows of a trade-off to draw, where they are many: the first of them, and all of the front."""
+    """Choose the rows of a trade-off to draw: if there are many, the first ones and all of the front."""
     return sorted({*range(min(len(rows), MOST_DOTS)), *front})
 
 
 def improvements(result: SearchResult) -> list[Row]:
-    """Find the trials of a search that were better than all before them, in their order.
+    """List the trials of a search that were better than all before them, in their order.
 
     Example:
         >>> rows = [{"trial": idx, "rank": rank} for idx, rank in enumerate([4, None, 2, 3, 1])]
@@ -100,13 +100,13 @@ def improvements(result: SearchResult) -> list[Row]:
 
 
 def scored_trials(result: SearchResult) -> list[Row]:
-    """List the trials with a score in their order; of very many, one of every few."""
+    """List the trials with a score in their order; if there are very many, only one of every few."""
     rows = [row for row in result if row["rank"] is not None]
     return rows[:: -(-len(rows) // MOST_DOTS) or 1]
 
 
 def costs_of(result: SearchResult) -> list[str]:
-    """Name the columns of the costs to draw the score against: what the search kept low besides, and MACs."""
+    """Return the names of the cost columns to draw the score against: those that the search kept low, and MACs."""
     columns = result.history[0] if result.history else {}
     named = dict.fromkeys([*result.provenance.get("against", []), "macs"])
     found = ["latency" if cost == "latency_s" else f"cost_{cost}" for cost in named]
@@ -114,14 +114,14 @@ def costs_of(result: SearchResult) -> list[str]:
 
 
 def agreement(leaderboard: Leaderboard) -> tuple[list[str], list[list[float | None]]]:
-    """Compare every two columns by Kendall's tau-b, on the candidates that have both; first of them the ranking itself.
+    """Compare every two columns by Kendall's tau-b, on the candidates that have both; the ranking comes first.
 
-    The ranking (by score, before any finals) counts from the last place up; columns are taken as they are, also where
+    The ranking (by score, before any finals) counts from the last place up; other columns are used as they are, even if
     lower is better.
 
     Returns:
-        The names (``"ranking"``, then proxies with the baselines among them), and a row of taus for each; None where
-        tau is not defined: fewer than two candidates, or all the same.
+        The names (``"ranking"``, then the proxies including the baselines), and a row of taus for each. A tau is None
+        if it is not defined: fewer than two candidates, or all numbers equal.
     """
     rows = scored(leaderboard)
     columns: dict[str, list[float | None]] = {"ranking": [-float(place) for place in places(leaderboard)]}
@@ -132,15 +132,18 @@ def agreement(leaderboard: Leaderboard) -> tuple[list[str], list[list[float | No
 
 
 def layers_of(card: ScoreCard, proxy: str) -> Mapping[str, float]:
-    """Tell what each layer of a candidate added to a score.
+    """Return what each layer of a candidate added to a score.
 
     Raises:
-        ValueError: If the card has no such score, or the score no parts.
+        ValueError: If the card has no such score, or the score has no parts.
     """
     layers = card[proxy].layers if proxy in card.scores else {}
     if not layers:
         able = ", ".join(name for name in card if card[name].layers) or "none"
-        raise ValueError(f"`{proxy}` has no parts by layer for '{card.name}'; scores of this card that have: {able}.")
+        raise ValueError(
+            f"Invalid proxy='{proxy}': it has no parts by layer for '{card.name}'. "
+            f"Scores of this card with parts: {able}."
+        )
     return layers
 
 
@@ -151,7 +154,7 @@ def finalists(leaderboard: Leaderboard) -> list[tuple[Row, int]]:
 
 
 def is_up(leaderboard: Leaderboard) -> bool:
-    """Tell whether a higher score is better."""
+    """Whether a higher score is better."""
     return bool(leaderboard.provenance.get("higher_is_better", True))
 
 

@@ -21,23 +21,23 @@ _LOOK: dict[str, Any] = {
     "padding": (0, 1, 0, 0),
     "pad_edge": False,
 }
-_GAP = 2  # characters that each column takes besides its texts, in this look
+_GAP = 2  # characters that each column takes in addition to its texts, in this look
 _NAMES = 1  # the column with the names
-# Two decimals tell less than this apart from nothing, and of more a double has no digits to write out.
+# Below the first limit two decimals are too few; above the second a double has no more digits to write out.
 _LEAST_IN_DECIMALS, _MOST_IN_FULL = 0.1, 1e15
 
 
 def leaderboard_table(leaderboard: Leaderboard, title: str | None = None) -> Table:
     """Draw a leaderboard, best first, with the reasons of the failed candidates and its notes below.
 
-    Where candidates were scored in several repeats, what was ranked by has its standard error beside it, and behind the
-    names stand the 95 % interval of the rank, the probability of being the best, the number of the tie group where it
-    has more than one member, and, where they differ, the number of repeats. Where the terminal is too narrow for all
-    columns, the last ones are left out, and a line below says how many; ranks, names and what decides stay.
+    If candidates were scored in several repeats, the ranked score has its standard error beside it, and the names are
+    followed by the 95 % interval of the rank, the probability of being the best, the number of the tie group if it has
+    more than one member, and the number of repeats if they differ. If the terminal is too narrow for all columns, the
+    last ones are left out, and a line below says how many; ranks, names and the deciding columns stay.
 
     Args:
-        leaderboard: To be drawn.
-        title: Above the table; what was ranked by if None.
+        leaderboard: Leaderboard to draw.
+        title: Title above the table; None to name the ranked score.
 
     Returns:
         A table for `rich.print`.
@@ -68,12 +68,12 @@ def leaderboard_table(leaderboard: Leaderboard, title: str | None = None) -> Tab
             *(_number(row[proxy]) + (margin_of(row) if proxy == decisive else "") for proxy in proxies),
             _number(row["seconds"]),
         ]
-        table.add_row(*(Text(cell) for cell in cells))  # a name is text, not rich's markup
+        table.add_row(*(Text(cell) for cell in cells))  # a name is a text, not rich's markup
     return table
 
 
 def _uncertainty(leaderboard: Leaderboard) -> dict[str, list[str]]:
-    """Write the cells that say how sure the ranks are, by column; none where nothing was repeated."""
+    """Return the cells that show how certain the ranks are, by column; empty if nothing was repeated."""
     if "rank_low" not in leaderboard.columns:
         return {}
     rows = leaderboard.rows
@@ -100,7 +100,7 @@ def _number(value: float | None) -> str:
 
 
 class _FittingTable(Table):
-    """A table of texts, names in the second column, that leaves out columns which do not fit, and says so below."""
+    """A table of texts with names in the second column. It omits columns that do not fit, and says so below."""
 
     needed: Sequence[int] = ()  # columns that are never left out
 
@@ -111,7 +111,7 @@ class _FittingTable(Table):
             yield from super().__rich_console__(console, options)
             return
         are = "1 column that does not fit is" if num_left_out == 1 else f"{num_left_out} columns that do not fit are"
-        said = f"{are} left out; `to_csv` and `to_html` have all."
+        said = f"{are} left out; `to_csv` and `to_html` include all columns."
         narrow = Table(
             title=self.title, caption=Text.assemble(said, *(("\n", self.caption) if self.caption else ())), **_LOOK
         )
@@ -128,10 +128,10 @@ class _FittingTable(Table):
         yield from narrow.__rich_console__(console, options)
 
     def _fitting(self, max_width: int) -> list[int]:
-        """Choose columns, the first ones where not all fit."""
+        """Choose the columns to show: the first ones if not all fit."""
         widths = [_GAP + max(cell_len(str(text)) for text in (c.header, *c.cells)) for c in self.columns]
         left = max_width - sum(widths[idx] for idx in self.needed)
-        if left < 0:  # names are folded in any case, and then into half of the width, so that other columns fit too
+        if left < 0:  # names are folded in any case, and then into half of the width, so that other columns fit as well
             left += widths[_NAMES] - max_width // 2
         kept = list(self.needed)
         for idx in (idx for idx in range(len(widths)) if idx not in self.needed):

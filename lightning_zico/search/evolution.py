@@ -15,22 +15,22 @@ from lightning_zico.spaces import SearchSpace
 class Evolution:
     """Propose mutants of the best archs so far.
 
-    The parent is the best of a few members of the population, drawn at random; the proposal is its mutant, by the
-    space's own `mutate`. Whoever is scored joins the population, and when it is full the worst leaves it.
+    The parent is the best of a few random members of the population; the proposal is a mutant of it, made by the
+    space's own `mutate`. Every scored arch joins the population, and when it is full the worst one leaves.
 
     Args:
-        population_size: Most members.
-        tournament_size: How many members are drawn to choose a parent from. With 1 every member is a parent as often as
-            any other, as in the published search of ZiCo and ZenNAS.
-        num_mutations: How often a parent is mutated; two in the published search. Where the mutants near a parent have
-            all been scored, it is mutated more often.
-        num_initial: As long as the population is smaller, an arch is drawn from the space, or ``start`` is mutated. A
-            population that has room for fewer evolves as soon as it is full.
-        start: Arch to begin with, as its string; None for none.
+        population_size: Largest number of members.
+        tournament_size: Number of members that are drawn to choose a parent from. With 1, every member is equally
+            likely to be a parent, as in the published search of ZiCo and ZenNAS.
+        num_mutations: How often a parent is mutated; two in the published search. If the mutants near a parent have all
+            been scored, it is mutated more often.
+        num_initial: As long as the population is smaller than this, an arch is drawn from the space, or ``start`` is
+            mutated. A population with a smaller ``population_size`` evolves as soon as it is full.
+        start: Arch to begin with, as its string; None to draw from the space.
 
     Raises:
         ValueError: If a number is not positive.
-        TypeError: If ``start`` is no string.
+        TypeError: If ``start`` is not a string.
 
     Source:
         Tournament: Real et al., *Regularized Evolution for Image Classifier Architecture Search*, AAAI 2019,
@@ -48,18 +48,20 @@ class Evolution:
         for name in ("population_size", "tournament_size", "num_mutations", "num_initial"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
-                raise ValueError(f"`Evolution({name}={value!r})`: needed is a whole number from 1.")
+                raise ValueError(f"Invalid Evolution({name}={value!r}): expected a whole number of at least 1.")
         if self.start is not None and not isinstance(self.start, str):
-            raise TypeError(f"`Evolution(start={self.start!r})`: needed is the arch's string, `str(arch)`, or None.")
+            raise TypeError(
+                f"Invalid Evolution(start={self.start!r}): expected the arch's string, `str(arch)`, or None."
+            )
 
     def propose(self, space: SearchSpace[Any], population: "Population", rng: random.Random, num_more: int = 0) -> Any:
         """Propose an arch, which may be known or over the budget.
 
         Args:
-            space: That it is of.
-            population: The best so far.
-            rng: Decides.
-            num_more: Mutations beyond those that are usual.
+            space: Space of the arch.
+            population: The best archs so far.
+            rng: Generator of the random choices.
+            num_more: Number of additional mutations.
         """
         if len(population) >= min(self.num_initial, self.population_size):
             arch, num_mutations = space.parse(population.parent(self.tournament_size, rng)), self.num_mutations
@@ -76,9 +78,9 @@ class Member(NamedTuple):
     """An arch that was scored.
 
     Args:
-        arch: Its string.
+        arch: String of the arch.
         card: Its scores; the card's name is that string.
-        costs: What is to be kept low besides, in the order of the search's ``against``.
+        costs: Costs to keep low, in the order of the search's ``against``.
     """
 
     arch: str
@@ -89,15 +91,15 @@ class Member(NamedTuple):
 class Population:
     """The best archs so far, by ranks among themselves.
 
-    A recipe that combines ranks is defined for a set: its score of an arch is that within the population, newcomer
-    included, and is computed anew for all members whenever one comes. So members compare with who competes with them
-    now; ranks among all archs ever scored would spend most of their range on early ones that are long beaten. With
-    costs to be kept low, members are ordered as in NSGA-II: by their front of score and costs, and on one front by how
-    far they stand from the others.
+    A recipe that combines ranks is defined for a set: here, the score of an arch is that within the population, the
+    newcomer included, and it is computed again for all members whenever one joins. So members are compared with their
+    present competitors; ranks among all archs ever scored would spend most of their range on early archs that were
+    beaten long ago. With costs to keep low, members are ordered as in NSGA-II: by their front of score and costs, and
+    within a front by their distance from the others.
 
     Args:
-        size: Most members.
-        choice: What is computed and combined.
+        size: Largest number of members.
+        choice: The proxies and recipes that are computed.
         rank_by: Name of the score that decides.
     """
 
@@ -107,7 +109,7 @@ class Population:
         self._recipe = choice.recipes.get(rank_by)
         self._rank_by = rank_by
         self._members: list[Member] = []
-        # What the members' cards say, kept apart: a newcomer looks at all members, and there are 10^5 newcomers.
+        # Contents of the members' cards as columns, for speed: each of 10^5 newcomers is compared with all members.
         names = {name for link in choice.read_by(rank_by) for name in link}
         self._columns: dict[str, list[float | None]] = {name: [] for name in names}  # higher is better
         self._low: list[tuple[float, ...]] = []  # costs, higher is better
@@ -118,10 +120,10 @@ class Population:
         return len(self._members)
 
     def add(self, member: Member) -> None:
-        """Let an arch join, and the worst leave if there are too many: of equals the one that joined first.
+        """Add an arch, and remove the worst if there are too many: among equals the one that joined first.
 
-        An arch that failed does not join. One that a member of the recipe has no number for may make a fallback take
-        the recipe's place, for as long as it stays.
+        An arch that failed does not join. An arch for which a member of the recipe has no number may make a fallback
+        replace the recipe, for as long as the arch stays.
         """
         if self._fails(member.card):
             return
@@ -139,13 +141,13 @@ class Population:
             self._remove(self._standings.remove_worst())
 
     def parent(self, tournament_size: int, rng: random.Random) -> str:
-        """Draw members, and give the arch of the best of them."""
+        """Draw members, and return the arch of the best of them."""
         drawn = [rng.randrange(len(self)) for _ in range(tournament_size)]
         return self._members[max(drawn, key=self._standings.of)].arch
 
     @property
     def best(self) -> str | None:
-        """The arch that stands best; None if nobody has joined."""
+        """The arch with the best standing; None if the population is empty."""
         return self._members[self._standings.best()].arch if self._members else None
 
     def _fails(self, card: ScoreCard) -> bool:
@@ -165,16 +167,16 @@ class Population:
 
 
 def scores_of(cards: Sequence[ScoreCard], choice: Choice, rank_by: str) -> list[float | None]:
-    """Score archs as one set, so that higher is better; None where there is no score to rank by."""
+    """Score archs as one set, so that higher is better; None for archs without a score to rank by."""
     if rank_by in choice.recipes:
         cards, _ = combined(cards, choice.recipes[rank_by], choice)
     return [None if card.error is not None else choice.directed(card, rank_by) for card in cards]
 
 
 class _Standings:
-    """How points stand among each other: by the front, then by the distance from others on it.
+    """Standings of points: by their front, then by their distance from others on it.
 
-    Where there is one objective they stand by its value. Distances are measured on the fronts that somebody asks for.
+    With a single objective, points stand by its value. Distances are computed only for the fronts that are requested.
 
     Args:
         points: ``[n, M]``, higher is better.
@@ -188,7 +190,7 @@ class _Standings:
         self._measured: set[int] = set()  # fronts with distances
 
     def of(self, idx: int) -> tuple[int, float]:
-        """Tell where a point stands; higher is better."""
+        """Return the standing of a point; higher is better."""
         front = self._fronts[idx]
         if self._has_fronts and front not in self._measured:
             self._measured.add(front)
@@ -198,17 +200,17 @@ class _Standings:
         return -front, self._distances[idx]
 
     def best(self) -> int:
-        """Find the best point, of equals the first, by the distances on the first front alone."""
+        """Return the index of the best point, the first among equals; only distances on the first front are needed."""
         return max((idx for idx, front in enumerate(self._fronts) if front == 0), key=self.of)
 
     def remove_worst(self) -> int:
-        """Let the worst point go, of equals the first; all others stay where they stand.
+        """Remove the worst point, the first among equals; the standings of all others stay the same.
 
         Returns:
             Its index.
         """
         last = max(self._fronts)
         worst = min((idx for idx, front in enumerate(self._fronts) if front == last), key=self.of)
-        # The distances on its front are measured by now, with it among the neighbours.
+        # The distances on its front have been computed with this point among the neighbours.
         del self._points[worst], self._fronts[worst], self._distances[worst]
         return worst

@@ -27,18 +27,18 @@ if TYPE_CHECKING:
 
 A = TypeVar("A")
 
-# Names of what is kept with a trial, or with the study.
+# Keys of the attributes that are stored with a trial, or with the study.
 _CLAIM, _CARD, _DISCARDED, _SETTINGS = "claim", "card", "discarded", "settings"
-# Tables by which a database of Optuna is told from one of another program.
+# Tables that identify a database of Optuna.
 _OPTUNAS = frozenset({"studies", "trials", "version_info"})
 
 
 class SettingsError(ZiCoError, ValueError):
-    """A study that was begun with other settings, so that its scores are not comparable."""
+    """The study was begun with other settings, so that its scores are not comparable."""
 
 
 class StorageError(ZiCoError, OSError):
-    """A file or a database that cannot hold trials: it is not there, cannot be written, or is something else."""
+    """A file or a database cannot hold trials: it does not exist, cannot be written, or is something else."""
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ class Finished:
     """A trial that is done.
 
     Args:
-        number: Of the trial in its study.
-        arch: Its string.
+        number: Number of the trial in its study.
+        arch: String of the arch.
         card: All its scores, without layers and details.
-        num_rejected: Archs that were over the budget and were proposed before this one, in its place.
+        num_rejected: Number of archs over the budget that were proposed for this trial before this arch.
     """
 
     number: int
@@ -61,22 +61,22 @@ class Finished:
 class Trials:
     """The trials of one study, as this process sees them; `update` looks for news.
 
-    A trial is of one arch, and counts once it is claimed: the arch and its owner are written to the storage before it
-    is scored, so that no other process scores it too, and a process that dies leaves word of what it was at. Its claims
-    are taken back by whoever sees, on the same machine, that it is gone (`owners.Owner.lives`). What lies abandoned on
-    another machine, or in another container, stays claimed: that arch alone is lost. Trials that others began, or
-    ended, by other means, as in a dashboard, do not count.
+    A trial is for one arch, and counts once it is claimed: the arch and its owner are written to the storage before it
+    is scored, so that no other process scores it as well, and the storage shows what a process that died was scoring.
+    Any process on the same machine that sees that the owner is gone (`owners.Owner.lives`) takes back its claims. A
+    claim that was abandoned on another machine, or in another container, remains: only that arch is lost. Trials that
+    were begun or ended by other means, as in a dashboard, do not count.
 
-    Failures that may pass, such as a timeout, count in the run that met them. Whoever begins later does not count them,
-    so that their archs may be claimed again, unless it sees that that run goes on.
+    Failures that may pass, such as a timeout, count in the run that met them. A later run does not count them, so that
+    their archs may be claimed again, unless it sees that the earlier run is still going on.
 
     Args:
         storage: None for memory; the path of a file, which becomes an SQLite database; the address of a database
             (``"postgresql://..."``); or a storage object of Optuna, such as a ``JournalStorage``.
-        name: Of the study.
-        settings: All that scores depend on, in plain values. A study is gone on with only under the same.
-        directions: Of the numbers that Optuna is told of a trial, ``"minimize"`` or ``"maximize"``.
-        sampler: Of Optuna; None where archs are not proposed by Optuna.
+        name: Name of the study.
+        settings: Everything that scores depend on, in plain values. A study is resumed only with the same settings.
+        directions: Directions of the numbers that Optuna receives for a trial, ``"minimize"`` or ``"maximize"``.
+        sampler: Sampler of Optuna; None if archs are not proposed by Optuna.
 
     Raises:
         SettingsError: If the study was begun with other settings.
@@ -95,7 +95,7 @@ class Trials:
         self._optuna: Any = optuna
         self.study: Study = optuna.create_study(
             storage=_storage_of(storage),
-            # Draws nothing, and unlike the default does not go through all trials each time.
+            # It draws nothing and, unlike the default, does not go through all trials each time.
             sampler=sampler or optuna.samplers.RandomSampler(),
             pruner=optuna.pruners.NopPruner(),
             study_name=name,
@@ -104,8 +104,8 @@ class Trials:
         )
         self._check_settings(json.loads(json.dumps(settings)))
         self._mine: dict[int, str | None] = {}  # trials of this process that are not done, and their archs
-        self._done: set[int] = set()  # of those that are not settled
-        self._num_settled = 0  # all trials before this number have ended, and are not looked at again
+        self._done: set[int] = set()  # finished trials among those that are not settled
+        self._num_settled = 0  # all trials before this number have ended, and are not read again
         self._settled: set[str] = set()  # their archs
         self._open: dict[int, str] = {}  # trials that count and come after those, and their archs
         self._finished: dict[str, Finished] = {}
@@ -115,27 +115,27 @@ class Trials:
 
     @property
     def finished(self) -> list[Finished]:
-        """Trials that are done, one an arch."""
+        """Trials that are done, one per arch."""
         return list(self._finished.values())
 
     @property
     def num_finished(self) -> int:
-        """How many are done; a look at it costs the same however long the search is."""
+        """Number of trials that are done, in constant time."""
         return len(self._finished)
 
     @property
     def num_counted(self) -> int:
-        """Trials that are done or claimed."""
+        """Number of trials that are done or claimed."""
         return len(self._settled) + len(self._open)
 
     @property
     def num_elsewhere(self) -> int:
-        """Trials that other processes are at."""
+        """Number of trials that other processes are scoring."""
         return len(self._open.keys() - self._mine.keys() - self._done)
 
     def knows(self, arch: str) -> bool:
-        """Tell whether an arch is done or claimed."""
-        # Of its own, one that someone else ended is still being scored.
+        """Whether an arch is done or claimed."""
+        # A trial of this process is still being scored, even if another process ended it.
         return arch in self._settled or arch in self._open.values() or arch in self._mine.values()
 
     def update(self) -> list[Finished]:
@@ -161,7 +161,7 @@ class Trials:
                     self._settled.add(trial.user_attrs[_CLAIM]["arch"])
             elif self._counts(trial):
                 self._open[trial.number] = trial.user_attrs[_CLAIM]["arch"]
-        # Where another process has claimed an arch again that failed here, its word is the last.
+        # If another process has claimed an arch again that failed here, its result replaces this one.
         self._finished |= {each.arch: each for each in news}
         return news
 
@@ -172,7 +172,7 @@ class Trials:
             suggest: Makes the choices, see `SearchSpace.suggest`.
 
         Returns:
-            Number of the trial and its arch; None if someone else ended it meanwhile.
+            Number of the trial and its arch; None if it was ended elsewhere meanwhile.
         """
         trial = self.study.ask()
         self._mine[trial.number] = None
@@ -184,17 +184,17 @@ class Trials:
             return None
 
     def claim(self, arch: str, num_rejected: int, most: int, number: int | None = None) -> int | None:
-        """Write down which arch a trial is for, unless another trial is for it, or there are enough trials.
+        """Store which arch a trial is for, unless another trial is for the same arch, or there are enough trials.
 
         Args:
-            arch: Its string.
+            arch: String of the arch.
             num_rejected: See `Finished`.
-            most: Trials that there may be.
-            number: From `ask`. None to begin the trial: it is then in the storage with its claim or not at all, so that
-                no kill leaves half of it.
+            most: Largest number of trials.
+            number: Number from `ask`. None to begin the trial: it then appears in the storage together with its claim,
+                so that a kill never leaves half of it.
 
         Returns:
-            Number of the trial that this process is to score. None if it is not to; the trial is then discarded.
+            Number of the trial that this process shall score; None if it shall not, and the trial is discarded.
         """
         claim = self._claim_of(arch, num_rejected)
         was_asked = number is not None
@@ -207,8 +207,8 @@ class Trials:
                 del self._mine[number]
                 return None
         self._mine[number] = arch
-        # Of two that were begun with their claims, the later sees the earlier. Of two that were asked for and are
-        # claimed at the same time, both see the other, and both give way.
+        # If two trials were begun with their claims, the later one sees the earlier one. If two were made by `ask` and
+        # are claimed at the same time, each sees the other, and both give way.
         others = [
             other
             for other in self._unsettled()
@@ -227,12 +227,12 @@ class Trials:
         self._end(number, _DISCARDED, reason, self._optuna.trial.TrialState.PRUNED)
 
     def finish(self, number: int, card: ScoreCard, values: Sequence[float | None]) -> None:
-        """End a trial with what came of it, unless someone else ended it meanwhile, so that it does not count.
+        """End a trial with its result, unless it was ended elsewhere meanwhile, so that it does not count.
 
         Args:
-            number: Of a trial that was claimed.
-            card: Kept without layers and details.
-            values: What Optuna is told; one that is missing makes it a failed trial to Optuna.
+            number: Number of a trial that was claimed.
+            card: Score card of the trial, stored without layers and details.
+            values: Numbers for Optuna; if one is missing, Optuna records the trial as failed.
         """
         kept = {"error": card.error, "untrainable": card.untrainable, "seconds": card.seconds}
         scores = {name: [score.value, score.error] for name, score in card.scores.items()}
@@ -243,7 +243,7 @@ class Trials:
         self._end(number, _CARD, {"scores": scores, **kept}, state, given if complete else None)
 
     def close(self) -> None:
-        """Take back this process's own claims that came to nothing."""
+        """Take back this process's own claims that have no result."""
         for number in sorted(self._mine):
             self.discard(number, "the search broke off")
         end_run(self._owner)
@@ -293,8 +293,8 @@ class Trials:
         if others:
             was = ", ".join(f"{key} {begun.get(key)!r} (now {settings.get(key)!r})" for key in others)
             raise SettingsError(
-                f"Study '{self.study.study_name}' was begun with other settings: {was}. Their scores cannot be "
-                "compared. Give another `name`, or none."
+                f"Study '{self.study.study_name}' was begun with other settings: {was}. Scores under other settings "
+                "are not comparable. Pass another `name`, or omit it."
             )
 
 
@@ -309,7 +309,7 @@ def imported_optuna() -> Any:
 
 @contextmanager
 def quiet_optuna() -> Iterator[None]:
-    """Let Optuna say nothing below a warning while the body runs."""
+    """Silence Optuna's messages below warnings while the body runs."""
     optuna = imported_optuna()
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(max(verbosity, optuna.logging.WARNING))
@@ -324,7 +324,7 @@ def _storage_of(storage: "StorageLike | None") -> "BaseStorage":
     if storage is None:
         return optuna.storages.InMemoryStorage()
     if not isinstance(storage, str | os.PathLike | optuna.storages.BaseStorage):
-        raise TypeError(f"`storage` is {storage!r}; needed is None, a path, an address or a storage of Optuna.")
+        raise TypeError(f"Invalid storage={storage!r}: expected None, a path, an address or a storage of Optuna.")
     if isinstance(storage, optuna.storages.BaseStorage):
         return storage
     try:
@@ -339,16 +339,15 @@ def _storage_of(storage: "StorageLike | None") -> "BaseStorage":
     except Exception as error:  # of the database, its driver or the system
         reason = str(error).splitlines()[0]
         raise StorageError(
-            f"`storage` is {str(storage)!r}, which cannot be opened: {reason}. Needed is the path of a file in a "
-            "folder that is there, new or written by a search, or the address of a database. What is there is left as "
-            "it is."
+            f"Invalid storage={str(storage)!r}: it cannot be opened: {reason}. Pass the path of a file in an existing "
+            "folder, either new or written by a search, or the address of a database. Existing data was not changed."
         ) from error
 
 
 def _in_file(path: Path) -> "RDBStorage":
     from sqlalchemy.engine import URL
 
-    # As a URI, in which SQLite takes `?`, `#` and `%` of the path for what they are.
+    # As a URI, in which SQLite reads `?`, `#` and `%` of the path literally.
     address = URL.create("sqlite", database=path.as_uri(), query={"uri": "true"}).render_as_string()
     arguments = {"connect_args": {"timeout": BUSY_TIMEOUT_S}}
     made: RDBStorage = imported_optuna().storages.RDBStorage(address, engine_kwargs=arguments)
@@ -356,30 +355,30 @@ def _in_file(path: Path) -> "RDBStorage":
 
 
 def _make_database(path: Path) -> None:
-    """Make the file and its tables, which two processes that begin at once would both make in one file."""
+    """Make the file and its tables as a whole, because two processes may begin at the same time."""
     with made_whole(path) as fresh:
         _in_file(fresh).engine.dispose()
         with closing(sqlite3.connect(fresh)) as connection:
-            # Readers then do not wait for writers. On a network file system, use a database server or a journal.
+            # So readers do not wait for writers. On a network file system, use a database server or a journal.
             connection.execute("PRAGMA journal_mode = WAL")
 
 
 def _check_file(path: Path) -> None:
-    """Refuse a file that is not a database of Optuna, before anything is written to it.
+    """Check that a file is a database of Optuna before anything is written to it.
 
     Raises:
         ValueError: If it is something else.
         OSError: If it cannot be read.
         sqlite3.Error: If it is damaged.
     """
-    if not path.is_file():  # to open a pipe would be to wait
-        raise ValueError("it is no file")
+    if not path.is_file():  # opening a pipe would block
+        raise ValueError("it is not a file")
     if not path.stat().st_size:
         raise ValueError("it is an empty file")
     objects = objects_in(path)
     if not objects:
         raise ValueError("it is a database without tables")
-    # What a view or a trigger does, its author has decided. Optuna makes none.
+    # Views and triggers may do anything, and Optuna makes none.
     strange = [f"a {kind} '{name}'" for name, (kind, _) in objects.items() if kind in ("view", "trigger")]
     if strange:
         raise ValueError(f"it has {strange[0]}, which Optuna does not make")
@@ -387,7 +386,7 @@ def _check_file(path: Path) -> None:
 
 
 def _tables_at(address: str) -> set[str]:
-    """List the tables of the database at an address; a file that is none yet has none."""
+    """List the tables of the database at an address; a file that does not exist yet has none."""
     import sqlalchemy
 
     url = sqlalchemy.make_url(address)
@@ -405,23 +404,23 @@ def _tables_at(address: str) -> set[str]:
 
 
 def _check_tables(tables: Collection[str]) -> None:
-    """Refuse a database with tables, none of which are Optuna's.
+    """Check that a database with tables has those of Optuna.
 
     Raises:
-        ValueError: If it is one.
+        ValueError: If it has not.
     """
     if tables and not _OPTUNAS.issubset(tables):
         raise ValueError(f"it is a database of another program, with {', '.join(sorted(tables)[:3])}")
 
 
 def _lives(trial: "FrozenTrial") -> bool | None:
-    """Tell whether the run that began a trial goes on; None if it cannot be seen from here, or is no search."""
+    """Whether the run that began a trial goes on; None if this process cannot see it, or it is not a search."""
     claim = trial.user_attrs.get(_CLAIM)
     return None if claim is None else Owner.from_dict(claim["owner"]).lives()
 
 
 def _may_pass(trial: "FrozenTrial") -> bool:
-    """Tell whether a trial failed for a reason that may be gone, in a run that is not seen to go on."""
+    """Whether a trial failed for a reason that may be gone, in a run that is not known to go on."""
     if not trial.state.is_finished() or _CARD not in trial.user_attrs:
         return False
     card = _finished_of(trial).card

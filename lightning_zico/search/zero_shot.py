@@ -64,91 +64,93 @@ if TYPE_CHECKING:
 
     from lightning_zico.search.trials import StorageLike
 
-# Costs that may be kept low beside the score, and the proxy that measures the one that is not known of the arch.
+# Costs that a search can keep low; the proxy `latency` measures the one that is not known from the arch.
 _LATENCY = "latency_s"
 _COSTS = (*ARCH_COSTS, _LATENCY)
 _LONGEST_NAME = 40  # characters of an arch beside the progress bar
-_COST = "cost_"  # begins the names of their columns
+_COST = "cost_"  # prefix of the names of their columns
 
-# Proposals for one trial that are over the budget or known, one after another, before it is given up: in PlainNet about
-# two seconds of them.
+# Most proposals in a row for one trial that are over the budget or known; in PlainNet they take about two seconds.
 _MOST_PROPOSALS = 10_000
-# After so many that are known, archs are sought one mutation farther away, and at most so many farther.
+# Each time this many proposals are known, archs are sought one mutation farther away, up to the second number.
 _PATIENCE, _FARTHEST = 20, 8
 
 
-# So many archs that fail in one and the same way, the first of a search, are not the archs' fault.
+# If this many first archs of a search all fail in the same way, the archs are not to blame.
 _MOST_FAILURES = 20
 
 
 class BudgetError(ZiCoError, ValueError):
-    """A budget within which no arch was found."""
+    """No arch was found within the budget."""
 
 
 class SearchError(ZiCoError, RuntimeError):
-    """A search in which every arch fails, such as one whose loss does not fit the data."""
+    """Every arch of a search fails, for example because the loss does not fit the data."""
 
 
 class ZeroShotSearch:
     """Search a space within a budget, by scores of untrained networks.
 
-    Archs over the budget are rejected by their own costs, before anything is built, and no arch is scored twice. Trials
-    are kept by Optuna, so that its dashboard shows them and its storages hold them: a search with ``storage=`` that was
-    killed goes on where it was, and several processes or machines work on one study.
+    Archs that are known to be over the budget are rejected before anything is built, and no arch is scored twice.
+    Optuna stores the trials, so that you can use its dashboard and its storages: a search with ``storage=`` that was
+    killed resumes where it stopped, and several processes or machines can work on one study.
 
-    A recipe that combines ranks, such as the default, gives numbers that depend on the set. While the search runs the
-    set is the population (`evolution.Population` says why), and in the result it is all archs that were scored,
-    combined once: that order is the one and final. Optuna is told the members' scores, which never change, as
-    objectives of their own.
+    A recipe that combines ranks, such as the default, gives numbers that depend on the set of archs. During the search
+    that set is the population (see `evolution.Population` for the reason); in the result it is the set of all scored
+    archs, combined once, which gives the final order. Optuna receives the scores of the recipe's members, which never
+    change, as separate objectives.
 
-    One process, scoring in itself, with the same seed and data makes the same trials in the same order, also if it was
-    killed and went on, unless a latency is measured, Optuna proposes the archs, or something failed for a reason that
-    may pass.
+    A single process that scores in itself makes the same trials in the same order for the same seed and data, also if
+    it was killed and resumed, unless a latency is measured, Optuna proposes the archs, or something failed for a reason
+    that may pass.
 
     Args:
-        space: What to search, or the name of a space (see `list_spaces`).
-        budget: Limits. MACs, parameters and depth are known of the arch; latency and memory are measured, and an arch
-            above them is a trial with an error.
+        space: Space to search, or its name (see `list_spaces`).
+        budget: Limits on costs. MACs, parameters and depth are known from the arch; latency and memory are measured,
+            and an arch above their limits is a trial with an error.
         proxies: As for `ZeroShotSelector`.
         rank_by: Name of the proxy or recipe that decides; the first of ``proxies`` if None.
-        against: Costs that are to be kept low besides, of ``macs``, ``params``, ``depth`` and ``latency_s``: the
-            population is then ordered as in NSGA-II, and ``result.front`` holds the best trade-offs.
-        num_trials: Archs to score in all, those of earlier runs and of other processes on the same study included.
+        against: Costs to keep low as well, from ``macs``, ``params``, ``depth`` and ``latency_s``: the population is
+            then ordered as in NSGA-II, and ``result.front`` holds the best trade-offs.
+        num_trials: Total number of archs to score, including those of earlier runs and of other processes on the same
+            study.
         sampler: What proposes archs: ``"evolution"`` or an `Evolution` with settings; ``"random"``, which draws from
             the space; or a sampler of Optuna, which makes the choices that the space suggests (`SearchSpace.suggest`).
-        storage: Where trials are kept: None for memory; the path of a file, which becomes an SQLite database and serves
-            the processes of one machine; the address of a database server, or a storage of Optuna, such as a
+        storage: Where trials are stored: None for memory; the path of a file, which becomes an SQLite database and
+            serves the processes of one machine; the address of a database server, or a storage of Optuna, such as a
             ``JournalStorage``, for many machines. Failures that may pass, such as a timeout or a full memory, count as
-            trials in the run that met them; a search that is begun anew on the storage lets them go, so that their
-            archs may be tried again and the number is made up.
-        name: Of the study; None to derive one from all that scores depend on, so that other settings begin anew.
+            trials in the run that met them; a search that starts again on the storage drops them, so that their archs
+            may be tried again and the number of trials is reached.
+        name: Name of the study; None to derive it from everything that scores depend on, so that other settings begin
+            a new study.
         resolution: Height and width of the images for which ``macs`` are counted, which may be larger than those that
             archs are scored on; None for the same.
-        num_classes: Logits of the networks.
-        wrap: Makes of a network what is scored and can be trained, such as a LightningModule with the network in it.
-            None to score the network itself.
-        num_batches: As for `ZeroShotSelector`, as are the others.
-        axis: See there.
-        chunk_size: See there.
-        loss_fn: See there. Where there is none of this, ``step`` and ``wrap``, it is the cross-entropy.
-        step: See there.
-        num_samples: See there.
-        trainer: That is to train the networks, which ``wrap`` makes LightningModules of. It is only read: a
-            ``training_step`` sees its settings, and its precision is taken as by `ZeroShotSelector`.
-        seed: Of all that is drawn: batches, weights, archs.
-        cache: See there.
-        executor: See there. With several workers, each has an arch of its own, proposed while the others are scored.
-        timeout_s: See there.
-        accelerator: See there.
-        devices: See there.
-        precision: See there.
-        enable_progress_bar: Show how far the search is, where the terminal is interactive.
+        num_classes: Number of logits of the networks.
+        wrap: Turns a network into the module that is scored and can be trained, such as a LightningModule that contains
+            it. None to score the network itself.
+        num_batches: As for `ZeroShotSelector`.
+        axis: As for `ZeroShotSelector`.
+        chunk_size: As for `ZeroShotSelector`.
+        loss_fn: As for `ZeroShotSelector`. Without ``loss_fn``, ``step`` and ``wrap``, the loss is the cross-entropy.
+        step: As for `ZeroShotSelector`.
+        num_samples: As for `ZeroShotSelector`.
+        trainer: Trainer for the networks, which ``wrap`` turns into LightningModules. It is only read: a
+            ``training_step`` sees its settings, and its precision is used as by `ZeroShotSelector`.
+        seed: Seed of everything that is drawn: batches, weights, archs.
+        cache: As for `ZeroShotSelector`.
+        executor: As for `ZeroShotSelector`. With several workers, each scores an arch of its own, which is proposed
+            while the others are scored.
+        timeout_s: As for `ZeroShotSelector`.
+        accelerator: As for `ZeroShotSelector`.
+        devices: As for `ZeroShotSelector`.
+        precision: As for `ZeroShotSelector`.
+        enable_progress_bar: Show the progress of the search if the terminal is interactive.
 
     Attributes:
-        result_: What was found, also where the search broke off.
+        result_: Result of the search, also if it was interrupted.
 
     Raises:
-        UnknownNameError: If there is no space, proxy, recipe or cost of a name.
+        UnknownNameError: If there is no space, proxy, recipe or cost with a given name.
         InvalidArgumentError: If an argument is of the wrong kind or out of range.
         ModuleNotFoundError: If Optuna is not installed.
 
@@ -232,7 +234,7 @@ class ZeroShotSearch:
         self.enable_progress_bar = enable_progress_bar
         unknown = [cost for cost in self.against if cost not in _COSTS]
         if unknown:
-            raise UnknownNameError(f"`against` has {unknown[0]!r}; needed are costs: {', '.join(_COSTS)}.")
+            raise UnknownNameError(f"Invalid against={list(self.against)}: expected costs from {', '.join(_COSTS)}.")
         evolution = self._evolution()
         if evolution is not None and evolution.start is not None:
             self.space.parse(evolution.start)
@@ -250,12 +252,12 @@ class ZeroShotSearch:
                 labels. All archs are scored on its first ``num_batches`` batches.
 
         Returns:
-            What was found, also kept as ``result_``. When the search breaks off, by Ctrl-C or an error, ``result_``
-            holds what is done, and the exception goes on.
+            The result, also available as ``result_``. If the search is interrupted, by Ctrl-C or an error, ``result_``
+            holds the trials so far, and the exception propagates.
 
         Raises:
             BudgetError: If every proposal is over the budget.
-            SearchError: If the first 20 archs have all failed in one and the same way.
+            SearchError: If the first 20 archs have all failed in the same way.
             SettingsError: If ``name`` is that of a study with other settings.
             StorageError: If ``storage`` cannot be opened.
             TooFewBatchesError: If the data gives fewer batches than ``num_batches``.
@@ -307,20 +309,20 @@ class ZeroShotSearch:
                     trials.close()
 
     def candidates(self, result: SearchResult, k: int) -> list[Candidate]:
-        """Offer the best archs that were found to a `ZeroShotSelector`, for finals and training.
+        """Return the best archs of a search as candidates for a `ZeroShotSelector`, for finals and training.
 
         Args:
-            result: Of this search.
-            k: How many, best first; fewer if there are not as many with a score.
+            result: Result of this search.
+            k: Number of candidates, best first; fewer if fewer archs have a score.
 
         Returns:
-            Candidates, each under its arch's string, with fresh weights when built.
+            Candidates named by their archs' strings, with fresh weights when built.
         """
         offer = self._offering(result.provenance["in_channels"])
         return [offer(self.space.parse(row["arch"])) for row in result.ranked[:k]]
 
     def _offering(self, in_channels: int) -> Callable[[Any], Candidate]:
-        """Make candidates of archs, each with its blocks, whose names depend on where `wrap` puts the network."""
+        """Return a function that makes candidates of archs; the names of their blocks depend on `wrap`."""
         prefix: str | None = ""
         if self.wrap is not None:
             with preserved_rng(self.seed):
@@ -346,10 +348,10 @@ class ZeroShotSearch:
         return chosen(given)
 
     def _evolution(self) -> Evolution | None:
-        """Give the settings of the evolution; None where archs are proposed otherwise.
+        """Return the settings of the evolution; None if archs are proposed by other means.
 
         Raises:
-            ValueError: If the sampler is none.
+            ValueError: If the sampler is invalid.
         """
         if isinstance(self.sampler, Evolution):
             return self.sampler
@@ -358,14 +360,14 @@ class ZeroShotSearch:
         if self.sampler == "random" or self._optunas_sampler() is not None:
             return None
         raise ValueError(
-            f'`sampler` is {self.sampler!r}; needed is "evolution", "random", `Evolution(...)` or a sampler of Optuna.'
+            f'Invalid sampler={self.sampler!r}: expected "evolution", "random", an `Evolution` or a sampler of Optuna.'
         )
 
     def _optunas_sampler(self) -> "BaseSampler | None":
         return self.sampler if isinstance(self.sampler, imported_optuna().samplers.BaseSampler) else None
 
     def _objectives(self, choice: Choice) -> list[str]:
-        """Name the proxies behind the score: Optuna is told their numbers, which depend on no other arch."""
+        """Return the names of the proxies behind the score, whose numbers Optuna gets: they depend on no other arch."""
         return list(choice.read_by(choice.ranked_by(self.rank_by))[0])
 
     def _directions(self, choice: Choice) -> list[str]:
@@ -379,7 +381,7 @@ class ZeroShotSearch:
         return "random" if self.sampler == "random" else type(self.sampler).__name__
 
     def _settings(self, choice: Choice, work: Work) -> dict[str, Any]:
-        """Tell all that scores depend on, and what is proposed."""
+        """Return everything that scores and proposals depend on."""
         shape = _image_shape(work.batches)
         parts: dict[str, Any] = {
             "space": self.space,
@@ -396,8 +398,8 @@ class ZeroShotSearch:
         unseen = [name for name, seen in content.items() if seen is None]
         if unseen and self.storage is not None:
             warnings.warn(
-                f"`{unseen[0]}` holds what cannot be compared, such as a lock, so that a search with another one is "
-                "not told from this. Give each a `name` of its own.",
+                f"`{unseen[0]}` holds an object that cannot be compared, such as a lock, so searches with different "
+                "ones cannot be distinguished. Give each search its own `name`.",
                 stacklevel=3,
             )
         return {
@@ -426,11 +428,11 @@ class _Running:
 
     Args:
         search: Its arguments.
-        choice: What is computed.
+        choice: The proxies and recipes that are computed.
         work: What scoring needs.
-        trials: Of its study.
+        trials: Trials of its study.
         settings: See `ZeroShotSearch._settings`.
-        costs: Of archs.
+        costs: Costs of archs.
     """
 
     def __init__(
@@ -480,32 +482,32 @@ class _Running:
                             done = self._trials.num_finished
                             progress.update(task, completed=done, description=printable(self._how_it_goes()))
                         self._check_hope(card)
-                # A process may have died meanwhile, or a trial been ended by hand, which is to be made up for.
+                # Go on if a process died meanwhile, or a trial was ended by hand, until there are enough trials.
                 if self._num_scored == num_before or self._exhausted:
                     break
         self._broke_off = False
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
-        """Count the time of the body as what searching takes beside scoring."""
+        """Count the time of the body as time spent on searching, not on scoring."""
         start = time.perf_counter()
         yield
         self._seconds["seconds_searching"] += time.perf_counter() - start
 
     def _check_hope(self, last: ScoreCard) -> None:
-        """Stop where nothing but failures is to be expected.
+        """Stop if only failures are to be expected.
 
         Raises:
-            SearchError: If the first archs have all failed in one and the same way.
+            SearchError: If the first archs have all failed in the same way.
         """
         if self._trials.num_finished != _MOST_FAILURES or scores_of([last], self._choice, self._rank_by) != [None]:
             return
         reason = last.error or _first_error(last)
         if all((trial.card.error or _first_error(trial.card)) == reason for trial in self._trials.finished):
-            raise SearchError(f"The first {_MOST_FAILURES} archs all failed in one way: {reason}")
+            raise SearchError(f"The first {_MOST_FAILURES} archs all failed in the same way: {reason}")
 
     def _how_it_goes(self) -> str:
-        """Say how the search goes; of a combined score, which changes with the set, who has the best one now."""
+        """Describe the progress: the best score; for a combined score, which depends on the set, the best arch."""
         up = self._choice.higher_is_better(self._rank_by)
         best = "" if self._best is None else f"best {self._best if up else -self._best:.6g}, "
         if self._rank_by in self._choice.recipes and (leader := self._population.best) is not None:
@@ -545,7 +547,7 @@ class _Running:
         return SearchResult(tuple(rows), {**self._provenance(cards), "kendall_with": agreement})
 
     def _on_front(self, cards: Sequence[ScoreCard], scores: Sequence[float | None]) -> set[int]:
-        """Find which cards no other dominates."""
+        """Return the indices of the cards that no other dominates."""
         points = {}
         for idx, (card, score) in enumerate(zip(cards, scores, strict=True)):
             low = self._kept_low(card)
@@ -555,7 +557,7 @@ class _Running:
         return {places[position] for position in first_front(list(points.values()))}
 
     def _jobs(self) -> Iterator[Job]:
-        """Propose archs, one whenever the executor has room for it: the next proposal knows all that is scored."""
+        """Propose archs, one whenever the executor can take it, so that a proposal uses all scores so far."""
         while True:
             with self._counted():
                 claimed = self._next()
@@ -593,14 +595,14 @@ class _Running:
         return None
 
     def _proposals(self) -> Iterator[tuple[int | None, Any]]:
-        """Propose archs, until one is taken; to Optuna, one is all that a trial has, and that is begun before."""
+        """Propose archs until one is taken; Optuna proposes a single arch per trial, and begins the trial before."""
         space = self._search.space
         if self._is_optunas:
             asked = self._trials.ask(space.suggest)
             if asked is not None:
                 yield asked
             return
-        # Trials that were asked for and came to nothing do not count, so that a kill moves no draw.
+        # Trials without a result do not count, so that a kill does not shift the random draws.
         rng = random.Random(f"{self._search.seed}/{self._trials.num_counted}")
         num_known = 0
         while True:
@@ -616,10 +618,10 @@ class _Running:
         begin = ""
         if start is not None:
             costs = self._costs.of(self._search.space.parse(start))
-            begin = " The arch to begin with has " + ", ".join(f"{cost:,} {name}" for name, cost in costs.items()) + "."
+            begin = " The start arch has " + ", ".join(f"{cost:,} {name}" for name, cost in costs.items()) + "."
         return (
-            f"{_MOST_PROPOSALS:,} proposals in a row were over the budget; the last: {excess}.{begin} Raise the "
-            "budget, or begin with a smaller arch: `Evolution(start=...)`."
+            f"{_MOST_PROPOSALS:,} proposals in a row were over the budget; the last one: {excess}.{begin} Raise the "
+            "budget, or start from a smaller arch: `Evolution(start=...)`."
         )
 
     def _look(self) -> None:
@@ -635,7 +637,7 @@ class _Running:
                 self._population.add(Member(trial.arch, trial.card, low))
 
     def _kept_low(self, card: ScoreCard) -> tuple[float, ...] | None:
-        """Find what is to be kept low; None if a latency could not be measured."""
+        """Return the costs to keep low; None if a latency could not be measured."""
         if not self._search.against:
             return ()
         costs: dict[str, float | None] = {**self._costs.of(self._search.space.parse(card.name))}
@@ -645,7 +647,7 @@ class _Running:
         return low if len(low) == len(self._search.against) else None
 
     def _values(self, card: ScoreCard) -> list[float | None]:
-        """List what Optuna is told."""
+        """List the numbers for Optuna."""
         values = [card.scores[name].value for name in self._search._objectives(self._choice)]
         low = self._kept_low(card)
         return [*values, *([None] if low is None else low)]
@@ -697,11 +699,11 @@ def _agreement_with_costs(rows: Sequence[Row], scores: Sequence[float | None]) -
 
 
 def _image_shape(batches: Sequence[Batch]) -> tuple[int, int]:
-    """Find channels and height of the images, which are as wide."""
+    """Return the number of channels and the side of the images, which are square."""
     for tensor in tensors_of(batches[0]):
         if tensor.ndim == 4 and tensor.shape[2] == tensor.shape[3]:
             return tensor.shape[1], tensor.shape[2]
     raise ValueError(
-        f"A batch has tensors of shape {[list(tensor.shape) for tensor in tensors_of(batches[0])]}; needed are square "
-        "images `[N, C, H, H]`, since the spaces are of networks for images."
+        f"Invalid batch with tensors of shape {[list(tensor.shape) for tensor in tensors_of(batches[0])]}: expected "
+        "square images `[N, C, H, H]`, because the spaces contain networks for images."
     )

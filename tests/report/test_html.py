@@ -129,7 +129,7 @@ def test_the_layers_of_a_card_are_a_figure() -> None:
     shown = ScoreCard("a", {"zico": Score("zico", 1.0, layers=layers), "params": Score("params", 1.0)})
     (*_, bars, _) = specs_of(leaderboard_page(plain(), shown))
     assert {value["layer"]: value["added"] for value in bars["data"]["values"]} == layers
-    with pytest.raises(ValueError, match="`zico` has no parts by layer for 'b'"):
+    with pytest.raises(ValueError, match="it has no parts by layer for 'b'"):
         leaderboard_page(plain(), card("b", 1.0, 1.0))
 
 
@@ -141,7 +141,7 @@ def test_a_search_shows_how_it_went_and_what_it_costs() -> None:
     assert reader.of("h1") == ["Search of plainnet by zico"]
     assert [cell for cell in reader.of("th") if cell in "abcde"] == ["e", "c", "d", "a", "b"]
     assert reader.of("li") == result.notes
-    assert "This ranking is what counting weights gives: almost the same as by macs (0.95)." in result.notes
+    assert "This ranking adds little to counting weights: it is almost the same as by macs (0.95)." in result.notes
     history, params, latency, macs, agreement = (spec["data"]["values"] for spec in specs_of(page))
     assert [(v["trial"], v["score"]) for v in history if not v["best"]] == [(0, 2.0), (2, 5.0), (3, 4.0), (4, 7.0)]
     assert [(v["trial"], v["name"]) for v in history if v["best"]] == [(0, "a"), (2, "c"), (4, "e"), (4, "e")]
@@ -164,8 +164,8 @@ def test_of_a_long_search_the_page_shows_a_part_and_says_so(monkeypatch: pytest.
     assert "of 6004 dots" in history["description"]
     assert len(macs["data"]["values"]) == MOST_DOTS
     assert {v["name"] for v in macs["data"]["values"]} >= set("acde")
-    assert f"Drawn are these and the best, {MOST_DOTS} in all." in macs["description"]
-    assert "Of 6,005, the first 3 are here." in page
+    assert f"The figure shows these and the best ones, {MOST_DOTS} in total." in macs["description"]
+    assert "The first 3 of 6,005 are shown." in page
     assert "more 0" not in Reader(page).of("th")
 
 

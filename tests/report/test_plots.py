@@ -46,7 +46,7 @@ def test_ranks_have_their_intervals() -> None:
 def test_ranks_of_one_repeat_have_none_and_say_so() -> None:
     _, ax = plain().plot("ranks")
     assert lines_of(ax, "None") == []
-    assert ax.get_xlabel() == "rank by score; one repeat tells no interval"
+    assert ax.get_xlabel() == "rank by score; no interval with one repeat"
 
 
 def test_of_many_candidates_the_first_are_drawn_and_the_title_says_so() -> None:
@@ -102,7 +102,7 @@ def test_a_search_has_its_history_with_the_best_until_then_its_front_and_its_tau
         for kind in ("history", "pareto", "agreement"):
             figure, _ = found.plot(kind)
             figure.canvas.draw()
-    with pytest.raises(ValueError, match="`kind` is 'ranks'; needed is one of: history, pareto, agreement"):
+    with pytest.raises(ValueError, match="Invalid kind='ranks': expected one of history, pareto, agreement"):
         searched().plot("ranks")  # type: ignore[arg-type]
 
 
@@ -112,9 +112,11 @@ def test_layers_are_the_parts_of_the_score() -> None:
     assert [bar.get_width() for bar in ax.patches] == list(scores["zico"].layers.values())
     assert sum(bar.get_width() for bar in ax.patches) == pytest.approx(scores["zico"].value)
     assert names_on(ax.yaxis) == list(scores["zico"].layers)
-    with pytest.raises(ValueError, match=r"`macs` has no parts by layer for 'Classifier'; .* that have: zico\."):
+    with pytest.raises(
+        ValueError, match=r"Invalid proxy='macs': it has no parts by layer for 'Classifier'.* with parts: zico\."
+    ):
         scores.plot("macs")
-    with pytest.raises(ValueError, match="`snip` has no parts"):
+    with pytest.raises(ValueError, match="Invalid proxy='snip': it has no parts"):
         scores.plot("snip")
 
 
@@ -148,7 +150,7 @@ def test_names_are_text_and_no_formulas(kind: Any) -> None:
 
 
 def test_what_is_wrong_or_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="`kind` is 'pie'; needed is one of: ranks, pareto, agreement, finals"):
+    with pytest.raises(ValueError, match="Invalid kind='pie': expected one of ranks, pareto, agreement, finals"):
         plain().plot("pie")  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'lightning-zico\[report\]'"):

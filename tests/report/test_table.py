@@ -95,7 +95,7 @@ def test_a_narrow_terminal_shows_fewer_columns_and_cuts_none(width: int) -> None
         assert any(line.split()[: len(cells)] == cells for line in lines)
     left_out = 12 + 3 - len(headers)
     text = " ".join(" ".join(lines).split())
-    assert (f"{left_out} column" in text) == ("left out; `to_csv` and `to_html` have all." in text) == (left_out > 0)
+    assert (f"{left_out} column" in text) == ("left out; `to_csv` and `to_html` include all" in text) == (left_out > 0)
 
 
 def test_as_many_columns_are_shown_as_fit() -> None:

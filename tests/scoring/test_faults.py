@@ -278,7 +278,7 @@ def test_ctrl_c_keeps_what_is_done_and_stops_the_workers(executor: str) -> None:
     assert len(kept["cards"]) == 2
     assert sorted(row["rank"] for row in kept["rows"]) == [1, 2]
     assert kept["best_model_"] == "None"
-    assert kept["notes"][0] == "Ranking broke off; these are the 2 candidates that were done."
+    assert kept["notes"][0] == "The ranking was interrupted; it contains only the 2 candidates scored so far."
     assert len(workers) == (executor == "processes")
     assert not [worker for worker in workers if Path(f"/proc/{worker}").exists()]
 

@@ -323,7 +323,7 @@ def test_what_a_search_has_not_made_is_refused_and_left_as_it_is(kind: str, tmp_
     FOREIGN[kind](path)
     before = path.read_bytes()
     for storage in (path, f"sqlite:///{path}", f"sqlite:///file:{path}?uri=true"):
-        with pytest.raises(StorageError, match="left as it is"):
+        with pytest.raises(StorageError, match="Existing data was not changed"):
             Trials(storage, "study", {}, ["maximize"])
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["trials.db"]
@@ -332,7 +332,7 @@ def test_what_a_search_has_not_made_is_refused_and_left_as_it_is(kind: str, tmp_
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no pipes with names")
 def test_a_pipe_is_no_file_and_nobody_waits_for_it(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(StorageError, match="it is no file"):
+    with pytest.raises(StorageError, match="it is not a file"):
         trials_in_file(tmp_path / "pipe")
     with pytest.raises(CacheError, match="it is not a file"):
         SQLiteCache(tmp_path / "pipe")
@@ -365,8 +365,8 @@ def test_two_searches_in_one_storage_do_not_meet(tmp_path: Path) -> None:
 def test_what_cannot_hold_trials_is_refused_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no database\n" * 100, encoding="utf-8")
     for storage in (tmp_path / "none" / "t.db", tmp_path, tmp_path / "notes.txt", "postgres://nobody@127.0.0.1:9/x"):
-        with pytest.raises(StorageError, match=r"cannot be opened: .* Needed is the path of a file in a folder"):
+        with pytest.raises(StorageError, match=r"cannot be opened: .* Pass the path of a file in an existing folder"):
             Trials(storage, "study", {}, ["maximize"])
     assert (tmp_path / "notes.txt").read_text(encoding="utf-8").startswith("no database")
-    with pytest.raises(TypeError, match=r"`storage` is 5; needed is None, a path"):
+    with pytest.raises(TypeError, match=r"Invalid storage=5: expected None, a path"):
         Trials(5, "study", {}, ["maximize"])  # type: ignore[arg-type]

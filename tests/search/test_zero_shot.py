@@ -114,7 +114,7 @@ def test_depth_is_limited_as_the_space_counts_it() -> None:
 def test_a_budget_that_rejects_everything_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zero_shot, "_MOST_PROPOSALS", 300)
     macs = PlainNet().macs(START, 224, num_classes=1000, in_channels=2)
-    told = rf"300 proposals in a row were over the budget.*begin with has.*{macs:,} macs.*Raise the budget"
+    told = rf"300 proposals in a row were over the budget.*start arch has.*{macs:,} macs.*Raise the budget"
     with pytest.raises(BudgetError, match=told):
         searched(
             "plainnet",
@@ -375,7 +375,7 @@ def test_a_wrong_call_is_an_error_at_construction(kwargs: Any, error: type[Excep
 
 
 def test_batches_without_images_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"needed are square images"):
+    with pytest.raises(ValueError, match=r"expected square images"):
         ZeroShotSearch(Bits(), proxies="params").run([(t.flatten(1), y) for t, y in batches()])
 
 
@@ -405,10 +405,10 @@ def test_numbers_that_mean_nothing_are_refused_at_once() -> None:
 
 def test_a_search_in_which_everything_fails_in_one_way_stops_and_says_why() -> None:
     search = ZeroShotSearch(Bits(), proxies="params", executor=Told(params=lambda _: None), num_classes=3)
-    with pytest.raises(SearchError, match="The first 20 archs all failed in one way: it does not like it"):
+    with pytest.raises(SearchError, match="The first 20 archs all failed in the same way: it does not like it"):
         search.run(batches())
     assert len(search.result_) == 20
-    assert search.result_.notes[-1] == "Why there was no score, 20 of 20 times: it does not like it"
+    assert search.result_.notes[-1] == "Most frequent reason for a missing score (20 of 20): it does not like it"
 
 
 def test_a_search_goes_on_where_some_archs_fail() -> None:
@@ -432,7 +432,7 @@ def test_other_batches_are_another_search_also_where_a_part_cannot_be_compared(t
         Bits(), wrap=wrap, loss_fn=nn.functional.cross_entropy, storage=tmp_path / "t.db", num_trials=3, num_classes=3
     )
     for data in (batches(), [(3 * x + 1, y) for x, y in batches()]):
-        with pytest.warns(UserWarning, match="`wrap` holds what cannot be compared"):
+        with pytest.warns(UserWarning, match="`wrap` holds an object that cannot be compared"):
             search.run(data)
     assert len(optuna.get_all_study_names(f"sqlite:///{tmp_path / 't.db'}")) == 2
 

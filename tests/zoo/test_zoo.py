@@ -354,7 +354,7 @@ def test_a_zoo_is_ranked_by_size_and_the_board_says_what_matters_more() -> None:
     assert [row["name"] for row in leaderboard] == sorted(sizes, key=sizes.get, reverse=True)  # type: ignore[arg-type]
     assert "balanced+synflow" in leaderboard.columns
     note = leaderboard.notes[-1]
-    assert "the recipe of training matters more than any proxy" in note
+    assert "the training recipe matters more than any proxy" in note
     first = [row["name"] for row in leaderboard][:5]
     assert f"finalists={len(first)}" in note
     assert ", ".join(first) in note
@@ -373,8 +373,7 @@ def test_equal_sizes_are_called_equal() -> None:
     again = [replace(candidate, name=f"{candidate.name}-2") for candidate in zoo]
     leaderboard = ZeroShotSelector(proxies="params").rank([*zoo, *again], image_batches(64))
     assert (
-        "Equal by what they are ranked by: mobilenet_v3_small = mobilenet_v3_small-2, squeezenet1_1 = squeezenet1_1-2."
-        in leaderboard.notes
+        "Equal scores: mobilenet_v3_small = mobilenet_v3_small-2, squeezenet1_1 = squeezenet1_1-2." in leaderboard.notes
     )
 
 
