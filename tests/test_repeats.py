@@ -262,7 +262,7 @@ def test_an_iterable_of_batches_is_read_on_and_must_have_enough() -> None:
     for data in (batches, iter(batches), tuple(batches)):
         by_repeat = read_repeats(data, 2, 3)
         assert_same([list(repeat) for repeat in by_repeat], [batches[:2], batches[2:4], batches[4:]])
-    with pytest.raises(TooFewBatchesError, match=r"4 repeats of 2 batches need 8\. .* gave 6 batches"):
+    with pytest.raises(TooFewBatchesError, match=r"4 repeats of 2 batches need 8 batches\. .* gave 6 batches"):
         ZeroShotSelector(repeats=4).rank([Classifier], batches)
 
 
@@ -434,7 +434,7 @@ def test_a_race_takes_a_generator_of_factories_and_none_of_modules() -> None:
     leaderboard = selector.rank((build for build in (Classifier, Quadruple)), Data())
     assert leaderboard.best == "Quadruple"
     assert selector.rank([Classifier(), Quadruple()], Data()).best == "Quadruple"
-    with pytest.raises(TypeError, match=r"modules of a generator in memory; 'Classifier' is one\. Offer factories"):
+    with pytest.raises(TypeError, match=r"modules of the generator in memory, such as 'Classifier'\. Offer factories"):
         selector.rank((build() for build in (Classifier, Quadruple)), Data())
 
 
