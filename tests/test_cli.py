@@ -461,7 +461,7 @@ def test_a_dataset_that_is_there_needs_no_network(monkeypatch: pytest.MonkeyPatc
         ("report nix.json", "nix.json"),
         ("report rows.json", "'rows.json' is neither a leaderboard nor a search"),
         ("report history.json", "'history.json' is neither a leaderboard nor a search"),
-        ("rank --data digits --zoo timm:lcnet_035 --prior known.csv", "on the command line `--prior_column`"),
+        ("rank --data digits --zoo timm:lcnet_035 --prior known.csv", "or with `--prior"),
         ("rank --data digits --zoo timm:lcnet_035 --prior_column top1", "need a file: add --prior"),
         (
             "fit --model lightning_zico.zoo.zoo_model --model.spec timn:a --model.num_classes 2 --data digits",
