@@ -434,7 +434,7 @@ def test_a_dataset_that_is_there_needs_no_network(monkeypatch: pytest.MonkeyPatc
         (f"rank {' '.join(DIGITS)} --num_batches 2.0", "Invalid --num_batches=2.0: expected a whole number."),
         ("rank --data digits --nix 3", "There is no option --nix. `lightning-zico rank --help` lists all."),
         ("rank --config nix.yaml", "File does not exist"),
-        ("score timm:lcnet_0* --data digits", "expected exactly one"),
+        ("score timm:lcnet_0* --data digits", "needed is one"),
         ("score my_pkg.Nix --data digits", "`--model` is 'my_pkg.Nix'"),
         ("rank --data digits --zoo timm:lcnet_035,transformers:bert-tiny --vocab_size 9", "'timm:lcnet_035' is for im"),
         ("score transformers:vit-tiny --data my_pkg.TextsThatSay --vocab_size 9", "'transformers:vit-tiny' is for im"),
@@ -458,7 +458,7 @@ def test_a_dataset_that_is_there_needs_no_network(monkeypatch: pytest.MonkeyPatc
         ("report nix.json", "nix.json"),
         ("report rows.json", "'rows.json' is neither a leaderboard nor a search"),
         ("report history.json", "'history.json' is neither a leaderboard nor a search"),
-        ("rank --data digits --zoo timm:lcnet_035 --prior known.csv", "on the command line `--prior_column`"),
+        ("rank --data digits --zoo timm:lcnet_035 --prior known.csv", "with `--prior_column` on the command line"),
         ("rank --data digits --zoo timm:lcnet_035 --prior_column top1", "need the file itself"),
         (
             "fit --model lightning_zico.zoo.zoo_model --model.spec timn:a --model.num_classes 2 --data digits",
