@@ -22,96 +22,6 @@ FILES = [
         *sorted(ROOT.rglob("lightning_zico/**/*.py")),
     )
 ]
-# Files that are still to be rewritten. A file that no longer offends has to be taken off.
-NOT_YET: tuple[str, ...] = (
-    "lightning_zico/_registry.py",
-    "lightning_zico/bridge.py",
-    "lightning_zico/budget.py",
-    "lightning_zico/candidates.py",
-    "lightning_zico/cli.py",
-    "lightning_zico/commands.py",
-    "lightning_zico/datamodules.py",
-    "lightning_zico/demos.py",
-    "lightning_zico/engine/batches.py",
-    "lightning_zico/engine/gradients.py",
-    "lightning_zico/engine/latency.py",
-    "lightning_zico/engine/layers.py",
-    "lightning_zico/engine/lazy.py",
-    "lightning_zico/engine/learned.py",
-    "lightning_zico/engine/memory.py",
-    "lightning_zico/engine/moments.py",
-    "lightning_zico/engine/observers.py",
-    "lightning_zico/engine/operators.py",
-    "lightning_zico/engine/probe.py",
-    "lightning_zico/engine/products.py",
-    "lightning_zico/engine/size.py",
-    "lightning_zico/engine/stateless.py",
-    "lightning_zico/engine/undo.py",
-    "lightning_zico/finals.py",
-    "lightning_zico/hooks.py",
-    "lightning_zico/metrics.py",
-    "lightning_zico/owners.py",
-    "lightning_zico/proxies/az.py",
-    "lightning_zico/proxies/base.py",
-    "lightning_zico/proxies/fisher.py",
-    "lightning_zico/proxies/grad_norm.py",
-    "lightning_zico/proxies/gradsign.py",
-    "lightning_zico/proxies/latency.py",
-    "lightning_zico/proxies/lswag.py",
-    "lightning_zico/proxies/meco.py",
-    "lightning_zico/proxies/prior.py",
-    "lightning_zico/proxies/snip.py",
-    "lightning_zico/proxies/swap.py",
-    "lightning_zico/proxies/synflow.py",
-    "lightning_zico/proxies/zico.py",
-    "lightning_zico/proxies/zico_bc.py",
-    "lightning_zico/ranking/aggregate.py",
-    "lightning_zico/ranking/beside.py",
-    "lightning_zico/ranking/correlation.py",
-    "lightning_zico/ranking/racing.py",
-    "lightning_zico/ranking/recipes.py",
-    "lightning_zico/ranking/uncertainty.py",
-    "lightning_zico/report/charts.py",
-    "lightning_zico/report/html.py",
-    "lightning_zico/report/plots.py",
-    "lightning_zico/report/series.py",
-    "lightning_zico/results.py",
-    "lightning_zico/scoring/arguments.py",
-    "lightning_zico/scoring/cache.py",
-    "lightning_zico/scoring/cached.py",
-    "lightning_zico/scoring/choice.py",
-    "lightning_zico/scoring/executors.py",
-    "lightning_zico/scoring/fingerprint.py",
-    "lightning_zico/scoring/given_data.py",
-    "lightning_zico/scoring/placement.py",
-    "lightning_zico/scoring/pool.py",
-    "lightning_zico/scoring/process_state.py",
-    "lightning_zico/scoring/progress.py",
-    "lightning_zico/scoring/provenance.py",
-    "lightning_zico/scoring/ray_executor.py",
-    "lightning_zico/scoring/repeats.py",
-    "lightning_zico/scoring/scorer.py",
-    "lightning_zico/scoring/work.py",
-    "lightning_zico/search/costs.py",
-    "lightning_zico/search/evolution.py",
-    "lightning_zico/search/trials.py",
-    "lightning_zico/search/zero_shot.py",
-    "lightning_zico/selector.py",
-    "lightning_zico/spaces/_parts.py",
-    "lightning_zico/spaces/autoformer.py",
-    "lightning_zico/spaces/base.py",
-    "lightning_zico/spaces/nas_bench_101.py",
-    "lightning_zico/spaces/nas_bench_201.py",
-    "lightning_zico/spaces/nats_bench_size.py",
-    "lightning_zico/spaces/plainnet.py",
-    "lightning_zico/spaces/transnas.py",
-    "lightning_zico/trainers.py",
-    "lightning_zico/zoo/__init__.py",
-    "lightning_zico/zoo/base.py",
-    "lightning_zico/zoo/classifiers.py",
-    "lightning_zico/zoo/torchvision_models.py",
-    "lightning_zico/zoo/transformers_models.py",
-)
 
 ANYWHERE = {
     "write `expected ...`": r"\b[Nn]eeded\s+(?:is|are)\b",
@@ -179,15 +89,7 @@ def offences(name: str, content: str) -> list[str]:
 @pytest.mark.parametrize("name", FILES)
 def test_texts_are_plain_english(name: str) -> None:
     found = offences(name, (ROOT / name).read_text(encoding="utf-8"))
-    if name in NOT_YET:
-        assert found, f"{name} is plain English now: take it off NOT_YET."
-        return
     assert not found, "\n".join(found)
-
-
-def test_files_still_to_be_rewritten_exist() -> None:
-    assert sorted(set(NOT_YET)) == list(NOT_YET)
-    assert set(NOT_YET) <= set(FILES)
 
 
 @pytest.mark.parametrize(

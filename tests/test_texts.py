@@ -88,7 +88,7 @@ def test_names_survive_every_way_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", ["6_3", "inf", "-inf", "nan", "1e999", "٣", "0x1", "", "1,5"])
 def test_what_is_no_number_in_a_table_is_none_in_a_prior(number: str, tmp_path: Path) -> None:
     (tmp_path / "known.csv").write_text(f'name,accuracy\na,"{number}"\n', encoding="utf-8")
-    with pytest.raises(ValueError, match="no finite number"):
+    with pytest.raises(ValueError, match="expected a finite number"):
         Prior.from_csv(tmp_path / "known.csv")
 
 

@@ -417,7 +417,7 @@ class Probe:
     ) -> None:
         """Run the step on the first batch or another one, optionally with other weights, while observers watch.
 
-        A step that fails when the network has put out its output, in the loss, is none that fails here.
+        A step that fails in the loss, after the network has returned its output, does not count as failed.
 
         Args:
             observers: What goes wrong for one of them is raised.

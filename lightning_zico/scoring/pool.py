@@ -425,7 +425,7 @@ class _Worker(Generic[T, R]):
         return None
 
     def _failed(self, reason: str, *, may_be_others: bool = False) -> Outcome[R]:
-        """Give up on the process.
+        """Abandon the process.
 
         Args:
             reason: The reason in the candidate's row.
