@@ -111,7 +111,7 @@ def _classifier_that(**methods: Any) -> LightningModule:
             "several optimisers",
         ),
         (LightningModule(), "defines no `training_step`"),
-        (make_network(), "no LightningModule"),
+        (make_network(), "not a LightningModule"),
     ],
 )
 def test_module_without_one_loss_names_the_way_out(module: nn.Module, reason: str) -> None:
@@ -436,7 +436,7 @@ def test_trainer_given_is_put_back_even_when_the_body_raises() -> None:
 
 
 def test_unsupported_module_is_refused_before_anything_runs() -> None:
-    with pytest.raises(UnsupportedModuleError, match="no LightningModule"):
+    with pytest.raises(UnsupportedModuleError, match="not a LightningModule"):
         bridged(make_network()).__enter__()
 
 
