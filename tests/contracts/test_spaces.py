@@ -49,7 +49,7 @@ def cheapest(space: SearchSpace[Any]) -> list[Any]:
 
 
 def resolutions_for(space: SearchSpace[Any], arch: Any) -> list[int]:
-    """Ask the space which images the network of an arch takes; of any other it must say what is needed."""
+    """Ask the space which images the network of an arch takes; of any other it must say what it expects."""
     refusals = {}
     for resolution in RESOLUTIONS:
         try:
@@ -57,7 +57,7 @@ def resolutions_for(space: SearchSpace[Any], arch: Any) -> list[int]:
         except ValueError as error:
             refusals[resolution] = str(error)
     for resolution, refusal in refusals.items():
-        assert re.search(rf"`resolution` is {resolution}\b.*needed", refusal)
+        assert re.search(rf"Invalid resolution={resolution}: expected", refusal)
     assert len(refusals) < len(RESOLUTIONS)
     return [resolution for resolution in RESOLUTIONS if resolution not in refusals]
 
@@ -158,7 +158,7 @@ class TestSpace:
     def test_there_are_no_images_without_pixels(
         self, space: SearchSpace[Any], archs: list[Any], resolution: int
     ) -> None:
-        with pytest.raises(ValueError, match=rf"`resolution` is {resolution}\b.*needed"):
+        with pytest.raises(ValueError, match=rf"Invalid resolution={resolution}: expected"):
             space.macs(archs[0], resolution)
 
     @pytest.mark.parametrize(("num_classes", "in_channels"), [(10, 3), (7, 1)])
@@ -218,7 +218,7 @@ class TestSpace:
     @pytest.mark.parametrize("too_many", [False, True])
     def test_no_more_candidates_than_archs(self, space: SearchSpace[Any], too_many: bool) -> None:
         n = space.size + 1 if too_many else -1
-        with pytest.raises(ValueError, match=f"`n` is {n}"):
+        with pytest.raises(ValueError, match=f"Invalid n={n}: expected"):
             space.candidates(n)
 
     def test_candidates_are_drawn_one_at_a_time(self, space: SearchSpace[Any]) -> None:
