@@ -175,7 +175,7 @@ def message_of(error: BaseException) -> str:
 def _said_by(error: BaseException) -> str:
     try:
         return " ".join(str(error).split())
-    except Exception:  # the user's own `__str__` fails
+    except BaseException:  # the user's own `__str__` fails
         return ""
 
 

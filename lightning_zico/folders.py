@@ -62,7 +62,16 @@ def _is_own(entry: "os.DirEntry[str]") -> bool:
 
 def _is_left(folder: str) -> bool:
     try:
+        if not Path(folder, _OWNER).is_file():  # a pipe would be waited for
+            return False
         owner = Owner.from_dict(json.loads(Path(folder, _OWNER).read_text(encoding="utf-8")))
-    except (KeyError, OSError, TypeError, ValueError):  # not ours, removed in the meantime, or just being created
+    except (
+        KeyError,
+        OSError,
+        OverflowError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ):  # not ours, removed in the meantime, or just being created
         return False
     return owner.lives() is False

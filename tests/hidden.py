@@ -5,6 +5,7 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,6 +24,18 @@ def in_a_closure(net: nn.Module) -> Callable[[], nn.Module]:
     return lambda: net
 
 
+def in_an_array(net: nn.Module) -> Any:
+    array = np.empty(1, dtype=object)
+    array[0] = net
+    return array
+
+
+def on_a_tensor(net: nn.Module) -> Tensor:
+    tensor: Any = torch.zeros(1)
+    tensor.net = net
+    return tensor
+
+
 HIDING: dict[str, tuple[Callable[[nn.Module], Any], Callable[[Any], nn.Module]]] = {
     "list": (lambda net: [net], lambda held: held[0]),
     "tuple": (lambda net: (net,), lambda held: held[0]),
@@ -32,6 +45,8 @@ HIDING: dict[str, tuple[Callable[[nn.Module], Any], Callable[[Any], nn.Module]]]
     "bound method": (lambda net: net.forward, lambda held: held.__self__),
     "object": (lambda net: SimpleNamespace(net=net), lambda held: held.net),
     "slots": (Slots, lambda held: held.net),
+    "array": (in_an_array, lambda held: held[0]),
+    "tensor": (on_a_tensor, lambda held: held.net),
     "nest": (lambda net: [{"a": (SimpleNamespace(nets=[net]),)}], lambda held: held[0]["a"][0].nets[0]),
 }
 

@@ -1208,7 +1208,7 @@ def test_a_data_module_that_asks_for_what_only_training_has_says_so_and_other_er
     def asks(self: Any, *args: Any, **kwargs: Any) -> Any:
         self.trainer.strategy.lightning_module.width  # noqa: B018
 
-    with pytest.raises(SurroundingsError, match=rf"`Asks.{hook}` raised AttributeError: 'NoneType'.* only during training"):
+    with pytest.raises(SurroundingsError, match=rf"Asks.{hook}` raised AttributeError: .* only during training"):
         ZeroShotSelector(proxies="params").rank({"one": Linear}, type("Asks", (Plain,), {hook: asks})())
     with pytest.raises(ValueError, match="on purpose"):
         ZeroShotSelector(proxies="params").rank({"one": Linear}, type("Fails", (Plain,), {hook: fails})())

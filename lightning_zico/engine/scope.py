@@ -238,6 +238,9 @@ class _ModuleState(Remembered):
         self._shapes: frozenset[torch.Size] | None = None
         for part in submodules:
             self._open_own(part)
+            for tensor in (*part._parameters.values(), *part._buffers.values()):
+                if tensor is not None and tensor.__dict__:
+                    self._open_attributes(tensor)
         self.take(*others)
 
     def _open_own(self, obj: Any) -> None:
@@ -304,7 +307,7 @@ class _ModuleState(Remembered):
         self.put_back()
         self.exchange()
 
-    def undone(self) -> list[tuple[Any, Exception]]:
+    def undone(self) -> list[tuple[Any, BaseException]]:
         """Restore everything; return the objects for which that failed, with the errors."""
         failures = super().undone()
         for tensor, data in self._held:

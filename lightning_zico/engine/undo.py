@@ -85,16 +85,18 @@ class Remembered:
         """
         failures = self.undone()
         if failures:
-            error = failures[0][1]
+            error = next((raised for _, raised in failures if not isinstance(raised, Exception)), failures[0][1])
+            if not isinstance(error, Exception):
+                raise error  # such as a KeyboardInterrupt, after everything else was restored
             names = ", ".join(dict.fromkeys(type(obj).__name__ for obj, _ in failures))
             raise NotPutBackError(
                 f"{names} could not be restored to its state before scoring "
                 f"({type(error).__name__}: {error}). Score a copy of the module, or a module that does not hold it."
             ) from error
 
-    def undone(self) -> list[tuple[Any, Exception]]:
+    def undone(self) -> list[tuple[Any, BaseException]]:
         """Restore everything; return the objects for which that failed, with the errors."""
-        failures: list[tuple[Any, Exception]] = []
+        failures: list[tuple[Any, BaseException]] = []
         for attributes, saved in self.dicts:  # cheaper than to look whether they differ, as measured on a ResNet
             attributes.clear()
             attributes.update(saved)
@@ -104,7 +106,7 @@ class Remembered:
         for obj, restore in self.restorers:
             try:
                 restore()
-            except Exception as error:
+            except BaseException as error:
                 failures.append((obj, error))
         return failures
 
@@ -142,6 +144,8 @@ class Remembered:
                 self.empty.append(value)
             elif kind == "tensor":
                 self.found_tensor(setter, holder, key, value, own)
+                if value.__dict__:
+                    self._open_attributes(value)
             elif id(value) not in seen:
                 seen[id(value)] = value
                 if key in registered and type(value) is dict:
@@ -260,6 +264,8 @@ class Remembered:
 
     def _open_array(self, array: Any) -> None:
         numpy = sys.modules["numpy"]
+        if array.dtype == object:
+            self.scan(None, None, enumerate(_first(array.flat, False)))
         while not array.flags.writeable and isinstance(array.base, numpy.ndarray):
             array = array.base  # where its numbers can be changed
         if array.flags.writeable and self.fits(array):

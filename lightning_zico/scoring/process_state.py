@@ -50,6 +50,7 @@ _SIGNALS = [
 ]
 
 _is_tainted = False
+_entered: list[Any] = []
 
 
 class Switch(NamedTuple):
@@ -105,6 +106,13 @@ def _set_deterministic(state: tuple[bool, bool]) -> None:
 
 def _flushes_denormals() -> bool:
     return not (torch.full((), 1e-310, dtype=torch.float64, device="cpu") * 1).item()
+
+
+def _set_inference_mode(is_on: bool) -> None:
+    # One that was entered can only be covered by another, for as long as that lives.
+    mode = torch.inference_mode(is_on)
+    mode.__enter__()
+    _entered.append(mode)
 
 
 def _anomaly_mode() -> tuple[bool, bool]:
@@ -236,6 +244,7 @@ _OF_NUMBERS = (
 )
 # Settings that may affect the numbers of the candidate that changes them.
 _OF_PASSES = (
+    Switch("inference mode", torch.is_inference_mode_enabled, _set_inference_mode),
     Switch("gradient mode", torch.is_grad_enabled, torch._C._set_grad_enabled),
     Switch("anomaly mode", _anomaly_mode, _set_anomaly_mode),
     Switch("torch function modes", _function_modes, _set_function_modes),
@@ -286,7 +295,9 @@ def _patchable() -> list[tuple[Any, list[str], Callable[[Any], tuple[Any, ...]]]
         for value in vars(holder).values()
         if isinstance(value, type)
     ]
-    named = ((owner, [name for name, value in vars(owner).items() if _is_function(name, value)]) for owner in owners)
+    named = (
+        (owner, [name for name, value in vars(owner).items() if _is_function(owner, name, value)]) for owner in owners
+    )
     return [(owner, names, itemgetter(*names)) for owner, names in named if len(names) > 1]
 
 
@@ -297,16 +308,17 @@ def _are_same(owner: Any, read: Callable[[Any], tuple[Any, ...]], functions: tup
         return False
 
 
-def _is_function(name: str, value: Any) -> bool:
+def _is_function(owner: Any, name: str, value: Any) -> bool:
     if name == "Storage":  # torch's, which follows the default dtype
         return False
-    is_public = not name.startswith("_") or (name.startswith("__") and name.endswith("__"))
-    return is_public and (callable(value) or isinstance(value, classmethod))
+    # Modules are imported into others under private names; what a class holds, it holds for good.
+    is_watched = isinstance(owner, type) or not name.startswith("_") or (name.startswith("__") and name.endswith("__"))
+    return is_watched and (callable(value) or isinstance(value, classmethod))
 
 
 def _hides(owner: type, name: str) -> bool:
     """Whether an attribute of a class overrides one of its bases."""
-    return _is_function(name, vars(owner)[name]) and any(name in vars(base) for base in owner.__mro__[1:])
+    return _is_function(owner, name, vars(owner)[name]) and any(name in vars(base) for base in owner.__mro__[1:])
 
 
 class ProcessState:

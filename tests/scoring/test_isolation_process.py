@@ -49,6 +49,11 @@ def patched(owner: Any, name: str, value: Any) -> tuple[Callable[[], Any], Calla
     return lambda: setattr(owner, name, value), lambda: getattr(owner, name)
 
 
+def entered(mode: Any, kept: Any = []) -> None:  # noqa: B006  # for good, as a module may keep it
+    kept.append(mode)
+    mode.__enter__()
+
+
 def no_denormals() -> bool:
     return not (torch.tensor(1e-310, dtype=torch.float64) * 1).item()
 
@@ -89,6 +94,11 @@ MEDDLERS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
         lambda: (torch.ones(1) * 2).item(),
     ),
     "optimizer": patched(torch.optim.SGD, "step", lambda self: None),
+    "private method": patched(nn.Module, "_call_impl", lambda self, *args, **kwargs: None),
+    "private method of a layer": patched(
+        nn.Conv2d, "_conv_forward", lambda self, x, *_: torch.zeros(x.shape[0], 4, 3, 3)
+    ),
+    "inference mode": (lambda: entered(torch.inference_mode()), torch.is_inference_mode_enabled),
     "clock": patched(time, "perf_counter", lambda: 0.0),
     "saved tensors": (
         lambda: torch.autograd.graph.saved_tensors_hooks(lambda x: x * 2, lambda x: x).__enter__(),
@@ -271,7 +281,19 @@ class Panic(BaseException):
     """As extensions in other languages raise."""
 
 
-LEAVING = [asyncio.CancelledError("x"), Panic("rust"), GeneratorExit(), KeyboardInterrupt(), SystemExit(3)]
+class SpeechlessError(BaseException):
+    def __str__(self) -> str:
+        raise Panic
+
+
+LEAVING = [
+    asyncio.CancelledError("x"),
+    Panic("rust"),
+    GeneratorExit(),
+    KeyboardInterrupt(),
+    SystemExit(3),
+    SpeechlessError(),
+]
 
 
 @pytest.mark.parametrize("raised", LEAVING, ids=lambda raised: type(raised).__name__)
