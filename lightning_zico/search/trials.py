@@ -80,6 +80,7 @@ class Trials:
 
     Raises:
         SettingsError: If the study was begun with other settings.
+        StorageError: If the study is not one of a search.
         ModuleNotFoundError: If Optuna is not installed.
     """
 
@@ -287,6 +288,11 @@ class Trials:
     def _check_settings(self, settings: dict[str, Any]) -> None:
         begun = self.study.user_attrs.get(_SETTINGS)
         if begun is None:
+            if self.study.user_attrs or self.study.get_trials(deepcopy=False):
+                raise StorageError(
+                    f"Study '{self.study.study_name}' in `storage` was not begun by a search of this package, and is "
+                    "left as it is. Pass another `name`, or omit it."
+                )
             self.study.set_user_attr(_SETTINGS, settings)
             return
         others = [key for key in {**begun, **settings} if begun.get(key) != settings.get(key)]

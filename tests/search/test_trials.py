@@ -356,6 +356,18 @@ def trials_in_file(path: Path | str) -> Trials:
     return Trials(path, "study", {}, ["maximize"])
 
 
+def test_a_study_of_somebody_elses_in_the_same_file_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "theirs.db"
+    with quiet_optuna():
+        study = optuna.create_study(storage=f"sqlite:///{path}", study_name="theirs")
+        study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
+    with pytest.raises(StorageError, match="'theirs' in `storage` was not begun by a search of this package"):
+        searched(storage=path, name="theirs", num_trials=2)
+    again = optuna.load_study(storage=f"sqlite:///{path}", study_name="theirs")
+    assert again.user_attrs == {}
+    assert [trial.user_attrs for trial in again.trials] == [{}, {}]
+
+
 def test_two_searches_in_one_storage_do_not_meet(tmp_path: Path) -> None:
     kwargs = {"storage": tmp_path / "trials.db", "sampler": SMALL, "num_trials": 6}
     first, second = (searched(seed=seed, **kwargs) for seed in (0, 1))
