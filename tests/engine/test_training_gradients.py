@@ -277,14 +277,8 @@ class Adjoint(torch.autograd.Function):
         return None, None, *found
 
 
-class KeptAdjoint(torch.autograd.Function):
+class KeptAdjoint(Adjoint):
     """As adjoint solvers are written: with respect to a tuple of parameters that was made in ``__init__``."""
-
-    @staticmethod
-    def forward(ctx: Any, net: Any, x: Tensor, *params: Tensor) -> Tensor:
-        ctx.net, ctx.x = net, x
-        with torch.no_grad():
-            return net(x)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> Any:
