@@ -1,6 +1,5 @@
 """Temporary folders that record their owner, so that those of killed runs can be removed."""
 
-import json
 import os
 import shutil
 import tempfile
@@ -28,7 +27,7 @@ def temporary_folder(parent: Path | None = None) -> Iterator[Path]:
     try:
         folder = tempfile.mkdtemp(prefix=_PREFIX, dir=parent)
         try:
-            Path(folder, _OWNER).write_text(json.dumps(owner.to_dict()), encoding="utf-8")
+            Path(folder, _OWNER).write_text(owner.to_json(), encoding="utf-8")
             content = Path(folder, _CONTENT)
             content.mkdir()
             yield content
@@ -64,14 +63,7 @@ def _is_left(folder: str) -> bool:
     try:
         if not Path(folder, _OWNER).is_file():  # a pipe would be waited for
             return False
-        owner = Owner.from_dict(json.loads(Path(folder, _OWNER).read_text(encoding="utf-8")))
-    except (
-        KeyError,
-        OSError,
-        OverflowError,
-        RecursionError,
-        TypeError,
-        ValueError,
-    ):  # not ours, removed in the meantime, or just being created
+        owner = Owner.from_json(Path(folder, _OWNER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # not ours, removed in the meantime, or just being created
         return False
     return owner.lives() is False

@@ -1,5 +1,6 @@
 """Runs that own a trial, a score or a folder, identified across machines, containers and restarts."""
 
+import json
 import os
 import socket
 import uuid
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 # The PID namespace of a machine itself, outside any container: PROC_PID_INIT_INO of Linux, include/linux/proc_ns.h.
 _OUTSIDE_CONTAINERS = "pid:[4026531836]"
 
+_MOST_PID_BITS = 31  # of pid_t, without the sign
 _live_runs: set[str] = set()  # of this process
 
 
@@ -61,6 +63,25 @@ class Owner(NamedTuple):
     def from_dict(cls, data: Mapping[str, Any]) -> "Owner":
         """Create an owner from the result of `to_dict`."""
         return cls(**{**data, "place": Place(**data["place"])})
+
+    def to_json(self) -> str:
+        """Return the owner as JSON, which `from_json` reads."""
+        return json.dumps(self.to_dict())
+
+    @classmethod
+    def from_json(cls, text: str) -> "Owner":
+        """Return the owner in a text that anybody may have written.
+
+        Raises:
+            ValueError: If the text is not an owner.
+        """
+        try:
+            owner = cls.from_dict(json.loads(text))
+        except (KeyError, RecursionError, TypeError, ValueError) as error:
+            raise ValueError(f"Not an owner: {error}") from error
+        if not isinstance(owner.pid, int) or owner.pid.bit_length() > _MOST_PID_BITS:
+            raise ValueError(f"Not an owner: its pid is {owner.pid!r}")
+        return owner
 
 
 def begin_run() -> Owner:

@@ -129,3 +129,13 @@ trials.finish(number, ScoreCard("a", {{"params": Score("params", 1.0)}}), [1.0])
     finally:
         process.kill()
         process.communicate()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "{}", "[" * 200_000, "3", Owner(HERE, 10**30, None, "run").to_json(), '{"place": {}, "pid": 1}'],
+    ids=["empty", "nothing", "nested", "number", "huge pid", "no place"],
+)
+def test_what_is_not_an_owner_is_one_kind_of_error(text: str) -> None:
+    with pytest.raises(ValueError, match="Not an owner"):
+        Owner.from_json(text)
