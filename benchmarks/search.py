@@ -27,7 +27,7 @@ from torch.nn.functional import cross_entropy, interpolate
 from lightning_zico import Budget, Candidate, Score, ScoreCard
 from lightning_zico.demos import DigitsDataModule
 from lightning_zico.proxies import resolve_proxies
-from lightning_zico.scoring.work import Job, Work
+from lightning_zico.scoring.executors.base import Job, Work
 from lightning_zico.search import Evolution, ZeroShotSearch
 from lightning_zico.search.costs import ArchCosts
 from lightning_zico.spaces import NASBench201, NASBench201Arch

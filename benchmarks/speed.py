@@ -34,8 +34,8 @@ from lightning_zico import Candidate, ZiCo, score
 from lightning_zico.candidates import Built
 from lightning_zico.proxies import resolve_proxies
 from lightning_zico.ranking.correlation import bootstrap_interval, spearman
+from lightning_zico.scoring.executors.base import Work
 from lightning_zico.scoring.placement import Placement
-from lightning_zico.scoring.work import Work
 from lightning_zico.spaces import get_space
 
 Batches: TypeAlias = list[tuple[Tensor, Tensor]]

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from lightning_zico import Candidate, ProcessExecutor, ZeroShotSelector
 from lightning_zico.scoring.choice import chosen
-from lightning_zico.scoring.executors import SerialExecutor
-from lightning_zico.scoring.pool import resident_bytes
-from lightning_zico.scoring.work import Executor, Job, Work
+from lightning_zico.scoring.executors.base import Executor, Job, Work
+from lightning_zico.scoring.executors.pool import resident_bytes
+from lightning_zico.scoring.executors.processes import SerialExecutor
 from lightning_zico.spaces import get_space
 
 Batches = list[tuple[Tensor, Tensor]]

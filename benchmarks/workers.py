@@ -6,8 +6,8 @@ from typing import TypeAlias, TypeVar
 
 import torch
 
-from lightning_zico.scoring.pool import Limits, Outcome
-from lightning_zico.scoring.pool import outcomes as outcomes_of
+from lightning_zico.scoring.executors.pool import Limits, Outcome
+from lightning_zico.scoring.executors.pool import outcomes as outcomes_of
 
 __all__ = ["Outcome", "outcomes"]
 

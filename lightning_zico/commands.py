@@ -23,22 +23,22 @@ from rich.text import Text
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from lightning_zico.bridge import training_loader
+from lightning_zico.bridge.modules import training_loader
 from lightning_zico.budget import Budget
 from lightning_zico.candidates import Candidate, Candidates, check_candidates, iterate_candidates
 from lightning_zico.datamodules import TORCHVISION_DATASETS, ImageFolderDataModule, TorchvisionDataModule
 from lightning_zico.demos import DigitsDataModule
-from lightning_zico.finals import Mode
 from lightning_zico.proxies import Prior, Proxy, list_proxies, resolve_proxies
 from lightning_zico.ranking import Recipe, get_recipe, list_recipes
 from lightning_zico.report import leaderboard_table, write_html
 from lightning_zico.results import Leaderboard, ScoreCard, SearchResult
 from lightning_zico.scoring import ProcessExecutor, RayExecutor
+from lightning_zico.scoring.executors.base import Executor
 from lightning_zico.scoring.placement import AcceleratorName, Devices, PrecisionLike
-from lightning_zico.scoring.repeats import read_repeats
-from lightning_zico.scoring.work import Executor
 from lightning_zico.search import Evolution, ZeroShotSearch
-from lightning_zico.selector import ZeroShotSelector
+from lightning_zico.selection.finals import Mode
+from lightning_zico.selection.selector import ZeroShotSelector
+from lightning_zico.selection.tally import read_repeats
 from lightning_zico.texts import printable
 from lightning_zico.zoo import ZOO_PROXIES, Zoo, ZooModel, from_zoo
 from lightning_zico.zoo.base import ImageModel

@@ -23,7 +23,7 @@ def pytest_configure() -> None:
 
 @pytest.fixture
 def _forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lightning_zico.scoring.pool._CONTEXT", FORKED)
+    monkeypatch.setattr("lightning_zico.scoring.executors.pool._CONTEXT", FORKED)
 
 
 @pytest.fixture(autouse=True)

@@ -20,15 +20,15 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 
-import lightning_zico.scoring.cached
+import lightning_zico.scoring.cached_scorer
 from lightning_zico import Budget, Candidate, Proxy, ScoreCard, ZeroShotSelector, ZiCo
 from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.errors import CacheError
 from lightning_zico.proxies import resolve_proxies
 from lightning_zico.scoring import MemoryCache, SQLiteCache
-from lightning_zico.scoring.cached import with_cache
+from lightning_zico.scoring.cached_scorer import with_cache
+from lightning_zico.scoring.executors.base import Work
 from lightning_zico.scoring.placement import Placement
-from lightning_zico.scoring.work import Work
 from tests.modules import Classifier, make_batches
 from tests.processes import run_in_a_new_interpreter, started
 from tests.restart import NUM_CANDIDATES, main

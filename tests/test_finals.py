@@ -36,10 +36,10 @@ from torch.utils.data import DataLoader, TensorDataset
 from lightning_zico import Leaderboard, Score, ScoreCard, ZeroShotSelector
 from lightning_zico.engine.scope import preserved_rng, seed_all
 from lightning_zico.errors import NotLoggedError
-from lightning_zico.finals import Finalist
 from lightning_zico.ranking import get_recipe
 from lightning_zico.report import leaderboard_table
 from lightning_zico.results import Final
+from lightning_zico.selection.finals import Finalist
 from tests.modules import Classifier, Fixed, Numbered, assert_same, assert_untouched, make_batches, make_network
 
 

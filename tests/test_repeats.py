@@ -24,8 +24,8 @@ from lightning_zico.errors import IdenticalBatchesError, TooFewBatchesError
 from lightning_zico.ranking import combine, get_recipe
 from lightning_zico.report import leaderboard_table
 from lightning_zico.scoring.choice import chosen
-from lightning_zico.scoring.repeats import Tally, raced, read_repeats
-from lightning_zico.scoring.work import Job
+from lightning_zico.scoring.executors.base import Job
+from lightning_zico.selection.tally import Tally, raced, read_repeats
 from tests.modules import Classifier, Fixed, Numbered, assert_same, make_batches, make_network
 from tests.test_selector import Data, Quadruple, broken
 

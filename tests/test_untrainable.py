@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from lightning_zico import Proxy, ZeroShotSelector, score
 from lightning_zico.proxies import resolve_proxies
 from lightning_zico.scoring.cache import MemoryCache
-from lightning_zico.scoring.cached import with_cache
-from lightning_zico.scoring.work import Candidate, Work
+from lightning_zico.scoring.cached_scorer import with_cache
+from lightning_zico.scoring.executors.base import Candidate, Work
 from tests.modules import BusyClassifier, Classifier, assert_untouched, make_batches
 
 PROXIES = ["params", "default", "zico"]

@@ -1,8 +1,8 @@
 """Turn candidates and batches into score cards, in this process or in others."""
 
 from lightning_zico.scoring.cache import ClaimingCache, MemoryCache, ScoreCache, SQLiteCache
-from lightning_zico.scoring.executors import ProcessExecutor, SerialExecutor
-from lightning_zico.scoring.ray_executor import RayExecutor
+from lightning_zico.scoring.executors.processes import ProcessExecutor, SerialExecutor
+from lightning_zico.scoring.executors.ray_executor import RayExecutor
 from lightning_zico.scoring.scorer import score
 
 __all__ = [

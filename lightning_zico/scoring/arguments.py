@@ -8,9 +8,9 @@ from typing import Any, ParamSpec, TypeVar
 
 from torch import nn
 
+from lightning_zico.bridge.trainers import is_trainer
 from lightning_zico.budget import Budget
 from lightning_zico.errors import InvalidArgumentError
-from lightning_zico.trainers import is_trainer
 
 P = ParamSpec("P")
 T = TypeVar("T")

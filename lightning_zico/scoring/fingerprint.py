@@ -39,10 +39,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_zico.__about__ import __version__
+from lightning_zico.bridge.trainers import is_trainer
 from lightning_zico.engine.layers import declared_layers
 from lightning_zico.errors import UnfingerprintableError
 from lightning_zico.scoring.process_state import switches
-from lightning_zico.trainers import is_trainer
 
 _PLAIN = frozenset({bool, int, float, complex, str, type(None), type(...), type(NotImplemented)})
 _EMPTY_CELL = CellType()

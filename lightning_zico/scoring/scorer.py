@@ -11,7 +11,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_zico._typing import Axis, Batch, LossFn, NumSamples, Step, check_num_samples
-from lightning_zico.bridge import Reread, bridged, is_datamodule, uncompiled
+from lightning_zico.bridge.given_data import check_data
+from lightning_zico.bridge.modules import Reread, bridged, is_datamodule, uncompiled
+from lightning_zico.bridge.trainers import DEFAULT_SETTINGS, TrainerSettings, TrainingLoader
 from lightning_zico.budget import Budget
 from lightning_zico.engine.batches import all_equal
 from lightning_zico.engine.gradients import ChunkSize, check_chunk_size
@@ -37,10 +39,8 @@ from lightning_zico.proxies.base import Proxies
 from lightning_zico.results import NOT_APPLICABLE, Score, ScoreCard
 from lightning_zico.scoring.arguments import check_is_trainer, check_loss, whole_number
 from lightning_zico.scoring.choice import chosen
-from lightning_zico.scoring.given_data import check_data
 from lightning_zico.scoring.placement import AS_BUILT, Placement
 from lightning_zico.scoring.process_state import kept_process_state
-from lightning_zico.trainers import DEFAULT_SETTINGS, TrainerSettings, TrainingLoader
 
 # Prefix of a card's `untrainable` if the module raised an exception; the exception follows.
 STEP_FAILS = "untrainable: its training step fails: "

@@ -15,7 +15,7 @@ from lightning_zico.errors import ZiCoError
 from lightning_zico.owners import Owner, begin_run, end_run
 from lightning_zico.results import Score, ScoreCard
 from lightning_zico.scoring.cache import BUSY_TIMEOUT_S, made_whole, objects_in
-from lightning_zico.scoring.cached import is_lasting
+from lightning_zico.scoring.cached_scorer import is_lasting
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler

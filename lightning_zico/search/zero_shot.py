@@ -14,7 +14,9 @@ from rich.progress import TimeRemainingColumn
 from torch import nn
 
 from lightning_zico._typing import Axis, Batch, LossFn, NumSamples, Step, check_num_samples
-from lightning_zico.bridge import Reading, TrainingData
+from lightning_zico.bridge.given_data import check_data
+from lightning_zico.bridge.modules import Reading, TrainingData
+from lightning_zico.bridge.trainers import DEFAULT_SETTINGS, TrainerSettings
 from lightning_zico.budget import ARCH_COSTS, Budget
 from lightning_zico.candidates import Candidate
 from lightning_zico.engine.batches import tensors_of
@@ -34,11 +36,11 @@ from lightning_zico.scoring.arguments import (
     whole_number,
 )
 from lightning_zico.scoring.cache import CacheLike, check_cache, opened
-from lightning_zico.scoring.cached import scored, with_cache
+from lightning_zico.scoring.cached_scorer import scored, with_cache
 from lightning_zico.scoring.choice import Choice, chosen, used_among
-from lightning_zico.scoring.executors import executor_of
+from lightning_zico.scoring.executors.base import Executor, Job, Work
+from lightning_zico.scoring.executors.processes import executor_of
 from lightning_zico.scoring.fingerprint import fingerprint, fingerprint_or_none
-from lightning_zico.scoring.given_data import check_data
 from lightning_zico.scoring.placement import (
     AcceleratorName,
     Devices,
@@ -50,13 +52,11 @@ from lightning_zico.scoring.placement import (
 from lightning_zico.scoring.progress import is_interactive, progress_bar
 from lightning_zico.scoring.provenance import reading, told, versions
 from lightning_zico.scoring.scorer import check_axis, check_batches
-from lightning_zico.scoring.work import Executor, Job, Work
 from lightning_zico.search.costs import ArchCosts
 from lightning_zico.search.evolution import Evolution, Member, Population, scores_of
 from lightning_zico.search.trials import Finished, Trials, imported_optuna, quiet_optuna
 from lightning_zico.spaces import SearchSpace, get_space
 from lightning_zico.texts import printable
-from lightning_zico.trainers import DEFAULT_SETTINGS, TrainerSettings
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer

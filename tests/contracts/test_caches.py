@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lightning_zico import Score
 from lightning_zico.scoring import MemoryCache, ScoreCache, SQLiteCache
-from lightning_zico.scoring.cached import Entry
+from lightning_zico.scoring.cached_scorer import Entry
 from tests.processes import started
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=5)

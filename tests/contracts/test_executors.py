@@ -20,8 +20,8 @@ from lightning_zico.candidates import iterate_candidates
 from lightning_zico.errors import CacheError
 from lightning_zico.scoring import pool
 from lightning_zico.scoring.choice import chosen
-from lightning_zico.scoring.executors import SerialExecutor, num_cores
-from lightning_zico.scoring.work import Executor, Job, Work
+from lightning_zico.scoring.executors.base import Executor, Job, Work
+from lightning_zico.scoring.executors.processes import SerialExecutor, num_cores
 from tests.modules import Classifier, Fixed, Numbered, assert_same, make_batches
 
 EXECUTORS: dict[str, Callable[[], Executor]] = {
@@ -64,7 +64,7 @@ def values(cards: Any) -> dict[str, Any]:
 def test_scores_are_bit_for_bit_those_of_the_serial_executor(
     executor: Executor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lightning_zico.scoring.pool._CONTEXT", SPAWNED)
+    monkeypatch.setattr("lightning_zico.scoring.executors.pool._CONTEXT", SPAWNED)
 
     class Local(Classifier):
         def training_step(self, batch: Any, batch_idx: int) -> Any:

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from lightning_zico import ZeroShotSelector
+from lightning_zico.bridge.undisturbed import undisturbed
 from lightning_zico.engine.scope import preserved
 from lightning_zico.errors import NotPutBackError
-from lightning_zico.undisturbed import undisturbed
 from tests.modules import Classifier, make_batches
 
 Look = Callable[[], Any]

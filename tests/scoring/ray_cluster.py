@@ -19,10 +19,10 @@ from torch import nn
 from lightning_zico import RayExecutor
 from lightning_zico.candidates import iterate_candidates
 from lightning_zico.scoring.cache import SQLiteCache
-from lightning_zico.scoring.cached import with_cache
+from lightning_zico.scoring.cached_scorer import with_cache
 from lightning_zico.scoring.choice import chosen
-from lightning_zico.scoring.executors import SerialExecutor
-from lightning_zico.scoring.work import Job, Work
+from lightning_zico.scoring.executors.base import Job, Work
+from lightning_zico.scoring.executors.processes import SerialExecutor
 from tests.modules import Classifier, make_batches
 
 

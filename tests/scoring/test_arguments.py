@@ -26,9 +26,9 @@ from lightning_zico import (
     register_proxy,
     score,
 )
+from lightning_zico.bridge.given_data import check_data
 from lightning_zico.datamodules import ImageFolderDataModule
 from lightning_zico.demos import DigitsDataModule
-from lightning_zico.scoring.given_data import check_data
 from lightning_zico.scoring.placement import check_placement, placement_of
 from lightning_zico.spaces import get_space
 from lightning_zico.zoo import from_zoo

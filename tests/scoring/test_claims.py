@@ -13,8 +13,8 @@ from lightning_zico import Candidate, owners
 from lightning_zico.errors import CacheError
 from lightning_zico.proxies import resolve_proxies
 from lightning_zico.scoring import SerialExecutor, SQLiteCache, cache
-from lightning_zico.scoring.cached import CachedWork, scored, with_cache
-from lightning_zico.scoring.work import Job, Work
+from lightning_zico.scoring.cached_scorer import CachedWork, scored, with_cache
+from lightning_zico.scoring.executors.base import Job, Work
 from tests.modules import Classifier, make_batches
 from tests.processes import started
 

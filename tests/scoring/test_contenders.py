@@ -6,8 +6,8 @@ from hypothesis import strategies as st
 from lightning_zico.candidates import Candidate
 from lightning_zico.results import NOT_APPLICABLE, Leaderboard, Score, ScoreCard
 from lightning_zico.scoring.choice import chosen
-from lightning_zico.scoring.contenders import Contenders
-from lightning_zico.scoring.repeats import Tally
+from lightning_zico.selection.shortlist import Contenders
+from lightning_zico.selection.tally import Tally
 from tests.modules import Classifier
 
 CHOICE = chosen("default")

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from lightning_zico import Candidate, Leaderboard, ProcessExecutor, ScoreCard, ZeroShotSelector
 from lightning_zico.candidates import iterate_candidates
-from lightning_zico.scoring.pool import resident_bytes
-from lightning_zico.scoring.work import Job, Work
+from lightning_zico.scoring.executors.base import Job, Work
+from lightning_zico.scoring.executors.pool import resident_bytes
 from tests.modules import Classifier, Fixed, Numbered, make_batches, make_network
 
 ROOT = Path(__file__).parent.parent.parent

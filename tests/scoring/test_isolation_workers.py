@@ -18,8 +18,8 @@ import pytest
 
 from lightning_zico import ProcessExecutor, ZeroShotSelector
 from lightning_zico.scoring import pool
-from lightning_zico.scoring.pool import Limits, Outcome, outcomes, retire_worker
-from lightning_zico.scoring.warden import Warden, end_family, new_mark
+from lightning_zico.scoring.executors.pool import Limits, Outcome, outcomes, retire_worker
+from lightning_zico.scoring.executors.warden import Warden, end_family, new_mark
 from tests.modules import Classifier, make_batches
 from tests.processes import FORKED, started
 

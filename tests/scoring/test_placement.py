@@ -17,10 +17,10 @@ from lightning_zico import Candidate, ScoreCard, ZeroShotSelector, score
 from lightning_zico.candidates import Built
 from lightning_zico.proxies import BASELINES, Proxy, list_proxies, resolve_proxies
 from lightning_zico.scoring import MemoryCache
-from lightning_zico.scoring.cached import with_cache
+from lightning_zico.scoring.cached_scorer import with_cache
+from lightning_zico.scoring.executors.base import Work
+from lightning_zico.scoring.executors.pool import Limits, outcomes, worker_idx
 from lightning_zico.scoring.placement import Placement, placement_of
-from lightning_zico.scoring.pool import Limits, outcomes, worker_idx
-from lightning_zico.scoring.work import Work
 from tests.modules import NUM_CLASSES, BusyClassifier, Classifier, assert_untouched, make_batches, make_network, twice
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -27,7 +27,7 @@ from lightning_zico import (
     ZeroShotSelector,
 )
 from lightning_zico.errors import UnknownNameError
-from lightning_zico.scoring.work import Job, Work
+from lightning_zico.scoring.executors.base import Job, Work
 from lightning_zico.search import zero_shot
 from lightning_zico.search.trials import SettingsError
 from lightning_zico.search.zero_shot import BudgetError, SearchError

@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
 from lightning_zico._typing import Batch
-from lightning_zico.bridge import Reading, TrainingData
+from lightning_zico.bridge.modules import Reading, TrainingData
 from lightning_zico.candidates import Built, Candidate, Candidates, iterate_candidates
 from lightning_zico.engine.batches import all_equal
 from lightning_zico.errors import IdenticalBatchesError, TooFewBatchesError
@@ -18,7 +18,7 @@ from lightning_zico.ranking.racing import race
 from lightning_zico.ranking.uncertainty import standard_error, uncertainties
 from lightning_zico.results import Row, Score, ScoreCard
 from lightning_zico.scoring.choice import Choice, Used, combined, used_among
-from lightning_zico.scoring.work import Job
+from lightning_zico.scoring.executors.base import Job
 from lightning_zico.zoo import ZooModel
 
 

@@ -27,8 +27,16 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import cloudpickle
 
 from lightning_zico.errors import CacheError, traceback_of
+from lightning_zico.scoring.executors.warden import (
+    ENDING_S,
+    Warden,
+    children,
+    end_family,
+    lead_family,
+    new_mark,
+    outlived,
+)
 from lightning_zico.scoring.scorer import described
-from lightning_zico.scoring.warden import ENDING_S, Warden, children, end_family, lead_family, new_mark, outlived
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -10,9 +10,9 @@ import torch
 
 from lightning_zico.results import ScoreCard
 from lightning_zico.scoring.arguments import positive, whole_number
-from lightning_zico.scoring.pool import Limits, Outcome, outcomes, resident_bytes, retire_worker, worker_idx
+from lightning_zico.scoring.executors.base import Executor, Job, Work
+from lightning_zico.scoring.executors.pool import Limits, Outcome, outcomes, resident_bytes, retire_worker, worker_idx
 from lightning_zico.scoring.process_state import autocasts, is_tainted
-from lightning_zico.scoring.work import Executor, Job, Work
 
 # A process may die without the candidate's fault, such as when the system runs out of memory, but hardly twice.
 _NUM_ATTEMPTS = 2

@@ -15,23 +15,16 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
 from lightning_zico._typing import Axis, Batch, LossFn, NumSamples, Step, check_num_samples
-from lightning_zico.bridge import TrainingData, is_datamodule
+from lightning_zico.bridge.given_data import check_data, check_validation_data
+from lightning_zico.bridge.hooks import is_lightning
+from lightning_zico.bridge.modules import TrainingData, is_datamodule
+from lightning_zico.bridge.trainers import TrainerSettings
 from lightning_zico.budget import Budget
 from lightning_zico.candidates import Candidate, Candidates, check_candidates, iterate_candidates, nothing_offered
 from lightning_zico.engine.batches import tensors_of
 from lightning_zico.engine.gradients import ChunkSize, check_chunk_size
 from lightning_zico.errors import IdenticalBatchesError, UnknownNameError
-from lightning_zico.finals import (
-    MOST_AT_ONCE,
-    Finalist,
-    Mode,
-    check_finals,
-    check_trainer,
-    check_will_train,
-    hold_finals,
-)
 from lightning_zico.folders import remove_leftovers, temporary_folder
-from lightning_zico.hooks import is_lightning
 from lightning_zico.proxies import BASELINES, Prior, prior_of
 from lightning_zico.proxies.base import Proxies
 from lightning_zico.ranking.racing import check_race
@@ -48,12 +41,11 @@ from lightning_zico.scoring.arguments import (
     whole_number,
 )
 from lightning_zico.scoring.cache import CacheLike, check_cache, opened
-from lightning_zico.scoring.cached import scored, with_cache
+from lightning_zico.scoring.cached_scorer import scored, with_cache
 from lightning_zico.scoring.choice import Choice, chosen
-from lightning_zico.scoring.contenders import Contenders
-from lightning_zico.scoring.executors import executor_of
+from lightning_zico.scoring.executors.base import Executor, Work
+from lightning_zico.scoring.executors.processes import executor_of
 from lightning_zico.scoring.fingerprint import fingerprint_or_none
-from lightning_zico.scoring.given_data import check_data, check_validation_data
 from lightning_zico.scoring.placement import (
     AcceleratorName,
     Devices,
@@ -65,12 +57,20 @@ from lightning_zico.scoring.placement import (
 from lightning_zico.scoring.process_state import kept_process_state
 from lightning_zico.scoring.progress import is_interactive, progress_bar
 from lightning_zico.scoring.provenance import reading, told, versions
-from lightning_zico.scoring.repeats import Tally, raced, readings
 from lightning_zico.scoring.scorer import check_axis, check_batches, described
-from lightning_zico.scoring.standings import agreement_with_baselines, standings_of, with_controlled
-from lightning_zico.scoring.work import Executor, Work
+from lightning_zico.selection.finals import (
+    MOST_AT_ONCE,
+    Finalist,
+    Mode,
+    check_finals,
+    check_trainer,
+    check_will_train,
+    hold_finals,
+)
+from lightning_zico.selection.shortlist import Contenders
+from lightning_zico.selection.standings import agreement_with_baselines, standings_of, with_controlled
+from lightning_zico.selection.tally import Tally, raced, readings
 from lightning_zico.texts import printable
-from lightning_zico.trainers import TrainerSettings
 
 
 class ZeroShotSelector:
@@ -113,14 +113,15 @@ class ZeroShotSelector:
         seed: The seed of the batches, the weights that factories draw, dropout while scoring, and training in finals.
         cache: Path of a file in which scores are saved as they come (``"scores.db"``; see `scoring.cache.SQLiteCache`),
             or a `ScoreCache`. Scores in it are not computed again, and the leaderboard is the same, ``seconds``
-            included. See `scoring.cached.with_cache` for what a score depends on.
+            included. See `scoring.cached_scorer.with_cache` for what a score depends on.
         executor: Where candidates are scored; it does not change the scores. None for this process, ``"processes"`` for
             one worker process per core, or an executor, such as ``ProcessExecutor(num_workers=2)`` or
             ``RayExecutor()``.
         timeout_s: Time limit per candidate, in seconds, for ``"processes"``. A candidate that takes longer becomes a
             row with that reason.
         finalists: How many of the best candidates by score `fit` trains for a while to choose the winner among them; 1
-            for no finals. With more than four, the better half goes on from round to round (`finals.hold_finals`).
+            for no finals. With more than four, the better half goes on from round to round
+            (`selection.finals.hold_finals`).
         final_epochs: Number of epochs that a finalist is trained in each round.
         monitor: Name of the logged metric that decides the finals.
         mode: Whether the lowest (``"min"``) or the highest (``"max"``) value of ``monitor`` wins.
@@ -252,8 +253,8 @@ class ZeroShotSelector:
             candidates: A mapping of names to candidates, or an iterable of candidates: LightningModules, zero-argument
                 factories and `Candidate` objects. They are taken, built, scored and released one at a time; a factory
                 that fails becomes a row with a reason. Built modules are held as long as they may still win
-                (`scoring.contenders`). A race scores candidates again, so it keeps the factories and does not accept an
-                iterator of built modules.
+                (`selection.shortlist`). A race scores candidates again, so it keeps the factories and does not accept
+                an iterator of built modules.
             datamodule: A LightningDataModule, a DataLoader, or an iterable of batches.
 
         Returns:
@@ -308,9 +309,9 @@ class ZeroShotSelector:
         starts from the selector's seed, on its fresh weights. An instance that was offered is copied, and so is a
         module that shares parameters with one that you hold. Hooks such as ``on_train_end`` run at every pause. The
         winner itself is trained, not a copy, and so are modules that its factory shares with others. It continues from
-        its checkpoint and ends as if training had not paused (see `finals.Finalist` for the exact conditions).
-        ``leaderboard_`` then shows both stages. If finals are interrupted by Ctrl-C, it has the finalists that are
-        done, and the exception propagates.
+        its checkpoint and ends as if training had not paused (see `selection.finals.Finalist` for the exact
+        conditions). ``leaderboard_`` then shows both stages. If finals are interrupted by Ctrl-C, it has the finalists
+        that are done, and the exception propagates.
 
         Args:
             candidates: As for `rank`.

@@ -18,10 +18,10 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_leaves
 
+from lightning_zico.bridge.hooks import is_lightning
 from lightning_zico.engine.lazy import copied
 from lightning_zico.engine.scope import preserved_rng, rng_restorer, seed_all
 from lightning_zico.errors import InvalidArgumentError, NotLoggedError
-from lightning_zico.hooks import is_lightning
 from lightning_zico.results import Final
 from lightning_zico.scoring.arguments import whole_number
 from lightning_zico.scoring.process_state import kept_process_state

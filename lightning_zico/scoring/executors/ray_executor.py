@@ -17,11 +17,11 @@ from lightning_zico.errors import CacheError
 from lightning_zico.results import ScoreCard
 from lightning_zico.scoring.arguments import positive
 from lightning_zico.scoring.cache import ScoreCache
-from lightning_zico.scoring.cached import CachedWork
-from lightning_zico.scoring.executors import Scoring
-from lightning_zico.scoring.pool import Outcome, Parcel, answer, not_loaded, packed, said_in, unloaded
+from lightning_zico.scoring.cached_scorer import CachedWork
+from lightning_zico.scoring.executors.base import Job, Work
+from lightning_zico.scoring.executors.pool import Outcome, Parcel, answer, not_loaded, packed, said_in, unloaded
+from lightning_zico.scoring.executors.processes import Scoring
 from lightning_zico.scoring.scorer import described
-from lightning_zico.scoring.work import Job, Work
 
 # How often to restart a task whose worker process or node is lost. On a cluster, this happens without the candidate's
 # fault more often than on one machine.

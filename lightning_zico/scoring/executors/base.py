@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from lightning_zico._typing import Axis, Batch, LossFn, NumSamples, Step
-from lightning_zico.bridge import uncompiled
+from lightning_zico.bridge.modules import uncompiled
+from lightning_zico.bridge.trainers import DEFAULT_SETTINGS, TrainerSettings, TrainingLoader
 from lightning_zico.budget import Budget
 from lightning_zico.candidates import Built, Candidate
 from lightning_zico.engine.contents import weights_digest
@@ -22,7 +23,6 @@ from lightning_zico.results import ScoreCard
 from lightning_zico.scoring.placement import AS_BUILT, Placement
 from lightning_zico.scoring.process_state import ProcessState, kept_process_state
 from lightning_zico.scoring.scorer import described, score_checked
-from lightning_zico.trainers import DEFAULT_SETTINGS, TrainerSettings, TrainingLoader
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property, partial
 from typing import Any, NoReturn
 
-from lightning_zico.bridge import OPTIMIZERS_FAIL, overrides_transfer, uncompiled
+from lightning_zico.bridge.modules import OPTIMIZERS_FAIL, overrides_transfer, uncompiled
+from lightning_zico.bridge.trainers import TrainingLoader
 from lightning_zico.candidates import Built, Candidate
 from lightning_zico.engine.contents import weights_digest
 from lightning_zico.errors import (
@@ -28,11 +29,10 @@ from lightning_zico.errors import (
 from lightning_zico.proxies import Proxy
 from lightning_zico.results import NOT_APPLICABLE, Score, ScoreCard
 from lightning_zico.scoring.cache import ClaimingCache, Keep, ScoreCache
+from lightning_zico.scoring.executors.base import Executor, Job, Work
 from lightning_zico.scoring.fingerprint import fingerprint, surroundings
 from lightning_zico.scoring.process_state import ProcessState
 from lightning_zico.scoring.scorer import STEP_FAILS
-from lightning_zico.scoring.work import Executor, Job, Work
-from lightning_zico.trainers import TrainingLoader
 
 # Reasons that hold as long as nothing in the fingerprint changes. Failures of memory, time, disk or network may not
 # happen again the next time, and exceptions from user code may come from them.

@@ -10,9 +10,9 @@ from typing import Any
 
 from torch.utils.data.dataloader import _BaseDataLoaderIter as _LoaderIter
 
+from lightning_zico.bridge.trainers import is_trainer
 from lightning_zico.engine.undo import Remembered
 from lightning_zico.errors import UnsupportedBatchError
-from lightning_zico.trainers import is_trainer
 
 # Not searched: threads and processes run on by themselves, and so do trainers, which lead to everything.
 _NOT_LOOKED_INTO = (type, ModuleType, Thread, BaseProcess, IOBase)

@@ -25,19 +25,7 @@ from torch.utils.data import DataLoader
 from torchmetrics import Metric
 
 from lightning_zico._typing import Batch, LossFn, Step
-from lightning_zico.engine.batches import copied_batch, map_tensors
-from lightning_zico.engine.contents import contents
-from lightning_zico.engine.scope import preserved, preserved_rng, weights_behind
-from lightning_zico.errors import (
-    HookError,
-    SkippedBatchError,
-    SurroundingsError,
-    TooFewBatchesError,
-    UnsupportedBatchError,
-    UnsupportedModuleError,
-    blame,
-)
-from lightning_zico.hooks import (
+from lightning_zico.bridge.hooks import (
     TRANSFER_HOOKS,
     WRITING_HOOKS,
     Opening,
@@ -48,7 +36,7 @@ from lightning_zico.hooks import (
     message_of,
     refusal,
 )
-from lightning_zico.trainers import (
+from lightning_zico.bridge.trainers import (
     DEFAULT_SETTINGS,
     TrainerSettings,
     TrainingLoader,
@@ -61,7 +49,19 @@ from lightning_zico.trainers import (
     without_chatter,
     without_iterator,
 )
-from lightning_zico.undisturbed import undisturbed
+from lightning_zico.bridge.undisturbed import undisturbed
+from lightning_zico.engine.batches import copied_batch, map_tensors
+from lightning_zico.engine.contents import contents
+from lightning_zico.engine.scope import preserved, preserved_rng, weights_behind
+from lightning_zico.errors import (
+    HookError,
+    SkippedBatchError,
+    SurroundingsError,
+    TooFewBatchesError,
+    UnsupportedBatchError,
+    UnsupportedModuleError,
+    blame,
+)
 
 # Start of the reason when a module's optimisers cannot be made.
 OPTIMIZERS_FAIL = "its `configure_optimizers` fails: "

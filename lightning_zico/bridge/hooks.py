@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_zico._typing import Batch
+from lightning_zico.bridge.trainers import TrainerSettings, is_trainer, package_of, takes_part, without_chatter
 from lightning_zico.errors import HookError, SkippedBatchError, SurroundingsError, ZiCoError, blame
-from lightning_zico.trainers import TrainerSettings, is_trainer, package_of, takes_part, without_chatter
 
 TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 # Hooks of a module that may write to its parameters, in Lightning's order. `configure_optimizers` is left out: every
