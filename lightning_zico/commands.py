@@ -23,7 +23,7 @@ from rich.text import Text
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from lightning_zico.bridge.modules import training_loader
+from lightning_zico.bridge.data import training_loader
 from lightning_zico.budget import Budget
 from lightning_zico.candidates import Candidate, Candidates, check_candidates, iterate_candidates
 from lightning_zico.datamodules import TORCHVISION_DATASETS, ImageFolderDataModule, TorchvisionDataModule

@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, random_split
 
 from lightning_zico import datamodules
-from lightning_zico.bridge.modules import read_batches
+from lightning_zico.bridge.data import read_batches
 from lightning_zico.commands import _seen
 from lightning_zico.datamodules import ImageFolderDataModule, read_image
 from lightning_zico.demos import DigitsDataModule

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_zico import ZeroShotSearch, ZeroShotSelector, ZiCoCallback, score
-from lightning_zico.bridge.modules import Reread, read_batches
+from lightning_zico.bridge.data import Reread, read_batches
 from lightning_zico.engine.contents import contents
 from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.errors import IdenticalBatchesError, TooFewBatchesError

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_zico import Budget, Candidate, Leaderboard, Proxy, ZeroShotSelector, score
-from lightning_zico.bridge.modules import read_batches
+from lightning_zico.bridge.data import read_batches
 from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.errors import IdenticalBatchesError, TooFewBatchesError, UnknownNameError, UnsupportedBatchError
 from lightning_zico.proxies import BASELINES

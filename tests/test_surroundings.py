@@ -24,7 +24,8 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_zico import ZeroShotSelector, ZiCoCallback, score
 from lightning_zico.bridge.modules import bridged
-from lightning_zico.bridge.trainers import TrainerSettings, TrainingLoader, private_trainer
+from lightning_zico.bridge.private_trainer import private_trainer
+from lightning_zico.bridge.trainers import TrainerSettings, TrainingLoader
 from lightning_zico.errors import SurroundingsError
 from lightning_zico.scoring import MemoryCache
 from tests.modules import Classifier, assert_same, assert_untouched, make_batches

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_zico.bridge.modules import is_datamodule
+from lightning_zico.bridge.data import is_datamodule
 from lightning_zico.candidates import Candidate
 from lightning_zico.errors import UnsupportedBatchError
 

@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_zico._typing import Batch
-from lightning_zico.bridge.trainers import TrainerSettings, is_trainer, package_of, takes_part, without_chatter
+from lightning_zico.bridge.trainers import (
+    OF_LIGHTNING,
+    TrainerSettings,
+    is_overridden,
+    is_trainer,
+    package_of,
+    takes_part,
+    without_chatter,
+)
 from lightning_zico.errors import HookError, SkippedBatchError, SurroundingsError, ZiCoError, blame
 
 TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
@@ -22,7 +30,6 @@ WRITING_HOOKS = (
     *("prepare_data", "setup", "configure_model", "configure_callbacks", "on_fit_start", "on_train_start"),
     *("on_train_epoch_start", "on_train_batch_start", *TRANSFER_HOOKS),
 )
-_OF_LIGHTNING = ("lightning", "lightning_fabric", "pytorch_lightning")
 # Frames that a traceback passes on its way: this package, and those of context managers and torch.
 _OF_FRAMES = ("contextlib", "lightning_zico", "torch")
 _OF_TRAINING = {"trainer", "logger", "loggers"}
@@ -31,12 +38,6 @@ _OF_TRAINING = {"trainer", "logger", "loggers"}
 def is_lightning(module: nn.Module) -> bool:
     """Whether a module is a LightningModule of either package, judged by its methods and attributes."""
     return callable(getattr(module, "training_step", None)) and hasattr(module, "automatic_optimization")
-
-
-def is_overridden(obj: Any, hook: str) -> bool:
-    """Whether an object has a hook that is not Lightning's own empty one."""
-    method = getattr(obj, "__dict__", {}).get(hook) or getattr(type(obj), hook, None)
-    return method is not None and getattr(method, "__module__", "").partition(".")[0] not in _OF_LIGHTNING
 
 
 def call_hook(
@@ -205,7 +206,7 @@ def check_surroundings(error: Exception, name: str, left_out: Sequence[str]) -> 
     """
     frames = [frame for frame, _ in walk_tb(error.__traceback__)]
     roots = [str(frame.f_globals.get("__name__", "")).partition(".")[0] for frame in frames]
-    users = [idx for idx, root in enumerate(roots) if root not in (*_OF_LIGHTNING, *_OF_FRAMES)]
+    users = [idx for idx, root in enumerate(roots) if root not in (*OF_LIGHTNING, *_OF_FRAMES)]
     if not users or isinstance(error, ZiCoError):
         return
     said = message_of(error)
@@ -215,7 +216,7 @@ def check_surroundings(error: Exception, name: str, left_out: Sequence[str]) -> 
             f"scoring: {', '.join(left_out)}. If one of them sets the attribute, set it in a hook of the module, or in "
             "a callback that is derived directly from `Callback`."
         ) from error
-    is_lightnings = not {*roots[users[0] :]}.isdisjoint(_OF_LIGHTNING)
+    is_lightnings = not {*roots[users[0] :]}.isdisjoint(OF_LIGHTNING)
     is_none = "NoneType" in said and not _OF_TRAINING.isdisjoint(frames[-1].f_code.co_names)
     # A trainer of the user's own class, or one that a callback writes to, has more attributes.
     is_of_trainer = isinstance(error, AttributeError) and is_trainer(getattr(error, "obj", None))

@@ -1,29 +1,19 @@
-"""The trainer that a candidate sees while it is scored: a private one, with the settings of the user's trainer.
-
-Lightning comes as two packages, `lightning.pytorch` and `pytorch_lightning`, whose classes are unrelated. A private
-trainer belongs to the package of the module, or of the data module, that is attached to it.
-"""
+"""Facts of the user's trainer that scoring depends on: its settings, its callbacks and its training loader."""
 
 import copy
-import functools
 import importlib
 import logging
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
-from types import SimpleNamespace
 from typing import Any
 
 import cloudpickle
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.data import DataLoader
-
-from lightning_zico.engine.undo import refill
-from lightning_zico.folders import temporary_folder
 
 PACKAGES = ("lightning.pytorch", "pytorch_lightning")
 # Hooks of a callback that run before the first training step, in Lightning's order.
@@ -36,13 +26,19 @@ _CHANGING_STEP = {"BaseFinetuning", "GradientAccumulationScheduler", "LambdaCall
 _TUNING = {"BatchSizeFinder", "LearningRateFinder"}
 # A loader whose pickle is larger than this is not sent to worker processes.
 _MOST_PICKLED_BYTES = 2**26
-_INF = float("inf")
-_OF_LIGHTNING = ("lightning", "pytorch_lightning")
+# Packages whose methods are Lightning's own.
+OF_LIGHTNING = ("lightning", "lightning_fabric", "pytorch_lightning")
 
 
 def roots_of(cls: type) -> Iterator[type]:
     """Iterate over the bases of a class that are Lightning's own."""
     return (base for base in cls.__mro__ if base.__module__.partition(".")[0] in ("lightning", "pytorch_lightning"))
+
+
+def is_overridden(obj: Any, hook: str) -> bool:
+    """Whether an object has a hook that is not Lightning's own empty one."""
+    method = getattr(obj, "__dict__", {}).get(hook) or getattr(type(obj), hook, None)
+    return method is not None and (getattr(method, "__module__", None) or "").partition(".")[0] not in OF_LIGHTNING
 
 
 def is_trainer(value: Any) -> bool:
@@ -188,7 +184,7 @@ def _callback_classes(callback: Any) -> set[str]:
 
 
 def _acts_before(callback: Any) -> bool:
-    return any(_is_users(callback, hook) for hook in HOOKS_BEFORE_STEP)
+    return any(is_overridden(callback, hook) for hook in HOOKS_BEFORE_STEP)
 
 
 def _can_be_sent(callback: Any) -> bool:
@@ -226,9 +222,9 @@ class TrainingLoader:
         is_combined = type(loader).__name__ == "CombinedLoader"
         self._iterables = loader.iterables if is_combined else loader
         self._mode: str = loader._mode if is_combined else "max_size_cycle"  # Lightning's own for training
-        leaves = loader.flattened if is_combined else _leaves(loader)
-        self._lengths = [_length(leaf) for leaf in leaves]
-        self._num_samples = [_length(getattr(leaf, "dataset", None)) for leaf in leaves]
+        leaves = loader.flattened if is_combined else leaves_of(loader)
+        self._lengths = [length_of(leaf) for leaf in leaves]
+        self._num_samples = [length_of(getattr(leaf, "dataset", None)) for leaf in leaves]
         self._pickled: bytes | None = None
 
     @property
@@ -258,7 +254,7 @@ class TrainingLoader:
             >>> TrainingLoader([[1, 2, 3], [4, 5]]).num_batches(1.0)
             2
         """
-        limited = [_limited(length, limit) for length in self._lengths]
+        limited = [within_limit(length, limit) for length in self._lengths]
         combine: Any = {"min_size": min, "sequential": sum}.get(self._mode, max)
         return combine(limited) if limited else 0
 
@@ -266,7 +262,7 @@ class TrainingLoader:
         """Replace the loader by its pickle, which is made once for all processes and read only when needed."""
         if self._pickled is None and self._iterables is not None:
             self._pickled = b""
-            if sum(map(_held_bytes, _leaves(self._iterables))) <= _MOST_PICKLED_BYTES:
+            if sum(map(_held_bytes, leaves_of(self._iterables))) <= _MOST_PICKLED_BYTES:
                 with suppress(Exception):
                     pickled = cloudpickle.dumps(tree_map_only(DataLoader, without_iterator, self._iterables))
                     self._pickled = pickled if len(pickled) <= _MOST_PICKLED_BYTES else b""
@@ -280,7 +276,7 @@ def without_iterator(loader: "DataLoader[Any]") -> "DataLoader[Any]":
     return own
 
 
-def _leaves(loader: Any) -> list[Any]:
+def leaves_of(loader: Any) -> list[Any]:
     """List the loaders in a collection of loaders; an iterable of batches counts as one loader."""
     leaves = tree_leaves(loader)
     return leaves if any(isinstance(leaf, DataLoader) for leaf in leaves) else [loader]
@@ -293,325 +289,19 @@ def _held_bytes(loader: Any) -> int:
     return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor | np.ndarray))
 
 
-def _length(iterable: Any) -> int | float:
+def length_of(iterable: Any) -> int | float:
+    """Return the length of a loader; infinite if it is unknown."""
     try:
         return len(iterable)
     except (TypeError, NotImplementedError):
         return float("inf")
 
 
-def _limited(length: int | float, limit: int | float) -> int | float:
+def within_limit(length: int | float, limit: int | float) -> int | float:
+    """Apply a trainer's limit on batches: an int is a count, a float a share."""
     if isinstance(limit, int):
         return min(length, limit)
     return length if length == float("inf") else int(length * limit)
-
-
-class TemporaryFolder:
-    """A folder that is made when its path is first requested, and removed at the end."""
-
-    def __init__(self) -> None:
-        self._made = ExitStack()
-        self._path: str | None = None
-
-    def __call__(self) -> str:
-        """Return the folder's path."""
-        if self._path is None:
-            self._path = str(self._made.enter_context(temporary_folder()))
-        return self._path
-
-    def remove(self) -> None:
-        """Remove the folder, if it was made, with all its contents."""
-        self._made.close()
-        self._path = None
-
-
-def quiet_loggers(package: str, kinds: Iterable[type | None], folder: TemporaryFolder) -> list[Any]:
-    """Make loggers that write nothing; the folder that they name is a temporary one.
-
-    Args:
-        package: One of Lightning's two packages.
-        kinds: Classes that the loggers are instances of for `isinstance`; None for the class of Lightning's default
-            logger.
-        folder: The temporary folder.
-    """
-    return [_classes(package).logger(folder, kind or _default_logger(package)) for kind in kinds]
-
-
-@functools.cache
-def _default_logger(package: str) -> Any:
-    chooses: Any = importlib.import_module(f"{package}.trainer.connectors.logger_connector.logger_connector")
-    has_tensorboard = chooses._TENSORBOARD_AVAILABLE or chooses._TENSORBOARDX_AVAILABLE
-    return chooses.TensorBoardLogger if has_tensorboard else chooses.CSVLogger
-
-
-@functools.cache
-def _classes(package: str) -> Any:
-    """Make the classes of a private trainer and its logger for one of Lightning's packages."""
-    trainer: Any = importlib.import_module(package).Trainer
-    dummy: Any = importlib.import_module(f"{package}.loggers.logger").DummyLogger
-    loop: Any = importlib.import_module(f"{package}.loops.fit_loop")._FitLoop
-    combined: Any = importlib.import_module(f"{package}.utilities").CombinedLoader
-
-    class QuietLogger(dummy):
-        name = "lightning_logs"  # of Lightning's default logger in a new folder
-        version = 0
-
-        def __init__(self, folder: TemporaryFolder, kind: type) -> None:
-            super().__init__()
-            self._folder = folder
-            self._kind = kind
-
-        @property  # type: ignore[misc]
-        def __class__(self) -> Any:
-            return self._kind
-
-        @property
-        def save_dir(self) -> str:
-            return self._folder()
-
-        log_dir = root_dir = save_dir
-
-    class PrivateTrainer(trainer):
-        private_folder: TemporaryFolder
-        private_serves_all = False
-        private_was_asked = False  # for the module, although there is none
-        private_loader: TrainingLoader | None = None
-        private_has_begun = False
-        private_datamodule: Any = None
-        private_callbacks: list[Any]
-        private_reached: Callable[[Any], None] = staticmethod(lambda _: None)
-
-        @property
-        def _callback_connector(self) -> Any:
-            return self._private_connector
-
-        @_callback_connector.setter
-        def _callback_connector(self, connector: Any) -> None:
-            # The original searches all installed packages for factories of callbacks, which takes four fifths of the
-            # time to make a trainer. Here callbacks are set by the code that runs their hooks.
-            connector.on_trainer_init = lambda *_: None
-            self._private_connector = connector
-
-        @property
-        def callbacks(self) -> list[Any]:
-            for callback in self.private_callbacks:
-                self.private_reached(callback)
-            return self.private_callbacks
-
-        @callbacks.setter
-        def callbacks(self, callbacks: list[Any]) -> None:
-            self.private_callbacks = callbacks
-
-        @property
-        def default_root_dir(self) -> str:
-            return self.private_folder()
-
-        @property
-        def lightning_module(self) -> Any:
-            self.private_was_asked |= self.private_serves_all
-            return super().lightning_module
-
-        @property
-        def model(self) -> Any:
-            self.private_was_asked |= self.private_serves_all
-            return super().model
-
-        @model.setter
-        def model(self, model: Any) -> None:
-            self.strategy.model = model
-
-        @property
-        def datamodule(self) -> Any:
-            if self.private_datamodule is not None:
-                self.private_reached(self.private_datamodule)
-            return self.private_datamodule
-
-        @datamodule.setter
-        def datamodule(self, datamodule: Any) -> None:
-            self.private_datamodule = datamodule
-
-        @property
-        def train_dataloader(self) -> Any:
-            # `fit` sets it up before `on_train_start`, or when the number of steps is requested.
-            loader = self.private_loader if self.fit_loop.private_is_set_up else None
-            iterables = None if loader is None else loader.iterables
-            if iterables is not None:
-                self.private_reached(iterables)
-            return iterables
-
-        @property
-        def val_dataloaders(self) -> Any:
-            # In `fit` they exist before `on_train_start`, because it begins with a sanity check of the validation.
-            loop = self.fit_loop.epoch_loop.val_loop
-            if loop._combined_loader is None and self._validates():
-                return self.datamodule.val_dataloader()
-            return super().val_dataloaders
-
-        @property
-        def num_val_batches(self) -> list[int | float]:
-            module = self.strategy.lightning_module
-            if not self._validates() or not _is_users(module, "validation_step"):
-                return []
-            return [_limited(_length(leaf), self.limit_val_batches) for leaf in _leaves(self.val_dataloaders)]
-
-        @property
-        def num_sanity_val_batches(self) -> list[int | float]:
-            return [min(self.num_sanity_val_steps, number) for number in self.num_val_batches]
-
-        def _validates(self) -> bool:
-            return (
-                self.private_has_begun
-                and bool(self.limit_val_batches)
-                and _is_users(self.private_datamodule, "val_dataloader")
-            )
-
-        @property
-        def estimated_stepping_batches(self) -> int | float:
-            self.fit_loop.setup_data()  # Lightning's own call would print a message
-            return super().estimated_stepping_batches
-
-    class PrivateFitLoop(loop):
-        private_is_set_up = False
-
-        def setup_data(self) -> None:
-            trainer, loader = self.trainer, self.trainer.private_loader
-            if loader is None or self.private_is_set_up:
-                return
-            self.private_is_set_up = True
-            self.max_batches = number = loader.num_batches(trainer.limit_train_batches)
-            if isinstance(trainer.val_check_interval, int):
-                trainer.val_check_batch = trainer.val_check_interval
-            elif isinstance(trainer.val_check_interval, float):  # and not a time
-                share = trainer.val_check_interval
-                trainer.val_check_batch = number if number == _INF else max(1, int(number * share))
-
-        @property
-        def _combined_loader(self) -> Any:
-            iterables, loader = self.trainer.train_dataloader, self.trainer.private_loader
-            return None if iterables is None else combined(iterables, loader.mode)
-
-    return SimpleNamespace(trainer=PrivateTrainer, fit_loop=PrivateFitLoop, logger=QuietLogger)
-
-
-def _is_users(obj: Any, hook: str) -> bool:
-    """Whether an object has a method that is not Lightning's own."""
-    method = getattr(obj, hook, None)
-    return method is not None and (getattr(method, "__module__", None) or "").partition(".")[0] not in _OF_LIGHTNING
-
-
-@contextmanager
-def private_trainer(
-    settings: TrainerSettings = DEFAULT_SETTINGS,
-    *,
-    module: nn.Module | None = None,
-    datamodule: Any = None,
-    loader: TrainingLoader | None = None,
-    precision: Any = None,
-    device: torch.device | None = None,
-    reached: Callable[[Any], None] = lambda _: None,
-) -> Iterator[Any]:
-    """Make a trainer that trains nothing, writes nothing and prints nothing, in the state of one that begins to fit.
-
-    Args:
-        settings: Settings of the user's trainer that it shows.
-        module: The module that it seems to train; None if a data module is read for all candidates, so that it must not
-            ask for one.
-        datamodule: Shown as ``trainer.datamodule``.
-        loader: Shown as ``trainer.train_dataloader``, and counted, once `begin` was called.
-        precision: Precision plugin; None for Lightning's default.
-        device: Shown as the device of the strategy; None for the CPU.
-        reached: Called with the data module, the loaders or a callback before any code gets them from the trainer.
-    """
-    package = package_of(module, datamodule)
-    fabric = "lightning.fabric" if package == PACKAGES[0] else "lightning_fabric"
-    # Its own environment, regardless of the cluster that this process belongs to.
-    environment = importlib.import_module(f"{fabric}.plugins.environments.lightning").LightningEnvironment()
-    with without_chatter():
-        trainer = _classes(package).trainer(
-            accelerator="cpu",
-            devices=1,
-            plugins=[environment],
-            max_epochs=settings.max_epochs,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-        )
-    settings.apply(trainer)
-    trainer.callbacks = list(settings.callbacks)
-    trainer.private_folder = folder = TemporaryFolder()
-    trainer.loggers = quiet_loggers(package, settings.loggers, folder)
-    trainer.datamodule = datamodule
-    states = importlib.import_module(f"{package}.trainer.states")
-    trainer.state.fn, trainer.state.status = states.TrainerFn.FITTING, states.TrainerStatus.RUNNING
-    trainer.training = True
-    strategy = trainer.strategy
-    if precision is not None:
-        strategy.precision_plugin = precision
-    if device is not None:
-        strategy._root_device = device
-    trainer.fit_loop.__class__ = _classes(package).fit_loop
-    trainer.private_reached = reached
-    trainer.private_loader = loader
-    strategy.connect(module)
-    trainer.private_serves_all = module is None
-    try:
-        yield trainer
-    finally:
-        # A trainer has many reference cycles: its contents would live until the garbage collector runs.
-        strategy.connect(None)
-        strategy.optimizers, strategy.lr_scheduler_configs = [], []
-        trainer.datamodule = trainer.private_loader = None
-        trainer.callbacks = []
-        trainer.private_reached = lambda _: None
-        folder.remove()
-
-
-def begin(trainer: Any) -> None:
-    """Make a private trainer show its loaders, as `fit` does before ``on_train_start``."""
-    trainer.fit_loop.setup_data()
-    trainer.private_has_begun = True
-
-
-def at_batch(trainer: Any, batch_idx: int) -> None:
-    """Set the counters of a trainer to their values at a batch of the first epoch that is not over."""
-    loop = trainer.fit_loop
-    progress, epochs = loop.epoch_loop.batch_progress, loop.epoch_progress
-    progress.is_last_batch = batch_idx + 1 >= trainer.num_training_batches
-    # During training, counters continue from those of the previous epoch until the next epoch has begun.
-    is_over = progress.current.completed >= trainer.num_training_batches
-    finished = progress.total.completed - (0 if is_over else progress.current.completed)
-    for count, start in ((progress.current, 0), (progress.total, finished)):
-        count.ready = count.started = start + batch_idx + 1
-        count.processed = count.completed = start + batch_idx
-    for count in (epochs.current, epochs.total):
-        count.ready = count.started = count.completed + 1
-
-
-@contextmanager
-def quieted(trainer: Any) -> Iterator[None]:
-    """Replace the loggers and the folder of a trainer in training, and restore what the body changes in it.
-
-    Restored are its attributes, those of its loops, its counters and its state, and the learning rates, momenta and
-    parameter groups of its optimisers. The replacement loggers write nothing.
-    """
-    loop = trainer.fit_loop
-    batches, epochs = loop.epoch_loop.batch_progress, loop.epoch_progress
-    parts = [trainer, trainer.state, trainer.strategy, loop, loop.epoch_loop, batches]
-    parts += [batches.current, batches.total, epochs.current, epochs.total]
-    parts += [config.scheduler for config in trainer.lr_scheduler_configs]
-    groups = [optimizer.param_groups for optimizer in trainer.optimizers]
-    changeable = [*map(vars, parts), *groups, *(group for of_one in groups for group in of_one)]
-    saved = [copy.copy(part) for part in changeable]
-    folder = TemporaryFolder()
-    try:
-        trainer.loggers = quiet_loggers(package_of(trainer), map(type, trainer.loggers), folder)
-        trainer._default_root_dir = folder()
-        yield
-    finally:
-        for part, contents in zip(changeable, saved, strict=True):
-            refill(part, contents)
-        folder.remove()
 
 
 @contextmanager

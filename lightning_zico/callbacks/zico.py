@@ -13,7 +13,9 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from lightning_zico._typing import Axis, LossFn, NumSamples, Step, check_num_samples
-from lightning_zico.bridge.modules import Running, bridged, check_training_step, read_training_batches
+from lightning_zico.bridge.data import read_training_batches
+from lightning_zico.bridge.modules import Running, bridged
+from lightning_zico.bridge.steps import check_training_step
 from lightning_zico.engine.gradients import ChunkSize, check_chunk_size
 from lightning_zico.engine.layers import Patterns
 from lightning_zico.engine.lazy import initialise_on_first, own_if_lazy

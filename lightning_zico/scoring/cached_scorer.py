@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property, partial
 from typing import Any, NoReturn
 
-from lightning_zico.bridge.modules import OPTIMIZERS_FAIL, overrides_transfer, uncompiled
+from lightning_zico.bridge.data import overrides_transfer
+from lightning_zico.bridge.modules import OPTIMIZERS_FAIL, uncompiled
 from lightning_zico.bridge.trainers import TrainingLoader
 from lightning_zico.candidates import Built, Candidate
 from lightning_zico.engine.contents import weights_digest

@@ -9,7 +9,7 @@ import torch
 
 from lightning_zico.__about__ import __version__
 from lightning_zico._typing import Batch
-from lightning_zico.bridge.modules import Reread
+from lightning_zico.bridge.data import Reread
 from lightning_zico.ranking import Recipe, chain_of
 from lightning_zico.results import ScoreCard
 from lightning_zico.scoring.choice import Used, lacking_of, trains

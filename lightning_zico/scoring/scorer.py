@@ -11,8 +11,9 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from lightning_zico._typing import Axis, Batch, LossFn, NumSamples, Step, check_num_samples
+from lightning_zico.bridge.data import Reread, is_datamodule
 from lightning_zico.bridge.given_data import check_data
-from lightning_zico.bridge.modules import Reread, bridged, is_datamodule, uncompiled
+from lightning_zico.bridge.modules import bridged, uncompiled
 from lightning_zico.bridge.trainers import DEFAULT_SETTINGS, TrainerSettings, TrainingLoader
 from lightning_zico.budget import Budget
 from lightning_zico.engine.batches import all_equal

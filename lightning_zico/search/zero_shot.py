@@ -14,8 +14,8 @@ from rich.progress import TimeRemainingColumn
 from torch import nn
 
 from lightning_zico._typing import Axis, Batch, LossFn, NumSamples, Step, check_num_samples
+from lightning_zico.bridge.data import Reading, TrainingData
 from lightning_zico.bridge.given_data import check_data
-from lightning_zico.bridge.modules import Reading, TrainingData
 from lightning_zico.bridge.trainers import DEFAULT_SETTINGS, TrainerSettings
 from lightning_zico.budget import ARCH_COSTS, Budget
 from lightning_zico.candidates import Candidate

@@ -15,9 +15,9 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
 from lightning_zico._typing import Axis, Batch, LossFn, NumSamples, Step, check_num_samples
+from lightning_zico.bridge.data import TrainingData, is_datamodule
 from lightning_zico.bridge.given_data import check_data, check_validation_data
 from lightning_zico.bridge.hooks import is_lightning
-from lightning_zico.bridge.modules import TrainingData, is_datamodule
 from lightning_zico.bridge.trainers import TrainerSettings
 from lightning_zico.budget import Budget
 from lightning_zico.candidates import Candidate, Candidates, check_candidates, iterate_candidates, nothing_offered

@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader
 
 from lightning_zico._typing import Batch
-from lightning_zico.bridge.modules import Reading, TrainingData
+from lightning_zico.bridge.data import Reading, TrainingData
 from lightning_zico.candidates import Built, Candidate, Candidates, iterate_candidates
 from lightning_zico.engine.batches import all_equal
 from lightning_zico.errors import IdenticalBatchesError, TooFewBatchesError

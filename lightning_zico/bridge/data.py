@@ -1,0 +1,295 @@
+"""Training data: a data module's or a loader's batches as a list.
+
+Everything that is written to a data module, a loader or a trainer on the way is put back before control returns.
+"""
+
+import itertools
+import warnings
+from collections.abc import Iterable, Iterator, Sized
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import CombinedLoader
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.data import DataLoader
+
+from lightning_zico._typing import Batch
+from lightning_zico.bridge.hooks import TRANSFER_HOOKS, check_surroundings, message_of
+from lightning_zico.bridge.private_trainer import private_trainer
+from lightning_zico.bridge.trainers import (
+    DEFAULT_SETTINGS,
+    TrainerSettings,
+    TrainingLoader,
+    is_overridden,
+    without_iterator,
+)
+from lightning_zico.bridge.undisturbed import undisturbed
+from lightning_zico.engine.contents import contents
+from lightning_zico.engine.scope import preserved_rng
+from lightning_zico.errors import SurroundingsError, TooFewBatchesError, UnsupportedBatchError
+
+_MOST_IN_VAIN = 2  # most passes over a loader in a row that give no new batch
+
+
+class Reread(list[Batch]):
+    """Batches of a loader that has fewer of them than requested and was read several times.
+
+    Args:
+        batches: The batches, as many as requested.
+        num_in_a_pass: Number of batches of the loader.
+        num_passes: How often it was read.
+        are_copies: Whether all of them are one batch with the same samples, so that gradients vary only by what the
+            training step draws itself: windows, noise, dropout. Otherwise no two hold the same samples.
+    """
+
+    def __init__(
+        self, batches: Iterable[Batch], *, num_in_a_pass: int = 1, num_passes: int = 1, are_copies: bool = False
+    ) -> None:
+        super().__init__(batches)
+        self.num_in_a_pass = num_in_a_pass
+        self.num_passes = num_passes
+        self.are_copies = are_copies
+
+
+_SERVES_ALL = (
+    "A data module serves all candidates, so its trainer has no module while it is set up, read or torn down. Pass "
+    "what it needs as an argument of its own, or ask in `on_after_batch_transfer`, which runs for each candidate."
+)
+
+
+class Reading(NamedTuple):
+    """Batches that were read, and the loader they come from."""
+
+    batches: list[Batch]
+    loader: TrainingLoader
+
+
+class TrainingData:
+    """Training data that is read for scoring; a data module stays set up until the context ends.
+
+    A data module is set up each time batches are read, under the seed of that reading, and torn down before the next
+    reading and at the end. So its hooks find what ``setup`` made while candidates are scored: after several readings,
+    what the last one made.
+
+    Args:
+        data: A LightningDataModule (``prepare_data``, ``setup("fit")``, ``train_dataloader`` and at the end
+            ``teardown("fit")`` run, in that order), a DataLoader, a list or dictionary of DataLoaders, or an iterable
+            of batches.
+        settings: Settings of the trainer that a data module sees.
+    """
+
+    def __init__(self, data: Any, settings: TrainerSettings = DEFAULT_SETTINGS) -> None:
+        self.data = data
+        self.datamodule = data if is_datamodule(data) else None
+        self._settings = settings
+        self._is_set_up = False
+
+    def __enter__(self) -> "TrainingData":
+        """Enter; nothing is set up before the first reading."""
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        """Tear a data module down, also if the body raised."""
+        self._tear_down()
+
+    def read(self, num_batches: int, *, seed: int = 0) -> Reading:
+        """Read the first batches under a seed, and leave the data's state and all generators as they were.
+
+        Args:
+            num_batches: Number of batches to read.
+            seed: Seed of shuffling and augmentation; generators that a loader owns continue from their own state.
+
+        Returns:
+            Exactly ``num_batches`` batches, and their loader. A loader that has fewer is read again from its start if
+            that gives other batches, as a shuffling loader does; for a loader with a single batch of always the same
+            samples, that batch is repeated. Both are a `Reread`.
+
+        Raises:
+            TooFewBatchesError: If there are fewer.
+            UnsupportedBatchError: If the data is not iterable.
+            SurroundingsError: If a data module asks for a candidate, or for something that only a running training has.
+        """
+        if self.datamodule is None and not isinstance(self.data, Iterable):
+            raise UnsupportedBatchError(
+                f"Invalid training data of type {type(self.data).__name__}: expected a LightningDataModule, a "
+                "DataLoader, or an iterable of batches."
+            )
+        with self._loader(seed) as loader:
+            batches = _first(loader, num_batches)
+            return Reading(batches, TrainingLoader(loader))
+
+    @contextmanager
+    def _loader(self, seed: int) -> Iterator[Any]:
+        self._tear_down()
+        if self.datamodule is None:
+            with preserved_rng(seed):
+                yield self.data
+            return
+        with self._seen_by_trainer() as trainer, preserved_rng(seed):
+            self._call(trainer, "prepare_data")
+            self._call(trainer, "setup", stage=trainer.state.fn)
+            self._is_set_up = True
+            yield self._call(trainer, "train_dataloader")
+
+    def _tear_down(self) -> None:
+        if self._is_set_up:
+            self._is_set_up = False
+            with self._seen_by_trainer() as trainer, preserved_rng():
+                self._call(trainer, "teardown", stage=trainer.state.fn)
+
+    def _call(self, trainer: Any, hook: str, **kwargs: Any) -> Any:
+        """Run a hook of the data module; its exceptions pass unchanged, unless it lacks a running training."""
+        name = f"{type(self.datamodule).__name__}.{hook}"
+        try:
+            result = getattr(self.datamodule, hook)(**kwargs)
+        except Exception as error:
+            if trainer.private_was_asked and "NoneType" in str(error):
+                raise SurroundingsError(f"`{name}` raised {message_of(error)}. {_SERVES_ALL}") from error
+            check_surroundings(error, name, ())
+            raise
+        if trainer.private_was_asked:
+            trainer.private_was_asked = False
+            warnings.warn(f"`{name}` asked its trainer for the module and found None. {_SERVES_ALL}", stacklevel=2)
+        return result
+
+    @contextmanager
+    def _seen_by_trainer(self) -> Iterator[Any]:
+        with (
+            private_trainer(self._settings, datamodule=self.datamodule) as trainer,
+            attached(self.datamodule, trainer),
+        ):
+            yield trainer
+
+
+def read_batches(data: Any, num_batches: int, *, seed: int = 0) -> list[Batch]:
+    """Read the first batches of training data, and tear down a data module; see `TrainingData`, also for errors."""
+    with TrainingData(data) as training_data:
+        return training_data.read(num_batches, seed=seed).batches
+
+
+@contextmanager
+def training_loader(datamodule: Any, *, seed: int = 0) -> Iterator[Any]:
+    """Set up a data module while the body runs, and yield its training loader.
+
+    Args:
+        datamodule: The data module; its hooks run as for `TrainingData`.
+        seed: Seed for the body; all generators are restored afterwards.
+    """
+    with TrainingData(datamodule) as data, data._loader(seed) as loader:
+        yield loader
+
+
+def read_training_batches(trainer: Any, num_batches: int, *, seed: int = 0) -> list[Batch]:
+    """Read the first batches of a trainer's training data, without affecting the training.
+
+    Args:
+        trainer: A trainer in ``fit``.
+        num_batches: How many batches to read, regardless of ``limit_train_batches``.
+        seed: As for `read_batches`, which also documents the exceptions.
+    """
+    with preserved_rng(seed):
+        return _first(trainer.fit_loop._combined_loader, num_batches, readable_once=False)
+
+
+def is_datamodule(data: Any) -> bool:
+    """Whether data is a LightningDataModule of either package."""
+    return isinstance(data, LightningDataModule) or all(
+        callable(getattr(data, hook, None)) for hook in ("prepare_data", "setup", "train_dataloader", "teardown")
+    )
+
+
+def overrides_transfer(datamodule: Any) -> bool:
+    """Whether a data module overrides hooks that transfer batches to the device."""
+    return any(is_overridden(datamodule, hook) for hook in TRANSFER_HOOKS)
+
+
+@contextmanager
+def attached(datamodule: Any, trainer: Any) -> Iterator[None]:
+    """Let a data module see a trainer while the body runs."""
+    previous = getattr(datamodule, "trainer", None)
+    datamodule.trainer = trainer
+    try:
+        yield
+    finally:
+        datamodule.trainer = previous
+
+
+def _first(data: Any, num_batches: int, *, readable_once: bool = True) -> list[Batch]:
+    """Read batches; if there are too few, read the data again as long as it gives new ones."""
+    is_combined = any(base.__name__ == CombinedLoader.__name__ for base in type(data).__mro__)  # of either package
+    iterables = data.iterables if is_combined else data
+    if not isinstance(iterables, Iterable):
+        raise UnsupportedBatchError(
+            f"The training data is {'None' if data is None else type(data).__name__}: expected a DataLoader or an "
+            "iterable of batches. Have `train_dataloader` return one."
+        )
+    mode = data._mode if is_combined else "max_size_cycle"  # Lightning's own for training
+    leaves = [leaf for leaf in tree_leaves(iterables) if not isinstance(leaf, Tensor)]
+    has_loaders = any(isinstance(leaf, DataLoader) for leaf in leaves)
+    one_pass = partial(_one_pass, iterables, mode if has_loaders else None)
+    is_once = any(isinstance(leaf, Iterator) for leaf in leaves)
+    is_readable_again = not is_once and (has_loaders or not isinstance(data, list | tuple))
+    with undisturbed(*leaves, readable_once=readable_once):
+        batches = one_pass(num_batches)
+        if not 0 < len(batches) < num_batches or not is_readable_again:
+            return _enough(batches, data, num_batches)
+        num_in_a_pass, num_passes = len(batches), 1
+        known = {contents(batch) for batch in batches}
+        num_in_vain = 0
+        while len(batches) < num_batches and num_in_vain < _MOST_IN_VAIN:
+            num_passes, num_in_vain = num_passes + 1, num_in_vain + 1
+            for batch in one_pass(num_in_a_pass):
+                content = contents(batch)
+                if content not in known and len(batches) < num_batches:
+                    known.add(content)
+                    batches.append(batch)
+                    num_in_vain = 0
+    if num_in_a_pass == len(batches) == 1:
+        return Reread(batches * num_batches, num_in_a_pass=1, num_passes=num_passes, are_copies=True)
+    batches = _enough(batches, data, num_batches, "; reading it again gave no new ones")
+    return Reread(batches, num_in_a_pass=num_in_a_pass, num_passes=num_passes)
+
+
+def _one_pass(iterables: Any, mode: Any, num_batches: int) -> list[Batch]:
+    if mode is None:
+        return list(itertools.islice(iterables, num_batches))
+    # Copies, because a loader with persistent workers keeps them, and with them the state of their generators.
+    combined = CombinedLoader(tree_map_only(DataLoader, without_iterator, iterables), mode)
+    batches = [batch for batch, _, _ in itertools.islice(combined, num_batches)]
+    combined.reset()
+    return batches
+
+
+def _enough(batches: list[Batch], data: Any, num_batches: int, again: str = "") -> list[Batch]:
+    """Return the batches if there are enough of them.
+
+    Raises:
+        TooFewBatchesError: If not; the message says what the user can do.
+    """
+    if len(batches) >= num_batches:
+        return batches
+    gave = "1 batch" if len(batches) == 1 else f"{len(batches)} batches"
+    raise TooFewBatchesError(
+        f"The training data gave {gave}, but {num_batches} were requested{again}. "
+        f"{_way_out(data, len(batches), num_batches)}"
+    )
+
+
+def _way_out(data: Any, num_read: int, num_batches: int) -> str:
+    """Return advice on how to get more batches, with numbers if there is one loader that knows its sample count."""
+    sampler = data.sampler if isinstance(data, DataLoader) and data.batch_size is not None else None
+    if isinstance(sampler, Sized) and len(sampler) >= num_batches:
+        return (
+            f"They come from {len(sampler)} samples in batches of {data.batch_size}: lower `batch_size` to at most "
+            f"{len(sampler) // num_batches}" + (f", or `num_batches` to {num_read}." if num_read else ".")
+        )
+    if isinstance(data, DataLoader) and num_read:
+        return f"Lower `num_batches` to {num_read}, or shuffle the data."
+    if isinstance(data, DataLoader):
+        return "Check that its dataset has samples, and that `drop_last` does not drop them all."
+    if isinstance(data, Iterator):
+        return f"A {type(data).__name__} can be read only once: pass more batches, or a DataLoader that shuffles."
+    return f"Pass {num_batches} batches" + (f", or lower `num_batches` to {num_read}." if num_read else ".")

@@ -1,0 +1,78 @@
+"""Laws on the shape of the code: short signatures, short functions, short files, no cycles and no exceptions."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import grimp
+import pytest
+import tomllib
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "lightning_zico"
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+MOST_PARAMETERS = 12
+MOST_LINES_OF_A_BODY = 60
+MOST_LINES_OF_A_FILE = 500
+
+
+def functions(file: Path) -> Iterator[tuple[str, ast.FunctionDef | ast.AsyncFunctionDef]]:
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield f"{file.relative_to(ROOT)}:{node.lineno} {node.name}", node
+
+
+def num_parameters(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    arguments = function.args
+    named = [*arguments.posonlyargs, *arguments.args, *arguments.kwonlyargs]
+    return sum(argument.arg not in ("self", "cls") for argument in named)
+
+
+def lines_of_body(function: ast.FunctionDef | ast.AsyncFunctionDef) -> int:
+    """Count the lines after the docstring."""
+    body = function.body[1:] if ast.get_docstring(function) is not None else function.body
+    return body[-1].end_lineno - body[0].lineno + 1 if body else 0
+
+
+def is_space(file: Path) -> bool:
+    return file.is_relative_to(PACKAGE / "spaces")
+
+
+def test_no_written_signature_is_long() -> None:
+    found = {name: num_parameters(function) for file in FILES for name, function in functions(file)}
+    assert {name: count for name, count in found.items() if count > MOST_PARAMETERS} == {}
+
+
+def test_no_body_is_long() -> None:
+    found = {name: lines_of_body(function) for file in FILES for name, function in functions(file)}
+    assert {name: count for name, count in found.items() if count > MOST_LINES_OF_A_BODY} == {}
+
+
+def test_no_file_is_long() -> None:
+    """A space may be long: it follows one published description from beginning to end."""
+    found = {
+        str(file.relative_to(ROOT)): len(file.read_text(encoding="utf-8").splitlines())
+        for file in FILES
+        if not is_space(file)
+    }
+    assert {name: count for name, count in found.items() if count > MOST_LINES_OF_A_FILE} == {}
+
+
+def test_no_modules_import_each_other() -> None:
+    graph = grimp.build_graph("lightning_zico", exclude_type_checking_imports=True)
+    cycles = {
+        (module, imported)
+        for module in graph.modules
+        for imported in graph.find_modules_directly_imported_by(module)
+        if graph.chain_exists(importer=imported, imported=module)
+    }
+    assert cycles == set()
+
+
+@pytest.mark.parametrize("key", ["ignore_imports", "unmatched_ignore_imports_alerting"])
+def test_the_contract_has_no_exceptions(key: str) -> None:
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    contracts = settings["tool"]["importlinter"]["contracts"]
+    assert contracts
+    assert [contract["name"] for contract in contracts if key in contract] == []
