@@ -31,7 +31,7 @@ from lightning_zico.errors import ZiCoError
 from lightning_zico.proxies import BASELINES
 from lightning_zico.ranking import Interval, combine, kendall
 from lightning_zico.results import NOT_APPLICABLE
-from lightning_zico.scoring.choice import Choice, chosen
+from lightning_zico.scoring.choice import Choice
 from lightning_zico.scoring.scorer import check_batches
 
 Record: TypeAlias = dict[str, Any]
@@ -399,7 +399,7 @@ def main(words: Sequence[str] | None = None) -> None:
         enlist(contest)
     asked = list(contest.contestants) if contest else names_of(arguments.proxies)
     try:
-        choice = chosen(asked, with_baselines=True)
+        choice = Choice.of(asked, with_baselines=True)
         tables = loaded(arguments)
         protocols = [protocol_of(arguments, table) for table in tables]
         for table, protocol in zip(tables, protocols, strict=True):

@@ -31,7 +31,7 @@ from lightning_zico import ZeroShotSelector
 from lightning_zico.demos import DigitsDataModule, digits_candidates, quiet_trainer
 from lightning_zico.engine.scope import preserved_rng, seed_all
 from lightning_zico.ranking import bootstrap_interval, combine, get_recipe
-from lightning_zico.scoring.choice import Choice, chosen
+from lightning_zico.scoring.choice import Choice
 
 Record: TypeAlias = dict[str, Any]
 
@@ -242,7 +242,7 @@ def best_first(pool: Sequence[int], scores: Sequence[float | None]) -> list[int]
 def nas_bench(console: Console, arguments: argparse.Namespace, table: Table) -> Record:
     """Compute missing scores, choose in many pools, print, and return the figures."""
     protocol = Protocol(arguments.data / "cifar10_subset.npz")
-    choice = chosen(["default", "zico"], with_baselines=True)
+    choice = Choice.of(["default", "zico"], with_baselines=True)
     drawn = sampled(table, arguments.sample, protocol.seed)
     own = study(drawn, choice, protocol, Running(arguments.workers), arguments.cache, with_times=False)
     pools = pools_of(len(drawn.rows), min(arguments.pool, len(drawn.rows)), arguments.pools, protocol.seed)

@@ -27,7 +27,8 @@ from torch.nn.functional import cross_entropy, interpolate
 from lightning_zico import Budget, Candidate, Score, ScoreCard
 from lightning_zico.demos import DigitsDataModule
 from lightning_zico.proxies import resolve_proxies
-from lightning_zico.scoring.executors.base import Job, Work
+from lightning_zico.scoring.executors.base import Job
+from lightning_zico.scoring.scorer import Scorer
 from lightning_zico.search import Evolution, ZeroShotSearch
 from lightning_zico.search.costs import ArchCosts
 from lightning_zico.spaces import NASBench201, NASBench201Arch
@@ -81,12 +82,12 @@ def batches_of(data: Path, batch_size: int, resolution: int) -> Batches:
 def scored(search: ZeroShotSearch, batches: Batches, texts: Mapping[str, str]) -> dict[str, float]:
     """Score archs as a search does."""
     proxies = resolve_proxies([search.proxies])
-    work = Work(batches, proxies, loss_fn=cross_entropy, seed=search.seed)
+    scorer = Scorer(batches, proxies, loss_fn=cross_entropy, seed=search.seed)
     scores = {}
     for name, text in texts.items():
         arch = search.space.parse(text)
         build = lambda arch=arch: search.space.build(arch, search.num_classes)  # noqa: E731
-        scores[name] = work.score(Candidate(name, build, search.space.blocks(arch)))[proxies[0].name].value
+        scores[name] = scorer.score(Candidate(name, build, search.space.blocks(arch)))[proxies[0].name].value
     return scores
 
 
@@ -176,7 +177,7 @@ class Lookup:
     def __init__(self, cards: Mapping[str, ScoreCard]) -> None:
         self._cards = cards
 
-    def run(self, works: Sequence[Work], jobs: Iterable[Job]) -> Generator[tuple[Job, ScoreCard], None, None]:
+    def run(self, scorers: Sequence[Scorer], jobs: Iterable[Job]) -> Generator[tuple[Job, ScoreCard], None, None]:
         """Yield each arch's card."""
         for job in jobs:
             yield job, self._cards[job.candidate.name]

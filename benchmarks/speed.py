@@ -34,8 +34,8 @@ from lightning_zico import Candidate, ZiCo, score
 from lightning_zico.candidates import Built
 from lightning_zico.proxies import resolve_proxies
 from lightning_zico.ranking.correlation import bootstrap_interval, spearman
-from lightning_zico.scoring.executors.base import Work
 from lightning_zico.scoring.placement import Placement
+from lightning_zico.scoring.scorer import Scorer
 from lightning_zico.spaces import get_space
 
 Batches: TypeAlias = list[tuple[Tensor, Tensor]]
@@ -244,15 +244,17 @@ def measure_precisions(num_nets: int, batch_size: int, num_batches: int) -> list
         ZiCo with float32's with a bootstrap interval, and the number of networks that have a score in all of them.
     """
     batches, (zico,) = random_batches(num_batches, batch_size), resolve_proxies(["zico"])
-    works = [Work(batches, [zico], loss_fn=_loss_fn, placement=placement) for placement in PLACEMENTS.values()]
+    scorers = [Scorer(batches, [zico], loss_fn=_loss_fn, placement=placement) for placement in PLACEMENTS.values()]
     scores: list[list[float]] = []
     ratios: list[list[float]] = []
     for idx, candidate in enumerate(get_space("nas_bench_201").candidates(num_nets, seed=PRECISION_SEED)):
         # Built and laid out before the clock runs, so that nothing is converted while it does.
-        model, laid_out = works[0].build(candidate), works[0].build(candidate).to(memory_format=torch.channels_last)
+        model, laid_out = scorers[0].build(candidate), scorers[0].build(candidate).to(memory_format=torch.channels_last)
         functions = [
-            partial(work.score, Candidate(candidate.name, Built(laid_out if work.placement.channels_last else model)))
-            for work in works
+            partial(
+                scorer.score, Candidate(candidate.name, Built(laid_out if scorer.placement.channels_last else model))
+            )
+            for scorer in scorers
         ]
         values = [function()["zico"].value for function in functions]  # which warms up as well
         if all(value is not None for value in values):

@@ -17,10 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_zico import Candidate, ProcessExecutor, ZeroShotSelector
-from lightning_zico.scoring.choice import chosen
-from lightning_zico.scoring.executors.base import Executor, Job, Work
+from lightning_zico.scoring.choice import Choice
+from lightning_zico.scoring.executors.base import Executor, Job
 from lightning_zico.scoring.executors.pool import resident_bytes
 from lightning_zico.scoring.executors.processes import SerialExecutor
+from lightning_zico.scoring.scorer import Scorer
 from lightning_zico.spaces import get_space
 
 Batches = list[tuple[Tensor, Tensor]]
@@ -44,7 +45,7 @@ def networks(num_nets: int) -> list[Candidate]:
     return list(made)
 
 
-def rate(executor: Executor, num_workers: int, work: Work, candidates: Sequence[Candidate]) -> tuple[float, float]:
+def rate(executor: Executor, num_workers: int, scorer: Scorer, candidates: Sequence[Candidate]) -> tuple[float, float]:
     """Score candidates, with others before and after them, so that all workers are busy while the clock runs.
 
     Returns:
@@ -57,7 +58,7 @@ def rate(executor: Executor, num_workers: int, work: Work, candidates: Sequence[
             begun.append(Job(candidates[idx % len(candidates)], repeat_idx=0))
             yield begun[-1]
 
-    with closing(executor.run([work], jobs())) as done:
+    with closing(executor.run([scorer], jobs())) as done:
         first: set[int] = set()
         while len(first) < num_workers:  # each of the first jobs waits for a worker of its own to start
             job, _ = next(done)
@@ -72,14 +73,14 @@ def rate(executor: Executor, num_workers: int, work: Work, candidates: Sequence[
 
 def compare_workers(num_nets: int, num_rounds: int) -> None:
     """Print the speed of two workers against one, and the overhead of an executor."""
-    work = Work(batches_of(16), chosen("default").proxies, loss_fn=loss_fn)
+    scorer = Scorer(batches_of(16), Choice.of("default").proxies, loss_fn=loss_fn)
     ratios, idle, serial_idle = [], [], []
     nets, size = networks(num_nets), max(1, num_nets // num_rounds)
     for start in range(0, size * num_rounds, size):
         part = nets[start : start + size]
-        one, _ = rate(ProcessExecutor(1), 1, work, part)
-        two, share = rate(ProcessExecutor(2), 2, work, part)
-        _, serial_share = rate(SerialExecutor(), 1, work, part)
+        one, _ = rate(ProcessExecutor(1), 1, scorer, part)
+        two, share = rate(ProcessExecutor(2), 2, scorer, part)
+        _, serial_share = rate(SerialExecutor(), 1, scorer, part)
         ratios.append(two / one)
         idle.append(share)
         serial_idle.append(serial_share)
@@ -94,20 +95,20 @@ def compare_workers(num_nets: int, num_rounds: int) -> None:
 def compare_with_passes(num_nets: int) -> None:
     """Print the time of scoring ZiCo against building the network and passing forward and backward."""
     batches = batches_of(64)
-    work = Work(batches, chosen("zico").proxies, loss_fn=loss_fn)
+    scorer = Scorer(batches, Choice.of("zico").proxies, loss_fn=loss_fn)
     ratios = []
     for candidate in networks(num_nets):
         ours = plain = float("inf")
         for _ in range(3):
-            ours = min(ours, _seconds(lambda candidate=candidate: work.score(candidate)))  # type: ignore[misc]
-            plain = min(plain, _seconds(lambda candidate=candidate: _passed(work, candidate)))  # type: ignore[misc]
+            ours = min(ours, _seconds(lambda candidate=candidate: scorer.score(candidate)))  # type: ignore[misc]
+            plain = min(plain, _seconds(lambda candidate=candidate: _passed(scorer, candidate)))  # type: ignore[misc]
         ratios.append(ours / plain)
     print(f"Scoring ZiCo over building and passing, batches of 64, {num_nets} nets: {statistics.median(ratios):.3f}")
 
 
-def _passed(work: Work, candidate: Candidate) -> None:
-    model = work.build(candidate)
-    for images, labels in work.batches:
+def _passed(scorer: Scorer, candidate: Candidate) -> None:
+    model = scorer.build(candidate)
+    for images, labels in scorer.batches:
         model.zero_grad()
         loss_fn(model(images), labels).backward()
 

@@ -23,7 +23,7 @@ from rich.text import Text
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from lightning_zico.bridge.data import training_loader
+from lightning_zico.bridge.data import TrainingData, training_loader
 from lightning_zico.budget import Budget
 from lightning_zico.candidates import Candidate, Candidates, check_candidates, iterate_candidates
 from lightning_zico.datamodules import TORCHVISION_DATASETS, ImageFolderDataModule, TorchvisionDataModule
@@ -38,7 +38,6 @@ from lightning_zico.scoring.placement import AcceleratorName, Devices, Precision
 from lightning_zico.search import Evolution, ZeroShotSearch
 from lightning_zico.selection.finals import Mode
 from lightning_zico.selection.selector import ZeroShotSelector
-from lightning_zico.selection.tally import read_repeats
 from lightning_zico.texts import printable
 from lightning_zico.zoo import ZOO_PROXIES, Zoo, ZooModel, from_zoo
 from lightning_zico.zoo.base import ImageModel
@@ -680,7 +679,9 @@ def _seen(
     told = getattr(datamodule, "num_classes", None)
     # At least one, because the selector has not validated the numbers yet.
     num_batches, repeats = (1, 1) if isinstance(told, int) else (max(1, num_batches), max(1, repeats))
-    batches = [batch for own in read_repeats(datamodule, num_batches, repeats, seed=seed) for batch in own]
+    with TrainingData(datamodule) as data:
+        readings = data.read_repeats(num_batches, repeats, seed=seed)
+    batches = [batch for reading in readings for batch in reading.batches]
     pairs = [take(batch, needed) for batch in batches]
     inputs = pairs[0][0]
     if isinstance(told, int):

@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 from lightning_zico import ZeroShotSelector, list_proxies
 from lightning_zico.demos import digits_candidates
 from lightning_zico.ranking import get_recipe
-from lightning_zico.scoring.choice import chosen
+from lightning_zico.scoring.choice import Choice
 from tests.data import data_file
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -80,7 +80,7 @@ def test_in_a_table_the_best_on_validation_images_of_the_first_is_chosen() -> No
     )
     scores = {name: [4.0, 3.0, 2.0, 1.0] for name in proxies} | {"zico": [None, 1.0, 2.0, 3.0]}
     own = Study(Table("made-up", rows, ("test_cifar10",), ""), Protocol(Path()), scores, {}, {})
-    choice = chosen(["default", "zico"], with_baselines=True)
+    choice = Choice.of(["default", "zico"], with_baselines=True)
     scores |= {proxy.name: [0.0] * 4 for proxy in choice.proxies if proxy.name not in scores}
     losses = {
         (loss.chooser, loss.num_entrants): loss for loss in regret.table_losses(own, choice, [range(4)], [1, 3, 4], 0)

@@ -5,18 +5,18 @@ Everything that is written to a data module, a loader or a trainer on the way is
 
 import itertools
 import warnings
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.data import DataLoader
 
 from lightning_zico._typing import Batch
+from lightning_zico.bridge.given_data import is_datamodule
 from lightning_zico.bridge.hooks import TRANSFER_HOOKS, check_surroundings, message_of
 from lightning_zico.bridge.private_trainer import private_trainer
 from lightning_zico.bridge.trainers import (
@@ -27,9 +27,15 @@ from lightning_zico.bridge.trainers import (
     without_iterator,
 )
 from lightning_zico.bridge.undisturbed import undisturbed
+from lightning_zico.engine.batches import all_equal
 from lightning_zico.engine.contents import contents
 from lightning_zico.engine.scope import preserved_rng
-from lightning_zico.errors import SurroundingsError, TooFewBatchesError, UnsupportedBatchError
+from lightning_zico.errors import (
+    IdenticalBatchesError,
+    SurroundingsError,
+    TooFewBatchesError,
+    UnsupportedBatchError,
+)
 
 _MOST_IN_VAIN = 2  # most passes over a loader in a row that give no new batch
 
@@ -84,7 +90,7 @@ class TrainingData:
     def __init__(self, data: Any, settings: TrainerSettings = DEFAULT_SETTINGS) -> None:
         self.data = data
         self.datamodule = data if is_datamodule(data) else None
-        self._settings = settings
+        self.settings = settings
         self._is_set_up = False
 
     def __enter__(self) -> "TrainingData":
@@ -120,6 +126,71 @@ class TrainingData:
         with self._loader(seed) as loader:
             batches = _first(loader, num_batches)
             return Reading(batches, TrainingLoader(loader))
+
+    def read_repeats(self, num_batches: int, repeats: int, *, seed: int = 0) -> list[Reading]:
+        """Read the batches of all repeats at once, since they are few and a wrong number then fails before any scoring.
+
+        A data module and loaders are read again for every repeat, with its own seed; a data module is set up once per
+        repeat, and stays as the last repeat left it. An iterable of batches, which a seed does not affect, is read
+        further: it must give ``repeats`` times ``num_batches`` batches.
+
+        Args:
+            num_batches: Number of batches in each repeat.
+            repeats: Number of repeats.
+            seed: The seed of the first repeat; repeat r has ``seed + r``.
+
+        Returns:
+            The batches by repeat, with their loader.
+
+        Raises:
+            TooFewBatchesError: If the data gives too few batches.
+            IdenticalBatchesError: If all repeats have the same batches.
+        """
+        if self._is_seeded or repeats == 1:
+            by_repeat = [self.read(num_batches, seed=seed + idx) for idx in range(repeats)]
+        else:
+            by_repeat = self._read_on(num_batches, repeats, seed)
+        if all_equal([reading.batches for reading in by_repeat]):
+            raise IdenticalBatchesError(
+                f"All {repeats} repeats have the same batches: the data is not shuffled, or it is shuffled with its "
+                "own generator, which the seed does not affect. Shuffle without a generator, or pass a list of "
+                f"{num_batches * repeats} batches."
+            )
+        return by_repeat
+
+    def read_given(self, num_batches: int | None, *, seed: int = 0) -> Reading:
+        """Read as many batches as requested; if no number is given, all of a list or an iterator, and otherwise two."""
+        if num_batches is None and isinstance(self.data, list | tuple | Iterator) and not self._is_seeded:
+            batches = list(self.data)
+            return Reading(batches, TrainingLoader(batches))
+        return self.read(num_batches or 2, seed=seed)
+
+    @property
+    def _is_seeded(self) -> bool:
+        """Whether other seeds may give other batches."""
+        return self.datamodule is not None or any(isinstance(leaf, DataLoader) for leaf in tree_leaves(self.data))
+
+    def _read_on(self, num_batches: int, repeats: int, seed: int) -> list[Reading]:
+        """Read an iterable of batches once, and divide its batches among the repeats."""
+        try:
+            batches, loader = self.read(num_batches * repeats, seed=seed)
+        except TooFewBatchesError as error:
+            raise TooFewBatchesError(
+                f"An iterable of batches cannot be shuffled, so {repeats} repeats of {num_batches} batches need "
+                f"{num_batches * repeats} batches. Pass that many, or a DataLoader that shuffles. {error}"
+            ) from error
+        starts = range(0, len(batches), num_batches)
+        return [Reading(batches[start : start + num_batches], loader) for start in starts]
+
+    def fit_arguments(self, val_dataloaders: Any = None) -> dict[str, Any]:
+        """Return the arguments with which `Trainer.fit` takes the data.
+
+        Args:
+            val_dataloaders: Validation data, if the training data is not a data module.
+        """
+        if self.datamodule is not None:
+            return {"datamodule": self.datamodule}
+        return {"train_dataloaders": _for_trainer(self.data), "val_dataloaders": _for_trainer(val_dataloaders)}
 
     @contextmanager
     def _loader(self, seed: int) -> Iterator[Any]:
@@ -158,7 +229,7 @@ class TrainingData:
     @contextmanager
     def _seen_by_trainer(self) -> Iterator[Any]:
         with (
-            private_trainer(self._settings, datamodule=self.datamodule) as trainer,
+            private_trainer(self.settings, datamodule=self.datamodule) as trainer,
             attached(self.datamodule, trainer),
         ):
             yield trainer
@@ -192,13 +263,6 @@ def read_training_batches(trainer: Any, num_batches: int, *, seed: int = 0) -> l
     """
     with preserved_rng(seed):
         return _first(trainer.fit_loop._combined_loader, num_batches, readable_once=False)
-
-
-def is_datamodule(data: Any) -> bool:
-    """Whether data is a LightningDataModule of either package."""
-    return isinstance(data, LightningDataModule) or all(
-        callable(getattr(data, hook, None)) for hook in ("prepare_data", "setup", "train_dataloader", "teardown")
-    )
 
 
 def overrides_transfer(datamodule: Any) -> bool:
@@ -293,3 +357,22 @@ def _way_out(data: Any, num_read: int, num_batches: int) -> str:
     if isinstance(data, Iterator):
         return f"A {type(data).__name__} can be read only once: pass more batches, or a DataLoader that shuffles."
     return f"Pass {num_batches} batches" + (f", or lower `num_batches` to {num_read}." if num_read else ".")
+
+
+def _for_trainer(data: Any) -> Any:
+    # Lightning treats a plain list as a collection of loaders.
+    loaders = any(isinstance(leaf, DataLoader | Iterator) for leaf in tree_leaves(data))
+    return _Batches(data) if isinstance(data, list | tuple) and not loaders else data
+
+
+class _Batches:
+    """A list of batches as an iterable that Lightning does not take apart."""
+
+    def __init__(self, batches: Sequence[Batch]) -> None:
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        return iter(self._batches)
+
+    def __len__(self) -> int:
+        return len(self._batches)

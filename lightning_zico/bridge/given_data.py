@@ -4,18 +4,39 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset
 
-from lightning_zico.bridge.data import is_datamodule
 from lightning_zico.candidates import Candidate
 from lightning_zico.errors import UnsupportedBatchError
 
 _EXPECTED = "expected a LightningDataModule, a DataLoader or a list of batches"
 
 
-def check_data(data: Any, *, name: str = "datamodule", pairs: bool = False) -> None:
+def is_datamodule(data: Any) -> bool:
+    """Whether data is a LightningDataModule of either package."""
+    return isinstance(data, LightningDataModule) or all(
+        callable(getattr(data, hook, None)) for hook in ("prepare_data", "setup", "train_dataloader", "teardown")
+    )
+
+
+def given_data(train_dataloaders: Any, datamodule: Any, *, pairs: bool = False) -> Any:
+    """Return the training data, whichever of the two arguments it was given as, after `check_data`.
+
+    Raises:
+        UnsupportedBatchError: If neither or both are given, or if it is not data.
+    """
+    if train_dataloaders is not None and datamodule is not None:
+        raise UnsupportedBatchError("Pass either `train_dataloaders` or `datamodule`, not both.")
+    name = "datamodule" if train_dataloaders is None and datamodule is not None else "train_dataloaders"
+    data = datamodule if train_dataloaders is None else train_dataloaders
+    check_data(data, name=name, pairs=pairs)
+    return data
+
+
+def check_data(data: Any, *, name: str = "data", pairs: bool = False) -> None:
     """Check that an object can give batches, without reading any.
 
     Args:

@@ -18,9 +18,8 @@ from lightning_zico.bridge.modules import Running, bridged
 from lightning_zico.bridge.steps import check_training_step
 from lightning_zico.engine.gradients import ChunkSize, check_chunk_size
 from lightning_zico.engine.layers import Patterns
-from lightning_zico.engine.lazy import initialise_on_first, own_if_lazy
+from lightning_zico.engine.lazy import own_if_lazy
 from lightning_zico.engine.moments import Moments
-from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.errors import UnsupportedModuleError, ZiCoError
 from lightning_zico.metrics import ZiCoMetric
@@ -28,9 +27,11 @@ from lightning_zico.proxies import ZiCo
 from lightning_zico.proxies.zico import zico_layers
 from lightning_zico.results import note_on_reading
 from lightning_zico.scoring.arguments import check_loss, whole_number
+from lightning_zico.scoring.checks import check_axis, check_batches, check_variation
 from lightning_zico.scoring.process_state import kept_process_state
 from lightning_zico.scoring.provenance import reading
-from lightning_zico.scoring.scorer import check_axis, check_batches, check_variation, described
+from lightning_zico.scoring.reasons import described
+from lightning_zico.scoring.scorer import probe_of
 
 _WITH_WHOLE_PARAMETERS = {"SingleDeviceStrategy", "DDPStrategy"}
 
@@ -258,17 +259,13 @@ class ZiCoCallback(Callback):
                 running=running,
             ) as bridge,
         ):
-            if module is not pl_module:
-                initialise_on_first(module, bridge.step, bridge.prepare, batches, self.seed)
-            probe = Probe(
+            probe = probe_of(
                 module,
-                bridge.step,
+                bridge,
                 batches,
-                prepare=bridge.prepare,
                 axis=self.axis,
                 chunk_size=self.chunk_size,
                 seed=self.seed,
-                muted=bridge.muted,
                 num_samples=self.num_samples,
             )
             check_variation(probe, self._proxy)

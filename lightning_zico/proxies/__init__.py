@@ -2,7 +2,7 @@
 
 # Importing a proxy's file registers it.
 from lightning_zico.proxies.az import AZExpressivity, AZExpressivityMean, AZProgressivity, AZTrainability
-from lightning_zico.proxies.base import Measurement, Proxy, list_proxies, register_proxy, resolve_proxies
+from lightning_zico.proxies.base import Measurement, Proxies, Proxy, list_proxies, register_proxy, resolve_proxies
 from lightning_zico.proxies.epe_nas import EPENAS
 from lightning_zico.proxies.fisher import Fisher
 from lightning_zico.proxies.grad_norm import GradNorm
@@ -61,6 +61,7 @@ __all__ = [
     "ParamsLive",
     "Plain",
     "Prior",
+    "Proxies",
     "Proxy",
     "SumLogNumel",
     "SynFlow",

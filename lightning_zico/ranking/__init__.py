@@ -4,7 +4,7 @@ from lightning_zico.ranking.aggregate import log_rank, mean_rank, size_controlle
 from lightning_zico.ranking.beside import placed_beside
 from lightning_zico.ranking.correlation import Interval, bootstrap_interval, kendall, ndcg, regret_at_k, spearman
 from lightning_zico.ranking.pareto import crowding_distances, first_front, front_numbers
-from lightning_zico.ranking.racing import race
+from lightning_zico.ranking.racing import check_race, race
 from lightning_zico.ranking.recipes import (
     BASELINE_TAUS,
     BENCHMARKS,
@@ -30,6 +30,7 @@ __all__ = [
     "Uncertainty",
     "bootstrap_interval",
     "chain_of",
+    "check_race",
     "combine",
     "crowding_distances",
     "first_front",

@@ -17,8 +17,8 @@ T = TypeVar("T")
 
 _MOST_BITS = 63  # the seeds of torch's generators, without the sign
 
-# Names that other functions use for the data: `Trainer.fit`, scikit-learn, `score`.
-_OTHER_NAMES_OF_DATA = ("train_dataloaders", "train_dataloader", "dataloaders", "dataloader", "data", "batches", "X")
+# Names that other functions use for the data: `Trainer.validate`, scikit-learn, `score`.
+_OTHER_NAMES_OF_DATA = ("train_dataloader", "dataloaders", "dataloader", "data", "batches", "X")
 
 
 def check_loss(loss_fn: Any, step: Any) -> None:
@@ -120,8 +120,8 @@ def check_budget(budget: Any) -> None:
         )
 
 
-def data_is_datamodule(method: Callable[P, T]) -> Callable[P, T]:
-    """Decorate a method so that passing its data by a name other than ``datamodule`` raises a helpful error.
+def names_data_as_trainer(method: Callable[P, T]) -> Callable[P, T]:
+    """Decorate a method so that passing its data by a name that `Trainer.fit` does not use raises a helpful error.
 
     Raises:
         TypeError: If the method is called with such a name.
@@ -132,8 +132,8 @@ def data_is_datamodule(method: Callable[P, T]) -> Callable[P, T]:
         wrong = next((name for name in _OTHER_NAMES_OF_DATA if name in kwargs), None)
         if wrong is not None:
             raise TypeError(
-                f"`{method.__name__}` has no argument `{wrong}`: pass the data as `datamodule=`, whether it is a "
-                "LightningDataModule, a DataLoader or a list of batches."
+                f"`{method.__name__}` has no argument `{wrong}`: as for `Trainer.fit`, pass a DataLoader or a list of "
+                "batches as `train_dataloaders=`, or a LightningDataModule as `datamodule=`."
             )
         return method(*args, **kwargs)
 

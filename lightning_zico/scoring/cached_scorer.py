@@ -1,4 +1,4 @@
-"""Work that reads a cache before it scores, and stores new scores in it."""
+"""A scorer that reads a cache before it scores, and stores new scores in it."""
 
 import json
 import platform
@@ -30,10 +30,11 @@ from lightning_zico.errors import (
 from lightning_zico.proxies import Proxy
 from lightning_zico.results import NOT_APPLICABLE, Score, ScoreCard
 from lightning_zico.scoring.cache import ClaimingCache, Keep, ScoreCache
-from lightning_zico.scoring.executors.base import Executor, Job, Work
+from lightning_zico.scoring.executors.base import Executor, Job
 from lightning_zico.scoring.fingerprint import fingerprint, surroundings
 from lightning_zico.scoring.process_state import ProcessState
-from lightning_zico.scoring.scorer import STEP_FAILS
+from lightning_zico.scoring.reasons import STEP_FAILS
+from lightning_zico.scoring.scorer import Scorer
 
 # Reasons that hold as long as nothing in the fingerprint changes. Failures of memory, time, disk or network may not
 # happen again the next time, and exceptions from user code may come from them.
@@ -115,7 +116,7 @@ _POLL_S = 0.05
 
 @dataclass(frozen=True)
 class Claimed(ScoreCard):
-    """The card of a candidate that another process is scoring; `scored` turns it into one with scores.
+    """The card of a candidate that another process is scoring; `score_jobs` turns it into one with scores.
 
     Args:
         key: Fingerprint of the candidate.
@@ -125,11 +126,11 @@ class Claimed(ScoreCard):
 
 
 @dataclass(frozen=True)
-class CachedWork(Work):
-    """A `Work` that computes only the scores that its cache does not have; created by `with_cache`.
+class CachedScorer(Scorer):
+    """A `Scorer` that computes only the scores that its cache does not have; created by `with_cache`.
 
     A candidate is always built: its fingerprint is that of the model with its weights and attributes, and the model
-    that is built is the one that is scored. The process that scores also reads and writes the cache, so this works in
+    that is built is the one that is scored. The process that scores also reads and writes the cache, so this scorers in
     any executor, and scores are stored even if the process that asked for them ends.
 
     A card is always assembled from entries, whether computed or found, so the next card is equal, ``seconds`` included:
@@ -145,7 +146,7 @@ class CachedWork(Work):
     context: str = field(kw_only=True)
     keys: Mapping[str, str] = field(kw_only=True)
 
-    def _scored(self, candidate: Candidate, state: ProcessState) -> ScoreCard:
+    def _build_and_score(self, candidate: Candidate, state: ProcessState) -> ScoreCard:
         """Build a candidate and compute the proxies that the cache does not have.
 
         Returns:
@@ -155,7 +156,7 @@ class CachedWork(Work):
         try:
             model = self.build(candidate)
         except BaseException as raised:
-            return super()._scored(replace(candidate, build=partial(_raise, raised)), state)
+            return super()._build_and_score(replace(candidate, build=partial(_raise, raised)), state)
         # A factory's model is not built twice, but must remain distinguishable from a module that was offered built.
         built = candidate if isinstance(candidate.build, Built) else replace(candidate, build=lambda: model)
         weights = weights_digest(model)  # before scoring, which may convert the model
@@ -163,7 +164,7 @@ class CachedWork(Work):
             self.context, surroundings(), uncompiled(model), candidate.blocks, candidate.num_samples
         )
         if key is None:
-            return super()._scored(built, state)
+            return super()._build_and_score(built, state)
         entries = self._known(key)
         if self._missing(entries):
             with self._claim(key) as keep:
@@ -171,9 +172,9 @@ class CachedWork(Work):
                     return Claimed(candidate.name, {}, "is being scored by another process", weights=weights, key=key)
                 entries = self._known(key)  # the previous owner of the claim may have scored it in the meantime
                 if missing := self._missing(entries):
-                    card = Work._scored(replace(self, proxies=missing), built, state)
+                    card = Scorer._build_and_score(replace(self, proxies=missing), built, state)
                     state.raise_interrupt()
-                    scored, texts = self._kept(replace(card, seconds=time.perf_counter() - start))
+                    scored, texts = self._entries_of(replace(card, seconds=time.perf_counter() - start))
                     entries |= scored
                     if not state.changed():  # if the candidate changed the process, its numbers may depend on that
                         keep(texts)
@@ -208,7 +209,7 @@ class CachedWork(Work):
         entries = {name: Entry.from_json(kept[key]) for name, key in self.keys.items() if key in kept}
         return {name: entry for name, entry in entries.items() if entry.holds_among(self._company)}
 
-    def _kept(self, card: ScoreCard) -> tuple[dict[str, Entry], dict[str, str]]:
+    def _entries_of(self, card: ScoreCard) -> tuple[dict[str, Entry], dict[str, str]]:
         """Split a card into entries.
 
         Returns:
@@ -243,8 +244,8 @@ class CachedWork(Work):
         return fingerprint([(name, self.keys.get(name)) for name in sorted(self.names)])
 
 
-def scored(
-    executor: Executor, works: Sequence[Work], jobs: Iterable[Job]
+def score_jobs(
+    executor: Executor, scorers: Sequence[Scorer], jobs: Iterable[Job]
 ) -> Generator[tuple[Job, ScoreCard], None, None]:
     """Run jobs; for candidates that other processes are scoring, wait for their scores.
 
@@ -252,7 +253,7 @@ def scored(
 
     Args:
         executor: The executor that runs the jobs.
-        works: Works, indexed by ``repeat_idx``.
+        scorers: Scorers, indexed by ``repeat_idx``.
         jobs: Jobs, as for `Executor.run`.
 
     Yields:
@@ -272,18 +273,18 @@ def scored(
     def settled() -> Iterator[tuple[Job, ScoreCard]]:
         for pair in list(claimed):
             job, card = pair
-            work = works[job.repeat_idx]
-            assert isinstance(work, CachedWork)
-            if not work.is_held(card):
+            scorer = scorers[job.repeat_idx]
+            assert isinstance(scorer, CachedScorer)
+            if not scorer.is_held(card):
                 claimed.remove(pair)
-                found = work.found(card)
+                found = scorer.found(card)
                 if found is None:
                     again.append(job)
                 else:
                     yield job, found
 
     while True:
-        with closing(executor.run(works, offered(jobs))) as coming:
+        with closing(executor.run(scorers, offered(jobs))) as coming:
             for job, card in coming:
                 if isinstance(card, Claimed):
                     claimed.append((job, card))
@@ -309,10 +310,10 @@ def is_lasting(errors: Iterable[str | None]) -> bool:
     return all(error is None or error.startswith(_LASTING) for error in errors)
 
 
-def with_cache(work: Work, cache: ScoreCache) -> Work:
-    """Return a work that reads a cache before it scores.
+def with_cache(scorer: Scorer, cache: ScoreCache) -> Scorer:
+    """Return a scorer that reads a cache before it scores.
 
-    The key of a score covers the model, its blocks and samples, the proxy and its settings, and the whole work:
+    The key of a score covers the model, its blocks and samples, the proxy and its settings, and the whole scorer:
     batches, loss function, axis, chunk size, seed, budget, device type, precision, the settings of the trainer, the
     lengths of the loader and its dataset, and the data module if it overrides a transfer hook. It also covers
     everything that `fingerprint.surroundings` lists in the process that scores: versions, global precision, the state
@@ -322,29 +323,29 @@ def with_cache(work: Work, cache: ScoreCache) -> Work:
     key.
 
     Args:
-        work: The work to do.
+        scorer: The scorer to do.
         cache: The cache to read and write.
 
     Returns:
-        A work with the same cards. If something that all scores depend on has no fingerprint, such as an open file in
-        the closure of the loss function, it is ``work`` itself, with a warning.
+        A scorer with the same cards. If something that all scores depend on has no fingerprint, such as an open file in
+        the closure of the loss function, it is ``scorer`` itself, with a warning.
     """
-    named = {each.name: getattr(work, each.name) for each in fields(work)}
+    named = {each.name: getattr(scorer, each.name) for each in fields(scorer)}
     seen = {
         **named,
-        "datamodule": work.datamodule if overrides_transfer(work.datamodule) else None,
-        "placement": work.placement.kind,
-        "settings": work.settings.facts,
-        "loader": (work.loader or TrainingLoader(work.batches)).facts,
+        "datamodule": scorer.datamodule if overrides_transfer(scorer.datamodule) else None,
+        "placement": scorer.placement.kind,
+        "settings": scorer.settings.facts,
+        "loader": (scorer.loader or TrainingLoader(scorer.batches)).facts,
     }
     del seen["proxies"]
-    is_timed = work.budget is not None and work.budget.latency_s is not None
+    is_timed = scorer.budget is not None and scorer.budget.latency_s is not None
     context = fingerprint_or_warning(seen, platform.node() if is_timed else None)
     if context is None:
-        return work
-    keyed = [proxy for proxy in work.proxies if not proxy.reads_name]
+        return scorer
+    keyed = [proxy for proxy in scorer.proxies if not proxy.reads_name]
     keys = {proxy.name: key for proxy in keyed if (key := _key_of(proxy)) is not None}
-    return CachedWork(**named, cache=cache, context=context, keys=keys)
+    return CachedScorer(**named, cache=cache, context=context, keys=keys)
 
 
 def fingerprint_or_warning(*parts: Any) -> str | None:

@@ -14,102 +14,157 @@ from lightning_zico.results import Score, ScoreCard
 
 @dataclass(frozen=True)
 class Choice:
-    """Proxies to compute and recipes to combine.
+    """Proxies to compute, recipes to combine, and the score to rank by.
 
     Args:
         proxies: All proxies to compute, in the order of the columns.
         recipes: The recipes that the user named, by name.
-        first: Name of the proxy or recipe that was named first.
+        rank_by: Name of the proxy or recipe to rank by.
     """
 
     proxies: tuple[Proxy, ...]
     recipes: Mapping[str, Recipe]
-    first: str
+    rank_by: str
+
+    @classmethod
+    def of(
+        cls,
+        proxies: Proxies,
+        rank_by: str | None = None,
+        *,
+        beside: Sequence[Proxy] = (),
+        with_baselines: bool = False,
+    ) -> "Choice":
+        """Resolve names to proxies and recipes.
+
+        Args:
+            proxies: Names of proxies and recipes, `Proxy` objects, a mixture, or one of them; ``"default"`` for the
+                default recipe, ``"all"`` for that and every proxy. A name shared by a proxy and a recipe means the
+                proxy. A `Proxy` object with the name of a recipe's member or of a baseline replaces it.
+            rank_by: Name of the proxy or recipe to rank by; None for the one that is named first.
+            beside: Further proxies to compute, after these.
+            with_baselines: Also compute the trivial baselines.
+
+        Raises:
+            UnknownNameError: If a name is neither a proxy nor a recipe, or ``rank_by`` is not computed.
+            DuplicateNameError: If two proxies, or a proxy and a recipe, have the same name: they would share a column.
+            TypeError: If one is neither a name nor a `Proxy` object.
+            ValueError: If there are none.
+        """
+        named = _named(proxies, beside)
+        known = list_proxies()
+        recipe_names = [name for name in ("default", *list_recipes()) if name not in known]
+        for name in named:
+            if isinstance(name, str) and name not in known + recipe_names:
+                raise unknown_name("proxy or recipe", name, known + recipe_names)
+        own = [proxy for proxy in named if proxy not in recipe_names]
+        recipes = {r.name: r for r in (get_recipe(n) for n in named if isinstance(n, str) and n in recipe_names)}
+        resolved = resolve_proxies(own) if own or not recipes else []
+        names = [proxy.name for proxy in resolved]
+        for name in names:
+            if name in recipes:
+                raise DuplicateNameError(f"A proxy and a recipe are named '{name}'. Give the proxy another name.")
+        members = [member for recipe in recipes.values() for link in chain_of(recipe) for member in link.members]
+        wanted = dict.fromkeys([*members, *(BASELINES if with_baselines else ())])
+        missing = [name for name in wanted if name not in names]
+        first = next(iter(recipes)) if named[0] in recipe_names else names[0]
+        choice = cls((*resolved, *(resolve_proxies(missing) if missing else [])), recipes, first)
+        return choice if rank_by is None else choice.ranked_by(rank_by)
 
     @property
     def columns(self) -> list[str]:
         """Names of all scores: recipes, then proxies."""
         return [*self.recipes, *(proxy.name for proxy in self.proxies)]
 
-    def ranked_by(self, name: str | None) -> str:
-        """Return the name of the score to rank by.
-
-        Args:
-            name: The name as the user gives it; None for the proxy or recipe that was named first.
+    def ranked_by(self, name: str) -> "Choice":
+        """Return the same choice with another score to rank by.
 
         Raises:
             UnknownNameError: If the score is not computed.
         """
-        if name is None:
-            return self.first
         own = get_recipe(name).name if name == "default" else name
         if own not in self.columns:
             raise UnknownNameError(
                 f"Invalid rank_by={name!r}: it is not computed. Add it to `proxies`, or choose one of "
                 f"{', '.join(self.columns)}."
             )
-        return own
+        return replace(self, rank_by=own)
 
-    def higher_is_better(self, name: str) -> bool:
-        """Whether higher values of a score are better."""
+    @property
+    def recipe(self) -> Recipe | None:
+        """The recipe to rank by; None if a single proxy decides."""
+        return self.recipes.get(self.rank_by)
+
+    @property
+    def chains(self) -> list[tuple[str, ...]]:
+        """Names of the proxies behind the score to rank by: one tuple, or for a recipe also one per fallback."""
+        return [(self.rank_by,)] if self.recipe is None else [link.members for link in chain_of(self.recipe)]
+
+    def higher_is_better(self, name: str | None = None) -> bool:
+        """Whether higher values of a score are better; of the score to rank by if ``name`` is None."""
+        name = self.rank_by if name is None else name
         return name in self.recipes or next(p.higher_is_better for p in self.proxies if p.name == name)
 
-    def directed(self, card: ScoreCard, name: str) -> float | None:
-        """Return a candidate's score, negated if lower is better; None if it cannot be ranked by this score."""
+    def directed(self, card: ScoreCard, name: str | None = None) -> float | None:
+        """Return a candidate's score, negated if lower is better; None if it cannot be ranked by this score.
+
+        Args:
+            card: The candidate's card.
+            name: Name of the score; None for the one to rank by.
+        """
+        name = self.rank_by if name is None else name
         value = card[name].value
         if value is None or card.untrainable:
             return None
         return value if self.higher_is_better(name) else -value
 
-    def read_by(self, name: str) -> list[tuple[str, ...]]:
-        """Return the names of the proxies that a score is computed from; for a recipe, also those of each fallback."""
-        return [recipe.members for recipe in chain_of(self.recipes[name])] if name in self.recipes else [(name,)]
+    def used(self, recipe: Recipe, cards: Sequence[ScoreCard]) -> "Used":
+        """Choose the recipe to use in place of a named one, as `used_for` does.
+
+        Args:
+            recipe: The recipe that the user named.
+            cards: The cards of all candidates; those that do not train are ignored.
+        """
+        return used_for([lacking_of(card) for card in cards if trains(card)], recipe)
+
+    def combined(
+        self, cards: Sequence[ScoreCard], recipe: Recipe, used: "Used | None" = None
+    ) -> tuple[list[ScoreCard], "Used"]:
+        """Add the score of a recipe to cards.
+
+        Args:
+            cards: The cards of all candidates.
+            recipe: The recipe to add; the new score has its name, whichever recipe is used in its place.
+            used: The recipes used in its place; None to choose them from the cards.
+
+        Returns:
+            The cards with one more score, and the recipes that were used.
+        """
+        used = used or self.used(recipe, cards)
+        members = [*used.recipe.members, *(used.beside.members if used.beside else ())]
+        values = used.values({name: [self.directed(card, name) for card in cards] for name in members})
+        added = []
+        for card, value in zip(cards, values, strict=True):
+            missing = next((card[name].error for name in used.recipe.members if card[name].value is None), None)
+            details = {"recipe": used.recipe.name}
+            if missing is not None and value is not None and used.beside is not None:
+                details["placed_by"] = used.beside.name
+            error = None if value is not None else card.untrainable or missing
+            score = Score(recipe.name, value, error, details=details)
+            added.append(replace(card, scores={recipe.name: score, **card.scores}))
+        return added, used
 
 
-def chosen(proxies: Proxies, *, beside: Sequence[Proxy] = (), with_baselines: bool = False) -> Choice:
-    """Resolve names to proxies and recipes.
-
-    Args:
-        proxies: Names of proxies and recipes, `Proxy` objects, a mixture, or one of them; ``"default"`` for the default
-            recipe, ``"all"`` for that and every proxy. A name shared by a proxy and a recipe means the proxy. A `Proxy`
-            object with the name of a recipe's member or of a baseline replaces it.
-        beside: Further proxies to compute, after these.
-        with_baselines: Also compute the trivial baselines.
-
-    Raises:
-        UnknownNameError: If a name is neither a proxy nor a recipe.
-        DuplicateNameError: If two proxies, or a proxy and a recipe, have the same name: they would share a column.
-        TypeError: If one is neither a name nor a `Proxy` object.
-        ValueError: If there are none.
-    """
+def _named(proxies: Proxies, beside: Sequence[Proxy]) -> Sequence[ProxyLike]:
+    """List what the user named, followed by further proxies."""
     named: Sequence[ProxyLike]
     if proxies == "all":
         named = ["default", *list_proxies()]
     elif isinstance(proxies, str | Proxy) or not isinstance(proxies, Iterable) or isinstance(proxies, type):
-        named = [proxies]  # type: ignore[list-item]  # anything else is an error below
+        named = [proxies]  # type: ignore[list-item]  # resolving them raises the error
     else:
         named = list(proxies)
-    named = [*named, *beside] if named else named
-    known = list_proxies()
-    recipe_names = [name for name in ("default", *list_recipes()) if name not in known]
-    for name in named:
-        if isinstance(name, str) and name not in known + recipe_names:
-            raise unknown_name("proxy or recipe", name, known + recipe_names)
-    own = [proxy for proxy in named if proxy not in recipe_names]
-    recipes = {r.name: r for r in (get_recipe(n) for n in named if isinstance(n, str) and n in recipe_names)}
-    resolved = resolve_proxies(own) if own or not recipes else []
-    names = [proxy.name for proxy in resolved]
-    for name in names:
-        if name in recipes:
-            raise DuplicateNameError(f"A proxy and a recipe are named '{name}'. Give the proxy another name.")
-    members = [member for recipe in recipes.values() for link in chain_of(recipe) for member in link.members]
-    wanted = dict.fromkeys([*members, *(BASELINES if with_baselines else ())])
-    missing = [name for name in wanted if name not in names]
-    return Choice(
-        (*resolved, *(resolve_proxies(missing) if missing else [])),
-        recipes,
-        first=next(iter(recipes)) if named[0] in recipe_names else names[0],
-    )
+    return [*named, *beside] if named else named
 
 
 @dataclass(frozen=True)
@@ -124,6 +179,11 @@ class Used:
 
     recipe: Recipe
     beside: Recipe | None = None
+
+    def values(self, columns: Mapping[str, Values]) -> list[float | None]:
+        """Combine the scores of all proxies into one number per candidate; higher is better."""
+        values = combine(self.recipe, columns)
+        return values if self.beside is None else placed_beside(values, combine(self.beside, columns))
 
 
 # Largest fraction of candidates to place beside the others; if a recipe does not apply to more of them, all candidates
@@ -163,44 +223,3 @@ def trains(card: ScoreCard) -> bool:
 def lacking_of(card: ScoreCard) -> frozenset[str]:
     """Return the names of the proxies that have no number for a candidate, for whatever reason."""
     return frozenset(name for name, score in card.scores.items() if score.value is None)
-
-
-def used_among(cards: Sequence[ScoreCard], recipe: Recipe) -> Used:
-    """Choose the recipe to use for the candidates, as `used_for` does; those that do not train are ignored."""
-    return used_for([lacking_of(card) for card in cards if trains(card)], recipe)
-
-
-def values_of(used: Used, columns: Mapping[str, Values]) -> list[float | None]:
-    """Combine the scores of all proxies into one number per candidate; higher is better."""
-    values = combine(used.recipe, columns)
-    return values if used.beside is None else placed_beside(values, combine(used.beside, columns))
-
-
-def combined(
-    cards: Sequence[ScoreCard], recipe: Recipe, choice: Choice, used: Used | None = None
-) -> tuple[list[ScoreCard], Used]:
-    """Add the score of a recipe to cards.
-
-    Args:
-        cards: The cards of all candidates.
-        recipe: The recipe to add; the new score has its name, whichever recipe is used in its place.
-        choice: The proxies and recipes that were computed.
-        used: The recipes used in its place; None to choose them with `used_among`.
-
-    Returns:
-        The cards with one more score, and the recipes that were used.
-    """
-    used = used or used_among(cards, recipe)
-    members = [*used.recipe.members, *(used.beside.members if used.beside else ())]
-    values = values_of(used, {name: [choice.directed(card, name) for card in cards] for name in members})
-    added = []
-    for card, value in zip(cards, values, strict=True):
-        missing = next((card[name].error for name in used.recipe.members if card[name].value is None), None)
-        details = {"recipe": used.recipe.name}
-        if missing is not None and value is not None and used.beside is not None:
-            details["placed_by"] = used.beside.name
-        error = None if value is not None else card.untrainable or missing
-        added.append(
-            replace(card, scores={recipe.name: Score(recipe.name, value, error, details=details), **card.scores})
-        )
-    return added, used

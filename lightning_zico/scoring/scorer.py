@@ -1,27 +1,26 @@
 """Score one candidate: its failures become part of the card; a wrong call raises."""
 
+import copy
 import math
 import time
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
-from typing import Any, get_args
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
 
 from lightning_zico._typing import Axis, Batch, LossFn, NumSamples, Step, check_num_samples
-from lightning_zico.bridge.data import Reread, is_datamodule
+from lightning_zico.bridge.data import TrainingData
 from lightning_zico.bridge.given_data import check_data
-from lightning_zico.bridge.modules import bridged, uncompiled
+from lightning_zico.bridge.modules import Bridge, bridged, uncompiled
 from lightning_zico.bridge.trainers import DEFAULT_SETTINGS, TrainerSettings, TrainingLoader
 from lightning_zico.budget import Budget
-from lightning_zico.engine.batches import all_equal
+from lightning_zico.candidates import Built, Candidate
+from lightning_zico.engine.contents import weights_digest
 from lightning_zico.engine.gradients import ChunkSize, check_chunk_size
 from lightning_zico.engine.lazy import initialise_on_first, is_uninitialised, own_if_lazy
 from lightning_zico.engine.probe import Probe
-from lightning_zico.engine.samples import num_samples as counted_samples
-from lightning_zico.engine.samples import stated_samples
 from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.errors import (
     IdenticalBatchesError,
@@ -29,49 +28,45 @@ from lightning_zico.errors import (
     NonFiniteError,
     NotApplicableError,
     TooFewBatchesError,
-    UnsupportedModuleError,
-    ZiCoError,
-    blamed,
-    meaning_of,
     traceback_of,
 )
 from lightning_zico.proxies import Measurement, Proxy
 from lightning_zico.proxies.base import Proxies
-from lightning_zico.results import NOT_APPLICABLE, Score, ScoreCard
+from lightning_zico.results import Score, ScoreCard
 from lightning_zico.scoring.arguments import check_is_trainer, check_loss, whole_number
-from lightning_zico.scoring.choice import chosen
+from lightning_zico.scoring.checks import check_axis, check_batches, check_variation
+from lightning_zico.scoring.choice import Choice
 from lightning_zico.scoring.placement import AS_BUILT, Placement
-from lightning_zico.scoring.process_state import kept_process_state
-
-# Prefix of a card's `untrainable` if the module raised an exception; the exception follows.
-STEP_FAILS = "untrainable: its training step fails: "
+from lightning_zico.scoring.process_state import ProcessState, kept_process_state
+from lightning_zico.scoring.reasons import described, why_unranked
 
 
 def score(
-    model: nn.Module,
-    batches: Iterable[Batch],
+    model: nn.Module | Candidate,
+    data: Any,
     proxies: Proxies = ("zico",),
     loss_fn: LossFn | None = None,
     *,
+    num_batches: int | None = None,
     step: Step | None = None,
     axis: Axis = "batch",
     chunk_size: ChunkSize = None,
     seed: int = 0,
     datamodule: Any = None,
     trainer: Any = None,
-    blocks: Sequence[str] | None = None,
     num_samples: NumSamples | None = None,
 ) -> ScoreCard:
     """Score one model on some batches, and leave it bit-identical.
 
     Args:
         model: A LightningModule, whose ``training_step`` returns the loss, or any module with ``loss_fn`` or ``step``.
-            It is scored on the device it is on.
-        batches: Batches as a loader yields them, with tensors nested in any way; at least two for proxies that compare
-            gradients.
+            It is scored on the device it is on. A `Candidate` is built under the seed; it may name its blocks.
+        data: A list or iterator of batches as a loader yields them, with tensors nested in any way; or a DataLoader, a
+            LightningDataModule or another iterable of batches. At least two batches for proxies that compare gradients.
         proxies: Names (see `list_proxies`), `Proxy` objects, ``"default"`` or another recipe to compute its members,
             or ``"all"``.
         loss_fn: ``(outputs, targets) -> mean loss`` for batches ``(inputs, targets)``, instead of ``training_step``.
+        num_batches: How many batches to score on. None for all batches of a list or an iterator, and otherwise for two.
         step: ``(module, batch, batch_idx) -> mean loss`` for any batches, instead of ``training_step``: for manual
             optimisation, several optimisers, GANs, and plain modules with several inputs. It runs where
             ``training_step`` would: ``module.trainer`` works and ``module.log`` is silent.
@@ -80,12 +75,11 @@ def score(
             whole.
         chunk_size: With ``axis="sample"``: how many samples to differentiate at once; None for a whole batch,
             ``"auto"`` for as many as fit in memory.
-        seed: The seed of dropout and other randomness in the model.
-        datamodule: The data module of the batches. Its transfer hooks run if it overrides them; it is not set up here.
+        seed: The seed of shuffling, of dropout and of other randomness in the model.
+        datamodule: The data module of batches that were read already. Its transfer hooks run if it overrides them; it
+            is not set up here.
         trainer: The trainer that will train the model: ``training_step`` then sees its settings, such as
             ``max_epochs`` (see `TrainerSettings`). It is only read. None for Lightning's defaults.
-        blocks: Names of the submodules that are the network's blocks, for proxies that look at blocks; None to find
-            them.
         num_samples: Number of samples in a batch, or a function that counts them in a batch as given; None to read it
             from the batch (`engine.samples.num_samples`). MACs and other numbers per sample need it if the fields of a
             batch differ in length and nothing shows which one counts samples.
@@ -95,10 +89,9 @@ def score(
 
     Raises:
         UnknownNameError: If a name is neither a proxy nor a recipe.
-        TooFewBatchesError: If a proxy needs more gradients than the batches give.
+        TooFewBatchesError: If there are fewer batches than ``num_batches``, or than a proxy needs.
         IdenticalBatchesError: If all batches are the same, so gradients cannot vary.
-        TypeError: If ``model`` is not a module, ``batches`` is a loader or a single batch, or another argument has the
-            wrong type.
+        TypeError: If ``model`` is not a module, ``data`` is a single batch, or another argument has the wrong type.
         ValueError: If both ``loss_fn`` and ``step`` are given, or another argument is out of range.
 
     Example:
@@ -110,208 +103,259 @@ def score(
         >>> sorted(card["zico"].layers)
         ['0.weight', '2.weight']
     """
-    if isinstance(batches, DataLoader) or (is_datamodule(batches) and not isinstance(batches, type)):
-        raise TypeError(
-            f"Invalid batches: a {type(batches).__name__}; expected the batches themselves, such as "
-            "`list(itertools.islice(loader, 2))`. To pass a loader or a data module, use `ZeroShotSelector`."
-        )
-    if not isinstance(model, nn.Module):
+    if not isinstance(model, nn.Module | Candidate):
         raise TypeError(f"Invalid model={model!r}: expected an instance of a module.")
-    check_data(batches, name="batches", pairs=loss_fn is not None)
-    batches = list(batches)
-    resolved = chosen(proxies).proxies
+    check_data(data, pairs=loss_fn is not None)
+    resolved = Choice.of(proxies).proxies
     check_axis(axis)
     check_chunk_size(chunk_size)
     check_loss(loss_fn, step)
     check_is_trainer(trainer)
     seed = whole_number("seed", seed)
     check_num_samples(num_samples)
-    check_batches(batches, resolved, axis, num_samples)
-    with kept_process_state() as state:
-        card = score_checked(
-            type(model).__name__,
-            model,
+    if num_batches is not None:
+        num_batches = whole_number("num_batches", num_batches, 1)
+    with TrainingData(data, TrainerSettings.of(trainer)) as source:
+        batches, loader = source.read_given(num_batches, seed=seed)
+        check_batches(batches, resolved, axis, num_samples)
+        scorer = Scorer(
             batches,
             resolved,
             loss_fn=loss_fn,
-            step=step,
             axis=axis,
             chunk_size=chunk_size,
             seed=seed,
-            datamodule=datamodule,
-            settings=TrainerSettings.of(trainer),
-            loader=TrainingLoader(batches),
-            blocks=blocks,
+            datamodule=source.datamodule if datamodule is None else datamodule,
+            step=step,
             num_samples=num_samples,
-            placement=AS_BUILT,
+            settings=source.settings,
+            loader=loader,
         )
-        changed = tuple(state.changed())
+        if isinstance(model, Candidate):
+            return scorer.score(model)
+        with kept_process_state() as state:
+            card = scorer.score_module(type(model).__name__, model)
+            changed = tuple(state.changed())
     return replace(card, process_changes=changed)
 
 
-def check_axis(axis: Axis) -> None:
-    """Validate ``axis``.
-
-    Raises:
-        ValueError: If it is neither ``"batch"`` nor ``"sample"``.
-    """
-    if axis not in get_args(Axis):
-        raise ValueError(f"Invalid axis={axis!r}: expected one of {get_args(Axis)}.")
-
-
-def check_batches(
-    batches: Sequence[Batch], proxies: Sequence[Proxy], axis: Axis, num_samples: NumSamples | None = None
-) -> None:
-    """Check that candidates can be scored on the batches.
-
-    Raises:
-        TooFewBatchesError: If they give fewer gradients than a proxy needs.
-        IdenticalBatchesError: If a proxy compares gradients between batches and all batches are the same.
-        ValueError: If ``num_samples`` returns anything but a positive int for one of them.
-    """
-    stated = [stated_samples(batch, num_samples) for batch in batches]
-    needed = max(proxies, key=lambda proxy: proxy.min_gradients)
-    least = max(needed.min_gradients, 1)
-    if not batches or needed.min_gradients:
-        counts = [
-            counted_samples(batch) if count is None else count for batch, count in zip(batches, stated, strict=True)
-        ]
-        # If the samples of a batch cannot be counted, a candidate's forward pass may show them.
-        given = sum(count or least for count in counts) if axis == "sample" else len(batches)
-        unit, way_out = ("samples", "Pass more samples") if axis == "sample" else ("batches", "Raise `num_batches`")
-        if given < least:
-            raise TooFewBatchesError(f"`{needed.name}` needs at least {least} {unit}; got {given}. {way_out}.")
-    if isinstance(batches, Reread) and batches.are_copies:
-        return  # the training step may be random; `score_checked` checks that
-    if needed.min_gradients > 1 and axis == "batch" and all_equal(batches):
-        raise IdenticalBatchesError(
-            f"All {len(batches)} batches are the same, so no gradient can vary and `{needed.name}` is not defined. "
-            "Shuffle the data, or pass batches with different samples."
-        )
-
-
-def check_variation(probe: Probe, proxy: Proxy) -> None:
-    """Check that gradients can vary if all batches are copies of one, because the loader has only one batch.
-
-    Raises:
-        IdenticalBatchesError: If the proxy compares gradients between batches, and the training step is not random, so
-            all gradients are equal up to rounding.
-    """
-    is_compared = proxy.min_gradients > 1 and probe.axis == "batch"
-    if is_compared and isinstance(probe.batches, Reread) and probe.batches.are_copies and not probe.draws:
-        raise IdenticalBatchesError(
-            "the training data has only one batch, with the same samples each time it is read, and the training step "
-            f"is not random, so no gradient varies between batches and `{proxy.name}` is not defined. Use smaller "
-            'batches or `axis="sample"`, or rank by proxies that need only one batch, as the default recipe does.'
-        )
-
-
-def score_checked(
-    name: str,
-    model: nn.Module,
-    batches: Sequence[Batch],
-    proxies: Sequence[Proxy],
-    *,
-    loss_fn: LossFn | None,
-    step: Step | None,
-    axis: Axis,
-    chunk_size: ChunkSize,
-    seed: int,
-    placement: Placement,
-    datamodule: Any = None,
-    settings: TrainerSettings = DEFAULT_SETTINGS,
-    loader: TrainingLoader | None = None,
-    blocks: Sequence[str] | None = None,
-    budget: Budget | None = None,
-    num_samples: NumSamples | None = None,
-) -> ScoreCard:
-    """Score a model on checked batches; the model's failures are recorded in the card, not raised.
+@dataclass(frozen=True)
+class Scorer:
+    """Scores candidates on the batches of one repeat, and holds everything that this needs except the candidates.
 
     Args:
-        name: Name of the candidate.
-        model: See `score`.
         batches: Batches that `check_batches` has checked.
         proxies: Proxies, in the order in which they are computed.
         loss_fn: See `score`.
+        axis: See `score`.
+        chunk_size: See `score`.
+        seed: The seed of the weights that factories draw, and of dropout.
+        datamodule: The data module of the batches, set up; its transfer hooks run if it overrides them.
+        budget: Limits on cost; a candidate above it is not scored.
+        placement: The device and precision in which candidates are scored.
         step: See `score`.
+        num_samples: See `score`; a candidate's own value takes precedence.
+        settings: Settings of the trainer that candidates see.
+        loader: The loader of the batches; None for a loader of exactly these.
+    """
+
+    batches: Sequence[Batch]
+    proxies: Sequence[Proxy]
+    loss_fn: LossFn | None = None
+    axis: Axis = "batch"
+    chunk_size: ChunkSize = None
+    seed: int = 0
+    datamodule: Any = None
+    budget: Budget | None = None
+    placement: Placement = AS_BUILT
+    step: Step | None = None
+    num_samples: NumSamples | None = None
+    settings: TrainerSettings = DEFAULT_SETTINGS
+    loader: TrainingLoader | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the proxies."""
+        return [proxy.name for proxy in self.proxies]
+
+    def build(self, candidate: Candidate) -> nn.Module:
+        """Build a candidate under the seed.
+
+        Raises:
+            TypeError: If its factory returns something other than a module.
+        """
+        with preserved_rng(self.seed):
+            model: Any = candidate.build()
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"'{candidate.name}' built a {type(model).__name__}: expected a module.")
+        return model
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state to pickle, without the trainer that the data module is attached to."""
+        state = dict(vars(self))
+        if getattr(self.datamodule, "trainer", None) is not None:
+            state["datamodule"] = copy.copy(self.datamodule)
+            state["datamodule"].trainer = None
+        return state
+
+    def score(self, candidate: Candidate) -> ScoreCard:
+        """Build a candidate, score it and release it; failures are recorded in the card.
+
+        Changes that it makes to the process, such as torch's default dtype, are undone and named in the card.
+
+        Returns:
+            The card; its seconds include building.
+        """
+        with kept_process_state() as state:
+            card = self._build_and_score(candidate, state)
+            changed = tuple(state.changed())
+        return replace(card, process_changes=changed)
+
+    def _build_and_score(self, candidate: Candidate, state: ProcessState) -> ScoreCard:
+        """Build and score a candidate.
+
+        A factory's module is moved and converted itself; a module that was offered built is copied first.
+        """
+        start = time.perf_counter()
+        stage, weights = "does not build", None
+        try:
+            model = self.build(candidate)
+            weights = weights_digest(model)
+            stage = "cannot be copied, which other devices and precisions need; offer a factory"
+            if isinstance(candidate.build, Built):
+                model = self.placement.own(uncompiled(model))
+        except BaseException as raised:
+            error = f"{stage}: {described(raised)}"
+            card = ScoreCard.failed(candidate.name, self.names, error, traceback=traceback_of(raised))
+        else:
+            card = self.score_module(candidate.name, model, blocks=candidate.blocks, num_samples=candidate.num_samples)
+        if card.traceback is not None and torch.cuda.is_initialized():
+            torch.cuda.empty_cache()  # memory is fragmented after an out-of-memory error
+        return replace(card, seconds=time.perf_counter() - start, weights=weights)
+
+    def score_module(
+        self,
+        name: str,
+        model: nn.Module,
+        *,
+        blocks: Sequence[str] | None = None,
+        num_samples: NumSamples | None = None,
+    ) -> ScoreCard:
+        """Score a module; its failures are recorded in the card, not raised.
+
+        Args:
+            name: Name of the candidate.
+            model: The module. It is moved to the placement, in place, and otherwise left bit-identical.
+            blocks: See `score`.
+            num_samples: The candidate's own number of samples, instead of the scorer's.
+        """
+        start = time.perf_counter()
+        scores: dict[str, Score] = {}
+        error = untrainable = traceback = None
+        try:
+            model = own_if_lazy(uncompiled(model))
+            with (
+                torch.inference_mode(False),  # a proxy's own tensors, made outside of any pass, are leaves of graphs
+                preserved_rng(self.seed),
+                self.placement.entered(),
+                bridged(
+                    model,
+                    loss_fn=self.loss_fn,
+                    step=self.step,
+                    datamodule=self.datamodule,
+                    settings=self.settings,
+                    loader=self.loader or TrainingLoader(self.batches),
+                    precision=self.placement.plugin(model),
+                    device=self.placement.devices[0] if self.placement.devices else None,
+                    place=self.placement.place,
+                ) as bridge,
+            ):
+                probe = probe_of(
+                    model,
+                    bridge,
+                    self.batches,
+                    prepare=self.placement.prepared(bridge.prepare),
+                    axis=self.axis,
+                    chunk_size=self.chunk_size,
+                    seed=self.seed,
+                    blocks=blocks,
+                    name=name,
+                    num_samples=self.num_samples if num_samples is None else num_samples,
+                )
+                error = self.budget.excess(probe) if self.budget else None
+                if error is None:
+                    scores = self._scores_of(probe)
+                untrainable = self._untrainable(probe, bridge)
+        except BaseException as raised:  # `kept_process_state` raises the user's own Ctrl-C again
+            error, traceback = described(raised), traceback_of(raised)
+        seconds = time.perf_counter() - start
+        if error is not None:
+            return ScoreCard.failed(name, self.names, error, seconds, traceback)
+        return ScoreCard(name, scores, None, seconds, untrainable)
+
+    def _scores_of(self, probe: Probe) -> dict[str, Score]:
+        probe.observe(need for proxy in self.proxies for need in proxy.needs)
+        scores = {}
+        for proxy in self.proxies:
+            try:
+                check_variation(probe, proxy)
+            except IdenticalBatchesError as same:
+                scores[proxy.name] = Score(proxy.name, None, described(same))
+            else:
+                scores[proxy.name] = measured(proxy, probe, self.placement.precision)
+        return scores
+
+    def _untrainable(self, probe: Probe, bridge: Bridge) -> str | None:
+        if probe.untrainable is not None:
+            return probe.untrainable
+        if probe.step_error is not None:
+            return why_unranked(probe.step_error, is_own_step=self.loss_fn is None and self.step is None)
+        return None if bridge.refused is None else f"untrainable: {' '.join(bridge.refused.split())}"
+
+
+def probe_of(
+    module: nn.Module,
+    bridge: Bridge,
+    batches: Sequence[Batch],
+    *,
+    axis: Axis,
+    chunk_size: ChunkSize,
+    seed: int,
+    num_samples: NumSamples | None,
+    prepare: Callable[[Batch, int], Batch] | None = None,
+    blocks: Sequence[str] | None = None,
+    name: str = "",
+) -> Probe:
+    """Make the probe of a module; a lazy module is initialised on its first batch before.
+
+    Args:
+        module: The module, or a copy of it if it is lazy (`own_if_lazy`).
+        bridge: The bridge of the module, open.
+        batches: Batches that `check_batches` has checked.
         axis: See `score`.
         chunk_size: See `score`.
         seed: See `score`.
-        placement: The device and precision that the model is moved and converted to, in place.
-        datamodule: See `score`.
-        settings: Settings of the trainer that the model sees.
-        loader: The loader that the trainer shows; None for one with these batches.
-        blocks: See `score`.
-        budget: Limits on cost; a candidate above it is not scored.
         num_samples: See `score`.
+        prepare: ``(batch, batch_idx) -> batch``; None for the bridge's.
+        blocks: See `score`.
+        name: Name of the candidate, for proxies that read it.
     """
-    start = time.perf_counter()
-    scores: dict[str, Score] = {}
-    error = untrainable = traceback = None
-    try:
-        model = own_if_lazy(uncompiled(model))
-        with (
-            torch.inference_mode(False),  # a proxy's own tensors, made outside of any pass, are leaves of graphs
-            preserved_rng(seed),
-            placement.entered(),
-            bridged(
-                model,
-                loss_fn=loss_fn,
-                step=step,
-                datamodule=datamodule,
-                settings=settings,
-                loader=loader or TrainingLoader(batches),
-                precision=placement.plugin(model),
-                device=placement.devices[0] if placement.devices else None,
-                place=placement.place,
-            ) as bridge,
-        ):
-            prepare = placement.prepared(bridge.prepare)
-            if is_uninitialised(model):
-                initialise_on_first(model, bridge.step, prepare, batches, seed)
-            probe = Probe(
-                model,
-                bridge.step,
-                batches,
-                prepare=prepare,
-                axis=axis,
-                chunk_size=chunk_size,
-                seed=seed,
-                muted=bridge.muted,
-                blocks=blocks,
-                name=name,
-                num_samples=num_samples,
-            )
-            error = budget.excess(probe) if budget else None
-            if error is None:
-                probe.observe(need for proxy in proxies for need in proxy.needs)
-            for proxy in proxies if error is None else ():
-                try:
-                    check_variation(probe, proxy)
-                except IdenticalBatchesError as same:
-                    scores[proxy.name] = Score(proxy.name, None, described(same))
-                else:
-                    scores[proxy.name] = measured(proxy, probe, placement.precision)
-            untrainable = probe.untrainable
-            if untrainable is None and (failure := probe.step_error) is not None:
-                untrainable = _why_unranked(failure, is_own_step=loss_fn is None and step is None)
-            if untrainable is None and bridge.refused is not None:
-                untrainable = f"untrainable: {' '.join(bridge.refused.split())}"
-    except BaseException as raised:  # `kept_process_state` raises the user's own Ctrl-C again
-        error, traceback = described(raised), traceback_of(raised)
-    seconds = time.perf_counter() - start
-    if error is not None:
-        return ScoreCard.failed(name, [proxy.name for proxy in proxies], error, seconds, traceback)
-    return ScoreCard(name, scores, None, seconds, untrainable)
-
-
-def _why_unranked(failure: Exception, *, is_own_step: bool) -> str:
-    """Return why a candidate whose step failed has no rank; it is untrainable if its own module raised the error."""
-    if blamed(failure) is not None:
-        return str(failure) if isinstance(failure, ZiCoError) else described(failure)
-    if isinstance(failure, UnsupportedModuleError):
-        return f"untrainable: {failure}" if is_own_step else str(failure)
-    return STEP_FAILS + described(failure)
+    prepare = prepare or bridge.prepare
+    if is_uninitialised(module):
+        initialise_on_first(module, bridge.step, prepare, batches, seed)
+    return Probe(
+        module,
+        bridge.step,
+        batches,
+        prepare=prepare,
+        axis=axis,
+        chunk_size=chunk_size,
+        seed=seed,
+        muted=bridge.muted,
+        blocks=blocks,
+        name=name,
+        num_samples=num_samples,
+    )
 
 
 def measured(proxy: Proxy, probe: Probe, precision: str | None) -> Score:
@@ -357,14 +401,3 @@ def measured(proxy: Proxy, probe: Probe, precision: str | None) -> Score:
         dict(measurement.layers),
         {**where, **measurement.details},
     )
-
-
-def described(error: BaseException) -> str:
-    """Describe an exception in one line: its type and its message, or else the line of code that raised it.
-
-    If the user's code other than the scored module raised it, such as a callback, the line begins with its name.
-    """
-    kind = NOT_APPLICABLE if isinstance(error, NotApplicableError) else type(error).__name__
-    said = f"{kind}: {meaning_of(error)}".rstrip(": ")
-    name = None if isinstance(error, ZiCoError) else blamed(error)  # this package's own errors name it themselves
-    return said if name is None else f"{name} raised {said}"

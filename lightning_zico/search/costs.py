@@ -7,6 +7,9 @@ from typing import Any
 from lightning_zico.budget import ARCH_COSTS, Budget
 from lightning_zico.spaces import SearchSpace
 
+# Costs that a search can keep low; the proxy `latency` measures the one that is not known from the arch.
+LATENCY = "latency_s"
+COSTS = (*ARCH_COSTS, LATENCY)
 # More than the archs of a population and its mutants, which come up repeatedly; each entry is a few numbers.
 _NUM_REMEMBERED = 20_000
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from lightning_zico.ranking import crowding_distances, front_numbers
 from lightning_zico.results import ScoreCard
-from lightning_zico.scoring.choice import Choice, combined, lacking_of, trains, used_for, values_of
+from lightning_zico.scoring.choice import Choice, lacking_of, trains, used_for
 from lightning_zico.spaces import SearchSpace
 
 
@@ -99,18 +99,16 @@ class Population:
 
     Args:
         size: Largest number of members.
-        choice: The proxies and recipes that are computed.
-        rank_by: Name of the score that decides.
+        choice: The proxies, the recipes and the score to rank by.
     """
 
-    def __init__(self, size: int, choice: Choice, rank_by: str) -> None:
+    def __init__(self, size: int, choice: Choice) -> None:
         self._size = size
         self._choice = choice
-        self._recipe = choice.recipes.get(rank_by)
-        self._rank_by = rank_by
+        self._recipe = choice.recipe
         self._members: list[Member] = []
         # Contents of the members' cards as columns, for speed: each of 10^5 newcomers is compared with all members.
-        names = {name for link in choice.read_by(rank_by) for name in link}
+        names = {name for link in choice.chains for name in link}
         self._columns: dict[str, list[float | None]] = {name: [] for name in names}  # higher is better
         self._low: list[tuple[float, ...]] = []  # costs, higher is better
         self._lacking: list[frozenset[str]] = []
@@ -151,14 +149,14 @@ class Population:
         return self._members[self._standings.best()].arch if self._members else None
 
     def _fails(self, card: ScoreCard) -> bool:
-        used = used_for([lacking_of(card)], self._recipe).recipe.members if self._recipe else (self._rank_by,)
+        used = used_for([lacking_of(card)], self._recipe).recipe.members if self._recipe else (self._choice.rank_by,)
         return not trains(card) or any(card[name].value is None for name in used)
 
     def _scores(self) -> list[float | None]:
         """Score the members as one set, as `scores_of` does."""
         if self._recipe is None:
-            return list(self._columns[self._rank_by])
-        return values_of(used_for(self._lacking, self._recipe), self._columns)
+            return list(self._columns[self._choice.rank_by])
+        return used_for(self._lacking, self._recipe).values(self._columns)
 
     def _remove(self, idx: int) -> None:
         del self._members[idx], self._lacking[idx], self._low[idx]
@@ -166,11 +164,11 @@ class Population:
             del column[idx]
 
 
-def scores_of(cards: Sequence[ScoreCard], choice: Choice, rank_by: str) -> list[float | None]:
+def scores_of(cards: Sequence[ScoreCard], choice: Choice) -> list[float | None]:
     """Score archs as one set, so that higher is better; None for archs without a score to rank by."""
-    if rank_by in choice.recipes:
-        cards, _ = combined(cards, choice.recipes[rank_by], choice)
-    return [None if card.error is not None else choice.directed(card, rank_by) for card in cards]
+    if choice.recipe is not None:
+        cards, _ = choice.combined(cards, choice.recipe)
+    return [None if card.error is not None else choice.directed(card) for card in cards]
 
 
 class _Standings:

@@ -22,10 +22,11 @@ from lightning_zico.bridge.hooks import is_lightning
 from lightning_zico.engine.lazy import copied
 from lightning_zico.engine.scope import preserved_rng, rng_restorer, seed_all
 from lightning_zico.errors import InvalidArgumentError, NotLoggedError
+from lightning_zico.folders import temporary_folder
 from lightning_zico.results import Final
 from lightning_zico.scoring.arguments import whole_number
 from lightning_zico.scoring.process_state import kept_process_state
-from lightning_zico.scoring.scorer import described
+from lightning_zico.scoring.reasons import described
 
 Mode: TypeAlias = Literal["min", "max"]
 
@@ -362,6 +363,80 @@ def hold_finals(
                 left = better if len(finalists) > MOST_AT_ONCE and len(better) > 1 else []
     finally:
         finalists.sort(key=place)
+
+
+def train_best(
+    entrants: Mapping[str, Callable[[], nn.Module]],
+    trainer: Any,
+    data: Mapping[str, Any],
+    *,
+    seed: int,
+    report: Callable[[list[Final], dict[str, Any]], None],
+    final_epochs: int,
+    monitor: str,
+    mode: Mode,
+) -> nn.Module:
+    """Hold finals among some candidates, and train the best one to the end.
+
+    Args:
+        entrants: Functions that build the candidates, by name, best by score first.
+        trainer: See `hold_finals`.
+        data: See `hold_finals`.
+        seed: See `Finalist`.
+        report: Called when the finals end, also if they break off, with the results so far and how they were held.
+        final_epochs: See `hold_finals`.
+        monitor: See `hold_finals`.
+        mode: See `hold_finals`.
+
+    Returns:
+        The trained winner.
+
+    Raises:
+        RuntimeError: If all finalists failed.
+    """
+    with temporary_folder() as folder:
+        finalists = [
+            Finalist(name, build, Path(folder, f"{idx}.ckpt"), seed)
+            for idx, (name, build) in enumerate(entrants.items())
+        ]
+        held = {
+            "final_epochs": final_epochs,
+            "monitor": monitor,
+            "mode": mode,
+            "finalists": len(finalists),
+            "halving": len(finalists) > MOST_AT_ONCE,
+            "broke_off": True,
+        }
+        try:
+            hold_finals(finalists, trainer, data, final_epochs=final_epochs, monitor=monitor, mode=mode)
+            held["broke_off"] = False
+        finally:
+            finals = [finalist.final for finalist in finalists if finalist.is_done]
+            if finals:
+                report(finals, held)
+        winner = finalists[0]
+        if winner.error is not None:
+            raise RuntimeError(
+                f"All {len(finalists)} finalists failed. '{winner.name}' failed with: {winner.error} See "
+                "`leaderboard_.errors` for the others."
+            )
+        model = winner.build()
+        winner.train(trainer, model, data)
+        return model
+
+
+def train(trainer: Any, model: nn.Module, data: Mapping[str, Any]) -> None:
+    """Train a winner to the end.
+
+    Raises:
+        TypeError: If it is not a LightningModule.
+    """
+    if not is_lightning(model):
+        raise TypeError(
+            f"The winner is a {type(model).__name__}, but a `Trainer` only trains LightningModules. Wrap the "
+            "candidates in LightningModules, or train `best_model_` yourself."
+        )
+    trainer.fit(model, **data)
 
 
 def _classes_in(checkpoint: Path) -> list[Any] | None:

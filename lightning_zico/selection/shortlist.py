@@ -10,7 +10,7 @@ from lightning_zico.results import ScoreCard
 from lightning_zico.scoring.choice import Choice
 
 
-class Contenders:
+class Shortlist:
     """Hold the candidates that can still finish among the first; the others, with their modules, can be released.
 
     A recipe ranks only when all scores are there, and which fallback will rank is not known before. Candidate A is
@@ -22,31 +22,30 @@ class Contenders:
     before. So it is only compared with candidates that lack the numbers of the same recipes, and because it may share a
     place with them, it is behind those that were offered earlier.
 
-    With a single score, one candidate per place is held. With a recipe, there may be many, and with several repeats
+    With a single score, k candidates are held. With a recipe, there may be many, and with several repeats
     almost all: built modules from a generator then stay in memory, while factories take none.
 
     Args:
-        rank_by: Name of the score that decides.
-        choice: The proxies and recipes that are computed.
-        num_places: How many of the first candidates are wanted.
+        choice: The proxies, the recipes and the score to rank by.
+        top_k: How many of the first candidates are wanted.
     """
 
-    def __init__(self, rank_by: str, choice: Choice, num_places: int = 1) -> None:
-        self._members = choice.read_by(rank_by)
+    def __init__(self, choice: Choice, top_k: int = 1) -> None:
+        self._members = choice.chains
         self._choice = choice
-        self._num_places = num_places
+        self._top_k = top_k
         self._candidates: list[Candidate] = []
-        self._scores: np.ndarray | None = None  # [contenders, directed scores of one recipe after the other]
-        self._places = np.empty(0, dtype=np.int64)  # position of each in the order they were offered
+        self._scores: np.ndarray | None = None  # [held, directed scores of one recipe after the other]
+        self._offer_idxs = np.empty(0, dtype=np.int64)
         self._num_ahead = np.empty(0, dtype=np.int64)  # how many others are certainly ahead of each
-        self._lacks: np.ndarray | None = None  # [contenders, recipes], whether one of its numbers is missing
+        self._lacks: np.ndarray | None = None  # [held, recipes], whether one of its numbers is missing
 
-    def add(self, candidate: Candidate, place: int, cards: Sequence[ScoreCard]) -> None:
+    def add(self, candidate: Candidate, offer_idx: int, cards: Sequence[ScoreCard]) -> None:
         """Add a candidate, and drop those that can no longer finish among the first. Candidates may come in any order.
 
         Args:
             candidate: A candidate that was scored.
-            place: Its position in the order in which candidates were offered.
+            offer_idx: Its position in the order in which candidates were offered, from 0.
             cards: The cards of all its repeats; each of them counts.
         """
         values = [[self._choice.directed(card, name) for card in cards for name in names] for names in self._members]
@@ -59,15 +58,15 @@ class Contenders:
         alike = (others_lack == lacks).all(axis=1)
         # in each recipe, and not a candidate that may be placed beside others
         differs = np.logical_or.reduceat(others != row, starts, axis=1).all(axis=1) & (not lacks.any())
-        num_ahead = np.sum(alike & (others >= row).all(axis=1) & (differs | (self._places < place)))
-        if num_ahead >= self._num_places or lacks.all():
+        num_ahead = np.sum(alike & (others >= row).all(axis=1) & (differs | (self._offer_idxs < offer_idx)))
+        if num_ahead >= self._top_k or lacks.all():
             return
-        self._num_ahead += alike & (others <= row).all(axis=1) & (differs | (self._places > place))
-        stays = self._num_ahead < self._num_places
+        self._num_ahead += alike & (others <= row).all(axis=1) & (differs | (self._offer_idxs > offer_idx))
+        stays = self._num_ahead < self._top_k
         self._candidates = [held for held, kept in zip(self._candidates, stays, strict=True) if kept] + [candidate]
         self._scores = np.vstack([others[stays], row])
         self._lacks = np.vstack([others_lack[stays], lacks])
-        self._places = np.append(self._places[stays], place)
+        self._offer_idxs = np.append(self._offer_idxs[stays], offer_idx)
         self._num_ahead = np.append(self._num_ahead[stays], num_ahead)
 
     @property

@@ -1,30 +1,88 @@
-"""Compare a ranking with those by the trivial baselines, and remove a baseline's part from it."""
+"""From all cards to the leaderboard: standings, agreement with the trivial baselines, and one's part removed."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from lightning_zico.proxies import BASELINES
 from lightning_zico.ranking import kendall, size_controlled
-from lightning_zico.results import Score, ScoreCard
+from lightning_zico.results import Leaderboard, Score, ScoreCard
 from lightning_zico.scoring.choice import Choice
+from lightning_zico.scoring.provenance import told
+from lightning_zico.selection.tally import Tally
 
 
-def standings_of(cards: Sequence[ScoreCard], rank_by: str, choice: Choice) -> list[float | None]:
+def leaderboard_of(
+    tally: Tally, *, controlled_by: str | None, seed: int, provenance: Mapping[str, Any]
+) -> tuple[Leaderboard, list[ScoreCard]]:
+    """Make the leaderboard from all cards so far.
+
+    Args:
+        tally: The cards; at least one.
+        controlled_by: Name of the baseline for the column ``controlled``; None for no such column.
+        seed: The seed of the bootstrap.
+        provenance: Facts that only the caller knows.
+
+    Returns:
+        The leaderboard, and the cards behind it, in the order in which candidates were offered.
+    """
+    cards, choice = tally.merged(), tally.choice
+    standings = standings_of(cards, choice)
+    if controlled_by is not None:
+        cards = with_controlled(cards, standings, choice, controlled_by)
+    leaderboard = Leaderboard.of(
+        cards,
+        rank_by=choice.rank_by,
+        columns=[*choice.columns, *(["controlled"] if controlled_by else [])],
+        higher_is_better=choice.higher_is_better(),
+        uncertainty=tally.uncertainty(seed=seed) if tally.repeats > 1 else None,
+        provenance={
+            **provenance,
+            **_facts(tally),
+            "controlled_by": controlled_by,
+            "kendall_with": agreement_with_baselines(cards, standings),
+        },
+    )
+    return leaderboard, cards
+
+
+def _facts(tally: Tally) -> dict[str, Any]:
+    choice, cards = tally.choice, tally.settled()
+    facts = {
+        "rank_by": choice.rank_by,
+        "higher_is_better": choice.higher_is_better(),
+        "proxies": [proxy.name for proxy in choice.proxies],
+        "recipes": {name: told(used, choice.recipes[name], cards) for name, used in tally.used().items()},
+        "repeats": tally.repeats,
+        "num_instances": tally.num_instances,
+        "num_of_a_zoo": tally.num_of_a_zoo,
+    }
+    if tally.repeats > 1:
+        facts |= {
+            "num_with_same_weights": tally.num_with_same_weights(),
+            "equal_repeats": tally.equal_repeats(),
+        }
+    return facts
+
+
+def standings_of(cards: Sequence[ScoreCard], choice: Choice) -> list[float | None]:
     """Number the places from the last up, in the leaderboard's order: more repeats, as in a race, come first."""
-    scores = [choice.directed(card, rank_by) for card in cards]
-    keys = [None if s is None else (len(card[rank_by].repeats), s) for card, s in zip(cards, scores, strict=True)]
+    scores = [choice.directed(card) for card in cards]
+    keys = [
+        None if s is None else (len(card[choice.rank_by].repeats), s) for card, s in zip(cards, scores, strict=True)
+    ]
     places = {key: float(place) for place, key in enumerate(sorted({key for key in keys if key is not None}))}
     return [None if key is None else places[key] for key in keys]
 
 
 def with_controlled(
-    cards: Sequence[ScoreCard], standings: Sequence[float | None], rank_by: str, baseline: str
+    cards: Sequence[ScoreCard], standings: Sequence[float | None], choice: Choice, baseline: str
 ) -> list[ScoreCard]:
     """Add the column ``controlled`` to cards: the part of the ranking that a baseline does not explain."""
     residuals = size_controlled(standings, [card[baseline].value for card in cards])
     added = []
     for card, residual in zip(cards, residuals, strict=True):
-        error = None if residual is not None else card[rank_by].error or card[baseline].error or card.untrainable
+        error = None if residual is not None else card[choice.rank_by].error or card[baseline].error or card.untrainable
         added.append(replace(card, scores={**card.scores, "controlled": Score("controlled", residual, error)}))
     return added
 

@@ -1,71 +1,16 @@
 """Collect the scores of several repeats, and merge them into one card per candidate."""
 
 import statistics
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
-from torch.utils._pytree import tree_leaves
-from torch.utils.data import DataLoader
-
-from lightning_zico._typing import Batch
-from lightning_zico.bridge.data import Reading, TrainingData
-from lightning_zico.candidates import Built, Candidate, Candidates, iterate_candidates
-from lightning_zico.engine.batches import all_equal
-from lightning_zico.errors import IdenticalBatchesError, TooFewBatchesError
+from lightning_zico.candidates import Built, Candidate
 from lightning_zico.proxies import BASELINES
-from lightning_zico.ranking.racing import race
 from lightning_zico.ranking.uncertainty import standard_error, uncertainties
 from lightning_zico.results import Row, Score, ScoreCard
-from lightning_zico.scoring.choice import Choice, Used, combined, used_among
+from lightning_zico.scoring.choice import Choice, Used
 from lightning_zico.scoring.executors.base import Job
 from lightning_zico.zoo import ZooModel
-
-
-def read_repeats(data: Any, num_batches: int, repeats: int, *, seed: int = 0) -> list[list[Batch]]:
-    """Read the batches of every repeat, and tear down the data module, if any; see `readings`."""
-    with TrainingData(data) as training_data:
-        return [reading.batches for reading in readings(training_data, num_batches, repeats, seed=seed)]
-
-
-def readings(data: TrainingData, num_batches: int, repeats: int, *, seed: int = 0) -> list[Reading]:
-    """Read the batches of all repeats at once, since they are few and a wrong number then fails before any scoring.
-
-    Args:
-        data: The data. A data module and loaders are read again for every repeat, with its own seed; the data module
-            is set up once per repeat, and stays as the last repeat left it. An iterable of batches, which a seed does
-            not affect, is read further: it must give ``repeats`` times ``num_batches`` batches.
-        num_batches: Number of batches in each repeat.
-        repeats: Number of repeats.
-        seed: The seed of the first repeat; repeat r has ``seed + r``.
-
-    Returns:
-        The batches by repeat, with their loader.
-
-    Raises:
-        TooFewBatchesError: If the data gives too few batches.
-        IdenticalBatchesError: If all repeats have the same batches.
-    """
-    loaders = any(isinstance(leaf, DataLoader) for leaf in tree_leaves(data.data))
-    if data.datamodule is not None or loaders or repeats == 1:
-        by_repeat = [data.read(num_batches, seed=seed + idx) for idx in range(repeats)]
-    else:
-        try:
-            batches, loader = data.read(num_batches * repeats, seed=seed)
-        except TooFewBatchesError as error:
-            raise TooFewBatchesError(
-                f"An iterable of batches cannot be shuffled, so {repeats} repeats of {num_batches} batches need "
-                f"{num_batches * repeats} batches. Pass that many, or a DataLoader that shuffles. {error}"
-            ) from error
-        starts = range(0, len(batches), num_batches)
-        by_repeat = [Reading(batches[start : start + num_batches], loader) for start in starts]
-    if all_equal([reading.batches for reading in by_repeat]):
-        raise IdenticalBatchesError(
-            f"All {repeats} repeats have the same batches: the data is not shuffled, or it is shuffled with its own "
-            "generator, which the seed does not affect. Shuffle without a generator, or pass a list of "
-            f"{num_batches * repeats} batches."
-        )
-    return by_repeat
 
 
 class Tally:
@@ -83,7 +28,7 @@ class Tally:
         self.choice = choice
         self.repeats = repeats
         self._cards: dict[str, dict[int, ScoreCard]] = {}
-        self._places: dict[str, int] = {}
+        self._offer_idxs: dict[str, int] = {}
         self._built: set[str] = set()
         self.num_of_a_zoo = 0
 
@@ -97,7 +42,7 @@ class Tally:
         for candidate in candidates:
             if candidate.name not in self._cards:
                 self._cards[candidate.name] = {}
-                self._places[candidate.name] = len(self._places)
+                self._offer_idxs[candidate.name] = len(self._offer_idxs)
                 if isinstance(candidate.build, Built):
                     self._built.add(candidate.name)
                 self.num_of_a_zoo += isinstance(candidate.build, ZooModel)
@@ -105,6 +50,11 @@ class Tally:
             for repeat_idx in repeats:
                 if not any(_cannot_rank(card) for card in cards.values()):
                     yield Job(candidate, repeat_idx)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no card."""
+        return not self._cards
 
     @property
     def num_instances(self) -> int:
@@ -121,9 +71,9 @@ class Tally:
         cards[job.repeat_idx] = card
         return _by_repeat(cards)
 
-    def place(self, name: str) -> int:
+    def offer_idx(self, name: str) -> int:
         """Return the position of a candidate in the order they were offered, from 0."""
-        return self._places[name]
+        return self._offer_idxs[name]
 
     def cut(self, most: int, *, least: int = 1) -> None:
         """Drop the cards of an unfinished round, so that the remaining cards can be compared.
@@ -157,11 +107,10 @@ class Tally:
             return self._combined([cards[0] for cards in self._cards.values()], self.used())
         return [_averaged(cards) for cards in self._in_repeats().values()]
 
-    def uncertainty(self, rank_by: str, *, seed: int = 0) -> dict[str, Row]:
+    def uncertainty(self, *, seed: int = 0) -> dict[str, Row]:
         """Compute the uncertainty of each candidate's rank; candidates that cannot be ranked are left out.
 
         Args:
-            rank_by: Name of the score that decides.
             seed: The seed of the bootstrap.
 
         Returns:
@@ -169,35 +118,35 @@ class Tally:
             when it left, among those that had come as far; whether it is the best, or tied, is None. Repeats that are
             equal because the weights are equal give no uncertainty.
         """
-        said: dict[str, Row] = {}
+        by_name: dict[str, Row] = {}
         in_repeats = self._in_repeats()
         for count in sorted({len(cards) for cards in in_repeats.values()}):
             reached = [_averaged(cards[:count]) for cards in in_repeats.values() if len(cards) >= count]
-            numbers = {card.name: directed_repeats(card, rank_by, self.choice) for card in reached}
+            numbers = {card.name: directed_repeats(card, self.choice) for card in reached}
             table = {name: values for name, values in numbers.items() if values is not None}
-            said |= {name: {**row, "p_best": None, "tie": None} for name, row in said.items() if name not in table}
-            said |= {
+            by_name |= {
+                name: {**row, "p_best": None, "tie": None} for name, row in by_name.items() if name not in table
+            }
+            by_name |= {
                 name: uncertainty._asdict()
                 for name, uncertainty in zip(table, uncertainties(list(table.values()), seed=seed), strict=True)
             }
-        for name in self.equal_repeats(rank_by):
-            said[name] |= dict.fromkeys(("std_error", "rank_low", "rank_high", "p_best"))
-        return said
+        for name in self.equal_repeats():
+            by_name[name] |= dict.fromkeys(("std_error", "rank_low", "rank_high", "p_best"))
+        return by_name
 
     def num_with_same_weights(self) -> int:
         """Count the factories that built the same weights in all repeats."""
         return sum(_have_same_weights(cards.values()) for name, cards in self._cards.items() if name not in self._built)
 
-    def equal_repeats(self, rank_by: str) -> list[str]:
+    def equal_repeats(self) -> list[str]:
         """List the candidates whose scores are equal in all repeats because their weights are equal.
 
         Counts of weights or operations are excluded: they are equal in all repeats for every candidate, and certain.
         """
-        if set(self.choice.read_by(rank_by)[0]) <= {*BASELINES, "prior"}:
+        if set(self.choice.chains[0]) <= {*BASELINES, "prior"}:
             return []
-        scores = {
-            name: directed_repeats(_averaged(row), rank_by, self.choice) for name, row in self._in_repeats().items()
-        }
+        scores = {name: directed_repeats(_averaged(row), self.choice) for name, row in self._in_repeats().items()}
         return [
             name
             for name, values in scores.items()
@@ -207,7 +156,7 @@ class Tally:
     def used(self) -> dict[str, Used]:
         """Choose the recipes to use in place of the named ones, once for all repeats, from all candidates."""
         first = self.settled()
-        return {recipe.name: used_among(first, recipe) for recipe in self.choice.recipes.values()}
+        return {recipe.name: self.choice.used(recipe, first) for recipe in self.choice.recipes.values()}
 
     def settled(self) -> list[ScoreCard]:
         """List the first card of each candidate; a score that failed in any repeat counts as failed."""
@@ -231,82 +180,16 @@ class Tally:
 
     def _combined(self, cards: list[ScoreCard], used: Mapping[str, Used]) -> list[ScoreCard]:
         for recipe in self.choice.recipes.values():
-            cards, _ = combined(cards, recipe, self.choice, used[recipe.name])
+            cards, _ = self.choice.combined(cards, recipe, used[recipe.name])
         return cards
 
 
-def raced(
-    candidates: Candidates,
-    tally: Tally,
-    rank_by: str,
-    score: Callable[[Candidates, Sequence[int]], None],
-    *,
-    top_k: int = 1,
-    seed: int = 0,
-) -> list[Candidate]:
-    """Score every candidate once, then race those that can be ranked.
-
-    Args:
-        candidates: As for `ZeroShotSelector.rank`.
-        tally: An empty tally; it holds all cards afterwards.
-        rank_by: Name of the score that decides.
-        score: Function that scores candidates in the repeats with these indices, and adds the cards to the tally.
-        top_k: How many of the first candidates are wanted.
-        seed: The seed of the bootstrap for the rank intervals.
-
-    Returns:
-        All candidates, in the order they were offered.
-
-    Raises:
-        TypeError: If the candidates are an iterator of built modules.
-    """
-    kept: list[Candidate] = []
-    num_scored = 1  # repeats that every contender has
-    try:
-        score(_keeping(candidates, kept), range(1))
-    except BaseException:
-        tally.cut(num_scored)
-        raise
-
-    def numbers() -> dict[str, list[float] | None]:
-        return {card.name: directed_repeats(card, rank_by, tally.choice) for card in tally.merged()}
-
-    first = numbers()
-    runners = [candidate for candidate in kept if first[candidate.name] is not None]
-
-    def scored(contenders: list[int], num_repeats: int) -> list[list[float] | None]:
-        nonlocal num_scored
-        names = [runners[idx].name for idx in contenders]
-        try:
-            score([runners[idx] for idx in contenders], range(num_scored, num_repeats))
-        except BaseException:
-            tally.cut(num_scored)
-            raise
-        num_scored = num_repeats
-        by_name = numbers()
-        return [by_name[name] for name in names]
-
-    race(len(runners), tally.repeats, scored, top_k=top_k, seed=seed)
-    return kept
-
-
-def _keeping(candidates: Candidates, kept: list[Candidate]) -> Iterator[Candidate]:
-    """Yield every candidate and keep it, since a race scores it again."""
-    for candidate in iterate_candidates(candidates):
-        if isinstance(candidates, Iterator) and isinstance(candidate.build, Built):
-            raise TypeError(
-                f"`race=True` scores candidates again, so it would hold all modules of the {type(candidates).__name__} "
-                f"in memory, such as '{candidate.name}'. Offer factories, or a list of the modules."
-            )
-        kept.append(candidate)
-        yield candidate
-
-
-def directed_repeats(card: ScoreCard, name: str, choice: Choice) -> list[float] | None:
+def directed_repeats(card: ScoreCard, choice: Choice) -> list[float] | None:
     """List a candidate's scores in all repeats, negated if lower is better; None if it cannot be ranked by them."""
-    if choice.directed(card, name) is None:
+    if choice.directed(card) is None:
         return None
-    return [value if choice.higher_is_better(name) else -value for value in card[name].repeats]
+    sign = 1 if choice.higher_is_better() else -1
+    return [sign * value for value in card[choice.rank_by].repeats]
 
 
 def _by_repeat(cards: Mapping[int, ScoreCard]) -> list[ScoreCard]:
@@ -334,7 +217,7 @@ def _settled(cards: list[ScoreCard]) -> list[ScoreCard]:
     """
     failed = next((idx for idx, card in enumerate(cards) if _cannot_rank(card)), None)
     if failed is not None:  # the repeats before it add nothing
-        return [_told(cards[failed], failed)]
+        return [_in_repeat(cards[failed], failed)]
     errors: dict[str, str] = {}
     for idx, card in enumerate(cards):
         for name, score in card.scores.items():
@@ -346,7 +229,7 @@ def _settled(cards: list[ScoreCard]) -> list[ScoreCard]:
     ]
 
 
-def _told(card: ScoreCard, repeat_idx: int) -> ScoreCard:
+def _in_repeat(card: ScoreCard, repeat_idx: int) -> ScoreCard:
     """Add the repeat to a card's reasons."""
     return replace(
         card,

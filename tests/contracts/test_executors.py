@@ -18,10 +18,11 @@ from torch import nn
 from lightning_zico import Candidate, ProcessExecutor, RayExecutor, ZeroShotSelector, score
 from lightning_zico.candidates import iterate_candidates
 from lightning_zico.errors import CacheError
-from lightning_zico.scoring import pool
-from lightning_zico.scoring.choice import chosen
-from lightning_zico.scoring.executors.base import Executor, Job, Work
+from lightning_zico.scoring.choice import Choice
+from lightning_zico.scoring.executors import pool
+from lightning_zico.scoring.executors.base import Executor, Job
 from lightning_zico.scoring.executors.processes import SerialExecutor, num_cores
+from lightning_zico.scoring.scorer import Scorer
 from tests.modules import Classifier, Fixed, Numbered, assert_same, make_batches
 
 EXECUTORS: dict[str, Callable[[], Executor]] = {
@@ -49,8 +50,8 @@ def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
         ray.shutdown()
 
 
-def work_of(proxies: str = "zico", seed: int = 0) -> Work:
-    return Work(make_batches(seed=seed), chosen(proxies).proxies, seed=seed)
+def scorer_of(proxies: str = "zico", seed: int = 0) -> Scorer:
+    return Scorer(make_batches(seed=seed), Choice.of(proxies).proxies, seed=seed)
 
 
 def values(cards: Any) -> dict[str, Any]:
@@ -79,9 +80,9 @@ def test_scores_are_bit_for_bit_those_of_the_serial_executor(
         "blocks": Candidate("blocks", Classifier, blocks=["network.0", "network.6"]),
         "broken": lambda: 1 / 0,
     }
-    works = [work_of("all"), work_of("all", seed=5)]
+    scorers = [scorer_of("all"), scorer_of("all", seed=5)]
     jobs = [Job(candidate, idx) for candidate in iterate_candidates(candidates) for idx in (0, 1)]
-    found, expected = list(executor.run(works, jobs)), list(SerialExecutor().run(works, jobs))
+    found, expected = list(executor.run(scorers, jobs)), list(SerialExecutor().run(scorers, jobs))
     assert sorted((job.candidate.name, job.repeat_idx) for job, _ in found) == sorted(
         (job.candidate.name, job.repeat_idx) for job in jobs
     )
@@ -96,8 +97,8 @@ def test_settings_of_torch_are_those_of_here(executor: Executor) -> None:
     torch.set_default_dtype(torch.float64)
     try:
         batches = [(images.double(), labels) for images, labels in make_batches()]
-        work = Work(batches, chosen("zico").proxies)
-        ((_, card),) = executor.run([work], map(Job, iterate_candidates([Classifier])))
+        scorer = Scorer(batches, Choice.of("zico").proxies)
+        ((_, card),) = executor.run([scorer], map(Job, iterate_candidates([Classifier])))
     finally:
         torch.set_default_dtype(torch.float32)
     assert card["zico"].details["dtype"] == "float64"
@@ -105,7 +106,7 @@ def test_settings_of_torch_are_those_of_here(executor: Executor) -> None:
 
 def test_autocast_is_that_of_here(executor: Executor) -> None:
     def scored(by: Executor) -> dict[str, Any]:
-        return values(card for _, card in by.run([work_of()], map(Job, iterate_candidates([Classifier]))))
+        return values(card for _, card in by.run([scorer_of()], map(Job, iterate_candidates([Classifier]))))
 
     plain = scored(executor)
     with torch.autocast("cpu", torch.bfloat16):
@@ -129,7 +130,7 @@ def test_a_generator_of_candidates_is_taken_as_they_are_needed(executor: Executo
     num_done = 0
     gc.disable()
     try:
-        for job, _ in executor.run([work_of()], map(Job, iterate_candidates(instances()))):
+        for job, _ in executor.run([scorer_of()], map(Job, iterate_candidates(instances()))):
             del job
             num_done += 1
             assert len(alive) <= num_done + 2 + FEW
@@ -269,11 +270,11 @@ def test_closing_stops_what_runs_and_takes_no_more(executor: Executor) -> None:
 
     start = time.monotonic()
     if isinstance(executor, SerialExecutor):
-        with closing(executor.run([work_of()], jobs())) as done:
+        with closing(executor.run([scorer_of()], jobs())) as done:
             next(done)
         assert taken == ["Classifier"]
         return
-    with closing(executor.run([work_of()], jobs())) as done:
+    with closing(executor.run([scorer_of()], jobs())) as done:
         assert next(done)[0].candidate.name == "Classifier"
     assert len(taken) <= 3 + FEW
     assert time.monotonic() - start < 600  # each of them sleeps for an hour
@@ -305,9 +306,9 @@ def test_another_number_of_threads_moves_scores_by_rounding_alone() -> None:
 
 def test_cores_are_shared_out_and_no_worker_has_more_threads_than_here() -> None:
     def threads_with(num_workers: int) -> float:
-        work = Work(make_batches(), [_Threads()], loss_fn=nn.functional.cross_entropy)
+        scorer = Scorer(make_batches(), [_Threads()], loss_fn=nn.functional.cross_entropy)
         jobs = map(Job, iterate_candidates([Classifier]))
-        ((_, card),) = ProcessExecutor(num_workers).run([work], jobs)
+        ((_, card),) = ProcessExecutor(num_workers).run([scorer], jobs)
         assert card["threads"].value is not None, card["threads"].error
         return card["threads"].value
 

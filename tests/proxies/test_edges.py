@@ -1,6 +1,7 @@
 """Networks and batches at the edge of what the formulas were made for."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from lightning_zico import Score, score
+from lightning_zico.candidates import Built, Candidate
 from lightning_zico.engine.weights import drawn_indices
 from lightning_zico.errors import NonFiniteError
 from lightning_zico.proxies import swap
@@ -330,7 +332,7 @@ def test_az_leaves_out_a_block_whose_positions_cannot_be_lined_up() -> None:
     batches = [(torch.randn(4, 6, 5), torch.randint(3, (4,)))]
     blocks = ["patches", "layers.0", "layers.1"]
     names = ["az_expressivity", "az_trainability"]
-    card = score(WithClassToken(), batches, names, nn.CrossEntropyLoss(), blocks=blocks)
+    card = score(Candidate("one", WithClassToken, blocks), batches, names, nn.CrossEntropyLoss())
     assert list(card["az_expressivity"].details["blocks"]) == blocks
     assert list(card["az_trainability"].details["blocks"]) == blocks[2:]
 
@@ -365,11 +367,11 @@ def test_az_differentiates_through_what_is_written_over_a_block() -> None:
     networks[1].load_state_dict(networks[0].state_dict())
     batches = [(torch.randn(8, 2, 5, 5), torch.randint(3, (8,)))]
     blocks = [f"blocks.{idx}" for idx in (0, 1, 2, 4)]
-    cards = [score(network, batches, "az", nn.CrossEntropyLoss(), blocks=blocks) for network in networks]
+    offered = [Candidate("joined", Built(network), blocks) for network in networks]
+    cards = [score(candidate, batches, "az", nn.CrossEntropyLoss()) for candidate in offered]
     assert cards[0]["az_expressivity"].value == cards[1]["az_expressivity"].value is not None
-    found = score(
-        networks[0], batches, "az_trainability", nn.CrossEntropyLoss(), blocks=[*blocks[:3], "blocks.3", blocks[3]]
-    )
+    more = replace(offered[0], blocks=[*blocks[:3], "blocks.3", blocks[3]])
+    found = score(more, batches, "az_trainability", nn.CrossEntropyLoss())
     assert found["az_trainability"].error is None
 
 

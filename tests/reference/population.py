@@ -11,16 +11,16 @@ from lightning_zico.search.evolution import Member, scores_of
 class PlainPopulation:
     """As `evolution.Population`, which says what its arguments are; nothing is kept from one arch to the next."""
 
-    def __init__(self, size: int, choice: Choice, rank_by: str) -> None:
-        self.size, self.choice, self.rank_by = size, choice, rank_by
+    def __init__(self, size: int, choice: Choice) -> None:
+        self.size, self.choice = size, choice
         self.members: list[Member] = []
         self.standings: list[Any] = []
 
     def add(self, member: Member) -> None:
-        if scores_of([member.card], self.choice, self.rank_by) == [None]:
+        if scores_of([member.card], self.choice) == [None]:
             return
         members = [*self.members, member]
-        scores = scores_of([each.card for each in members], self.choice, self.rank_by)
+        scores = scores_of([each.card for each in members], self.choice)
         kept = [(each, score) for each, score in zip(members, scores, strict=True) if score is not None]
         self.members = [each for each, _ in kept]
         self.standings = standings_of([(score, *(-cost for cost in each.costs)) for each, score in kept])

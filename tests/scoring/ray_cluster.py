@@ -20,9 +20,10 @@ from lightning_zico import RayExecutor
 from lightning_zico.candidates import iterate_candidates
 from lightning_zico.scoring.cache import SQLiteCache
 from lightning_zico.scoring.cached_scorer import with_cache
-from lightning_zico.scoring.choice import chosen
-from lightning_zico.scoring.executors.base import Job, Work
+from lightning_zico.scoring.choice import Choice
+from lightning_zico.scoring.executors.base import Job
 from lightning_zico.scoring.executors.processes import SerialExecutor
+from lightning_zico.scoring.scorer import Scorer
 from tests.modules import Classifier, make_batches
 
 
@@ -49,11 +50,11 @@ def main() -> None:
     (folder / "started").mkdir()
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     head, node = cluster.head_node.node_id, cluster.add_node(num_cpus=1)
-    works = [with_cache(Work(make_batches(), chosen("zico").proxies), Noting(folder / "scores.db"))]
+    scorers = [with_cache(Scorer(make_batches(), Choice.of("zico").proxies), Noting(folder / "scores.db"))]
     candidates = {str(width): partial(noted, folder / "started", width) for width in range(4, 16)}
     found: list[tuple[str, Any]] = []
     removed = None
-    for job, card in RayExecutor(address=cluster.address).run(works, map(Job, iterate_candidates(candidates))):
+    for job, card in RayExecutor(address=cluster.address).run(scorers, map(Job, iterate_candidates(candidates))):
         found.append((job.candidate.name, card["zico"].value))
         busy = [path for path in (folder / "started").iterdir() if path.name not in dict(found)]
         if removed is None and any(node.node_id in path.read_text() for path in busy):
@@ -63,7 +64,7 @@ def main() -> None:
     cluster.shutdown()
     started = {path.name: path.read_text().split() for path in (folder / "started").iterdir()}
     expected = SerialExecutor().run(
-        [Work(works[0].batches, works[0].proxies)], map(Job, iterate_candidates(candidates))
+        [Scorer(scorers[0].batches, scorers[0].proxies)], map(Job, iterate_candidates(candidates))
     )
     scores = {job.candidate.name: card["zico"].value for job, card in expected}
     said = {"found": found, "expected": scores, "removed": removed, "started": started}

@@ -215,14 +215,14 @@ def test_a_data_module_without_a_loader_says_so() -> None:
             call(NoLoader())
 
 
-@pytest.mark.parametrize("name", ["train_dataloaders", "data", "batches"])
+@pytest.mark.parametrize("name", ["train_dataloader", "data", "batches"])
 def test_data_by_another_name_is_told_its_own(name: str) -> None:
     for call in (
         lambda data: ZeroShotSelector().rank([Classifier], **data),
         lambda data: ZeroShotSelector().fit([Classifier], **data),
         lambda data: ZeroShotSearch(Bits()).run(**data),
     ):
-        with pytest.raises(TypeError, match=f"has no argument `{name}`: pass the data as `datamodule=`"):
+        with pytest.raises(TypeError, match=f"has no argument `{name}`: as for `Trainer.fit`, pass a DataLoader"):
             call({name: LOADER})
 
 

@@ -13,8 +13,9 @@ from lightning_zico import Candidate, owners
 from lightning_zico.errors import CacheError
 from lightning_zico.proxies import resolve_proxies
 from lightning_zico.scoring import SerialExecutor, SQLiteCache, cache
-from lightning_zico.scoring.cached_scorer import CachedWork, scored, with_cache
-from lightning_zico.scoring.executors.base import Job, Work
+from lightning_zico.scoring.cached_scorer import CachedScorer, score_jobs, with_cache
+from lightning_zico.scoring.executors.base import Job
+from lightning_zico.scoring.scorer import Scorer
 from tests.modules import Classifier, make_batches
 from tests.processes import started
 
@@ -118,25 +119,25 @@ class Noting(SQLiteCache):
         return super().claim(candidate)
 
 
-def work_in(kept: SQLiteCache) -> CachedWork:
-    work = with_cache(Work(make_batches(), resolve_proxies(["params"])), kept)
-    assert isinstance(work, CachedWork)
-    return work
+def scorer_in(kept: SQLiteCache) -> CachedScorer:
+    scorer = with_cache(Scorer(make_batches(), resolve_proxies(["params"])), kept)
+    assert isinstance(scorer, CachedScorer)
+    return scorer
 
 
 @pytest.mark.parametrize("is_scored", [True, False])
 def test_what_another_process_scores_comes_last_and_is_not_scored_again(is_scored: bool, path: Path) -> None:
     kept = Noting(path)
     kept.noted = []
-    work = work_in(kept)
-    expected = {job.candidate.name: work.score(job.candidate)["params"].value for job in jobs(1, 2, 3)}
+    scorer = scorer_in(kept)
+    expected = {job.candidate.name: scorer.score(job.candidate)["params"].value for job in jobs(1, 2, 3)}
     key, entries = kept.noted[0], kept.read(kept.noted[0])
     path.unlink()
     kept = Noting(path)
     kept.noted = []
-    work = work_in(kept)
+    scorer = scorer_in(kept)
     order = []
-    with closing(scored(SerialExecutor(), [work], jobs(1, 2, 3))) as coming:
+    with closing(score_jobs(SerialExecutor(), [scorer], jobs(1, 2, 3))) as coming:
         claim = SQLiteCache(path).claim(key)
         keep = claim.__enter__()
         assert keep is not None

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from lightning_zico import Candidate, Leaderboard, ProcessExecutor, ScoreCard, ZeroShotSelector
 from lightning_zico.candidates import iterate_candidates
-from lightning_zico.scoring.executors.base import Job, Work
+from lightning_zico.scoring.executors.base import Job
 from lightning_zico.scoring.executors.pool import resident_bytes
+from lightning_zico.scoring.scorer import Scorer
 from tests.modules import Classifier, Fixed, Numbered, make_batches, make_network
 
 ROOT = Path(__file__).parent.parent.parent
@@ -193,9 +194,9 @@ def _loaded_slowly() -> SlowToLoad:
 def test_what_all_candidates_share_is_charged_to_none() -> None:
     batches = [(torch.randn(20, 1_000_000), torch.zeros(20, dtype=torch.long)) for _ in range(2)]  # 160 MB
     executor = ProcessExecutor(num_workers=1, timeout_s=5, memory_bytes=120_000_000)
-    work = Work(batches, [Fixed("a")], loss_fn=SlowToLoad())
+    scorer = Scorer(batches, [Fixed("a")], loss_fn=SlowToLoad())
     candidates = {"first": lambda: Numbered({"a": 1.0}), "second": lambda: Numbered({"a": 2.0})}
-    done = executor.run([work], map(Job, iterate_candidates(candidates)))
+    done = executor.run([scorer], map(Job, iterate_candidates(candidates)))
     assert {job.candidate.name: (card.error, card["a"].value) for job, card in done} == {
         "first": (None, 1.0),
         "second": (None, 2.0),

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from lightning_zico import ProcessExecutor, ZeroShotSelector
-from lightning_zico.scoring import pool
+from lightning_zico.scoring.executors import pool
 from lightning_zico.scoring.executors.pool import Limits, Outcome, outcomes, retire_worker
 from lightning_zico.scoring.executors.warden import Warden, end_family, new_mark
 from tests.modules import Classifier, make_batches

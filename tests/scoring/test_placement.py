@@ -18,9 +18,9 @@ from lightning_zico.candidates import Built
 from lightning_zico.proxies import BASELINES, Proxy, list_proxies, resolve_proxies
 from lightning_zico.scoring import MemoryCache
 from lightning_zico.scoring.cached_scorer import with_cache
-from lightning_zico.scoring.executors.base import Work
 from lightning_zico.scoring.executors.pool import Limits, outcomes, worker_idx
 from lightning_zico.scoring.placement import Placement, placement_of
+from lightning_zico.scoring.scorer import Scorer
 from tests.modules import NUM_CLASSES, BusyClassifier, Classifier, assert_untouched, make_batches, make_network, twice
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -67,7 +67,7 @@ def test_mixed_precision_is_autocast_around_the_forward_pass_and_nothing_else(ax
 
     offered, own = twice(build)
     batches = make_batches(num_batches=3)
-    card = Work(
+    card = Scorer(
         batches,
         resolve_proxies(["zico"]),
         loss_fn=nn.functional.cross_entropy,
@@ -226,8 +226,8 @@ def test_every_proxy_that_has_a_score_has_one_in_every_precision(placement: Plac
     names = [name for name in list_proxies() if name not in ("latency", "seen")]
 
     def card_in(placement: Placement) -> ScoreCard:
-        work = Work(make_batches(), resolve_proxies(names), placement=placement)
-        return work.score(Candidate("any", partial(Classifier, width=8)))
+        scorer = Scorer(make_batches(), resolve_proxies(names), placement=placement)
+        return scorer.score(Candidate("any", partial(Classifier, width=8)))
 
     plain, placed = card_in(Placement()), card_in(placement)
     assert {name for name in names if placed[name].error} == {name for name in names if plain[name].error}
@@ -247,11 +247,11 @@ def test_a_second_precision_misses_the_cache_and_another_device_of_a_kind_does_n
     assert [repr(card_in(precision)) for precision in precisions] == [repr(card) for card in cards]  # seconds as well
     first, second = (
         with_cache(
-            Work(make_batches(), resolve_proxies(["zico"]), placement=Placement((torch.device("cuda", k),))), cache
+            Scorer(make_batches(), resolve_proxies(["zico"]), placement=Placement((torch.device("cuda", k),))), cache
         )
         for k in range(2)
     )
-    here = with_cache(Work(make_batches(), resolve_proxies(["zico"])), cache)
+    here = with_cache(Scorer(make_batches(), resolve_proxies(["zico"])), cache)
     assert first.context == second.context != here.context
 
 

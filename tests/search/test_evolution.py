@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from lightning_zico import Evolution, Score, ScoreCard
-from lightning_zico.scoring.choice import Choice, chosen
+from lightning_zico.scoring.choice import Choice
 from lightning_zico.search.evolution import Member, Population
 from tests.reference.population import PlainPopulation
 from tests.search.spaces import Bits
@@ -28,10 +28,10 @@ def newcomer(idx: int, choice: Choice, rng: random.Random, num_costs: int, *, fa
 @pytest.mark.parametrize("num_costs", [0, 1, 2])
 @pytest.mark.parametrize("proxies", ["zico", "latency", "size", "default"])
 def test_a_population_is_the_plain_one_member_by_member_in_order(proxies: str, num_costs: int, faults: bool) -> None:
-    choice, left = chosen(proxies), set()
+    choice, left = Choice.of(proxies), set()
     for seed in range(4):
         rng, size = random.Random(f"{proxies}/{seed}"), 1 + 7 * seed
-        population, plain = (kind(size, choice, choice.first) for kind in (Population, PlainPopulation))
+        population, plain = (kind(size, choice) for kind in (Population, PlainPopulation))
         for idx in range(80):
             member = newcomer(idx, choice, rng, num_costs, faults=faults)
             population.add(member)
@@ -47,8 +47,8 @@ def test_a_population_is_the_plain_one_member_by_member_in_order(proxies: str, n
 
 
 def test_a_newcomer_that_brings_a_fallback_drives_out_who_lacks_its_scores_and_the_recipe_comes_back() -> None:
-    choice = chosen("balanced")  # falls back to `without_blocks`, then to `size`
-    population = Population(3, choice, choice.first)
+    choice = Choice.of("balanced")  # falls back to `without_blocks`, then to `size`
+    population = Population(3, choice)
 
     def member(name: str, value: float, **missing: str) -> Member:
         scores = {
@@ -78,8 +78,8 @@ def test_evolution_begins_when_the_population_is_full_at_the_latest(population_s
             return super().sample(rng)
 
     samples: list[int] = []
-    choice = chosen("params")
-    population = Population(population_size, choice, choice.first)
+    choice = Choice.of("params")
+    population = Population(population_size, choice)
     evolution = Evolution(population_size, tournament_size=2, num_initial=num_initial)
     begun: list[Any] = []
     for seed in range(20):

@@ -1,4 +1,4 @@
-"""A storage outlives the processes that write to it, and several may work on it at once."""
+"""A storage outlives the processes that write to it, and several may scorer on it at once."""
 
 import json
 import os
@@ -212,8 +212,8 @@ class Disturbed(Told):
         super().__init__(params=lambda arch: float(arch.count("1")))
         self.folder, self.at = folder, at
 
-    def run(self, works: Any, jobs: Any) -> Any:
-        for result in super().run(works, jobs):
+    def run(self, scorers: Any, jobs: Any) -> Any:
+        for result in super().run(scorers, jobs):
             if len(self.asked) in self.at:
                 end_by_hand(self.folder)
             yield result
@@ -252,8 +252,8 @@ def test_a_search_begun_anew_tries_again_what_failed_for_a_reason_that_may_pass(
     class Failing(Told):
         """Fails once."""
 
-        def run(self, works: Any, jobs: Any) -> Any:
-            for job, done in super().run(works, jobs):
+        def run(self, scorers: Any, jobs: Any) -> Any:
+            for job, done in super().run(scorers, jobs):
                 fails = len(self.asked) == 5
                 yield job, ScoreCard.failed(done.name, ["params"], error, 1.0) if fails else done
 

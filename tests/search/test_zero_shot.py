@@ -27,10 +27,11 @@ from lightning_zico import (
     ZeroShotSelector,
 )
 from lightning_zico.errors import UnknownNameError
-from lightning_zico.scoring.executors.base import Job, Work
-from lightning_zico.search import zero_shot
+from lightning_zico.scoring.executors.base import Job
+from lightning_zico.scoring.scorer import Scorer
+from lightning_zico.search import run
+from lightning_zico.search.run import BudgetError, SearchError
 from lightning_zico.search.trials import SettingsError
-from lightning_zico.search.zero_shot import BudgetError, SearchError
 from lightning_zico.spaces import NASBench201, PlainNet
 from lightning_zico.spaces.plainnet import START
 from tests.modules import Classifier
@@ -47,11 +48,11 @@ class Told:
         self.rules = rules
         self.asked: list[str] = []
 
-    def run(self, works: Sequence[Work], jobs: Iterable[Job]) -> Generator[tuple[Job, ScoreCard], None, None]:
+    def run(self, scorers: Sequence[Scorer], jobs: Iterable[Job]) -> Generator[tuple[Job, ScoreCard], None, None]:
         for job in jobs:
             name = job.candidate.name
             self.asked.append(name)
-            values = {proxy: self.rules[proxy](name) for proxy in works[0].names}
+            values = {proxy: self.rules[proxy](name) for proxy in scorers[0].names}
             scores = {p: Score(p, v, None if v is not None else "it does not like it") for p, v in values.items()}
             yield job, ScoreCard(name, scores)
 
@@ -112,7 +113,7 @@ def test_depth_is_limited_as_the_space_counts_it() -> None:
 
 
 def test_a_budget_that_rejects_everything_is_one_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zero_shot, "_MOST_PROPOSALS", 300)
+    monkeypatch.setattr(run, "_MOST_PROPOSALS", 300)
     macs = PlainNet().macs(START, 224, num_classes=1000, in_channels=2)
     told = rf"300 proposals in a row were over the budget.*start arch has.*{macs:,} macs.*Raise the budget"
     with pytest.raises(BudgetError, match=told):
@@ -276,8 +277,8 @@ def test_other_settings_are_another_study_and_a_name_is_held_to_its_settings(tmp
 
 def test_what_broke_off_is_kept_and_its_claim_let_go(tmp_path: Path) -> None:
     class Broken(Told):
-        def run(self, works: Any, jobs: Any) -> Any:
-            for number, done in enumerate(super().run(works, jobs)):
+        def run(self, scorers: Any, jobs: Any) -> Any:
+            for number, done in enumerate(super().run(scorers, jobs)):
                 if number == 5:
                     raise KeyboardInterrupt
                 yield done

@@ -7,8 +7,7 @@ import pytest
 from lightning_zico import list_proxies
 from lightning_zico.proxies import resolve_proxies
 from lightning_zico.results import NOT_APPLICABLE, ScoreCard
-from lightning_zico.scoring.executors.base import Work
-from lightning_zico.scoring.scorer import check_batches
+from lightning_zico.scoring.scorer import Scorer, check_batches
 from lightning_zico.zoo import from_zoo
 from tests.zoo.data import NUM_CLASSES, image_batches, text_batches
 
@@ -56,7 +55,7 @@ def card_of(spec: str) -> ScoreCard:
     batches: list[Any] = text_batches(8) if is_text else list(image_batches(SIZE, 8))
     proxies = resolve_proxies("all")
     check_batches(batches, proxies, "batch")
-    return Work(batches, proxies).score(candidate)
+    return Scorer(batches, proxies).score(candidate)
 
 
 def assert_every_score_is_a_number_or_not_applicable(spec: str) -> None:

@@ -36,7 +36,7 @@ from lightning_zico.scoring.executors.warden import (
     new_mark,
     outlived,
 )
-from lightning_zico.scoring.scorer import described
+from lightning_zico.scoring.reasons import described
 
 T = TypeVar("T")
 R = TypeVar("R")

@@ -10,9 +10,10 @@ import torch
 
 from lightning_zico.results import ScoreCard
 from lightning_zico.scoring.arguments import positive, whole_number
-from lightning_zico.scoring.executors.base import Executor, Job, Work
+from lightning_zico.scoring.executors.base import Executor, Job
 from lightning_zico.scoring.executors.pool import Limits, Outcome, outcomes, resident_bytes, retire_worker, worker_idx
 from lightning_zico.scoring.process_state import autocasts, is_tainted
+from lightning_zico.scoring.scorer import Scorer
 
 # A process may die without the candidate's fault, such as when the system runs out of memory, but hardly twice.
 _NUM_ATTEMPTS = 2
@@ -21,10 +22,10 @@ _NUM_ATTEMPTS = 2
 class SerialExecutor:
     """Run jobs in this process, one after the other."""
 
-    def run(self, works: Sequence[Work], jobs: Iterable[Job]) -> Generator[tuple[Job, ScoreCard], None, None]:
-        """Score each job's candidate with its work, in the given order."""
+    def run(self, scorers: Sequence[Scorer], jobs: Iterable[Job]) -> Generator[tuple[Job, ScoreCard], None, None]:
+        """Score each job's candidate with its scorer, in the given order."""
         for job in jobs:
-            yield job, works[job.repeat_idx].score(job.candidate)
+            yield job, scorers[job.repeat_idx].score(job.candidate)
 
 
 class ProcessExecutor:
@@ -69,18 +70,18 @@ class ProcessExecutor:
         self.timeout_s = timeout_s
         self.memory_bytes = memory_bytes
 
-    def run(self, works: Sequence[Work], jobs: Iterable[Job]) -> Generator[tuple[Job, ScoreCard], None, None]:
-        """Score each job's candidate with its work, and yield each card when it is finished.
+    def run(self, scorers: Sequence[Scorer], jobs: Iterable[Job]) -> Generator[tuple[Job, ScoreCard], None, None]:
+        """Score each job's candidate with its scorer, and yield each card when it is finished.
 
         A candidate whose process dies is tried once more in a new process.
 
         Raises:
-            TypeError: If a work cannot be sent.
-            RuntimeError: If no process starts, or one cannot load the works.
-            CacheError: If a work's cache fails.
+            TypeError: If a scorer cannot be sent.
+            RuntimeError: If no process starts, or one cannot load the scorers.
+            CacheError: If a scorer's cache fails.
         """
         num_workers = self.num_workers or num_cores()
-        scoring = Scoring.by(works, num_threads=max(1, num_cores() // num_workers))
+        scoring = JobRunner.by(scorers, num_threads=max(1, num_cores() // num_workers))
         limits = Limits(self.timeout_s, self.memory_bytes, _NUM_ATTEMPTS)
         with closing(outcomes(scoring, jobs, num_workers, limits)) as coming:
             for job, outcome in coming:
@@ -88,21 +89,21 @@ class ProcessExecutor:
 
 
 @dataclass(frozen=True)
-class Scoring:
+class JobRunner:
     """Score jobs in another process as in this one.
 
     Args:
-        works: Works, indexed by ``repeat_idx``.
+        scorers: Scorers, indexed by ``repeat_idx``.
         settings: The settings of torch that numbers depend on.
         autocasts: The state of autocast, as `process_state.autocasts` lists it; numbers depend on it as well.
     """
 
-    works: Sequence[Work]
+    scorers: Sequence[Scorer]
     settings: Mapping[str, Any]
     autocasts: Sequence[tuple[str, bool, torch.dtype]]
 
     @classmethod
-    def by(cls, works: Sequence[Work], num_threads: int) -> "Scoring":
+    def by(cls, scorers: Sequence[Scorer], num_threads: int) -> "JobRunner":
         """Copy the settings of this process, with at most ``num_threads`` threads."""
         settings = {
             "num_threads": min(num_threads, torch.get_num_threads()),
@@ -110,19 +111,19 @@ class Scoring:
             "float32_matmul_precision": torch.get_float32_matmul_precision(),
             "deterministic_debug_mode": torch.get_deterministic_debug_mode(),
         }
-        return cls(list(works), settings, autocasts())
+        return cls(list(scorers), settings, autocasts())
 
     def __call__(self, job: Job) -> ScoreCard:
-        """Score a job's candidate with its work; retire the worker if the candidate changed its process for good."""
+        """Score a job's candidate with its scorer; retire the worker if the candidate changed its process for good."""
         for name, value in self.settings.items():
             getattr(torch, f"set_{name}")(value)
-        work = self.works[job.repeat_idx]
+        scorer = self.scorers[job.repeat_idx]
         with ExitStack() as casting:
             for kind, is_enabled, dtype in self.autocasts:
                 torch.set_autocast_dtype(kind, dtype)
                 if is_enabled:
                     casting.enter_context(torch.autocast(kind, dtype))
-            card = replace(work, placement=work.placement.of_worker(worker_idx())).score(job.candidate)
+            card = replace(scorer, placement=scorer.placement.of_worker(worker_idx())).score(job.candidate)
         if is_tainted():
             retire_worker()
         return card
@@ -131,7 +132,7 @@ class Scoring:
         """Return the job's score card, or a failed card if the job produced none."""
         if outcome.result is not None:
             return outcome.result
-        names = self.works[job.repeat_idx].names
+        names = self.scorers[job.repeat_idx].names
         return ScoreCard.failed(job.candidate.name, names, str(outcome.error), outcome.seconds, outcome.traceback)
 
 

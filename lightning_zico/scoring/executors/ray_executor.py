@@ -17,11 +17,12 @@ from lightning_zico.errors import CacheError
 from lightning_zico.results import ScoreCard
 from lightning_zico.scoring.arguments import positive
 from lightning_zico.scoring.cache import ScoreCache
-from lightning_zico.scoring.cached_scorer import CachedWork
-from lightning_zico.scoring.executors.base import Job, Work
+from lightning_zico.scoring.cached_scorer import CachedScorer
+from lightning_zico.scoring.executors.base import Job
 from lightning_zico.scoring.executors.pool import Outcome, Parcel, answer, not_loaded, packed, said_in, unloaded
-from lightning_zico.scoring.executors.processes import Scoring
-from lightning_zico.scoring.scorer import described
+from lightning_zico.scoring.executors.processes import JobRunner
+from lightning_zico.scoring.reasons import described
+from lightning_zico.scoring.scorer import Scorer
 
 # How often to restart a task whose worker process or node is lost. On a cluster, this happens without the candidate's
 # fault more often than on one machine.
@@ -64,12 +65,12 @@ class RayExecutor:
         self.num_cpus = num_cpus
         self.num_gpus = num_gpus
 
-    def run(self, works: Sequence[Work], jobs: Iterable[Job]) -> Generator[tuple[Job, ScoreCard], None, None]:
-        """Score each job's candidate with its work, and yield each card when it is finished.
+    def run(self, scorers: Sequence[Scorer], jobs: Iterable[Job]) -> Generator[tuple[Job, ScoreCard], None, None]:
+        """Score each job's candidate with its scorer, and yield each card when it is finished.
 
         Raises:
-            RuntimeError: If the cluster has too few cores or GPUs for one candidate, or a node cannot load the works.
-            CacheError: If a work's cache fails.
+            RuntimeError: If the cluster has too few cores or GPUs for one candidate, or a node cannot load the scorers.
+            CacheError: If a scorer's cache fails.
         """
         ray = _imported_ray()
         is_own = not ray.is_initialized()
@@ -77,7 +78,7 @@ class RayExecutor:
             ray.init(address=self.address, log_to_driver=False, logging_level=logging.WARNING)
         pending: dict[Any, tuple[Job, _TimeLimit | None, float]] = {}
         try:
-            scoring = Scoring.by(_with_caches_here(ray, works), num_threads=max(1, int(self.num_cpus)))
+            scoring = JobRunner.by(_with_caches_here(ray, scorers), num_threads=max(1, int(self.num_cpus)))
             shared = ray.put(packed(scoring))
             resources = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
             answered = ray.remote(**resources, max_retries=_MAX_RETRIES)(_answered)
@@ -208,13 +209,16 @@ def _made_here(ray: Any, kind: type) -> Any:
     return ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1, scheduling_strategy=here)(kind)
 
 
-def _with_caches_here(ray: Any, works: Sequence[Work]) -> list[Work]:
+def _with_caches_here(ray: Any, scorers: Sequence[Scorer]) -> list[Scorer]:
     actor = _made_here(ray, _Keeper)
     caches: dict[int, _CacheElsewhere] = {}
-    for work in works:
-        if isinstance(work, CachedWork) and id(work.cache) not in caches:
-            caches[id(work.cache)] = _CacheElsewhere(actor.remote(work.cache))
-    return [replace(work, cache=caches[id(work.cache)]) if isinstance(work, CachedWork) else work for work in works]
+    for scorer in scorers:
+        if isinstance(scorer, CachedScorer) and id(scorer.cache) not in caches:
+            caches[id(scorer.cache)] = _CacheElsewhere(actor.remote(scorer.cache))
+    return [
+        replace(scorer, cache=caches[id(scorer.cache)]) if isinstance(scorer, CachedScorer) else scorer
+        for scorer in scorers
+    ]
 
 
 def _answered(scoring: bytes, message: bytes, limit: _TimeLimit | None) -> bytes:

@@ -27,14 +27,14 @@ from lightning_zico.errors import CacheError
 from lightning_zico.proxies import resolve_proxies
 from lightning_zico.scoring import MemoryCache, SQLiteCache
 from lightning_zico.scoring.cached_scorer import with_cache
-from lightning_zico.scoring.executors.base import Work
 from lightning_zico.scoring.placement import Placement
+from lightning_zico.scoring.scorer import Scorer
 from tests.modules import Classifier, make_batches
 from tests.processes import run_in_a_new_interpreter, started
 from tests.restart import NUM_CANDIDATES, main
-from tests.test_fingerprint import user_module
+from tests.scoring.test_fingerprint import user_module
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 
 
 class Log:
@@ -68,21 +68,21 @@ def _nobody_was_asked() -> None:
 
 
 def classifier() -> nn.Module:
-    with preserved_rng(0):  # the same weights whatever the seed of the work, which is that of dropout as well
+    with preserved_rng(0):  # the same weights whatever the seed of the scorer, which is that of dropout as well
         return Classifier(dropout=0.2)
 
 
-def work(**changes: Any) -> Work:
-    return replace(Work(make_batches(), [Counting(), *resolve_proxies(["zico", "params"])]), **changes)
+def scorer(**changes: Any) -> Scorer:
+    return replace(Scorer(make_batches(), [Counting(), *resolve_proxies(["zico", "params"])]), **changes)
 
 
-def cards(*works: Work, build: Callable[[], nn.Module] = classifier) -> list[ScoreCard]:
-    return [each.score(Candidate("candidate", build)) for each in works]
+def cards(*scorers: Scorer, build: Callable[[], nn.Module] = classifier) -> list[ScoreCard]:
+    return [each.score(Candidate("candidate", build)) for each in scorers]
 
 
 def test_a_second_time_nothing_is_scored_and_the_card_is_equal_to_the_last_bit() -> None:
     cache = MemoryCache()
-    first, second = cards(with_cache(work(), cache), with_cache(work(), cache))
+    first, second = cards(with_cache(scorer(), cache), with_cache(scorer(), cache))
     assert LOG.names == ["counting"]
     assert repr(first) == repr(second)
     assert first["zico"].layers and first["zico"].details  # noqa: PT018
@@ -94,8 +94,8 @@ def test_a_card_is_that_of_no_cache_whether_its_proxies_were_scored_together_or_
     proxies = [proxy for proxy in resolve_proxies("all") if proxy.is_repeatable]
     cache = MemoryCache()
     for proxy in proxies[::2]:
-        cards(with_cache(work(proxies=[proxy], axis=axis), cache))
-    plain, merged = cards(work(proxies=proxies, axis=axis), with_cache(work(proxies=proxies, axis=axis), cache))
+        cards(with_cache(scorer(proxies=[proxy], axis=axis), cache))
+    plain, merged = cards(scorer(proxies=proxies, axis=axis), with_cache(scorer(proxies=proxies, axis=axis), cache))
     assert list(merged) == list(plain)
     for name in plain:
         assert replace(merged[name], seconds=0.0) == replace(plain[name], seconds=0.0)
@@ -151,8 +151,8 @@ DIFFERENT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 @pytest.mark.parametrize(("one", "other"), DIFFERENT.values(), ids=DIFFERENT)
 def test_whatever_changes_the_number_misses(one: dict[str, Any], other: dict[str, Any]) -> None:
     cache = MemoryCache()
-    first, second, third = cards(*(with_cache(work(**changes), cache) for changes in (one, other, other)))
-    (plain,) = cards(work(**other))
+    first, second, third = cards(*(with_cache(scorer(**changes), cache) for changes in (one, other, other)))
+    (plain,) = cards(scorer(**other))
     assert {name: score.value for name, score in second.scores.items()} == {
         name: score.value for name, score in plain.scores.items()
     }
@@ -161,10 +161,10 @@ def test_whatever_changes_the_number_misses(one: dict[str, Any], other: dict[str
 
 def test_versions_miss(monkeypatch: pytest.MonkeyPatch) -> None:
     cache = MemoryCache()
-    cards(with_cache(work(), cache))
+    cards(with_cache(scorer(), cache))
     for package in (torch, lightning_zico.scoring.fingerprint):
         monkeypatch.setattr(package, "__version__", "0.0.0")
-        cards(with_cache(work(), cache))
+        cards(with_cache(scorer(), cache))
     assert LOG.names == ["counting"] * 3
 
 
@@ -179,7 +179,7 @@ def _threads() -> Any:
 def test_threads_and_autocast_are_those_of_the_place_where_it_is_scored(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     cache = SQLiteCache(tmp_path / "scores.db")
-    sent = pickle.dumps(with_cache(work(), cache))
+    sent = pickle.dumps(with_cache(scorer(), cache))
     torch.set_num_threads(2)
     cards(pickle.loads(sent), pickle.loads(sent))
     assert LOG.names == ["counting"]
@@ -189,7 +189,7 @@ def test_threads_and_autocast_are_those_of_the_place_where_it_is_scored(tmp_path
     with torch.autocast("cpu", dtype=torch.bfloat16):
         cards(pickle.loads(sent))
     assert LOG.names == ["counting"] * 3
-    cards(with_cache(work(), cache))
+    cards(with_cache(scorer(), cache))
     assert LOG.names == ["counting"] * 3
 
 
@@ -197,7 +197,7 @@ def test_a_data_module_without_hooks_for_batches_is_not_looked_at() -> None:
     cache = MemoryCache()
     other = Plain()
     other.lock = threading.Lock()
-    cards(with_cache(work(datamodule=Plain()), cache), with_cache(work(datamodule=other), cache))
+    cards(with_cache(scorer(datamodule=Plain()), cache), with_cache(scorer(datamodule=other), cache))
     assert LOG.names == ["counting"]
 
 
@@ -212,7 +212,7 @@ def test_weights_blocks_and_source_of_a_candidate_miss_and_its_name_does_not() -
 
         return build
 
-    caching = with_cache(work(loss_fn=nn.functional.cross_entropy), MemoryCache())
+    caching = with_cache(scorer(loss_fn=nn.functional.cross_entropy), MemoryCache())
     offered = [
         Candidate("a", net(source)),
         Candidate("same under another name", net(source)),
@@ -242,7 +242,7 @@ def test_what_a_card_says_of_its_candidate_is_what_it_says_without_a_cache_which
     sets = [["params", "naswot"], ["params"], ["params", "naswot"], ["naswot"], ["zico", "params"], ["params"]]
     said = []
     for names in sets:
-        bare = work(proxies=resolve_proxies(names))
+        bare = scorer(proxies=resolve_proxies(names))
         plain, cached, again = cards(bare, with_cache(bare, cache), with_cache(bare, cache), build=Nan)
         assert outcome(cached) == outcome(plain) == outcome(again)
         said.append(plain.untrainable is not None)
@@ -260,7 +260,7 @@ def failing(error: Exception) -> type[Counting]:
 
 @pytest.mark.parametrize("error", [torch.cuda.OutOfMemoryError("no memory"), OSError("disk"), KeyError("a bug")])
 def test_what_may_pass_is_tried_again(error: Exception) -> None:
-    caching = with_cache(work(proxies=[failing(error)(), Counting("other")]), MemoryCache())
+    caching = with_cache(scorer(proxies=[failing(error)(), Counting("other")]), MemoryCache())
     first, second = cards(caching, caching)
     assert LOG.names == ["counting", "other", "counting"]
     assert outcome(first) == outcome(second)
@@ -273,7 +273,7 @@ def test_what_cannot_pass_is_kept() -> None:
             super().measure(probe)
             return float("inf")
 
-    caching = with_cache(work(proxies=[Infinite()]), MemoryCache())
+    caching = with_cache(scorer(proxies=[Infinite()]), MemoryCache())
     first, second = cards(caching, caching)
     assert LOG.names == ["counting"]
     assert repr(first) == repr(second)
@@ -282,7 +282,7 @@ def test_what_cannot_pass_is_kept() -> None:
 
 def test_a_candidate_over_budget_is_kept_as_that() -> None:
     cache = MemoryCache()
-    caching = with_cache(work(budget=Budget(params=1)), cache)
+    caching = with_cache(scorer(budget=Budget(params=1)), cache)
     first, second = cards(caching, caching)
     assert repr(first) == repr(second)
     assert first.error.startswith("over budget")
@@ -291,14 +291,14 @@ def test_a_candidate_over_budget_is_kept_as_that() -> None:
 
 def test_what_was_too_slow_on_one_machine_is_timed_on_another(monkeypatch: pytest.MonkeyPatch) -> None:
     cache = MemoryCache()
-    (slow,) = cards(with_cache(work(budget=Budget(latency_s=1e-9)), cache))
+    (slow,) = cards(with_cache(scorer(budget=Budget(latency_s=1e-9)), cache))
     assert slow.error.startswith("over budget: ")
     num_kept = len(cache._entries)
     assert num_kept
-    cards(with_cache(work(budget=Budget(latency_s=1e-9)), cache))
+    cards(with_cache(scorer(budget=Budget(latency_s=1e-9)), cache))
     assert len(cache._entries) == num_kept
     monkeypatch.setattr("platform.node", lambda: "another")
-    cards(with_cache(work(budget=Budget(latency_s=1e-9)), cache))
+    cards(with_cache(scorer(budget=Budget(latency_s=1e-9)), cache))
     assert len(cache._entries) == num_kept + 1
 
 
@@ -310,9 +310,9 @@ def test_a_candidate_that_does_not_build_is_built_once_a_time_and_never_kept() -
         raise RuntimeError("cannot be built")
 
     cache = MemoryCache()
-    caching = with_cache(work(), cache)
+    caching = with_cache(scorer(), cache)
     first, second = cards(caching, caching, build=broken)
-    assert outcome(first) == outcome(second) == outcome(*cards(work(), build=broken))
+    assert outcome(first) == outcome(second) == outcome(*cards(scorer(), build=broken))
     assert len(built) == 3
     assert not cache._entries
 
@@ -327,7 +327,7 @@ def test_each_candidate_is_built_once_and_what_is_built_is_what_is_scored() -> N
         return module
 
     cache = MemoryCache()
-    (card,) = cards(with_cache(work(proxies=[Counting()]), cache), build=unrepeatable)
+    (card,) = cards(with_cache(scorer(proxies=[Counting()]), cache), build=unrepeatable)
     assert len(built) == 1
     assert card["counting"].value == pytest.approx(float(sum(p.detach().sum() for p in built[0].parameters())))
 
@@ -339,7 +339,7 @@ def test_what_has_no_fingerprint_is_scored_each_time_and_a_warning_says_so() -> 
         return module
 
     cache = MemoryCache()
-    caching = with_cache(work(), cache)
+    caching = with_cache(scorer(), cache)
     for _ in range(2):
         with pytest.warns(UserWarning, match=r"'lock' has no fingerprint: a lock .* not stored"):
             cards(caching, build=locked)
@@ -354,7 +354,7 @@ def test_a_loss_function_without_a_fingerprint_is_no_reason_not_to_rank() -> Non
         with lock:
             return nn.functional.cross_entropy(outputs, targets)
 
-    bare = work(loss_fn=loss_fn)
+    bare = scorer(loss_fn=loss_fn)
     with pytest.warns(UserWarning, match=r"loss_fn\.lock"):
         assert with_cache(bare, MemoryCache()) is bare
 
@@ -363,7 +363,7 @@ def test_a_proxy_without_a_fingerprint_is_scored_each_time_and_the_others_are_no
     proxy = Counting()
     proxy.lock = threading.Lock()
     with pytest.warns(UserWarning, match="lock"):
-        caching = with_cache(work(proxies=[proxy, Counting("other")]), MemoryCache())
+        caching = with_cache(scorer(proxies=[proxy, Counting("other")]), MemoryCache())
     first, second = cards(caching, caching)
     assert LOG.names == ["counting", "other", "counting"]
     assert outcome(first) == outcome(second)
@@ -371,7 +371,7 @@ def test_a_proxy_without_a_fingerprint_is_scored_each_time_and_the_others_are_no
 
 def test_a_clock_is_asked_again_on_another_machine_and_not_on_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
     cache = MemoryCache()
-    bare = work(proxies=resolve_proxies("latency"))
+    bare = scorer(proxies=resolve_proxies("latency"))
     first, second = cards(with_cache(bare, cache), with_cache(bare, cache))
     assert repr(first) == repr(second)
     monkeypatch.setattr("platform.node", lambda: "another")
@@ -394,7 +394,7 @@ def test_a_leaderboard_is_that_of_no_cache_but_for_its_seconds(tmp_path: Path) -
 
 
 def test_a_work_with_a_file_can_be_sent_to_a_worker_and_scores_into_the_same_file(tmp_path: Path) -> None:
-    sent = with_cache(work(), SQLiteCache(tmp_path / "scores.db"))
+    sent = with_cache(scorer(), SQLiteCache(tmp_path / "scores.db"))
     (first,) = cards(pickle.loads(pickle.dumps(sent)))
     (second,) = cards(sent)
     assert LOG.names == ["counting"]
@@ -585,7 +585,7 @@ def test_the_log_of_a_cache_that_was_deleted_is_not_taken_for_that_of_a_new_one(
 
 
 def test_nothing_of_the_cache_unpickles() -> None:
-    for name in ("cache", "cached", "fingerprint"):
+    for name in ("cache", "cached_scorer", "fingerprint"):
         source = (ROOT / "lightning_zico" / "scoring" / f"{name}.py").read_text()
         assert not any(word in source for word in ("pickle", "marshal", "torch.load", "torch.save", "eval(", "exec("))
 

@@ -5,12 +5,12 @@ from hypothesis import strategies as st
 
 from lightning_zico.candidates import Candidate
 from lightning_zico.results import NOT_APPLICABLE, Leaderboard, Score, ScoreCard
-from lightning_zico.scoring.choice import chosen
-from lightning_zico.selection.shortlist import Contenders
+from lightning_zico.scoring.choice import Choice
+from lightning_zico.selection.shortlist import Shortlist
 from lightning_zico.selection.tally import Tally
 from tests.modules import Classifier
 
-CHOICE = chosen("default")
+CHOICE = Choice.of("default")
 NAMES = [proxy.name for proxy in CHOICE.proxies]
 
 
@@ -24,29 +24,29 @@ def card_of(idx: int, values: list[int | None], inapplicable: set[str]) -> Score
 
 # Of ten or more, those that lack a number may be placed beside the others.
 @given(st.data(), st.one_of(st.integers(1, 9), st.integers(10, 21)), st.integers(1, 4), st.integers(1, 3))
-def test_the_first_of_the_ranking_are_among_the_contenders(
-    data: st.DataObject, num_candidates: int, num_places: int, repeats: int
+def test_the_first_of_the_ranking_are_among_the_shortlist(
+    data: st.DataObject, num_candidates: int, top_k: int, repeats: int
 ) -> None:
     # Few different numbers, so that many are equal; missing ones are rare.
     number, rarely = st.sampled_from([0, 1, 2]), st.sampled_from([0, 1, 2] * 8 + [None])
     inapplicable = data.draw(st.sets(st.sampled_from(["synflow", "az_expressivity_mean", "naswot"])))
     few = data.draw(st.sets(st.integers(0, num_candidates - 1), max_size=max(num_candidates // 10, 1)))
-    tally, contenders = Tally(CHOICE, repeats), Contenders(CHOICE.first, CHOICE, num_places)
+    tally, shortlist = Tally(CHOICE, repeats), Shortlist(CHOICE, top_k)
     jobs = list(tally.jobs([Candidate(str(idx), Classifier) for idx in range(num_candidates)], range(repeats)))
     for position in data.draw(st.permutations(range(len(jobs)))):
         job, idx = jobs[position], int(jobs[position].candidate.name)
         card = card_of(idx, [data.draw(rarely if idx in few else number) for _ in NAMES], inapplicable)
         cards = tally.add(job, card)
         if len(cards) == repeats:
-            contenders.add(job.candidate, tally.place(card.name), cards)
+            shortlist.add(job.candidate, tally.offer_idx(card.name), cards)
     board = Leaderboard.of(
         tally.merged(),
-        rank_by=CHOICE.first,
+        rank_by=CHOICE.rank_by,
         columns=NAMES,
-        uncertainty=tally.uncertainty(CHOICE.first) if repeats > 1 else None,
+        uncertainty=tally.uncertainty() if repeats > 1 else None,
     )
-    first = [row["name"] for row in board.rows[:num_places] if row["rank"]]
-    assert set(first) <= {candidate.name for candidate in contenders.candidates}
+    first = [row["name"] for row in board.rows[:top_k] if row["rank"]]
+    assert set(first) <= {candidate.name for candidate in shortlist.candidates}
 
 
 def test_who_lacks_a_number_is_not_let_go_for_one_that_has_it() -> None:
@@ -54,15 +54,15 @@ def test_who_lacks_a_number_is_not_let_go_for_one_that_has_it() -> None:
     lacking = card_of(0, [9 if name != "synflow" else None for name in NAMES], set())
     best = card_of(1, [9 if name != "synflow" else 0 for name in NAMES], set())
     for order in ((lacking, best), (best, lacking)):
-        contenders = Contenders(CHOICE.first, CHOICE)
+        shortlist = Shortlist(CHOICE)
         for card in order:
-            contenders.add(Candidate(card.name, Classifier), int(card.name), [card])
-        assert {candidate.name for candidate in contenders.candidates} == {"0", "1"}
+            shortlist.add(Candidate(card.name, Classifier), int(card.name), [card])
+        assert {candidate.name for candidate in shortlist.candidates} == {"0", "1"}
 
 
 def test_who_shares_the_first_place_and_was_offered_earlier_is_not_let_go() -> None:
     # Both are better by the fallback than all others, so that both are placed where the best of the others is.
-    contenders = Contenders(CHOICE.first, CHOICE)
+    shortlist = Shortlist(CHOICE)
     tally = Tally(CHOICE, 1)
     values = [
         [8 if name != "synflow" else None for name in NAMES],
@@ -71,14 +71,14 @@ def test_who_shares_the_first_place_and_was_offered_earlier_is_not_let_go() -> N
     values += [[idx % 7 for _ in NAMES] for idx in range(20)]
     jobs = list(tally.jobs([Candidate(str(idx), Classifier) for idx in range(len(values))], range(1)))
     for idx, job in enumerate(jobs):
-        contenders.add(job.candidate, idx, tally.add(job, card_of(idx, values[idx], set())))
-    first, second = (card[CHOICE.first].value for card in tally.merged()[:2])
+        shortlist.add(job.candidate, idx, tally.add(job, card_of(idx, values[idx], set())))
+    first, second = (card[CHOICE.rank_by].value for card in tally.merged()[:2])
     assert first == second is not None
-    assert "0" in {candidate.name for candidate in contenders.candidates}
+    assert "0" in {candidate.name for candidate in shortlist.candidates}
 
 
 def test_who_is_behind_by_every_score_is_let_go() -> None:
-    contenders = Contenders(CHOICE.first, CHOICE, 2)
+    shortlist = Shortlist(CHOICE, 2)
     for idx in range(20):
-        contenders.add(Candidate(str(idx), Classifier), idx, [card_of(idx, [idx] * len(NAMES), set())])
-    assert [candidate.name for candidate in contenders.candidates] == ["18", "19"]
+        shortlist.add(Candidate(str(idx), Classifier), idx, [card_of(idx, [idx] * len(NAMES), set())])
+    assert [candidate.name for candidate in shortlist.candidates] == ["18", "19"]

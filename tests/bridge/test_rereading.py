@@ -13,7 +13,7 @@ from lightning_zico.bridge.data import Reread, read_batches
 from lightning_zico.engine.contents import contents
 from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.errors import IdenticalBatchesError, TooFewBatchesError
-from lightning_zico.search.zero_shot import SearchError
+from lightning_zico.search.run import SearchError
 from tests.callbacks.training import quiet_trainer
 from tests.modules import Classifier, assert_same, assert_untouched, make_batches
 from tests.search.spaces import Bits

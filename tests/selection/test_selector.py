@@ -273,7 +273,7 @@ def test_wrong_calls_are_refused_at_once() -> None:
         ZeroShotSelector(rank_by="accuracy")
     with pytest.raises(ValueError, match="`zico` needs at least 2"):
         ZeroShotSelector(proxies=["balanced+synflow", "zico"], num_batches=1)
-    with pytest.raises(ValueError, match="`macs` needs at least 1"):
+    with pytest.raises(ValueError, match="Invalid num_batches=0: expected a whole number of at least 1"):
         ZeroShotSelector(num_batches=0)
     with pytest.raises(UnknownNameError, match="Invalid controlled_by='zico': expected a baseline: params, macs"):
         ZeroShotSelector(proxies="zico", controlled_by="zico")
@@ -662,7 +662,7 @@ def test_blocks_of_a_candidate_are_those_that_are_looked_at() -> None:
     selector = ZeroShotSelector(proxies="az")
     selector.rank([Candidate("named", Repeating, blocks=["network.0", "network.2"])], Data())
     assert list(selector.cards_["named"]["az_expressivity"].details["blocks"]) == ["network.0", "network.2"]
-    card = score(Repeating(), make_batches(), proxies="az", blocks=["network.1", "network.2"])
+    card = score(Candidate("named", Repeating, ["network.1", "network.2"]), make_batches(), proxies="az")
     assert list(card["az_expressivity"].details["blocks"]) == ["network.1", "network.2"]
 
 

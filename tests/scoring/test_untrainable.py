@@ -8,10 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from lightning_zico import Proxy, ZeroShotSelector, score
+from lightning_zico.candidates import Candidate
 from lightning_zico.proxies import resolve_proxies
 from lightning_zico.scoring.cache import MemoryCache
 from lightning_zico.scoring.cached_scorer import with_cache
-from lightning_zico.scoring.executors.base import Candidate, Work
+from lightning_zico.scoring.scorer import Scorer
 from tests.modules import BusyClassifier, Classifier, assert_untouched, make_batches
 
 PROXIES = ["params", "default", "zico"]
@@ -166,7 +167,7 @@ class Unlucky(Classifier):
 def test_a_failure_that_may_pass_is_in_no_cache(tmp_path: Path) -> None:
     path = tmp_path / "occupied"
     path.touch()
-    bare = Work(make_batches(), resolve_proxies(["params", "zico"]))
+    bare = Scorer(make_batches(), resolve_proxies(["params", "zico"]))
     caching = with_cache(bare, MemoryCache())
     candidate = Candidate("unlucky", lambda: Unlucky(str(path)))
     assert caching.score(candidate).untrainable == "untrainable: its training step fails: OSError: try again"

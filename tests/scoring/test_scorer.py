@@ -168,10 +168,24 @@ def test_wrong_names_axes_and_chunk_sizes_are_refused() -> None:
         score(Classifier(), make_batches(), chunk_size=0)
 
 
-@pytest.mark.parametrize("loader", [DataLoader(torch.zeros(4)), LightningDataModule()])
-def test_loaders_are_refused_with_the_way_out(loader: Any) -> None:
-    with pytest.raises(TypeError, match="islice"):
-        score(Classifier(), loader)
+def test_a_loader_or_a_data_module_is_read_as_its_batches_would_be() -> None:
+    batches = make_batches(4)
+    model = Classifier()
+
+    class Given(LightningDataModule):
+        def train_dataloader(self) -> Any:
+            return DataLoader(batches, batch_size=None)
+
+    def zico(data: Any, **options: Any) -> float | None:
+        return score(model, data, **options)["zico"].value
+
+    two, four = zico(batches[:2]), zico(batches)
+    assert None is not two != four is not None
+    for data in (DataLoader(batches, batch_size=None), Given()):
+        assert zico(data) == zico(batches, num_batches=2) == two
+        assert zico(data, num_batches=4) == zico(iter(batches)) == four
+    with pytest.raises(TooFewBatchesError, match="gave 4 batches, but 5 were requested"):
+        zico(batches, num_batches=5)
 
 
 def test_variants_stand_side_by_side_under_their_names() -> None:

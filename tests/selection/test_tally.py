@@ -18,16 +18,18 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_zico import Candidate, Leaderboard, Proxy, Score, ScoreCard, ZeroShotSelector
+from lightning_zico.bridge import TrainingData
 from lightning_zico.candidates import iterate_candidates
 from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.errors import IdenticalBatchesError, TooFewBatchesError
 from lightning_zico.ranking import combine, get_recipe
 from lightning_zico.report import leaderboard_table
-from lightning_zico.scoring.choice import chosen
+from lightning_zico.scoring.choice import Choice
 from lightning_zico.scoring.executors.base import Job
-from lightning_zico.selection.tally import Tally, raced, read_repeats
+from lightning_zico.selection.race import hold_race
+from lightning_zico.selection.tally import Tally
 from tests.modules import Classifier, Fixed, Numbered, assert_same, make_batches, make_network
-from tests.test_selector import Data, Quadruple, broken
+from tests.selection.test_selector import Data, Quadruple, broken
 
 SAID = ["std_error", "rank_low", "rank_high", "p_best", "tie", "num_repeats"]
 
@@ -257,6 +259,11 @@ def test_a_loss_that_is_nan_in_one_repeat_bars_from_the_ranking() -> None:
     assert leaderboard.errors["Unlucky"].endswith("(in repeat 1).")
 
 
+def read_repeats(data: Any, num_batches: int, repeats: int, seed: int = 0) -> list[list[Any]]:
+    with TrainingData(data) as training_data:
+        return [reading.batches for reading in training_data.read_repeats(num_batches, repeats, seed=seed)]
+
+
 def test_an_iterable_of_batches_is_read_on_and_must_have_enough() -> None:
     batches = make_batches(6)
     for data in (batches, iter(batches), tuple(batches)):
@@ -282,7 +289,7 @@ def test_a_loader_is_read_anew_under_each_seed_and_must_shuffle() -> None:
 
 def test_cards_may_come_in_any_order() -> None:
     def tallied(order: Callable[[list[Job]], list[Job]]) -> Tally:
-        tally = Tally(chosen("size"), repeats=3)
+        tally = Tally(Choice.of("size"), repeats=3)
         jobs = list(tally.jobs([Candidate(name, make_network) for name in "abc"], range(3)))
         for job in order(jobs):
             value = float(ord(job.candidate.name) * (job.repeat_idx + 1) % 7)
@@ -293,7 +300,7 @@ def test_cards_may_come_in_any_order() -> None:
     forward, backward = tallied(list), tallied(lambda jobs: jobs[::-1])
     assert [card.name for card in forward.merged()] == ["a", "b", "c"]
     assert forward.merged() == backward.merged()
-    assert forward.uncertainty("size") == backward.uncertainty("size")
+    assert forward.uncertainty() == backward.uncertainty()
 
 
 def test_of_a_generator_of_instances_only_those_that_may_win_stay_alive() -> None:
@@ -345,7 +352,7 @@ def test_a_race_finds_the_full_runs_winner_on_half_of_the_repeats() -> None:
 
 
 def test_a_race_by_a_recipe_has_the_full_runs_winner_in_95_of_100_simulations() -> None:
-    choice, num_candidates, repeats = chosen("default"), 32, 10
+    choice, num_candidates, repeats = Choice.of("default"), 32, 10
     names = [proxy.name for proxy in choice.proxies]
     candidates = [Candidate(str(idx), make_network) for idx in range(num_candidates)]
     agreed = 0
@@ -367,10 +374,10 @@ def test_a_race_by_a_recipe_has_the_full_runs_winner_in_95_of_100_simulations() 
                     count += 1
 
             if is_race:
-                raced(candidates, tally, choice.first, score)
+                hold_race(candidates, tally, score)
             else:
                 score(candidates, range(repeats))
-            said = tally.uncertainty(choice.first)
+            said = tally.uncertainty()
             best = max(tally.merged(), key=lambda card: (len(card[choice.first].repeats), card[choice.first].value))
             assert len(said) == num_candidates
             winners.append(best.name)

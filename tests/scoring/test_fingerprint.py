@@ -460,7 +460,7 @@ def fingerprints() -> list[str]:
 
 
 def test_another_process_gives_the_same_fingerprints() -> None:
-    code = "from tests.test_fingerprint import fingerprints; print(*fingerprints())"
+    code = "from tests.scoring.test_fingerprint import fingerprints; print(*fingerprints())"
     other = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"  # of the order of sets
     command, environment = [sys.executable, "-W", "ignore", "-c", code], {**os.environ, "PYTHONHASHSEED": other}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)

@@ -1,0 +1,27 @@
+"""Why a candidate or a score failed, as one line."""
+
+from lightning_zico.errors import NotApplicableError, UnsupportedModuleError, ZiCoError, blamed, meaning_of
+from lightning_zico.results import NOT_APPLICABLE
+
+# Prefix of a card's `untrainable` if the module raised an exception; the exception follows.
+STEP_FAILS = "untrainable: its training step fails: "
+
+
+def described(error: BaseException) -> str:
+    """Describe an exception in one line: its type and its message, or else the line of code that raised it.
+
+    If the user's code other than the scored module raised it, such as a callback, the line begins with its name.
+    """
+    kind = NOT_APPLICABLE if isinstance(error, NotApplicableError) else type(error).__name__
+    said = f"{kind}: {meaning_of(error)}".rstrip(": ")
+    name = None if isinstance(error, ZiCoError) else blamed(error)  # this package's own errors name it themselves
+    return said if name is None else f"{name} raised {said}"
+
+
+def why_unranked(failure: Exception, *, is_own_step: bool) -> str:
+    """Return why a candidate whose step failed has no rank; it is untrainable if its own module raised the error."""
+    if blamed(failure) is not None:
+        return str(failure) if isinstance(failure, ZiCoError) else described(failure)
+    if isinstance(failure, UnsupportedModuleError):
+        return f"untrainable: {failure}" if is_own_step else str(failure)
+    return STEP_FAILS + described(failure)

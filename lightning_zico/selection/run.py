@@ -1,0 +1,110 @@
+"""Score every candidate in every repeat, or in a race, and hold those that can still become finalists."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from operator import length_hint
+
+from rich import get_console
+from torch import nn
+
+from lightning_zico.candidates import Candidate, Candidates, iterate_candidates
+from lightning_zico.report import leaderboard_table
+from lightning_zico.results import Leaderboard, ScoreCard
+from lightning_zico.scoring.cached_scorer import score_jobs
+from lightning_zico.scoring.choice import Choice
+from lightning_zico.scoring.executors.base import Executor
+from lightning_zico.scoring.process_state import kept_process_state
+from lightning_zico.scoring.progress import is_interactive, progress_bar
+from lightning_zico.scoring.reasons import described
+from lightning_zico.scoring.scorer import Scorer
+from lightning_zico.selection.race import hold_race
+from lightning_zico.selection.shortlist import Shortlist
+from lightning_zico.selection.tally import Tally
+from lightning_zico.texts import printable
+
+
+class Run:
+    """Scores candidates once in each repeat.
+
+    Args:
+        scorers: The scorer of each repeat.
+        choice: The proxies, the recipes and the score to rank by.
+        executor: Where candidates are scored.
+        enable_progress_bar: Show the progress if the terminal is interactive.
+
+    Attributes:
+        tally: All cards so far.
+    """
+
+    def __init__(
+        self, scorers: Sequence[Scorer], choice: Choice, executor: Executor, *, enable_progress_bar: bool
+    ) -> None:
+        self.scorers = scorers
+        self.tally = Tally(choice, len(scorers))
+        self._executor = executor
+        self._enable_progress_bar = enable_progress_bar
+
+    def score_all(self, candidates: Candidates, *, top_k: int) -> list[Candidate]:
+        """Score every candidate in every repeat, and return those that may be among the first ``top_k``.
+
+        If it is interrupted, the tally holds the candidates that are done.
+        """
+        shortlist = Shortlist(self.tally.choice, top_k)
+        repeats = self.tally.repeats
+
+        def shortlisted(candidate: Candidate, cards: list[ScoreCard]) -> None:
+            if len(cards) == repeats:
+                shortlist.add(candidate, self.tally.offer_idx(candidate.name), cards)
+
+        try:
+            self._score(candidates, range(repeats), shortlisted)
+        except BaseException:
+            self.tally.cut(repeats, least=repeats)
+            raise
+        return shortlist.candidates
+
+    def hold_race(self, candidates: Candidates, *, top_k: int, seed: int) -> list[Candidate]:
+        """Score every candidate once, race them, and return all of them."""
+        return hold_race(candidates, self.tally, self._score, top_k=top_k, seed=seed)
+
+    def _score(
+        self,
+        candidates: Candidates,
+        repeats: Sequence[int],
+        done: Callable[[Candidate, list[ScoreCard]], None] = lambda candidate, cards: None,
+    ) -> None:
+        """Score candidates in some repeats, and show the progress."""
+        total = length_hint(candidates) * len(repeats) or None
+        with progress_bar("Ranking", is_shown=is_interactive(self._enable_progress_bar)) as progress:
+            task = progress.add_task("", total=total)
+
+            def shown() -> Iterator[Candidate]:
+                for candidate in iterate_candidates(candidates):
+                    progress.update(task, description=printable(candidate.name))
+                    yield candidate
+
+            with closing(score_jobs(self._executor, self.scorers, self.tally.jobs(shown(), repeats))) as finished:
+                for job, card in finished:
+                    done(job.candidate, self.tally.add(job, card))
+                    progress.advance(task)
+
+    def build_again(self, candidate: Candidate) -> nn.Module:
+        """Build a candidate as it was scored in the first repeat.
+
+        Raises:
+            RuntimeError: If that fails although it worked before.
+        """
+        try:
+            with kept_process_state():
+                return self.scorers[0].build(candidate)
+        except Exception as raised:
+            raise RuntimeError(
+                f"'{candidate.name}' won, but could not be built a second time: {described(raised)}. Make its factory "
+                "repeatable. The ranking is in `leaderboard_`."
+            ) from raised
+
+
+def show(leaderboard: Leaderboard, *, enabled: bool) -> None:
+    """Print a leaderboard, if enabled, on a terminal, and on the first rank."""
+    if is_interactive(enabled):
+        get_console().print(leaderboard_table(leaderboard))
