@@ -10,7 +10,7 @@ from lightning_zico.ranking import list_recipes
 from lightning_zico.results import Leaderboard, Score, ScoreCard, SearchResult
 from lightning_zico.scoring import ProcessExecutor, RayExecutor, score
 from lightning_zico.search import Evolution, ZeroShotSearch
-from lightning_zico.selection.selector import ZeroShotSelector
+from lightning_zico.selection import ZeroShotSelector, rank
 
 __all__ = [
     "Budget",
@@ -31,6 +31,7 @@ __all__ = [
     "__version__",
     "list_proxies",
     "list_recipes",
+    "rank",
     "register_layer",
     "register_proxy",
     "score",

@@ -10,6 +10,9 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_zico._typing import NumSamples, check_num_samples
 from lightning_zico.errors import DuplicateNameError, InvalidArgumentError
 
+_LONGEST_VALUE = 40  # characters of a hyperparameter in a name or a column
+_NOTHING = object()
+
 
 @dataclass(frozen=True)
 class Candidate:
@@ -79,8 +82,10 @@ def iterate_candidates(candidates: Candidates) -> Iterator[Candidate]:
 
     Args:
         candidates: A mapping of names to candidates, or an iterable of candidates: modules, zero-argument factories and
-            `Candidate` objects. Candidates without a name are named after their class or function, with ``-2``,
-            ``-3``, ... appended if that name is taken.
+            `Candidate` objects. Candidates without a name are named after their class or function. In a list or tuple,
+            those of one class are told apart by the hyperparameters that they saved with ``save_hyperparameters``, or
+            by the keywords of a `functools.partial`: ``Net(width=32)``. If a name is still taken, ``-2``, ``-3``, ...
+            is appended.
 
     Raises:
         DuplicateNameError: If two have the same name.
@@ -94,13 +99,14 @@ def iterate_candidates(candidates: Candidates) -> Iterator[Candidate]:
     given: set[str] = set()
     counts: dict[str, int] = {}  # by wanted name, so that a thousand equal names are not tried one by one
     taken: set[str] = set()
+    differing = _differing_hyperparameters(candidates) if isinstance(candidates, list | tuple) else {}
     for name, candidate in _named(candidates):
         _note(name, given)
         blocks, num_samples = (
             (candidate.blocks, candidate.num_samples) if isinstance(candidate, Candidate) else (None, None)
         )
         build = _build_of(candidate)
-        wanted = name if name is not None else _name_of(candidate)
+        wanted = name if name is not None else _name_of(candidate, differing)
         unique = wanted
         while unique in taken:
             counts[wanted] = counts.get(wanted, 1) + 1
@@ -191,8 +197,56 @@ def _build_of(candidate: CandidateLike) -> Callable[[], nn.Module]:
     raise InvalidArgumentError(_no_candidate(candidate))
 
 
-def _name_of(candidate: CandidateLike) -> str:
+def _name_of(candidate: CandidateLike, differing: Mapping[str, Sequence[str]]) -> str:
+    """Return a name for a candidate that has none.
+
+    Args:
+        candidate: The candidate.
+        differing: For each class or function, the names of hyperparameters to add.
+    """
+    kind, saved = _kind_of(candidate), hyperparameters_of(candidate)
+    shown = [f"{name}={saved[name]!r}" for name in differing.get(kind, ()) if name in saved]
+    return f"{kind}({', '.join(shown)})" if shown else kind
+
+
+def _kind_of(candidate: CandidateLike) -> str:
     if isinstance(candidate, Candidate):
         return candidate.name
     function = getattr(candidate, "func", candidate)  # where functools.partial keeps its function
     return str(getattr(function, "__name__", type(candidate).__name__))
+
+
+def _differing_hyperparameters(candidates: Sequence[CandidateLike]) -> dict[str, list[str]]:
+    """List, for each class or function, the hyperparameters in which its candidates differ."""
+    by_kind: dict[str, list[dict[str, Any]]] = {}
+    for candidate in candidates:
+        if not isinstance(candidate, Candidate):
+            by_kind.setdefault(_kind_of(candidate), []).append(hyperparameters_of(candidate))
+    return {
+        kind: [name for name in dict.fromkeys(key for saved in all_saved for key in saved) if _differ(name, all_saved)]
+        for kind, all_saved in by_kind.items()
+    }
+
+
+def _differ(name: str, all_saved: Sequence[Mapping[str, Any]]) -> bool:
+    return len({repr(saved.get(name, _NOTHING)) for saved in all_saved}) > 1
+
+
+def hyperparameters_of(candidate: Any) -> dict[str, bool | int | float | str | None]:
+    """Return the plain hyperparameters of a module or factory: numbers, short strings and None.
+
+    Args:
+        candidate: A LightningModule that called ``save_hyperparameters``, or a `functools.partial` with keywords;
+            anything else has none.
+    """
+    # `hparams` itself would add an attribute to a module that saved none.
+    saved = (
+        vars(candidate).get("_hparams") if isinstance(candidate, nn.Module) else getattr(candidate, "keywords", None)
+    )
+    if not isinstance(saved, Mapping):
+        return {}
+    return {str(name): value for name, value in saved.items() if _is_plain(value)}
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or (type(value) in (bool, int, float, str) and len(str(value)) <= _LONGEST_VALUE)

@@ -1,8 +1,10 @@
 """Candidates get a name and a build, one at a time."""
 
 from functools import partial
+from typing import Any
 
 import pytest
+from lightning.pytorch import LightningModule
 from torch import nn
 
 from lightning_zico import Candidate
@@ -15,6 +17,31 @@ def test_names_come_from_keys_classes_and_functions_and_are_unique() -> None:
     offered = [module, nn.ReLU, partial(nn.Linear, 2, 2), Candidate("ReLU", nn.ReLU), Candidate("x", nn.ReLU)]
     assert [c.name for c in iterate_candidates(offered)] == ["ReLU", "ReLU-2", "Linear", "ReLU-3", "x"]
     assert [c.name for c in iterate_candidates({"first": nn.ReLU, "second": module})] == ["first", "second"]
+
+
+class Net(LightningModule):
+    def __init__(self, width: int = 8, depth: int = 2, act: str = "relu", layers: Any = None) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+
+
+def test_candidates_of_one_class_are_named_by_the_hyperparameters_in_which_they_differ() -> None:
+    def names(*offered: Any) -> list[str]:
+        return [candidate.name for candidate in iterate_candidates(offered)]
+
+    assert names(Net(4), Net(8)) == ["Net(width=4)", "Net(width=8)"]
+    assert names(Net(32, 3), Net(64, 2)) == ["Net(width=32, depth=3)", "Net(width=64, depth=2)"]
+    assert names(partial(Net, width=4), partial(Net, width=4, act="elu"), nn.ReLU) == ["Net", "Net(act='elu')", "ReLU"]
+    assert names(Net(4), Net(4)) == ["Net", "Net-2"]
+    assert names(Net(layers=[1, 2]), Net(layers=[3])) == ["Net", "Net-2"]  # only plain values fit into a name
+    assert names(Net(4), nn.ReLU(), Candidate("mine", Net)) == ["Net", "ReLU", "mine"]
+
+
+def test_looking_for_hyperparameters_adds_none_to_a_module() -> None:
+    module = LightningModule()
+    before = set(vars(module))
+    list(iterate_candidates([module, LightningModule()]))
+    assert set(vars(module)) == before
 
 
 def test_an_instance_is_built_as_itself_and_a_factory_anew() -> None:

@@ -5,13 +5,24 @@ from functools import lru_cache, partial
 from typing import Any
 
 from lightning_zico.budget import ARCH_COSTS, Budget
+from lightning_zico.errors import UnknownNameError
 from lightning_zico.spaces import SearchSpace
 
 # Costs that a search can keep low; the proxy `latency` measures the one that is not known from the arch.
 LATENCY = "latency_s"
-COSTS = (*ARCH_COSTS, LATENCY)
+_COSTS = (*ARCH_COSTS, LATENCY)
 # More than the archs of a population and its mutants, which come up repeatedly; each entry is a few numbers.
 _NUM_REMEMBERED = 20_000
+
+
+def check_costs(names: Sequence[str]) -> None:
+    """Check the names of costs to keep low.
+
+    Raises:
+        UnknownNameError: If there is no such cost.
+    """
+    if not set(names) <= set(_COSTS):
+        raise UnknownNameError(f"Invalid against={list(names)}: expected costs from {', '.join(_COSTS)}.")
 
 
 class ArchCosts:

@@ -1,20 +1,14 @@
 """Search a space for the archs with the best zero-shot scores within a budget."""
 
-import json
-import random
-import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import KW_ONLY, dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from lightning_zico._typing import Batch
-from lightning_zico.bridge import DEFAULT_SETTINGS, TrainerSettings, TrainingData, given_data
+from lightning_zico.bridge import TrainerSettings, TrainingData, given_data
 from lightning_zico.budget import Budget
 from lightning_zico.candidates import Candidate
-from lightning_zico.engine.batches import tensors_of
-from lightning_zico.errors import UnknownNameError
 from lightning_zico.proxies import Proxies
 from lightning_zico.results import SearchResult
 from lightning_zico.scoring.arguments import (
@@ -25,21 +19,17 @@ from lightning_zico.scoring.arguments import (
     whole_number,
 )
 from lightning_zico.scoring.choice import Choice
-from lightning_zico.scoring.fingerprint import fingerprint, fingerprint_or_none
-from lightning_zico.scoring.provenance import reading
-from lightning_zico.scoring.scorer import Scorer
 from lightning_zico.scoring.settings import ScoringSettings
-from lightning_zico.search.costs import COSTS, LATENCY, ArchCosts
-from lightning_zico.search.evolution import Evolution
+from lightning_zico.search.costs import LATENCY, check_costs
 from lightning_zico.search.proposals import Offer, Proposer
 from lightning_zico.search.run import SearchRun
-from lightning_zico.search.trials import Trials, imported_optuna, quiet_optuna
+from lightning_zico.search.study import Study
 from lightning_zico.spaces import SearchSpace, get_space
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
-    from optuna.samplers import BaseSampler
 
+    from lightning_zico.search.proposals import SamplerLike
     from lightning_zico.search.trials import StorageLike
 
 
@@ -110,7 +100,7 @@ class ZeroShotSearch(ScoringSettings):
     rank_by: str | None = None
     against: Sequence[str] = ()
     num_trials: int = 1000
-    sampler: "Evolution | Literal['evolution', 'random'] | BaseSampler" = "evolution"
+    sampler: "SamplerLike" = "evolution"
     storage: "StorageLike | None" = None
     name: str | None = None
     resolution: int | None = None
@@ -120,7 +110,6 @@ class ZeroShotSearch(ScoringSettings):
     result_: SearchResult = field(init=False)
 
     def __post_init__(self) -> None:
-        imported_optuna()
         super().__post_init__()
         check_is_trainer(self.trainer)
         check_budget(self.budget)
@@ -129,9 +118,7 @@ class ZeroShotSearch(ScoringSettings):
         self.num_trials = whole_number("num_trials", self.num_trials, 1)
         self.resolution = None if self.resolution is None else whole_number("resolution", self.resolution, 1)
         self.num_classes = whole_number("num_classes", self.num_classes, 1)
-        unknown = [cost for cost in self.against if cost not in COSTS]
-        if unknown:
-            raise UnknownNameError(f"Invalid against={list(self.against)}: expected costs from {', '.join(COSTS)}.")
+        check_costs(self.against)
         self._proposer()
         self._choice()
 
@@ -161,44 +148,43 @@ class ZeroShotSearch(ScoringSettings):
             ValueError: If networks of the space do not take images of this resolution; nothing is scored then.
         """
         given = given_data(train_dataloaders, datamodule, pairs=self.loss_fn is not None or self._needs_loss)
-        choice = self._choice()
+        choice, proposer = self._choice(), self._proposer()
         with TrainingData(given, TrainerSettings.of(self.trainer)) as data:
             readings = data.read_repeats(self.num_batches, 1, seed=self.seed)
             budget = self.budget.without_arch_costs() if self.budget else None
             loss_fn = nn.functional.cross_entropy if self._needs_loss else self.loss_fn
             (scorer,) = self._scorers(readings, choice.proxies, data=data, loss_fn=loss_fn, budget=budget)
-            self._search(choice, scorer)
-        return self.result_
-
-    def _search(self, choice: Choice, scorer: Scorer) -> None:
-        settings = self._settings(choice, scorer)
-        shape = {key: settings[key] for key in ("resolution", "num_classes", "in_channels")}
-        costs = ArchCosts(self._space, self.budget, self.against, **shape)
-        costs.of(self._space.sample(random.Random(0)))  # refuses a resolution before there is a study
-        name = self.name or f"{settings['space']}-{fingerprint(json.dumps(settings))[:12]}"
-        proposer = self._proposer()
-        with quiet_optuna():
-            trials = Trials(self.storage, name, settings, self._directions(choice), proposer.optunas)
-            run = SearchRun(
+            study = Study.of(
                 self._space,
                 choice,
                 scorer,
-                trials,
-                costs,
                 proposer,
-                self._offer(settings["in_channels"]),
-                executor=self._executor,
-                num_trials=self.num_trials,
+                budget=self.budget,
                 against=self.against,
-                enable_progress_bar=self.enable_progress_bar,
+                resolution=self.resolution,
+                num_classes=self.num_classes,
+                wrap=self.wrap,
+                is_stored=self.storage is not None,
             )
-            try:
-                run.score_all()
-            finally:
+            with study.trials(self.storage, self.name) as trials:
+                run = SearchRun(
+                    self._space,
+                    choice,
+                    scorer,
+                    trials,
+                    study.costs,
+                    proposer,
+                    self._offer(study.settings["in_channels"]),
+                    executor=self._executor,
+                    num_trials=self.num_trials,
+                    against=self.against,
+                    enable_progress_bar=self.enable_progress_bar,
+                )
                 try:
-                    self.result_ = run.result(settings)
+                    run.score_all()
                 finally:
-                    trials.close()
+                    self.result_ = run.result(study.settings)
+        return self.result_
 
     def candidates(self, result: SearchResult, k: int) -> list[Candidate]:
         """Return the best archs of a search as candidates for a `ZeroShotSelector`, for finals and training.
@@ -232,62 +218,3 @@ class ZeroShotSearch(ScoringSettings):
         if LATENCY in self.against:
             given = [*([given] if isinstance(given, str) or not isinstance(given, Sequence) else given), "latency"]
         return Choice.of(given, self.rank_by)
-
-    def _directions(self, choice: Choice) -> list[str]:
-        """Return the directions of the numbers that Optuna gets: of proxies, since these depend on no other arch."""
-        scores = ["maximize" if choice.higher_is_better(name) else "minimize" for name in choice.chains[0]]
-        return [*scores, *("minimize" for _ in self.against)]
-
-    def _settings(self, choice: Choice, scorer: Scorer) -> dict[str, Any]:
-        """Return everything that scores and proposals depend on."""
-        shape = _image_shape(scorer.batches)
-        parts: dict[str, Any] = {
-            "space": self._space,
-            "wrap": self.wrap,
-            "proxies": choice.proxies,
-            "batches": scorer.batches,
-            "loss_fn": scorer.loss_fn,
-            "chunk_size": self.chunk_size,
-            **({} if scorer.step is None else {"step": scorer.step}),
-            **({} if scorer.num_samples is None else {"num_samples": scorer.num_samples}),
-            **({} if scorer.settings == DEFAULT_SETTINGS else {"trainer": scorer.settings}),
-        }
-        content = {name: fingerprint_or_none(part) for name, part in parts.items()}
-        unseen = [name for name, seen in content.items() if seen is None]
-        if unseen and self.storage is not None:
-            warnings.warn(
-                f"`{unseen[0]}` holds an object that cannot be compared, such as a lock, so searches with different "
-                "ones cannot be distinguished. Give each search its own `name`.",
-                stacklevel=3,
-            )
-        return {
-            "space": self._space.name or type(self._space).__name__,
-            "budget": asdict(self.budget) if self.budget else None,
-            "proxies": [proxy.name for proxy in choice.proxies],
-            "rank_by": choice.rank_by,
-            "against": list(self.against),
-            "sampler": self._proposer().facts,
-            "axis": self.axis,
-            "num_batches": self.num_batches,
-            "batch_shapes": [list(tensor.shape) for tensor in tensors_of(scorer.batches[0])],
-            **({} if (told_reading := reading(scorer.batches)) is None else {"reading": told_reading}),
-            "resolution": self.resolution or shape[1],
-            "num_classes": self.num_classes,
-            "accelerator": scorer.placement.accelerator,
-            "precision": scorer.placement.precision,
-            "in_channels": shape[0],
-            "seed": self.seed,
-            **({"channels_last": True} if self.channels_last else {}),
-            "content": content,
-        }
-
-
-def _image_shape(batches: Sequence[Batch]) -> tuple[int, int]:
-    """Return the number of channels and the side of the images, which are square."""
-    for tensor in tensors_of(batches[0]):
-        if tensor.ndim == 4 and tensor.shape[2] == tensor.shape[3]:
-            return tensor.shape[1], tensor.shape[2]
-    raise ValueError(
-        f"Invalid batch with tensors of shape {[list(tensor.shape) for tensor in tensors_of(batches[0])]}: expected "
-        "square images `[N, C, H, H]`, because the spaces contain networks for images."
-    )

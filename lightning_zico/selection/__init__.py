@@ -1,5 +1,5 @@
 """Rank candidates, hold finals among the best and train the winner."""
 
-from lightning_zico.selection.selector import ZeroShotSelector
+from lightning_zico.selection.selector import ZeroShotSelector, rank
 
-__all__ = ["ZeroShotSelector"]
+__all__ = ["ZeroShotSelector", "rank"]

@@ -305,3 +305,21 @@ class ZeroShotSelector(ScoringSettings):
         )
         self.cards_ = {card.name: card for card in cards}
         return True
+
+
+def rank(candidates: Candidates, data: Any, proxies: Proxies = "default", **settings: Any) -> Leaderboard:
+    """Rank candidates without training them: `ZeroShotSelector.rank` in one call.
+
+    Args:
+        candidates: As for `ZeroShotSelector.rank`.
+        data: A LightningDataModule, a DataLoader, or an iterable of batches.
+        proxies: As for `ZeroShotSelector`.
+        settings: Other arguments of `ZeroShotSelector`, such as ``num_batches=4``.
+
+    Example:
+        >>> from lightning_zico.demos import DigitsDataModule, digits_candidates
+        >>> leaderboard = rank(digits_candidates(), DigitsDataModule(), num_batches=2)
+        >>> leaderboard.best == leaderboard.rows[0]["name"]
+        True
+    """
+    return ZeroShotSelector(proxies=proxies, **settings).rank(candidates, data)

@@ -378,7 +378,7 @@ def test_a_race_by_a_recipe_has_the_full_runs_winner_in_95_of_100_simulations() 
             else:
                 score(candidates, range(repeats))
             said = tally.uncertainty()
-            best = max(tally.merged(), key=lambda card: (len(card[choice.first].repeats), card[choice.first].value))
+            best = max(tally.merged(), key=lambda card: (len(card[choice.rank_by].repeats), card[choice.rank_by].value))
             assert len(said) == num_candidates
             winners.append(best.name)
             counts.append(count)
