@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.data import DataLoader
 
-from lightning_zico._typing import Batch
+from lightning_zico._typing import Batch, NumSamples
+from lightning_zico.bridge.batch_size import are_all_built_again, cut_to, with_batch_size
 from lightning_zico.bridge.given_data import is_datamodule
 from lightning_zico.bridge.hooks import TRANSFER_HOOKS, check_surroundings, message_of
 from lightning_zico.bridge.private_trainer import private_trainer
@@ -101,12 +102,22 @@ class TrainingData:
         """Tear a data module down, also if the body raised."""
         self._tear_down()
 
-    def read(self, num_batches: int, *, seed: int = 0) -> Reading:
+    def read(
+        self,
+        num_batches: int,
+        *,
+        seed: int = 0,
+        batch_size: int | None = None,
+        num_samples: NumSamples | None = None,
+    ) -> Reading:
         """Read the first batches under a seed, and leave the data's state and all generators as they were.
 
         Args:
             num_batches: Number of batches to read.
             seed: Seed of shuffling and augmentation; generators that a loader owns continue from their own state.
+            batch_size: The largest number of samples in a batch: loaders are built again with this batch size, and
+                other batches are cut to their first samples where that is possible. None for batches as they come.
+            num_samples: The user's count of the samples in a batch; None to read it from the batch.
 
         Returns:
             Exactly ``num_batches`` batches, and their loader. A loader that has fewer is read again from its start if
@@ -124,10 +135,18 @@ class TrainingData:
                 "DataLoader, or an iterable of batches."
             )
         with self._loader(seed) as loader:
-            batches = _first(loader, num_batches)
+            batches = _first(loader, num_batches, batch_size=batch_size, num_samples=num_samples)
             return Reading(batches, TrainingLoader(loader))
 
-    def read_repeats(self, num_batches: int, repeats: int, *, seed: int = 0) -> list[Reading]:
+    def read_repeats(
+        self,
+        num_batches: int,
+        repeats: int,
+        *,
+        seed: int = 0,
+        batch_size: int | None = None,
+        num_samples: NumSamples | None = None,
+    ) -> list[Reading]:
         """Read the batches of all repeats at once, since they are few and a wrong number then fails before any scoring.
 
         A data module and loaders are read again for every repeat, with its own seed; a data module is set up once per
@@ -138,6 +157,8 @@ class TrainingData:
             num_batches: Number of batches in each repeat.
             repeats: Number of repeats.
             seed: The seed of the first repeat; repeat r has ``seed + r``.
+            batch_size: See `read`.
+            num_samples: See `read`.
 
         Returns:
             The batches by repeat, with their loader.
@@ -146,10 +167,11 @@ class TrainingData:
             TooFewBatchesError: If the data gives too few batches.
             IdenticalBatchesError: If all repeats have the same batches.
         """
+        size: dict[str, Any] = {"batch_size": batch_size, "num_samples": num_samples}
         if self._is_seeded or repeats == 1:
-            by_repeat = [self.read(num_batches, seed=seed + idx) for idx in range(repeats)]
+            by_repeat = [self.read(num_batches, seed=seed + idx, **size) for idx in range(repeats)]
         else:
-            by_repeat = self._read_on(num_batches, repeats, seed)
+            by_repeat = self._read_on(num_batches, repeats, seed=seed, **size)
         if all_equal([reading.batches for reading in by_repeat]):
             raise IdenticalBatchesError(
                 f"All {repeats} repeats have the same batches: the data is not shuffled, or it is shuffled with its "
@@ -158,22 +180,26 @@ class TrainingData:
             )
         return by_repeat
 
-    def read_given(self, num_batches: int | None, *, seed: int = 0) -> Reading:
-        """Read as many batches as requested; if no number is given, all of a list or an iterator, and otherwise two."""
-        if num_batches is None and isinstance(self.data, list | tuple | Iterator) and not self._is_seeded:
+    def read_given(self, num_batches: int | None, *, seed: int = 0, batch_size: int | None = None) -> Reading:
+        """Read as many batches as requested; if no number is given, all of a list or an iterator, and otherwise two.
+
+        Batches that are given in a list or by an iterator are not cut.
+        """
+        is_given = isinstance(self.data, list | tuple | Iterator) and not self._is_seeded
+        if num_batches is None and is_given:
             batches = list(self.data)
             return Reading(batches, TrainingLoader(batches))
-        return self.read(num_batches or 2, seed=seed)
+        return self.read(num_batches or 2, seed=seed, batch_size=None if is_given else batch_size)
 
     @property
     def _is_seeded(self) -> bool:
         """Whether other seeds may give other batches."""
         return self.datamodule is not None or any(isinstance(leaf, DataLoader) for leaf in tree_leaves(self.data))
 
-    def _read_on(self, num_batches: int, repeats: int, seed: int) -> list[Reading]:
+    def _read_on(self, num_batches: int, repeats: int, **settings: Any) -> list[Reading]:
         """Read an iterable of batches once, and divide its batches among the repeats."""
         try:
-            batches, loader = self.read(num_batches * repeats, seed=seed)
+            batches, loader = self.read(num_batches * repeats, **settings)
         except TooFewBatchesError as error:
             raise TooFewBatchesError(
                 f"An iterable of batches cannot be shuffled, so {repeats} repeats of {num_batches} batches need "
@@ -253,16 +279,26 @@ def training_loader(datamodule: Any, *, seed: int = 0) -> Iterator[Any]:
         yield loader
 
 
-def read_training_batches(trainer: Any, num_batches: int, *, seed: int = 0) -> list[Batch]:
+def read_training_batches(
+    trainer: Any,
+    num_batches: int,
+    *,
+    seed: int = 0,
+    batch_size: int | None = None,
+    num_samples: NumSamples | None = None,
+) -> list[Batch]:
     """Read the first batches of a trainer's training data, without affecting the training.
 
     Args:
         trainer: A trainer in ``fit``.
         num_batches: How many batches to read, regardless of ``limit_train_batches``.
-        seed: As for `read_batches`, which also documents the exceptions.
+        seed: As for `TrainingData.read`, which also documents the exceptions.
+        batch_size: As for `TrainingData.read`.
+        num_samples: As for `TrainingData.read`.
     """
+    loader = trainer.fit_loop._combined_loader
     with preserved_rng(seed):
-        return _first(trainer.fit_loop._combined_loader, num_batches, readable_once=False)
+        return _first(loader, num_batches, readable_once=False, batch_size=batch_size, num_samples=num_samples)
 
 
 def overrides_transfer(datamodule: Any) -> bool:
@@ -281,7 +317,14 @@ def attached(datamodule: Any, trainer: Any) -> Iterator[None]:
         datamodule.trainer = previous
 
 
-def _first(data: Any, num_batches: int, *, readable_once: bool = True) -> list[Batch]:
+def _first(
+    data: Any,
+    num_batches: int,
+    *,
+    readable_once: bool = True,
+    batch_size: int | None = None,
+    num_samples: NumSamples | None = None,
+) -> list[Batch]:
     """Read batches; if there are too few, read the data again as long as it gives new ones."""
     is_combined = any(base.__name__ == CombinedLoader.__name__ for base in type(data).__mro__)  # of either package
     iterables = data.iterables if is_combined else data
@@ -293,7 +336,16 @@ def _first(data: Any, num_batches: int, *, readable_once: bool = True) -> list[B
     mode = data._mode if is_combined else "max_size_cycle"  # Lightning's own for training
     leaves = [leaf for leaf in tree_leaves(iterables) if not isinstance(leaf, Tensor)]
     has_loaders = any(isinstance(leaf, DataLoader) for leaf in leaves)
-    one_pass = partial(_one_pass, iterables, mode if has_loaders else None)
+    if batch_size is not None:
+        iterables = with_batch_size(iterables, batch_size)
+        data = iterables if isinstance(data, DataLoader) else data
+    read_once = partial(_one_pass, iterables, mode if has_loaders else None)
+    is_cut = batch_size is not None and not are_all_built_again(iterables)
+
+    def one_pass(num_batches: int) -> list[Batch]:
+        batches = read_once(num_batches)
+        return cut_to(batches, batch_size, num_samples) if is_cut and batch_size is not None else batches
+
     is_once = any(isinstance(leaf, Iterator) for leaf in leaves)
     is_readable_again = not is_once and (has_loaders or not isinstance(data, list | tuple))
     with undisturbed(*leaves, readable_once=readable_once):

@@ -65,6 +65,8 @@ class ZiCoCallback(Callback):
         loss_fn: ``(outputs, targets) -> mean loss`` for batches ``(inputs, targets)``, instead of ``training_step``.
         step: ``(module, batch, batch_idx) -> mean loss`` for any batches, instead of ``training_step``: for manual
             optimisation, several optimisers and GANs (see `score`).
+        batch_size: The largest number of samples in a batch to score on; None for batches as the train dataloader gives
+            them.
         num_samples: With ``axis="sample"``: number of samples in a batch, or a function that counts them in what the
             loader yields; None to read it from the batch.
         seed: The seed of shuffling, augmentation and dropout while scoring.
@@ -95,6 +97,7 @@ class ZiCoCallback(Callback):
         log_layers: bool = False,
         loss_fn: LossFn | nn.Module | None = None,
         step: Step | None = None,
+        batch_size: int | None = None,
         num_samples: NumSamples | None = None,
         seed: int = 0,
     ) -> None:
@@ -106,6 +109,9 @@ class ZiCoCallback(Callback):
         if every_n_epochs is not None:
             every_n_epochs = whole_number("every_n_epochs", every_n_epochs, 1, "None scores once.")
         self.num_batches = whole_number("num_batches", num_batches, least, f"`zico` needs at least {least}.")
+        if batch_size is not None:
+            batch_size = whole_number("batch_size", batch_size, 1, "None takes the loader's batches.")
+        self.batch_size = batch_size
         self.every_n_epochs = every_n_epochs
         self.axis: Axis = axis
         self.chunk_size: ChunkSize = chunk_size
@@ -241,7 +247,9 @@ class ZiCoCallback(Callback):
             return {}, described(raised)
 
     def _moments(self, trainer: Trainer, pl_module: LightningModule, running: Running | None) -> dict[str, Moments]:
-        batches = read_training_batches(trainer, self.num_batches, seed=self.seed)
+        batches = read_training_batches(
+            trainer, self.num_batches, seed=self.seed, batch_size=self.batch_size, num_samples=self.num_samples
+        )
         self._note = note_on_reading(reading(batches))
         check_batches(batches, [self._proxy], self.axis, self.num_samples)
         datamodule = getattr(trainer, "datamodule", None)

@@ -1,4 +1,4 @@
-"""Score one candidate: its failures become part of the card; a wrong call raises."""
+"""Score candidates on the batches of one repeat: their failures become part of their cards."""
 
 import copy
 import math
@@ -10,15 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_zico._typing import Axis, Batch, LossFn, NumSamples, Step, check_num_samples
-from lightning_zico.bridge.data import TrainingData
-from lightning_zico.bridge.given_data import check_data
+from lightning_zico._typing import Axis, Batch, LossFn, NumSamples, Step
 from lightning_zico.bridge.modules import Bridge, bridged, uncompiled
 from lightning_zico.bridge.trainers import DEFAULT_SETTINGS, TrainerSettings, TrainingLoader
 from lightning_zico.budget import Budget
 from lightning_zico.candidates import Built, Candidate
 from lightning_zico.engine.contents import weights_digest
-from lightning_zico.engine.gradients import ChunkSize, check_chunk_size
+from lightning_zico.engine.gradients import ChunkSize
 from lightning_zico.engine.lazy import initialise_on_first, is_uninitialised, own_if_lazy
 from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.scope import preserved_rng
@@ -31,112 +29,11 @@ from lightning_zico.errors import (
     traceback_of,
 )
 from lightning_zico.proxies import Measurement, Proxy
-from lightning_zico.proxies.base import Proxies
 from lightning_zico.results import Score, ScoreCard
-from lightning_zico.scoring.arguments import check_is_trainer, check_loss, whole_number
-from lightning_zico.scoring.checks import check_axis, check_batches, check_variation
-from lightning_zico.scoring.choice import Choice
+from lightning_zico.scoring.checks import check_variation
 from lightning_zico.scoring.placement import AS_BUILT, Placement
 from lightning_zico.scoring.process_state import ProcessState, kept_process_state
 from lightning_zico.scoring.reasons import described, why_unranked
-
-
-def score(
-    model: nn.Module | Candidate,
-    data: Any,
-    proxies: Proxies = ("zico",),
-    loss_fn: LossFn | None = None,
-    *,
-    num_batches: int | None = None,
-    step: Step | None = None,
-    axis: Axis = "batch",
-    chunk_size: ChunkSize = None,
-    seed: int = 0,
-    datamodule: Any = None,
-    trainer: Any = None,
-    num_samples: NumSamples | None = None,
-) -> ScoreCard:
-    """Score one model on some batches, and leave it bit-identical.
-
-    Args:
-        model: A LightningModule, whose ``training_step`` returns the loss, or any module with ``loss_fn`` or ``step``.
-            It is scored on the device it is on. A `Candidate` is built under the seed; it may name its blocks.
-        data: A list or iterator of batches as a loader yields them, with tensors nested in any way; or a DataLoader, a
-            LightningDataModule or another iterable of batches. At least two batches for proxies that compare gradients.
-        proxies: Names (see `list_proxies`), `Proxy` objects, ``"default"`` or another recipe to compute its members,
-            or ``"all"``.
-        loss_fn: ``(outputs, targets) -> mean loss`` for batches ``(inputs, targets)``, instead of ``training_step``.
-        num_batches: How many batches to score on. None for all batches of a list or an iterator, and otherwise for two.
-        step: ``(module, batch, batch_idx) -> mean loss`` for any batches, instead of ``training_step``: for manual
-            optimisation, several optimisers, GANs, and plain modules with several inputs. It runs where
-            ``training_step`` would: ``module.trainer`` works and ``module.log`` is silent.
-        axis: What varies between two gradients: ``"batch"``, the published ZiCo, or ``"sample"``. They are different
-            numbers. Per sample, every tensor and list of samples is split; values shared by all samples are passed
-            whole.
-        chunk_size: With ``axis="sample"``: how many samples to differentiate at once; None for a whole batch,
-            ``"auto"`` for as many as fit in memory.
-        seed: The seed of shuffling, of dropout and of other randomness in the model.
-        datamodule: The data module of batches that were read already. Its transfer hooks run if it overrides them; it
-            is not set up here.
-        trainer: The trainer that will train the model: ``training_step`` then sees its settings, such as
-            ``max_epochs`` (see `TrainerSettings`). It is only read. None for Lightning's defaults.
-        num_samples: Number of samples in a batch, or a function that counts them in a batch as given; None to read it
-            from the batch (`engine.samples.num_samples`). MACs and other numbers per sample need it if the fields of a
-            batch differ in length and nothing shows which one counts samples.
-
-    Returns:
-        A card with one `Score` per proxy. If the model fails, the reason is in ``card["zico"].error``.
-
-    Raises:
-        UnknownNameError: If a name is neither a proxy nor a recipe.
-        TooFewBatchesError: If there are fewer batches than ``num_batches``, or than a proxy needs.
-        IdenticalBatchesError: If all batches are the same, so gradients cannot vary.
-        TypeError: If ``model`` is not a module, ``data`` is a single batch, or another argument has the wrong type.
-        ValueError: If both ``loss_fn`` and ``step`` are given, or another argument is out of range.
-
-    Example:
-        >>> import torch
-        >>> _ = torch.manual_seed(0)
-        >>> batches = [(torch.randn(8, 4), torch.randint(3, (8,))) for _ in range(2)]
-        >>> model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3))
-        >>> card = score(model, batches, loss_fn=nn.CrossEntropyLoss())
-        >>> sorted(card["zico"].layers)
-        ['0.weight', '2.weight']
-    """
-    if not isinstance(model, nn.Module | Candidate):
-        raise TypeError(f"Invalid model={model!r}: expected an instance of a module.")
-    check_data(data, pairs=loss_fn is not None)
-    resolved = Choice.of(proxies).proxies
-    check_axis(axis)
-    check_chunk_size(chunk_size)
-    check_loss(loss_fn, step)
-    check_is_trainer(trainer)
-    seed = whole_number("seed", seed)
-    check_num_samples(num_samples)
-    if num_batches is not None:
-        num_batches = whole_number("num_batches", num_batches, 1)
-    with TrainingData(data, TrainerSettings.of(trainer)) as source:
-        batches, loader = source.read_given(num_batches, seed=seed)
-        check_batches(batches, resolved, axis, num_samples)
-        scorer = Scorer(
-            batches,
-            resolved,
-            loss_fn=loss_fn,
-            axis=axis,
-            chunk_size=chunk_size,
-            seed=seed,
-            datamodule=source.datamodule if datamodule is None else datamodule,
-            step=step,
-            num_samples=num_samples,
-            settings=source.settings,
-            loader=loader,
-        )
-        if isinstance(model, Candidate):
-            return scorer.score(model)
-        with kept_process_state() as state:
-            card = scorer.score_module(type(model).__name__, model)
-            changed = tuple(state.changed())
-    return replace(card, process_changes=changed)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from reprlib import Repr
 from typing import Any, Literal
 
 from lightning_zico._typing import Axis, LossFn, NumSamples, Step, check_num_samples
+from lightning_zico.bridge.batch_size import num_larger
 from lightning_zico.bridge.data import Reading, TrainingData
 from lightning_zico.budget import Budget
 from lightning_zico.engine.batches import tensors_of
@@ -43,6 +44,10 @@ class ScoringSettings:
     Args:
         num_batches: Number of batches that every candidate is scored on, the same for all. Two is the published
             setting; four or more give steadier scores.
+        batch_size: The largest number of samples in a batch that candidates are scored on: on the tables of
+            `benchmarks/README.md`, 16 rank as well as 128, at an eighth of the cost. Loaders are built again with this
+            batch size; batches from elsewhere are cut to their first samples, and stay whole where that is not
+            possible. None for batches as the loader gives them, which is the published protocol.
         axis: What varies between two gradients: ``"batch"``, the published ZiCo, or ``"sample"``.
         chunk_size: With ``axis="sample"``: how many samples to differentiate at once; None for a whole batch,
             ``"auto"`` for as many as fit in memory.
@@ -84,6 +89,7 @@ class ScoringSettings:
     """
 
     num_batches: int = 2
+    batch_size: int | None = 16
     axis: Axis = "batch"
     chunk_size: ChunkSize = None
     loss_fn: LossFn | None = None
@@ -115,6 +121,8 @@ class ScoringSettings:
         check_placement(self.accelerator, self.devices, self.precision, self.channels_last)
         executor_of(self.executor, self.timeout_s)
         self.num_batches = whole_number("num_batches", self.num_batches, 1)
+        if self.batch_size is not None:
+            self.batch_size = whole_number("batch_size", self.batch_size, 1, "None takes the loader's batches.")
         self.seed = whole_number("seed", self.seed)
         self.enable_progress_bar = flag("enable_progress_bar", self.enable_progress_bar)
 
@@ -137,7 +145,7 @@ class ScoringSettings:
         least = max(needy.min_gradients if self.axis == "batch" else 1, 1)
         whole_number("num_batches", self.num_batches, least, f"`{needy.name}` needs at least {least}.")
 
-    def _scorers(
+    def scorers(
         self,
         readings: Sequence[Reading],
         proxies: Sequence[Proxy],
@@ -155,7 +163,6 @@ class ScoringSettings:
             loss_fn: The loss function; None for the candidates' own ``training_step`` or for ``step``.
             budget: Limits on cost that are checked when a candidate is built.
         """
-        remove_leftovers()
         precision = self.precision or trainers_precision(data.settings.precision, self.accelerator)
         placement = placement_of(self.accelerator, self.devices, precision, self.channels_last)
         scorers = []
@@ -182,11 +189,22 @@ class ScoringSettings:
         cache = opened(self.cache)
         return [with_cache(scorer, cache) for scorer in scorers]
 
+    def _num_larger(self, scorer: Scorer) -> int:
+        """Count the batches that could not be cut to ``batch_size``."""
+        return 0 if self.batch_size is None else num_larger(scorer.batches, self.batch_size, self.num_samples)
+
+    def readings(self, data: TrainingData, repeats: int = 1) -> list[Reading]:
+        """Read the batches of each repeat, after folders that killed processes left behind are removed."""
+        remove_leftovers()
+        return data.read_repeats(
+            self.num_batches, repeats, seed=self.seed, batch_size=self.batch_size, num_samples=self.num_samples
+        )
+
     @property
     def _executor(self) -> Executor:
         return executor_of(self.executor, self.timeout_s)
 
-    def _provenance(self, scorer: Scorer) -> dict[str, Any]:
+    def provenance(self, scorer: Scorer) -> dict[str, Any]:
         """Return the facts about scoring that a leaderboard records.
 
         Args:
@@ -196,6 +214,8 @@ class ScoringSettings:
         return {
             "axis": self.axis,
             "num_batches": self.num_batches,
+            "batch_size": self.batch_size,
+            "num_larger_batches": self._num_larger(scorer),
             "batch_shapes": [list(tensor.shape) for tensor in tensors_of(scorer.batches[0])],
             "batches_hash": fingerprint_or_none(scorer.batches),
             "reading": reading(scorer.batches),

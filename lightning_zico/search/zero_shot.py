@@ -150,10 +150,9 @@ class ZeroShotSearch(ScoringSettings):
         given = given_data(train_dataloaders, datamodule, pairs=self.loss_fn is not None or self._needs_loss)
         choice, proposer = self._choice(), self._proposer()
         with TrainingData(given, TrainerSettings.of(self.trainer)) as data:
-            readings = data.read_repeats(self.num_batches, 1, seed=self.seed)
             budget = self.budget.without_arch_costs() if self.budget else None
             loss_fn = nn.functional.cross_entropy if self._needs_loss else self.loss_fn
-            (scorer,) = self._scorers(readings, choice.proxies, data=data, loss_fn=loss_fn, budget=budget)
+            (scorer,) = self.scorers(self.readings(data), choice.proxies, data=data, loss_fn=loss_fn, budget=budget)
             study = Study.of(
                 self._space,
                 choice,

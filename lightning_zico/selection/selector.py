@@ -239,8 +239,8 @@ class ZeroShotSelector(ScoringSettings):
     def _rank(self, candidates: Candidates, data: TrainingData) -> None:
         choice = self._choice()
         with data:
-            readings = data.read_repeats(self.num_batches, self.repeats, seed=self.seed)
-            scorers = self._scorers(readings, choice.proxies, data=data, loss_fn=self.loss_fn, budget=self.budget)
+            readings = self.readings(data, self.repeats)
+            scorers = self.scorers(readings, choice.proxies, data=data, loss_fn=self.loss_fn, budget=self.budget)
             run = Run(scorers, choice, self._executor, enable_progress_bar=self.enable_progress_bar)
             try:
                 if self.race:
@@ -297,7 +297,7 @@ class ZeroShotSelector(ScoringSettings):
             controlled_by=self.controlled_by,
             seed=self.seed,
             provenance={
-                **self._provenance(run.scorers[0]),
+                **self.provenance(run.scorers[0]),
                 "race": self.race,
                 "budget": asdict(self.budget) if self.budget else None,
                 "broke_off": broke_off,
