@@ -18,13 +18,13 @@ from PIL import Image
 
 from lightning_zico import Budget, SearchResult, ZeroShotSearch, ZeroShotSelector, list_proxies, list_recipes
 from lightning_zico.cli import main
-from lightning_zico.commands import datamodule_of
+from lightning_zico.cli.commands import datamodule_of
 from lightning_zico.datamodules import TORCHVISION_DATASETS, ImageFolderDataModule, TorchvisionDataModule
 from lightning_zico.demos import DigitsDataModule, digits_candidates
 from lightning_zico.report import search_page
 from lightning_zico.zoo import zoo_model
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DIGITS = ["--data", "digits", "--candidates", "lightning_zico.demos.digits_candidates"]
 QUIET = [f"--trainer.{name}=false" for name in ("logger", "enable_checkpointing", "enable_progress_bar")]
 FOUND = {"--num_classes": "the batches have", "--vocab_size": "the data module says"}

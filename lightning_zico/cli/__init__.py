@@ -18,9 +18,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from lightning_zico import commands
 from lightning_zico.__about__ import __version__
 from lightning_zico._imports import imported
+from lightning_zico.cli import commands
 from lightning_zico.errors import InvalidArgumentError, in_words
 from lightning_zico.texts import printable
 
