@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, random_
 
 from lightning_zico import datamodules
 from lightning_zico.bridge import read_batches
-from lightning_zico.cli.commands import _seen
+from lightning_zico.cli.fitting import _seen
 from lightning_zico.datamodules import ImageFolderDataModule, read_image
 from lightning_zico.demos import DigitsDataModule
 from lightning_zico.errors import TooFewBatchesError

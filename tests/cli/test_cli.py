@@ -18,7 +18,7 @@ from PIL import Image
 
 from lightning_zico import Budget, SearchResult, ZeroShotSearch, ZeroShotSelector, list_proxies, list_recipes
 from lightning_zico.cli import main
-from lightning_zico.cli.commands import datamodule_of
+from lightning_zico.cli.inputs import datamodule_of
 from lightning_zico.datamodules import TORCHVISION_DATASETS, ImageFolderDataModule, TorchvisionDataModule
 from lightning_zico.demos import DigitsDataModule, digits_candidates
 from lightning_zico.report import search_page
