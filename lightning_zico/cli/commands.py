@@ -3,7 +3,7 @@
 Results go to standard output, messages to standard error.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Literal
@@ -13,7 +13,6 @@ from rich.console import Console
 
 from lightning_zico.budget import Budget
 from lightning_zico.candidates import Candidate, Candidates
-from lightning_zico.cli.fitting import _fitted, _seen
 from lightning_zico.cli.inputs import (
     ZooSpec,
     check_model,
@@ -50,7 +49,8 @@ from lightning_zico.results import Leaderboard, SearchResult
 from lightning_zico.scoring.placement import AcceleratorName, Devices, PrecisionLike
 from lightning_zico.search import Evolution, ZeroShotSearch
 from lightning_zico.selector import ZeroShotSelector
-from lightning_zico.zoo import ZOO_PROXIES, from_zoo
+from lightning_zico.zoo import ZOO_PROXIES, Zoo, fit_zoo, from_zoo
+from lightning_zico.zoo.fitting import look_at
 
 _Axis = Literal["batch", "sample"]
 
@@ -154,8 +154,8 @@ def rank(
         refuse_zoo_options(given)
         offered = import_candidates(candidates)
     if zoo is not None:
-        options = _fitted(datamodule, split_specs(zoo), given, num_batches, repeats, seed=seed)
-        offered = from_zoo(*split_specs(zoo), **options, resize=True, max_params=budget.limits.get("params"))
+        batches = {"num_batches": num_batches, "repeats": repeats, "seed": seed}
+        offered = _fit_zoo(zoo, datamodule, given, **batches, max_params=budget.limits.get("params"))
     selector = ZeroShotSelector(
         trainer,
         split_names(proxies) or (ZOO_PROXIES if zoo else "default"),
@@ -201,6 +201,25 @@ def rank(
     return zoo_spec(selector.leaderboard_.first_of_a_zoo, offered) if zoo is not None and trainer is None else None
 
 
+def _fit_zoo(
+    zoo: str | list[str],
+    datamodule: LightningDataModule,
+    given: Mapping[str, int | None],
+    *,
+    num_batches: int,
+    repeats: int = 1,
+    seed: int,
+    max_params: float | None = None,
+) -> Zoo:
+    """List models of zoos, built for the data, and print what was found there."""
+    specs = split_specs(zoo)
+    models = from_zoo(*specs, num_classes=2).models  # only to see their kind; none is built
+    fitting = fit_zoo(models, datamodule, given, num_batches=num_batches, repeats=repeats, seed=seed, prefix="--")
+    if fitting.sentence is not None:
+        say(fitting.sentence)
+    return from_zoo(*specs, **fitting.options, resize=True, max_params=max_params)
+
+
 def score(
     model: ZooSpec | Callable[[], LightningModule] | str,
     data: LightningDataModule | str,
@@ -237,8 +256,7 @@ def score(
     datamodule = with_enough_batches(datamodule_of(data), num_batches)
     if isinstance(model, str):
         check_model(model)
-        options = _fitted(datamodule, split_specs(model), given, num_batches, seed=seed)
-        candidates = list(from_zoo(*split_specs(model), **options, resize=True))
+        candidates = list(_fit_zoo(model, datamodule, given, num_batches=num_batches, seed=seed))
         if len(candidates) != 1:
             raise ValueError(f"Invalid --model={model}: it names {len(candidates)} models. Pass exactly one.")
     else:
@@ -322,8 +340,9 @@ def search(
     """
     datamodule = with_enough_batches(datamodule_of(data), num_batches)
     if num_classes is None:
-        _, num_classes, by = _seen(datamodule, "--num_classes", num_batches, seed=seed)
-        say(f"Networks have {num_classes} classes (as {by}). To change this, pass --num_classes.")
+        classes = look_at(datamodule, "--num_classes", num_batches=num_batches, seed=seed, prefix="--").classes
+        num_classes = classes.num
+        say(f"Networks have {num_classes} classes (as {classes.source}). To change this, pass --num_classes.")
     searching = ZeroShotSearch(
         space,
         budget,
