@@ -1,6 +1,8 @@
-"""The command line: options from the signatures of `commands`, errors in one line."""
+"""The command line: what it prints, its errors in one line, and its exit codes.
 
-import argparse
+Until a command is chosen, nothing is imported that takes long: neither torch nor the rest of the package.
+"""
+
 import io
 import os
 import sys
@@ -8,11 +10,9 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-from lightning_zico.cli.messages import in_one_line, in_plain_words, is_wrong_use
-from lightning_zico.cli.parser import COMMANDS, build_parser, run_fit
+from lightning_zico.cli.messages import in_one_line, is_wrong_use
+from lightning_zico.cli.parser import build_parser, run_fit
 from lightning_zico.cli.program import FAILED, INTERRUPTED, NO_READER, PROG, WRONG_USE, is_interrupted
-from lightning_zico.cli.spelling import finals_command, spell_out, spelled_environment
-from lightning_zico.errors import InvalidArgumentError
 from lightning_zico.texts import printable
 
 _READS_CODE = frozenset({"rank", "score", "search", "fit"})  # by `--candidates`, `--model` and `--data`
@@ -83,18 +83,20 @@ def _any_text() -> Iterator[None]:
 
 
 def _run(given: list[str]) -> None:
-    args = spell_out(given)
-    with spelled_environment(args[0] if args else ""):
-        if args[:1] == ["fit"]:
-            run_fit(args)
-            return
-        parser, options = build_parser()
-        try:
-            config = parser.parse_args(args)
-        except (argparse.ArgumentError, UnicodeDecodeError) as error:  # the latter for a file that is not a text
-            raise InvalidArgumentError(in_plain_words(str(error), args, options)) from error
-    arguments = parser.instantiate(config)[config.command].as_dict()
-    arguments.pop("config")
-    finals = COMMANDS[config.command](**arguments)
+    if given[:1] == ["fit"]:
+        from lightning_zico.cli.spelling import spell_out, spelled_environment
+
+        with spelled_environment("fit"):
+            run_fit(spell_out(given, flags=()))
+        return
+    parser = build_parser(given)
+    if parser.command is None:
+        parser.parse(given)  # prints and exits, or raises an error
+        return
+    from lightning_zico.cli.spelling import finals_command, spell_out, spelled_environment
+
+    with spelled_environment(parser.command):
+        run = parser.parse(spell_out(given, parser.flags))
+    finals = run()
     if finals is not None:
         print(f"To hold finals among the first, run: {finals_command(given, finals)}", file=sys.stderr)

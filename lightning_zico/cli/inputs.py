@@ -1,43 +1,26 @@
 """What a command is given: data, candidates, models of a zoo, names and files."""
 
 import json
-import re
 from collections.abc import Iterable, Mapping, Sequence
-from importlib import import_module
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, TypeAlias, cast
 
 from lightning.pytorch import LightningDataModule
 from torch import nn
 
 from lightning_zico.candidates import Candidates, check_candidates, iterate_candidates
 from lightning_zico.cli.program import is_interrupted
+from lightning_zico.cli.specs import import_option
 from lightning_zico.datamodules import TORCHVISION_DATASETS, ImageFolderDataModule, TorchvisionDataModule
 from lightning_zico.demos import DigitsDataModule
+from lightning_zico.proxies import Prior
 from lightning_zico.results import Leaderboard, SearchResult
 from lightning_zico.scoring import ProcessExecutor, RayExecutor
 from lightning_zico.scoring.work import Executor
 from lightning_zico.zoo import ZooModel
 
-
-class ZooSpec(str):
-    """A model of a zoo, as a text with a colon, which no class path has.
-
-    Raises:
-        ValueError: If there is no colon.
-
-    Example:
-        >>> ZooSpec("timm:resnet18")
-        'timm:resnet18'
-    """
-
-    __slots__ = ()
-
-    def __new__(cls, text: str) -> "ZooSpec":
-        """Check the text and make a spec of it."""
-        if not isinstance(text, str) or ":" not in text:
-            raise ValueError(f"{text!r} is not a model of a zoo: expected one such as timm:resnet18.")
-        return super().__new__(cls, text)
+ExecutorLike: TypeAlias = Literal["serial", "processes", "ray"] | Executor
 
 
 def read_result(path: Path) -> Leaderboard | SearchResult:
@@ -83,20 +66,6 @@ def with_enough_batches(datamodule: LightningDataModule, num_batches: int) -> Li
     return datamodule
 
 
-def check_model(model: str) -> None:
-    """Check that a text is a model of a zoo; a class path that can be imported is no longer a text here.
-
-    Raises:
-        ValueError: If it has no colon.
-    """
-    if ":" not in model:
-        import_option(model, "model")  # raises an error that says what is missing
-        raise ValueError(
-            f"Invalid --model={model}: expected the class path of a LightningModule, or a model of a zoo, such as "
-            "timm:resnet18."
-        )
-
-
 def no_data(given: str) -> str:
     """Return the error message for an unknown value of `--data`."""
     return (
@@ -119,37 +88,6 @@ def short_data(data: str) -> tuple[type[LightningDataModule], dict[str, str]] | 
     return (ImageFolderDataModule, {"root": data}) if data and Path(data).is_dir() else None
 
 
-def refuse_zoo_options(given: Mapping[str, int | None]) -> None:
-    """Check that no option for models of a zoo is given, when there are none.
-
-    Raises:
-        ValueError: If one is given.
-    """
-    option = next((key for key, value in given.items() if value is not None), None)
-    if option is not None:
-        raise ValueError(
-            f"Unexpected --{option}={given[option]}: it is only for models of a zoo, but your code builds these "
-            "models. Leave it out."
-        )
-
-
-def split_specs(zoo: str | list[str]) -> list[str]:
-    """Split the value of `--zoo` into specs: a part with a colon begins a new one.
-
-    Example:
-        >>> split_specs("timm:resnet*,lcnet*, torchvision:vgg*")
-        ['timm:resnet*,lcnet*', 'torchvision:vgg*']
-    """
-    specs: list[str] = []
-    for part in (zoo if isinstance(zoo, str) else ",".join(zoo)).split(","):
-        part = part.strip()
-        if ":" in part or not specs:
-            specs.append(part)
-        else:
-            specs[-1] += f",{part}"
-    return specs
-
-
 def zoo_spec(names: Sequence[str], offered: Candidates) -> str | None:
     """Write candidates of zoos as one value of `--zoo`; None if there are none."""
     models = {candidate.name: candidate.build for candidate in iterate_candidates(offered)}
@@ -158,13 +96,6 @@ def zoo_spec(names: Sequence[str], offered: Candidates) -> str | None:
         model = cast(ZooModel, models[name])
         by_zoo.setdefault(model.zoo, []).append(model.name)
     return ",".join(f"{zoo}:{','.join(members)}" for zoo, members in by_zoo.items()) or None
-
-
-def split_names(names: str | list[str] | None) -> Any:
-    """Split names at commas; a single name stays a text, so that "default" and "all" keep their meaning."""
-    if isinstance(names, str):
-        names = [name.strip() for name in names.split(",")]
-    return names[0] if names is not None and len(names) == 1 else names
 
 
 def import_candidates(path: str) -> Candidates:
@@ -193,39 +124,77 @@ def import_candidates(path: str) -> Candidates:
         ) from ended
 
 
-def import_option(path: str, option: str = "candidates") -> Any:
-    """Import an object by its path, for an option.
+@dataclass(frozen=True)
+class ZooOptions:
+    """What models of a zoo are built for; None for what the data shows.
+
+    Args:
+        num_classes: Number of classes for models of a zoo. None: as many as the data has.
+        in_chans: Number of input channels for models of a zoo. None: as many as the images have.
+        input_size: Side of the input images for models of a zoo; images are resized to it. None: the size of the
+            images, but at least 32.
+        vocab_size: Vocabulary size for text models of a zoo. None: the data module's attribute of that name if there is
+            one, otherwise each model's own.
+    """
+
+    num_classes: int | None = None
+    in_chans: int | None = None
+    input_size: int | None = None
+    vocab_size: int | None = None
+
+
+def refuse_zoo_options(given: Mapping[str, int | None]) -> None:
+    """Check that no option for models of a zoo is given, when there are none.
 
     Raises:
-        ValueError: If there is no such object, or its module cannot be imported.
+        ValueError: If one is given.
     """
-    if not re.fullmatch(r"\w+(\.\w+)*[.:]\w+", path):
-        raise ValueError(f"Invalid --{option}={path}: expected an import path, such as my_pkg.my_{option}.")
-    try:
-        return imported_object(path)
-    except (Exception, SystemExit) as error:
-        why = error if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: {error}"
-        raise ValueError(f"Invalid --{option}={path}: it cannot be imported: {why}.") from error
+    option = next((key for key, value in given.items() if value is not None), None)
+    if option is not None:
+        raise ValueError(
+            f"Unexpected --{option}={given[option]}: it is only for models of a zoo, but your code builds these "
+            "models. Leave it out."
+        )
 
 
-def imported_object(path: str) -> Any:
-    """Import an object by its path."""
-    module, _, name = path.replace(":", ".").rpartition(".")
-    return getattr(import_module(module), name)
+def read_prior(
+    prior: str | None = None, prior_column: str | None = None, prior_lower_is_better: bool = False
+) -> Prior | None:
+    """Read known numbers of candidates.
+
+    Args:
+        prior: File in CSV format with known numbers of candidates; the first column holds their names.
+        prior_column: Column of the file with the numbers; may be omitted if there is only one.
+        prior_lower_is_better: Lower values in that column are better.
+
+    Raises:
+        ValueError: If there is no file, but an option for it.
+    """
+    if prior is not None:
+        return Prior.from_csv(prior, prior_column, higher_is_better=not prior_lower_is_better)
+    if prior_column is not None or prior_lower_is_better:
+        raise ValueError("`--prior_column` and `--prior_lower_is_better` need a file: add --prior known.csv.")
+    return None
 
 
-def executor_of(name: str, num_workers: int | None, timeout_s: float | None) -> Executor | None:
-    """Return the executor of that name; None for this process.
+def executor_of(executor: ExecutorLike, limits: Mapping[str, Any]) -> Executor | None:
+    """Return the executor to use; None for this process.
+
+    Args:
+        executor: The value of `--executor`.
+        limits: Keyword arguments of `ProcessExecutor`; None for those that are not given.
 
     Raises:
         ValueError: If an option is given that the executor does not have.
     """
-    if name == "processes":
-        return ProcessExecutor(num_workers, timeout_s)
-    if num_workers is not None:
-        raise ValueError("`--num_workers` needs `--executor processes`.")
-    if name == "ray":
-        return RayExecutor(timeout_s=timeout_s)
-    if timeout_s is not None:
+    given = {name: value for name, value in limits.items() if value is not None}
+    if executor == "processes":
+        return ProcessExecutor(**given)
+    own = next((name for name in given if name != "timeout_s"), None)
+    if own is not None:
+        raise ValueError(f"`--{own}` needs `--executor processes`.")
+    if executor == "ray":
+        return RayExecutor(**given)
+    if given:
         raise ValueError("`--timeout_s` needs `--executor processes` or `--executor ray`.")
-    return None
+    return None if executor == "serial" else executor

@@ -4,10 +4,10 @@ import difflib
 import inspect
 import re
 import traceback
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection
 
-from lightning_zico.cli.inputs import ZooSpec, imported_object, no_data
 from lightning_zico.cli.program import PROG
+from lightning_zico.cli.specs import ZooSpec, imported_object
 from lightning_zico.errors import in_words
 
 # Kinds of values as jsonargparse calls them, and in plain words.
@@ -46,18 +46,18 @@ def _is_lightnings_refusal(error: Exception) -> bool:
     return type(error).__name__ == "MisconfigurationException"  # of either of its packages
 
 
-def in_plain_words(text: str, args: Sequence[str], options: Mapping[str, Collection[str]]) -> str:
+def in_plain_words(text: str, command: str, known: Collection[str]) -> str:
     """Turn an error message of jsonargparse into one line in the terms of the command line.
 
     Args:
         text: The error message.
-        args: Arguments of the command line.
-        options: Names of the options of each command.
+        command: The command; empty if there is none.
+        known: Names of the command's options.
     """
-    command = args[0] if args else ""
-    known = options.get(command, ())
     help_ = f"`{PROG} {command} --help`" if command and not command.startswith("-") else f"`{PROG} --help`"
     if unknown := re.search(r'Parser key "data".*Expected a dot import path string: ([^\n]+)', text, flags=re.DOTALL):
+        from lightning_zico.cli.inputs import no_data  # takes seconds, and a command with data has loaded it
+
         return no_data(unknown[1])
     if text.startswith("the following arguments are required: "):
         names = [name.partition(".")[2] for name in text.partition(": ")[2].split(", ")]

@@ -3,7 +3,7 @@
 import json
 import os
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
@@ -13,19 +13,20 @@ from lightning_zico._imports import imported
 from lightning_zico.cli.inputs import short_data
 from lightning_zico.cli.program import ENV_PREFIX, PROG
 
-_FLAGS = (
-    "--layers",
-    "--race",
-    "--prior_lower_is_better",
-    "--data.skip_unreadable",
-)  # booleans, for which jsonargparse expects a value
+# Options of data that are true or false; they may be given before the class of the data is known.
+_DATA_FLAGS = frozenset({"--data.skip_unreadable"})
 
 
-def spell_out(args: list[str]) -> list[str]:
+def spell_out(args: list[str], flags: Collection[str]) -> list[str]:
     """Expand short forms for jsonargparse: ``-o``, flags, ``--n_jobs``, data by name, and the model of `score`.
 
     Data becomes a class path so that its options may follow, as in ``--data cifar10 --data.batch_size 128``.
+
+    Args:
+        args: Arguments of the command line.
+        flags: Options that are true or false, for which jsonargparse expects a value.
     """
+    flags = _DATA_FLAGS.union(flags)
     if args[:1] == ["score"] and args[1:] and not args[1].startswith("-"):
         args = ["score", "--model", *args[1:]]
     written: list[str] = []
@@ -35,9 +36,9 @@ def spell_out(args: list[str]) -> list[str]:
             written.append(_SHORT[before](arg))
         elif option in _SHORT and equals:
             written.append(f"{option}={_SHORT[option](value)}")
-        elif before in _FLAGS and arg.lower() in ("true", "false"):
+        elif before in flags and arg.lower() in ("true", "false"):
             written[-1] = f"{before}={arg.lower()}"
-        elif arg in _FLAGS:
+        elif arg in flags:
             written.append(f"{arg}=true")
         elif option == "--n_jobs":
             written += ["--executor", "processes", arg.replace("--n_jobs", "--num_workers", 1)]

@@ -346,7 +346,7 @@ def test_a_dataset_that_is_there_needs_no_network(monkeypatch: pytest.MonkeyPatc
         (f"rank {' '.join(DIGITS)} --n_jobs 0", "Invalid num_workers=0: expected a whole number of at least 1"),
         (
             f"rank {' '.join(DIGITS)} --executor process",
-            "Invalid --executor=process: expected serial, processes or ray.",
+            "Invalid --executor=process: expected serial, processes, ray or a class path of Executor (options: --executor.NAME).",
         ),
         (
             f"rank {' '.join(DIGITS)} --trainer.max_epoch 2",
