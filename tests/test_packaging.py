@@ -1,10 +1,14 @@
 """What is shipped is the package alone, and it imports without any extra."""
 
+import pickle
+import pkgutil
 import re
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+
+import pytest
 
 import lightning_zico
 
@@ -63,10 +67,37 @@ def test_the_root_brings_no_package_that_lightning_does_not_but_what_it_needs() 
 import sys
 import lightning.pytorch, torchmetrics
 before = {name.split(".")[0] for name in sys.modules}
-import lightning_zico
+from lightning_zico import *
 print(*{name.split(".")[0] for name in sys.modules} - before - sys.stdlib_module_names)
 """
     command = [sys.executable, "-W", "ignore", "-c", code]
     brought = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     # Lightning brings rich and torchmetrics scipy, as far as today's versions go.
     assert {"lightning_zico"} <= set(brought) <= {"lightning_zico", "cloudpickle", "rich", "scipy"}
+
+
+def test_the_root_imports_its_names_when_they_are_used() -> None:
+    code = """
+import sys
+import lightning_zico
+print("torch" in sys.modules, hasattr(lightning_zico, "nix"), hasattr(lightning_zico, "_nix"))
+assert {"ZiCo", "score", "__version__"} <= set(dir(lightning_zico))
+print(lightning_zico.callbacks.ZiCoCallback is lightning_zico.ZiCoCallback, lightning_zico.zoo.__name__)
+namespace = {}
+exec("from lightning_zico import *", namespace)
+print(set(lightning_zico.__all__) <= set(namespace) & set(dir(lightning_zico)))
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["False False False", "True lightning_zico.zoo", "True"]
+
+
+def test_no_public_name_hides_a_submodule() -> None:
+    submodules = {module.name for module in pkgutil.iter_modules(lightning_zico.__path__)}
+    assert submodules.isdisjoint(lightning_zico.__all__)
+    assert {"callbacks", "selector"} <= submodules
+
+
+@pytest.mark.parametrize("name", lightning_zico.__all__)
+def test_public_names_are_pickled_by_their_own_modules(name: str) -> None:
+    public = getattr(lightning_zico, name)
+    assert pickle.loads(pickle.dumps(public)) == public

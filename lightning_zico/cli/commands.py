@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from rich.console import Console
 
+import lightning_zico.callbacks  # noqa: F401  # so that ZiCoCallback can be given by name
 from lightning_zico.budget import Budget
 from lightning_zico.candidates import Candidate, Candidates
 from lightning_zico.cli.inputs import (

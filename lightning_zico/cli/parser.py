@@ -208,7 +208,7 @@ def run_fit(args: list[str]) -> None:
     imported("jsonargparse", f"`{PROG}` needs jsonargparse", "cli")
     from lightning.pytorch.cli import LightningCLI
 
-    import lightning_zico.zoo  # noqa: F401  # so that its modules can be given by name
+    from lightning_zico.cli import commands  # noqa: F401  # so that what they use can be given by name
 
     settings: dict[str, Any] = {
         "prog": PROG,
