@@ -1,5 +1,6 @@
 """What is shipped is the package alone, and it imports without any extra."""
 
+import os
 import pickle
 import pkgutil
 import re
@@ -101,3 +102,25 @@ def test_no_public_name_hides_a_submodule() -> None:
 def test_public_names_are_pickled_by_their_own_modules(name: str) -> None:
     public = getattr(lightning_zico, name)
     assert pickle.loads(pickle.dumps(public)) == public
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, so that torch is imported only once")
+def test_every_module_can_be_imported_first() -> None:
+    code = """
+import os, pkgutil, sys
+import lightning.pytorch, scipy.stats, torchmetrics
+from importlib import import_module
+import lightning_zico
+names = [module.name for module in pkgutil.walk_packages(lightning_zico.__path__, "lightning_zico.", onerror=print)]
+assert {"lightning_zico.cli.commands", "lightning_zico.selector"} <= set(names)
+for loaded in [name for name in sys.modules if name.startswith("lightning_zico")]:
+    del sys.modules[loaded]
+for name in names:
+    if (child := os.fork()) == 0:
+        import_module(name)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        print(name)
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "", done.stderr

@@ -116,9 +116,9 @@ def fit_zoo(
 
 
 def fits_data(list_models: ListsModels) -> ListsModels:
-    """Give a function that lists models the argument ``data``, from which it reads the options that are not given.
+    """Decorate a function that lists models, so that it reads from ``data`` what is not given (see `fit_zoo`).
 
-    The models are listed twice: first only to see whether they are for images or for text.
+    The models are then listed twice: first only to see whether they are for images or for text.
     """
 
     @wraps(list_models)
