@@ -25,14 +25,14 @@ PATTERNS = (
 def main() -> None:
     """List, rank, print."""
     console = Console(width=150, highlight=False)
-    images = {"num_classes": 10, "in_chans": 1, "input_size": 32, "resize": True}  # the digits are 8 x 8
+    data = DigitsDataModule(batch_size=16)  # 8 x 8 pixels, which are resized to 32 x 32
     try:
-        candidates = from_timm(*PATTERNS, **images, max_params=6e6, exclude=["*_r_*", "ghostnet_1*"])
+        candidates = from_timm(*PATTERNS, data=data, max_params=6e6, exclude=["*_r_*", "ghostnet_1*"])
     except ModuleNotFoundError as error:
         console.print(str(error))
         return
     selector = ZeroShotSelector(proxies=ZOO_PROXIES, num_batches=2, seed=0, enable_progress_bar=False)
-    leaderboard = selector.rank(candidates, datamodule=DigitsDataModule(batch_size=16))
+    leaderboard = selector.rank(candidates, datamodule=data)
     console.print(leaderboard_table(leaderboard))
     console.print(f"{len(leaderboard)} of {len(candidates.names)} models have at most six million parameters.")
 

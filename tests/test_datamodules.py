@@ -7,15 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import LightningDataModule
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset, random_split
+from torch.utils.data import DataLoader, TensorDataset, random_split
 
 from lightning_zico import datamodules
 from lightning_zico.bridge.data import read_batches
-from lightning_zico.commands import _seen
 from lightning_zico.datamodules import ImageFolderDataModule, read_image
-from lightning_zico.demos import DigitsDataModule
 from lightning_zico.errors import TooFewBatchesError
 
 
@@ -199,64 +196,3 @@ def test_where_no_batch_size_would_do_nothing_is_counted() -> None:
     for way_out, data in said.items():
         with pytest.raises(TooFewBatchesError, match=way_out):
             read_batches(data, 10)
-
-
-class Listing(Dataset[Any]):
-    """A dataset that lists its classes, as torchvision's do."""
-
-    classes = ("ant", "bee", "cat", "dog", "eel")
-
-    def __len__(self) -> int:
-        return 8
-
-    def __getitem__(self, idx: int) -> tuple[torch.Tensor, int]:
-        return torch.full((1, 2, 2), float(idx)), 0
-
-
-class Data(LightningDataModule):
-    def __init__(self, dataset: Dataset[Any], *, shuffle: bool = False) -> None:
-        super().__init__()
-        self.dataset = dataset
-        self.shuffle = shuffle
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(self.dataset, 2, shuffle=self.shuffle)
-
-
-def labelled(labels: torch.Tensor) -> TensorDataset:
-    return TensorDataset(torch.arange(float(len(labels)))[:, None, None, None], labels)
-
-
-def classes_of(data: LightningDataModule, num_batches: int = 2, repeats: int = 1) -> tuple[int, str]:
-    return _seen(data, "--num_classes", num_batches, repeats, seed=0)[1:]
-
-
-def test_classes_are_told_by_the_data_module_then_the_dataset_then_the_labels() -> None:
-    assert classes_of(DigitsDataModule(batch_size=4)) == (10, "the data module says")
-    dataset = Listing()
-    assert classes_of(Data(dataset)) == classes_of(Data(Subset(dataset, range(4)))) == (5, "the training dataset says")
-    data = Data(dataset)
-    data.num_classes = 7
-    assert classes_of(data) == (7, "the data module says")
-
-
-def test_every_batch_that_will_be_scored_is_looked_at_for_the_highest_label() -> None:
-    data = Data(labelled(torch.tensor([0, 1, 0, 6, 8, 0])))
-    assert [classes_of(data, num_batches)[0] for num_batches in (1, 2, 3)] == [2, 7, 9]
-    shuffled = Data(labelled(torch.arange(40)), shuffle=True)
-    for repeats in (1, 5):
-        seen = [labels for r in range(repeats) for _, labels in read_batches(shuffled, 2, seed=r)]
-        assert classes_of(shuffled, 2, repeats)[0] == max(int(labels.max()) for labels in seen) + 1
-
-
-@pytest.mark.parametrize(
-    ("labels", "kind"),
-    [
-        (torch.zeros(4), r"float32 of shape \[2\]"),
-        (torch.eye(4).long(), r"int64 of shape \[2, 4\]"),
-        (torch.zeros(4, dtype=torch.bool), r"bool of shape \[2\]"),
-    ],
-)
-def test_labels_that_are_no_classes_are_refused(labels: torch.Tensor, kind: str) -> None:
-    with pytest.raises(ValueError, match=f"Invalid labels in a batch: {kind}; expected one whole number per image"):
-        classes_of(Data(labelled(labels)))

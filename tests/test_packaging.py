@@ -1,10 +1,15 @@
 """What is shipped is the package alone, and it imports without any extra."""
 
+import os
+import pickle
+import pkgutil
 import re
 import subprocess
 import sys
 import zipfile
 from pathlib import Path
+
+import pytest
 
 import lightning_zico
 
@@ -63,10 +68,59 @@ def test_the_root_brings_no_package_that_lightning_does_not_but_what_it_needs() 
 import sys
 import lightning.pytorch, torchmetrics
 before = {name.split(".")[0] for name in sys.modules}
-import lightning_zico
+from lightning_zico import *
 print(*{name.split(".")[0] for name in sys.modules} - before - sys.stdlib_module_names)
 """
     command = [sys.executable, "-W", "ignore", "-c", code]
     brought = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     # Lightning brings rich and torchmetrics scipy, as far as today's versions go.
     assert {"lightning_zico"} <= set(brought) <= {"lightning_zico", "cloudpickle", "rich", "scipy"}
+
+
+def test_the_root_imports_its_names_when_they_are_used() -> None:
+    code = """
+import sys
+import lightning_zico
+print("torch" in sys.modules, hasattr(lightning_zico, "nix"), hasattr(lightning_zico, "_nix"))
+assert {"ZiCo", "score", "__version__"} <= set(dir(lightning_zico))
+print(lightning_zico.callbacks.ZiCoCallback is lightning_zico.ZiCoCallback, lightning_zico.zoo.__name__)
+namespace = {}
+exec("from lightning_zico import *", namespace)
+print(set(lightning_zico.__all__) <= set(namespace) & set(dir(lightning_zico)))
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["False False False", "True lightning_zico.zoo", "True"]
+
+
+def test_no_public_name_hides_a_submodule() -> None:
+    submodules = {module.name for module in pkgutil.iter_modules(lightning_zico.__path__)}
+    assert submodules.isdisjoint(lightning_zico.__all__)
+    assert {"callbacks", "selection"} <= submodules
+
+
+@pytest.mark.parametrize("name", lightning_zico.__all__)
+def test_public_names_are_pickled_by_their_own_modules(name: str) -> None:
+    public = getattr(lightning_zico, name)
+    assert pickle.loads(pickle.dumps(public)) == public
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, so that torch is imported only once")
+def test_every_module_can_be_imported_first() -> None:
+    code = """
+import os, pkgutil, sys
+import lightning.pytorch, scipy.stats, torchmetrics
+from importlib import import_module
+import lightning_zico
+names = [module.name for module in pkgutil.walk_packages(lightning_zico.__path__, "lightning_zico.", onerror=print)]
+assert {"lightning_zico.cli.commands", "lightning_zico.selection.selector"} <= set(names)
+for loaded in [name for name in sys.modules if name.startswith("lightning_zico")]:
+    del sys.modules[loaded]
+for name in names:
+    if (child := os.fork()) == 0:
+        import_module(name)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        print(name)
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "", done.stderr

@@ -134,7 +134,7 @@ def write_cifar10(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": written(CIFAR10.meta["filename"], meta)})
 
 
-# As in the test of `fit` in test_cli.py; trainers log where they like, and what is made small has few steps.
+# As in the test of `fit` in tests/cli; trainers log where they like, and what is made small has few steps.
 @pytest.mark.filterwarnings("ignore:::jsonargparse", "ignore:::lightning.pytorch.cli", "ignore:.*tensorboardX.*")
 @pytest.mark.parametrize("page", [page for page, blocks in BLOCKS.items() if blocks])
 def test_every_shell_block_runs(page: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from lightning_zico.scoring.cache import ClaimingCache, MemoryCache, ScoreCache, SQLiteCache
 from lightning_zico.scoring.executors.processes import ProcessExecutor, SerialExecutor
 from lightning_zico.scoring.executors.ray_executor import RayExecutor
-from lightning_zico.scoring.score import score
+from lightning_zico.scoring.single import score
 
 __all__ = [
     "ClaimingCache",

@@ -9,16 +9,19 @@ from lightning_zico._registry import unknown_name
 from lightning_zico.errors import InvalidArgumentError
 from lightning_zico.zoo.base import ZOO_PROXIES, Zoo, ZooModel, params_of
 from lightning_zico.zoo.classifiers import ImageClassifier, SequenceClassifier
+from lightning_zico.zoo.fitting import Fitting, fit_zoo, fits_data
 from lightning_zico.zoo.timm_models import from_timm
 from lightning_zico.zoo.torchvision_models import from_torchvision
 from lightning_zico.zoo.transformers_models import from_transformers
 
 __all__ = [
     "ZOO_PROXIES",
+    "Fitting",
     "ImageClassifier",
     "SequenceClassifier",
     "Zoo",
     "ZooModel",
+    "fit_zoo",
     "from_timm",
     "from_torchvision",
     "from_transformers",
@@ -30,13 +33,15 @@ __all__ = [
 _ZOOS = {"timm": from_timm, "torchvision": from_torchvision, "transformers": from_transformers}
 
 
-def from_zoo(*specs: str, num_classes: int, **options: Any) -> Zoo:
+@fits_data
+def from_zoo(*specs: str, num_classes: int | None = None, data: Any = None, **options: Any) -> Zoo:
     """List models of one or several zoos as candidates, one string per zoo.
 
     Args:
         specs: ``"zoo:pattern,pattern"``, such as ``"timm:resnet*,mobilenetv3*"`` or ``"transformers:bert-*"``; the zoos
             are timm, torchvision and transformers.
-        num_classes: Number of classes.
+        num_classes: Number of classes; None to read it from ``data``.
+        data: As for `from_timm`; read once for all zoos.
         options: Further arguments of `from_timm`, `from_torchvision` or `from_transformers`; each is passed to all
             zoos.
 

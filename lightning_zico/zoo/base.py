@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, ClassVar, TypeAlias
+from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeAlias
 
 import torch
 from torch import nn
@@ -127,6 +127,14 @@ class ImageModel(ZooModel):
             resize=self.resize,
             lr=self.lr,
         )
+
+
+class ImageShape(NamedTuple):
+    """What image models are built for: fields of `ImageModel`."""
+
+    in_chans: int
+    input_size: tuple[int, int] | None
+    resize: bool
 
 
 @dataclass(frozen=True)
@@ -265,14 +273,23 @@ def size_of(input_size: InputSize) -> tuple[int, int] | None:
     return sides[0], sides[1]
 
 
-def check_num_classes(num_classes: int) -> None:
-    """Validate ``num_classes``.
+def image_shape(in_chans: int | None, input_size: InputSize, resize: bool | None) -> ImageShape:
+    """Return what image models are built for; None stands for three channels, their own size and no resizing."""
+    return ImageShape(3 if in_chans is None else in_chans, size_of(input_size), bool(resize))
+
+
+def check_num_classes(num_classes: int | None) -> int:
+    """Validate ``num_classes`` and return it.
 
     Raises:
-        ValueError: If there are fewer than two classes.
+        ValueError: If it is not a whole number, or there are fewer than two classes.
     """
     if not isinstance(num_classes, int) or num_classes < 2:
-        raise ValueError(f"Invalid num_classes={num_classes!r}: expected a whole number of at least 2.")
+        raise ValueError(
+            f"Invalid num_classes={num_classes!r}: expected a whole number of at least 2; or pass `data` to read it "
+            "there."
+        )
+    return num_classes
 
 
 def _draw_zero_heads(network: nn.Module, num_classes: int) -> None:

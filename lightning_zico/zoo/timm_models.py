@@ -7,15 +7,18 @@ from typing import Any, ClassVar
 from torch import nn
 
 from lightning_zico._imports import imported
-from lightning_zico.zoo.base import ImageModel, InputSize, Zoo, check_num_classes, matched, size_of
+from lightning_zico.zoo.base import ImageModel, InputSize, Zoo, check_num_classes, image_shape, matched
+from lightning_zico.zoo.fitting import fits_data
 
 
+@fits_data
 def from_timm(
     *patterns: str,
-    num_classes: int,
-    in_chans: int = 3,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
     input_size: InputSize = None,
-    resize: bool = False,
+    resize: bool | None = None,
+    data: Any = None,
     max_params: float | None = None,
     exclude: str | Sequence[str] = (),
     pretrained: bool = False,
@@ -26,13 +29,16 @@ def from_timm(
     Args:
         patterns: Names as returned by `timm.list_models`, or shell patterns. A pattern with a dot matches names with
             the tag of a checkpoint.
-        num_classes: Number of classes.
-        in_chans: Number of channels of the images.
+        num_classes: Number of classes; None to read it from ``data``.
+        in_chans: Number of channels of the images; None to read it from ``data``, or for three.
         input_size: Side length, or height and width, of the images that the networks should accept. Vision transformers
             and other networks with a fixed size are built for this size if possible. Otherwise, they become rows with
-            the reason, or keep their size with ``resize``. With None, networks that accept any size take images
-            unchanged, and the others use their own size, usually 224.
-        resize: Resize images of other sizes inside the model, in each step.
+            the reason, or keep their size with ``resize``. None to read it from ``data``; without ``data``,
+            networks that accept any size take images unchanged, and the others use their own size, usually 224.
+        resize: Resize images of other sizes inside the model, in each step. None for True with ``data``, otherwise
+            False.
+        data: A LightningDataModule, a DataLoader or a list of batches to read what is not given, see
+            `fitting.fit_zoo`: classes, channels, and the longer side of the images, but at least 32.
         max_params: Models with more parameters are left out.
         exclude: Patterns of names to leave out.
         pretrained: Download timm's weights. The scores are then no longer those of an untrained model.
@@ -46,14 +52,13 @@ def from_timm(
         ValueError: If an argument is out of range, or no model is left.
         ModuleNotFoundError: If timm is not installed.
     """
-    check_num_classes(num_classes)
+    num_classes, shape = check_num_classes(num_classes), image_shape(in_chans, input_size, resize)
     timm = _imported_timm()
     known = timm.list_models()
     if any("." in pattern for pattern in patterns):
         known = [*known, *timm.list_models(pretrained=True)]
     names = matched("model of timm", patterns, known, exclude)
-    size = size_of(input_size)
-    models = tuple(TimmModel(name, num_classes, lr, in_chans, size, resize, pretrained) for name in names)
+    models = tuple(TimmModel(name, num_classes, lr, *shape, pretrained) for name in names)
     return Zoo(models, max_params)
 
 

@@ -8,7 +8,8 @@ from torch import nn
 
 from lightning_zico._imports import imported
 from lightning_zico._registry import natural_key
-from lightning_zico.zoo.base import ImageModel, InputSize, Zoo, check_num_classes, matched, size_of
+from lightning_zico.zoo.base import ImageModel, InputSize, Zoo, check_num_classes, image_shape, matched
+from lightning_zico.zoo.fitting import fits_data
 
 # These are built for one size, and a ViT for one side length: it rejects images that are not square.
 _SIZE_ARGUMENTS: Mapping[str, Callable[[int, int], dict[str, Any]]] = {
@@ -20,12 +21,14 @@ _OWN_SIZE = 224, 224
 _WITH_AUXILIARY_HEADS = ("googlenet", "inception_v3")
 
 
+@fits_data
 def from_torchvision(
     *patterns: str,
-    num_classes: int,
-    in_chans: int = 3,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
     input_size: InputSize = None,
-    resize: bool = False,
+    resize: bool | None = None,
+    data: Any = None,
     max_params: float | None = None,
     exclude: str | Sequence[str] = (),
     lr: float = 1e-3,
@@ -34,10 +37,11 @@ def from_torchvision(
 
     Args:
         patterns: Names as returned by `torchvision.models.list_models`, or shell patterns.
-        num_classes: Number of classes.
-        in_chans: Number of channels of the images. Unless it is three, the first convolution is replaced.
+        num_classes: As for `from_timm`.
+        in_chans: As for `from_timm`. Unless it is three, the first convolution is replaced.
         input_size: As for `from_timm`.
         resize: As for `from_timm`.
+        data: As for `from_timm`.
         max_params: Models with more parameters are left out.
         exclude: Patterns of names to leave out.
         lr: Highest learning rate.
@@ -50,12 +54,11 @@ def from_torchvision(
         ValueError: If an argument is out of range, or no model is left.
         ModuleNotFoundError: If torchvision is not installed.
     """
-    check_num_classes(num_classes)
+    num_classes, shape = check_num_classes(num_classes), image_shape(in_chans, input_size, resize)
     models = _imported_models()
     known = sorted(models.list_models(module=models), key=natural_key)
     names = matched("model of torchvision", patterns, known, exclude)
-    size = size_of(input_size)
-    listed = tuple(TorchvisionModel(name, num_classes, lr, in_chans, size, resize) for name in names)
+    listed = tuple(TorchvisionModel(name, num_classes, lr, *shape) for name in names)
     return Zoo(listed, max_params)
 
 

@@ -15,10 +15,12 @@ from lightning_zico.zoo.base import (
     Zoo,
     ZooModel,
     check_num_classes,
+    image_shape,
     matched,
     size_of,
 )
 from lightning_zico.zoo.classifiers import SequenceClassifier
+from lightning_zico.zoo.fitting import fits_data
 
 
 def _encoder(width: int, depth: int, heads: int) -> dict[str, int]:
@@ -71,12 +73,14 @@ CONFIGS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 }
 
 
+@fits_data
 def from_transformers(
     *models: Any,
-    num_classes: int,
-    in_chans: int = 3,
+    num_classes: int | None = None,
+    in_chans: int | None = None,
     input_size: InputSize = None,
-    resize: bool = False,
+    resize: bool | None = None,
+    data: Any = None,
     vocab_size: int | None = None,
     pad_token_id: int = 0,
     max_params: float | None = None,
@@ -89,11 +93,14 @@ def from_transformers(
         models: Names of `CONFIGS` or shell patterns (``"bert*"``); model types with their default configuration
             (``"roberta"``); or configurations, such as ``BertConfig(num_hidden_layers=3)``, which are named after their
             model type. A model for images becomes an `ImageClassifier`, one for text a `SequenceClassifier`.
-        num_classes: Number of classes.
-        in_chans: Number of channels of the images.
+        num_classes: As for `from_timm`.
+        in_chans: For images: as for `from_timm`.
         input_size: For images: as for `from_timm`. Set in every configuration that has an ``image_size``.
-        resize: As for `from_timm`.
-        vocab_size: For text: the vocabulary size of the tokeniser; None for that of each configuration.
+        resize: For images: as for `from_timm`.
+        data: As for `from_timm`. For text, it gives the classes, and the vocabulary if a data module has the attribute
+            ``vocab_size``. All models must then be for images, or all for text.
+        vocab_size: For text: the vocabulary size of the tokeniser; None to read it from ``data``, or for that of each
+            configuration.
         pad_token_id: For text: the padding id of the tokeniser.
         max_params: Models with more parameters are left out.
         exclude: Patterns of names to leave out.
@@ -108,13 +115,12 @@ def from_transformers(
         ValueError: If an argument is out of range, or no model is left.
         ModuleNotFoundError: If transformers is not installed.
     """
-    check_num_classes(num_classes)
+    num_classes, shape = check_num_classes(num_classes), image_shape(in_chans, input_size, resize)
     if vocab_size is not None and vocab_size < 1:
         raise ValueError(
             f"Invalid vocab_size={vocab_size}: expected a whole number of at least 1, or None for each model's own."
         )
     image_types, text_types = _model_types()
-    size = size_of(input_size)
     configs = {name: (kind, dict(changes)) for name, (kind, changes) in CONFIGS.items()}
     for kind in (*image_types, *text_types):
         if kind in models:
@@ -129,9 +135,7 @@ def from_transformers(
 
     def model_of(name: str, kind: str, changes: dict[str, Any]) -> ZooModel:
         if kind in image_types:
-            return TransformersImageModel(
-                name, num_classes, lr, in_chans, size, resize, kind, json.dumps(changes, sort_keys=True)
-            )
+            return TransformersImageModel(name, num_classes, lr, *shape, kind, json.dumps(changes, sort_keys=True))
         if kind not in text_types:
             raise UnsupportedModuleError(f"'{kind}' classifies neither images nor text in transformers.")
         changes |= {"pad_token_id": pad_token_id} | ({} if vocab_size is None else {"vocab_size": vocab_size})
