@@ -1,7 +1,7 @@
 """Drawings of results; nothing here computes results. `Leaderboard.plot` and similar methods call this package."""
 
-from lightning_zico.report.html import leaderboard_page, search_page, write_html
 from lightning_zico.report.logs import log_leaderboard
+from lightning_zico.report.page import leaderboard_page, search_page, write_html
 from lightning_zico.report.plots import (
     plot,
     plot_agreement,

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning_zico._imports import imported
-from lightning_zico.report.charts import Chart, charts_of, charts_of_search
 from lightning_zico.report.series import MOST_NAMES, UNDEFINED, agreement, ranked_by
+from lightning_zico.report.vega import Chart, charts_of, charts_of_search
 from lightning_zico.results import Leaderboard, Row, ScoreCard, SearchResult
 
 # Meanings of the columns that are not named after a proxy.

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from lightning_zico import Leaderboard, Score, ScoreCard, SearchResult
-from lightning_zico.report import html, leaderboard_page, search_page
-from lightning_zico.report.html import _vega
+from lightning_zico.report import leaderboard_page, search_page
+from lightning_zico.report import page as html
+from lightning_zico.report.page import _vega
 from lightning_zico.report.series import MOST_DOTS
 from tests.report.boards import EVIL, card, plain, repeated, searched, with_finals
 
