@@ -7,7 +7,6 @@ import json
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
-from functools import partial
 from importlib import import_module
 from operator import index
 from pathlib import Path
@@ -31,8 +30,7 @@ from lightning_zico.demos import DigitsDataModule
 from lightning_zico.finals import Mode
 from lightning_zico.proxies import Prior, Proxy, list_proxies, resolve_proxies
 from lightning_zico.ranking import Recipe, get_recipe, list_recipes
-from lightning_zico.report import leaderboard_table, write_html
-from lightning_zico.results import Leaderboard, ScoreCard, SearchResult
+from lightning_zico.results import Leaderboard, ScoreCard, SearchResult, leaderboard_table
 from lightning_zico.scoring import ProcessExecutor, RayExecutor
 from lightning_zico.scoring.placement import AcceleratorName, Devices, PrecisionLike
 from lightning_zico.scoring.repeats import read_repeats
@@ -412,7 +410,7 @@ def report(results: str, output: str | None = None) -> None:
         _print(leaderboard_table(read) if isinstance(read, Leaderboard) else read)
         return
     try:
-        (read.to_csv if output.endswith(".csv") else partial(write_html, read))(output)
+        (read.to_csv if output.endswith(".csv") else read.to_html)(output)
     except OSError as error:
         raise ValueError(f"Invalid --output={output}: it cannot be written: {error.strerror}.") from error
     _say(f"Written: {output}")
@@ -851,7 +849,7 @@ def _write(results: Leaderboard | SearchResult, path: Path) -> None:
     results.to_json(path.with_suffix(".json"))
     results.to_csv(path.with_suffix(".csv"))
     try:
-        write_html(results, path.with_suffix(".html"))
+        results.to_html(path.with_suffix(".html"))
     except ModuleNotFoundError as error:
         _say(f"Written: {path}.json, .csv. The page could not be written: {error}")
     else:

@@ -35,8 +35,7 @@ from lightning_zico.hooks import is_lightning
 from lightning_zico.proxies import BASELINES, Prior, prior_of
 from lightning_zico.proxies.base import Proxies
 from lightning_zico.ranking.racing import check_race
-from lightning_zico.report import leaderboard_table
-from lightning_zico.results import Leaderboard, ScoreCard
+from lightning_zico.results import FinalsHeld, Leaderboard, ScoreCard, leaderboard_table
 from lightning_zico.scoring.arguments import (
     check_budget,
     check_is_trainer,
@@ -373,7 +372,14 @@ class ZeroShotSelector:
                 for idx, (name, build) in enumerate(entrants.items())
             ]
             how: dict[str, Any] = {"final_epochs": self.final_epochs, "monitor": self.monitor, "mode": self.mode}
-            held = how | {"finalists": len(finalists), "halving": len(finalists) > MOST_AT_ONCE, "broke_off": True}
+            held: FinalsHeld = {
+                "monitor": self.monitor,
+                "mode": self.mode,
+                "finalists": len(finalists),
+                "final_epochs": self.final_epochs,
+                "halving": len(finalists) > MOST_AT_ONCE,
+                "broke_off": True,
+            }
             try:
                 hold_finals(finalists, trainer, data, **how)
                 held["broke_off"] = False
@@ -399,7 +405,8 @@ class ZeroShotSelector:
         """
         errors = self.leaderboard_.errors
         kind = f"{IdenticalBatchesError.__name__}: "
-        is_one = (self.leaderboard_.provenance["reading"] or {}).get("are_copies", False)
+        read = self.leaderboard_.provenance["reading"]
+        is_one = read is not None and read["are_copies"]
         if is_one and len(errors) == len(self.leaderboard_) and all(e.startswith(kind) for e in errors.values()):
             self.best_model_ = None
             raise IdenticalBatchesError(next(iter(errors.values())).removeprefix(kind))
@@ -535,6 +542,7 @@ class ZeroShotSelector:
             "rank_by": rank_by,
             "higher_is_better": choice.higher_is_better(rank_by),
             "proxies": [proxy.name for proxy in choice.proxies],
+            "asked": list(choice.asked),
             "recipes": {name: told(used, choice.recipes[name], cards) for name, used in tally.used().items()},
             "controlled_by": self.controlled_by,
             "axis": self.axis,

@@ -1,37 +1,22 @@
-"""The figures of the HTML page as specifications of Vega-Lite: plain dictionaries that contain all data.
+"""Figures of the HTML page as specifications of Vega-Lite: plain dictionaries that contain all data.
 
-Names of candidates and proxies appear only in the data, never in an expression or the name of a field.
+Names of candidates and proxies appear only in the data and in titles, never in an expression or the name of a field.
 """
 
-from typing import Any, NamedTuple, TypeAlias
+from functools import singledispatch
+from typing import Any, TypeAlias
 
-from lightning_zico.report.series import (
-    MOST_NAMES,
-    UNDEFINED,
-    agreement,
-    costs_of,
-    finalists,
-    improvements,
-    is_up,
-    layers_of,
-    places,
-    ranked_by,
-    scored,
-    scored_trials,
-    shown_of,
-    trade_off,
-)
-from lightning_zico.results import Leaderboard, ScoreCard, SearchResult
+from lightning_zico.report.figures import Agreement, Figure, Finals, History, Layers, Ranks, TradeOff
+from lightning_zico.texts import printable
 
 Spec: TypeAlias = dict[str, Any]
 
 # Readable on white and on black: each has a contrast of 3 to 1 or more with either background of the page.
 _ACCENT, _OTHER, _FRONT = "#3b82d0", "#858b95", "#d9730d"
-_LONGEST = 400  # characters of names in a caption
 _ROW = 24  # pixels for a name on an axis
 _PADDING = {"padding": 12}  # pixels between the outermost dots and the frame
 _APART = {"zero": False, **_PADDING}
-_COSTS = {"macs": "MACs", "cost_macs": "MACs", "latency": "latency in seconds"}
+_ON_FRONT = "on the Pareto front"
 
 # The text's own colour, so that figures follow the page from light to dark.
 _CONFIG: Spec = {
@@ -53,196 +38,125 @@ _CONFIG: Spec = {
 }
 
 
-class Chart(NamedTuple):
-    """A figure of the page.
+def spec_of(figure: Figure) -> Spec:
+    """Return the specification of a figure for Vega-Lite.
 
     Args:
-        title: Title above the figure.
-        text: Description of what the figure shows, for all readers and for those who cannot see it.
-        spec: Specification of Vega-Lite.
-        min_width: Least width in pixels of a figure with a row of its own; on a narrower screen it can be scrolled.
+        figure: Numbers and words to draw.
+
+    Example:
+        >>> spec = spec_of(Layers("mlp", "zico", "12.5", {"fc.weight": 12.5}))
+        >>> spec["data"]["values"]
+        [{'layer': 'fc.weight', 'added': 12.5}]
     """
-
-    title: str
-    text: str
-    spec: Spec
-    min_width: int = 0
-
-
-def charts_of(leaderboard: Leaderboard, card: ScoreCard | None) -> list[Chart]:
-    """Make the figures that a leaderboard has numbers for, and a figure of the card's layers."""
-    charts = []
-    if scored(leaderboard):
-        charts.append(_ranks(leaderboard))
-        if any(row.get("macs") is not None for row in scored(leaderboard)):
-            charts.append(_pareto(leaderboard, "macs"))
-    if finalists(leaderboard):
-        charts.append(_finals(leaderboard))
-    if card is not None:
-        charts.append(_layers(card, "zico"))
-    if scored(leaderboard):
-        charts.append(_agreement(leaderboard))
-    return charts
+    values, height, layers = _parts_of(figure)
+    return {
+        "config": _CONFIG,
+        "description": printable(figure.text),
+        "data": {"values": [{key: _shown(value) for key, value in datum.items()} for datum in values]},
+        "width": "container",
+        "height": height,
+        "autosize": {"type": "fit-x", "contains": "padding"},
+        "layer": layers,
+    }
 
 
-def charts_of_search(result: SearchResult, leaderboard: Leaderboard) -> list[Chart]:
-    """Make the figures of a search: its history, the score against costs, and the agreement of the scores.
-
-    Args:
-        result: Result of the search.
-        leaderboard: The result as a leaderboard.
-    """
-    if not scored(leaderboard):
-        return []
-    fronts = [_pareto(leaderboard, cost) for cost in costs_of(result)]
-    return [_history(result, leaderboard), *fronts, _agreement(leaderboard)]
+def min_width_of(figure: Figure) -> int:
+    """Return the least width of a figure in pixels, or 0 if any will do; a narrower screen can scroll it."""
+    return 170 + 32 * len(figure.names) if isinstance(figure, Agreement) else 0
 
 
-def _history(result: SearchResult, leaderboard: Leaderboard) -> Chart:
-    trials, best = scored_trials(result), improvements(result)
-    values = [
-        {"trial": row["trial"], "score": row["score"], "name": row["arch"], "best": is_best}
-        for rows, is_best in ((trials, False), (best, True))
-        for row in rows
-    ]
-    # The best lasts until the end.
-    values.append({**values[-1], "trial": len(result) - 1})
-    by = ranked_by(leaderboard)
-    scale = {**_APART, "nice": False}  # no trials before the first
-    x = {"field": "trial", "type": "quantitative", "title": "trial", "scale": scale, "axis": {"tickMinStep": 1}}
-    y = {"field": "score", "type": "quantitative", "title": by, "scale": _APART}
-    tooltip = [_said("name", "arch"), _said("score", by, ".6"), _said("trial", "trial")]
-    line = {"type": "line", "interpolate": "step-after", "color": _FRONT, "strokeWidth": 2}
-    layers: list[Spec] = [  # the dots lie above the line, which would hide them from the pointer
-        {"transform": [{"filter": "datum.best"}], "mark": line, "encoding": {"x": x, "y": y}},
-        {
-            "transform": [{"filter": "!datum.best"}],
-            "mark": {"type": "point", "filled": True, "size": 40, "opacity": 1, "color": _OTHER},
-            "encoding": {"x": x, "y": y, "tooltip": tooltip},
-        },
-    ]
-    text = "Each dot is a scored arch; the line is the best score so far."
-    if len(trials) < len(scored(leaderboard)):
-        text += f" The figure shows {len(trials)} of {len(scored(leaderboard))} dots."
-    return Chart("Search", text, _spec(values, text, 320, layers))
+_Parts: TypeAlias = tuple[list[dict[str, Any]], int, list[Spec]]  # data, height in pixels, layers of marks
 
 
-def _ranks(leaderboard: Leaderboard) -> Chart:
-    rows = scored(leaderboard)[:MOST_NAMES]
-    values = [
-        {
-            "name": row["name"],
-            "place": place,
-            "score": row["score"],
-            "low": row.get("rank_low"),
-            "high": row.get("rank_high"),
-            "p_best": row.get("p_best"),
-        }
-        for row, place in zip(rows, places(leaderboard), strict=False)
-    ]
-    repeated = any(value["low"] is not None for value in values)
-    tooltip = [_said("name", "candidate"), _said("place", "rank"), _said("score", ranked_by(leaderboard), ".6")]
-    if repeated:
+@singledispatch
+def _parts_of(figure: Any) -> _Parts:
+    raise TypeError(f"Invalid figure of type {type(figure).__name__}: expected one of `report.figures`.")
+
+
+@_parts_of.register
+def _ranks(ranks: Ranks) -> _Parts:
+    values = [vars(dot) for dot in ranks.dots]
+    tooltip = [_said("name", "candidate"), _said("rank", "rank"), _said("score", ranks.rank_by, ".6")]
+    if ranks.are_repeated:
         tooltip += [_said("low", "from"), _said("high", "to"), _said("p_best", "best", ".0%")]
     y = {"field": "name", "type": "nominal", "sort": None, "title": None}
-    x = {"type": "quantitative", "title": "rank by score", "scale": _APART, "axis": {"tickMinStep": 1}}
-    layers = [
+    x = {"type": "quantitative", "title": printable(ranks.x_label), "scale": _APART, "axis": {"tickMinStep": 1}}
+    layers: list[Spec] = [
         {
             "mark": {"type": "rule", "strokeWidth": 6, "opacity": 0.45, "color": _ACCENT, "strokeCap": "round"},
             "encoding": {"x": {"field": "low", **x}, "x2": {"field": "high"}, "y": y, "tooltip": tooltip},
         },
         {
             "mark": {"type": "point", "filled": True, "size": 90, "opacity": 1, "color": _ACCENT},
-            "encoding": {"x": {"field": "place", **x}, "y": y, "tooltip": tooltip},
+            "encoding": {"x": {"field": "rank", **x}, "y": y, "tooltip": tooltip},
         },
     ]
-    text = "The dot is a candidate's rank by score, " + (
-        "the bar the 95 % interval of its rank over the repeats."
-        if repeated
-        else "which comes from one repeat and so has no interval."
-    )
-    if len(rows) < len(scored(leaderboard)):
-        text += f" The figure shows the first {len(rows)} of {len(scored(leaderboard))}."
-    return Chart("Ranks", text, _spec(values, text, len(rows) * _ROW, layers if repeated else layers[1:]))
+    return values, len(values) * _ROW, layers if ranks.are_repeated else layers[1:]
 
 
-def _pareto(leaderboard: Leaderboard, cost: str) -> Chart:
-    rows, front = trade_off(leaderboard, cost)
-    named = _COSTS.get(cost, cost.removeprefix("cost_"))
-    values = []
-    for idx in shown_of(rows, front):
-        row = rows[idx]
-        margin = row.get("std_error")
-        values.append(
-            {
-                "name": row["name"],
-                "cost": row[cost],
-                "score": row["score"],
-                "low": None if margin is None else row["score"] - margin,
-                "high": None if margin is None else row["score"] + margin,
-                "front": "on the Pareto front" if idx in set(front) else "beaten",
-            }
-        )
-    by = ranked_by(leaderboard)
-    scale = {"type": "log", "nice": False, **_PADDING} if min(row[cost] for row in rows) > 0 else _APART
+@_parts_of.register
+def _trade_off(trade_off: TradeOff) -> _Parts:
+    front = set(trade_off.front)
+    values = [
+        {
+            "name": dot.name,
+            "cost": dot.cost,
+            "score": dot.score,
+            "low": None if dot.margin is None else dot.score - dot.margin,
+            "high": None if dot.margin is None else dot.score + dot.margin,
+            "front": _ON_FRONT if idx in front else "beaten",
+        }
+        for idx, dot in enumerate(trade_off.dots)
+    ]
+    cost, by = printable(trade_off.cost), printable(trade_off.y_label)
+    scale = {"type": "log", "nice": False, **_PADDING} if trade_off.is_logarithmic else _APART
     axis = {"format": "~s", "tickCount": 5, "labelOverlap": "greedy"}
-    x = {"field": "cost", "type": "quantitative", "title": named, "scale": scale, "axis": axis}
+    x = {"field": "cost", "type": "quantitative", "title": cost, "scale": scale, "axis": axis}
     y = {"field": "score", "type": "quantitative", "title": by, "scale": _APART}
-    colour = {"domain": ["on the Pareto front", "beaten"], "range": [_FRONT, _OTHER]}
-    cost_format = ".3" if cost == "latency" else ",.0f"
+    are_whole = all(float(dot.cost).is_integer() for dot in trade_off.dots)
     tooltip = [
         _said("name", "candidate"),
-        _said("score", by, ".6"),
-        _said("cost", named, cost_format),
+        _said("score", trade_off.rank_by, ".6"),
+        _said("cost", cost, ",.0f" if are_whole else ".3"),
         _said("front", " "),
     ]
-    on_front = [{"filter": {"field": "front", "equal": "on the Pareto front"}}]
-    layers: list[Spec] = [
-        {
-            "transform": on_front,
-            "mark": {"type": "line", "interpolate": "step-after", "color": _FRONT, "strokeWidth": 1.5},
-            "encoding": {"x": x, "y": y},
+    line = {
+        "transform": [{"filter": {"field": "front", "equal": _ON_FRONT}}],
+        "mark": {"type": "line", "interpolate": "step-after", "color": _FRONT, "strokeWidth": 1.5},
+        "encoding": {"x": x, "y": y},
+    }
+    margins = {
+        "mark": {"type": "rule", "color": _OTHER, "strokeWidth": 1.5},
+        "encoding": {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}},
+    }
+    colour = {"domain": [_ON_FRONT, "beaten"], "range": [_FRONT, _OTHER]}
+    dots = {
+        "mark": {"type": "point", "filled": True, "size": 90, "opacity": 1},
+        "encoding": {
+            "x": x,
+            "y": y,
+            "color": {"field": "front", "type": "nominal", "scale": colour, "legend": None},
+            "tooltip": tooltip,
         },
-        {
-            "mark": {"type": "rule", "color": _OTHER, "strokeWidth": 1.5},
-            "encoding": {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}},
-        },
-        {
-            "mark": {"type": "point", "filled": True, "size": 90, "opacity": 1},
-            "encoding": {
-                "x": x,
-                "y": y,
-                "color": {"field": "front", "type": "nominal", "scale": colour, "legend": None},
-                "tooltip": tooltip,
-            },
-        },
-    ]
-    if all(value["low"] is None for value in values):
-        del layers[1]
-    text = (
-        "Each dot is a candidate. Orange dots are the Pareto front: no other candidate costs no more and scores no "
-        f"{'less' if is_up(leaderboard) else 'more'}. The front has {len(front)} of {len(rows)} candidates"
-    )
-    names = ", ".join(rows[idx]["name"] for idx in front[:MOST_NAMES])
-    text += f", from the cheapest: {names}." if len(names) <= _LONGEST else "."
-    if len(values) < len(rows):
-        text += f" The figure shows these and the best ones, {len(values)} in total."
-    return Chart(f"Score against {named}", text, _spec(values, text, 320, layers))
+    }
+    have_margins = any(dot.margin is not None for dot in trade_off.dots)
+    return values, 320, [line, *([margins] if have_margins else []), dots]
 
 
-def _agreement(leaderboard: Leaderboard) -> Chart:
-    names, taus = agreement(leaderboard)
+@_parts_of.register
+def _agreement(agreement: Agreement) -> _Parts:
     values = [
         {
             "a": a,
             "b": b,
             "tau": tau,
-            "label": UNDEFINED if tau is None else f"{tau:.2f}",
+            "label": label,
             "strength": 0 if tau is None else 0.75 * abs(tau),
             "sign": "opposite" if tau is not None and tau < 0 else "alike",
         }
-        for a, row in zip(names, taus, strict=True)
-        for b, tau in zip(names, row, strict=True)
+        for a, taus, labels in zip(agreement.names, agreement.taus, agreement.labels, strict=True)
+        for b, tau, label in zip(agreement.names, taus, labels, strict=True)
     ]
     x = {"field": "b", "type": "nominal", "sort": None, "title": None, "axis": {"labelAngle": -45, "labelLimit": 110}}
     y = {"field": "a", "type": "nominal", "sort": None, "title": None}
@@ -265,59 +179,60 @@ def _agreement(leaderboard: Leaderboard) -> Chart:
             "encoding": {"x": x, "y": y, "text": {"field": "label", "type": "nominal"}, "tooltip": tooltip},
         },
     ]
-    text = (
-        "Kendall's tau of every two columns, including the trivial baselines: 1 (blue) means the same order, -1 "
-        "(orange) the opposite order, and a dash that tau is not defined."
-    )
-    spec = _spec(values, text, len(names) * _ROW, layers)
-    return Chart("Agreement of the proxies", text, spec, min_width=170 + 32 * len(names))
+    return values, len(agreement.names) * _ROW, layers
 
 
-def _finals(leaderboard: Leaderboard) -> Chart:
-    held = leaderboard.provenance["finals"]
-    entries = finalists(leaderboard)
-    values = [
-        {"name": row["name"], "final": row["final"], "place": place, "epochs": row["final_epochs"]}
-        for row, place in entries
-    ]
-    x = {"field": "final", "type": "quantitative", "title": held["monitor"], "scale": _APART}
+@_parts_of.register
+def _finals(finals: Finals) -> _Parts:
+    values = [{"name": dot.name, "final": dot.value, "rank": dot.rank, "epochs": dot.num_epochs} for dot in finals.dots]
+    x = {"field": "final", "type": "quantitative", "title": printable(finals.x_label), "scale": _APART}
     y = {"field": "name", "type": "nominal", "sort": None, "title": None}
     tooltip = [
         _said("name", "candidate"),
-        _said("final", held["monitor"], ".6"),
+        _said("final", finals.monitor, ".6"),
         _said("epochs", "epochs"),
-        _said("place", "rank by score"),
+        _said("rank", "rank by score"),
     ]
     mark = {"type": "point", "filled": True, "size": 90, "opacity": 1, "color": _ACCENT}
-    layers: list[Spec] = [{"mark": mark, "encoding": {"x": x, "y": y, "tooltip": tooltip}}]
-    better = "lower" if held["mode"] == "min" else "higher"
-    text = f"Results of training the finalists, the winner first; {better} is better. A finalist without a dot failed."
-    return Chart("Finals", text, _spec(values, text, len(entries) * _ROW, layers))
+    return values, len(values) * _ROW, [{"mark": mark, "encoding": {"x": x, "y": y, "tooltip": tooltip}}]
 
 
-def _layers(card: ScoreCard, proxy: str) -> Chart:
-    values = [{"layer": layer, "added": added} for layer, added in layers_of(card, proxy).items()]
-    x = {"field": "added", "type": "quantitative", "title": f"added to {proxy}"}
+@_parts_of.register
+def _layers(layers: Layers) -> _Parts:
+    values = [{"layer": layer, "added": added} for layer, added in layers.added.items()]
+    x = {"field": "added", "type": "quantitative", "title": printable(layers.x_label)}
     y = {"field": "layer", "type": "nominal", "sort": None, "title": None}
     tooltip = [_said("layer", "layer"), _said("added", "added", ".6")]
-    layers: list[Spec] = [{"mark": {"type": "bar", "color": _ACCENT}, "encoding": {"x": x, "y": y, "tooltip": tooltip}}]
-    text = f"What each layer of {card.name} added to its score by {proxy}, the first layer on top."
-    return Chart(f"Layers of {card.name}", text, _spec(values, text, len(values) * _ROW, layers))
+    mark = {"type": "bar", "color": _ACCENT}
+    return values, len(values) * _ROW, [{"mark": mark, "encoding": {"x": x, "y": y, "tooltip": tooltip}}]
+
+
+@_parts_of.register
+def _history(history: History) -> _Parts:
+    values = [{**vars(dot), "best": False} for dot in history.dots]
+    values += [{**vars(dot), "best": True} for dot in history.line]
+    by = printable(history.rank_by)
+    scale = {**_APART, "nice": False}  # no trials before the first
+    x = {"field": "trial", "type": "quantitative", "title": "trial", "scale": scale, "axis": {"tickMinStep": 1}}
+    y = {"field": "score", "type": "quantitative", "title": by, "scale": _APART}
+    tooltip = [_said("name", "arch"), _said("score", by, ".6"), _said("trial", "trial")]
+    line = {"type": "line", "interpolate": "step-after", "color": _FRONT, "strokeWidth": 2}
+    layers: list[Spec] = [  # the dots lie above the line, which would hide them from the pointer
+        {"transform": [{"filter": "datum.best"}], "mark": line, "encoding": {"x": x, "y": y}},
+        {
+            "transform": [{"filter": "!datum.best"}],
+            "mark": {"type": "point", "filled": True, "size": 40, "opacity": 1, "color": _OTHER},
+            "encoding": {"x": x, "y": y, "tooltip": tooltip},
+        },
+    ]
+    return values, 320, layers
 
 
 def _said(field: str, title: str, number_format: str | None = None) -> Spec:
     """Return the specification of a line of the tooltip."""
-    line = {"field": field, "title": title}
+    line = {"field": field, "title": printable(title)}
     return line if number_format is None else {**line, "type": "quantitative", "format": number_format}
 
 
-def _spec(values: list[dict[str, Any]], description: str, height: int, layers: list[Spec]) -> Spec:
-    return {
-        "config": _CONFIG,
-        "description": description,
-        "data": {"values": values},
-        "width": "container",
-        "height": height,
-        "autosize": {"type": "fit-x", "contains": "padding"},
-        "layer": layers,
-    }
+def _shown(value: Any) -> Any:
+    return printable(value) if isinstance(value, str) else value

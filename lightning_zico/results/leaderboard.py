@@ -1,47 +1,48 @@
 """Candidates ranked."""
 
-import json
-from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, overload
 
 from lightning_zico._imports import imported
-from lightning_zico.results.notes import MOST_NAMES, if_there, note_on_finals, note_on_reading, notes_on_ranking
+from lightning_zico._registry import unknown_name
+from lightning_zico.report import Table, as_html, as_text, draw, for_terminal, html_of, log_ranking
+from lightning_zico.results import views
+from lightning_zico.results.notes import LEAST_COVERED, first_of_a_zoo, leaderboard_notes
 from lightning_zico.results.rows import (
     FINAL_COLUMNS,
     FIRST_COLUMNS,
-    LAST_COLUMNS,
     MISSING_COLUMN,
     UNCERTAINTY_COLUMNS,
     WHOLE_NUMBERS,
+    Covered,
+    FinalsHeld,
+    Missing,
+    Provenance,
     Row,
     as_csv,
+    as_json,
+    as_provenance,
     check_rows,
-    margin_of,
+    columns_of,
     numbered,
+    proxies_of,
     read_json,
+    reasons_of,
+    shortened,
     standing_of,
     written,
 )
-from lightning_zico.results.scores import Final, ScoreCard
-from lightning_zico.texts import printable
+from lightning_zico.results.scores import Final, ScoreCard, layers_of
+from lightning_zico.results.views import FigureKind
 
-FigureKind: TypeAlias = Literal["ranks", "pareto", "agreement", "finals"]
-
-# Most notes on missing numbers; every column may have reasons of its own.
-_MOST_MISSING = 3
-
-# Number of a zoo's candidates to train before one is chosen.
-_NUM_FINALISTS = 5
-
-# A note names the layer scores that cover less than this share of a candidate's trainable weights.
-_LEAST_COVERED = 0.9
+# More rows than this make a cell of a notebook unwieldy.
+_MOST_IN_A_NOTEBOOK = 100
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Leaderboard:
     """Candidates ranked, best first, failed ones last.
 
@@ -54,8 +55,8 @@ class Leaderboard:
             describe the ranking by score. After finals also, and None for candidates that were not in them: ``final``
             (the monitored metric), ``final_rank`` (among the finalists) and ``final_epochs`` (number of epochs that the
             candidate was trained for).
-        provenance: Everything that the numbers depend on, in plain values. If a candidate has a score but other numbers
-            are missing, also ``missing``, which `missing` reads.
+        provenance: Everything that the numbers depend on, in plain values; see `results.rows.Provenance`. If a
+            candidate has a score but other numbers are missing, also ``missing``, which `missing` reads.
 
     Example:
         >>> from lightning_zico import Score
@@ -66,7 +67,7 @@ class Leaderboard:
     """
 
     rows: tuple[Row, ...]
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=Provenance)
 
     @classmethod
     def of(
@@ -88,8 +89,9 @@ class Leaderboard:
             higher_is_better: Direction of that score.
             uncertainty: For each candidate that can be ranked, what its repeats show (`UNCERTAINTY_COLUMNS`); None if
                 nothing was repeated. Candidates with fewer repeats than others left a race, and are ranked behind them.
-            provenance: Kept as it is. ``missing`` is added if numbers are missing, and ``covered`` if layer scores
-                cover less than nine tenths of the trainable weights, and not all that have two or more dimensions.
+            provenance: Kept as it is. ``rank_by`` and ``higher_is_better`` are added if they are absent, ``missing`` if
+                numbers are missing, and ``covered`` if layer scores cover less than nine tenths of the trainable
+                weights, and not all that have two or more dimensions.
         """
         rows = [_row_of(card, rank_by, columns, uncertainty) for card in cards]
         ranked = [row for row in rows if row["score"] is not None]
@@ -103,13 +105,16 @@ class Leaderboard:
         covered = _covered(
             scored, cards, [name for name in columns if name not in (provenance or {}).get("kendall_with", {})]
         )
-        added: dict[str, Any] = {"missing": missing} if missing else {}
-        added |= {"covered": covered} if covered else {}
-        changes = {card.name: list(card.process_changes) for card in cards if card.process_changes}
-        added |= {"process_changes": changes} if changes else {}
-        return cls((*ranked, *failed), {**(provenance or {}), **added})
+        kept = as_provenance({"rank_by": rank_by, "higher_is_better": higher_is_better, **(provenance or {})})
+        if missing:
+            kept["missing"] = missing
+        if covered:
+            kept["covered"] = covered
+        if changes := {card.name: list(card.process_changes) for card in cards if card.process_changes}:
+            kept["process_changes"] = changes
+        return cls((*ranked, *failed), kept)
 
-    def with_finals(self, finals: Sequence[Final], provenance: Mapping[str, Any]) -> "Leaderboard":
+    def with_finals(self, finals: Sequence[Final], provenance: FinalsHeld) -> "Leaderboard":
         """Rank again after finals: the finalists first, ordered by the result of training, then the others.
 
         Args:
@@ -123,9 +128,11 @@ class Leaderboard:
             >>> leaderboard = Leaderboard.of(cards, rank_by="zico", columns=["zico"])
             >>> held = {"monitor": "val_loss", "mode": "min", "finalists": 2, "final_epochs": 1, "halving": False}
             >>> print(leaderboard.with_finals([Final("b", 0.5, 1), Final("a", 0.7, 1)], held))
-            1. b  2  val_loss 0.5
-            2. a  3  val_loss 0.7
-            3. c  1
+            Ranked by zico
+            rank  name  final  final_rank  final_epochs  zico  seconds
+               1  b       0.5           1             1     2        0
+               2  a       0.7           2             1     3        0
+               3  c         -           -             -     1        0
             Finals: the first 2 by score were trained for 1 epoch; the lowest val_loss won.
         """
         finished = [final for final in finals if final.error is None]
@@ -143,7 +150,48 @@ class Leaderboard:
         for final in failed:
             rows.append(_with_final(row_of[final.name], final) | {"rank": None, "error": f"finals: {final.error}"})
         rows += [_with_final(row, None) for row in others if row["rank"] is None]
-        return Leaderboard(tuple(rows), {**self.provenance, "finals": dict(provenance)})
+        return Leaderboard(tuple(rows), {**self.provenance, "finals": provenance})
+
+    def head(self, n: int = 5) -> "Leaderboard":
+        """Return a leaderboard of the first rows.
+
+        Ranks, intervals and probabilities stay those among all candidates, and so do the notes on the whole ranking.
+
+        Args:
+            n: Number of rows; fewer if there are fewer.
+
+        Raises:
+            ValueError: If it is negative.
+        """
+        if n < 0:
+            raise ValueError(f"Invalid n={n}: expected a number of rows of at least 0.")
+        rows = self.rows[:n]
+        provenance = self.provenance.copy()
+        provenance["head_of"] = provenance.get("head_of", len(self))
+        shown = {row["name"] for row in rows}
+        missing: list[Missing] = []
+        for group in provenance.pop("missing", ()):
+            if names := [name for name in group["names"] if name in shown]:
+                missing.append({**group, "names": names})
+        if missing:
+            provenance["missing"] = missing
+        return Leaderboard(rows, provenance)
+
+    @overload
+    def __getitem__(self, key: int | str) -> Row: ...
+    @overload
+    def __getitem__(self, key: slice) -> tuple[Row, ...]: ...
+    def __getitem__(self, key: int | str | slice) -> Row | tuple[Row, ...]:
+        if not isinstance(key, str):
+            return self.rows[key]
+        for row in self.rows:
+            if row["name"] == key:
+                return row
+        raise unknown_name("candidate", key, [row["name"] for row in self.rows])
+
+    def __contains__(self, candidate: object) -> bool:
+        """Whether a name is that of a candidate, or a row is one of the rows."""
+        return any(candidate == (row["name"] if isinstance(candidate, str) else row) for row in self.rows)
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self.rows)
@@ -151,18 +199,23 @@ class Leaderboard:
     def __len__(self) -> int:
         return len(self.rows)
 
+    def __repr__(self) -> str:
+        failed = f", {len(self.errors)} failed" if self.errors else ""
+        return (
+            f"<{type(self).__name__} of {len(self)} candidates by {shortened(views.ranked_by(self.provenance))}, "
+            f"best {shortened(self.best)}{failed}>"
+        )
+
     def __str__(self) -> str:
-        """A line for each candidate, and the notes; `report.table.leaderboard_table` draws all columns."""
-        lines = [
-            f"{row['rank']}. {row['name']}  {row['score']:.6g}{margin_of(row)}"
-            if row["rank"]
-            else f"-. {row['name']}  {row['error']}"
-            for row in self.rows
-        ]
-        for idx, row in enumerate(self.rows):
-            if row.get("final") is not None:
-                lines[idx] += f"  {self.provenance['finals']['monitor']} {row['final']:.6g}"
-        return printable("\n".join([*lines, *self.notes]))
+        """A table with the columns that were asked for, the reasons of the failed candidates and the notes."""
+        return as_text(self._table())
+
+    def _repr_html_(self) -> str:
+        """The same as HTML, for notebooks; the first rows if there are very many."""
+        return as_html(self.head(_MOST_IN_A_NOTEBOOK)._table() if len(self) > _MOST_IN_A_NOTEBOOK else self._table())
+
+    def _table(self) -> Table:
+        return views.table(self.rows, self.provenance, self.notes, views.asked_of(self.rows, self.provenance))
 
     @property
     def notes(self) -> list[str]:
@@ -176,128 +229,12 @@ class Leaderboard:
         why numbers are missing; which candidates changed settings of the process; and, for a zoo's candidates, what
         matters more than any score.
         """
-        notes = []
-        if self.provenance.get("broke_off"):
-            notes.append(f"The ranking was interrupted; it contains only the {len(self)} candidates scored so far.")
-        finals = self.provenance.get("finals")
-        if finals:
-            notes.append(note_on_finals(finals))
-        ranking = "the ranking by score" if finals else "this ranking"
-        notes += if_there(note_on_reading(self.provenance.get("reading")))
-        notes += self._notes_on_repeats()
-        notes += notes_on_ranking(self.provenance, ranking)
-        if left_out := self.provenance.get("left_out_callbacks"):
-            notes.append(
-                "Hooks before the first training step did not run for these callbacks of the trainer: "
-                f"{', '.join(left_out)}. They are Lightning's own or derived from its callbacks that watch training."
-            )
-        notes += self._notes_on_covered() + self._notes_on_missing() + self._notes_on_process()
-        return notes + self._notes_on_zoos()
-
-    def _notes_on_repeats(self) -> list[str]:
-        notes = []
-        tied = [row["name"] for row in self.rows if row.get("tie") == 1]
-        if len(tied) > 1:
-            first = f"{'By score, the' if 'finals' in self.provenance else 'The'} first {len(tied)} are a tie"
-            more = f" and {len(tied) - MOST_NAMES} more" if len(tied) > MOST_NAMES else ""
-            notes.append(f"{first} that these repeats cannot distinguish: {', '.join(tied[:MOST_NAMES])}{more}.")
-        counts = [row["num_repeats"] for row in self.rows if row.get("num_repeats")]
-        if self.provenance.get("race") and counts and max(counts) == 1:
-            notes.append(
-                "With so few candidates and repeats, the race gave each candidate one repeat, so the ranking has no "
-                "error bars."
-            )
-        if counts and min(counts) < max(counts):
-            notes.append(
-                f"Race: the first {counts.count(max(counts))} have {max(counts)} repeats; the others were dropped with "
-                "fewer, so their scores are not comparable with those of the first."
-            )
-        if self.provenance.get("repeats", 1) > 1 and self.provenance["num_instances"]:
-            notes.append(
-                f"{self.provenance['num_instances']} of the candidates were passed as built models and keep their "
-                "weights: their repeats differ only in the batches."
-            )
-        if same := self.provenance.get("num_with_same_weights"):
-            notes.append(
-                f"{same} of the factories {'makes' if same == 1 else 'make'} the same weights in every repeat, because "
-                "of a seed or a file: the repeats differ only in the batches."
-            )
-        if equal := self.provenance.get("equal_repeats"):
-            more = f" and {len(equal) - MOST_NAMES} more" if len(equal) > MOST_NAMES else ""
-            notes.append(
-                f"The repeats of {', '.join(equal[:MOST_NAMES])}{more} are equal: the weights are the same in each, "
-                f"and `{self.provenance['rank_by']}` depends on nothing else. They do not show how certain a rank is."
-            )
-        return notes
-
-    def _notes_on_covered(self) -> list[str]:
-        notes = []
-        for said in self.provenance.get("covered", ()):
-            more = f" and {len(said['proxies']) - MOST_NAMES} more" if len(said["proxies"]) > MOST_NAMES else ""
-            note = f"{', '.join(said['proxies'][:MOST_NAMES])}{more} looked at {100 * said['share']:.2g} % of "
-            note += f"{said['name']}'s trainable weights"
-            if rest := said["count"] - 1:
-                candidates = "1 other candidate" if rest == 1 else f"{rest} other candidates"
-                note += f", and at less than {100 * _LEAST_COVERED:.0f} % in {candidates}"
-            notes.append(f"{note}.")
-        return notes
-
-    def _notes_on_missing(self) -> list[str]:
-        num_scored = sum(row["score"] is not None for row in self.rows)
-        # These are why a recipe was replaced, which has a note of its own.
-        lacking = {
-            said["member"]
-            for recipe in self.provenance.get("recipes", {}).values()
-            for said in recipe.get("lacking", ())
-        }
-        alike: dict[tuple[tuple[str, int], ...], list[str]] = {}
-        for proxy, reasons in self.missing.items():
-            often = Counter({reason: len(names) for reason, names in reasons.items()}).most_common()
-            if proxy not in lacking:
-                alike.setdefault(tuple(often), []).append(proxy)
-        ordered = sorted(alike.items(), key=lambda item: -sum(count for _, count in item[0]))
-        notes = []
-        for counts, proxies in ordered[:_MOST_MISSING]:
-            missing, (reason, count) = sum(count for _, count in counts), counts[0]
-            more = f" and {len(proxies) - MOST_NAMES} more" if len(proxies) > MOST_NAMES else ""
-            have = f"{', '.join(proxies[:MOST_NAMES])}{more} {'has' if len(proxies) == 1 else 'have'}"
-            among = f" (the most frequent of {len(counts)} reasons, {count} times)" if len(counts) > 1 else ""
-            notes.append(f"{have} no number for {missing} of {num_scored} scored candidates{among}: {reason}")
-        if rest := sum(len(proxies) for _, proxies in ordered[_MOST_MISSING:]):
-            columns = "1 more column" if rest == 1 else f"{rest} more columns"
-            notes.append(f"Numbers are missing in {columns}; `Leaderboard.missing` says why.")
-        return notes
-
-    def _notes_on_process(self) -> list[str]:
-        changes = self.provenance.get("process_changes", {})
-        named = [f"{name} ({', '.join(of_one[:MOST_NAMES])})" for name, of_one in list(changes.items())[:MOST_NAMES]]
-        more = f" and {len(changes) - MOST_NAMES} more" if len(changes) > MOST_NAMES else ""
-        said = (
-            "Settings of the whole process were changed while candidates were built or scored, and put back after each:"
-        )
-        return [f"{said} {', '.join(named)}{more}."] if changes else []
-
-    def _notes_on_zoos(self) -> list[str]:
-        first = self.first_of_a_zoo
-        if not first:
-            return []
-        notes = []
-        groups = [[row["name"] for row in self.rows if row["rank"] == rank] for rank in range(1, _NUM_FINALISTS + 1)]
-        if "tie" not in self.rows[0] and (equal := [" = ".join(group) for group in groups if len(group) > 1]):
-            notes.append(f"Equal scores: {', '.join(equal)}.")
-        notes.append(
-            "These are models of a zoo: across families, the training recipe matters more than any proxy. Do not "
-            f"assume that the first is the best; train the first {len(first)} for a while: "
-            f"`ZeroShotSelector(trainer=..., finalists={len(first)})` with these candidates: {', '.join(first)}."
-        )
-        return notes
+        return leaderboard_notes(self.rows, self.provenance)
 
     @property
     def first_of_a_zoo(self) -> list[str]:
         """Names of the candidates to hold finals among, if some are of a zoo and no finals were held."""
-        first = [row["name"] for row in self.rows if row["rank"] and row["rank"] <= _NUM_FINALISTS]
-        is_open = self.provenance.get("num_of_a_zoo") and "finals" not in self.provenance
-        return first if is_open and len(first) > 1 else []
+        return first_of_a_zoo(self.rows, self.provenance)
 
     @property
     def best(self) -> str | None:
@@ -323,17 +260,12 @@ class Leaderboard:
             >>> leaderboard.missing
             {'zico': {'IndexError: no': ['a']}}
         """
-        told: dict[str, dict[str, list[str]]] = {}
-        for group in self.provenance.get("missing", ()):
-            for proxy in group["proxies"]:
-                told.setdefault(proxy, {})[group["reason"]] = list(group["names"])
-        return told
+        return reasons_of(self.provenance)
 
     @property
     def columns(self) -> list[str]:
         """Names of the columns, in the order of `to_pandas` and `to_csv`; the latter has one more."""
-        keys = [key for key in self.rows[0] if key not in FIRST_COLUMNS + LAST_COLUMNS] if self.rows else []
-        return [*FIRST_COLUMNS, *keys, *LAST_COLUMNS]
+        return columns_of(self.rows)
 
     def to_dict(self) -> dict[str, Any]:
         """Turn into ``{"rows": [...], "provenance": {...}}``, best first."""
@@ -347,11 +279,15 @@ class Leaderboard:
             KeyError: If a row is not a row of a leaderboard.
         """
         check_rows(data["rows"], {"rank", "name", "score", "error"}, "the leaderboard")
-        return cls(tuple(dict(row) for row in data["rows"]), dict(data["provenance"]))
+        return cls(tuple(dict(row) for row in data["rows"]), as_provenance(data["provenance"]))
 
-    def to_json(self, path: str | Path | None = None) -> str:
-        """Turn into JSON, and write it to a file if a path is given."""
-        return written(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", path)
+    @overload
+    def to_json(self, path: None = None) -> str: ...
+    @overload
+    def to_json(self, path: str | Path) -> Path: ...
+    def to_json(self, path: str | Path | None = None) -> str | Path:
+        """Return the JSON text; with a path, write it to that file and return the path."""
+        return written(as_json(self.to_dict()), path)
 
     @classmethod
     def from_json(cls, source: str | Path) -> "Leaderboard":
@@ -362,15 +298,21 @@ class Leaderboard:
         """
         return cls.from_dict(read_json(source))
 
-    def to_csv(self, path: str | Path | None = None) -> str:
-        """Turn into comma-separated values with a header, and write them to a file if a path is given.
+    @overload
+    def to_csv(self, path: None = None) -> str: ...
+    @overload
+    def to_csv(self, path: str | Path) -> Path: ...
+    def to_csv(self, path: str | Path | None = None) -> str | Path:
+        """Return comma-separated values with a header; with a path, write them to that file and return the path.
 
         The last column, ``missing``, says why a ranked candidate lacks other numbers: ``zico: reason; snip: reason``.
+        Control characters in names and reasons are escaped, and a text that a spreadsheet would take for a formula
+        has an apostrophe before it.
         """
         reasons: dict[str, list[str]] = {}
-        told = self.missing
+        missing = self.missing
         for column in self.columns:
-            for reason, names in told.get(column, {}).items():
+            for reason, names in missing.get(column, {}).items():
                 for name in names:
                     reasons.setdefault(name, []).append(f"{column}: {reason}")
         rows = [{**row, MISSING_COLUMN: "; ".join(reasons.get(row["name"], ()))} for row in self.rows]
@@ -387,13 +329,15 @@ class Leaderboard:
         whole = {column: "Int64" for column in self.columns if column in WHOLE_NUMBERS}
         return pandas.DataFrame(list(self.rows), columns=self.columns).astype(whole)
 
-    def plot(self, kind: FigureKind = "ranks", ax: Any = None) -> tuple[Any, Any]:
-        """Draw a figure with matplotlib; see `report.plots`.
+    def plot(self, kind: FigureKind = "ranks", ax: Any = None, cost: str = "macs") -> tuple[Any, Any]:
+        """Draw a figure with matplotlib.
 
         Args:
-            kind: ``"ranks"`` with their intervals, ``"pareto"``: score against MACs, ``"agreement"``: Kendall's tau of
-                the proxies and baselines, or ``"finals"``.
+            kind: ``"ranks"``: each candidate's rank by score, with its 95 % interval if there were repeats, for the
+                first 40; ``"pareto"``: score against a cost, with the candidates that no other beats in both;
+                ``"agreement"``: Kendall's tau of the proxies and baselines; or ``"finals"``.
             ax: Axes to draw in; new ones if None.
+            cost: Name of the column with the cost of ``"pareto"``; lower is better.
 
         Returns:
             Figure and axes, as returned by torchmetrics' ``plot``.
@@ -402,24 +346,57 @@ class Leaderboard:
             ValueError: If there is no such figure, or the leaderboard lacks what it shows.
             ModuleNotFoundError: If matplotlib is not installed.
         """
-        from lightning_zico.report import plot
+        return draw(views.figure_of(kind, self.rows, self.provenance, cost), ax)
 
-        return plot(self, kind, ax)
+    @overload
+    def to_html(self, path: None = None, card: ScoreCard | None = None) -> str: ...
+    @overload
+    def to_html(self, path: str | Path, card: ScoreCard | None = None) -> Path: ...
+    def to_html(self, path: str | Path | None = None, card: ScoreCard | None = None) -> str | Path:
+        """Return one page for a browser that needs no network; with a path, write it and return the path.
 
-    def to_html(self, path: str | Path, card: ScoreCard | None = None) -> Path:
-        """Write one page for a browser that needs no network; with a card, also draw its layers.
+        The page has the table, figures, reasons of failures, and what the numbers depend on.
 
-        See `report.write_html`.
+        Args:
+            path: Path of the file; an existing one is overwritten.
+            card: Score card of one candidate, such as ``selector.cards_[leaderboard.best]``: one of the figures then
+                shows what its layers added to ZiCo.
+
+        Raises:
+            ValueError: If the card has no layers of ZiCo.
+            ModuleNotFoundError: If vl-convert-python is not installed.
         """
-        from lightning_zico.report import write_html
-
-        return write_html(self, path, card)
+        layers = None if card is None else layers_of(card, "zico")
+        return written(html_of(views.page(self.rows, self.provenance, self.notes, layers)), path)
 
     def log(self, logger: Any) -> None:
-        """Log the ranking to a Lightning logger, such as CSV or TensorBoard; see `report.logs.log_leaderboard`."""
-        from lightning_zico.report import log_leaderboard
+        """Log the ranking to a Lightning logger, such as CSV or TensorBoard; see `report.logs.log_ranking`.
 
-        log_leaderboard(self, logger)
+        Raises:
+            InvalidArgumentError: If it is not a logger.
+        """
+        columns = ["rank", "name", "score", *proxies_of(self.rows), "error"]
+        log_ranking(logger, rows=self.rows, columns=columns, notes=self.notes, provenance=self.to_dict()["provenance"])
+
+
+def leaderboard_table(leaderboard: Leaderboard, title: str | None = None) -> Any:
+    """Draw a leaderboard with all its columns for the terminal.
+
+    Best first, with the reasons of the failed candidates and the notes below. If candidates were scored in several
+    repeats, the ranked score has its standard error beside it, and the names are followed by the 95 % interval of the
+    rank, the probability of being the best, the number of the tie group if it has more than one member, and the number
+    of repeats if they differ. If the terminal is too narrow for all columns, the last ones are left out, and a line
+    below says how many; ranks, names and the deciding columns stay.
+
+    Args:
+        leaderboard: Leaderboard to draw.
+        title: Title above the table; None to name the ranked score.
+
+    Returns:
+        A table for `rich.print`.
+    """
+    rows = leaderboard.rows
+    return for_terminal(views.table(rows, leaderboard.provenance, leaderboard.notes, proxies_of(rows), title))
 
 
 def _row_of(card: ScoreCard, rank_by: str, columns: Sequence[str], uncertainty: Mapping[str, Row] | None) -> Row:
@@ -438,7 +415,7 @@ def _row_of(card: ScoreCard, rank_by: str, columns: Sequence[str], uncertainty: 
     }
 
 
-def _missing(scored: Container[str], cards: Sequence[ScoreCard], columns: Sequence[str]) -> list[dict[str, Any]]:
+def _missing(scored: Container[str], cards: Sequence[ScoreCard], columns: Sequence[str]) -> list[Missing]:
     """Collect why numbers are missing.
 
     One cause often makes many proxies fail for the same candidates. Each reason and each list of names is then stored
@@ -462,7 +439,7 @@ def _missing(scored: Container[str], cards: Sequence[ScoreCard], columns: Sequen
     ]
 
 
-def _covered(scored: Container[str], cards: Sequence[ScoreCard], columns: Sequence[str]) -> list[dict[str, Any]]:
+def _covered(scored: Container[str], cards: Sequence[ScoreCard], columns: Sequence[str]) -> list[Covered]:
     """Collect which layer scores look at too few of a candidate's trainable weights.
 
     Returns:
@@ -478,7 +455,7 @@ def _covered(scored: Container[str], cards: Sequence[ScoreCard], columns: Sequen
             (details["covered"], name)
             for details, name in said
             # If everything but biases, gains and norms was looked at, there is nothing to report.
-            if details.get("covered", 1.0) < min(_LEAST_COVERED, details.get("coverable", 1.0))
+            if details.get("covered", 1.0) < min(LEAST_COVERED, details.get("coverable", 1.0))
         ]
         if low:
             alike.setdefault((*min(low), len(low)), []).append(column)

@@ -4,11 +4,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from lightning_zico.report import Column, Layers, Table, as_html, as_text, draw
+from lightning_zico.report.table import number
+from lightning_zico.results.rows import margin_of, shortened
+
 # Start of the reason when a proxy's formula has no meaning for a candidate.
 NOT_APPLICABLE = "not applicable"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Score:
     """One proxy's number for one candidate, or the reason why it is missing.
 
@@ -34,13 +38,19 @@ class Score:
     repeats: tuple[float, ...] = ()
     traceback: str | None = None
 
+    def __repr__(self) -> str:
+        value = f"{self.value!r}{margin_of(vars(self))}"
+        error = f", error={shortened(self.error)}" if self.error else ""
+        layers = f", {len(self.layers)} layers" if self.layers else ""
+        return f"<Score {shortened(self.name)}: {value}{layers}{error}>"
+
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Score":
         """Make a score from its fields, as returned by ``dataclasses.asdict`` or read from JSON."""
         return cls(**{**data, "repeats": tuple(data.get("repeats", ()))})  # JSON has no tuples
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ScoreCard:
     """All scores of one candidate.
 
@@ -94,6 +104,19 @@ class ScoreCard:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def __repr__(self) -> str:
+        missing = sum(score.value is None for score in self.scores.values())
+        without = f", {missing} of them missing" if missing else ""
+        return f"<ScoreCard of {shortened(self.name)} with {len(self)} scores{without}>"
+
+    def __str__(self) -> str:
+        """A table with a row for each score, and the reasons of missing ones."""
+        return as_text(table_of(self))
+
+    def _repr_html_(self) -> str:
+        """The same as HTML, for notebooks."""
+        return as_html(table_of(self))
+
     def to_dict(self) -> dict[str, Any]:
         """Turn into plain dictionaries, ready for JSON."""
         return asdict(self)
@@ -108,10 +131,20 @@ class ScoreCard:
         )
 
     def plot(self, proxy: str = "zico", ax: Any = None) -> tuple[Any, Any]:
-        """Draw what each layer added to a score; see `report.plot_layers`."""
-        from lightning_zico.report import plot_layers
+        """Draw with matplotlib what each layer added to a score.
 
-        return plot_layers(self, proxy, ax)
+        Args:
+            proxy: Proxy of the score; ZiCo and others that are sums over layers have such parts.
+            ax: Axes to draw in; new ones if None.
+
+        Returns:
+            Figure and axes, the first layer on top.
+
+        Raises:
+            ValueError: If the card has no such score, or the score no parts.
+            ModuleNotFoundError: If matplotlib is not installed.
+        """
+        return draw(layers_of(self, proxy), ax)
 
 
 @dataclass(frozen=True)
@@ -129,3 +162,35 @@ class Final:
     value: float | None
     num_epochs: int
     error: str | None = None
+
+
+def layers_of(card: ScoreCard, proxy: str) -> Layers:
+    """Show what each layer of a candidate added to a score.
+
+    Raises:
+        ValueError: If the card has no such score, or the score has no parts.
+    """
+    added = card[proxy].layers if proxy in card.scores else {}
+    if not added:
+        able = ", ".join(name for name in card if card[name].layers) or "none"
+        raise ValueError(
+            f"Invalid proxy='{proxy}': it has no parts by layer for '{card.name}'. "
+            f"Scores of this card with parts: {able}."
+        )
+    score = card[proxy]
+    return Layers(card.name, proxy, f"{score.value:.6g}{margin_of({'std_error': score.std_error})}", added)
+
+
+def table_of(card: ScoreCard) -> Table:
+    """Return the scores of one candidate as a table, with a row for each proxy."""
+    scores = list(card.scores.items())
+    values = tuple(number(score.value) + margin_of({"std_error": score.std_error}) for _, score in scores)
+    columns = [
+        Column("proxy", tuple(name for name, _ in scores), is_text=True, is_needed=True),
+        Column("value", values, is_needed=True),
+        Column("seconds", tuple(number(score.seconds) for _, score in scores)),
+    ]
+    whole = card.error or card.untrainable
+    reasons = [f"{card.name}: {whole}"] if whole else []
+    reasons += [f"{name}: {score.error}" for name, score in scores if score.error and score.error != card.error]
+    return Table(f"Scores of {card.name}", tuple(columns), tuple(reasons))

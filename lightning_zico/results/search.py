@@ -1,21 +1,35 @@
 """The result of a search over a space."""
 
-import json
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, overload
 
+from lightning_zico.report import as_html, draw, html_of
+from lightning_zico.results import views
 from lightning_zico.results.leaderboard import Leaderboard
-from lightning_zico.results.notes import if_there, note_on_reading, notes_on_ranking
-from lightning_zico.results.rows import Row, as_csv, check_rows, read_json, written
+from lightning_zico.results.notes import search_notes
+from lightning_zico.results.rows import (
+    Provenance,
+    Row,
+    as_candidates,
+    as_csv,
+    as_json,
+    as_provenance,
+    check_rows,
+    proxies_of,
+    read_json,
+    shortened,
+    written,
+)
+from lightning_zico.results.views import SearchFigureKind
 from lightning_zico.texts import printable
 
-SearchFigureKind: TypeAlias = Literal["history", "pareto", "agreement"]
+# Rows that `print` and a notebook show.
+_NUM_SHOWN = 10
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SearchResult:
     """Result of a search.
 
@@ -37,7 +51,7 @@ class SearchResult:
     """
 
     history: tuple[Row, ...]
-    provenance: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Provenance = field(default_factory=Provenance)
 
     def __iter__(self) -> Iterator[Row]:
         return iter(self.history)
@@ -45,28 +59,27 @@ class SearchResult:
     def __len__(self) -> int:
         return len(self.history)
 
+    def __repr__(self) -> str:
+        failed = f", {len(self.errors)} failed" if self.errors else ""
+        return (
+            f"<{type(self).__name__} of {len(self)} trials by {shortened(views.ranked_by(self.provenance))}, "
+            f"best {shortened(self.best)}{failed}>"
+        )
+
     def __str__(self) -> str:
         """A line for each of the ten best, and the notes."""
-        lines = [f"{row['rank']}. {row['score']:.6g}  {row['arch']}" for row in self.ranked[:10]]
+        lines = [f"{row['rank']}. {row['score']:.6g}  {row['arch']}" for row in self.ranked[:_NUM_SHOWN]]
         return printable("\n".join([*lines, *self.notes]))
+
+    def _repr_html_(self) -> str:
+        """The best archs as a table, for notebooks, with the notes below."""
+        best = as_candidates(self.ranked[:_NUM_SHOWN])
+        return as_html(views.table(best, self.provenance, self.notes, proxies_of(best)))
 
     @property
     def notes(self) -> list[str]:
         """Sentences that you should read before you trust the result of the search."""
-        failed = len(self) - len(self.ranked)
-        rejected = self.provenance.get("num_rejected", 0)
-        notes = [f"{len(self)} archs scored, {failed} of them without a score; {rejected:,} rejected unscored."]
-        if self.provenance.get("broke_off"):
-            notes.append("The search was interrupted.")
-        if self.provenance.get("exhausted"):
-            notes.append("It ended early: too many proposals in a row were over the budget or already scored.")
-        if self.provenance.get("num_elsewhere"):
-            notes.append(f"Archs that other processes are scoring: {self.provenance['num_elsewhere']}.")
-        notes += if_there(note_on_reading(self.provenance.get("reading")))
-        reasons = Counter(self.errors.values()).most_common(1)
-        if reasons:
-            notes.append(f"Most frequent reason for a missing score ({reasons[0][1]} of {failed}): {reasons[0][0]}")
-        return notes + notes_on_ranking(self.provenance, "this ranking")
+        return search_notes(self.history, self.provenance)
 
     @property
     def ranked(self) -> tuple[Row, ...]:
@@ -101,30 +114,35 @@ class SearchResult:
             KeyError: If a row is not a row of a search.
         """
         check_rows(data["history"], {"trial", "rank", "arch", "score", "error"}, "the history")
-        return cls(tuple(dict(row) for row in data["history"]), dict(data["provenance"]))
+        return cls(tuple(dict(row) for row in data["history"]), as_provenance(data["provenance"]))
 
-    def to_json(self, path: str | Path | None = None) -> str:
-        """Turn into JSON, and write it to a file if a path is given."""
-        return written(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", path)
+    @overload
+    def to_json(self, path: None = None) -> str: ...
+    @overload
+    def to_json(self, path: str | Path) -> Path: ...
+    def to_json(self, path: str | Path | None = None) -> str | Path:
+        """Return the JSON text; with a path, write it to that file and return the path."""
+        return written(as_json(self.to_dict()), path)
 
     @classmethod
     def from_json(cls, source: str | Path) -> "SearchResult":
         """Read a result from the JSON that `to_json` wrote: the text, or the path of a file with it."""
         return cls.from_dict(read_json(source))
 
-    def to_csv(self, path: str | Path | None = None) -> str:
-        """Turn into comma-separated values with a header, and write them to a file if a path is given."""
+    @overload
+    def to_csv(self, path: None = None) -> str: ...
+    @overload
+    def to_csv(self, path: str | Path) -> Path: ...
+    def to_csv(self, path: str | Path | None = None) -> str | Path:
+        """Return comma-separated values with a header; with a path, write them to that file and return the path."""
         return written(as_csv(list(self.history[0]) if self.history else [], self.history), path)
 
     def to_leaderboard(self) -> Leaderboard:
         """Rank the archs as candidates under their strings, best first, failed ones last; costs stay columns."""
-        kept = [{key: row[key] for key in row if key not in ("trial", "arch", "on_front")} for row in self.history]
-        rows = [row | {"name": trial["arch"]} for row, trial in zip(kept, self.history, strict=True)]
-        ranked = sorted((row for row in rows if row["rank"] is not None), key=lambda row: row["rank"])
-        return Leaderboard((*ranked, *(row for row in rows if row["rank"] is None)), dict(self.provenance))
+        return Leaderboard(as_candidates(self.history), self.provenance.copy())
 
     def plot(self, kind: SearchFigureKind = "history", ax: Any = None) -> tuple[Any, Any]:
-        """Draw a figure with matplotlib; see `report.plots`.
+        """Draw a figure with matplotlib.
 
         Args:
             kind: ``"history"``: the score of each trial, and the best so far; ``"pareto"``: score against the first
@@ -138,12 +156,16 @@ class SearchResult:
             ValueError: If there is no such figure.
             ModuleNotFoundError: If matplotlib is not installed.
         """
-        from lightning_zico.report import plot_search
+        return draw(views.search_figure_of(kind, self.history, self.provenance), ax)
 
-        return plot_search(self, kind, ax)
+    @overload
+    def to_html(self, path: None = None) -> str: ...
+    @overload
+    def to_html(self, path: str | Path) -> Path: ...
+    def to_html(self, path: str | Path | None = None) -> str | Path:
+        """Return one page for a browser that needs no network; with a path, write it and return the path.
 
-    def to_html(self, path: str | Path) -> Path:
-        """Write one page for a browser that needs no network; see `report.write_html`."""
-        from lightning_zico.report import write_html
-
-        return write_html(self, path)
+        Raises:
+            ModuleNotFoundError: If vl-convert-python is not installed.
+        """
+        return written(html_of(views.search_page(self.history, self.provenance, self.notes)), path)

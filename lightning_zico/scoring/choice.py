@@ -20,11 +20,13 @@ class Choice:
         proxies: All proxies to compute, in the order of the columns.
         recipes: The recipes that the user named, by name.
         first: Name of the proxy or recipe that was named first.
+        asked: Names of the recipes and proxies that the user named; the others are members of recipes and baselines.
     """
 
     proxies: tuple[Proxy, ...]
     recipes: Mapping[str, Recipe]
     first: str
+    asked: tuple[str, ...]
 
     @property
     def columns(self) -> list[str]:
@@ -109,6 +111,7 @@ def chosen(proxies: Proxies, *, beside: Sequence[Proxy] = (), with_baselines: bo
         (*resolved, *(resolve_proxies(missing) if missing else [])),
         recipes,
         first=next(iter(recipes)) if named[0] in recipe_names else names[0],
+        asked=(*recipes, *names),
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lightning_zico.proxies import BASELINES
-from lightning_zico.ranking import kendall, size_controlled
+from lightning_zico.ranking import kendall_where_both, size_controlled
 from lightning_zico.results import Score, ScoreCard
 from lightning_zico.scoring.choice import Choice
 
@@ -35,9 +35,4 @@ def agreement_with_baselines(cards: Sequence[ScoreCard], standings: Sequence[flo
     Returns:
         Kendall's tau by baseline; None if it is not defined.
     """
-    taus = {}
-    for name in BASELINES:
-        pairs = [(place, card[name].value) for place, card in zip(standings, cards, strict=True)]
-        both = [(place, baseline) for place, baseline in pairs if place is not None and baseline is not None]
-        taus[name] = kendall([place for place, _ in both], [baseline for _, baseline in both])
-    return taus
+    return {name: kendall_where_both(standings, [card[name].value for card in cards]) for name in BASELINES}

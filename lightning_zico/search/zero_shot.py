@@ -23,8 +23,8 @@ from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.errors import UnknownNameError, ZiCoError
 from lightning_zico.folders import remove_leftovers
 from lightning_zico.proxies.base import Proxies
-from lightning_zico.ranking import first_front, kendall
-from lightning_zico.results import Row, ScoreCard, SearchResult, ranks_of
+from lightning_zico.ranking import first_front, kendall_where_both
+from lightning_zico.results import Row, ScoreCard, SearchResult, as_provenance, ranks_of
 from lightning_zico.scoring.arguments import (
     check_budget,
     check_is_trainer,
@@ -544,7 +544,7 @@ class _Running:
                 }
             )
         agreement = _agreement_with_costs(rows, scores)
-        return SearchResult(tuple(rows), {**self._provenance(cards), "kendall_with": agreement})
+        return SearchResult(tuple(rows), as_provenance({**self._provenance(cards), "kendall_with": agreement}))
 
     def _on_front(self, cards: Sequence[ScoreCard], scores: Sequence[float | None]) -> set[int]:
         """Return the indices of the cards that no other dominates."""
@@ -690,12 +690,8 @@ def _first_error(card: ScoreCard) -> str | None:
 
 def _agreement_with_costs(rows: Sequence[Row], scores: Sequence[float | None]) -> dict[str, float | None]:
     """Compare the order by score with that by each cost of the archs; Kendall's tau, None where it is not defined."""
-    scored = [(row, score) for row, score in zip(rows, scores, strict=True) if score is not None]
     costs = [key for key in rows[0] if key.startswith(_COST)] if rows else []
-    return {
-        key.removeprefix(_COST): kendall([score for _, score in scored], [row[key] for row, _ in scored])
-        for key in costs
-    }
+    return {key.removeprefix(_COST): kendall_where_both(scores, [row[key] for row in rows]) for key in costs}
 
 
 def _image_shape(batches: Sequence[Batch]) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,19 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_zico import Leaderboard, Score, ScoreCard, SearchResult
+from lightning_zico import Leaderboard, Score, ScoreCard, SearchResult, ZeroShotSelector
+from lightning_zico.errors import UnknownNameError
+from tests.modules import Classifier, make_batches
+from tests.results.boards import card, make, missing
 
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 ERRORS = st.one_of(st.none(), st.text(min_size=1))
-
-
-def card(name: str, value: float | None, error: str | None = None) -> ScoreCard:
-    error = error or (None if value is not None else "failed")
-    return ScoreCard(name, {"zico": Score("zico", None if error else value, error), "params": Score("params", 3.0)})
-
-
-def make(*cards: ScoreCard, **kwargs: Any) -> Leaderboard:
-    return Leaderboard.of(cards, rank_by="zico", columns=["zico", "params"], provenance={"seed": 0}, **kwargs)
 
 
 @given(st.lists(st.tuples(st.text(), st.one_of(st.none(), NUMBERS)), max_size=8), st.booleans())
@@ -47,10 +42,12 @@ def test_leaderboard_survives_json(pairs: list[Any]) -> None:
 
 def test_leaderboard_is_written_to_files(tmp_path: Path) -> None:
     leaderboard = make(card("a", 1.0), card("b,\n", 2.0), card("c", None))
-    leaderboard.to_json(tmp_path / "board.json")
+    assert leaderboard.to_json(tmp_path / "board.json") == tmp_path / "board.json"
+    assert (tmp_path / "board.json").read_text(encoding="utf-8") == leaderboard.to_json()
     assert Leaderboard.from_json(tmp_path / "board.json") == leaderboard
     assert Leaderboard.from_json(str(tmp_path / "board.json")) == leaderboard
-    leaderboard.to_csv(tmp_path / "board.csv")
+    assert leaderboard.to_csv(str(tmp_path / "board.csv")) == tmp_path / "board.csv"
+    assert (tmp_path / "board.csv").read_text(encoding="utf-8") == leaderboard.to_csv()
     header, first = (tmp_path / "board.csv").read_text().splitlines()[:2]
     assert header == "rank,name,score,zico,params,error,seconds,missing"
     assert first == '1,"b,'
@@ -71,11 +68,6 @@ def test_without_pandas_the_hint_says_what_to_install(monkeypatch: pytest.Monkey
         make(card("a", 1.0)).to_pandas()
 
 
-def test_card_survives_json_with_layers_and_details() -> None:
-    before = ScoreCard("a", {"zico": Score("zico", 1.5, None, 0.1, {"fc.weight": 1.5}, {"axis": "batch"})}, None, 0.2)
-    assert ScoreCard.from_dict(json.loads(json.dumps(before.to_dict()))) == before
-
-
 def test_numbers_that_are_not_finite_are_never_written() -> None:
     with pytest.raises(ValueError, match="JSON"):
         make(card("a", float("nan"))).to_json()
@@ -83,60 +75,18 @@ def test_numbers_that_are_not_finite_are_never_written() -> None:
 
 def test_str_names_everyone_and_best_and_errors_speak() -> None:
     leaderboard = make(card("a", 1.0), card("b", 2.0), card("c", None))
-    assert str(leaderboard).splitlines() == ["1. b  2", "2. a  1", "-. c  failed"]
+    assert str(leaderboard).splitlines() == [
+        "Ranked by zico",
+        "rank  name  zico  params  seconds",
+        "   1  b        2       3        0",
+        "   2  a        1       3        0",
+        "   -  c        -       3        0",
+        "c: failed",
+    ]
     assert leaderboard.best == "b"
     assert leaderboard.errors == {"c": "failed"}
     assert make(card("c", None)).best is None
     assert make().best is None
-
-
-def noted(**taus: float | None) -> Leaderboard:
-    cards = [card("a", 1.0), card("b", 2.0), card("c", None)]
-    recipes = {"balanced": {"used": "size", "members": ["params", "macs"], "aggregate": "log_rank"}}
-    provenance = {"rank_by": "balanced", "recipes": recipes, "kendall_with": taus}
-    return Leaderboard.of(cards, rank_by="zico", columns=["zico", "params"], provenance=provenance)
-
-
-def test_notes_speak_of_the_recipe_the_baselines_and_what_is_no_more_than_size() -> None:
-    leaderboard = noted(params=0.95, macs=0.9, num_layers=None, sum_log_numel=-1.0)
-    assert leaderboard.notes == [
-        "balanced fell back to size (log_rank of params, macs) for all of these candidates.",
-        "Kendall's tau of this ranking with the trivial baselines: params 0.95, macs 0.90, sum_log_numel -1.00.",
-        "This ranking adds little to counting weights: it is almost the same as by params (0.95).",
-    ]
-    assert str(leaderboard).splitlines() == ["1. b  2", "2. a  1", "-. c  failed", *leaderboard.notes]
-    assert len(noted(params=0.9, macs=None).notes) == 2  # only above
-    assert len(noted(params=None).notes) == 1
-    assert make(card("a", 1.0)).notes == []
-
-
-def test_a_recipe_of_one_member_is_its_score() -> None:
-    recipe = {"used": "mine", "members": ["zico"], "aggregate": None}
-    assert Leaderboard((), {"rank_by": "mine", "recipes": {"mine": recipe}}).notes == ["mine: the score of zico."]
-    assert Leaderboard((), {"rank_by": "zico", "recipes": {"mine": recipe}}).notes == []
-
-
-def test_notes_survive_json_and_leave_the_other_forms_alone() -> None:
-    leaderboard = noted(params=0.95, macs=None)
-    again = Leaderboard.from_json(leaderboard.to_json())
-    assert again == leaderboard
-    assert again.notes == leaderboard.notes
-    assert again.to_csv() == leaderboard.to_csv()
-    assert len(leaderboard.to_csv().splitlines()) == 4
-    assert set(leaderboard.to_dict()) == {"rows", "provenance"}
-
-
-def missing(*errors: tuple[str | None, str | None], **provenance: Any) -> Leaderboard:
-    """A ranking by params of candidates c0, c1, ... whose `zico` and `snip` fail for these reasons."""
-    cards = []
-    for idx, (zico, snip) in enumerate(errors):
-        scores = {"params": Score("params", 9.0 - idx)}
-        scores["zico"] = Score("zico", None if zico else 1.0, zico)
-        scores["snip"] = Score("snip", None if snip else 1.0, snip)
-        cards.append(ScoreCard(f"c{idx}", scores))
-    cards.append(ScoreCard.failed("broken", ["params", "zico", "snip"], "does not build"))
-    columns = ["params", "zico", "snip"]
-    return Leaderboard.of(cards, rank_by="params", columns=columns, provenance={"rank_by": "params", **provenance})
 
 
 REASON = st.one_of(st.none(), st.sampled_from(["E: no", "not applicable: no", "F"]))
@@ -173,82 +123,6 @@ def test_csv_says_in_its_last_column_why_numbers_of_a_candidate_are_missing(erro
     assert told == wanted
 
 
-def test_one_cause_that_takes_many_proxies_is_written_once_and_told_in_one_note() -> None:
-    leaderboard = missing(("E: no", "E: no"), (None, None), ("E: no", "E: no"))
-    assert leaderboard.provenance["missing"] == [
-        {"reason": "E: no", "proxies": ["zico", "snip"], "names": ["c0", "c2"]}
-    ]
-    assert leaderboard.notes == ["zico, snip have no number for 2 of 3 scored candidates: E: no"]
-    assert leaderboard.notes[0] in str(leaderboard)
-
-
-def test_of_several_reasons_the_most_frequent_is_told_and_how_many_there_are() -> None:
-    leaderboard = missing(("E: no", None), ("F", None), ("F", "F"))
-    assert leaderboard.notes == [
-        "zico has no number for 3 of 3 scored candidates (the most frequent of 2 reasons, 2 times): F",
-        "snip has no number for 1 of 3 scored candidates: F",
-    ]
-
-
-def test_notes_on_missing_numbers_stay_few() -> None:
-    proxies = [f"p{idx:02}" for idx in range(25)]
-    scores = {name: Score(name, None, "same" if idx < 20 else name) for idx, name in enumerate(proxies)}
-    board = Leaderboard.of(
-        [ScoreCard("a", {"params": Score("params", 1.0), **scores})], rank_by="params", columns=["params", *proxies]
-    )
-    first, *_, last = board.notes
-    assert first == f"{', '.join(proxies[:10])} and 10 more have no number for 1 of 1 scored candidates: same"
-    assert last == "Numbers are missing in 3 more columns; `Leaderboard.missing` says why."
-    assert len(board.notes) == 4
-
-
-def lacking(member: str, reason: str, count: int = 1, num_reasons: int = 1) -> dict[str, Any]:
-    return {"member": member, "reason": reason, "name": "c0", "count": count, "num_reasons": num_reasons}
-
-
-def test_what_the_note_on_a_replaced_recipe_says_is_not_said_again() -> None:
-    recipe = {"used": "size", "members": ["params"], "aggregate": None, "dropped": ["snip"]}
-    recipe["lacking"] = [lacking("snip", "not applicable: it has none.")]
-    errors = [("not applicable: a", "not applicable: it has none."), (None, None)]
-    assert missing(*errors, recipes={"mine": recipe}).notes == [
-        "mine fell back to size (the score of params) for all of these candidates: snip does not hold for c0: it has "
-        "none.",
-        "zico has no number for 1 of 2 scored candidates: not applicable: a",
-    ]
-    assert "snip" in missing(*errors, recipes={"mine": recipe}).missing
-
-
-def test_a_reason_that_several_members_share_is_said_once() -> None:
-    recipe = {"used": "size", "members": ["params"], "aggregate": None, "dropped": ["snip", "zen", "naswot", "ntk"]}
-    reason = "not applicable: it has none."
-    shared = [lacking(member, reason, 3) for member in ("snip", "zen", "naswot")]
-    recipe["lacking"] = [*shared, lacking("ntk", reason, 2), lacking("fisher", "KeyError: 'x'", 3)]
-    assert missing(recipes={"mine": recipe}).notes == [
-        "mine fell back to size (the score of params) for all of these candidates: snip, zen and naswot do not hold "
-        "for c0 and 2 more: it has none; ntk does not hold for c0 and 1 more: it has none; fisher failed for c0 and 2 "
-        "more: KeyError: 'x'."
-    ]
-
-
-def test_notes_name_who_is_placed_beside_the_others_by_what_and_why() -> None:
-    recipe = {"used": "mine", "members": ["params", "snip"], "aggregate": "log_rank", "dropped": []}
-    recipe["beside"] = {"used": "size", "members": ["params"], "names": ["c0", "c1"]}
-    recipe["lacking"] = [lacking("snip", "KeyError: 'x'", count=2, num_reasons=2)]
-    board = missing(recipes={"mine": recipe})
-    placed = (
-        "mine does not hold for c0, c1; these are placed among the others by size (params), "
-        "at the same quantile of the scores: "
-        "snip failed for c0 and 1 more (the most frequent of 2 reasons): KeyError: 'x'."
-    )
-    assert board.notes == [placed]
-    assert Leaderboard.from_json(board.to_json()).notes == [placed]
-    fallen = recipe | {"used": "other"}
-    assert missing(recipes={"mine": fallen}).notes == [
-        "mine fell back to other (log_rank of params, snip) for all of these candidates.",
-        placed.replace("mine does", "other does"),
-    ]
-
-
 def test_json_of_before_reasons_were_kept_still_reads() -> None:
     data = missing(("E: no", None)).to_dict()
     del data["provenance"]["missing"]
@@ -271,3 +145,111 @@ def test_a_name_that_utf8_cannot_write_loses_no_file(tmp_path: Path) -> None:
     assert "caf\\udce9" in (tmp_path / "board.csv").read_text(encoding="utf-8")
     leaderboard.to_json(tmp_path / "board.json")
     assert Leaderboard.from_json(tmp_path / "board.json") == leaderboard
+
+
+WRITTEN_BEFORE = Path(__file__).parent / "written_by_0_1"
+
+
+def test_json_that_an_earlier_version_wrote_reads_back_and_is_written_the_same() -> None:
+    leaderboard = Leaderboard.from_json(WRITTEN_BEFORE / "leaderboard.json")
+    assert leaderboard.to_json() == (WRITTEN_BEFORE / "leaderboard.json").read_text(encoding="utf-8")
+    assert leaderboard.best == "w4"
+    assert leaderboard.notes[0] == "Finals: the first 2 by score were trained for 1 epoch; the lowest val_loss won."
+    assert leaderboard.notes[1].startswith("By score, the first 3 are a tie that these repeats cannot distinguish: w4")
+    assert "10.12 ± 0.75" in str(leaderboard)
+    result = SearchResult.from_json(WRITTEN_BEFORE / "search.json")
+    assert result.to_json() == (WRITTEN_BEFORE / "search.json").read_text(encoding="utf-8")
+    assert result.best == "010101"
+    assert "size: log_rank of params, macs." in result.notes
+
+
+def test_rows_are_found_by_position_and_by_name() -> None:
+    leaderboard = make(card("a", 1.0), card("b", 2.0), card("c", None))
+    assert leaderboard[0] is leaderboard["b"] is leaderboard.rows[0]
+    assert leaderboard[-1]["name"] == "c"
+    assert leaderboard[:2] == leaderboard.rows[:2]
+    assert len(leaderboard) == 3
+    assert "a" in leaderboard
+    assert "d" not in leaderboard
+    assert 0 not in leaderboard
+    assert dict(leaderboard["a"]) in leaderboard
+    with pytest.raises(UnknownNameError, match=r"'bb'.*'b'"):
+        leaderboard["bb"]
+    with pytest.raises(IndexError):
+        leaderboard[3]
+
+
+def test_the_head_keeps_ranks_and_says_of_how_many_it_is() -> None:
+    leaderboard = missing(("E: no", None), (None, None), ("E: no", "F"))
+    head = leaderboard.head(2)
+    assert head.rows == leaderboard.rows[:2]
+    assert head.missing == {"zico": {"E: no": ["c0"]}}
+    assert head.notes == [
+        "These are the first 2 of 4 candidates.",
+        "zico has no number for 1 of 2 scored candidates: E: no",
+    ]
+    assert head.head(1).notes[0] == "These are the first 1 of 4 candidates."
+    assert leaderboard.head(9).rows == leaderboard.rows
+    assert leaderboard.head(9).notes == leaderboard.notes
+    assert Leaderboard.from_json(head.to_json()) == head
+    assert len(leaderboard.head(0)) == 0
+    with pytest.raises(ValueError, match="Invalid n=-1"):
+        leaderboard.head(-1)
+
+
+def test_printing_shows_what_was_asked_for() -> None:
+    text = str(ZeroShotSelector(proxies=["snip", "zico"]).rank([Classifier], make_batches()))
+    assert text.splitlines()[1].split() == ["rank", "name", "snip", "zico", "seconds"]
+    text = str(ZeroShotSelector(proxies="size", controlled_by="macs").rank([Classifier], make_batches()))
+    assert text.splitlines()[1].split() == ["rank", "name", "size", "controlled", "seconds"]
+    text = str(ZeroShotSelector(proxies=["snip", "params"]).rank([Classifier], make_batches()))
+    assert text.splitlines()[1].split() == ["rank", "name", "snip", "params", "seconds"]
+
+
+LONG = "x" * 10_000 + "\n\x1b[2J"
+
+
+def test_the_repr_of_every_result_is_short() -> None:
+    scores = {str(idx): Score(LONG, None, LONG, traceback=LONG) for idx in range(1000)}
+    scores["zico"] = Score("zico", 1.5, layers={str(idx): 1.0 for idx in range(1000)}, std_error=0.25)
+    long = ScoreCard(LONG, scores)
+    leaderboard = Leaderboard.of([long] * 100, rank_by="zico", columns=["zico"], provenance={"rank_by": LONG})
+    rows = [{"trial": 0, "rank": 1, "arch": LONG, "score": 1.0, "on_front": True, "error": None, "seconds": 0.1}]
+    for shown in (leaderboard, long, *scores.values(), SearchResult(tuple(rows * 100)), Leaderboard(())):
+        assert len(repr(shown)) < 3 * 120
+        assert repr(shown).isprintable()
+    assert repr(scores["zico"]) == "<Score 'zico': 1.5 ± 0.25, 1000 layers>"
+    assert repr(make(card("a", 1.0), card("c", None))) == "<Leaderboard of 2 candidates by 'zico', best 'a', 1 failed>"
+
+
+EVIL = "<script>alert(1)</script>\n   1  fake\x1b[2J\u202e"
+
+
+def shown_by(leaderboard: Leaderboard) -> dict[str, str]:
+    pytest.importorskip("vl_convert")
+    return {
+        "csv": leaderboard.to_csv(),
+        "html": re.sub(r"<script.*?</script>|<style>.*?</style>", "", leaderboard.to_html(), flags=re.DOTALL),
+        "str": str(leaderboard),
+        "notebook": leaderboard._repr_html_(),
+        "repr": repr(leaderboard),
+    }
+
+
+def test_names_and_reasons_are_written_without_control_characters_and_markup() -> None:
+    scores = {"zico": Score("zico", 2.0), EVIL: Score(EVIL, None, EVIL)}
+    cards = [ScoreCard(EVIL, scores), ScoreCard.failed(f"{EVIL}2", ["zico", EVIL], EVIL)]
+    changed = {"rank_by": "zico", "recipes": {}, "note": EVIL, "kendall_with": {EVIL: 1.0}}
+    board = Leaderboard.of(cards, rank_by="zico", columns=["zico", EVIL], provenance=changed)
+    for form, text in shown_by(board).items():
+        assert not [char for char in text if not char.isprintable() and char != "\n"], form
+        assert "u202e" in text, form
+        assert ("<script>" in text) == (form in ("csv", "str", "repr")), form
+    assert not [line for line in str(board).splitlines() if line.split() == ["1", "fake"]]
+
+
+def test_a_notebook_shows_the_first_rows_of_a_long_leaderboard() -> None:
+    long = make(*(card(f"c{idx}", float(-idx)) for idx in range(500)))
+    assert long._repr_html_().count("<tr>") == 1 + 100
+    assert "These are the first 100 of 500 candidates." in long._repr_html_()
+    assert make(card("a", 1.0))._repr_html_().count("<tr>") == 2
