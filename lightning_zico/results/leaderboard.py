@@ -62,8 +62,13 @@ class Leaderboard:
         >>> from lightning_zico import Score
         >>> cards = [ScoreCard("a", {"zico": Score("zico", 1.0)}), ScoreCard("b", {"zico": Score("zico", 2.0)})]
         >>> leaderboard = Leaderboard.of(cards, rank_by="zico", columns=["zico"])
-        >>> [(row["rank"], row["name"]) for row in leaderboard]
-        [(1, 'b'), (2, 'a')]
+        >>> leaderboard.best, len(leaderboard), "a" in leaderboard
+        ('b', 2, True)
+        >>> print(leaderboard)
+        Ranked by zico
+        rank  name  zico  seconds
+           1  b        2        0
+           2  a        1        0
     """
 
     rows: tuple[Row, ...]

@@ -28,7 +28,7 @@ RESERVED_NAMES = FIXED_COLUMNS | {MISSING_COLUMN, "controlled", "default", "all"
 class Reading(TypedDict):
     """How batches were read from data that has fewer than were requested.
 
-    Args:
+    Attributes:
         num_batches: Number of batches that were requested.
         num_in_a_pass: Number of batches that the data has.
         num_passes: How often it was read.
@@ -44,7 +44,7 @@ class Reading(TypedDict):
 class Lacking(TypedDict):
     """Why a member of a recipe has no number for some candidates.
 
-    Args:
+    Attributes:
         member: Name of the proxy.
         reason: The most frequent reason.
         name: The first candidate with that reason.
@@ -62,7 +62,7 @@ class Lacking(TypedDict):
 class Beside(TypedDict):
     """The recipe that places the few candidates that the recipe in use does not apply to.
 
-    Args:
+    Attributes:
         used: Name of that recipe.
         members: Its members.
         names: The candidates that it places.
@@ -82,7 +82,7 @@ class _UsedRecipe(TypedDict):
 class UsedRecipe(_UsedRecipe, total=False):
     """The recipe that was combined in place of the one that the user named.
 
-    Args:
+    Attributes:
         used: Name of the recipe.
         members: Names of the proxies that it combines.
         aggregate: Name of the function that combines them; None for a single member.
@@ -99,7 +99,7 @@ class UsedRecipe(_UsedRecipe, total=False):
 class Missing(TypedDict):
     """Why candidates with a score have no number in some columns.
 
-    Args:
+    Attributes:
         reason: The reason, the same for all.
         proxies: Names of the columns.
         names: Names of the candidates.
@@ -113,7 +113,7 @@ class Missing(TypedDict):
 class Covered(TypedDict):
     """Layer scores that look at few of the trainable weights.
 
-    Args:
+    Attributes:
         proxies: Names of the columns that agree in what follows.
         share: The lowest share of the weights, from 0 to 1.
         name: The candidate with the lowest share.
@@ -137,7 +137,7 @@ class _FinalsHeld(TypedDict):
 class FinalsHeld(_FinalsHeld, total=False):
     """How finals were held.
 
-    Args:
+    Attributes:
         monitor: Name of the metric that decided.
         mode: ``"min"`` if lower values of it are better, ``"max"`` if higher ones are.
         finalists: Number of candidates that took part.
@@ -156,7 +156,7 @@ class Provenance(TypedDict, total=False):
     (settings, versions, hashes), which are shown as they are. Every key may be absent: results of earlier versions, or
     made by hand, lack some.
 
-    Args:
+    Attributes:
         rank_by: Name of the score that decides.
         higher_is_better: Direction of that score; True if absent.
         proxies: Names of all proxies that were computed.
