@@ -6,6 +6,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
+from rich.table import Table as RichTable
+
 from lightning_zico._imports import imported
 from lightning_zico._registry import unknown_name
 from lightning_zico.report import Table, as_html, as_text, draw, for_terminal, html_of, log_ranking
@@ -31,12 +33,12 @@ from lightning_zico.results.rows import (
     proxies_of,
     read_json,
     reasons_of,
-    shortened,
     standing_of,
     written,
 )
 from lightning_zico.results.scores import Final, ScoreCard, layers_of
 from lightning_zico.results.views import FigureKind
+from lightning_zico.texts import shortened
 
 # More rows than this make a cell of a notebook unwieldy.
 _MOST_IN_A_NOTEBOOK = 100
@@ -384,7 +386,7 @@ class Leaderboard:
         log_ranking(logger, rows=self.rows, columns=columns, notes=self.notes, provenance=self.to_dict()["provenance"])
 
 
-def leaderboard_table(leaderboard: Leaderboard, title: str | None = None) -> Any:
+def leaderboard_table(leaderboard: Leaderboard, title: str | None = None) -> RichTable:
     """Draw a leaderboard with all its columns for the terminal.
 
     Best first, with the reasons of the failed candidates and the notes below. If candidates were scored in several

@@ -20,7 +20,6 @@ UNCERTAINTY_COLUMNS = ("std_error", "rank_low", "rank_high", "p_best", "tie", "n
 FIXED_COLUMNS = frozenset(FIRST_COLUMNS + FINAL_COLUMNS + UNCERTAINTY_COLUMNS + LAST_COLUMNS)
 MISSING_COLUMN = "missing"  # the last one of a file of comma-separated values
 WHOLE_NUMBERS = ("rank", "final_rank", "final_epochs", "rank_low", "rank_high", "tie", "num_repeats")
-_LONGEST_IN_REPR = 60  # characters of a name; archs have hundreds
 # Names that no proxy may have.
 RESERVED_NAMES = FIXED_COLUMNS | {MISSING_COLUMN, "controlled", "default", "all"}
 
@@ -271,14 +270,6 @@ def as_candidates(history: Sequence[Row]) -> tuple[Row, ...]:
     rows = [row | {"name": trial["arch"]} for row, trial in zip(kept, history, strict=True)]
     ranked = sorted((row for row in rows if row["rank"] is not None), key=lambda row: row["rank"])
     return (*ranked, *(row for row in rows if row["rank"] is None))
-
-
-def shortened(name: str | None) -> str:
-    """Return a name in quotation marks on one line, without its middle if it is long."""
-    if name is None or len(name) <= _LONGEST_IN_REPR:
-        return repr(name)
-    half = _LONGEST_IN_REPR // 2
-    return repr(f"{name[:half]}...{name[-half:]}")
 
 
 def reasons_of(provenance: Provenance) -> dict[str, dict[str, list[str]]]:

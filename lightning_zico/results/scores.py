@@ -6,7 +6,8 @@ from typing import Any
 
 from lightning_zico.report import Column, Layers, Table, as_html, as_text, draw
 from lightning_zico.report.table import number
-from lightning_zico.results.rows import margin_of, shortened
+from lightning_zico.results.rows import margin_of
+from lightning_zico.texts import shortened
 
 # Start of the reason when a proxy's formula has no meaning for a candidate.
 NOT_APPLICABLE = "not applicable"

@@ -19,11 +19,10 @@ from lightning_zico.results.rows import (
     check_rows,
     proxies_of,
     read_json,
-    shortened,
     written,
 )
 from lightning_zico.results.views import SearchFigureKind
-from lightning_zico.texts import printable
+from lightning_zico.texts import printable, shortened
 
 # Rows that `print` and a notebook show.
 _NUM_SHOWN = 10

@@ -206,22 +206,6 @@ def test_printing_shows_what_was_asked_for() -> None:
     assert text.splitlines()[1].split() == ["rank", "name", "snip", "params", "seconds"]
 
 
-LONG = "x" * 10_000 + "\n\x1b[2J"
-
-
-def test_the_repr_of_every_result_is_short() -> None:
-    scores = {str(idx): Score(LONG, None, LONG, traceback=LONG) for idx in range(1000)}
-    scores["zico"] = Score("zico", 1.5, layers={str(idx): 1.0 for idx in range(1000)}, std_error=0.25)
-    long = ScoreCard(LONG, scores)
-    leaderboard = Leaderboard.of([long] * 100, rank_by="zico", columns=["zico"], provenance={"rank_by": LONG})
-    rows = [{"trial": 0, "rank": 1, "arch": LONG, "score": 1.0, "on_front": True, "error": None, "seconds": 0.1}]
-    for shown in (leaderboard, long, *scores.values(), SearchResult(tuple(rows * 100)), Leaderboard(())):
-        assert len(repr(shown)) < 3 * 120
-        assert repr(shown).isprintable()
-    assert repr(scores["zico"]) == "<Score 'zico': 1.5 ± 0.25, 1000 layers>"
-    assert repr(make(card("a", 1.0), card("c", None))) == "<Leaderboard of 2 candidates by 'zico', best 'a', 1 failed>"
-
-
 EVIL = "<script>alert(1)</script>\n   1  fake\x1b[2J\u202e"
 
 
