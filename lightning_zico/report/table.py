@@ -167,17 +167,17 @@ class _FittingTable(rich_table.Table):
     needed: Sequence[int] = ()  # columns that are never left out
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        kept = self._fitting(options.max_width)
-        num_left_out = len(self.columns) - len(kept)
+        shown = self._fitting(options.max_width)
+        num_left_out = len(self.columns) - len(shown)
         if num_left_out == 0:
             yield from super().__rich_console__(console, options)
             return
         are = "1 column that does not fit is" if num_left_out == 1 else f"{num_left_out} columns that do not fit are"
-        said = f"{are} left out; `to_csv` and `to_html` include all columns."
+        left_out = f"{are} left out; `to_csv` and `to_html` include all columns."
         narrow = rich_table.Table(
-            title=self.title, caption=Text.assemble(said, *(("\n", self.caption) if self.caption else ())), **_LOOK
+            title=self.title, caption=Text.assemble(left_out, *(("\n", self.caption) if self.caption else ())), **_LOOK
         )
-        for column in (self.columns[idx] for idx in kept):
+        for column in (self.columns[idx] for idx in shown):
             narrow.add_column(
                 column.header,
                 justify=column.justify,
@@ -185,7 +185,7 @@ class _FittingTable(rich_table.Table):
                 overflow=column.overflow,
                 no_wrap=column.no_wrap,
             )
-        for cells in zip(*(self.columns[idx].cells for idx in kept), strict=True):
+        for cells in zip(*(self.columns[idx].cells for idx in shown), strict=True):
             narrow.add_row(*cells)
         yield from narrow.__rich_console__(console, options)
 
@@ -196,10 +196,10 @@ class _FittingTable(rich_table.Table):
         if left < 0:  # names are folded in any case, and then into half of the width, so that other columns fit as well
             folded = [widths[idx] for idx in self.needed if not self.columns[idx].no_wrap]
             left += max(folded, default=0) - max_width // 2
-        kept = list(self.needed)
+        shown = list(self.needed)
         for idx in (idx for idx in range(len(widths)) if idx not in self.needed):
             left -= widths[idx]
             if left < 0:
                 break
-            kept.append(idx)
-        return sorted(kept)
+            shown.append(idx)
+        return sorted(shown)

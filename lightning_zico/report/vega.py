@@ -77,9 +77,13 @@ def _parts_of(figure: Any) -> _Parts:
 @_parts_of.register
 def _ranks(ranks: Ranks) -> _Parts:
     values = [vars(dot) for dot in ranks.dots]
-    tooltip = [_said("name", "candidate"), _said("rank", "rank"), _said("score", ranks.rank_by, ".6")]
+    tooltip = [
+        _tooltip_line("name", "candidate"),
+        _tooltip_line("rank", "rank"),
+        _tooltip_line("score", ranks.rank_by, ".6"),
+    ]
     if ranks.are_repeated:
-        tooltip += [_said("low", "from"), _said("high", "to"), _said("p_best", "best", ".0%")]
+        tooltip += [_tooltip_line("low", "from"), _tooltip_line("high", "to"), _tooltip_line("p_best", "best", ".0%")]
     y = {"field": "name", "type": "nominal", "sort": None, "title": None}
     x = {"type": "quantitative", "title": printable(ranks.x_label), "scale": _APART, "axis": {"tickMinStep": 1}}
     layers: list[Spec] = [
@@ -116,10 +120,10 @@ def _trade_off(trade_off: TradeOff) -> _Parts:
     y = {"field": "score", "type": "quantitative", "title": by, "scale": _APART}
     are_whole = all(float(dot.cost).is_integer() for dot in trade_off.dots)
     tooltip = [
-        _said("name", "candidate"),
-        _said("score", trade_off.rank_by, ".6"),
-        _said("cost", cost, ",.0f" if are_whole else ".3"),
-        _said("front", " "),
+        _tooltip_line("name", "candidate"),
+        _tooltip_line("score", trade_off.rank_by, ".6"),
+        _tooltip_line("cost", cost, ",.0f" if are_whole else ".3"),
+        _tooltip_line("front", " "),
     ]
     line = {
         "transform": [{"filter": {"field": "front", "equal": _ON_FRONT}}],
@@ -161,7 +165,7 @@ def _agreement(agreement: Agreement) -> _Parts:
     x = {"field": "b", "type": "nominal", "sort": None, "title": None, "axis": {"labelAngle": -45, "labelLimit": 110}}
     y = {"field": "a", "type": "nominal", "sort": None, "title": None}
     colour = {"domain": ["alike", "opposite"], "range": [_ACCENT, _FRONT]}
-    tooltip = [_said("a", "of"), _said("b", "with"), _said("label", "Kendall's tau")]
+    tooltip = [_tooltip_line("a", "of"), _tooltip_line("b", "with"), _tooltip_line("label", "Kendall's tau")]
     layers: list[Spec] = [
         {
             "mark": {"type": "rect"},
@@ -188,10 +192,10 @@ def _finals(finals: Finals) -> _Parts:
     x = {"field": "final", "type": "quantitative", "title": printable(finals.x_label), "scale": _APART}
     y = {"field": "name", "type": "nominal", "sort": None, "title": None}
     tooltip = [
-        _said("name", "candidate"),
-        _said("final", finals.monitor, ".6"),
-        _said("epochs", "epochs"),
-        _said("rank", "rank by score"),
+        _tooltip_line("name", "candidate"),
+        _tooltip_line("final", finals.monitor, ".6"),
+        _tooltip_line("epochs", "epochs"),
+        _tooltip_line("rank", "rank by score"),
     ]
     mark = {"type": "point", "filled": True, "size": 90, "opacity": 1, "color": _ACCENT}
     return values, len(values) * _ROW, [{"mark": mark, "encoding": {"x": x, "y": y, "tooltip": tooltip}}]
@@ -202,7 +206,7 @@ def _layers(layers: Layers) -> _Parts:
     values = [{"layer": layer, "added": added} for layer, added in layers.added.items()]
     x = {"field": "added", "type": "quantitative", "title": printable(layers.x_label)}
     y = {"field": "layer", "type": "nominal", "sort": None, "title": None}
-    tooltip = [_said("layer", "layer"), _said("added", "added", ".6")]
+    tooltip = [_tooltip_line("layer", "layer"), _tooltip_line("added", "added", ".6")]
     mark = {"type": "bar", "color": _ACCENT}
     return values, len(values) * _ROW, [{"mark": mark, "encoding": {"x": x, "y": y, "tooltip": tooltip}}]
 
@@ -215,7 +219,7 @@ def _history(history: History) -> _Parts:
     scale = {**_APART, "nice": False}  # no trials before the first
     x = {"field": "trial", "type": "quantitative", "title": "trial", "scale": scale, "axis": {"tickMinStep": 1}}
     y = {"field": "score", "type": "quantitative", "title": by, "scale": _APART}
-    tooltip = [_said("name", "arch"), _said("score", by, ".6"), _said("trial", "trial")]
+    tooltip = [_tooltip_line("name", "arch"), _tooltip_line("score", by, ".6"), _tooltip_line("trial", "trial")]
     line = {"type": "line", "interpolate": "step-after", "color": _FRONT, "strokeWidth": 2}
     layers: list[Spec] = [  # the dots lie above the line, which would hide them from the pointer
         {"transform": [{"filter": "datum.best"}], "mark": line, "encoding": {"x": x, "y": y}},
@@ -228,7 +232,7 @@ def _history(history: History) -> _Parts:
     return values, 320, layers
 
 
-def _said(field: str, title: str, number_format: str | None = None) -> Spec:
+def _tooltip_line(field: str, title: str, number_format: str | None = None) -> Spec:
     """Return the specification of a line of the tooltip."""
     line = {"field": field, "title": printable(title)}
     return line if number_format is None else {**line, "type": "quantitative", "format": number_format}

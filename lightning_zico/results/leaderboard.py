@@ -112,14 +112,14 @@ class Leaderboard:
         covered = _covered(
             scored, cards, [name for name in columns if name not in (provenance or {}).get("kendall_with", {})]
         )
-        kept = as_provenance({"rank_by": rank_by, "higher_is_better": higher_is_better, **(provenance or {})})
+        recorded = as_provenance({"rank_by": rank_by, "higher_is_better": higher_is_better, **(provenance or {})})
         if missing:
-            kept["missing"] = missing
+            recorded["missing"] = missing
         if covered:
-            kept["covered"] = covered
+            recorded["covered"] = covered
         if changes := {card.name: list(card.process_changes) for card in cards if card.process_changes}:
-            kept["process_changes"] = changes
-        return cls((*ranked, *failed), kept)
+            recorded["process_changes"] = changes
+        return cls((*ranked, *failed), recorded)
 
     def with_finals(self, finals: Sequence[Final], provenance: FinalsHeld) -> "Leaderboard":
         """Rank again after finals: the finalists first, ordered by the result of training, then the others.
@@ -410,12 +410,12 @@ def _row_of(card: ScoreCard, rank_by: str, columns: Sequence[str], uncertainty: 
     scored = card.scores.get(rank_by)
     error = card.error or card.untrainable or (scored.error if scored else f"`{rank_by}` was not computed")
     values = {name: card.scores[name].value if name in card.scores else None for name in columns}
-    said = {} if uncertainty is None else dict.fromkeys(UNCERTAINTY_COLUMNS) | uncertainty.get(card.name, {})
+    certainty = {} if uncertainty is None else dict.fromkeys(UNCERTAINTY_COLUMNS) | uncertainty.get(card.name, {})
     return {
         "rank": None,
         "name": card.name,
         "score": scored.value if scored and not error else None,
-        **said,
+        **certainty,
         **values,
         "error": error,
         "seconds": card.seconds,
@@ -455,12 +455,12 @@ def _covered(scored: Container[str], cards: Sequence[ScoreCard], columns: Sequen
     """
     alike: dict[tuple[float, str, int], list[str]] = {}
     for column in columns:
-        said = [
+        looked_at = [
             (card.scores[column].details, card.name) for card in cards if card.name in scored and column in card.scores
         ]
         low = [
             (details["covered"], name)
-            for details, name in said
+            for details, name in looked_at
             # If everything but biases, gains and norms was looked at, there is nothing to report.
             if details.get("covered", 1.0) < min(LEAST_COVERED, details.get("coverable", 1.0))
         ]

@@ -121,10 +121,10 @@ def _notes_on_repeats(rows: Sequence[Row], provenance: Provenance) -> list[str]:
 
 def _notes_on_covered(provenance: Provenance) -> list[str]:
     notes = []
-    for said in provenance.get("covered", ()):
-        note = f"{_listed(said['proxies'])} looked at {100 * said['share']:.2g} % of "
-        note += f"{said['name']}'s trainable weights"
-        if rest := said["count"] - 1:
+    for group in provenance.get("covered", ()):
+        note = f"{_listed(group['proxies'])} looked at {100 * group['share']:.2g} % of "
+        note += f"{group['name']}'s trainable weights"
+        if rest := group["count"] - 1:
             candidates = "1 other candidate" if rest == 1 else f"{rest} other candidates"
             note += f", and at less than {100 * LEAST_COVERED:.0f} % in {candidates}"
         notes.append(f"{note}.")
@@ -135,7 +135,7 @@ def _notes_on_missing(rows: Sequence[Row], provenance: Provenance) -> list[str]:
     num_scored = sum(row["score"] is not None for row in rows)
     # These are why a recipe was replaced, which has a note of its own.
     lacking = {
-        said["member"] for recipe in provenance.get("recipes", {}).values() for said in recipe.get("lacking", ())
+        entry["member"] for recipe in provenance.get("recipes", {}).values() for entry in recipe.get("lacking", ())
     }
     alike: dict[tuple[tuple[str, int], ...], list[str]] = {}
     for proxy, reasons in reasons_of(provenance).items():
@@ -157,9 +157,9 @@ def _notes_on_missing(rows: Sequence[Row], provenance: Provenance) -> list[str]:
 
 def _notes_on_process(provenance: Provenance) -> list[str]:
     changes = provenance.get("process_changes", {})
-    named = [f"{name} ({', '.join(of_one[:_MOST_NAMES])})" for name, of_one in changes.items()]
-    said = "Settings of the whole process were changed while candidates were built or scored, and put back after each:"
-    return [f"{said} {_listed(named)}."] if changes else []
+    named = [f"{name} ({', '.join(settings[:_MOST_NAMES])})" for name, settings in changes.items()]
+    begin = "Settings of the whole process were changed while candidates were built or scored, and put back after each:"
+    return [f"{begin} {_listed(named)}."] if changes else []
 
 
 def _notes_on_zoos(rows: Sequence[Row], provenance: Provenance) -> list[str]:
@@ -197,8 +197,8 @@ def _notes_on_ranking(provenance: Provenance, ranking: str) -> list[str]:
             )
     taus = {name: tau for name, tau in provenance.get("kendall_with", {}).items() if tau is not None}
     if taus:
-        said = ", ".join(f"{name} {tau:.2f}" for name, tau in taus.items())
-        notes.append(f"Kendall's tau of {ranking} with the trivial baselines: {said}.")
+        listed = ", ".join(f"{name} {tau:.2f}" for name, tau in taus.items())
+        notes.append(f"Kendall's tau of {ranking} with the trivial baselines: {listed}.")
     alike = [f"{name} ({tau:.2f})" for name, tau in taus.items() if tau > _SAME_RANKING]
     if alike:
         notes.append(
@@ -210,17 +210,17 @@ def _notes_on_ranking(provenance: Provenance, ranking: str) -> list[str]:
 def _why_lacking(lacking: Sequence[Lacking]) -> str:
     """Return the end of a sentence that lists which members of a recipe have no number, and why: each reason once."""
     members: dict[tuple[str, str], list[str]] = {}
-    for said in lacking:
-        others = f" and {said['count'] - 1} more" if said["count"] > 1 else ""
-        often = f" (the most frequent of {said['num_reasons']} reasons)" if said["num_reasons"] > 1 else ""
-        members.setdefault((f"{said['name']}{others}{often}", said["reason"]), []).append(said["member"])
+    for entry in lacking:
+        others = f" and {entry['count'] - 1} more" if entry["count"] > 1 else ""
+        often = f" (the most frequent of {entry['num_reasons']} reasons)" if entry["num_reasons"] > 1 else ""
+        members.setdefault((f"{entry['name']}{others}{often}", entry["reason"]), []).append(entry["member"])
     reasons = []
-    for (whom, said_reason), names in members.items():
-        is_undefined = said_reason.startswith(NOT_APPLICABLE)
+    for (candidates, full_reason), names in members.items():
+        is_undefined = full_reason.startswith(NOT_APPLICABLE)
         verb = ("does not hold" if len(names) == 1 else "do not hold") if is_undefined else "failed"
-        reason = said_reason.removeprefix(f"{NOT_APPLICABLE}: ").rstrip(".")
+        reason = full_reason.removeprefix(f"{NOT_APPLICABLE}: ").rstrip(".")
         listed = " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
-        reasons.append(f"{listed} {verb} for {whom}: {reason}")
+        reasons.append(f"{listed} {verb} for {candidates}: {reason}")
     return f": {'; '.join(reasons)}." if reasons else "."
 
 

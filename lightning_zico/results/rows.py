@@ -266,8 +266,8 @@ def ranks_of(scores: Sequence[Any], higher_is_better: bool = True) -> list[int |
 
 def as_candidates(history: Sequence[Row]) -> tuple[Row, ...]:
     """Turn the trials of a search into rows of a leaderboard: named by their archs, best first, failed ones last."""
-    kept = [{key: row[key] for key in row if key not in ("trial", "arch", "on_front")} for row in history]
-    rows = [row | {"name": trial["arch"]} for row, trial in zip(kept, history, strict=True)]
+    parts = [{key: row[key] for key in row if key not in ("trial", "arch", "on_front")} for row in history]
+    rows = [row | {"name": trial["arch"]} for row, trial in zip(parts, history, strict=True)]
     ranked = sorted((row for row in rows if row["rank"] is not None), key=lambda row: row["rank"])
     return (*ranked, *(row for row in rows if row["rank"] is None))
 
