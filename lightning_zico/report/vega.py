@@ -1,6 +1,7 @@
 """Figures of the HTML page as specifications of Vega-Lite: plain dictionaries that contain all data.
 
-Names of candidates and proxies appear only in the data and in titles, never in an expression or the name of a field.
+Names of candidates and proxies appear only in the data, in titles and in the domain of an axis, never in an expression
+or the name of a field.
 """
 
 from functools import singledispatch
@@ -190,7 +191,9 @@ def _agreement(agreement: Agreement) -> _Parts:
 def _finals(finals: Finals) -> _Parts:
     values = [{"name": dot.name, "final": dot.value, "rank": dot.rank, "epochs": dot.num_epochs} for dot in finals.dots]
     x = {"field": "final", "type": "quantitative", "title": printable(finals.x_label), "scale": _APART}
-    y = {"field": "name", "type": "nominal", "sort": None, "title": None}
+    # Vega-Lite would leave out the rows of finalists without a number.
+    rows = {"domain": [printable(dot.name) for dot in finals.dots]}
+    y = {"field": "name", "type": "nominal", "sort": None, "title": None, "scale": rows}
     tooltip = [
         _tooltip_line("name", "candidate"),
         _tooltip_line("final", finals.monitor, ".6"),
