@@ -8,7 +8,7 @@ from rich.console import Console
 
 from lightning_zico import ZeroShotSelector
 from lightning_zico.demos import DigitsDataModule
-from lightning_zico.report import leaderboard_table
+from lightning_zico.results import leaderboard_table
 from lightning_zico.zoo import ZOO_PROXIES, from_timm
 
 PATTERNS = (

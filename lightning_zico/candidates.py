@@ -9,12 +9,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from lightning_zico._typing import NumSamples, check_num_samples
 from lightning_zico.errors import DuplicateNameError, InvalidArgumentError
+from lightning_zico.texts import shortened
 
 _LONGEST_VALUE = 40  # characters of a hyperparameter in a name or a column
 _NOTHING = object()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Candidate:
     """A model offered for scoring.
 
@@ -61,16 +62,23 @@ class Candidate:
             )
         check_num_samples(self.num_samples)
 
+    def __repr__(self) -> str:
+        build = getattr(self.build, "__qualname__", f"a {type(self.build).__name__}")
+        return f"<Candidate {shortened(self.name)}, built by {build}>"
+
 
 CandidateLike: TypeAlias = nn.Module | Callable[[], nn.Module] | Candidate
 Candidates: TypeAlias = Mapping[str, CandidateLike] | Iterable[CandidateLike]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Built:
     """The ``build`` of a candidate that was offered as a module: it returns that module, whatever the seed."""
 
     module: nn.Module
+
+    def __repr__(self) -> str:
+        return f"Built({type(self.module).__name__})"  # that of a module has many lines
 
     def __call__(self) -> nn.Module:
         """Return the module."""

@@ -8,6 +8,8 @@ _UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2
 # Characters that begin a formula in a spreadsheet. https://owasp.org/www-community/attacks/CSV_Injection
 _FORMULA, _DEFUSED = re.compile(r"'*[=+\-@\t\r]"), re.compile(r"'+[=+\-@\t\r]")
 
+_LONGEST_IN_REPR = 60  # characters of a name; archs have hundreds
+
 
 def printable(text: str) -> str:
     r"""Escape characters that a terminal would obey or could not write; line breaks stay.
@@ -36,3 +38,16 @@ def defused(text: str) -> str:
 def as_written(text: str) -> str:
     """Undo `defused`."""
     return text[1:] if _DEFUSED.match(text) else text
+
+
+def shortened(name: str | None) -> str:
+    r"""Return a name for a `repr`: in quotation marks, on one line, and without its middle if it is long.
+
+    Example:
+        >>> print(shortened("a\nb"), shortened(None))
+        'a\nb' None
+    """
+    if name is None or len(name) <= _LONGEST_IN_REPR:
+        return repr(name)
+    half = _LONGEST_IN_REPR // 2
+    return repr(f"{name[:half]}...{name[-half:]}")

@@ -13,7 +13,7 @@ from lightning.pytorch.loggers import CSVLogger
 from rich.console import Console
 
 from lightning_zico import Leaderboard, Prior
-from lightning_zico.report import leaderboard_table
+from lightning_zico.results import leaderboard_table
 from lightning_zico.texts import as_written, defused, printable
 
 NAMES = (
@@ -60,18 +60,18 @@ def test_a_cell_is_no_formula_and_its_text_is_not_lost(text: str) -> None:
 def test_a_file_of_comma_separated_values_has_no_formulas_and_numbers_stay_numbers(tmp_path: Path) -> None:
     board().to_csv(tmp_path / "board.csv")
     rows = list(csv.DictReader(io.StringIO(board().to_csv(), newline="")))
-    assert [as_written(row["name"]) for row in rows[:-1]] == list(NAMES)
+    assert [as_written(row["name"]) for row in rows[:-1]] == [printable(name) for name in NAMES]
     assert {row["score"] for row in rows[:-1]} == {"-1.5"}
     assert not any(row[key].startswith(("=", "@", "\t", "\r")) for row in rows for key in ("name", "error"))
     lines = [[row["name"], row["params"]] for row in rows[1:-1]]
     with (tmp_path / "known.csv").open("w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([["name", "params"], *lines])
-    assert Prior.from_csv(tmp_path / "known.csv").values == dict.fromkeys(NAMES[1:], -1.5)
+    assert Prior.from_csv(tmp_path / "known.csv").values == dict.fromkeys(map(printable, NAMES[1:]), -1.5)
 
 
 def test_names_survive_every_way_out(tmp_path: Path) -> None:
-    text = board().to_json(tmp_path / "board.json")
-    assert [row["name"] for row in Leaderboard.from_json(text)] == [row["name"] for row in board()]
+    path = board().to_json(tmp_path / "board.json")
+    assert [row["name"] for row in Leaderboard.from_json(path)] == [row["name"] for row in board()]
     board().to_html(tmp_path / "board.html")
     logger = CSVLogger(tmp_path)
     board().log(logger)

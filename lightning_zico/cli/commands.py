@@ -6,7 +6,6 @@ Results go to standard output, messages to standard error.
 """
 
 from collections.abc import Callable, Mapping
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -47,8 +46,7 @@ from lightning_zico.cli.program import is_interrupted
 from lightning_zico.cli.specs import ZooSpec, check_model, split_names, split_specs
 from lightning_zico.proxies import list_proxies, resolve_proxies
 from lightning_zico.ranking import get_recipe, list_recipes
-from lightning_zico.report import leaderboard_table, write_html
-from lightning_zico.results import Leaderboard, SearchResult
+from lightning_zico.results import Leaderboard, SearchResult, leaderboard_table
 from lightning_zico.scoring import ProcessExecutor
 from lightning_zico.search import Evolution, ZeroShotSearch
 from lightning_zico.selection.selector import ZeroShotSelector
@@ -322,7 +320,7 @@ def report(results: str, output: str | None = None) -> None:
         print_result(leaderboard_table(read) if isinstance(read, Leaderboard) else read)
         return
     try:
-        (read.to_csv if output.endswith(".csv") else partial(write_html, read))(output)
+        (read.to_csv if output.endswith(".csv") else read.to_html)(output)
     except OSError as error:
         raise ValueError(f"Invalid --output={output}: it cannot be written: {error.strerror}.") from error
     say(f"Written: {output}")

@@ -16,8 +16,7 @@ from rich.text import Text
 from lightning_zico.cli.program import NO_READER
 from lightning_zico.proxies import Proxy
 from lightning_zico.ranking import Recipe, get_recipe
-from lightning_zico.report import leaderboard_table, write_html
-from lightning_zico.results import Leaderboard, ScoreCard, SearchResult
+from lightning_zico.results import Leaderboard, ScoreCard, SearchResult, leaderboard_table
 from lightning_zico.selection.selector import ZeroShotSelector
 from lightning_zico.texts import printable
 from lightning_zico.zoo import Zoo
@@ -71,7 +70,7 @@ def write_result(results: Leaderboard | SearchResult, path: Path) -> None:
     results.to_json(path.with_suffix(".json"))
     results.to_csv(path.with_suffix(".csv"))
     try:
-        write_html(results, path.with_suffix(".html"))
+        results.to_html(path.with_suffix(".html"))
     except ModuleNotFoundError as error:
         say(f"Written: {path}.json, .csv. The page could not be written: {error}")
     else:

@@ -2,7 +2,15 @@
 
 from lightning_zico.ranking.aggregate import log_rank, mean_rank, size_controlled
 from lightning_zico.ranking.beside import placed_beside
-from lightning_zico.ranking.correlation import Interval, bootstrap_interval, kendall, ndcg, regret_at_k, spearman
+from lightning_zico.ranking.correlation import (
+    Interval,
+    bootstrap_interval,
+    kendall,
+    kendall_where_both,
+    ndcg,
+    regret_at_k,
+    spearman,
+)
 from lightning_zico.ranking.pareto import crowding_distances, first_front, front_numbers
 from lightning_zico.ranking.racing import check_race, race
 from lightning_zico.ranking.recipes import (
@@ -37,6 +45,7 @@ __all__ = [
     "front_numbers",
     "get_recipe",
     "kendall",
+    "kendall_where_both",
     "list_recipes",
     "log_rank",
     "mean_rank",

@@ -47,6 +47,27 @@ def kendall(a: Numbers, b: Numbers) -> float | None:
     return None if _is_constant(a) or _is_constant(b) else float(stats.kendalltau(a, b).statistic)
 
 
+def kendall_where_both(a: Sequence[float | None], b: Sequence[float | None]) -> float | None:
+    """Compute `kendall` on the candidates that have both numbers.
+
+    Args:
+        a: One number per candidate; None if it is missing.
+        b: Numbers of the same candidates.
+
+    Returns:
+        Tau from -1 to 1, no unit; None where `kendall` is.
+
+    Raises:
+        ValueError: If the two differ in length, or a number is NaN or infinite.
+
+    Example:
+        >>> kendall_where_both([1.0, None, 3.0], [1.0, 2.0, 3.0])
+        1.0
+    """
+    both = [(x, y) for x, y in zip(a, b, strict=True) if x is not None and y is not None]
+    return kendall([x for x, _ in both], [y for _, y in both])
+
+
 def spearman(a: Numbers, b: Numbers) -> float | None:
     """Compute Spearman's rho: Pearson's correlation of the ranks; ties share the mean of their ranks.
 

@@ -1,31 +1,32 @@
-"""Drawings of results; nothing here computes results. `Leaderboard.plot` and similar methods call this package."""
+"""Drawings of plain values: figures, tables, a page and log entries.
 
-from lightning_zico.report.html import leaderboard_page, search_page, write_html
-from lightning_zico.report.logs import log_leaderboard
-from lightning_zico.report.plots import (
-    plot,
-    plot_agreement,
-    plot_finals,
-    plot_history,
-    plot_layers,
-    plot_pareto,
-    plot_ranks,
-    plot_search,
-)
-from lightning_zico.report.table import leaderboard_table
+Nothing here computes results or knows their classes. `lightning_zico.results` calls this package: `Leaderboard.plot`,
+`to_html`, `log` and similar methods.
+"""
+
+from lightning_zico.report.figures import Agreement, Figure, Finals, History, Layers, Ranks, TradeOff
+from lightning_zico.report.logs import log_ranking
+from lightning_zico.report.page import Page, html_of
+from lightning_zico.report.plots import draw
+from lightning_zico.report.table import Column, Table, as_html, as_text, for_terminal
+from lightning_zico.report.vega import spec_of
 
 __all__ = [
-    "leaderboard_page",
-    "leaderboard_table",
-    "log_leaderboard",
-    "plot",
-    "plot_agreement",
-    "plot_finals",
-    "plot_history",
-    "plot_layers",
-    "plot_pareto",
-    "plot_ranks",
-    "plot_search",
-    "search_page",
-    "write_html",
+    "Agreement",
+    "Column",
+    "Figure",
+    "Finals",
+    "History",
+    "Layers",
+    "Page",
+    "Ranks",
+    "Table",
+    "TradeOff",
+    "as_html",
+    "as_text",
+    "draw",
+    "for_terminal",
+    "html_of",
+    "log_ranking",
+    "spec_of",
 ]

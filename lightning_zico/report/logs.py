@@ -1,16 +1,20 @@
 """Log a ranking to a Lightning logger of any kind; Lightning itself is not imported."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch.utils._pytree import tree_map_only
-
 from lightning_zico.errors import InvalidArgumentError
-from lightning_zico.report.series import proxies_of
-from lightning_zico.results import Leaderboard
 from lightning_zico.texts import printable
 
 
-def log_leaderboard(leaderboard: Leaderboard, logger: Any) -> None:
+def log_ranking(
+    logger: Any,
+    *,
+    rows: Sequence[Mapping[str, Any]],
+    columns: Sequence[str],
+    notes: Sequence[str],
+    provenance: Mapping[str, Any],
+) -> None:
     """Log the score and the rank of every candidate, what the numbers depend on, and the whole table as a text.
 
     Metrics are ``ranking/<name>/score`` and ``ranking/<name>/rank``, at step 0; a failed candidate has none. The
@@ -18,8 +22,11 @@ def log_leaderboard(leaderboard: Leaderboard, logger: Any) -> None:
     table.
 
     Args:
-        leaderboard: Leaderboard to log.
         logger: A logger with Lightning's ``log_metrics``, ``log_hyperparams`` and ``save``.
+        rows: One row per candidate, with ``rank``, ``name`` and ``score``.
+        columns: Names of the columns of the table.
+        notes: Sentences below the table.
+        provenance: What the numbers depend on, in plain values.
 
     Raises:
         InvalidArgumentError: If it is not a logger.
@@ -30,7 +37,7 @@ def log_leaderboard(leaderboard: Leaderboard, logger: Any) -> None:
             f"Invalid logger={logger!r}: expected a logger of Lightning, such as CSVLogger.{hint}"
         )
     metrics = {}
-    for row in leaderboard:
+    for row in rows:
         if row["rank"] is not None:
             name = printable(row["name"])
             metrics[f"ranking/{name}/score"] = row["score"]
@@ -38,28 +45,35 @@ def log_leaderboard(leaderboard: Leaderboard, logger: Any) -> None:
     if metrics:
         logger.log_metrics(metrics, step=0)
     # Lists of names are not hyperparameters; the notes say why numbers are missing.
-    provenance = {key: value for key, value in leaderboard.provenance.items() if key != "missing"}
-    logger.log_hyperparams({"ranking": tree_map_only(str, printable, provenance)})
+    logged = {key: _printable(value) for key, value in provenance.items() if key != "missing"}
+    logger.log_hyperparams({"ranking": logged})
     add_text = getattr(logger.experiment, "add_text", None)
     if add_text is not None:
-        add_text("ranking", markdown(leaderboard), 0)
+        add_text("ranking", markdown(columns, rows, notes), 0)
     logger.save()
 
 
-def markdown(leaderboard: Leaderboard) -> str:
-    """Return a leaderboard as a table in Markdown, with its notes below.
+def markdown(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], notes: Sequence[str] = ()) -> str:
+    """Return a table in Markdown, with the notes below.
 
     Example:
-        >>> row = {"rank": 1, "name": "a|b", "score": 2.5, "zico": 2.5, "error": None, "seconds": 0.1}
-        >>> print(markdown(Leaderboard((row,))))
-        | rank | name | score | zico | error |
-        | --- | --- | --- | --- | --- |
-        | 1 | a&#124;b | 2.5 | 2.5 |  |
+        >>> print(markdown(["rank", "name", "error"], [{"rank": 1, "name": "a|b", "error": None}]))
+        | rank | name | error |
+        | --- | --- | --- |
+        | 1 | a&#124;b |  |
     """
-    columns = ["rank", "name", "score", *proxies_of(leaderboard), "error"]
-    lines = [columns, ["---"] * len(columns), *([_cell(row[column]) for column in columns] for row in leaderboard)]
+    lines = [list(columns), ["---"] * len(columns), *([_cell(row[column]) for column in columns] for row in rows)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return "\n\n".join([table, *map(_cell, leaderboard.notes)])
+    return "\n\n".join([table, *map(_cell, notes)])
+
+
+def _printable(value: Any) -> Any:
+    """Make all texts in nested plain values printable; their keys stay."""
+    if isinstance(value, Mapping):
+        return {key: _printable(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_printable, value))
+    return printable(value) if isinstance(value, str) else value
 
 
 def _cell(value: Any) -> str:

@@ -1,17 +1,16 @@
-"""A leaderboard as a table for the terminal."""
+"""Tables of texts, shown in three ways: in the terminal, as plain text, and in a notebook."""
 
-from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 from rich import box
+from rich import table as rich_table
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
-from rich.table import Table
 from rich.text import Text
 
-from lightning_zico.report.series import proxies_of, ranked_by
-from lightning_zico.results import FINAL_COLUMNS, Leaderboard, margin_of
 from lightning_zico.texts import printable
 
 _LOOK: dict[str, Any] = {
@@ -22,74 +21,58 @@ _LOOK: dict[str, Any] = {
     "pad_edge": False,
 }
 _GAP = 2  # characters that each column takes in addition to its texts, in this look
-_NAMES = 1  # the column with the names
 # Below the first limit two decimals are too few; above the second a double has no more digits to write out.
 _LEAST_IN_DECIMALS, _MOST_IN_FULL = 0.1, 1e15
 
 
-def leaderboard_table(leaderboard: Leaderboard, title: str | None = None) -> Table:
-    """Draw a leaderboard, best first, with the reasons of the failed candidates and its notes below.
-
-    If candidates were scored in several repeats, the ranked score has its standard error beside it, and the names are
-    followed by the 95 % interval of the rank, the probability of being the best, the number of the tie group if it has
-    more than one member, and the number of repeats if they differ. If the terminal is too narrow for all columns, the
-    last ones are left out, and a line below says how many; ranks, names and the deciding columns stay.
+@dataclass(frozen=True)
+class Column:
+    """A column of a table.
 
     Args:
-        leaderboard: Leaderboard to draw.
-        title: Title above the table; None to name the ranked score.
-
-    Returns:
-        A table for `rich.print`.
+        name: Text of the header.
+        cells: Its texts, from the first row to the last.
+        is_text: Whether the cells are aligned on the left and may be folded, as names and reasons are.
+        is_decisive: Whether it is emphasised.
+        is_needed: Whether it is shown however narrow the terminal is.
     """
-    decisive = ranked_by(leaderboard)
-    title = title or f"Ranked by {decisive}"
-    table = _FittingTable(title=title, **_LOOK)
-    proxies = proxies_of(leaderboard)
-    table.add_column("rank", justify="right", no_wrap=True)
-    table.add_column("name", overflow="fold")
-    finals = [column for column in leaderboard.columns if column in FINAL_COLUMNS]
-    uncertain = _uncertainty(leaderboard)
-    for name in (*finals, *uncertain):
-        table.add_column(name, justify="right", no_wrap=True)
-    for proxy in proxies:
-        table.add_column(proxy, justify="right", style="bold" if proxy == decisive else None, no_wrap=True)
-    table.add_column("seconds", justify="right", no_wrap=True)
-    needed = {"rank", "name", "final", decisive}
-    table.needed = [idx for idx, column in enumerate(table.columns) if column.header in needed]
-    reasons = [Text(printable(f"{name}: {reason}"), style="red") for name, reason in leaderboard.errors.items()]
-    table.caption = Text("\n").join([*reasons, *(Text(printable(note)) for note in leaderboard.notes)])
-    for position, row in enumerate(leaderboard):
-        cells = [
-            str(row["rank"] or "-"),
-            printable(row["name"]),
-            *("-" if row[final] is None else f"{row[final]:.4g}" for final in finals),
-            *(column[position] for column in uncertain.values()),
-            *(_number(row[proxy]) + (margin_of(row) if proxy == decisive else "") for proxy in proxies),
-            _number(row["seconds"]),
-        ]
-        table.add_row(*(Text(cell) for cell in cells))  # a name is a text, not rich's markup
-    return table
+
+    name: str
+    cells: tuple[str, ...]
+    is_text: bool = False
+    is_decisive: bool = False
+    is_needed: bool = False
 
 
-def _uncertainty(leaderboard: Leaderboard) -> dict[str, list[str]]:
-    """Return the cells that show how certain the ranks are, by column; empty if nothing was repeated."""
-    if "rank_low" not in leaderboard.columns:
-        return {}
-    rows = leaderboard.rows
-    ties = Counter(row["tie"] for row in rows)
-    cells = {
-        "95 %": ["-" if row["rank_low"] is None else f"{row['rank_low']}-{row['rank_high']}" for row in rows],
-        "best": ["-" if row["p_best"] is None else f"{row['p_best']:.0%}" for row in rows],
-        "tie": ["" if row["tie"] is None or ties[row["tie"]] == 1 else str(row["tie"]) for row in rows],
-    }
-    counts = [row["num_repeats"] for row in rows]
-    if len(set(counts) - {None}) > 1:
-        cells["repeats"] = [str(count or "-") for count in counts]
-    return cells
+@dataclass(frozen=True)
+class Table:
+    """A table with a title above it, and lines below it.
+
+    Args:
+        title: Text above the table.
+        columns: Columns with as many cells each.
+        reasons: Lines below the table about what failed.
+        notes: Further lines below.
+    """
+
+    title: str
+    columns: tuple[Column, ...]
+    reasons: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def rows(self) -> list[tuple[str, ...]]:
+        """The cells row by row."""
+        return list(zip(*(column.cells for column in self.columns), strict=True))
 
 
-def _number(value: float | None) -> str:
+def number(value: float | None) -> str:
+    """Return a number as a short text; a dash for a missing one.
+
+    Example:
+        >>> [number(value) for value in (1234567.0, 2.5, 0.00123, None)]
+        ['1,234,567', '2.50', '0.00123', '-']
+    """
     if value is None:
         return "-"
     if abs(value) >= _MOST_IN_FULL:
@@ -99,23 +82,102 @@ def _number(value: float | None) -> str:
     return f"{value:.3g}" if abs(value) < _LEAST_IN_DECIMALS else f"{value:,.2f}"
 
 
-class _FittingTable(Table):
-    """A table of texts with names in the second column. It omits columns that do not fit, and says so below."""
+def as_text(table: Table) -> str:
+    """Return a table as lines of text, whatever their width.
+
+    Example:
+        >>> table = Table("Two", (Column("name", ("a", "bc"), is_text=True), Column("zico", ("12", "-"))), ("bc: no",))
+        >>> print(as_text(table))
+        Two
+        name  zico
+        a       12
+        bc       -
+        bc: no
+    """
+    columns = []
+    for column in table.columns:
+        texts = list(map(_one_line, (column.name, *column.cells)))
+        width = max(map(cell_len, texts))
+        spaces = [" " * (width - cell_len(text)) for text in texts]
+        columns.append([text + s if column.is_text else s + text for text, s in zip(texts, spaces, strict=True)])
+    rows = ["  ".join(cells).rstrip() for cells in zip(*columns, strict=True)]
+    return "\n".join([_one_line(table.title), *rows, *map(_indented, (*table.reasons, *table.notes))])
+
+
+def as_html(table: Table) -> str:
+    """Return a table as HTML without scripts and styles, for a notebook.
+
+    Example:
+        >>> print(as_html(Table("<b>", (Column("zico", ("12",)),))))
+        <table>
+        <caption>&lt;b&gt;</caption>
+        <thead><tr><th>zico</th></tr></thead>
+        <tbody>
+        <tr><td>12</td></tr>
+        </tbody>
+        </table>
+    """
+    header = "".join(f"<th>{_escaped(column.name)}</th>" for column in table.columns)
+    body = "\n".join(f"<tr>{''.join(f'<td>{_escaped(cell)}</td>' for cell in row)}</tr>" for row in table.rows)
+    below = "".join(f"\n<p>{_escaped(line)}</p>" for line in (*table.reasons, *table.notes))
+    return (
+        f"<table>\n<caption>{_escaped(table.title)}</caption>\n<thead><tr>{header}</tr></thead>\n<tbody>\n{body}\n"
+        f"</tbody>\n</table>{below}"
+    )
+
+
+def for_terminal(table: Table) -> rich_table.Table:
+    """Return a table for `rich.print`.
+
+    If the terminal is too narrow for all columns, the last ones are left out, and a line below says how many.
+    """
+    drawn = _FittingTable(title=printable(table.title), **_LOOK)
+    for column in table.columns:
+        drawn.add_column(
+            Text(printable(column.name)),
+            justify="left" if column.is_text else "right",
+            style="bold" if column.is_decisive else None,
+            overflow="fold" if column.is_text else "ellipsis",
+            no_wrap=not column.is_text,
+        )
+    drawn.needed = [idx for idx, column in enumerate(table.columns) if column.is_needed]
+    reasons = [Text(printable(reason), style="red") for reason in table.reasons]
+    drawn.caption = Text("\n").join([*reasons, *(Text(printable(note)) for note in table.notes)])
+    for row in table.rows:
+        drawn.add_row(*(Text(printable(cell)) for cell in row))  # a name is a text, not rich's markup
+    return drawn
+
+
+def _one_line(text: str) -> str:
+    return printable(text).replace("\n", "\\n")
+
+
+def _indented(text: str) -> str:
+    """Indent the lines after the first one, so that a reason of several lines cannot look like rows."""
+    return printable(text).replace("\n", "\n    ")
+
+
+def _escaped(text: str) -> str:
+    return escape(printable(text))
+
+
+class _FittingTable(rich_table.Table):
+    """A table of texts. It omits columns that do not fit, and says so below."""
 
     needed: Sequence[int] = ()  # columns that are never left out
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        kept = self._fitting(options.max_width)
-        num_left_out = len(self.columns) - len(kept)
+        shown = self._fitting(options.max_width)
+        num_left_out = len(self.columns) - len(shown)
         if num_left_out == 0:
             yield from super().__rich_console__(console, options)
             return
         are = "1 column that does not fit is" if num_left_out == 1 else f"{num_left_out} columns that do not fit are"
-        said = f"{are} left out; `to_csv` and `to_html` include all columns."
-        narrow = Table(
-            title=self.title, caption=Text.assemble(said, *(("\n", self.caption) if self.caption else ())), **_LOOK
+        left_out = f"{are} left out; `to_csv` and `to_html` include all columns."
+        narrow = rich_table.Table(
+            title=self.title, caption=Text.assemble(left_out, *(("\n", self.caption) if self.caption else ())), **_LOOK
         )
-        for column in (self.columns[idx] for idx in kept):
+        for column in (self.columns[idx] for idx in shown):
             narrow.add_column(
                 column.header,
                 justify=column.justify,
@@ -123,7 +185,7 @@ class _FittingTable(Table):
                 overflow=column.overflow,
                 no_wrap=column.no_wrap,
             )
-        for cells in zip(*(self.columns[idx].cells for idx in kept), strict=True):
+        for cells in zip(*(self.columns[idx].cells for idx in shown), strict=True):
             narrow.add_row(*cells)
         yield from narrow.__rich_console__(console, options)
 
@@ -132,11 +194,12 @@ class _FittingTable(Table):
         widths = [_GAP + max(cell_len(str(text)) for text in (c.header, *c.cells)) for c in self.columns]
         left = max_width - sum(widths[idx] for idx in self.needed)
         if left < 0:  # names are folded in any case, and then into half of the width, so that other columns fit as well
-            left += widths[_NAMES] - max_width // 2
-        kept = list(self.needed)
+            folded = [widths[idx] for idx in self.needed if not self.columns[idx].no_wrap]
+            left += max(folded, default=0) - max_width // 2
+        shown = list(self.needed)
         for idx in (idx for idx in range(len(widths)) if idx not in self.needed):
             left -= widths[idx]
             if left < 0:
                 break
-            kept.append(idx)
-        return sorted(kept)
+            shown.append(idx)
+        return sorted(shown)

@@ -20,11 +20,13 @@ class Choice:
         proxies: All proxies to compute, in the order of the columns.
         recipes: The recipes that the user named, by name.
         rank_by: Name of the proxy or recipe to rank by.
+        asked: Names of the recipes and proxies that the user named; the others are members of recipes and baselines.
     """
 
     proxies: tuple[Proxy, ...]
     recipes: Mapping[str, Recipe]
     rank_by: str
+    asked: tuple[str, ...]
 
     @classmethod
     def of(
@@ -68,7 +70,7 @@ class Choice:
         wanted = dict.fromkeys([*members, *(BASELINES if with_baselines else ())])
         missing = [name for name in wanted if name not in names]
         first = next(iter(recipes)) if named[0] in recipe_names else names[0]
-        choice = cls((*resolved, *(resolve_proxies(missing) if missing else [])), recipes, first)
+        choice = cls((*resolved, *(resolve_proxies(missing) if missing else [])), recipes, first, (*recipes, *names))
         return choice if rank_by is None else choice.ranked_by(rank_by)
 
     @property

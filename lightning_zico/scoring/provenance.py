@@ -2,7 +2,6 @@
 
 import platform
 from collections.abc import Sequence
-from typing import Any
 
 import lightning
 import torch
@@ -11,7 +10,7 @@ from lightning_zico.__about__ import __version__
 from lightning_zico._typing import Batch
 from lightning_zico.bridge.data import Reread
 from lightning_zico.ranking import Recipe, chain_of
-from lightning_zico.results import ScoreCard
+from lightning_zico.results import Beside, Lacking, Reading, ScoreCard, UsedRecipe
 from lightning_zico.scoring.choice import Used, lacking_of, trains
 
 
@@ -25,7 +24,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def reading(batches: Sequence[Batch]) -> dict[str, Any] | None:
+def reading(batches: Sequence[Batch]) -> Reading | None:
     """Return how batches were read if a loader had fewer than asked for; None if it had enough."""
     if not isinstance(batches, Reread):
         return None
@@ -37,7 +36,7 @@ def reading(batches: Sequence[Batch]) -> dict[str, Any] | None:
     }
 
 
-def told(used: Used, named: Recipe, cards: Sequence[ScoreCard]) -> dict[str, Any]:
+def told(used: Used, named: Recipe, cards: Sequence[ScoreCard]) -> UsedRecipe:
     """Describe the recipes that were used in place of the one that the user asked for.
 
     Args:
@@ -46,12 +45,7 @@ def told(used: Used, named: Recipe, cards: Sequence[ScoreCard]) -> dict[str, Any
         cards: The cards of all candidates. ``lacking`` lists the members of the recipe, or of a fallback that was
             skipped, without a number for some candidates that train, with the most frequent reason.
     """
-    dropped = [name for name in named.members if name not in used.recipe.members]
-    known: dict[str, Any] = {
-        "used": used.recipe.name,
-        "members": list(used.recipe.members),
-        "aggregate": used.recipe.aggregate,
-    }
+    known = UsedRecipe(used=used.recipe.name, members=list(used.recipe.members), aggregate=used.recipe.aggregate)
     among = [card for card in cards if trains(card)]
     chain = chain_of(named)
     passed_by = chain[: chain.index(used.recipe) + (used.beside is not None)]
@@ -59,11 +53,14 @@ def told(used: Used, named: Recipe, cards: Sequence[ScoreCard]) -> dict[str, Any
     lacking = [said for name in members if (said := _lacking(name, among)) is not None]
     if used.beside is not None:
         names = [card.name for card in among if not lacking_of(card).isdisjoint(used.recipe.members)]
-        known["beside"] = {"used": used.beside.name, "members": list(used.beside.members), "names": names}
-    return {**known, "dropped": dropped, **({"lacking": lacking} if lacking else {})}
+        known["beside"] = Beside(used=used.beside.name, members=list(used.beside.members), names=names)
+    known["dropped"] = [name for name in named.members if name not in used.recipe.members]
+    if lacking:
+        known["lacking"] = lacking
+    return known
 
 
-def _lacking(member: str, cards: Sequence[ScoreCard]) -> dict[str, Any] | None:
+def _lacking(member: str, cards: Sequence[ScoreCard]) -> Lacking | None:
     reasons: dict[str, list[str]] = {}
     for card in cards:
         if card[member].value is None:

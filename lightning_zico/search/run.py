@@ -9,8 +9,8 @@ from typing import Any
 from rich.progress import TimeRemainingColumn
 
 from lightning_zico.errors import ZiCoError
-from lightning_zico.ranking import first_front, kendall
-from lightning_zico.results import Row, ScoreCard, SearchResult, ranks_of
+from lightning_zico.ranking import first_front, kendall_where_both
+from lightning_zico.results import Row, ScoreCard, SearchResult, as_provenance, ranks_of
 from lightning_zico.scoring.cached_scorer import score_jobs
 from lightning_zico.scoring.choice import Choice
 from lightning_zico.scoring.executors.base import Executor, Job
@@ -173,7 +173,7 @@ class SearchRun:
             )
         return SearchResult(
             tuple(rows),
-            {**settings, **self._facts(cards), "kendall_with": _agreement_with_costs(rows, scores)},
+            as_provenance({**settings, **self._facts(cards), "kendall_with": _agreement_with_costs(rows, scores)}),
         )
 
     def _facts(self, cards: Sequence[ScoreCard]) -> dict[str, Any]:
@@ -287,9 +287,5 @@ def _first_error(card: ScoreCard) -> str | None:
 
 def _agreement_with_costs(rows: Sequence[Row], scores: Sequence[float | None]) -> dict[str, float | None]:
     """Compare the order by score with that by each cost of the archs; Kendall's tau, None where it is not defined."""
-    scored = [(row, score) for row, score in zip(rows, scores, strict=True) if score is not None]
     costs = [key for key in rows[0] if key.startswith(_COST)] if rows else []
-    return {
-        key.removeprefix(_COST): kendall([score for _, score in scored], [row[key] for row, _ in scored])
-        for key in costs
-    }
+    return {key.removeprefix(_COST): kendall_where_both(scores, [row[key] for row in rows]) for key in costs}

@@ -23,7 +23,7 @@ from lightning_zico.engine.lazy import copied
 from lightning_zico.engine.scope import preserved_rng, rng_restorer, seed_all
 from lightning_zico.errors import InvalidArgumentError, NotLoggedError
 from lightning_zico.folders import temporary_folder
-from lightning_zico.results import Final
+from lightning_zico.results import Final, FinalsHeld
 from lightning_zico.scoring.arguments import whole_number
 from lightning_zico.scoring.process_state import kept_process_state
 from lightning_zico.scoring.reasons import described
@@ -371,7 +371,7 @@ def train_best(
     data: Mapping[str, Any],
     *,
     seed: int,
-    report: Callable[[list[Final], dict[str, Any]], None],
+    report: Callable[[list[Final], FinalsHeld], None],
     final_epochs: int,
     monitor: str,
     mode: Mode,
@@ -399,7 +399,7 @@ def train_best(
             Finalist(name, build, Path(folder, f"{idx}.ckpt"), seed)
             for idx, (name, build) in enumerate(entrants.items())
         ]
-        held = {
+        held: FinalsHeld = {
             "final_epochs": final_epochs,
             "monitor": monitor,
             "mode": mode,

@@ -8,8 +8,7 @@ from rich import get_console
 from torch import nn
 
 from lightning_zico.candidates import Candidate, Candidates, iterate_candidates
-from lightning_zico.report import leaderboard_table
-from lightning_zico.results import Leaderboard, ScoreCard
+from lightning_zico.results import Leaderboard, ScoreCard, leaderboard_table
 from lightning_zico.scoring.cached_scorer import score_jobs
 from lightning_zico.scoring.choice import Choice
 from lightning_zico.scoring.executors.base import Executor

@@ -15,7 +15,7 @@ from lightning_zico.candidates import Candidates, check_candidates, nothing_offe
 from lightning_zico.errors import IdenticalBatchesError, UnknownNameError
 from lightning_zico.proxies import BASELINES, Prior, Proxies, prior_of
 from lightning_zico.ranking import check_race
-from lightning_zico.results import Final, Leaderboard, ScoreCard
+from lightning_zico.results import Final, FinalsHeld, Leaderboard, ScoreCard
 from lightning_zico.scoring.arguments import (
     check_budget,
     check_is_trainer,
@@ -262,7 +262,7 @@ class ZeroShotSelector(ScoringSettings):
                 {name: partial(scorers[0].build, by_name[name]) for name in first} if self.finalists > 1 else {}
             )
 
-    def _add_finals(self, finals: list[Final], how: dict[str, Any]) -> None:
+    def _add_finals(self, finals: list[Final], how: FinalsHeld) -> None:
         self.leaderboard_ = self.leaderboard_.with_finals(finals, how)
         if not how["broke_off"]:
             show(self.leaderboard_, enabled=self.enable_progress_bar)
@@ -275,7 +275,8 @@ class ZeroShotSelector(ScoringSettings):
         """
         errors = self.leaderboard_.errors
         kind = f"{IdenticalBatchesError.__name__}: "
-        is_one = (self.leaderboard_.provenance["reading"] or {}).get("are_copies", False)
+        read = self.leaderboard_.provenance["reading"]
+        is_one = read is not None and read["are_copies"]
         if is_one and len(errors) == len(self.leaderboard_) and all(e.startswith(kind) for e in errors.values()):
             self.best_model_ = None
             raise IdenticalBatchesError(next(iter(errors.values())).removeprefix(kind))

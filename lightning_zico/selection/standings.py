@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from lightning_zico.proxies import BASELINES
-from lightning_zico.ranking import kendall, size_controlled
+from lightning_zico.ranking import kendall_where_both, size_controlled
 from lightning_zico.results import Leaderboard, Score, ScoreCard
 from lightning_zico.scoring.choice import Choice
 from lightning_zico.scoring.provenance import told
@@ -52,6 +52,7 @@ def _facts(tally: Tally) -> dict[str, Any]:
         "rank_by": choice.rank_by,
         "higher_is_better": choice.higher_is_better(),
         "proxies": [proxy.name for proxy in choice.proxies],
+        "asked": list(choice.asked),
         "recipes": {name: told(used, choice.recipes[name], cards) for name, used in tally.used().items()},
         "repeats": tally.repeats,
         "num_instances": tally.num_instances,
@@ -93,9 +94,4 @@ def agreement_with_baselines(cards: Sequence[ScoreCard], standings: Sequence[flo
     Returns:
         Kendall's tau by baseline; None if it is not defined.
     """
-    taus = {}
-    for name in BASELINES:
-        pairs = [(place, card[name].value) for place, card in zip(standings, cards, strict=True)]
-        both = [(place, baseline) for place, baseline in pairs if place is not None and baseline is not None]
-        taus[name] = kendall([place for place, _ in both], [baseline for _, baseline in both])
-    return taus
+    return {name: kendall_where_both(standings, [card[name].value for card in cards]) for name in BASELINES}

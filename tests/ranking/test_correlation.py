@@ -10,7 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import ndcg_score
 
-from lightning_zico.ranking import Interval, bootstrap_interval, kendall, ndcg, regret_at_k, spearman
+from lightning_zico.ranking import (
+    Interval,
+    bootstrap_interval,
+    kendall,
+    kendall_where_both,
+    ndcg,
+    regret_at_k,
+    spearman,
+)
 from tests.reference import ranking as reference
 
 MEASURES = [kendall, spearman, ndcg, regret_at_k]
@@ -209,3 +217,12 @@ def test_three_hundred_candidates_take_seconds():
     start = time.process_time()
     bootstrap_interval(kendall, *noisy(300))
     assert time.process_time() - start < 10  # 0.4 s measured; counting pairs in Python takes minutes
+
+
+@given(st.lists(st.tuples(st.none() | st.integers(0, 4), st.none() | st.integers(0, 4)), max_size=8))
+def test_where_a_number_is_missing_the_candidate_is_left_out(rows):
+    both = [(a, b) for a, b in rows if a is not None and b is not None]
+    tau = kendall_where_both([a for a, _ in rows], [b for _, b in rows])
+    assert tau == kendall([a for a, _ in both], [b for _, b in both])
+    if tau is not None:
+        assert tau == pytest.approx(reference.tau_b(*zip(*both, strict=True)))

@@ -58,3 +58,5 @@ def test_equal_points_share_a_front_and_nothing_has_none() -> None:
 def test_the_first_front_of_very_many_takes_no_matrix_of_all_pairs() -> None:
     points = [(float(idx % 1000), float(idx)) for idx in range(100_000)]  # all pairs would be 10 GB
     assert first_front(points) == [99_999]
+    both = [(float(idx), float(-idx)) for idx in range(100_000)]  # as are scores that grow with the cost
+    assert first_front(both) == list(range(100_000))

@@ -148,6 +148,13 @@ def test_every_figure_says_on_hover_what_a_mark_is(page: Page) -> None:
         page.wait(lambda: not page.all(SHOWN))
 
 
+def test_a_finalist_that_failed_has_a_row_without_a_dot(page: Page) -> None:
+    finals = page.all(".chart")[2]
+    assert len(finals.find_elements(By.CSS_SELECTOR, ".mark-symbol path")) == 2
+    names = {text.text for text in finals.find_elements(By.CSS_SELECTOR, "svg text")}
+    assert names >= {"good", "best", "dear"}
+
+
 def test_screen_readers_are_told_what_is_what(page: Page) -> None:
     assert page.one("#filter").accessible_name == "Show candidates with"
     assert page.one("#filter").aria_role == "searchbox"

@@ -10,8 +10,7 @@ import pytest
 from matplotlib import pyplot
 
 from lightning_zico import Leaderboard, Score, ScoreCard, SearchResult, score
-from lightning_zico.report import plot_pareto
-from lightning_zico.report.series import agreement
+from lightning_zico.results.views import agreement
 from tests.modules import Classifier, make_batches
 from tests.report.boards import EVIL, card, plain, repeated, searched, with_finals
 
@@ -46,13 +45,13 @@ def test_ranks_have_their_intervals() -> None:
 def test_ranks_of_one_repeat_have_none_and_say_so() -> None:
     _, ax = plain().plot("ranks")
     assert lines_of(ax, "None") == []
-    assert ax.get_xlabel() == "rank by score; no interval with one repeat"
+    assert ax.get_xlabel() == "rank by zico; no interval with one repeat"
 
 
 def test_of_many_candidates_the_first_are_drawn_and_the_title_says_so() -> None:
     _, ax = plain(*(card(str(idx), float(-idx), 1.0) for idx in range(50))).plot("ranks")
     assert names_on(ax.yaxis) == [str(idx) for idx in range(40)]
-    assert ax.get_title() == "Ranking by zico (the first 40 of 50)"
+    assert ax.get_title() == "Ranks (the first 40 of 50)"
 
 
 def test_pareto_has_every_candidate_with_a_cost_and_the_front_apart() -> None:
@@ -62,20 +61,20 @@ def test_pareto_has_every_candidate_with_a_cost_and_the_front_apart() -> None:
     assert front == [(1e3, 1.0), (2e3, 5.0), (8e3, 7.0)]
     assert [text.get_text() for text in ax.texts] == ["small", "good", "best"]
     assert sorted(lines_of(ax, "None"))[0] == [(1e3, 0.5), (1e3, 1.5)]
-    _, ax = plot_pareto(plain(), cost="params")
+    _, ax = plain().plot("pareto", cost="params")
     assert len(lines_of(ax, "o")[0]) == 5
     assert ax.get_ylabel() == "zico"
-    _, ax = plot_pareto(plain(higher_is_better=False))
+    _, ax = plain(higher_is_better=False).plot("pareto")
     assert ax.get_ylabel() == "zico (lower is better)"
 
 
 def test_agreement_is_the_matrix_of_taus() -> None:
     board = plain()
     _, ax = board.plot("agreement")
-    names, taus = agreement(board)
-    np.testing.assert_array_equal(ax.images[0].get_array(), taus)
-    assert names_on(ax.yaxis) == names_on(ax.xaxis) == names
-    assert [text.get_text() for text in ax.texts] == [f"{tau:.2f}" for row in taus for tau in row]
+    figure = agreement(board.rows, board.provenance)
+    np.testing.assert_array_equal(ax.images[0].get_array(), figure.taus)
+    assert names_on(ax.yaxis) == names_on(ax.xaxis) == list(figure.names)
+    assert [text.get_text() for text in ax.texts] == [f"{tau:.2f}" for row in figure.taus for tau in row]
     _, ax = plain(card("one", 1.0, 2.0)).plot("agreement")
     assert {text.get_text() for text in ax.texts} == {"-"}
 

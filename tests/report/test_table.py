@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from lightning_zico import Leaderboard
-from lightning_zico.report import leaderboard_table
+from lightning_zico.results import leaderboard_table
 
 TAUS = {"params": 0.95, "macs": None}
 

@@ -37,8 +37,7 @@ from lightning_zico import Leaderboard, Score, ScoreCard, ZeroShotSelector
 from lightning_zico.engine.scope import preserved_rng, seed_all
 from lightning_zico.errors import NotLoggedError
 from lightning_zico.ranking import get_recipe
-from lightning_zico.report import leaderboard_table
-from lightning_zico.results import Final
+from lightning_zico.results import Final, leaderboard_table
 from lightning_zico.selection.finals import Finalist
 from tests.modules import Classifier, Fixed, Numbered, assert_same, assert_untouched, make_batches, make_network
 
@@ -703,11 +702,15 @@ def test_a_leaderboard_with_finals_survives_every_form() -> None:
     assert frame["final_rank"].tolist()[0] == 1
     assert frame["final_epochs"].isna().sum() == 3
     assert str(leaderboard).splitlines() == [
-        "1. d  2  val_acc 0.5",
-        "2. b  3",
-        "2. c  3",
-        "-. a  finals: ValueError: no",
-        "-. e  broken",
+        "Ranked by zico",
+        "rank  name  final  final_rank  final_epochs  zico  seconds",
+        "   1  d       0.5           1             3     2        0",
+        "   2  b         -           -             -     3        0",
+        "   2  c         -           -             -     3        0",
+        "   -  a         -           -             1     4        0",
+        "   -  e         -           -             -     -        0",
+        "a: finals: ValueError: no",
+        "e: broken",
         "Finals: the first 2 by score were trained for 3 epochs; the highest val_acc won.",
         "Kendall's tau of the ranking by score with the trivial baselines: params 1.00.",
         "The ranking by score adds little to counting weights: it is almost the same as by params (1.00).",

@@ -27,7 +27,7 @@ from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.errors import IdenticalBatchesError, TooFewBatchesError, UnknownNameError, UnsupportedBatchError
 from lightning_zico.proxies import BASELINES
 from lightning_zico.ranking import combine, get_recipe, list_recipes
-from lightning_zico.report import leaderboard_table
+from lightning_zico.results import leaderboard_table
 from tests.modules import Classifier, Fixed, Numbered, assert_same, assert_untouched, make_batches, make_network
 
 

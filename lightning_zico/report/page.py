@@ -1,4 +1,4 @@
-"""A leaderboard or a search as one HTML page that needs nothing else: no network, no other file.
+"""Results as one HTML page that needs nothing else: no network, no other file.
 
 The figures are drawn in the browser by Vega-Lite, which is embedded in the page. A security policy in the page allows
 only these scripts, by their hashes, and no connection, so that a candidate's name can never run as code.
@@ -7,17 +7,17 @@ only these scripts, by their hashes, and no connection, so that a candidate's na
 import base64
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from html import escape
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 from lightning_zico._imports import imported
-from lightning_zico.report.charts import Chart, charts_of, charts_of_search
-from lightning_zico.report.series import MOST_NAMES, UNDEFINED, agreement, ranked_by
-from lightning_zico.results import Leaderboard, Row, ScoreCard, SearchResult
+from lightning_zico.report.figures import MOST_NAMES, Agreement, Figure
+from lightning_zico.report.vega import min_width_of, spec_of
+from lightning_zico.texts import printable
 
 # Meanings of the columns that are not named after a proxy.
 _MEANINGS = {
@@ -48,45 +48,41 @@ _TEXTS = ("name", "error")
 _SORTED = ' aria-sort="ascending"'
 
 
-def write_html(results: Leaderboard | SearchResult, path: str | Path, card: ScoreCard | None = None) -> Path:
-    """Write results to a file as one page: table, figures, reasons of failures, and what the numbers depend on.
+@dataclass(frozen=True)
+class Page:
+    """What a page shows.
 
     Args:
-        results: Leaderboard or search to show.
-        path: Path of the file; an existing one is overwritten.
-        card: Score card of one candidate of a leaderboard, such as ``selector.cards_[leaderboard.best]``: one of the
-            figures then shows what its layers added to ZiCo.
+        title: Title of the page.
+        notes: Sentences to read before the numbers are trusted.
+        columns: Names of the columns of the table.
+        rows: Rows of the table, with ``rank``, ``name`` and ``error``; best first, failed ones last.
+        figures: Figures in their order.
+        missing: Why candidates with a score have no number in some columns: each with its ``reason``, ``proxies`` and
+            ``names``.
+        provenance: What the numbers depend on, in plain values.
+    """
 
-    Returns:
-        The path.
+    title: str
+    notes: Sequence[str]
+    columns: Sequence[str]
+    rows: Sequence[Mapping[str, Any]]
+    figures: Sequence[Figure] = ()
+    missing: Sequence[Mapping[str, Any]] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def failed(self) -> list[Mapping[str, Any]]:
+        """The rows without a rank."""
+        return [row for row in self.rows if row["rank"] is None]
+
+
+def html_of(page: Page) -> str:
+    """Return the text of a page.
 
     Raises:
-        ValueError: If the card has no layers of ZiCo.
         ModuleNotFoundError: If vl-convert-python is not installed.
     """
-    path = Path(path)
-    text = search_page(results) if isinstance(results, SearchResult) else leaderboard_page(results, card)
-    # A name read from a file system may hold what UTF-8 cannot write.
-    path.write_text(text, encoding="utf-8", errors="backslashreplace")
-    return path
-
-
-def leaderboard_page(leaderboard: Leaderboard, card: ScoreCard | None = None) -> str:
-    """Return a leaderboard as the text of an HTML page; see `write_html` for its contents and exceptions."""
-    title = f"Ranking by {ranked_by(leaderboard)}"
-    return _page(title, leaderboard.notes, leaderboard, charts_of(leaderboard, card))
-
-
-def search_page(result: SearchResult) -> str:
-    """Return a search as the text of an HTML page; see `write_html` for its contents and exceptions."""
-    leaderboard = result.to_leaderboard()
-    title = f"Search by {ranked_by(leaderboard)}"
-    if "space" in result.provenance:
-        title = f"Search of {result.provenance['space']} by {ranked_by(leaderboard)}"
-    return _page(title, result.notes, leaderboard, charts_of_search(result, leaderboard))
-
-
-def _page(title: str, notes: Iterable[str], leaderboard: Leaderboard, charts: list[Chart]) -> str:
     style, script, vega = _part("page.css"), _part("page.js"), _vega()
     allowed = " ".join(map(_source_of, (script, vega)))
     policy = (
@@ -101,30 +97,30 @@ def _page(title: str, notes: Iterable[str], leaderboard: Leaderboard, charts: li
 <meta http-equiv="Content-Security-Policy" content="{escape(policy)}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <link rel="icon" href="data:,">
-<title>{escape(title)}</title>
+<title>{_text(page.title)}</title>
 <style>{style}</style>
 </head>
 <body>
 <header>
-<h1>{escape(title)}</h1>
-<p class="lead">{escape(_lead(leaderboard))}</p>
+<h1>{_text(page.title)}</h1>
+<p class="lead">{_text(_lead(page))}</p>
 </header>
 <main>
-{_listed(notes)}
+{_listed(page.notes)}
 <noscript><p class="hint">Without JavaScript the table is complete, but not sorted, filtered or drawn.</p></noscript>
 <section aria-labelledby="candidates">
 <h2 id="candidates">Candidates</h2>
-{_table(leaderboard)}
+{_table(page)}
 </section>
-{_figures(charts, leaderboard)}
-{_errors(leaderboard)}
-{_missing(leaderboard)}
+{_figures(page.figures)}
+{_errors(page.failed)}
+{_missing(page.missing)}
 <section aria-labelledby="provenance">
 <h2 id="provenance">What the numbers depend on</h2>
-{_provenance(leaderboard.provenance)}
+{_provenance(page.provenance)}
 </section>
 </main>
-<script type="application/json" id="charts">{_json_in_html([chart.spec for chart in charts])}</script>
+<script type="application/json" id="charts">{_json_in_html([spec_of(figure) for figure in page.figures])}</script>
 <script type="module">{vega}</script>
 <script type="module">{script}</script>
 </body>
@@ -132,33 +128,33 @@ def _page(title: str, notes: Iterable[str], leaderboard: Leaderboard, charts: li
 """
 
 
-def _lead(leaderboard: Leaderboard) -> str:
-    count, failed = len(leaderboard), len(leaderboard.errors)
+def _lead(page: Page) -> str:
+    count, failed = len(page.rows), len(page.failed)
     text = f"{count} candidate{'s' * (count != 1)}"
     if failed:
         text += f", {failed} failed"
-    return f"{text}; the best is {leaderboard.best}" if leaderboard.best else text
+    return text if failed == count else f"{text}; the best is {page.rows[0]['name']}"
 
 
 def _listed(notes: Iterable[str]) -> str:
-    items = "".join(f"<li>{escape(note)}</li>" for note in notes)
+    items = "".join(f"<li>{_text(note)}</li>" for note in notes)
     return f'<ul class="notes">{items}</ul>' if items else ""
 
 
-def _table(leaderboard: Leaderboard) -> str:
-    columns = leaderboard.columns
+def _table(page: Page) -> str:
+    columns = page.columns
     headers = "".join(
         f'<th scope="col" data-kind="{"text" if column in _TEXTS else "number"}" class="{_class_of(column)}"'
         f"{_SORTED if column == 'rank' else ''}>"
-        f'<button type="button">{escape(column)}</button></th>'
+        f'<button type="button">{_text(column)}</button></th>'
         for column in columns
     )
-    body = "\n".join(_row(row, columns) for row in leaderboard.rows[:_MOST_ROWS])
-    count = min(len(leaderboard), _MOST_ROWS)
-    long = ' class="long"' if any(len(row["name"]) > _LONG_NAME for row in leaderboard) else ""
-    cut = "" if count == len(leaderboard) else f" The first {count:,} of {len(leaderboard):,} are shown."
+    body = "\n".join(_row(row, columns) for row in page.rows[:_MOST_ROWS])
+    count = min(len(page.rows), _MOST_ROWS)
+    long = ' class="long"' if any(len(row["name"]) > _LONG_NAME for row in page.rows) else ""
+    cut = "" if count == len(page.rows) else f" The first {count:,} of {len(page.rows):,} are shown."
     meanings = "".join(
-        f"<dt>{column}</dt><dd>{escape(_MEANINGS[column])}</dd>" for column in columns if column in _MEANINGS
+        f"<dt>{column}</dt><dd>{_text(_MEANINGS[column])}</dd>" for column in columns if column in _MEANINGS
     )
     return f"""<div class="filter"><label for="filter">Show candidates with</label>
 <input id="filter" type="search" autocomplete="off" spellcheck="false">
@@ -175,19 +171,19 @@ def _table(leaderboard: Leaderboard) -> str:
 <details><summary>What the columns mean</summary><dl>{meanings}</dl></details>"""
 
 
-def _row(row: Row, columns: Iterable[str]) -> str:
+def _row(row: Mapping[str, Any], columns: Iterable[str]) -> str:
     cells = "".join(_cell(column, row[column]) for column in columns)
     return f"<tr{' class=failed' if row['rank'] is None else ''}>{cells}</tr>"
 
 
 def _cell(column: str, value: Any) -> str:
-    data = "" if value is None else f' data-value="{escape(str(value))}"'
+    data = "" if value is None else f' data-value="{_text(value)}"'
     kind = f' class="{_class_of(column)}"' if column in _TEXTS else ""
     if column == "rank" and value is None:
         return "<td>-</td>"
     if column == "name":
-        return f'<th scope="row"{kind}{data}>{escape(value)}</th>'
-    return f"<td{kind}{data}>{escape(_shown(value))}</td>"
+        return f'<th scope="row"{kind}{data}>{_text(value)}</th>'
+    return f"<td{kind}{data}>{_text(_shown(value))}</td>"
 
 
 def _class_of(column: str) -> str:
@@ -202,56 +198,51 @@ def _shown(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _figures(charts: list[Chart], leaderboard: Leaderboard) -> str:
-    if not charts:
+def _figures(figures: Sequence[Figure]) -> str:
+    if not figures:
         return ""
-    figures = "\n".join(map(_figure, charts))
+    drawn = "\n".join(map(_figure, figures))
+    tables = "".join(_agreement_table(figure) for figure in figures if isinstance(figure, Agreement))
     return f"""<section aria-labelledby="figures">
 <h2 id="figures">Figures</h2>
 <div class="figures">
-{figures}
+{drawn}
 </div>
-<details><summary>Agreement of the proxies as a table</summary>
-{_agreement_table(leaderboard)}
-</details>
-</section>"""
+{tables}</section>"""
 
 
-def _figure(chart: Chart) -> str:
+def _figure(figure: Figure) -> str:
     drawing = '<div class="chart"></div>'
-    if chart.min_width:
+    if min_width := min_width_of(figure):
         drawing = (
-            f'<div class="wide" role="group" aria-label="{escape(chart.title)}" tabindex="0">'
-            f'<div class="chart" style="min-width: {chart.min_width}px"></div></div>'
+            f'<div class="wide" role="group" aria-label="{_text(figure.title)}" tabindex="0">'
+            f'<div class="chart" style="min-width: {min_width}px"></div></div>'
         )
-    return f"<figure><h3>{escape(chart.title)}</h3><figcaption>{escape(chart.text)}</figcaption>{drawing}</figure>"
+    return f"<figure><h3>{_text(figure.title)}</h3><figcaption>{_text(figure.text)}</figcaption>{drawing}</figure>"
 
 
-def _agreement_table(leaderboard: Leaderboard) -> str:
-    names, taus = agreement(leaderboard)
-    headers = "".join(f'<th scope="col" class="plain">{escape(name)}</th>' for name in ("", *names))
+def _agreement_table(agreement: Agreement) -> str:
+    headers = "".join(f'<th scope="col" class="plain">{_text(name)}</th>' for name in ("", *agreement.names))
     rows = "\n".join(
-        f'<tr><th scope="row" class="text name">{escape(name)}</th>{"".join(map(_tau_cell, row))}</tr>'
-        for name, row in zip(names, taus, strict=True)
+        f'<tr><th scope="row" class="text name">{_text(name)}</th>{"".join(f"<td>{tau}</td>" for tau in taus)}</tr>'
+        for name, taus in zip(agreement.names, agreement.labels, strict=True)
     )
-    return f"""<div class="scroll" role="region" aria-labelledby="taus" tabindex="0"><table>
+    return f"""<details><summary>Agreement of the proxies as a table</summary>
+<div class="scroll" role="region" aria-labelledby="taus" tabindex="0"><table>
 <caption id="taus">Kendall's tau of every two columns</caption>
 <thead><tr>{headers}</tr></thead>
 <tbody>
 {rows}
-</tbody></table></div>"""
+</tbody></table></div>
+</details>
+"""
 
 
-def _tau_cell(tau: float | None) -> str:
-    return f"<td>{UNDEFINED if tau is None else f'{tau:.2f}'}</td>"
-
-
-def _errors(leaderboard: Leaderboard) -> str:
-    failed = leaderboard.errors
+def _errors(failed: Sequence[Mapping[str, Any]]) -> str:
     if not failed:
         return ""
-    shown = list(failed.items())[:_MOST_ROWS]
-    items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(reason)}</dd>" for name, reason in shown)
+    shown = failed[:_MOST_ROWS]
+    items = "".join(f"<dt>{_text(row['name'])}</dt><dd>{_text(row['error'])}</dd>" for row in shown)
     if len(shown) < len(failed):
         items += f"<dt>And</dt><dd>{len(failed) - len(shown):,} more.</dd>"
     return f"""<section aria-labelledby="errors">
@@ -260,9 +251,8 @@ def _errors(leaderboard: Leaderboard) -> str:
 </section>"""
 
 
-def _missing(leaderboard: Leaderboard) -> str:
+def _missing(groups: Sequence[Mapping[str, Any]]) -> str:
     """Return the section on why candidates with a score have no number in other columns."""
-    groups = leaderboard.provenance.get("missing", ())
     if not groups:
         return ""
     items = ""
@@ -270,7 +260,7 @@ def _missing(leaderboard: Leaderboard) -> str:
         names = ", ".join(group["names"][:MOST_NAMES])
         if len(group["names"]) > MOST_NAMES:
             names += f" and {len(group['names']) - MOST_NAMES:,} more"
-        items += f"<dt>{escape(', '.join(group['proxies']))}</dt><dd>{escape(group['reason'])} ({escape(names)})</dd>"
+        items += f"<dt>{_text(', '.join(group['proxies']))}</dt><dd>{_text(group['reason'])} ({_text(names)})</dd>"
     if len(groups) > _MOST_REASONS:
         items += f"<dt>And</dt><dd>{len(groups) - _MOST_REASONS:,} more reasons.</dd>"
     return f"""<section aria-labelledby="missing">
@@ -283,10 +273,8 @@ def _provenance(provenance: Mapping[str, Any]) -> str:
     provenance = {key: value for key, value in provenance.items() if key != "missing"}  # has a section of its own
     if not provenance:
         return '<p class="hint">No provenance was recorded with this leaderboard.</p>'
-    items = "".join(
-        f"<dt>{escape(str(key))}</dt><dd>{escape(_in_words(value))}</dd>" for key, value in provenance.items()
-    )
-    whole = escape(json.dumps(provenance, indent=2, ensure_ascii=False))
+    items = "".join(f"<dt>{_text(key)}</dt><dd>{_text(_in_words(value))}</dd>" for key, value in provenance.items())
+    whole = _text(json.dumps(provenance, indent=2, ensure_ascii=False))
     return f"<dl>{items}</dl>\n<details><summary>As JSON</summary><pre>{whole}</pre></details>"
 
 
@@ -300,6 +288,11 @@ def _in_words(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return {None: "none", True: "yes", False: "no"}[value]
     return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _text(value: Any) -> str:
+    """Return a value as text in HTML, without characters that control a terminal or the direction of the text."""
+    return escape(printable(str(value)))
 
 
 def _json_in_html(value: Any) -> str:

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from lightning_zico import Leaderboard, Score, ScoreCard, SearchResult
-from lightning_zico.report import html, leaderboard_page, search_page
-from lightning_zico.report.html import _vega
-from lightning_zico.report.series import MOST_DOTS
+from lightning_zico.report import page as html
+from lightning_zico.report.figures import MOST_DOTS
+from lightning_zico.report.page import _vega
 from tests.report.boards import EVIL, card, plain, repeated, searched, with_finals
 
 ODD_BOARDS = {
@@ -66,7 +66,7 @@ def specs_of(page: str) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("board", ODD_BOARDS.values(), ids=ODD_BOARDS)
 def test_elements_are_closed_and_every_name_reason_and_note_is_text(board: Leaderboard) -> None:
-    reader = Reader(leaderboard_page(board))
+    reader = Reader(board.to_html())
     reader.close()
     text = "\n".join(text for _, text in reader.texts)
     for part in (*(row["name"] for row in board), *board.errors.values(), *board.notes, *board.columns):
@@ -77,16 +77,16 @@ def test_what_users_name_opens_no_element() -> None:
     evil = EVIL[0]
     board = plain(card(evil, 1.0, 2.0), card(EVIL[1], None, None, error=evil), rank_by=evil, loss_fn=EVIL[1])
     harmless = plain(card("a", 1.0, 2.0), card("b", None, None, error="c"), rank_by="e", loss_fn="d")
-    reader = Reader(leaderboard_page(board))
+    reader = Reader(board.to_html())
     reader.close()
     tags = [tag for tag, _ in reader.elements]
-    assert tags == [tag for tag, _ in Reader(leaderboard_page(harmless)).elements]
+    assert tags == [tag for tag, _ in Reader(harmless.to_html()).elements]
     assert "img" not in tags
-    assert specs_of(leaderboard_page(board))[0]["data"]["values"][0]["name"] == evil
+    assert specs_of(board.to_html())[0]["data"]["values"][0]["name"] == evil
 
 
 def test_provenance_is_told() -> None:
-    reader = Reader(leaderboard_page(plain(protocol="two halves")))
+    reader = Reader(plain(protocol="two halves").to_html())
     for key, value in [("seed", "3"), ("batches_hash", "c0ffee"), ("protocol", "two halves")]:
         assert reader.of("dd")[reader.of("dt").index(key)] == value, key
     assert "torch 2.14.1" in reader.of("dd")[reader.of("dt").index("versions")]
@@ -94,7 +94,7 @@ def test_provenance_is_told() -> None:
 
 
 def test_the_policy_allows_the_pages_own_scripts_and_nothing_else() -> None:
-    page = leaderboard_page(with_finals())
+    page = with_finals().to_html()
     (policy,) = [a["content"] for tag, a in Reader(page).elements if a.get("http-equiv") == "Content-Security-Policy"]
     assert policy is not None
     assert policy.startswith("default-src 'none'; ")
@@ -109,15 +109,15 @@ def test_the_policy_allows_the_pages_own_scripts_and_nothing_else() -> None:
 
 
 def test_no_element_refers_to_anything_outside() -> None:
-    for tag, attributes in Reader(leaderboard_page(with_finals())).elements:
+    for tag, attributes in Reader(with_finals().to_html()).elements:
         for name in ("src", "href", "action", "srcset", "data", "poster"):
             assert attributes.get(name) in (None, "data:,"), (tag, attributes)
 
 
 def test_figures_hold_the_numbers() -> None:
     board = with_finals()
-    ranks, pareto, finals, agreement = (spec["data"]["values"] for spec in specs_of(leaderboard_page(board)))
-    assert [(v["name"], v["place"], v["low"], v["high"]) for v in ranks][:2] == [("good", 2, 1, 3), ("best", 1, 1, 2)]
+    ranks, pareto, finals, agreement = (spec["data"]["values"] for spec in specs_of(board.to_html()))
+    assert [(v["name"], v["rank"], v["low"], v["high"]) for v in ranks][:2] == [("good", 2, 1, 3), ("best", 1, 1, 2)]
     assert {v["name"] for v in pareto if v["front"] != "beaten"} == {"small", "good", "best"}
     assert [(v["name"], v["final"]) for v in finals] == [("good", 0.25), ("best", 0.5), ("dear", None)]
     assert len(agreement) == 9
@@ -127,15 +127,15 @@ def test_figures_hold_the_numbers() -> None:
 def test_the_layers_of_a_card_are_a_figure() -> None:
     layers = {"0.weight": 1.5, EVIL[0]: -0.5}
     shown = ScoreCard("a", {"zico": Score("zico", 1.0, layers=layers), "params": Score("params", 1.0)})
-    (*_, bars, _) = specs_of(leaderboard_page(plain(), shown))
+    (*_, bars, _) = specs_of(plain().to_html(card=shown))
     assert {value["layer"]: value["added"] for value in bars["data"]["values"]} == layers
     with pytest.raises(ValueError, match="it has no parts by layer for 'b'"):
-        leaderboard_page(plain(), card("b", 1.0, 1.0))
+        plain().to_html(card=card("b", 1.0, 1.0))
 
 
 def test_a_search_shows_how_it_went_and_what_it_costs() -> None:
     result = searched(against=("params", "latency_s"))
-    page = search_page(result)
+    page = result.to_html()
     reader = Reader(page)
     reader.close()
     assert reader.of("h1") == ["Search of plainnet by zico"]
@@ -153,12 +153,12 @@ def test_a_search_shows_how_it_went_and_what_it_costs() -> None:
 
 @pytest.mark.parametrize("result", [SearchResult(()), SearchResult(searched().history[1:2])])
 def test_a_search_that_found_nothing_makes_a_page_too(result: SearchResult) -> None:
-    assert specs_of(search_page(result)) == []
+    assert specs_of(result.to_html()) == []
 
 
 def test_of_a_long_search_the_page_shows_a_part_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(html, "_MOST_ROWS", 3)
-    page = search_page(searched(num_more=3 * MOST_DOTS))
+    page = searched(num_more=3 * MOST_DOTS).to_html()
     history, macs, _ = specs_of(page)
     assert len([v for v in history["data"]["values"] if not v["best"]]) <= MOST_DOTS
     assert "of 6004 dots" in history["description"]
@@ -172,7 +172,7 @@ def test_of_a_long_search_the_page_shows_a_part_and_says_so(monkeypatch: pytest.
 def test_the_page_is_written_and_its_place_given_back(tmp_path: Path) -> None:
     path = plain().to_html(str(tmp_path / "board.html"))
     assert path == tmp_path / "board.html"
-    assert path.read_text(encoding="utf-8") == leaderboard_page(plain())
+    assert path.read_text(encoding="utf-8") == plain().to_html()
     assert path.stat().st_size < 1_200_000  # Vega's libraries are 0.9 MB of it
     assert escape("does not build: <b>no</b>") in path.read_text(encoding="utf-8")
 
@@ -181,7 +181,7 @@ def test_without_the_library_it_is_said_what_to_install(monkeypatch: pytest.Monk
     monkeypatch.setitem(sys.modules, "vl_convert", None)
     _vega.cache_clear()
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'lightning-zico\[report\]'"):
-        leaderboard_page(plain())
+        plain().to_html()
 
 
 def test_why_numbers_are_missing_is_a_section() -> None:
@@ -190,14 +190,14 @@ def test_why_numbers_are_missing_is_a_section() -> None:
         return ScoreCard(name, {**scores, "params": Score("params", None if reason else 2.0, reason)})
 
     board = plain(lacking("a", EVIL[0]), lacking("b", EVIL[0]), lacking("c", None))
-    reader = Reader(leaderboard_page(board))
+    reader = Reader(board.to_html())
     reader.close()
     assert f"{EVIL[0]} (a, b)" in reader.of("dd")
     assert "Missing numbers" in reader.of("h2")
     assert "missing" not in json.loads("".join(reader.of("pre")))
-    assert "Missing numbers" not in Reader(leaderboard_page(plain(lacking("c", None)))).of("h2")
+    assert "Missing numbers" not in Reader(plain(lacking("c", None)).to_html()).of("h2")
     many = plain(*(lacking(f"n{idx}", f"reason {idx % 150}") for idx in range(150 * 41)))
-    items = Reader(leaderboard_page(many)).of("dd")
+    items = Reader(many.to_html()).of("dd")
     assert len([item for item in items if item.startswith("reason ")]) == 100
     assert "50 more reasons." in items
     assert any(item.endswith(" and 1 more)") for item in items)
@@ -205,7 +205,7 @@ def test_why_numbers_are_missing_is_a_section() -> None:
 
 @pytest.mark.parametrize(("higher_is_better", "word"), [(True, "less"), (False, "more")])
 def test_the_front_is_told_in_the_direction_of_the_score(higher_is_better: bool, word: str) -> None:
-    _, pareto, *_ = specs_of(leaderboard_page(plain(higher_is_better=higher_is_better)))
+    _, pareto, *_ = specs_of(plain(higher_is_better=higher_is_better).to_html())
     assert f"costs no more and scores no {word}." in pareto["description"]
 
 

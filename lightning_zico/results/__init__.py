@@ -1,0 +1,52 @@
+"""Results: plain frozen data that outlive the models they describe. Nothing here depends on torch."""
+
+from lightning_zico.results.leaderboard import Leaderboard, leaderboard_table
+from lightning_zico.results.notes import note_on_reading
+from lightning_zico.results.rows import (
+    FINAL_COLUMNS,
+    FIXED_COLUMNS,
+    RESERVED_NAMES,
+    UNCERTAINTY_COLUMNS,
+    Beside,
+    FinalsHeld,
+    Lacking,
+    Provenance,
+    Reading,
+    Row,
+    UsedRecipe,
+    as_provenance,
+    margin_of,
+    ranks_of,
+    standing_of,
+)
+from lightning_zico.results.scores import NOT_APPLICABLE, Final, Score, ScoreCard
+from lightning_zico.results.search import SearchResult
+from lightning_zico.results.views import FigureKind, SearchFigureKind
+
+__all__ = [
+    "FINAL_COLUMNS",
+    "FIXED_COLUMNS",
+    "NOT_APPLICABLE",
+    "RESERVED_NAMES",
+    "UNCERTAINTY_COLUMNS",
+    "Beside",
+    "FigureKind",
+    "Final",
+    "FinalsHeld",
+    "Lacking",
+    "Leaderboard",
+    "Provenance",
+    "Reading",
+    "Row",
+    "Score",
+    "ScoreCard",
+    "SearchFigureKind",
+    "SearchResult",
+    "UsedRecipe",
+    "as_provenance",
+    "leaderboard_table",
+    "margin_of",
+    "note_on_reading",
+    "ranks_of",
+    "standing_of",
+]

@@ -1,0 +1,244 @@
+"""Sentences about results that you should read before you trust them."""
+
+from collections import Counter
+from collections.abc import Sequence
+
+from lightning_zico.results.rows import FinalsHeld, Lacking, Provenance, Reading, Row, reasons_of
+from lightning_zico.results.scores import NOT_APPLICABLE
+
+# Above this tau, a ranking is reported as almost the same as the baseline's.
+_SAME_RANKING = 0.9
+
+# Most names listed in a note; a tie may have thousands of members.
+_MOST_NAMES = 10
+
+# Most notes on missing numbers; every column may have reasons of its own.
+_MOST_MISSING = 3
+
+# Number of a zoo's candidates to train before one is chosen.
+_NUM_FINALISTS = 5
+
+# A note names the layer scores that cover less than this share of a candidate's trainable weights.
+LEAST_COVERED = 0.9
+
+
+def leaderboard_notes(rows: Sequence[Row], provenance: Provenance) -> list[str]:
+    """Describe what matters for trusting a ranking; `Leaderboard.notes` lists what that is."""
+    num_candidates = provenance.get("head_of", len(rows))
+    notes = []
+    if len(rows) < num_candidates:
+        notes.append(f"These are the first {len(rows)} of {num_candidates} candidates.")
+    if provenance.get("broke_off"):
+        notes.append(f"The ranking was interrupted; it contains only the {num_candidates} candidates scored so far.")
+    finals = provenance.get("finals")
+    if finals:
+        notes.append(_note_on_finals(finals))
+    ranking = "the ranking by score" if finals else "this ranking"
+    notes += _if_there(note_on_reading(provenance.get("reading")))
+    notes += _notes_on_repeats(rows, provenance)
+    notes += _notes_on_ranking(provenance, ranking)
+    if left_out := provenance.get("left_out_callbacks"):
+        notes.append(
+            "Hooks before the first training step did not run for these callbacks of the trainer: "
+            f"{', '.join(left_out)}. They are Lightning's own or derived from its callbacks that watch training."
+        )
+    notes += _notes_on_covered(provenance) + _notes_on_missing(rows, provenance) + _notes_on_process(provenance)
+    return notes + _notes_on_zoos(rows, provenance)
+
+
+def search_notes(trials: Sequence[Row], provenance: Provenance) -> list[str]:
+    """Describe what matters for trusting the result of a search."""
+    errors = [row["error"] for row in trials if row["rank"] is None]
+    rejected = provenance.get("num_rejected", 0)
+    notes = [f"{len(trials)} archs scored, {len(errors)} of them without a score; {rejected:,} rejected unscored."]
+    if provenance.get("broke_off"):
+        notes.append("The search was interrupted.")
+    if provenance.get("exhausted"):
+        notes.append("It ended early: too many proposals in a row were over the budget or already scored.")
+    if num_elsewhere := provenance.get("num_elsewhere"):
+        notes.append(f"Archs that other processes are scoring: {num_elsewhere}.")
+    notes += _if_there(note_on_reading(provenance.get("reading")))
+    for reason, count in Counter(errors).most_common(1):
+        notes.append(f"Most frequent reason for a missing score ({count} of {len(errors)}): {reason}")
+    return notes + _notes_on_ranking(provenance, "this ranking")
+
+
+def first_of_a_zoo(rows: Sequence[Row], provenance: Provenance) -> list[str]:
+    """Return the names of the candidates to hold finals among, if some are of a zoo and no finals were held."""
+    first = [row["name"] for row in rows if row["rank"] and row["rank"] <= _NUM_FINALISTS]
+    is_open = provenance.get("num_of_a_zoo") and "finals" not in provenance
+    return first if is_open and len(first) > 1 else []
+
+
+def note_on_reading(reading: Reading | None) -> str | None:
+    """Describe how the batches were read if the training data had fewer than asked for; None if it had enough."""
+    if reading is None:
+        return None
+    num = reading["num_in_a_pass"]
+    had = f"The training data has {num} batch{'es' if num > 1 else ''}, but {reading['num_batches']} were requested"
+    if not reading["are_copies"]:
+        return f"{had}: it was read {reading['num_passes']} times, and each pass gave different batches."
+    return (
+        f"{had}. Every pass gives the same samples, so one batch stands for all: gradients vary only by what the "
+        "training step draws itself, such as noise, windows or dropout."
+    )
+
+
+def _notes_on_repeats(rows: Sequence[Row], provenance: Provenance) -> list[str]:
+    notes = []
+    tied = [row["name"] for row in rows if row.get("tie") == 1]
+    if len(tied) > 1:
+        first = f"{'By score, the' if 'finals' in provenance else 'The'} first {len(tied)} are a tie"
+        notes.append(f"{first} that these repeats cannot distinguish: {_listed(tied)}.")
+    counts = [row["num_repeats"] for row in rows if row.get("num_repeats")]
+    if provenance.get("race") and counts and max(counts) == 1:
+        notes.append(
+            "With so few candidates and repeats, the race gave each candidate one repeat, so the ranking has no "
+            "error bars."
+        )
+    if counts and min(counts) < max(counts):
+        notes.append(
+            f"Race: the first {counts.count(max(counts))} have {max(counts)} repeats; the others were dropped with "
+            "fewer, so their scores are not comparable with those of the first."
+        )
+    if provenance.get("repeats", 1) > 1 and (num_instances := provenance.get("num_instances")):
+        notes.append(
+            f"{num_instances} of the candidates were passed as built models and keep their "
+            "weights: their repeats differ only in the batches."
+        )
+    if same := provenance.get("num_with_same_weights"):
+        notes.append(
+            f"{same} of the factories {'makes' if same == 1 else 'make'} the same weights in every repeat, because "
+            "of a seed or a file: the repeats differ only in the batches."
+        )
+    if equal := provenance.get("equal_repeats"):
+        notes.append(
+            f"The repeats of {_listed(equal)} are equal: the weights are the same in each, "
+            f"and `{provenance['rank_by']}` depends on nothing else. They do not show how certain a rank is."
+        )
+    return notes
+
+
+def _notes_on_covered(provenance: Provenance) -> list[str]:
+    notes = []
+    for group in provenance.get("covered", ()):
+        note = f"{_listed(group['proxies'])} looked at {100 * group['share']:.2g} % of "
+        note += f"{group['name']}'s trainable weights"
+        if rest := group["count"] - 1:
+            candidates = "1 other candidate" if rest == 1 else f"{rest} other candidates"
+            note += f", and at less than {100 * LEAST_COVERED:.0f} % in {candidates}"
+        notes.append(f"{note}.")
+    return notes
+
+
+def _notes_on_missing(rows: Sequence[Row], provenance: Provenance) -> list[str]:
+    num_scored = sum(row["score"] is not None for row in rows)
+    # These are why a recipe was replaced, which has a note of its own.
+    lacking = {
+        entry["member"] for recipe in provenance.get("recipes", {}).values() for entry in recipe.get("lacking", ())
+    }
+    alike: dict[tuple[tuple[str, int], ...], list[str]] = {}
+    for proxy, reasons in reasons_of(provenance).items():
+        often = Counter({reason: len(names) for reason, names in reasons.items()}).most_common()
+        if proxy not in lacking:
+            alike.setdefault(tuple(often), []).append(proxy)
+    ordered = sorted(alike.items(), key=lambda item: -sum(count for _, count in item[0]))
+    notes = []
+    for counts, proxies in ordered[:_MOST_MISSING]:
+        missing, (reason, count) = sum(count for _, count in counts), counts[0]
+        have = f"{_listed(proxies)} {'has' if len(proxies) == 1 else 'have'}"
+        among = f" (the most frequent of {len(counts)} reasons, {count} times)" if len(counts) > 1 else ""
+        notes.append(f"{have} no number for {missing} of {num_scored} scored candidates{among}: {reason}")
+    if rest := sum(len(proxies) for _, proxies in ordered[_MOST_MISSING:]):
+        columns = "1 more column" if rest == 1 else f"{rest} more columns"
+        notes.append(f"Numbers are missing in {columns}; `Leaderboard.missing` says why.")
+    return notes
+
+
+def _notes_on_process(provenance: Provenance) -> list[str]:
+    changes = provenance.get("process_changes", {})
+    named = [f"{name} ({', '.join(settings[:_MOST_NAMES])})" for name, settings in changes.items()]
+    begin = "Settings of the whole process were changed while candidates were built or scored, and put back after each:"
+    return [f"{begin} {_listed(named)}."] if changes else []
+
+
+def _notes_on_zoos(rows: Sequence[Row], provenance: Provenance) -> list[str]:
+    first = first_of_a_zoo(rows, provenance)
+    if not first:
+        return []
+    notes = []
+    groups = [[row["name"] for row in rows if row["rank"] == rank] for rank in range(1, _NUM_FINALISTS + 1)]
+    if "tie" not in rows[0] and (equal := [" = ".join(group) for group in groups if len(group) > 1]):
+        notes.append(f"Equal scores: {', '.join(equal)}.")
+    notes.append(
+        "These are models of a zoo: across families, the training recipe matters more than any proxy. Do not "
+        f"assume that the first is the best; train the first {len(first)} for a while: "
+        f"`ZeroShotSelector(trainer=..., finalists={len(first)})` with these candidates: {', '.join(first)}."
+    )
+    return notes
+
+
+def _notes_on_ranking(provenance: Provenance, ranking: str) -> list[str]:
+    """Describe what the recipes combine, and how close the ranking is to that of a trivial baseline."""
+    notes = []
+    for name, recipe in provenance.get("recipes", {}).items():
+        members = f"{recipe['aggregate'] or 'the score'} of {', '.join(recipe['members'])}"
+        why = _why_lacking(recipe.get("lacking", ()))
+        if recipe["used"] != name:
+            end = "." if "beside" in recipe else why
+            notes.append(f"{name} fell back to {recipe['used']} ({members}) for all of these candidates{end}")
+        elif name == provenance.get("rank_by"):
+            notes.append(f"{name}: {members}.")
+        if beside := recipe.get("beside"):
+            placed = _listed(beside["names"])
+            notes.append(
+                f"{recipe['used']} does not hold for {placed}; these are placed among the others by {beside['used']} "
+                f"({', '.join(beside['members'])}), at the same quantile of the scores{why}"
+            )
+    taus = {name: tau for name, tau in provenance.get("kendall_with", {}).items() if tau is not None}
+    if taus:
+        listed = ", ".join(f"{name} {tau:.2f}" for name, tau in taus.items())
+        notes.append(f"Kendall's tau of {ranking} with the trivial baselines: {listed}.")
+    alike = [f"{name} ({tau:.2f})" for name, tau in taus.items() if tau > _SAME_RANKING]
+    if alike:
+        notes.append(
+            f"{ranking.capitalize()} adds little to counting weights: it is almost the same as by {', '.join(alike)}."
+        )
+    return notes
+
+
+def _why_lacking(lacking: Sequence[Lacking]) -> str:
+    """Return the end of a sentence that lists which members of a recipe have no number, and why: each reason once."""
+    members: dict[tuple[str, str], list[str]] = {}
+    for entry in lacking:
+        others = f" and {entry['count'] - 1} more" if entry["count"] > 1 else ""
+        often = f" (the most frequent of {entry['num_reasons']} reasons)" if entry["num_reasons"] > 1 else ""
+        members.setdefault((f"{entry['name']}{others}{often}", entry["reason"]), []).append(entry["member"])
+    reasons = []
+    for (candidates, full_reason), names in members.items():
+        is_undefined = full_reason.startswith(NOT_APPLICABLE)
+        verb = ("does not hold" if len(names) == 1 else "do not hold") if is_undefined else "failed"
+        reason = full_reason.removeprefix(f"{NOT_APPLICABLE}: ").rstrip(".")
+        listed = " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+        reasons.append(f"{listed} {verb} for {candidates}: {reason}")
+    return f": {'; '.join(reasons)}." if reasons else "."
+
+
+def _note_on_finals(finals: FinalsHeld) -> str:
+    if finals.get("broke_off"):
+        return f"Finals of the first {finals['finalists']} by score were interrupted; those trained so far come first."
+    epochs = finals["final_epochs"]
+    trained = f"the first {finals['finalists']} by score were trained for {epochs} epoch{'s' * (epochs > 1)}"
+    halving = f", then the better half for {epochs} more, and so on" if finals["halving"] else ""
+    end = "lowest" if finals["mode"] == "min" else "highest"
+    return f"Finals: {trained}{halving}; the {end} {finals['monitor']} won."
+
+
+def _if_there(note: str | None) -> list[str]:
+    return [] if note is None else [note]
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return the first names in one line, and how many more there are."""
+    more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
+    return f"{', '.join(names[:_MOST_NAMES])}{more}"

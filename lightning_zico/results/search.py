@@ -1,0 +1,170 @@
+"""The result of a search over a space."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, overload
+
+from lightning_zico.report import as_html, draw, html_of
+from lightning_zico.results import views
+from lightning_zico.results.leaderboard import Leaderboard
+from lightning_zico.results.notes import search_notes
+from lightning_zico.results.rows import (
+    Provenance,
+    Row,
+    as_candidates,
+    as_csv,
+    as_json,
+    as_provenance,
+    check_rows,
+    proxies_of,
+    read_json,
+    written,
+)
+from lightning_zico.results.views import SearchFigureKind
+from lightning_zico.texts import printable, shortened
+
+# Rows that `print` and a notebook show.
+_NUM_SHOWN = 10
+
+
+@dataclass(frozen=True, repr=False)
+class SearchResult:
+    """Result of a search.
+
+    Args:
+        history: One row per trial, in the order in which they began: ``trial`` (from 0), ``rank`` (1 is best, equal
+            scores share a rank, None if failed), ``arch``, ``score`` (the number it is ranked by), one key for each
+            proxy (its value or None), ``cost_macs``, ``cost_params`` and other costs that the search looked at,
+            ``on_front`` (whether no other arch is at least as good in score and in each cost to keep low, and better in
+            one), ``error`` (None or the reason), ``seconds``. No arch appears twice.
+        provenance: Everything that the numbers depend on, in plain values, and how the search went; ``seconds`` of the
+            last run, and ``seconds_searching``, the part of them spent on proposing and storing trials.
+
+    Example:
+        >>> rows = [{"trial": 0, "rank": 2, "arch": "a", "score": 1.0, "on_front": True, "error": None, "seconds": 0.1}]
+        >>> rows += [{**rows[0], "trial": 1, "rank": 1, "arch": "b", "score": 2.0}]
+        >>> result = SearchResult(tuple(rows))
+        >>> result.best, [row["arch"] for row in result.front]
+        ('b', ['b', 'a'])
+    """
+
+    history: tuple[Row, ...]
+    provenance: Provenance = field(default_factory=Provenance)
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self.history)
+
+    def __len__(self) -> int:
+        return len(self.history)
+
+    def __repr__(self) -> str:
+        failed = f", {len(self.errors)} failed" if self.errors else ""
+        return (
+            f"<{type(self).__name__} of {len(self)} trials by {shortened(views.ranked_by(self.provenance))}, "
+            f"best {shortened(self.best)}{failed}>"
+        )
+
+    def __str__(self) -> str:
+        """A line for each of the ten best, and the notes."""
+        lines = [f"{row['rank']}. {row['score']:.6g}  {row['arch']}" for row in self.ranked[:_NUM_SHOWN]]
+        return printable("\n".join([*lines, *self.notes]))
+
+    def _repr_html_(self) -> str:
+        """The best archs as a table, for notebooks, with the notes below."""
+        best = as_candidates(self.ranked[:_NUM_SHOWN])
+        return as_html(views.table(best, self.provenance, self.notes, proxies_of(best)))
+
+    @property
+    def notes(self) -> list[str]:
+        """Sentences that you should read before you trust the result of the search."""
+        return search_notes(self.history, self.provenance)
+
+    @property
+    def ranked(self) -> tuple[Row, ...]:
+        """The rows that have a rank, best first; equal ones in the order of the trials."""
+        return tuple(sorted((row for row in self.history if row["rank"] is not None), key=lambda row: row["rank"]))
+
+    @property
+    def best(self) -> str | None:
+        """The arch with the best score; None if all failed."""
+        ranked = self.ranked
+        return ranked[0]["arch"] if ranked else None
+
+    @property
+    def front(self) -> tuple[Row, ...]:
+        """The rows that no other dominates, best score first; without costs to keep low, those with the best score."""
+        return tuple(row for row in self.ranked if row["on_front"])
+
+    @property
+    def errors(self) -> dict[str, str]:
+        """Reasons of the archs that failed."""
+        return {row["arch"]: row["error"] for row in self.history if row["rank"] is None}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Turn into ``{"history": [...], "provenance": {...}}``, in the order of the trials."""
+        return {"history": [dict(row) for row in self.history], "provenance": dict(self.provenance)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "SearchResult":
+        """Make a result from what `to_dict` returned.
+
+        Raises:
+            KeyError: If a row is not a row of a search.
+        """
+        check_rows(data["history"], {"trial", "rank", "arch", "score", "error"}, "the history")
+        return cls(tuple(dict(row) for row in data["history"]), as_provenance(data["provenance"]))
+
+    @overload
+    def to_json(self, path: None = None) -> str: ...
+    @overload
+    def to_json(self, path: str | Path) -> Path: ...
+    def to_json(self, path: str | Path | None = None) -> str | Path:
+        """Return the JSON text; with a path, write it to that file and return the path."""
+        return written(as_json(self.to_dict()), path)
+
+    @classmethod
+    def from_json(cls, source: str | Path) -> "SearchResult":
+        """Read a result from the JSON that `to_json` wrote: the text, or the path of a file with it."""
+        return cls.from_dict(read_json(source))
+
+    @overload
+    def to_csv(self, path: None = None) -> str: ...
+    @overload
+    def to_csv(self, path: str | Path) -> Path: ...
+    def to_csv(self, path: str | Path | None = None) -> str | Path:
+        """Return comma-separated values with a header; with a path, write them to that file and return the path."""
+        return written(as_csv(list(self.history[0]) if self.history else [], self.history), path)
+
+    def to_leaderboard(self) -> Leaderboard:
+        """Rank the archs as candidates under their strings, best first, failed ones last; costs stay columns."""
+        return Leaderboard(as_candidates(self.history), self.provenance.copy())
+
+    def plot(self, kind: SearchFigureKind = "history", ax: Any = None) -> tuple[Any, Any]:
+        """Draw a figure with matplotlib.
+
+        Args:
+            kind: ``"history"``: the score of each trial, and the best so far; ``"pareto"``: score against the first
+                cost that was kept low, or against MACs; or ``"agreement"``: Kendall's tau of the proxies and costs.
+            ax: Axes to draw in; new ones if None.
+
+        Returns:
+            Figure and axes.
+
+        Raises:
+            ValueError: If there is no such figure.
+            ModuleNotFoundError: If matplotlib is not installed.
+        """
+        return draw(views.search_figure_of(kind, self.history, self.provenance), ax)
+
+    @overload
+    def to_html(self, path: None = None) -> str: ...
+    @overload
+    def to_html(self, path: str | Path) -> Path: ...
+    def to_html(self, path: str | Path | None = None) -> str | Path:
+        """Return one page for a browser that needs no network; with a path, write it and return the path.
+
+        Raises:
+            ModuleNotFoundError: If vl-convert-python is not installed.
+        """
+        return written(html_of(views.search_page(self.history, self.provenance, self.notes)), path)
