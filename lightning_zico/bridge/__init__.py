@@ -1,7 +1,7 @@
 """Between Lightning and the engine: a module's training step as a loss, and data as lists of batches."""
 
+from lightning_zico.bridge.checks import check_data, check_validation_data, given_data
 from lightning_zico.bridge.data import Reading, TrainingData
-from lightning_zico.bridge.given_data import check_data, check_validation_data, given_data
 from lightning_zico.bridge.trainers import DEFAULT_SETTINGS, TrainerSettings
 
 __all__ = [

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from lightning_zico._typing import Batch, NumSamples
 from lightning_zico.bridge.batch_size import are_all_built_again, cut_to, with_batch_size
-from lightning_zico.bridge.given_data import is_datamodule
+from lightning_zico.bridge.checks import is_datamodule
 from lightning_zico.bridge.hooks import TRANSFER_HOOKS, check_surroundings, message_of
 from lightning_zico.bridge.private_trainer import private_trainer
 from lightning_zico.bridge.trainers import (

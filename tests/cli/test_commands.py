@@ -11,7 +11,6 @@ import torch
 from lightning_zico import Budget, SearchResult, ZeroShotSearch, ZeroShotSelector, list_proxies, list_recipes
 from lightning_zico.cli import main
 from lightning_zico.demos import DigitsDataModule, digits_candidates
-from lightning_zico.report import search_page
 from lightning_zico.zoo import zoo_model
 from tests.cli.parts import DIGITS, KNOWN, QUIET, ROOT, rows_of, without_seconds
 
@@ -163,7 +162,7 @@ def test_search_prints_and_writes_what_the_search_finds(tmp_path: Path, capsys: 
     assert main(["report", str(tmp_path / "out" / "search.json")]) == 0
     assert capsys.readouterr().out == f"{result}\n"
     assert main(["report", str(tmp_path / "out" / "search.json"), "-o", str(tmp_path / "page.html")]) == 0
-    assert (tmp_path / "page.html").read_text(encoding="utf-8") == search_page(result)
+    assert (tmp_path / "page.html").read_text(encoding="utf-8") == result.to_html()
     capsys.readouterr()
     assert main([*args, "--num_trials", "0"]) == 2
     assert "Invalid num_trials=0: expected" in capsys.readouterr().err

@@ -26,7 +26,7 @@ from lightning_zico import (
     register_proxy,
     score,
 )
-from lightning_zico.bridge.given_data import check_data
+from lightning_zico.bridge.checks import check_data
 from lightning_zico.datamodules import ImageFolderDataModule
 from lightning_zico.demos import DigitsDataModule
 from lightning_zico.scoring.placement import check_placement, placement_of
