@@ -29,7 +29,7 @@ from lightning_zico.proxies import Proxy
 from lightning_zico.results import NOT_APPLICABLE, Score, ScoreCard
 from lightning_zico.scoring.cache import ClaimingCache, Keep, ScoreCache
 from lightning_zico.scoring.fingerprint import fingerprint, surroundings
-from lightning_zico.scoring.process_state import ProcessState
+from lightning_zico.scoring.process_state import ProcessState, one_ranking
 from lightning_zico.scoring.scorer import STEP_FAILS
 from lightning_zico.scoring.work import Executor, Job, Work
 from lightning_zico.trainers import TrainingLoader
@@ -282,7 +282,7 @@ def scored(
                     yield job, found
 
     while True:
-        with closing(executor.run(works, offered(jobs))) as coming:
+        with one_ranking(), closing(executor.run(works, offered(jobs))) as coming:
             for job, card in coming:
                 if isinstance(card, Claimed):
                     claimed.append((job, card))

@@ -27,6 +27,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import cloudpickle
 
 from lightning_zico.errors import CacheError, traceback_of
+from lightning_zico.scoring.process_state import one_ranking
 from lightning_zico.scoring.scorer import described
 from lightning_zico.scoring.warden import ENDING_S, Warden, children, end_family, lead_family, new_mark, outlived
 
@@ -510,7 +511,7 @@ def _serve(line: socket.socket, secret: bytes, mark: str, idx: int) -> None:
     def say(task_idx: int, message: bytes, *, is_last: bool = False) -> None:
         line.sendall(_FROM_WORKER.pack(secret, pid, task_idx, is_last, len(message)) + message)
 
-    with suppress(EOFError, ConnectionError):  # happens when the parent is killed
+    with suppress(EOFError, ConnectionError), one_ranking():  # the former when the parent is killed
         setup = _received(line)
         try:
             function = pickle.loads(setup)
