@@ -19,7 +19,7 @@ from lightning_zico.scoring.arguments import positive
 from lightning_zico.scoring.cache import ScoreCache
 from lightning_zico.scoring.cached import CachedWork
 from lightning_zico.scoring.executors import Scoring
-from lightning_zico.scoring.pool import Outcome, Parcel, answer, not_loaded, packed, said_in, unloaded
+from lightning_zico.scoring.messages import Outcome, Parcel, answer, not_loaded, packed, said_in, unloaded
 from lightning_zico.scoring.scorer import described
 from lightning_zico.scoring.work import Job, Work
 
