@@ -1,10 +1,8 @@
 """Whatever a module holds, and whatever a body does to it: after it, all are the same objects with the same content."""
 
-import linecache
 import operator
 import random
 import signal
-import sys
 import threading
 import weakref
 from array import array
@@ -27,6 +25,7 @@ from lightning_zico import ZeroShotSelector
 from lightning_zico.engine.scope import preserved
 from lightning_zico.errors import NotPutBackError
 from lightning_zico.undisturbed import undisturbed
+from tests.interrupts import interrupted_at
 from tests.modules import Classifier, make_batches
 
 Look = Callable[[], Any]
@@ -542,30 +541,7 @@ def test_a_queue_that_a_thread_waits_for_is_left_to_it() -> None:
     assert not module.held.qsize()
 
 
-def interrupted_at(step: int, body: Callable[[], None]) -> bool:
-    """Press Ctrl-C at one of the steps that restore something; return whether there were so many."""
-    left, is_undoing = step, False
-
-    def trace(frame: Any, event: str, argument: Any) -> Any:
-        nonlocal left, is_undoing
-        name = frame.f_code.co_filename
-        if not name.endswith(("engine/undo.py", "engine/scope.py", "engine/interrupts.py")):
-            return None
-        is_undoing = is_undoing or frame.f_code.co_name == "put_back"
-        line = linecache.getline(name, frame.f_lineno).strip()
-        # Python runs no handler where a function returns, nor before the first call of a block.
-        if is_undoing and event in ("call", "line") and line not in ("try:", "finally:", "_held.inside.discard(self)"):
-            left -= 1
-            if left == 0:
-                signal.raise_signal(signal.SIGINT)
-        return trace
-
-    sys.settrace(trace)
-    try:
-        body()
-    finally:
-        sys.settrace(None)
-    return left <= 0
+STEPS = ("engine/undo.py", "engine/scope.py", "engine/interrupts.py")
 
 
 def test_ctrl_c_at_any_step_of_the_undo_ends_the_body_when_all_is_put_back() -> None:
@@ -589,7 +565,7 @@ def test_ctrl_c_at_any_step_of_the_undo_ends_the_body_when_all_is_put_back() -> 
         module.weight.grad = gradient = torch.ones(1, 1)
         state = torch.get_rng_state()
         try:
-            was_there = interrupted_at(step, body)
+            was_there = interrupted_at(step, body, STEPS, "put_back")
             was_interrupted = False
         except KeyboardInterrupt:
             was_there = was_interrupted = True

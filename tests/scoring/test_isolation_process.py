@@ -3,6 +3,7 @@
 import asyncio
 import builtins
 import gc
+import itertools
 import logging
 import os
 import signal
@@ -29,6 +30,7 @@ from lightning_zico import Candidate, ProcessExecutor, ScoreCard, ZeroShotSelect
 from lightning_zico.scoring import turns
 from lightning_zico.scoring.patches import watched
 from lightning_zico.scoring.process_state import kept_process_state
+from tests.interrupts import interrupted_at
 from tests.modules import Classifier, make_batches
 
 HOOKS = nn.modules.module
@@ -466,6 +468,33 @@ def test_the_users_own_ctrl_c_ends_ranking_and_keeps_what_is_done(build: Any, sw
         selector.rank({**GOOD, "interrupted": lambda: build(interrupted), "last": Classifier}, make_batches())
     assert list(selector.cards_) == list(GOOD)
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_ctrl_c_at_any_step_of_putting_the_process_back_ends_it_when_all_is_put_back() -> None:
+    def body() -> None:
+        with kept_process_state():
+            torch.set_default_dtype(torch.float64)
+            os.chdir("/")
+            HOOKS.register_module_forward_hook(doubled)
+            F.relu = torch.sin  # type: ignore[assignment]
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    files = ("scoring/process_state.py", "scoring/turns.py", "engine/interrupts.py")
+    before, relu, handlers = os.getcwd(), F.relu, [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    for step in itertools.count(1, 7):  # there are thousands
+        try:
+            was_there = interrupted_at(step, body, files, "end")
+            was_interrupted = False
+        except KeyboardInterrupt:
+            was_there = was_interrupted = True
+        assert was_interrupted == was_there, step
+        assert (torch.get_default_dtype(), os.getcwd(), F.relu) == (torch.float32, before, relu), step
+        assert not HOOKS._global_forward_hooks, step
+        assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers, step
+        if not was_there:
+            break
+    assert step > 50
+    assert score(Classifier(), make_batches(), proxies="zico")["zico"].value is not None
 
 
 def test_changes_are_named_until_they_are_put_back() -> None:
