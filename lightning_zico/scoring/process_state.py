@@ -395,8 +395,8 @@ def kept_process_state(keep_environment: bool = False) -> Iterator[ProcessState]
     """Restore what the body changes in the process; only one thread at a time runs such a body.
 
     Restored are torch's switches (default dtype and device, threads, precision, gradient, autocast, deterministic and
-    anomaly mode, backends, modes on its stacks), global hooks, replaced functions of torch, Lightning, NumPy and
-    Python, and Python's working directory, environment variables, ``sys.path``, standard streams, garbage collector,
+    anomaly mode, backends, modes on its stacks), global hooks, functions of torch, Lightning, NumPy and Python (see
+    `patches`), and Python's working directory, environment variables, ``sys.path``, standard streams, garbage collector,
     recursion limit, logging levels, warning filters, signal handlers and alarms. Random numbers are the task of
     `preserved_rng`.
 

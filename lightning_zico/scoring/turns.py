@@ -11,7 +11,7 @@ from types import FrameType
 _POLL_S = 1.0
 # How long a thread may wait for other threads before it counts as waiting for those that it started.
 _STUCK_S = 10.0
-# A turn is the scoring of one model.
+# A turn is the scoring of one model, or the training of one finalist.
 _LONGEST_TURN_S = 3600.0
 
 
@@ -62,7 +62,7 @@ class Turns:
                 )
             if now - self._began > _LONGEST_TURN_S:
                 raise RuntimeError(
-                    f"Another thread has been scoring one model for more than {_LONGEST_TURN_S / 60:.0f} minutes. "
+                    f"Another thread has been scoring or training one model for {_LONGEST_TURN_S / 60:.0f} minutes. "
                     'Threads that score take turns. To score models at the same time, pass `executor="processes"`.'
                 )
 
