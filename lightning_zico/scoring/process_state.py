@@ -396,9 +396,9 @@ def kept_process_state(keep_environment: bool = False) -> Iterator[ProcessState]
 
     Restored are torch's switches (default dtype and device, threads, precision, gradient, autocast, deterministic and
     anomaly mode, backends, modes on its stacks), global hooks, functions of torch, Lightning, NumPy and Python (see
-    `patches`), and Python's working directory, environment variables, ``sys.path``, standard streams, garbage collector,
-    recursion limit, logging levels, warning filters, signal handlers and alarms. Random numbers are the task of
-    `preserved_rng`.
+    `patches`), and Python's working directory, environment variables, ``sys.path``, standard streams, garbage
+    collector, recursion limit, logging levels, warning filters, signal handlers and alarms. Random numbers are the
+    task of `preserved_rng`.
 
     Args:
         keep_environment: See `ProcessState`.
