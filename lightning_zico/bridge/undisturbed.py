@@ -11,6 +11,7 @@ from typing import Any
 from torch.utils.data.dataloader import _BaseDataLoaderIter as _LoaderIter
 
 from lightning_zico.bridge.trainers import is_trainer
+from lightning_zico.engine.interrupts import finally_called
 from lightning_zico.engine.undo import Remembered
 from lightning_zico.errors import UnsupportedBatchError
 
@@ -47,7 +48,5 @@ def undisturbed(*roots: Any, readable_once: bool = True) -> Iterator[None]:
 
     reached = Remembered(is_open=is_open)
     reached.take(*roots)
-    try:
+    with finally_called(reached.put_back):
         yield
-    finally:
-        reached.put_back()

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from lightning_zico.engine.interrupts import finally_called
 from lightning_zico.engine.reads import globals_in
 from lightning_zico.engine.scope import is_plain
 from lightning_zico.engine.undo import MOST_BYTES, Remembered
@@ -31,7 +32,5 @@ def outside_put_back(module: nn.Module, step: Callable[..., Any]) -> Iterator[No
     outside = Remembered(is_open=is_open, seen=module.modules(), room=MOST_BYTES, most=_MOST_OBJECTS)
     # those that come last are looked into first
     outside.take(*globals_in(module, step), step)
-    try:
+    with finally_called(outside.put_back):
         yield
-    finally:
-        outside.put_back()

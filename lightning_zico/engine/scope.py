@@ -13,6 +13,7 @@ from enum import Enum
 from functools import lru_cache, partial
 from io import IOBase
 from multiprocessing.process import BaseProcess
+from queue import Queue
 from types import FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any, cast
 
@@ -21,17 +22,16 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
-from lightning_zico.engine.undo import (
-    Remembered,
+from lightning_zico.engine.interrupts import finally_called, uninterrupted
+from lightning_zico.engine.tensors import (
     copy_of,
     exchangeable,
     has_numbers,
-    has_slots,
     put_leaf_back,
-    refill,
     tensor_restorer,
     version_of,
 )
+from lightning_zico.engine.undo import Remembered, has_slots, refill
 
 
 @contextmanager
@@ -49,7 +49,8 @@ def preserved(module: nn.Module, *others: Any) -> Iterator[Callable[[], None]]:
     and of tensors with a history stand clones. Of tensors that plain objects hold, those of more than 16 MB are left
     as they are, unless they have the shape of a parameter.
 
-    Not looked into are classes, trainers, loggers, threads, and what shares a lock with them.
+    Not looked into are classes, trainers, loggers, threads, and what shares a lock with them, such as a queue that a
+    thread waits for.
 
     Args:
         module: See above.
@@ -73,11 +74,9 @@ def preserved(module: nn.Module, *others: Any) -> Iterator[Callable[[], None]]:
 def module_put_back(module: nn.Module, *others: Any, apart: Iterable[nn.Module] = ()) -> Iterator[Callable[[], None]]:
     """Like `preserved`, but without the random number generators and without some submodules."""
     state = _ModuleState(module, others, apart)
-    try:
+    with finally_called(state.put_back):
         state.exchange()
         yield state.reset
-    finally:
-        state.put_back()
 
 
 @contextmanager
@@ -88,12 +87,10 @@ def preserved_rng(seed: int | None = None) -> Iterator[None]:
         seed: Start the body from this seed; None goes on from the present state.
     """
     put_back_rng = rng_restorer()
-    try:
+    with finally_called(put_back_rng):
         if seed is not None:
             seed_all(seed)
         yield
-    finally:
-        put_back_rng()
 
 
 @contextmanager
@@ -117,9 +114,10 @@ def optimizers_put_back() -> Iterator[None]:
     try:
         yield
     finally:
-        handle.remove()
-        for container, contents in itertools.chain.from_iterable(saved.values()):
-            refill(container, contents)
+        with uninterrupted():
+            handle.remove()
+            for container, contents in itertools.chain.from_iterable(saved.values()):
+                refill(container, contents)
 
 
 def rng_restorer() -> Callable[[], None]:
@@ -136,16 +134,17 @@ def rng_restorer() -> Callable[[], None]:
     mps_state = torch.mps.get_rng_state() if torch.backends.mps.is_available() else None
 
     def put_back_rng() -> None:
-        random.setstate(python_state)
-        if numpy and numpy_state is not None:
-            numpy.random.set_state(numpy_state)
-        torch.set_rng_state(torch_state)
-        if cuda_states is not None:
-            torch.cuda.set_rng_state_all(cuda_states)
-        else:  # a GPU that was not in use starts, whenever that is, from the seed that torch had, not from the body's
-            torch.cuda.manual_seed_all(torch.initial_seed())
-        if mps_state is not None:
-            torch.mps.set_rng_state(mps_state)
+        with uninterrupted():
+            random.setstate(python_state)
+            if numpy and numpy_state is not None:
+                numpy.random.set_state(numpy_state)
+            torch.set_rng_state(torch_state)
+            if cuda_states is not None:
+                torch.cuda.set_rng_state_all(cuda_states)
+            else:  # a GPU that was not in use starts later from the seed that torch had, not from the body's
+                torch.cuda.manual_seed_all(torch.initial_seed())
+            if mps_state is not None:
+                torch.mps.set_rng_state(mps_state)
 
     return put_back_rng
 
@@ -352,13 +351,15 @@ def is_plain(obj: Any) -> bool:
     """Whether an object merely holds what it is given, so that putting it back disturbs nothing that is at work."""
     if not _holds(cast(Any, type(obj))):
         return False
+    if isinstance(obj, Queue):
+        return not any(getattr(obj, name)._waiters for name in ("not_empty", "not_full", "all_tasks_done"))
     attributes = getattr(obj, "__dict__", None)
     return not isinstance(attributes, dict) or not any(isinstance(value, _LOCKS) for value in attributes.values())
 
 
 @lru_cache(maxsize=4096)
 def _holds(kind: type) -> bool:
-    if issubclass(kind, _LINKS):
+    if issubclass(kind, (*_LINKS, Queue)):
         return True
     if issubclass(kind, (type, ModuleType, Enum, *_LIVE)):
         return False

@@ -11,6 +11,7 @@ from torch.func import functional_call
 from torch.nn.parameter import is_lazy
 
 from lightning_zico._typing import Batch, Buffers, Params, Step
+from lightning_zico.engine.interrupts import uninterrupted
 from lightning_zico.engine.observers import REENTRANT_CHECKPOINT, Watch, graph_of
 from lightning_zico.engine.scope import optimizers_put_back
 from lightning_zico.errors import NoGradientError, UnsupportedModuleError
@@ -123,10 +124,11 @@ class Stateless:
                         leaf.requires_grad_(name in trainable)
                 yield leaves, {name: leaf for name, leaf in leaves.items() if name not in own}
             finally:
-                for parameter, data, requires_grad in saved:
-                    parameter.data = data
-                    if parameter.requires_grad != requires_grad:
-                        parameter.requires_grad_(requires_grad)
+                with uninterrupted():
+                    for parameter, data, requires_grad in saved:
+                        parameter.data = data
+                        if parameter.requires_grad != requires_grad:
+                            parameter.requires_grad_(requires_grad)
 
     def run(self, tensors: Params, function: Callable[[], T], trainable: Collection[str] | None = None) -> T:
         """Like `call`, but with the module's own parameters; see `holding`."""

@@ -1,5 +1,6 @@
 """What objects hold, remembered and put back."""
 
+import array
 import copy
 import gc
 import itertools
@@ -15,10 +16,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer
 from torch.utils.data import DataLoader
 
+from lightning_zico.engine.interrupts import uninterrupted
+from lightning_zico.engine.tensors import has_numbers, tensor_restorer
 from lightning_zico.errors import NotPutBackError
 
 # A tensor or array that is larger (2 million indices as int64) holds samples, and is not looked after.
@@ -39,8 +41,9 @@ class Remembered:
     Reached are attributes, slots, elements of containers, bound methods, partial functions, closures, defaults of
     arguments, and what weak references point to; what stands in global variables or in classes is not. Generators of
     torch, NumPy and Python get their state back, objects the very attributes, containers the very elements in the same
-    order. Only what differs is written. Containers are read and written by the methods of the built-in class that
-    they derive from: a class of its own may forbid to change them, or do more than that.
+    order, byte and number arrays their content. Only what differs is written. Containers are read and written by the
+    methods of the built-in class that they derive from: a class of its own may forbid to change them, or do more than
+    that. No signal interrupts the undo, and a container keeps what it has if it cannot get back what it had.
 
     Args:
         is_open: Whether an object is looked into; it may raise. Containers, tensors, arrays and generators are not
@@ -83,11 +86,12 @@ class Remembered:
         Raises:
             NotPutBackError: If something could not be put back; everything else was.
         """
-        failures = self.undone()
+        with uninterrupted():
+            failures = self.undone()
         if failures:
             error = next((raised for _, raised in failures if not isinstance(raised, Exception)), failures[0][1])
             if not isinstance(error, Exception):
-                raise error  # such as a KeyboardInterrupt, after everything else was restored
+                raise error
             names = ", ".join(dict.fromkeys(type(obj).__name__ for obj, _ in failures))
             raise NotPutBackError(
                 f"{names} could not be restored to its state before scoring "
@@ -96,19 +100,15 @@ class Remembered:
 
     def undone(self) -> list[tuple[Any, BaseException]]:
         """Restore everything; return the objects for which that failed, with the errors."""
-        failures: list[tuple[Any, BaseException]] = []
         for attributes, saved in self.dicts:  # cheaper than to look whether they differ, as measured on a ResNet
             attributes.clear()
             attributes.update(saved)
         for container in self.empty:
             if container:
                 container.clear()
-        for obj, restore in self.restorers:
-            try:
-                restore()
-            except BaseException as error:
-                failures.append((obj, error))
-        return failures
+        failed = _failing(self.restorers)
+        # A key may have its hash only when its own attributes are back.
+        return [(obj, error) for obj, _, error in _failing((obj, restore) for obj, restore, _ in failed)]
 
     def walk(self) -> None:
         """Visit the objects that were found."""
@@ -168,6 +168,8 @@ class Remembered:
             name = "tensor"
         elif numpy and issubclass(kind, numpy.ndarray):
             name = "array"
+        elif issubclass(kind, bytearray | array.array):
+            name = "buffer"
         elif is_generator(kind):
             name = "generator"
         elif issubclass(kind, CellType):
@@ -190,6 +192,8 @@ class Remembered:
             self.scan(None, None, enumerate(_first(base.__iter__(value), own)), own)
         elif kind == "array":
             self._open_array(value)
+        elif kind == "buffer":
+            self._open_buffer(value)
         elif kind == "generator":
             restore = restorer_of(value)
             if restore is not None:
@@ -219,7 +223,9 @@ class Remembered:
     def _keep_contents(self, value: Any) -> tuple[Any, Any]:
         base = _base_of(_class(value))
         contents = _contents_of(base, value)
-        self.restorers.append((value, partial(_put_contents_back, base, value, contents)))
+        # A copy of a set knows the hashes, which the elements may have lost when they are put back.
+        filling = set(value) if base is set else contents
+        self.restorers.append((value, partial(_put_contents_back, base, value, contents, filling)))
         return base, contents
 
     def _open_container(self, value: Any, own: bool) -> None:
@@ -237,7 +243,7 @@ class Remembered:
         attributes = getattr(obj, "__dict__", None)
         if isinstance(attributes, dict) and id(attributes) not in self.seen:
             self.seen[id(attributes)] = attributes
-            self.restorers.append((obj, partial(_put_contents_back, dict, attributes, attributes.copy())))
+            self.restorers.append((obj, partial(_put_attributes_back, attributes, attributes.copy())))
             # The workers at work belong to training; what is read here comes from others.
             is_loader = isinstance(obj, DataLoader)
             items = [item for item in attributes.items() if not (is_loader and item[0] == "_iterator")]
@@ -262,14 +268,26 @@ class Remembered:
         self.room -= value.nbytes
         return True
 
-    def _open_array(self, array: Any) -> None:
+    def _open_array(self, view: Any) -> None:
         numpy = sys.modules["numpy"]
-        if array.dtype == object:
-            self.scan(None, None, enumerate(_first(array.flat, False)))
-        while not array.flags.writeable and isinstance(array.base, numpy.ndarray):
-            array = array.base  # where its numbers can be changed
-        if array.flags.writeable and self.fits(array):
-            self.restorers.append((array, partial(_put_array_back, array, array.copy())))
+        if view.dtype == object:
+            self.scan(None, None, enumerate(_first(view.flat, False)))
+        views = [view]  # up to that in which the numbers can be changed
+        while not views[-1].flags.writeable and isinstance(views[-1].base, numpy.ndarray):
+            views.append(views[-1].base)
+        owner = views[-1]
+        # Code may let itself write to an array that owns its memory.
+        if (owner.flags.writeable or owner.flags.owndata) and self.fits(owner):
+            flags = [(each, each.flags.writeable) for each in reversed(views)]
+            self.restorers.append((view, partial(_put_array_back, owner, owner.copy(), flags)))
+
+    def _open_buffer(self, value: Any) -> None:
+        """Remember the content of a ``bytearray`` or an ``array.array``."""
+        base: Any = bytearray if isinstance(value, bytearray) else array.array
+        num_bytes = memoryview(value).nbytes
+        if num_bytes <= min(MOST_BYTES, self.room):
+            self.room -= num_bytes
+            self.restorers.append((value, partial(_put_buffer_back, base, value, base.__getitem__(value, slice(None)))))
 
 
 def restorer_of(obj: Any) -> Callable[[], Any] | None:
@@ -303,115 +321,47 @@ def refill(container: Any, saved: Any) -> None:
     if base is list:
         list.__setitem__(container, slice(None), saved)
         return
+    fresh = saved if base is deque else base(saved)  # raises, while nothing is lost, if an element has no hash
     base.clear(container)
     if base is OrderedDict:  # whose `update` calls methods of the derived class
-        for key, value in saved.items():
+        for key, value in fresh.items():
             OrderedDict.__setitem__(container, key, value)
     elif base is deque:
         deque.extend(container, saved)
     else:
-        base.update(container, saved)
+        base.update(container, fresh)  # takes the hashes from there
 
 
-def tensor_restorer(tensor: Tensor) -> Callable[[], None]:
-    """Remember the numbers of a tensor, byte for byte, and what autograd knows of it."""
-    memory = _memory_of(tensor.data)
-    saved = memory.clone()
-    placed, is_leaf, requires_grad, version = tensor.data, tensor.is_leaf, tensor.requires_grad, version_of(tensor)
-
-    def put_back() -> None:
-        if (tensor.data_ptr(), tensor.shape, tensor.stride()) != (placed.data_ptr(), placed.shape, placed.stride()):
-            tensor.data = placed
-        if not _has_same_bytes(memory, saved):
-            with torch.inference_mode(memory.is_inference()), torch.no_grad():
-                memory.copy_(saved)
-        if is_leaf:
-            put_leaf_back(tensor, requires_grad, version)
-
-    return put_back
+def _failing(
+    restorers: Iterable[tuple[Any, Callable[[], Any]]],
+) -> list[tuple[Any, Callable[[], Any], BaseException]]:
+    """Call functions that put objects back, all of them; return those that raise."""
+    failed: list[tuple[Any, Callable[[], Any], BaseException]] = []
+    for obj, restore in restorers:
+        try:
+            restore()
+        except BaseException as error:
+            failed.append((obj, restore, error))
+    return failed
 
 
-def put_leaf_back(tensor: Tensor, requires_grad: bool, version: int) -> None:
-    """Let autograd know no more of a leaf than it did, which has the numbers that it had."""
-    if not tensor.is_leaf:
-        tensor.detach_()
-    if tensor.requires_grad != requires_grad:
-        tensor.requires_grad_(requires_grad)
-    if version_of(tensor) != version:
-        _set_version(tensor, version)
+def _put_array_back(owner: Any, saved: Any, flags: list[tuple[Any, bool]]) -> None:
+    """Restore the numbers of an array, then whether it and its views can be written to, views last."""
+    if (owner.shape, owner.dtype) != (saved.shape, saved.dtype):
+        owner.dtype = saved.dtype
+        owner.shape = saved.shape
+    if owner.tobytes() != saved.tobytes():
+        if not owner.flags.writeable:
+            owner.flags.writeable = True
+        owner[...] = saved
+    for view, is_writeable in flags:
+        if view.flags.writeable != is_writeable:
+            view.flags.writeable = is_writeable
 
 
-def version_of(tensor: Tensor) -> int:
-    """Return how often autograd saw a tensor change; -1 if its changes are not counted."""
-    try:
-        return tensor._version
-    except (RuntimeError, ValueError):  # made in inference mode, or not yet initialised
-        return -1
-
-
-def _set_version(tensor: Tensor, version: int) -> None:
-    """Set what `version_of` returns, for a tensor that has the numbers it had at that version."""
-    set_counter: Any = torch._C._autograd._unsafe_set_version_counter
-    try:
-        set_counter((tensor,), (version,))
-    except TypeError:  # torch 2.5 takes one tensor
-        set_counter(tensor, version)
-
-
-def has_numbers(tensor: Tensor) -> bool:
-    """Whether a tensor has numbers of its own that can be read and written where they are."""
-    return not is_lazy(tensor) and tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_nested)
-
-
-def exchangeable(tensor: Tensor) -> bool:
-    """Whether a tensor can have other memory for a while."""
-    if is_lazy(tensor) or tensor.is_inference() or not tensor.is_leaf or tensor._is_view():
-        return False
-    return type(tensor.data) is Tensor
-
-
-def copy_of(tensor: Tensor) -> Tensor:
-    """Copy a tensor with its strides, so that one that was expanded stays so."""
-    data = tensor.detach()
-    if data.layout != torch.strided or not _overlaps(data):
-        return data.clone()
-    return _memory_of(data).clone().as_strided(data.size(), data.stride(), 0)
-
-
-def _memory_of(data: Tensor) -> Tensor:
-    """View the memory of a tensor, each place once."""
-    if data.layout != torch.strided or not _overlaps(data):
-        return data
-    span = 1 + sum((size - 1) * stride for size, stride in zip(data.shape, data.stride(), strict=True))
-    return data.as_strided((span,), (1,))
-
-
-def _overlaps(data: Tensor) -> bool:
-    if data.is_contiguous() or not data.numel():
-        return False
-    room = 1  # elements that the dimensions so far reach over
-    for stride, size in sorted((s, n) for n, s in zip(data.shape, data.stride(), strict=True) if n > 1):
-        if stride < room:
-            return True
-        room = stride * (size - 1) + room
-    return False
-
-
-def _has_same_bytes(first: Tensor, second: Tensor) -> bool:
-    if first.layout != torch.strided or first.is_quantized:
-        return torch.equal(first, second)
-    views = [tensor.detach().resolve_conj().resolve_neg().reshape(-1) for tensor in (first, second)]
-    return torch.equal(*(view.view(torch.uint8) for view in views))
-
-
-def _put_array_back(array: Any, saved: Any) -> None:
-    if (array.shape, array.dtype) != (saved.shape, saved.dtype):
-        array.dtype = saved.dtype
-        array.shape = saved.shape
-    if array.tobytes() != saved.tobytes():
-        if not array.flags.writeable:
-            array.flags.writeable = True
-        array[...] = saved
+def _put_buffer_back(base: Any, value: Any, saved: Any) -> None:
+    if memoryview(value).tobytes() != memoryview(saved).tobytes():
+        base.__setitem__(value, slice(None), saved)
 
 
 @lru_cache(maxsize=4096)
@@ -420,6 +370,8 @@ def _base_of(kind: type) -> Any:
 
 
 def _contents_of(base: Any, container: Any) -> Any:
+    if base is dict and _class(container).__iter__ is dict.__iter__:
+        return dict.copy(container)  # with the hashes that it knows, whatever its keys say today
     return dict(base.items(container)) if issubclass(base, dict) else list(base.__iter__(container))
 
 
@@ -430,9 +382,13 @@ def _is_same(base: Any, container: Any, saved: Any) -> bool:
     return not isinstance(saved, dict) or all(map(operator.is_, base.values(container), saved.values()))
 
 
-def _put_contents_back(base: Any, container: Any, saved: Any) -> None:
+def _put_contents_back(base: Any, container: Any, saved: Any, filling: Any) -> None:
     if not _is_same(base, container, saved):  # else somebody may be reading it
-        refill(container, saved)
+        refill(container, filling)
+
+
+def _put_attributes_back(attributes: dict[str, Any], saved: dict[str, Any]) -> None:
+    _put_contents_back(dict, attributes, saved, saved)
 
 
 def _first(elements: Iterable[Any], own: bool) -> Iterable[Any]:

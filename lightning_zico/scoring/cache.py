@@ -3,6 +3,7 @@
 import hashlib
 import os
 import sqlite3
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, closing, contextmanager, suppress
@@ -28,8 +29,10 @@ _CLAIMS = "CREATE TABLE claims (candidate TEXT PRIMARY KEY, owner TEXT NOT NULL,
 _SCHEMA = {"scores": ("table", _SCORES), "claims": ("table", _CLAIMS)}
 # A write takes milliseconds; a longer wait is for a process that hangs.
 BUSY_TIMEOUT_S = 60
-# An older claim no longer holds: its owner hangs, or was killed where that cannot be seen from here.
+# A claim not renewed for this long no longer holds: its owner hangs, or was killed where that cannot be seen from here.
 LEASE_S = 1800
+# A claim is not renewed for longer: nobody waits for ever for an owner that hangs.
+LONGEST_CLAIM_S = 24 * 3600
 
 Keep: TypeAlias = Callable[[Mapping[str, str]], None]
 
@@ -104,7 +107,8 @@ class SQLiteCache:
     scoring: a read took 0.3 ms, and a write 20 ms on a slow disk, most of it waiting until the data is safe.
 
     Before a process scores a candidate, it claims it in the file (`owners.Owner`), so that others do not score it too.
-    The claim of a process that is gone, or a claim older than half an hour, no longer holds.
+    A claim is renewed while its process scores, for a day at most. The claim of a process that is gone no longer holds,
+    nor does one that was not renewed for half an hour.
 
     Args:
         path: Path of the file. A missing file is created, completely or not at all; its folder must exist.
@@ -181,7 +185,8 @@ class SQLiteCache:
                     yield None
                     return
                 try:
-                    yield kept.update
+                    with self._renewed(candidate, owner):
+                        yield kept.update
                 finally:
                     with _transaction(connection):
                         _insert(connection, candidate, kept)
@@ -189,6 +194,26 @@ class SQLiteCache:
                         connection.execute("DELETE FROM claims WHERE candidate = ? AND owner = ?", claim)
         finally:
             end_run(owner)
+
+    @contextmanager
+    def _renewed(self, candidate: str, owner: Owner) -> Iterator[None]:
+        """Renew a claim while the body runs, in another thread."""
+        ended = threading.Event()
+        thread = threading.Thread(target=self._renew, args=(candidate, owner, ended), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join(BUSY_TIMEOUT_S)
+
+    def _renew(self, candidate: str, owner: Owner, ended: threading.Event) -> None:
+        until = time.monotonic() + LONGEST_CLAIM_S
+        while not ended.wait(LEASE_S / 3) and time.monotonic() < until:
+            # The thread that scores reports a file that cannot be used.
+            with suppress(CacheError), self._opened("rw") as connection:
+                renewed = time.time(), candidate, owner.to_json()
+                connection.execute("UPDATE claims SET since = ? WHERE candidate = ? AND owner = ?", renewed)
 
     def is_claimed(self, candidate: str) -> bool:
         """Whether a live run is scoring a candidate.
@@ -279,6 +304,11 @@ class SQLiteCache:
             # Python raises this very class for SQLITE_CORRUPT and SQLITE_NOTADB, and for nothing else.
             if type(error) is sqlite3.DatabaseError:
                 raise CacheError(self._damaged(str(error))) from error
+            if not self.path.exists():
+                raise CacheError(
+                    f"'{self.path}' was deleted or moved while it was in use, perhaps by a candidate. Restore it, or "
+                    "run again to score into a new file."
+                ) from error
             raise CacheError(
                 f"'{self.path}' cannot be used: {error}. Check that the file exists, that it and its folder are "
                 "writable, and that the disk has space; then run again. Stored scores are not computed again."

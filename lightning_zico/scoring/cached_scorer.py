@@ -32,7 +32,7 @@ from lightning_zico.results import NOT_APPLICABLE, Score, ScoreCard
 from lightning_zico.scoring.cache import ClaimingCache, Keep, ScoreCache
 from lightning_zico.scoring.executors.base import Executor, Job
 from lightning_zico.scoring.fingerprint import fingerprint, surroundings
-from lightning_zico.scoring.process_state import ProcessState
+from lightning_zico.scoring.process_state import ProcessState, one_ranking
 from lightning_zico.scoring.reasons import STEP_FAILS
 from lightning_zico.scoring.scorer import Scorer
 
@@ -284,7 +284,7 @@ def score_jobs(
                     yield job, found
 
     while True:
-        with closing(executor.run(scorers, offered(jobs))) as coming:
+        with one_ranking(), closing(executor.run(scorers, offered(jobs))) as coming:
             for job, card in coming:
                 if isinstance(card, Claimed):
                     claimed.append((job, card))

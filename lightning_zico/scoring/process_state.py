@@ -5,29 +5,21 @@ change every number after its own. `kept_process_state` wraps building and scori
 restores what differs afterwards.
 """
 
-import builtins
-import copy
 import gc
 import logging
-import math
 import os
-import pickle
-import random
 import signal
 import sys
 import threading
-import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cache, partial
-from operator import is_, itemgetter
-from types import FrameType, ModuleType
+from functools import partial
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn.modules import module as hooks_of_modules
 from torch.optim import optimizer as hooks_of_optimizers
 from torch.overrides import _get_current_function_mode_stack
@@ -36,18 +28,15 @@ from torch.overrides import _push_mode as _push_function_mode
 from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack, _pop_mode, _push_mode
 
+from lightning_zico.engine.interrupts import SignalWatch, finally_called, uninterrupted
 from lightning_zico.engine.undo import refill
+from lightning_zico.scoring.patches import Originals, undo
+from lightning_zico.scoring.turns import Turns
 
 # Two candidates at once would see each other's switches, so the second thread waits.
-_ONE_AT_A_TIME = threading.RLock()
-# torch's compiler replaces functions of torch when it is first used, and needs these replacements.
-_OF_COMPILER = ("torch._dynamo", "torch._inductor")
+_TURNS = Turns()
 _UNREADABLE = object()
 _ENVIRONMENT = "environment variables"
-# Signals with which users, systems and tests end or interrupt a process.
-_SIGNALS = [
-    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK", "SIGALRM") if hasattr(signal, name)
-]
 
 _is_tainted = False
 _entered: list[Any] = []
@@ -263,6 +252,7 @@ _OF_PYTHON = (
     Switch("warning filters", lambda: list(warnings.filters), _set_filters),
     *([Switch("alarm", _timer, _set_timer)] if hasattr(signal, "setitimer") else []),
 )
+_NAMES_OF_PYTHON = {switch.name for switch in _OF_PYTHON}
 # Tables of global hooks. Other records that torch keeps of a hook stay when it is removed, and have no effect.
 _HOOK_TABLES = {
     f"{owner.__name__}.{name}": table
@@ -281,88 +271,57 @@ def switches() -> tuple[Any, ...]:
     )
 
 
-@cache
-def _patchable() -> list[tuple[Any, list[str], Callable[[Any], tuple[Any, ...]]]]:
-    """List modules and classes whose functions candidates might replace, the functions' names, and a reader of all."""
-    packages = [sys.modules[name] for name in ("lightning.pytorch", "pytorch_lightning") if name in sys.modules]
-    owners: list[Any] = [torch, nn, nn.functional, nn.init, nn.utils, torch.linalg, torch.fft, torch.special]
-    owners += [torch.autograd, torch.func, torch.optim, torch.cuda, torch.utils.data, np, np.random]
-    owners += [builtins, copy, math, os, pickle, random, time]
-    owners += [torch.Tensor, torch.autograd.Function, *(each.LightningModule for each in packages)]
-    owners += [
-        value
-        for holder in (nn, torch.optim, torch.utils.data)
-        for value in vars(holder).values()
-        if isinstance(value, type)
-    ]
-    named = (
-        (owner, [name for name, value in vars(owner).items() if _is_function(owner, name, value)]) for owner in owners
-    )
-    return [(owner, names, itemgetter(*names)) for owner, names in named if len(names) > 1]
-
-
-def _are_same(owner: Any, read: Callable[[Any], tuple[Any, ...]], functions: tuple[Any, ...]) -> bool:
-    try:
-        return all(map(is_, read(vars(owner)), functions))
-    except KeyError:  # one was deleted
-        return False
-
-
-def _is_function(owner: Any, name: str, value: Any) -> bool:
-    if name == "Storage":  # torch's, which follows the default dtype
-        return False
-    # Modules are imported into others under private names; what a class holds, it holds for good.
-    is_watched = isinstance(owner, type) or not name.startswith("_") or (name.startswith("__") and name.endswith("__"))
-    return is_watched and (callable(value) or isinstance(value, classmethod))
-
-
-def _hides(owner: type, name: str) -> bool:
-    """Whether an attribute of a class overrides one of its bases."""
-    return _is_function(owner, name, vars(owner)[name]) and any(name in vars(base) for base in owner.__mro__[1:])
-
-
 class ProcessState:
     """The recorded state of the process, to be restored.
 
     Args:
         keep_environment: Do not restore environment variables, which launchers of distributed training use to find each
             other.
+        originals: The functions as they are; None to look.
     """
 
-    def __init__(self, keep_environment: bool = False) -> None:
+    def __init__(self, keep_environment: bool = False, originals: Originals | None = None) -> None:
         switches = [*_OF_NUMBERS, *_OF_PASSES, *_OF_PYTHON]
         self._values = [
             (each, each.value()) for each in switches if not (keep_environment and each.name == _ENVIRONMENT)
         ]
         self._hooks = [dict(table) for table in _HOOK_TABLES.values()]
-        self._functions = [read(vars(owner)) for owner, _, read in _patchable()]
-        self._names = [set(vars(owner)) if isinstance(owner, type) else set() for owner, _, _ in _patchable()]
-        self._handlers: dict[int, Any] = {}
-        self._interrupt: BaseException | None = None
+        self.originals = Originals() if originals is None else originals
+        self.watch = SignalWatch()
 
     def changed(self) -> list[str]:
         """List the settings that numbers depend on and that differ from before."""
-        of_python = {switch.name for switch in _OF_PYTHON}
-        return [name for name in self._different() if name not in of_python]
+        return [name for name in self._different() if name not in _NAMES_OF_PYTHON]
+
+    def put_numbers_back(self) -> list[str]:
+        """Restore what numbers depend on and what differs from before, and list it."""
+        changed = self.changed()
+        if changed:
+            for switch, value in list(self._switched()):
+                if switch.name not in _NAMES_OF_PYTHON:
+                    _write(switch, value)
+            self._put_functions_back()
+        return changed
 
     def put_back(self) -> list[str]:
         """Restore what differs from before, and list what could not be restored."""
-        switched, hooked, replaced = list(self._switched()), self._hooked(), self._replaced()
+        switched, hooked, patches = list(self._switched()), self._hooked(), self.originals.patches()
         for switch, value in switched:
-            with suppress(Exception):
-                switch.write(value)
-        for table, hooks in hooked:
+            _write(switch, value)
+        if hooked or patches:
+            self._put_functions_back()
+        return self._different() if switched or hooked or patches else []
+
+    def _put_functions_back(self) -> None:
+        for table, hooks in self._hooked():
             refill(table, hooks)
-        for owner, name, function in replaced:
-            with suppress(Exception):
-                delattr(owner, name) if function is None else setattr(owner, name, function)
-        return self._different() if switched or hooked or replaced else []
+        undo(self.originals.patches())
 
     def _different(self) -> list[str]:
         return [
             *(switch.name for switch, _ in self._switched()),
             *(["global hooks"] if self._hooked() else []),
-            *(f"`{_name_of(owner)}.{name}`" for owner, name, _ in self._replaced()),
+            *(patch.name for patch in self.originals.patches()),
         ]
 
     def _switched(self) -> Iterator[tuple[Switch, Any]]:
@@ -374,62 +333,56 @@ class ProcessState:
         pairs = zip(_HOOK_TABLES.values(), self._hooks, strict=True)
         return [(table, hooks) for table, hooks in pairs if not (list(table) == list(hooks) and table == hooks)]
 
-    def _replaced(self) -> list[tuple[Any, str, Any]]:
-        """List the functions that were replaced: owner, name, and the original function, or None if there was none."""
-        found = [
-            (owner, name, function)
-            for (owner, names, read), functions in zip(_patchable(), self._functions, strict=True)
-            if not _are_same(owner, read, functions)
-            for name, function in zip(names, functions, strict=True)
-            if (now := vars(owner).get(name)) is not function and not _is_profiled(now, function)
-        ]
-        found += [
-            (owner, name, None)
-            for (owner, _, _), names in zip(_patchable(), self._names, strict=True)
-            if names and len(vars(owner)) > len(names)
-            for name in vars(owner).keys() - names
-            if _hides(owner, name)
-        ]
-        return [each for each in found if not _is_of_compiler(vars(each[0]).get(each[1]))]
-
-    def watch_signals(self) -> None:
-        """Record what signal handlers raise, such as a KeyboardInterrupt at Ctrl-C."""
-        self._handlers = {number: signal.getsignal(number) for number in _SIGNALS}
-        for number, handler in self._handlers.items():
-            if callable(handler):
-                signal.signal(number, partial(self._handle, handler))
-
-    def unwatch_signals(self) -> None:
-        """Restore the handlers; those not installed from Python stay."""
-        for number, handler in self._handlers.items():
-            if handler is not None:
-                signal.signal(number, handler)
-
-    def _handle(self, handler: Callable[[int, FrameType | None], Any], number: int, frame: FrameType | None) -> None:
-        try:
-            handler(number, frame)
-        except BaseException as raised:
-            if not isinstance(raised, Exception):
-                self._interrupt = raised
-            raise
-
     def raise_interrupt(self) -> None:
         """Raise what a signal handler raised: the user, not a candidate, ended the ranking."""
-        if self._interrupt is not None:
-            raise self._interrupt
+        if self.watch.raised is not None:
+            raise self.watch.raised
 
 
-def _is_profiled(step: Any, before: Any) -> bool:
-    """Whether a function is an optimiser's ``step``, which torch wraps when the first optimiser is created."""
-    return getattr(step, "hooked", False) and getattr(step, "__wrapped__", None) is before
+def _write(switch: Switch, value: Any) -> None:
+    with suppress(Exception):
+        switch.write(value)
 
 
-def _is_of_compiler(function: Any) -> bool:
-    return str(getattr(function, "__module__", "")).startswith(_OF_COMPILER)
+class _Ranking(threading.local):
+    """The ranking that runs in a thread, and the state that its first candidate found."""
+
+    is_on = False
+    state: ProcessState | None = None
 
 
-def _name_of(owner: Any) -> str:
-    return owner.__name__ if not isinstance(owner, type) else f"{owner.__module__.partition('.')[0]}.{owner.__name__}"
+_ranking = _Ranking()
+
+
+@contextmanager
+def one_ranking() -> Iterator[None]:
+    """Let each candidate that is scored in the body find the settings that the first one found.
+
+    Candidates may leave threads or objects behind that change these settings later, between two candidates.
+    """
+    before = _ranking.is_on, _ranking.state
+    _ranking.is_on, _ranking.state = True, None
+    try:
+        yield
+    finally:
+        _ranking.is_on, _ranking.state = before
+
+
+def _recorded(keep_environment: bool) -> ProcessState:
+    """Record the state of the process before a candidate, after undoing what earlier ones changed since."""
+    first = _ranking.state
+    if first is None:
+        state = ProcessState(keep_environment)
+        _ranking.state = state if _ranking.is_on else None
+        return state
+    changed = first.put_numbers_back()
+    if changed:
+        warnings.warn(
+            f"{', '.join(changed)} changed between two candidates, by a thread or an object that an earlier one left "
+            "behind. It was put back. To keep candidates apart, score them in processes of their own.",
+            stacklevel=2,
+        )
+    return ProcessState(keep_environment, first.originals)
 
 
 def is_tainted() -> bool:
@@ -442,10 +395,10 @@ def kept_process_state(keep_environment: bool = False) -> Iterator[ProcessState]
     """Restore what the body changes in the process; only one thread at a time runs such a body.
 
     Restored are torch's switches (default dtype and device, threads, precision, gradient, autocast, deterministic and
-    anomaly mode, backends, modes on its stacks), global hooks, replaced functions of torch, Lightning, NumPy and
-    Python, and Python's working directory, environment variables, ``sys.path``, standard streams, garbage collector,
-    recursion limit, logging levels, warning filters, signal handlers and alarms. Random numbers are the task of
-    `preserved_rng`.
+    anomaly mode, backends, modes on its stacks), global hooks, functions of torch, Lightning, NumPy and Python (see
+    `patches`), and Python's working directory, environment variables, ``sys.path``, standard streams, garbage
+    collector, recursion limit, logging levels, warning filters, signal handlers and alarms. Random numbers are the
+    task of `preserved_rng`.
 
     Args:
         keep_environment: See `ProcessState`.
@@ -456,17 +409,21 @@ def kept_process_state(keep_environment: bool = False) -> Iterator[ProcessState]
 
     Raises:
         BaseException: The exception that a signal handler raised, such as a KeyboardInterrupt.
+        RuntimeError: If another thread does not end its turn, see `Turns`.
     """
-    global _is_tainted
-    with _ONE_AT_A_TIME:
-        state = ProcessState(keep_environment)
+    with _TURNS.turn() as is_outermost:
+        state = _recorded(keep_environment) if is_outermost else ProcessState(keep_environment)
         in_main_thread = threading.current_thread() is threading.main_thread()
-        if in_main_thread:
-            state.watch_signals()
-        try:
-            yield state
-        finally:
+
+        def end() -> None:
+            global _is_tainted
+            with uninterrupted():
+                _is_tainted = bool(state.put_back()) or _is_tainted
+                if in_main_thread:
+                    state.watch.stop()
+
+        with finally_called(end):
             if in_main_thread:
-                state.unwatch_signals()
-            _is_tainted = bool(state.put_back()) or _is_tainted
-            state.raise_interrupt()
+                state.watch.start()
+            yield state
+        state.raise_interrupt()

@@ -2,11 +2,15 @@
 
 import operator
 import random
+import signal
+import threading
 import weakref
+from array import array
 from collections import Counter, OrderedDict, UserDict, UserList, defaultdict, deque, namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from queue import LifoQueue, PriorityQueue, Queue
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
@@ -21,6 +25,7 @@ from lightning_zico import ZeroShotSelector
 from lightning_zico.bridge.undisturbed import undisturbed
 from lightning_zico.engine.scope import preserved
 from lightning_zico.errors import NotPutBackError
+from tests.interrupts import interrupted_at
 from tests.modules import Classifier, make_batches
 
 Look = Callable[[], Any]
@@ -293,7 +298,25 @@ def array_of(make: Callable[[], Any], world: World, child: Callable[[], Any]) ->
         lambda: (owner.tobytes(), made.tobytes(), made.shape, made.flags.writeable, owner.flags.writeable),
         lambda: operator.setitem(made, slice(None), 3),
         lambda: operator.setitem(owner, slice(None), 3),
+        *(partial(setattr, each.flags, "writeable", flag) for each in (owner, made) for flag in (True, False)),
     )
+
+
+def buffer_of(make: Callable[[], Any], world: World, child: Callable[[], Any]) -> Any:
+    made = make()
+    changes = [lambda: made.append(9), made.pop, made.reverse, lambda: operator.setitem(made, 0, 7)]
+    return world.adds(made, lambda: bytes(made), *changes)
+
+
+def of_queue(kind: Any, world: World, child: Callable[[], Any]) -> Any:
+    made = kind()
+    made.put_nowait((1, child()))
+    made.put_nowait((2, child()))
+
+    def look() -> Any:
+        return ids(made.queue), made.unfinished_tasks, made.maxsize
+
+    return world.adds(made, look, made.get_nowait, made.task_done, lambda: made.put_nowait((0, 0)), made.queue.clear)
 
 
 def read_only(array: Any) -> Any:
@@ -361,6 +384,9 @@ LEAVES: tuple[Callable[[World, Callable[[], Any]], Any], ...] = (
     partial(array_of, lambda: np.array([1.0, float("nan")])),
     partial(array_of, lambda: read_only(np.array([1.0, float("nan")]))),
     partial(array_of, lambda: read_only(np.arange(6.0)[::2])),
+    partial(array_of, lambda: read_only(np.arange(6.0))[::2]),
+    partial(buffer_of, lambda: bytearray(b"abc")),
+    partial(buffer_of, lambda: array("d", [1.0, float("nan")])),
 )
 NESTS: tuple[Callable[[World, Callable[[], Any]], Any], ...] = (
     *(partial(of_dict, kind, dict) for kind in (dict, ImmutableDict, Counter)),
@@ -374,6 +400,7 @@ NESTS: tuple[Callable[[World, Callable[[], Any]], Any], ...] = (
     of_view,
     *(partial(of_attributes, make) for make in (Frozen, FrozenSlots, lambda held: SimpleNamespace(held=held), Bound)),
     of_slots,
+    *(partial(of_queue, kind) for kind in (Queue, LifoQueue, PriorityQueue)),
     of_closure,
     of_method,
     *(partial(of_link, kind) for kind in (weakref.ref, lambda held: partial(repr, held), lambda held: lambda: held)),
@@ -444,6 +471,113 @@ def test_a_module_that_cannot_be_put_back_is_a_row_with_the_reason() -> None:
     assert [row["name"] for row in leaderboard] == ["good", "bad"]
     assert "NotPutBackError" in leaderboard.errors["bad"]
     assert "Stubborn" in leaderboard.errors["bad"]
+
+
+class Named:
+    """Has a hash only while it has a name."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Named) and self.name == other.name
+
+
+def test_a_container_gets_back_elements_that_lost_their_hash() -> None:
+    module = nn.Linear(1, 1)
+    first, second = Named("first"), Named("second")
+    module.set, module.dict = {first, second}, {first: 1, second: 2}
+    module.ordered, module.default = OrderedDict(module.dict), defaultdict(int, module.dict)
+    with preserved(module):
+        for container in (module.set, module.dict, module.ordered, module.default):
+            container.clear()
+            container |= {"other"} if container is module.set else {"other": 1}
+        del first.name, second.name
+    assert first.name, second.name
+    assert module.set == {first, second}
+    assert all(held == {first: 1, second: 2} for held in (module.dict, module.ordered, module.default))
+
+
+def test_a_container_that_cannot_get_back_what_it_had_keeps_what_it_has() -> None:
+    class Fickle(str):
+        has_hash = True
+        __slots__ = ()
+
+        def __hash__(self) -> int:
+            if not Fickle.has_hash:  # of the class, which is not put back
+                raise TypeError("no hash")
+            return 1
+
+    module = nn.Linear(1, 1)
+    module.held, module.other = OrderedDict([(Fickle("a"), 1)]), {"b": 2}
+
+    def spoil() -> None:
+        with preserved(module):
+            module.held["c"] = 3
+            module.other.clear()
+            Fickle.has_hash = False
+
+    with pytest.raises(NotPutBackError, match=r"^OrderedDict could not be restored"):
+        spoil()
+    Fickle.has_hash = True
+    assert list(module.held.items()) == [("a", 1), ("c", 3)]
+    assert module.other == {"b": 2}
+
+
+def test_a_queue_that_a_thread_waits_for_is_left_to_it() -> None:
+    module, taken = nn.Linear(1, 1), []
+    module.held = Queue()
+    thread = threading.Thread(target=lambda: taken.append(module.held.get()))
+    thread.start()
+    while not module.held.not_empty._waiters:
+        pass
+    with preserved(module):
+        module.held.put("something")
+        thread.join()
+    assert taken == ["something"]
+    assert not module.held.qsize()
+
+
+STEPS = ("engine/undo.py", "engine/scope.py", "engine/interrupts.py")
+
+
+def test_ctrl_c_at_any_step_of_the_undo_ends_the_body_when_all_is_put_back() -> None:
+    def body() -> None:
+        with preserved(module):
+            module.held.clear()
+            module.items.add(5)
+            module.held_array[:] = 7
+            module.weight.grad = None
+            module.eval()
+            module.hidden[0].weight.data.fill_(9)
+            module.attribute = 1
+            torch.rand(1)
+
+    for step in range(1, 10_000):
+        torch.manual_seed(0)
+        module = nn.Linear(1, 1)
+        module.held, module.items, module.held_array = OrderedDict(a=1, b=2), {1, 2}, np.zeros(2)
+        module.hidden = [nn.Linear(1, 1)]
+        module.hidden[0].weight.data.fill_(1)
+        module.weight.grad = gradient = torch.ones(1, 1)
+        state = torch.get_rng_state()
+        try:
+            was_there = interrupted_at(step, body, STEPS, "put_back")
+            was_interrupted = False
+        except KeyboardInterrupt:
+            was_there = was_interrupted = True
+        assert was_interrupted == was_there, step
+        assert (module.held, module.items, list(module.held_array)) == ({"a": 1, "b": 2}, {1, 2}, [0, 0]), step
+        assert (module.training, module.hidden[0].weight.item(), hasattr(module, "attribute")) == (True, 1, False)
+        assert module.weight.grad is gradient
+        assert torch.equal(torch.get_rng_state(), state), step
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        if not was_there:
+            break
+    assert step > 50
 
 
 def test_nothing_that_did_not_change_is_written() -> None:

@@ -3,13 +3,13 @@
 import json
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing
 from pathlib import Path
 
 import pytest
 
-from lightning_zico import Candidate, owners
+from lightning_zico import Candidate, ZeroShotSelector, owners
 from lightning_zico.errors import CacheError
 from lightning_zico.proxies import resolve_proxies
 from lightning_zico.scoring import SerialExecutor, SQLiteCache, cache
@@ -83,6 +83,46 @@ def test_a_claim_from_elsewhere_holds_as_long_as_its_lease(
     monkeypatch.setattr(cache.time, "time", lambda: now + later_s)
     assert is_mine(kept)
     held.__exit__(None, None, None)
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    until = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_a_claim_is_renewed_while_its_owner_scores(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def since() -> float:
+        with closing(sqlite3.connect(path)) as connection:
+            return float(connection.execute("SELECT since FROM claims").fetchone()[0])
+
+    monkeypatch.setattr(cache, "LEASE_S", 2)
+    kept = SQLiteCache(path)
+    with kept.claim("candidate"):
+        begun = since()
+        wait_until(lambda: since() > begun + cache.LEASE_S)
+        assert not is_mine(SQLiteCache(path))
+    assert is_mine(kept)
+
+
+def test_a_claim_is_not_renewed_for_ever(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "LEASE_S", 0.5)
+    monkeypatch.setattr(cache, "LONGEST_CLAIM_S", 0)
+    with SQLiteCache(path).claim("candidate"):
+        wait_until(lambda: is_mine(SQLiteCache(path)))
+
+
+def test_a_file_that_a_candidate_deletes_ends_the_ranking_and_loses_no_score(path: Path) -> None:
+    def deleting() -> Classifier:
+        for file in list(path.parent.iterdir()):
+            file.unlink()
+        return Classifier()
+
+    selector = ZeroShotSelector(proxies="params", cache=path, enable_progress_bar=False)
+    with pytest.raises(CacheError, match="was deleted or moved while it was in use"):
+        selector.rank({"first": Classifier, "deleting": deleting, "last": Classifier}, make_batches())
+    assert [row["name"] for row in selector.leaderboard_] == ["first"]
 
 
 def test_a_file_without_claims_is_read_and_then_has_them(path: Path) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import builtins
 import gc
+import itertools
 import logging
 import os
 import signal
@@ -12,6 +13,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -24,8 +26,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.data import DataLoader
 
-from lightning_zico import ProcessExecutor, ScoreCard, ZeroShotSelector, ZiCoCallback, score
-from lightning_zico.scoring.process_state import _patchable, kept_process_state
+from lightning_zico import Candidate, ProcessExecutor, ScoreCard, ZeroShotSelector, ZiCoCallback, score
+from lightning_zico.scoring import turns
+from lightning_zico.scoring.patches import watched
+from lightning_zico.scoring.process_state import kept_process_state
+from tests.interrupts import interrupted_at
 from tests.modules import Classifier, make_batches
 
 HOOKS = nn.modules.module
@@ -52,6 +57,18 @@ def patched(owner: Any, name: str, value: Any) -> tuple[Callable[[], Any], Calla
 def entered(mode: Any, kept: Any = []) -> None:  # noqa: B006  # for good, as a module may keep it
     kept.append(mode)
     mode.__enter__()
+
+
+kernels: list[Any] = []
+
+
+def registered(operator: str, function: Callable[..., Any]) -> Any:
+    """Register a kernel, for as long as somebody holds what is returned."""
+    library = torch.library.Library("aten", "IMPL")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch says that it replaces one
+        library.impl(operator, function, "CPU")
+    return library
 
 
 def no_denormals() -> bool:
@@ -109,6 +126,20 @@ MEDDLERS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
         lambda: torch._C._autograd._saved_tensors_hooks_get_disabled_error_message(),
     ),
     "initialisation": patched(nn.init, "kaiming_uniform_", lambda tensor, **_: tensor),
+    "code": (
+        lambda: setattr(F.relu, "__code__", (lambda x, inplace=False: torch.sin(x)).__code__),
+        lambda: F.relu(torch.ones(1)).item(),
+    ),
+    "defaults": (lambda: setattr(F.relu, "__defaults__", (True,)), lambda: F.relu.__defaults__),
+    "defaults of keywords": (
+        lambda: (nn.Module.register_forward_hook.__kwdefaults__ or {}).update(prepend=True),
+        lambda: dict(nn.Module.register_forward_hook.__kwdefaults__ or {}),
+    ),
+    "kernel": (
+        lambda: kernels.append(registered("relu", lambda x: x * 2)),
+        lambda: torch.relu(torch.ones(1)).item(),
+    ),
+    "module of a module": patched(nn.modules.linear, "F", SimpleNamespace(linear=lambda x, *_: x * 2)),
     "builtin": patched(builtins, "sum", lambda *_: 0),
     "NumPy": patched(np, "sqrt", lambda x: x),
     "NumPy's errors": (lambda: np.seterr(all="raise"), np.geterr),
@@ -181,6 +212,8 @@ def test_what_a_candidate_does_to_the_process_touches_no_other_and_is_undone(nam
         ("forward hook", "global hooks"),
         ("function", "`torch.nn.functional.relu`"),
         ("method of a layer", "`torch.Conv2d.forward`"),
+        ("code", "`torch.nn.functional.relu.__code__`"),
+        ("kernel", "kernels of `aten::relu`"),
     ],
 )
 def test_the_leaderboard_names_who_changed_what_numbers_depend_on(name: str, said: str) -> None:
@@ -249,6 +282,93 @@ def test_what_the_user_sets_is_in_the_key_of_a_cached_score(name: str, tmp_path:
         MEDDLERS[name][0]()
         want = values(ranked(GOOD))
         assert values(ranked(GOOD, cache=tmp_path / "scores.db")) == want
+
+
+class Switching:
+    """Changes torch's default dtype when it is deleted."""
+
+    def __del__(self) -> None:
+        torch.set_default_dtype(torch.float64)
+
+
+def leave_a_thread() -> None:
+    thread = threading.Thread(target=lambda: go.wait(60) and torch.set_default_dtype(torch.float64))
+    thread.start()
+    left.append(thread)
+
+
+left: list[Any] = []
+go = threading.Event()
+
+
+@pytest.mark.parametrize(
+    ("leave", "later"),
+    [
+        (leave_a_thread, lambda: (go.set(), left[0].join())),
+        (lambda: left.append(Switching()), left.clear),
+    ],
+    ids=["thread", "object"],
+)
+def test_what_a_candidate_changes_after_its_end_is_undone_before_the_next(
+    leave: Callable[[], Any], later: Callable[[], Any]
+) -> None:
+    def candidates() -> Any:
+        yield "leaving", lambda: meddling(leave)
+        later()  # between two candidates
+        yield "narrow", Classifier
+        yield "wide", lambda: Classifier(8)
+
+    left.clear()
+    go.clear()
+    want = values(ranked(GOOD))
+    with pytest.warns(UserWarning, match=r"^torch's default dtype changed between two candidates"):
+        selector = ranked(Candidate(name, build) for name, build in candidates())
+    assert torch.get_default_dtype() == torch.float32
+    assert values(selector) == want
+
+
+def test_a_thread_that_the_step_waits_for_cannot_score_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "_POLL_S", 0.01)
+    monkeypatch.setattr(turns, "_STUCK_S", 0.1)
+    left.clear()
+
+    def score_in_thread() -> None:
+        def run() -> None:
+            try:
+                score(Classifier(), make_batches())
+            except RuntimeError as error:
+                left.append(error)  # what a closure holds is put back
+
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+
+    card = score(Meddling(score_in_thread), make_batches(), proxies="zico")
+    assert card["zico"].value is not None
+    assert left
+    assert all("Score in the thread of the outer model" in str(error) for error in left)
+
+
+def test_a_thread_waits_for_no_turn_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(turns, "_POLL_S", 0.01)
+    monkeypatch.setattr(turns, "_LONGEST_TURN_S", 0.1)
+    begun, over = threading.Event(), threading.Event()
+
+    def hang() -> None:
+        with kept_process_state():
+            begun.set()
+            over.wait(60)
+
+    thread = threading.Thread(target=hang)
+    thread.start()
+    begun.wait(60)
+    try:
+        with pytest.raises(RuntimeError, match="Another thread has been scoring"):
+            score(Classifier(), make_batches())
+    finally:
+        over.set()
+        thread.join()
+    assert score(Classifier(), make_batches(), proxies="zico")["zico"].value is not None
 
 
 def test_two_threads_that_score_at_once_get_the_right_numbers() -> None:
@@ -350,6 +470,33 @@ def test_the_users_own_ctrl_c_ends_ranking_and_keeps_what_is_done(build: Any, sw
     assert signal.getsignal(signal.SIGINT) is handler
 
 
+def test_ctrl_c_at_any_step_of_putting_the_process_back_ends_it_when_all_is_put_back() -> None:
+    def body() -> None:
+        with kept_process_state():
+            torch.set_default_dtype(torch.float64)
+            os.chdir("/")
+            HOOKS.register_module_forward_hook(doubled)
+            F.relu = torch.sin  # type: ignore[assignment]
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    files = ("scoring/process_state.py", "scoring/turns.py", "engine/interrupts.py")
+    before, relu, handlers = os.getcwd(), F.relu, [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    for step in itertools.count(1, 7):  # there are thousands
+        try:
+            was_there = interrupted_at(step, body, files, "end")
+            was_interrupted = False
+        except KeyboardInterrupt:
+            was_there = was_interrupted = True
+        assert was_interrupted == was_there, step
+        assert (torch.get_default_dtype(), os.getcwd(), F.relu) == (torch.float32, before, relu), step
+        assert not HOOKS._global_forward_hooks, step
+        assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == handlers, step
+        if not was_there:
+            break
+    assert step > 50
+    assert score(Classifier(), make_batches(), proxies="zico")["zico"].value is not None
+
+
 def test_changes_are_named_until_they_are_put_back() -> None:
     with kept_process_state() as state:
         assert state.changed() == []
@@ -360,5 +507,5 @@ def test_changes_are_named_until_they_are_put_back() -> None:
 
 
 def test_functions_of_torch_are_watched() -> None:
-    watched = {(owner, name) for owner, names, _ in _patchable() for name in names}
-    assert {(torch, "matmul"), (F, "linear"), (nn.Linear, "forward"), (nn.Module, "__call__")} <= watched
+    names = {(each.owner, name) for each in watched() for name in each.names}
+    assert {(torch, "matmul"), (F, "linear"), (nn.Linear, "forward"), (nn.Module, "__call__")} <= names

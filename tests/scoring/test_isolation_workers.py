@@ -162,6 +162,13 @@ def test_a_deed_costs_its_task_alone(name: str) -> None:
     assert time.monotonic() - start < 60
 
 
+def test_a_function_that_takes_for_ever_to_load_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool, "LOADING_S", 1)
+    coming = outcomes(partial(pow, Pickled(loaded=hang)), [2], 1, Limits())  # type: ignore[arg-type]
+    with pytest.raises(RuntimeError, match=r"cannot load what scoring needs .*: it took more than 1 s"):
+        next(coming)
+
+
 def test_what_a_task_leaves_behind_is_not_charged_to_the_next() -> None:
     def closes_later() -> None:
         signal.signal(signal.SIGALRM, lambda *_: os.closerange(3, 1000))

@@ -20,13 +20,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
-import cloudpickle
-
-from lightning_zico.errors import CacheError, traceback_of
+from lightning_zico.scoring.executors.messages import Outcome as Outcome
+from lightning_zico.scoring.executors.messages import Parcel, answer, not_loaded, packed, said_in, unloaded
 from lightning_zico.scoring.executors.warden import (
     ENDING_S,
     Warden,
@@ -36,7 +35,7 @@ from lightning_zico.scoring.executors.warden import (
     new_mark,
     outlived,
 )
-from lightning_zico.scoring.reasons import described
+from lightning_zico.scoring.process_state import one_ranking
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -49,12 +48,12 @@ _CONTEXT = multiprocessing.get_context("spawn")
 _MEMORY_POLL_S = 0.05
 # Interval for checking busy processes in any case: a process that has ended hangs up, unless it left a child behind.
 _LIFE_POLL_S = 0.5
+# How long a process may take to start and to load the function: importing torch from a slow disk takes minutes.
+LOADING_S = 600.0
 # How long to wait for a process that hung up; normally it is ending.
 _HUNG_UP_S = 1.0
 _HUNG_UP_POLL_S = 0.02
 
-# Maximum size of a candidate's result; a score card takes a few kilobytes.
-_MOST_ANSWERED = 100_000_000  # bytes
 _PART = 2**20  # bytes to read at a time
 
 # The header of a message to a worker is its length. The header of a message from a worker is the secret that it was
@@ -67,21 +66,12 @@ _is_tainted = False
 
 
 @dataclass(frozen=True)
-class Outcome(Generic[R]):
-    """The outcome of an item: its result or an error, and the time it took, in seconds."""
-
-    result: R | None
-    error: str | None
-    traceback: str | None = field(default=None, compare=False)
-    seconds: float = field(default=0.0, compare=False)
-
-
-@dataclass(frozen=True)
 class Limits:
     """Limits on an item; above them, its process is killed.
 
     Args:
-        timeout_s: Time limit, in seconds, without the start of the process and its loading of the function.
+        timeout_s: Time limit, in seconds, without the start of the process and its loading of the function, which have
+            their own, `LOADING_S`.
         memory_bytes: Limit on resident memory, in addition to what the process held before.
         num_attempts: How often to try an item whose process dies by itself, each time in a new process. The item may
             not be the cause; the system may be out of memory.
@@ -116,7 +106,7 @@ def outcomes(
 
     Raises:
         TypeError: If ``function`` cannot be sent.
-        RuntimeError: If no process starts, or one cannot load ``function``.
+        RuntimeError: If no process starts, or one cannot load ``function`` in time.
         CacheError: If ``function`` raises it, since that is not the item's fault.
     """
     setup = packed(function)
@@ -168,96 +158,6 @@ def outcomes(
                 ending.callback(worker.end)
 
 
-def packed(function: Callable[..., Any]) -> bytes:
-    """Pack a function into a message.
-
-    Raises:
-        TypeError: If it cannot be sent.
-    """
-    try:
-        return cloudpickle.dumps(function)
-    except Exception as raised:
-        raise TypeError(
-            "The data for worker processes (batches, proxies, loss function, data module, callbacks) cannot be "
-            f"pickled: {described(raised)}. Make it picklable, or score in this process."
-        ) from raised
-
-
-class Parcel(Generic[T]):
-    """An item and the message with it, or its outcome if it cannot be sent."""
-
-    def __init__(self, item: T) -> None:
-        self.item = item
-        self.num_attempts = 0
-        self.message = b""
-        self.unsent: Outcome[Any] | None = None
-        try:
-            self.message = cloudpickle.dumps(item)
-        except Exception as raised:
-            reason = f"cannot be sent to a worker process: {described(raised)}"
-            self.unsent = Outcome(None, reason, traceback_of(raised))
-
-
-def answer(function: Callable[[Any], Any], message: bytes | bytearray) -> bytes:
-    """Call a function on the item in a message, and return a message with the outcome, for `said_in`."""
-    start = time.monotonic()
-    stage = "cannot be loaded in a worker process: "
-    try:
-        item = pickle.loads(message)
-        stage, start = "", time.monotonic()
-        said = cloudpickle.dumps(Outcome[Any](function(item), None, seconds=time.monotonic() - start))
-        if len(said) > _MOST_ANSWERED:
-            raise ValueError(
-                f"its result takes {len(said) / 1e6:,.0f} MB, above the limit of {_MOST_ANSWERED / 1e6:,.0f} MB. "
-                "Keep large objects out of the details of a score."
-            )
-        return said
-    except CacheError as raised:
-        return pickle.dumps(CacheError(str(raised)))
-    except BaseException as raised:  # the item itself raised a KeyboardInterrupt: workers ignore Ctrl-C
-        seconds = time.monotonic() - start
-        return pickle.dumps(Outcome[Any](None, stage + _reason(raised), traceback_of(raised), seconds))
-
-
-def _reason(error: BaseException) -> str:
-    try:
-        return described(error)
-    except BaseException:  # in the exception's own `__str__`
-        return type(error).__name__
-
-
-def unloaded(error: BaseException) -> bytes:
-    """Return the message that a function cannot be loaded, for `said_in`."""
-    return pickle.dumps(_reason(error))
-
-
-def not_loaded(reason: str) -> RuntimeError:
-    """Return the exception for a function that a worker cannot load."""
-    return RuntimeError(
-        "A worker process cannot load what scoring needs (batches, proxies, loss function, data "
-        f"module): {reason}. Move the missing code to where other processes can import it."
-    )
-
-
-def said_in(message: bytes) -> Outcome[Any] | None:
-    """Read a worker's message: an outcome, or None if the worker is ready for the next item.
-
-    Raises:
-        RuntimeError: If the worker cannot load the function.
-        CacheError: If the cache failed.
-    """
-    try:
-        said = pickle.loads(message)
-    except Exception as raised:
-        return Outcome(None, f"its result cannot be loaded here: {described(raised)}", traceback_of(raised))
-    if isinstance(said, CacheError):
-        raise said
-    if isinstance(said, str):
-        raise not_loaded(said)
-    outcome: Outcome[Any] | None = said
-    return outcome
-
-
 class _Frame(NamedTuple):
     """A message from a worker.
 
@@ -294,6 +194,7 @@ class _Worker(Generic[T, R]):
         self.outgoing, self.incoming = deque[memoryview](), bytearray()
         self.is_ready = self.died = self.is_spent = False
         self.num_tasks, self.bytes_before = 0, 0
+        self.born = time.monotonic()
         self.started = self.hung_up = math.inf
         self._send(setup)
 
@@ -325,7 +226,7 @@ class _Worker(Generic[T, R]):
         """Return the outcome of the task; None while there is none.
 
         Raises:
-            RuntimeError: If the process cannot load the function.
+            RuntimeError: If the process cannot load the function, or takes longer than `LOADING_S`.
             CacheError: If the cache failed.
         """
         is_alive = self.process.is_alive()  # checked first, so that everything it sent can be read
@@ -353,7 +254,11 @@ class _Worker(Generic[T, R]):
                 "its process can no longer answer. Do not close file descriptors that you did not open",
                 may_be_others=self.num_tasks > 1,
             )
-        return self._over_limit() if self.is_ready else None
+        if self.is_ready:
+            return self._over_limit()
+        if time.monotonic() - self.born > LOADING_S:
+            raise not_loaded(f"it took more than {LOADING_S:g} s")
+        return None
 
     def end(self) -> None:
         """End the process and those it started; a process that the system keeps from ending is left to the warden."""
@@ -518,7 +423,7 @@ def _serve(line: socket.socket, secret: bytes, mark: str, idx: int) -> None:
     def say(task_idx: int, message: bytes, *, is_last: bool = False) -> None:
         line.sendall(_FROM_WORKER.pack(secret, pid, task_idx, is_last, len(message)) + message)
 
-    with suppress(EOFError, ConnectionError):  # happens when the parent is killed
+    with suppress(EOFError, ConnectionError), one_ranking():  # the former when the parent is killed
         setup = _received(line)
         try:
             function = pickle.loads(setup)

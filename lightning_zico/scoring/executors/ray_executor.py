@@ -19,7 +19,7 @@ from lightning_zico.scoring.arguments import positive
 from lightning_zico.scoring.cache import ScoreCache
 from lightning_zico.scoring.cached_scorer import CachedScorer
 from lightning_zico.scoring.executors.base import Job
-from lightning_zico.scoring.executors.pool import Outcome, Parcel, answer, not_loaded, packed, said_in, unloaded
+from lightning_zico.scoring.executors.messages import Outcome, Parcel, answer, not_loaded, packed, said_in, unloaded
 from lightning_zico.scoring.executors.processes import JobRunner
 from lightning_zico.scoring.reasons import described
 from lightning_zico.scoring.scorer import Scorer
