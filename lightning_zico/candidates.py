@@ -1,7 +1,9 @@
 """Candidates: models offered for scoring, built only when they are scored."""
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 from torch import Tensor, nn
@@ -248,12 +250,22 @@ def hyperparameters_of(candidate: Any) -> dict[str, bool | int | float | str | N
             anything else has none.
     """
     # `hparams` itself would add an attribute to a module that saved none.
-    saved = (
-        vars(candidate).get("_hparams") if isinstance(candidate, nn.Module) else getattr(candidate, "keywords", None)
-    )
+    saved = vars(candidate).get("_hparams") if isinstance(candidate, nn.Module) else None
+    if isinstance(candidate, partial):
+        saved = _arguments_of(candidate)
     if not isinstance(saved, Mapping):
         return {}
     return {str(name): value for name, value in saved.items() if _is_plain(value)}
+
+
+def _arguments_of(factory: "partial[Any]") -> Mapping[str, Any]:
+    """Return the arguments of a call, with the defaults of those that are not given."""
+    try:
+        call = inspect.signature(factory.func).bind_partial(*factory.args, **factory.keywords)
+    except (TypeError, ValueError):  # functions written in C have no signature, and a wrong call fails when it is made
+        return factory.keywords
+    call.apply_defaults()
+    return call.arguments
 
 
 def _is_plain(value: Any) -> bool:

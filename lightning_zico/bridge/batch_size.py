@@ -57,6 +57,14 @@ def num_larger(batches: Sequence[Batch], batch_size: int, num_samples: NumSample
     return sum(count is None or count > batch_size for count in counts)
 
 
+def own_batch_size(data: Any, num_samples: NumSamples | None = None) -> int | None:
+    """Return the largest number of samples in a batch of the data itself, as far as it is known without reading."""
+    if isinstance(data, list | tuple) and not any(isinstance(leaf, DataLoader) for leaf in tree_leaves(list(data))):
+        return max((count for batch in data if (count := _count(batch, num_samples)) is not None), default=None)
+    sizes = [leaf.batch_size for leaf in tree_leaves(data) if isinstance(leaf, DataLoader)]
+    return max((size for size in sizes if size is not None), default=None)
+
+
 def are_all_built_again(data: Any) -> bool:
     """Whether data consists of loaders that can all be built again, so that no batch needs to be cut."""
     leaves = tree_leaves(data)

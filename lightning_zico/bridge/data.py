@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.data import DataLoader
 
 from lightning_zico._typing import Batch, NumSamples
-from lightning_zico.bridge.batch_size import are_all_built_again, cut_to, with_batch_size
+from lightning_zico.bridge.batch_size import are_all_built_again, cut_to, own_batch_size, with_batch_size
 from lightning_zico.bridge.checks import is_datamodule
 from lightning_zico.bridge.hooks import TRANSFER_HOOKS, check_surroundings, message_of
 from lightning_zico.bridge.private_trainer import private_trainer
@@ -68,10 +68,11 @@ _SERVES_ALL = (
 
 
 class Reading(NamedTuple):
-    """Batches that were read, and the loader they come from."""
+    """Batches that were read, the loader they come from, and its own batch size; None if it is unknown."""
 
     batches: list[Batch]
     loader: TrainingLoader
+    own_batch_size: int | None = None
 
 
 class TrainingData:
@@ -136,7 +137,7 @@ class TrainingData:
             )
         with self._loader(seed) as loader:
             batches = _first(loader, num_batches, batch_size=batch_size, num_samples=num_samples)
-            return Reading(batches, TrainingLoader(loader))
+            return Reading(batches, TrainingLoader(loader), own_batch_size(loader, num_samples))
 
     def read_repeats(
         self,
@@ -199,14 +200,14 @@ class TrainingData:
     def _read_on(self, num_batches: int, repeats: int, **settings: Any) -> list[Reading]:
         """Read an iterable of batches once, and divide its batches among the repeats."""
         try:
-            batches, loader = self.read(num_batches * repeats, **settings)
+            whole = self.read(num_batches * repeats, **settings)
         except TooFewBatchesError as error:
             raise TooFewBatchesError(
                 f"An iterable of batches cannot be shuffled, so {repeats} repeats of {num_batches} batches need "
                 f"{num_batches * repeats} batches. Pass that many, or a DataLoader that shuffles. {error}"
             ) from error
-        starts = range(0, len(batches), num_batches)
-        return [Reading(batches[start : start + num_batches], loader) for start in starts]
+        starts = range(0, len(whole.batches), num_batches)
+        return [whole._replace(batches=whole.batches[start : start + num_batches]) for start in starts]
 
     def fit_arguments(self, val_dataloaders: Any = None) -> dict[str, Any]:
         """Return the arguments with which `Trainer.fit` takes the data.

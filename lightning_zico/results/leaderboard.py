@@ -16,6 +16,7 @@ from lightning_zico.results.notes import LEAST_COVERED, first_of_a_zoo, leaderbo
 from lightning_zico.results.rows import (
     FINAL_COLUMNS,
     FIRST_COLUMNS,
+    HYPERPARAMETER,
     MISSING_COLUMN,
     UNCERTAINTY_COLUMNS,
     WHOLE_NUMBERS,
@@ -51,7 +52,8 @@ class Leaderboard:
     Args:
         rows: One row per candidate: ``rank`` (1 is best, equal scores share a rank, None if failed), ``name``,
             ``score`` (the number it is ranked by), one key for each proxy (its value or None), ``error`` (None or the
-            reason), ``seconds``. If candidates were scored in several repeats also ``std_error`` of the score,
+            reason), ``seconds``. Hyperparameters in which candidates differ are in keys such as ``hparams/width``.
+            If candidates were scored in several repeats also ``std_error`` of the score,
             ``rank_low`` and ``rank_high`` (95 % interval of the rank), ``p_best`` (probability of being the best),
             ``tie`` (number of the group that cannot be distinguished from its first) and ``num_repeats``; all of them
             describe the ranking by score. After finals also, and None for candidates that were not in them: ``final``
@@ -100,7 +102,8 @@ class Leaderboard:
                 numbers are missing, and ``covered`` if layer scores cover less than nine tenths of the trainable
                 weights, and not all that have two or more dimensions.
         """
-        rows = [_row_of(card, rank_by, columns, uncertainty) for card in cards]
+        differing = _differing_hyperparameters(cards)
+        rows = [_row_of(card, rank_by, columns, differing, uncertainty) for card in cards]
         ranked = [row for row in rows if row["score"] is not None]
         standing = partial(standing_of, higher_is_better=higher_is_better)
         ranked.sort(key=standing, reverse=True)  # stable, also in reverse
@@ -406,7 +409,20 @@ def leaderboard_table(leaderboard: Leaderboard, title: str | None = None) -> Ric
     return for_terminal(views.table(rows, leaderboard.provenance, leaderboard.notes, proxies_of(rows), title))
 
 
-def _row_of(card: ScoreCard, rank_by: str, columns: Sequence[str], uncertainty: Mapping[str, Row] | None) -> Row:
+def _differing_hyperparameters(cards: Sequence[ScoreCard]) -> list[str]:
+    """List the hyperparameters that tell candidates apart; one that only some of them have does, too."""
+    names = dict.fromkeys(name for card in cards for name in card.hyperparameters)
+    seen = {name: {repr(card.hyperparameters.get(name, "")) for card in cards if card.weights} for name in names}
+    return [name for name in names if len(seen[name]) > 1]
+
+
+def _row_of(
+    card: ScoreCard,
+    rank_by: str,
+    columns: Sequence[str],
+    hyperparameters: Sequence[str],
+    uncertainty: Mapping[str, Row] | None,
+) -> Row:
     scored = card.scores.get(rank_by)
     error = card.error or card.untrainable or (scored.error if scored else f"`{rank_by}` was not computed")
     values = {name: card.scores[name].value if name in card.scores else None for name in columns}
@@ -415,6 +431,7 @@ def _row_of(card: ScoreCard, rank_by: str, columns: Sequence[str], uncertainty: 
         "rank": None,
         "name": card.name,
         "score": scored.value if scored and not error else None,
+        **{f"{HYPERPARAMETER}{name}": card.hyperparameters.get(name) for name in hyperparameters},
         **certainty,
         **values,
         "error": error,

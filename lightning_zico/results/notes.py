@@ -35,6 +35,7 @@ def leaderboard_notes(rows: Sequence[Row], provenance: Provenance) -> list[str]:
         notes.append(_note_on_finals(finals))
     ranking = "the ranking by score" if finals else "this ranking"
     notes += _if_there(note_on_reading(provenance.get("reading")))
+    notes += _if_there(_note_on_batch_size(provenance))
     notes += _notes_on_repeats(rows, provenance)
     notes += _notes_on_ranking(provenance, ranking)
     if left_out := provenance.get("left_out_callbacks"):
@@ -81,6 +82,18 @@ def note_on_reading(reading: Reading | None) -> str | None:
     return (
         f"{had}. Every pass gives the same samples, so one batch stands for all: gradients vary only by what the "
         "training step draws itself, such as noise, windows or dropout."
+    )
+
+
+def _note_on_batch_size(provenance: Provenance) -> str | None:
+    """Say that batches have more samples than were asked for, or an unknown number; None if there are none."""
+    num_larger = provenance.get("num_larger_batches")
+    if not num_larger:
+        return None
+    are = "1 batch was" if num_larger == 1 else f"{num_larger} batches were"
+    return (
+        f"{are} scored whole, and not on `batch_size={provenance.get('batch_size')}`: the samples could not be counted "
+        "or cut out. A smaller batch size of the loader, or `num_samples=`, may make scoring faster."
     )
 
 

@@ -18,6 +18,7 @@ LAST_COLUMNS = ("error", "seconds")
 # After the first columns, if candidates were scored in several repeats.
 UNCERTAINTY_COLUMNS = ("std_error", "rank_low", "rank_high", "p_best", "tie", "num_repeats")
 FIXED_COLUMNS = frozenset(FIRST_COLUMNS + FINAL_COLUMNS + UNCERTAINTY_COLUMNS + LAST_COLUMNS)
+HYPERPARAMETER = "hparams/"  # prefix of the columns of hyperparameters, as in TensorBoard
 MISSING_COLUMN = "missing"  # the last one of a file of comma-separated values
 WHOLE_NUMBERS = ("rank", "final_rank", "final_epochs", "rank_low", "rank_high", "tie", "num_repeats")
 # Names that no proxy may have.
@@ -163,6 +164,8 @@ class Provenance(TypedDict, total=False):
             trivial baselines.
         recipes: What was combined for each recipe, by the name that the user gave.
         kendall_with: Kendall's tau of the ranking with each trivial baseline; None where it is not defined.
+        batch_size: The largest number of samples in a batch that was asked for; None for the loader's own.
+        num_larger_batches: Number of batches that have more samples, because they could not be cut.
         reading: None if the training data had as many batches as were requested.
         repeats: Number of repeats; 1 if absent.
         race: Whether candidates could be dropped before they had all repeats.
@@ -191,6 +194,8 @@ class Provenance(TypedDict, total=False):
     asked: list[str]
     recipes: dict[str, UsedRecipe]
     kendall_with: dict[str, float | None]
+    batch_size: int | None
+    num_larger_batches: int
     reading: Reading | None
     repeats: int
     race: bool
@@ -226,7 +231,13 @@ def columns_of(rows: Sequence[Row]) -> list[str]:
 
 def proxies_of(rows: Sequence[Row]) -> list[str]:
     """Return the names of the columns that hold a proxy's or a recipe's numbers."""
-    return [column for column in columns_of(rows) if column not in FIXED_COLUMNS]
+    others = FIXED_COLUMNS.union(hyperparameters_of(rows))
+    return [column for column in columns_of(rows) if column not in others]
+
+
+def hyperparameters_of(rows: Sequence[Row]) -> list[str]:
+    """Return the names of the columns that hold the candidates' hyperparameters."""
+    return [column for column in columns_of(rows) if column.startswith(HYPERPARAMETER)]
 
 
 def standing_of(row: Row, higher_is_better: bool) -> tuple[int, float]:

@@ -68,6 +68,7 @@ class ScoreCard:
             did not build.
         process_changes: Settings of the process, such as torch's default dtype, that the candidate changed while it was
             built or scored, and that were put back.
+        hyperparameters: The plain values that the candidate saved with ``save_hyperparameters``, by name.
 
     Example:
         >>> card = ScoreCard("mlp", {"zico": Score("zico", 12.5)})
@@ -82,6 +83,7 @@ class ScoreCard:
     untrainable: str | None = None
     weights: str | None = None
     process_changes: Sequence[str] = ()
+    hyperparameters: Mapping[str, bool | int | float | str | None] = field(default_factory=dict)
 
     @classmethod
     def failed(
@@ -126,9 +128,15 @@ class ScoreCard:
     def from_dict(cls, data: Mapping[str, Any]) -> "ScoreCard":
         """Make a card from what `to_dict` returned."""
         scores = {name: Score.from_dict(score) for name, score in data["scores"].items()}
-        changes = tuple(data.get("process_changes", ()))
         return cls(
-            data["name"], scores, data["error"], data["seconds"], data["untrainable"], data.get("weights"), changes
+            data["name"],
+            scores,
+            data["error"],
+            data["seconds"],
+            data["untrainable"],
+            data.get("weights"),
+            tuple(data.get("process_changes", ())),
+            data.get("hyperparameters", {}),
         )
 
     def plot(self, proxy: str = "zico", ax: Any = None) -> tuple[Any, Any]:

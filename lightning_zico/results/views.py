@@ -24,10 +24,12 @@ from lightning_zico.report.page import Page
 from lightning_zico.report.table import Column, Table, number
 from lightning_zico.results.rows import (
     FINAL_COLUMNS,
+    HYPERPARAMETER,
     Provenance,
     Row,
     as_candidates,
     columns_of,
+    hyperparameters_of,
     margin_of,
     proxies_of,
     ranks_of,
@@ -229,6 +231,9 @@ def table(
     for final in (column for column in columns_of(rows) if column in FINAL_COLUMNS):
         cells = tuple("-" if row[final] is None else f"{row[final]:.4g}" for row in rows)
         columns.append(Column(final, cells, is_needed=final == "final"))
+    for name in hyperparameters_of(rows):
+        cells = tuple("-" if row[name] is None else str(row[name]) for row in rows)
+        columns.append(Column(name.removeprefix(HYPERPARAMETER), cells))
     columns += [Column(name, tuple(cells)) for name, cells in _uncertainty(rows).items()]
     # A ranking by something that is no column, as made by hand, shows the score itself.
     for proxy in proxies if decisive in proxies else ("score", *proxies):

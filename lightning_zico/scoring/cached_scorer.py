@@ -15,7 +15,6 @@ from lightning_zico.bridge.data import overrides_transfer
 from lightning_zico.bridge.modules import OPTIMIZERS_FAIL, uncompiled
 from lightning_zico.bridge.trainers import TrainingLoader
 from lightning_zico.candidates import Built, Candidate
-from lightning_zico.engine.contents import weights_digest
 from lightning_zico.errors import (
     IdenticalBatchesError,
     NoGradientError,
@@ -34,7 +33,7 @@ from lightning_zico.scoring.executors.base import Executor, Job
 from lightning_zico.scoring.fingerprint import fingerprint, surroundings
 from lightning_zico.scoring.process_state import ProcessState, one_ranking
 from lightning_zico.scoring.reasons import STEP_FAILS
-from lightning_zico.scoring.scorer import Scorer
+from lightning_zico.scoring.scorer import Scorer, identity_of
 
 # Reasons that hold as long as nothing in the fingerprint changes. Failures of memory, time, disk or network may not
 # happen again the next time, and exceptions from user code may come from them.
@@ -159,7 +158,7 @@ class CachedScorer(Scorer):
             return super()._build_and_score(replace(candidate, build=partial(_raise, raised)), state)
         # A factory's model is not built twice, but must remain distinguishable from a module that was offered built.
         built = candidate if isinstance(candidate.build, Built) else replace(candidate, build=lambda: model)
-        weights = weights_digest(model)  # before scoring, which may convert the model
+        identity = identity_of(model)
         key = fingerprint_or_warning(
             self.context, surroundings(), uncompiled(model), candidate.blocks, candidate.num_samples
         )
@@ -169,7 +168,7 @@ class CachedScorer(Scorer):
         if self._missing(entries):
             with self._claim(key) as keep:
                 if keep is None:
-                    return Claimed(candidate.name, {}, "is being scored by another process", weights=weights, key=key)
+                    return Claimed(candidate.name, {}, "is being scored by another process", key=key, **identity)
                 entries = self._known(key)  # the previous owner of the claim may have scored it in the meantime
                 if missing := self._missing(entries):
                     card = Scorer._build_and_score(replace(self, proxies=missing), built, state)
@@ -178,7 +177,7 @@ class CachedScorer(Scorer):
                     entries |= scored
                     if not state.changed():  # if the candidate changed the process, its numbers may depend on that
                         keep(texts)
-        return replace(self._card(candidate.name, entries), weights=weights)
+        return replace(self._card(candidate.name, entries), **identity)
 
     def is_held(self, claimed: Claimed) -> bool:
         """Whether another process is still scoring a candidate."""
@@ -187,7 +186,10 @@ class CachedScorer(Scorer):
     def found(self, claimed: Claimed) -> ScoreCard | None:
         """Return the card with the scores of another process; None if some scores are missing."""
         entries = self._known(claimed.key)
-        return None if self._missing(entries) else replace(self._card(claimed.name, entries), weights=claimed.weights)
+        if self._missing(entries):
+            return None
+        card = self._card(claimed.name, entries)
+        return replace(card, weights=claimed.weights, hyperparameters=claimed.hyperparameters)
 
     @contextmanager
     def _claim(self, candidate: str) -> Iterator[Keep | None]:
@@ -339,6 +341,8 @@ def with_cache(scorer: Scorer, cache: ScoreCache) -> Scorer:
         "loader": (scorer.loader or TrainingLoader(scorer.batches)).facts,
     }
     del seen["proxies"]
+    if scorer.cut_from is None:
+        del seen["cut_from"]
     is_timed = scorer.budget is not None and scorer.budget.latency_s is not None
     context = fingerprint_or_warning(seen, platform.node() if is_timed else None)
     if context is None:

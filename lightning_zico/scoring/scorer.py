@@ -14,7 +14,7 @@ from lightning_zico._typing import Axis, Batch, LossFn, NumSamples, Step
 from lightning_zico.bridge.modules import Bridge, bridged, uncompiled
 from lightning_zico.bridge.trainers import DEFAULT_SETTINGS, TrainerSettings, TrainingLoader
 from lightning_zico.budget import Budget
-from lightning_zico.candidates import Built, Candidate
+from lightning_zico.candidates import Built, Candidate, hyperparameters_of
 from lightning_zico.engine.contents import weights_digest
 from lightning_zico.engine.gradients import ChunkSize
 from lightning_zico.engine.lazy import initialise_on_first, is_uninitialised, own_if_lazy
@@ -54,6 +54,7 @@ class Scorer:
         num_samples: See `score`; a candidate's own value takes precedence.
         settings: Settings of the trainer that candidates see.
         loader: The loader of the batches; None for a loader of exactly these.
+        cut_from: The loader's own batch size, if the batches have fewer samples than that.
     """
 
     batches: Sequence[Batch]
@@ -69,6 +70,7 @@ class Scorer:
     num_samples: NumSamples | None = None
     settings: TrainerSettings = DEFAULT_SETTINGS
     loader: TrainingLoader | None = None
+    cut_from: int | None = None
 
     @property
     def names(self) -> list[str]:
@@ -114,10 +116,11 @@ class Scorer:
         A factory's module is moved and converted itself; a module that was offered built is copied first.
         """
         start = time.perf_counter()
-        stage, weights = "does not build", None
+        stage = "does not build"
+        identity: dict[str, Any] = {}
         try:
             model = self.build(candidate)
-            weights = weights_digest(model)
+            identity = identity_of(model)
             stage = "cannot be copied, which other devices and precisions need; offer a factory"
             if isinstance(candidate.build, Built):
                 model = self.placement.own(uncompiled(model))
@@ -128,7 +131,7 @@ class Scorer:
             card = self.score_module(candidate.name, model, blocks=candidate.blocks, num_samples=candidate.num_samples)
         if card.traceback is not None and torch.cuda.is_initialized():
             torch.cuda.empty_cache()  # memory is fragmented after an out-of-memory error
-        return replace(card, seconds=time.perf_counter() - start, weights=weights)
+        return replace(card, seconds=time.perf_counter() - start, **identity)
 
     def score_module(
         self,
@@ -190,6 +193,13 @@ class Scorer:
             return ScoreCard.failed(name, self.names, error, seconds, traceback)
         return ScoreCard(name, scores, None, seconds, untrainable)
 
+    @property
+    def _way_to_whole_batches(self) -> str:
+        return (
+            f"It was scored on fewer samples than the {self.cut_from} of your batches; if the step needs its own batch "
+            "size, pass `batch_size=None`."
+        )
+
     def _scores_of(self, probe: Probe) -> dict[str, Score]:
         probe.observe(need for proxy in self.proxies for need in proxy.needs)
         scores = {}
@@ -206,8 +216,14 @@ class Scorer:
         if probe.untrainable is not None:
             return probe.untrainable
         if probe.step_error is not None:
-            return why_unranked(probe.step_error, is_own_step=self.loss_fn is None and self.step is None)
+            reason = why_unranked(probe.step_error, is_own_step=self.loss_fn is None and self.step is None)
+            return reason if self.cut_from is None else f"{reason.removesuffix('.')}. {self._way_to_whole_batches}"
         return None if bridge.refused is None else f"untrainable: {' '.join(bridge.refused.split())}"
+
+
+def identity_of(model: nn.Module) -> dict[str, Any]:
+    """Return what a card tells about a model besides its scores; before scoring, which may convert the model."""
+    return {"weights": weights_digest(model), "hyperparameters": hyperparameters_of(model)}
 
 
 def probe_of(

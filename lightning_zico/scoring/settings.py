@@ -182,6 +182,7 @@ class ScoringSettings:
                 num_samples=self.num_samples,
                 settings=data.settings,
                 loader=one.loader,
+                cut_from=one.own_batch_size if self._is_cut(one) else None,
             )
             scorers.append(scorer)
         if self.cache is None:
@@ -199,6 +200,10 @@ class ScoringSettings:
         return data.read_repeats(
             self.num_batches, repeats, seed=self.seed, batch_size=self.batch_size, num_samples=self.num_samples
         )
+
+    def _is_cut(self, reading: Reading) -> bool:
+        own = reading.own_batch_size
+        return self.batch_size is not None and own is not None and own > self.batch_size
 
     @property
     def _executor(self) -> Executor:
