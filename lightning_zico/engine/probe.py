@@ -13,6 +13,7 @@ from lightning_zico._typing import Axis, Batch, NumSamples, Params, Step
 from lightning_zico.engine.batches import copied_batch, tensors_of
 from lightning_zico.engine.blocks import block_names
 from lightning_zico.engine.contents import contents
+from lightning_zico.engine.cutting import check_cut, first_samples
 from lightning_zico.engine.flow import DataFlow, trace_flow
 from lightning_zico.engine.gradients import ChunkSize, GradientChunk, is_out_of_memory, stream_gradients
 from lightning_zico.engine.layers import (
@@ -26,7 +27,7 @@ from lightning_zico.engine.layers import (
 )
 from lightning_zico.engine.learned import FirstGradients, GradientMoments, MomentsOverBatches
 from lightning_zico.engine.observers import GradientFacts, Observer, Rows, Watch, listens
-from lightning_zico.engine.samples import check_cut, first_samples, is_settled, num_samples, stated_samples
+from lightning_zico.engine.samples import is_settled, num_samples, stated_samples
 from lightning_zico.engine.scope import generator_states, preserved, preserved_rng, seed_all
 from lightning_zico.engine.size import MacCount, count_macs, count_params, may_be_time_first
 from lightning_zico.engine.stateless import Stateless

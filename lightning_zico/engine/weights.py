@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from lightning_zico._typing import Batch, Params
 from lightning_zico.engine.batches import map_tensors
+from lightning_zico.engine.cutting import check_strided
 from lightning_zico.engine.layers import Layers, known_layers, owned_weights, parts_of
-from lightning_zico.engine.samples import check_strided
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
