@@ -24,10 +24,12 @@ from lightning_zico._typing import Axis, Batch, Buffers, Params, Step
 from lightning_zico.engine.batch_norm import BatchNormMode
 from lightning_zico.engine.batches import copied_batch, map_tensors, tensors_of, with_tensors
 from lightning_zico.engine.cutting import are_first, cut, cut_length
-from lightning_zico.engine.observers import GradientFacts, Watch, has_reentrant_checkpoint
+from lightning_zico.engine.graphs import has_reentrant_checkpoint
+from lightning_zico.engine.observers import GradientFacts
 from lightning_zico.engine.scope import preserved, seed_all
 from lightning_zico.engine.stateless import Stateless, check_depends
 from lightning_zico.engine.transforms import real_view
+from lightning_zico.engine.watch import Watch
 from lightning_zico.errors import SkippedBatchError, ZiCoError
 
 # Who differentiates the stateless call. Per batch "autograd", torch.autograd.grad, rather than "grad", torch.func.vjp:

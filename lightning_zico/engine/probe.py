@@ -26,11 +26,12 @@ from lightning_zico.engine.layers import (
     weight_name,
 )
 from lightning_zico.engine.learned import FirstGradients, GradientMoments, MomentsOverBatches
-from lightning_zico.engine.observers import GradientFacts, Observer, Rows, Watch, listens
+from lightning_zico.engine.observers import GradientFacts, Observer, Rows, listens
 from lightning_zico.engine.samples import is_settled, num_samples, stated_samples
 from lightning_zico.engine.scope import generator_states, preserved, preserved_rng, seed_all
 from lightning_zico.engine.size import MacCount, count_macs, count_params, may_be_time_first
 from lightning_zico.engine.stateless import Stateless
+from lightning_zico.engine.watch import Watch
 from lightning_zico.errors import (
     NoGradientError,
     NotApplicableError,

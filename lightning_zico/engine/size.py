@@ -19,12 +19,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lightning_zico._typing import Batch, Step
 from lightning_zico.engine.batches import map_tensors
 from lightning_zico.engine.layers import Layout
-from lightning_zico.engine.observers import ACTIVATIONS, floating_tensor_in, is_in_place
+from lightning_zico.engine.observers import floating_tensor_in
 from lightning_zico.engine.operators import counts_nothing, macs_of, most_macs_of
 from lightning_zico.engine.outside import outside_put_back
 from lightning_zico.engine.samples import Seen, is_settled, known_samples, num_samples
 from lightning_zico.engine.scope import preserved, seed_all, unfused
 from lightning_zico.engine.stateless import Stateless
+from lightning_zico.engine.watch import ACTIVATIONS, is_in_place
 from lightning_zico.errors import NotApplicableError, ZiCoError
 
 # What `a + b` is, and how else it is written.

@@ -11,8 +11,9 @@ from torch.func import functional_call
 from torch.nn.parameter import is_lazy
 
 from lightning_zico._typing import Batch, Buffers, Params, Step
-from lightning_zico.engine.observers import REENTRANT_CHECKPOINT, Watch, graph_of
+from lightning_zico.engine.graphs import REENTRANT_CHECKPOINT, graph_of
 from lightning_zico.engine.scope import optimizers_put_back
+from lightning_zico.engine.watch import Watch
 from lightning_zico.errors import NoGradientError, UnsupportedModuleError
 
 T = TypeVar("T")

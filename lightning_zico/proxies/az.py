@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from lightning_zico.engine.observers import Observer, Rows, check_graph, floating_tensor_in
+from lightning_zico.engine.graphs import check_graph
+from lightning_zico.engine.observers import Observer, Rows, floating_tensor_in
 from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.weights import gaussian_batch, kaiming_weights
 from lightning_zico.errors import NotApplicableError
