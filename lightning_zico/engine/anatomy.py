@@ -24,6 +24,7 @@ from lightning_zico.engine.observers import Rows
 from lightning_zico.engine.samples import is_settled, num_samples, stated_samples
 from lightning_zico.engine.size import MacCount, count_macs, count_params, may_be_time_first
 from lightning_zico.engine.subject import Subject
+from lightning_zico.engine.tree import parameters, submodules
 from lightning_zico.errors import NoGradientError, NotApplicableError, ZiCoError
 
 
@@ -66,7 +67,7 @@ class Anatomy(Subject):
             layers, wanted = matching_layers(self.module, patterns), f"match for {list(patterns)}"
         if not layers:
             raise NoGradientError(
-                f"There is no {wanted} among {len(list(self.module.parameters()))} parameters. "
+                f"There is no {wanted} among {len(parameters(self.module))} parameters. "
                 "Unfreeze some, or choose others with `parameters=`."
             )
         return layers
@@ -103,7 +104,7 @@ class Anatomy(Subject):
         """
         if self._blocks is None:
             return list(self.once(_found_blocks))
-        known = {name for name, _ in self.module.named_modules()}
+        known = submodules(self.module)
         missing = [name for name in self._blocks if name not in known]
         if missing:
             raise unknown_name("submodule", missing[0], list(known))
@@ -218,7 +219,9 @@ def _longest(anatomy: Anatomy) -> int:
 
 def _trainable_shapes(anatomy: Anatomy) -> dict[str, torch.Size]:
     return {
-        name: p.shape if p.ndim else torch.Size([1]) for name, p in anatomy.module.named_parameters() if p.requires_grad
+        name: p.shape if p.ndim else torch.Size([1])
+        for name, p in parameters(anatomy.module).items()
+        if p.requires_grad
     }
 
 
@@ -232,7 +235,7 @@ def _layers(anatomy: Anatomy) -> Layers:
 
 @torch.no_grad()
 def _weights(anatomy: Anatomy) -> Params:
-    return anatomy.structure.split(dict(anatomy.module.named_parameters()))
+    return anatomy.structure.split(dict(parameters(anatomy.module)))
 
 
 def _layout(anatomy: Anatomy) -> Layout:

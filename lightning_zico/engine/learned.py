@@ -17,6 +17,7 @@ from lightning_zico.engine.layers import Patterns
 from lightning_zico.engine.moments import Moments
 from lightning_zico.engine.observers import GradientFacts, Observer
 from lightning_zico.engine.stateless import differentiated
+from lightning_zico.engine.tree import parameters
 from lightning_zico.errors import NoGradientError, NonFiniteError
 
 
@@ -128,7 +129,7 @@ class WeightDifferentiator(Observer):
     @property
     def weights(self) -> Params:
         """What stands in the places of the weights while the network runs."""
-        there = dict(self._module.named_parameters())
+        there = parameters(self._module)
         return {name: there[name] for name in self.names}
 
     def differentiated(self, number: Tensor, *, retain_graph: bool = False) -> tuple[Tensor, ...]:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
+from lightning_zico.engine.tree import submodules
 from lightning_zico.engine.undo import (
     Remembered,
     copy_of,
@@ -250,11 +251,11 @@ class _ModuleState(Remembered):
     """
 
     def __init__(self, module: nn.Module, others: Iterable[Any], apart: Iterable[nn.Module]) -> None:
-        tree = list(module.modules())
+        tree = list(submodules(module).values())
         super().__init__(is_open=is_plain, holds=_holds, seen=tree, room=_MOST_BYTES_TOGETHER, most=_MOST_OBJECTS)
         left = set(map(id, apart))
-        submodules = [part for part in tree if id(part) not in left]
-        parameters = {id(p): p for part in submodules for p in part._parameters.values() if p is not None}
+        parts = [part for part in tree if id(part) not in left]
+        parameters = {id(p): p for part in parts for p in part._parameters.values() if p is not None}
         self._registered = parameters
         # Each with its gradient, whether it requires one, and its version.
         self._leaves: list[tuple[Tensor, Tensor | None, bool, int]] = [
@@ -265,7 +266,7 @@ class _ModuleState(Remembered):
         ] = []  # (setter, holder, key, tensor)
         self._held: list[tuple[Tensor, Tensor]] = []  # tensors that are given other memory, and their own
         self._shapes: frozenset[torch.Size] | None = None
-        for part in submodules:
+        for part in parts:
             self._open_own(part)
             for tensor in (*part._parameters.values(), *part._buffers.values()):
                 if tensor is not None and tensor.__dict__:

@@ -25,6 +25,7 @@ from lightning_zico.engine.outside import outside_put_back
 from lightning_zico.engine.samples import Seen, is_settled, known_samples, num_samples
 from lightning_zico.engine.scope import preserved, seed_all, unfused
 from lightning_zico.engine.stateless import Stateless
+from lightning_zico.engine.tree import parameters, submodules
 from lightning_zico.engine.watch import ACTIVATIONS, is_in_place
 from lightning_zico.errors import NotApplicableError, ZiCoError
 
@@ -53,10 +54,11 @@ def count_params(module: nn.Module) -> int:
         >>> count_params(nn.Linear(3, 2))
         8
     """
-    for name, parameter in module.named_parameters():
+    by_name = parameters(module)
+    for name, parameter in by_name.items():
         if is_lazy(parameter):
             raise NotApplicableError(f"parameter '{name}' is not initialised, so its size is not known.")
-    return sum(parameter.numel() for parameter in module.parameters())
+    return sum(parameter.numel() for parameter in by_name.values())
 
 
 @dataclass(frozen=True)
@@ -178,7 +180,7 @@ def may_be_time_first(module: nn.Module) -> bool:
     """Whether parts of a module count samples elsewhere than along dimension 0, as they say."""
     return any(
         isinstance(part, nn.RNNCellBase) or (isinstance(part, _SEQUENTIAL) and not part.batch_first)
-        for part in module.modules()
+        for part in submodules(module).values()
     )
 
 

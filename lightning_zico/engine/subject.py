@@ -12,6 +12,7 @@ from lightning_zico.engine.gradients import ChunkSize
 from lightning_zico.engine.observers import Observer
 from lightning_zico.engine.scope import preserved, preserved_rng, seed_all
 from lightning_zico.engine.stateless import Stateless
+from lightning_zico.engine.tree import parameters
 from lightning_zico.errors import (
     NoGradientError,
     SkippedBatchError,
@@ -88,9 +89,9 @@ class Subject:
 
         Proxies that look at activations alone would rank a candidate that no optimiser can move.
         """
-        if not any(parameter.requires_grad for parameter in self.module.parameters()):
+        if not any(parameter.requires_grad for parameter in parameters(self.module).values()):
             return "untrainable: none of its parameters is trainable. Unfreeze some."
-        if (meta := next((n for n, p in self.module.named_parameters() if p.is_meta), None)) is not None:
+        if (meta := next((n for n, p in parameters(self.module).items() if p.is_meta), None)) is not None:
             return f"untrainable: parameter '{meta}' is on the meta device and has no values. Use a real device."
         if self._first_loss is not None and not bool(self._first_loss.isfinite()):
             return f"untrainable: its loss on the first batch is {self._first_loss.item()}: expected a finite number."
