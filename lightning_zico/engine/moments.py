@@ -160,10 +160,18 @@ def add_to_each(moments: Sequence[Moments], gradients: Sequence[Tensor]) -> None
 
 
 def reserve(moments: Sequence[Moments]) -> list[Tensor]:
-    """Get the memory that moments of one gradient need for any number of them: to keep it, and to add one."""
-    kept = [each.mean.new_empty(2 * each.mean.numel()) for each in moments]
-    most = max((_most_at_once(each.mean) for each in moments), default=0)
-    return kept + [each.mean.new_empty(most) for each in moments[:1]]
+    """Get the memory that moments of one gradient need for any number of them: to keep it, and to add one.
+
+    It is one block on each device. Many small ones would lie in between, and what is then allocated would have to be
+    got from the operating system.
+    """
+    alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for each in moments:
+        alike.setdefault((each.mean.device, each.mean.dtype), []).append(each.mean)
+    return [
+        means[0].new_empty(2 * sum(mean.numel() for mean in means) + max(map(_most_at_once, means)))
+        for means in alike.values()
+    ]
 
 
 def _start(magnitudes: list[Tensor], means: list[Tensor], roots: list[Tensor]) -> None:
