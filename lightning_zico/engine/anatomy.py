@@ -62,7 +62,7 @@ class Anatomy(Subject):
         if patterns is None:
             layers, wanted = self.structure, "trainable weight of a layer"
         elif patterns == "published":
-            layers, wanted = published_layers(self.module), "trainable weight of a linear or convolutional layer"
+            layers, wanted = self.once(_published), "trainable weight of a linear or convolutional layer"
         else:
             layers, wanted = matching_layers(self.module, patterns), f"match for {list(patterns)}"
         if not layers:
@@ -174,7 +174,7 @@ class Anatomy(Subject):
     @property
     def may_be_time_first(self) -> bool:
         """Whether parts of the module count samples along a dimension other than 0."""
-        return may_be_time_first(self.module)
+        return self.once(_may_be_time_first)
 
     def first_samples(self, most: int) -> tuple[Batch, frozenset[int], int | None]:
         """Cut the first batch to some samples.
@@ -197,6 +197,10 @@ class Anatomy(Subject):
 
 def _memory_of(tensor: Tensor) -> int:
     return id(tensor) if tensor.is_nested or tensor.layout != torch.strided else tensor.untyped_storage()._cdata
+
+
+def _may_be_time_first(anatomy: Anatomy) -> bool:
+    return may_be_time_first(anatomy.module)
 
 
 def _found_blocks(anatomy: Anatomy) -> list[str]:
@@ -231,6 +235,10 @@ def _layers(anatomy: Anatomy) -> Layers:
         return layers
     flow = anatomy.flow
     return layers.with_run(anatomy.module, flow.products, flow.fan_ins, flow.reached, flow.is_fixed)
+
+
+def _published(anatomy: Anatomy) -> Layers:
+    return published_layers(anatomy.module)
 
 
 @torch.no_grad()

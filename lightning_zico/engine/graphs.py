@@ -13,19 +13,19 @@ REENTRANT_CHECKPOINT = "CheckpointFunctionBackward"
 
 def has_reentrant_checkpoint(tensor: Tensor) -> bool:
     """Whether the graph of a tensor has a ``torch.utils.checkpoint.checkpoint(..., use_reentrant=True)``."""
-    return any(node.name() == REENTRANT_CHECKPOINT for node in graph_of(tensor))
+    return any(type(node).__name__ == REENTRANT_CHECKPOINT for node in graph_of(tensor))
 
 
 def graph_of(tensor: Tensor) -> Iterator[Any]:
     """Iterate over the nodes of the autograd graph that a tensor ends, each once."""
-    seen: set[Any] = set()
+    seen: set[Any] = {None}
     remaining: list[Any] = [tensor.grad_fn]
     while remaining:
         node = remaining.pop()
-        if node is not None and node not in seen:
+        if node not in seen:
             yield node
             seen.add(node)
-            remaining.extend(parent for parent, _ in node.next_functions)
+            remaining += [parent for parent, _ in node.next_functions]
 
 
 def check_graph(tensor: Tensor) -> None:

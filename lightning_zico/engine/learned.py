@@ -149,8 +149,8 @@ def check_gradients(extremes: Mapping[str, Sequence[Tensor]], losses: list[Tenso
     """Check that losses and gradients are finite and not all zero, in two transfers from the device.
 
     Args:
-        extremes: By parameter, scalars, the largest magnitude of which is the largest in its gradients; one is NaN if
-            these have one. None of them for a parameter without entries.
+        extremes: By parameter, scalars that are all finite if its gradients are finite, and all zero if these are zero;
+            see `Moments.extremes`. None of them for a parameter without entries.
         losses: Losses of the gradients, ``[n]`` each.
 
     Raises:

@@ -102,14 +102,14 @@ class Moments:
 
     @property
     def extremes(self) -> list[Tensor]:
-        """Scalars, the largest magnitude of which is the largest `mean_abs`; one is NaN if that has a NaN."""
+        """Scalars that are all finite if `mean_abs` is finite, and all zero if it is zero."""
         if not self.mean.numel():
             return []
         if self.count > 2 and self.magnitude is not None:
             return [self.magnitude.amax()]
         # The second takes a tenth of the time of `mean.abs().amax()`, which gets new memory.
         bounds = list(torch.aminmax(self.mean))
-        return bounds if self.count == 1 or self.deviation is None else [*bounds, self.deviation.amax() * _ROOT_HALF]
+        return bounds if self.count == 1 or self.deviation is None else [*bounds, self.deviation.amax()]
 
     @property
     def std(self) -> Tensor:

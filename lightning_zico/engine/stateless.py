@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from lightning_zico._typing import Batch, Buffers, Params, Step
-from lightning_zico.engine.graphs import REENTRANT_CHECKPOINT, graph_of
+from lightning_zico.engine.graphs import REENTRANT_CHECKPOINT, graph_of, has_reentrant_checkpoint
 from lightning_zico.engine.scope import optimizers_put_back
 from lightning_zico.engine.tree import submodules
 from lightning_zico.engine.watch import Watch
@@ -126,17 +126,18 @@ class Stateless:
             What stands for each parameter, and what of that is not the parameter itself, to be put into its place.
         """
         leaves = self.leaves(params)
-        own = {name: leaf for name, leaf in leaves.items() if leaf is self.params[name]}
+        others = {name: leaf for name, leaf in leaves.items() if leaf is not self.params[name]}
+        own = {name: leaf for name, leaf in leaves.items() if name not in others} if others else leaves
         saved = [(parameter, parameter.data, parameter.requires_grad) for parameter in own.values()]
         with optimizers_put_back():
             try:
                 for name, parameter in own.items():
                     value = params[name]
-                    parameter.data = value.detach().clone() if value is parameter else value.detach()
+                    parameter.data = value.detach().clone() if value is parameter else value
                 if trainable is not None:
                     for name, leaf in leaves.items():
                         leaf.requires_grad_(name in trainable)
-                yield leaves, {name: leaf for name, leaf in leaves.items() if name not in own}
+                yield leaves, dict(others)
             finally:
                 for parameter, data, requires_grad in saved:
                     parameter.data = data
@@ -334,7 +335,7 @@ def _leaf(parameter: nn.Parameter, tensor: Tensor) -> nn.Parameter:
 
 
 def _backward(loss: Tensor, leaves: Mapping[str, nn.Parameter]) -> Params:
-    gradients = _accumulated(loss, leaves) if Ends.of(loss).are_hidden else differentiated(loss, leaves)
+    gradients = _accumulated(loss, leaves) if has_reentrant_checkpoint(loss) else differentiated(loss, leaves)
     if not gradients:
         raise _no_gradient()
     gradients = {name: _dense(gradient.detach()) for name, gradient in gradients.items()}
