@@ -309,7 +309,7 @@ class Probe(Anatomy):
         try:
             with torch.inference_mode(False), preserved(self.module):
                 stateless = self.stateless
-                tensors = stateless.copied_params() | stateless.copied_buffers() | tensors
+                tensors = stateless.copied_params(tensors) | stateless.copied_buffers(tensors) | tensors
                 trainable = {
                     name
                     for name, parameter in stateless.params.items()

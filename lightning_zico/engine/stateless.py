@@ -54,10 +54,13 @@ class Stateless:
                         kept[name] = tensor
                     self._places.setdefault(first, []).append((registered, own_name))
 
-    def copied_params(self) -> Params:
+    def copied_params(self, besides: Collection[str] = ()) -> Params:
         """Copy the parameters, detached.
 
         Copies, not views: a ``forward`` that writes to its weights (``weight.data.clamp_``) must not reach the user's.
+
+        Args:
+            besides: Names of those that are not needed, because they get other values.
 
         Raises:
             UnsupportedModuleError: If a parameter has no values: not yet initialised, or on the meta device.
@@ -69,11 +72,11 @@ class Stateless:
                     f"Parameter '{name}' {state}: expected a weight with values. Run one batch through a lazy module, "
                     "or build the module on a real device."
                 )
-        return _copied(self.params)
+        return _copied(self.params, besides)
 
-    def copied_buffers(self) -> Buffers:
-        """Copy the buffers, detached."""
-        return _copied(self.buffers)
+    def copied_buffers(self, besides: Collection[str] = ()) -> Buffers:
+        """Copy the buffers, detached, besides those of some names."""
+        return _copied(self.buffers, besides)
 
     def leaves(self, params: Params) -> dict[str, nn.Parameter]:
         """Find what stands for the module's parameters in `holding`: themselves, wherever they can have other values.
@@ -231,9 +234,9 @@ class Stateless:
         return loss
 
 
-def _copied(tensors: Mapping[str, Tensor]) -> Params:
+def _copied(tensors: Mapping[str, Tensor], besides: Collection[str]) -> Params:
     with torch.no_grad():
-        return {name: tensor.clone() for name, tensor in tensors.items()}
+        return {name: tensor.clone() for name, tensor in tensors.items() if name not in besides}
 
 
 def _loss_of(loss: Any) -> Tensor:

@@ -156,7 +156,7 @@ class Watch:
         self._output, self._is_hidden = None, False
         self._outputs.clear()
         self.calls.clear()
-        functions = self._listening("activation") or self._listening("batch_norm") or self.needs_graph
+        functions = self._listening("activation") or self._listening("batch_norm") or self._needs_input_graph
         # One hook for all modules: hundreds of separate hooks would take longer than running a small network.
         handle = register_module_forward_hook(self._called, with_kwargs=True) if self._sees_calls else None
         try:

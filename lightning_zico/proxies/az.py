@@ -210,7 +210,7 @@ def block_statistics(probe: Probe) -> BlockStatistics:
     batch, inputs, count = probe.first_samples(NUM_INPUTS)
     batch = gaussian_batch(batch, generator, inputs)
     # The weights are leaves, because tokens have no gradient: the graph then starts at the embeddings.
-    own = probe.stateless.copied_params()
+    own = probe.stateless.copied_params(weights)
     weights = {name: t.requires_grad_(t.is_floating_point()) for name, t in (own | weights).items()}
     observer = _Blocks(tuple(blocks), probe.seed)
     probe.forward(observer, tensors=weights, batch=batch, fed="Gaussian inputs and Kaiming weights", is_cut=True)
