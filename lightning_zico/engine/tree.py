@@ -20,18 +20,7 @@ def submodules(module: nn.Module) -> dict[str, nn.Module]:
         ['', '0', '0.0', '1']
     """
     found: dict[str, nn.Module] = {}
-    seen: set[int] = set()
-
-    def walk(name: str, part: nn.Module) -> None:
-        seen.add(id(part))
-        found[name] = part
-        if part._modules:
-            prefix = f"{name}." if name else ""
-            for own, child in part._modules.items():
-                if child is not None and id(child) not in seen:
-                    walk(prefix + own, child)
-
-    walk("", module)
+    _walk("", module, found, set())
     return found
 
 
@@ -76,6 +65,16 @@ def holders(parts: Iterable[nn.Module], held: Collection[int]) -> set[int]:
             found.add(now)
             remaining += parents.get(now, ())
     return found
+
+
+def _walk(name: str, part: nn.Module, found: dict[str, nn.Module], seen: set[int]) -> None:
+    seen.add(id(part))
+    found[name] = part
+    if part._modules:
+        prefix = f"{name}." if name else ""
+        for own, child in part._modules.items():
+            if child is not None and id(child) not in seen:
+                _walk(prefix + own, child, found, seen)
 
 
 def _named(registered: Iterable[tuple[str, dict[str, T | None]]]) -> dict[str, T]:

@@ -164,8 +164,11 @@ def _channels_first(tensor: Tensor, module: nn.Module) -> Tensor:
     """Move the channels to dimension 1. They are the dimension whose length also occurs in the module's weights."""
     if tensor.ndim < 3:
         return tensor
-    sizes = {size for parameter in module.parameters() for size in parameter.shape[:2]}
-    last = tensor.ndim == 3 or (tensor.shape[1] not in sizes and tensor.shape[-1] in sizes)
+
+    def is_in_weights(size: int) -> bool:
+        return any(size in parameter.shape[:2] for parameter in module.parameters())
+
+    last = tensor.ndim == 3 or (not is_in_weights(tensor.shape[1]) and is_in_weights(tensor.shape[-1]))
     return tensor.movedim(-1, 1) if last else tensor
 
 
