@@ -89,9 +89,10 @@ class Subject:
 
         Proxies that look at activations alone would rank a candidate that no optimiser can move.
         """
-        if not any(parameter.requires_grad for parameter in parameters(self.module).values()):
+        own = parameters(self.module)
+        if not any(parameter.requires_grad for parameter in own.values()):
             return "untrainable: none of its parameters is trainable. Unfreeze some."
-        if (meta := next((n for n, p in parameters(self.module).items() if p.is_meta), None)) is not None:
+        if (meta := next((name for name, parameter in own.items() if parameter.is_meta), None)) is not None:
             return f"untrainable: parameter '{meta}' is on the meta device and has no values. Use a real device."
         if self._first_loss is not None and not bool(self._first_loss.isfinite()):
             return f"untrainable: its loss on the first batch is {self._first_loss.item()}: expected a finite number."

@@ -112,6 +112,8 @@ class Placement:
         return lambda batch, batch_idx: map_tensors(_channels_last, prepare(batch, batch_idx))
 
     def _fits(self, module: nn.Module) -> bool:
+        if not self.devices and self.precision is None and not self.channels_last:
+            return True
         return all(self._fits_tensor(tensor) for tensor in (*parameters(module).values(), *buffers(module).values()))
 
     def _fits_tensor(self, tensor: Tensor) -> bool:
