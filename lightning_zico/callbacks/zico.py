@@ -29,7 +29,7 @@ from lightning_zico.results import note_on_reading
 from lightning_zico.scoring.arguments import check_loss, whole_number
 from lightning_zico.scoring.checks import check_axis, check_batches, check_variation
 from lightning_zico.scoring.process_state import kept_process_state
-from lightning_zico.scoring.provenance import reading
+from lightning_zico.scoring.provenance import reading_facts
 from lightning_zico.scoring.reasons import described
 from lightning_zico.scoring.scorer import probe_of
 
@@ -250,7 +250,7 @@ class ZiCoCallback(Callback):
         batches = read_training_batches(
             trainer, self.num_batches, seed=self.seed, batch_size=self.batch_size, num_samples=self.num_samples
         )
-        self._note = note_on_reading(reading(batches))
+        self._note = note_on_reading(reading_facts(batches))
         check_batches(batches, [self._proxy], self.axis, self.num_samples)
         datamodule = getattr(trainer, "datamodule", None)
         module = own_if_lazy(pl_module)

@@ -29,7 +29,7 @@ from lightning_zico.scoring.placement import (
     placement_of,
     trainers_precision,
 )
-from lightning_zico.scoring.provenance import reading, versions
+from lightning_zico.scoring.provenance import reading_facts, versions
 from lightning_zico.scoring.scorer import Scorer
 
 # Values of arguments in a `repr`, which should fit a few lines.
@@ -223,7 +223,7 @@ class ScoringSettings:
             "num_larger_batches": self._num_larger(scorer),
             "batch_shapes": [list(tensor.shape) for tensor in tensors_of(scorer.batches[0])],
             "batches_hash": fingerprint_or_none(scorer.batches),
-            "reading": reading(scorer.batches),
+            "reading": reading_facts(scorer.batches),
             "seed": self.seed,
             "loss_fn": name_of(self.loss_fn),
             "step": name_of(self.step),
