@@ -268,18 +268,6 @@ def read_batches(data: Any, num_batches: int, *, seed: int = 0) -> list[Batch]:
         return training_data.read(num_batches, seed=seed).batches
 
 
-@contextmanager
-def training_loader(datamodule: Any, *, seed: int = 0) -> Iterator[Any]:
-    """Set up a data module while the body runs, and yield its training loader.
-
-    Args:
-        datamodule: The data module; its hooks run as for `TrainingData`.
-        seed: Seed for the body; all generators are restored afterwards.
-    """
-    with TrainingData(datamodule) as data, data._loader(seed) as loader:
-        yield loader
-
-
 def read_training_batches(
     trainer: Any,
     num_batches: int,

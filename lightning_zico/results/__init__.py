@@ -19,7 +19,7 @@ from lightning_zico.results.rows import (
     ranks_of,
     standing_of,
 )
-from lightning_zico.results.scores import NOT_APPLICABLE, Final, Score, ScoreCard
+from lightning_zico.results.scores import NOT_APPLICABLE, Final, Score, ScoreCard, card_table
 from lightning_zico.results.search import SearchResult
 from lightning_zico.results.views import FigureKind, SearchFigureKind
 
@@ -44,6 +44,7 @@ __all__ = [
     "SearchResult",
     "UsedRecipe",
     "as_provenance",
+    "card_table",
     "leaderboard_table",
     "margin_of",
     "note_on_reading",

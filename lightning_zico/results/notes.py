@@ -27,7 +27,8 @@ def leaderboard_notes(rows: Sequence[Row], provenance: Provenance) -> list[str]:
     num_candidates = provenance.get("head_of", len(rows))
     notes = []
     if len(rows) < num_candidates:
-        notes.append(f"These are the first {len(rows)} of {num_candidates} candidates.")
+        first = "This is the first" if len(rows) == 1 else f"These are the first {len(rows)}"
+        notes.append(f"{first} of {num_candidates} candidates.")
     if provenance.get("broke_off"):
         notes.append(f"The ranking was interrupted; it contains only the {num_candidates} candidates scored so far.")
     finals = provenance.get("finals")
@@ -86,7 +87,7 @@ def note_on_reading(reading: Reading | None) -> str | None:
 
 
 def _note_on_batch_size(provenance: Provenance) -> str | None:
-    """Say that batches have more samples than were asked for, or an unknown number; None if there are none."""
+    """Return the note on batches with more samples than were asked for, or an unknown number; None without any."""
     num_larger = provenance.get("num_larger_batches")
     if not num_larger:
         return None

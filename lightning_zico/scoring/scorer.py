@@ -108,6 +108,8 @@ class Scorer:
         with kept_process_state() as state:
             card = self._build_and_score(candidate, state)
             changed = tuple(state.changed())
+        if card.traceback is not None and torch.cuda.is_initialized():
+            torch.cuda.empty_cache()  # memory is fragmented after an out-of-memory error
         return replace(card, process_changes=changed)
 
     def _build_and_score(self, candidate: Candidate, state: ProcessState) -> ScoreCard:
@@ -116,22 +118,29 @@ class Scorer:
         A factory's module is moved and converted itself; a module that was offered built is copied first.
         """
         start = time.perf_counter()
-        stage = "does not build"
         identity: dict[str, Any] = {}
         try:
             model = self.build(candidate)
             identity = identity_of(model)
-            stage = "cannot be copied, which other devices and precisions need; offer a factory"
+        except BaseException as raised:
+            card = self._not_built(candidate, raised)
+        else:
+            card = self._score_built(candidate, model)
+        return replace(card, seconds=time.perf_counter() - start, **identity)
+
+    def _not_built(self, candidate: Candidate, raised: BaseException) -> ScoreCard:
+        error = f"does not build: {described(raised)}"
+        return ScoreCard.failed(candidate.name, self.names, error, traceback=traceback_of(raised))
+
+    def _score_built(self, candidate: Candidate, model: nn.Module) -> ScoreCard:
+        """Score what a candidate has built."""
+        try:
             if isinstance(candidate.build, Built):
                 model = self.placement.own(uncompiled(model))
         except BaseException as raised:
-            error = f"{stage}: {described(raised)}"
-            card = ScoreCard.failed(candidate.name, self.names, error, traceback=traceback_of(raised))
-        else:
-            card = self.score_module(candidate.name, model, blocks=candidate.blocks, num_samples=candidate.num_samples)
-        if card.traceback is not None and torch.cuda.is_initialized():
-            torch.cuda.empty_cache()  # memory is fragmented after an out-of-memory error
-        return replace(card, seconds=time.perf_counter() - start, **identity)
+            error = f"cannot be copied, which other devices and precisions need; offer a factory: {described(raised)}"
+            return ScoreCard.failed(candidate.name, self.names, error, traceback=traceback_of(raised))
+        return self.score_module(candidate.name, model, blocks=candidate.blocks, num_samples=candidate.num_samples)
 
     def score_module(
         self,

@@ -107,7 +107,9 @@ class ScoringSettings:
 
     def __init_subclass__(cls) -> None:
         """Describe the shared arguments in a subclass's docstring as well, after its own."""
-        own, shared = cleandoc(cls.__doc__ or ""), cleandoc(ScoringSettings.__doc__ or "")
+        own, shared = cleandoc(vars(cls).get("__doc__") or ""), cleandoc(ScoringSettings.__doc__ or "")
+        if "\nArgs:\n" not in own:  # a class that adds no arguments, or without docstrings (``python -OO``)
+            return
         arguments = shared.partition("Args:\n")[2]
         before, mark, after = own.partition("\n\nAttributes:")
         cls.__doc__ = f"{before}\n{arguments}{mark}{after}"
@@ -135,7 +137,7 @@ class ScoringSettings:
         ]
         return f"{type(self).__name__}({', '.join(given)})"
 
-    def _check_enough_batches(self, proxies: Sequence[Proxy]) -> None:
+    def check_enough_batches(self, proxies: Sequence[Proxy]) -> None:
         """Check that there are as many batches as each proxy needs.
 
         Raises:

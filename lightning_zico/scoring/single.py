@@ -34,9 +34,15 @@ class ScoreSettings(TypedDict, total=False):
     channels_last: bool
 
 
+_HINTS = {
+    "batches": "Pass them as `data`.",
+    "blocks": "Pass `Candidate(name, build, blocks=...)` as the model.",
+}
+
+
 def score(
     model: nn.Module | Candidate,
-    data: Any,
+    data: Any = None,
     proxies: Proxies = ("zico",),
     loss_fn: LossFn | None = None,
     *,
@@ -93,18 +99,18 @@ def score(
     """
     if not isinstance(model, nn.Module | Candidate):
         raise TypeError(f"Invalid model={model!r}: expected an instance of a module.")
+    for name in settings.keys() - ScoreSettings.__annotations__.keys():
+        raise TypeError(f"`score` has no argument `{name}`. {_HINTS.get(name, '')}".rstrip())
     check_data(data, pairs=loss_fn is not None)
-    unknown = settings.keys() - ScoreSettings.__annotations__.keys()
-    if unknown:
-        raise TypeError(f"`score` has no argument {', '.join(f'`{name}`' for name in sorted(unknown))}.")
     shared = ScoringSettings(loss_fn=loss_fn, step=step, num_samples=num_samples, **settings)
     check_is_trainer(trainer)
+    chosen = Choice.of(proxies).proxies
     if num_batches is not None:
         num_batches = whole_number("num_batches", num_batches, 1)
+        replace(shared, num_batches=num_batches).check_enough_batches(chosen)
     with TrainingData(data, TrainerSettings.of(trainer)) as source:
         reading = source.read_given(num_batches, seed=shared.seed, batch_size=shared.batch_size)
-        proxies_ = Choice.of(proxies).proxies
-        (scorer,) = shared.scorers([reading], proxies_, data=source, loss_fn=loss_fn, budget=None)
+        (scorer,) = shared.scorers([reading], chosen, data=source, loss_fn=loss_fn, budget=None)
         if datamodule is not None:
             scorer = replace(scorer, datamodule=datamodule)
         if isinstance(model, Candidate):

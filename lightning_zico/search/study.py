@@ -140,7 +140,7 @@ def _content(
         warnings.warn(
             f"`{unseen[0]}` holds an object that cannot be compared, such as a lock, so searches with different ones "
             "cannot be distinguished. Give each search its own `name`.",
-            stacklevel=4,
+            stacklevel=5,
         )
     return content
 

@@ -115,7 +115,7 @@ class ZeroShotSelector(ScoringSettings):
             raise UnknownNameError(
                 f"Invalid controlled_by={self.controlled_by!r}: expected a baseline: {', '.join(BASELINES)}."
             )
-        self._check_enough_batches(self._choice().proxies)
+        self.check_enough_batches(self._choice().proxies)
 
     def __getattr__(self, name: str) -> Any:
         raise missing_attribute(self, name, ("leaderboard_", "cards_", "best_model_"), "`rank` and `fit`")
@@ -229,12 +229,13 @@ class ZeroShotSelector(ScoringSettings):
             return self
         self.best_model_ = None
         entrants, self._finalists = self._finalists, {}
-        self.best_model_ = train_best(
+        train_best(
             entrants,
             self.trainer,
             arguments,
             seed=self.seed,
             report=self._add_finals,
+            on_winner=partial(setattr, self, "best_model_"),
             final_epochs=self.final_epochs,
             monitor=self.monitor,
             mode=self.mode,
@@ -313,14 +314,15 @@ class ZeroShotSelector(ScoringSettings):
         return True
 
 
-def rank(candidates: Candidates, data: Any, proxies: Proxies = "default", **settings: Any) -> Leaderboard:
+@names_data_as_trainer
+def rank(candidates: Candidates, train_dataloaders: Any = None, datamodule: Any = None, **settings: Any) -> Leaderboard:
     """Rank candidates without training them: `ZeroShotSelector.rank` in one call.
 
     Args:
         candidates: As for `ZeroShotSelector.rank`.
-        data: A LightningDataModule, a DataLoader, or an iterable of batches.
-        proxies: As for `ZeroShotSelector`.
-        settings: Other arguments of `ZeroShotSelector`, such as ``num_batches=4``.
+        train_dataloaders: As for `ZeroShotSelector.rank`.
+        datamodule: As for `ZeroShotSelector.rank`.
+        settings: Arguments of `ZeroShotSelector`, such as ``num_batches=4`` or ``proxies="zico"``.
 
     Example:
         >>> from lightning_zico.demos import DigitsDataModule, digits_candidates
@@ -328,4 +330,4 @@ def rank(candidates: Candidates, data: Any, proxies: Proxies = "default", **sett
         >>> leaderboard.best == leaderboard.rows[0]["name"]
         True
     """
-    return ZeroShotSelector(proxies=proxies, **settings).rank(candidates, data)
+    return ZeroShotSelector(**settings).rank(candidates, train_dataloaders, datamodule)

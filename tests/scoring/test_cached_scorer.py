@@ -530,7 +530,7 @@ def test_a_digit_that_has_changed_is_found(tmp_path: Path) -> None:
 def test_a_cache_that_was_deleted_meanwhile_is_not_made_anew(tmp_path: Path) -> None:
     cache = written(tmp_path / "scores.db")
     cache.path.unlink()
-    with pytest.raises(CacheError, match="cannot be used"):
+    with pytest.raises(CacheError, match="was deleted or moved while it was in use"):
         cache.write("candidate", {"proxy": "1"})
     assert not list(tmp_path.iterdir())
 
