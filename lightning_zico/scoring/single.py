@@ -102,7 +102,9 @@ def score(
     if num_batches is not None:
         num_batches = whole_number("num_batches", num_batches, 1)
     with TrainingData(data, TrainerSettings.of(trainer)) as source:
-        reading = source.read_given(num_batches, seed=shared.seed, batch_size=shared.batch_size)
+        reading = source.read_given(
+            num_batches, seed=shared.seed, batch_size=shared.batch_size, num_samples=num_samples
+        )
         proxies_ = Choice.of(proxies).proxies
         (scorer,) = shared.scorers([reading], proxies_, data=source, loss_fn=loss_fn, budget=None)
         if datamodule is not None:

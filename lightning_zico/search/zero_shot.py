@@ -182,7 +182,8 @@ class ZeroShotSearch(ScoringSettings):
                 try:
                     run.score_all()
                 finally:
-                    self.result_ = run.result(study.settings)
+                    sizes = {"batch_size": self.batch_size, "num_larger_batches": scorer.num_whole}
+                    self.result_ = run.result({**study.settings, **sizes})
         return self.result_
 
     def candidates(self, result: SearchResult, k: int) -> list[Candidate]:
