@@ -5,7 +5,7 @@ Everything that is written to a data module, a loader or a trainer on the way is
 
 import itertools
 import warnings
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.data import DataLoader
 
 from lightning_zico._typing import Batch, NumSamples
-from lightning_zico.bridge.batch_size import are_all_built_again, cut_to, own_batch_size, with_batch_size
+from lightning_zico.bridge.batch_size import Cut, Smaller
 from lightning_zico.bridge.checks import is_datamodule
 from lightning_zico.bridge.hooks import TRANSFER_HOOKS, check_surroundings, message_of
 from lightning_zico.bridge.private_trainer import private_trainer
@@ -68,11 +68,19 @@ _SERVES_ALL = (
 
 
 class Reading(NamedTuple):
-    """Batches that were read, the loader they come from, and its own batch size; None if it is unknown."""
+    """Batches that were read.
+
+    Args:
+        batches: The batches.
+        loader: The loader that they come from, as the user made it.
+        cut: Batch sizes before and after batches were made smaller; None if none was.
+        num_whole: Number of batches that may be larger than requested, because they could not be counted or cut.
+    """
 
     batches: list[Batch]
     loader: TrainingLoader
-    own_batch_size: int | None = None
+    cut: Cut | None = None
+    num_whole: int = 0
 
 
 class TrainingData:
@@ -136,8 +144,7 @@ class TrainingData:
                 "DataLoader, or an iterable of batches."
             )
         with self._loader(seed) as loader:
-            batches = _first(loader, num_batches, batch_size=batch_size, num_samples=num_samples)
-            return Reading(batches, TrainingLoader(loader), own_batch_size(loader, num_samples))
+            return _first(loader, num_batches, batch_size=batch_size, num_samples=num_samples)
 
     def read_repeats(
         self,
@@ -181,16 +188,34 @@ class TrainingData:
             )
         return by_repeat
 
-    def read_given(self, num_batches: int | None, *, seed: int = 0, batch_size: int | None = None) -> Reading:
-        """Read as many batches as requested; if no number is given, all of a list or an iterator, and otherwise two.
+    def read_given(
+        self,
+        num_batches: int | None,
+        *,
+        seed: int = 0,
+        batch_size: int | None = None,
+        num_samples: NumSamples | None = None,
+        cuts_given: bool = False,
+    ) -> Reading:
+        """Read as many batches as requested; if no number is given, two of a loader, and otherwise all.
 
-        Batches that are given in a list or by an iterator are not cut.
+        Args:
+            num_batches: Number of batches to read; None for the default.
+            seed: See `read`.
+            batch_size: See `read`.
+            num_samples: See `read`.
+            cuts_given: Whether to cut batches that are given themselves, not by a loader or data module, as well.
         """
-        is_given = isinstance(self.data, list | tuple | Iterator) and not self._is_seeded
+        is_given = not self._is_seeded
+        size: dict[str, Any] = {"batch_size": None if is_given and not cuts_given else batch_size}
         if num_batches is None and is_given:
             batches = list(self.data)
+            if batches and size["batch_size"] is not None:
+                return TrainingData(batches, self.settings).read(
+                    len(batches), seed=seed, num_samples=num_samples, **size
+                )
             return Reading(batches, TrainingLoader(batches))
-        return self.read(num_batches or 2, seed=seed, batch_size=None if is_given else batch_size)
+        return self.read(num_batches or 2, seed=seed, num_samples=num_samples, **size)
 
     @property
     def _is_seeded(self) -> bool:
@@ -207,7 +232,10 @@ class TrainingData:
                 f"{num_batches * repeats} batches. Pass that many, or a DataLoader that shuffles. {error}"
             ) from error
         starts = range(0, len(whole.batches), num_batches)
-        return [whole._replace(batches=whole.batches[start : start + num_batches]) for start in starts]
+        num_whole = min(whole.num_whole, num_batches)
+        return [
+            whole._replace(batches=whole.batches[start : start + num_batches], num_whole=num_whole) for start in starts
+        ]
 
     def fit_arguments(self, val_dataloaders: Any = None) -> dict[str, Any]:
         """Return the arguments with which `Trainer.fit` takes the data.
@@ -275,7 +303,7 @@ def read_training_batches(
     seed: int = 0,
     batch_size: int | None = None,
     num_samples: NumSamples | None = None,
-) -> list[Batch]:
+) -> Reading:
     """Read the first batches of a trainer's training data, without affecting the training.
 
     Args:
@@ -313,8 +341,8 @@ def _first(
     readable_once: bool = True,
     batch_size: int | None = None,
     num_samples: NumSamples | None = None,
-) -> list[Batch]:
-    """Read batches; if there are too few, read the data again as long as it gives new ones."""
+) -> Reading:
+    """Read batches, of at most ``batch_size`` samples if it is given; see `TrainingData.read`."""
     is_combined = any(base.__name__ == CombinedLoader.__name__ for base in type(data).__mro__)  # of either package
     iterables = data.iterables if is_combined else data
     if not isinstance(iterables, Iterable):
@@ -325,33 +353,42 @@ def _first(
     mode = data._mode if is_combined else "max_size_cycle"  # Lightning's own for training
     leaves = [leaf for leaf in tree_leaves(iterables) if not isinstance(leaf, Tensor)]
     has_loaders = any(isinstance(leaf, DataLoader) for leaf in leaves)
-    if batch_size is not None:
-        iterables = with_batch_size(iterables, batch_size)
-        data = iterables if isinstance(data, DataLoader) else data
+    smaller = None if batch_size is None else Smaller(batch_size, num_samples)
+    iterables = iterables if smaller is None else smaller.replaced(iterables)
     read_once = partial(_one_pass, iterables, mode if has_loaders else None)
-    is_cut = batch_size is not None and not are_all_built_again(iterables)
 
     def one_pass(num_batches: int) -> list[Batch]:
         batches = read_once(num_batches)
-        return cut_to(batches, batch_size, num_samples) if is_cut and batch_size is not None else batches
+        return batches if smaller is None else [smaller.batch(batch) for batch in batches]
 
     is_once = any(isinstance(leaf, Iterator) for leaf in leaves)
     is_readable_again = not is_once and (has_loaders or not isinstance(data, list | tuple))
+    source = iterables if isinstance(iterables, DataLoader) else data
     with undisturbed(*leaves, readable_once=readable_once):
-        batches = one_pass(num_batches)
-        if not 0 < len(batches) < num_batches or not is_readable_again:
-            return _enough(batches, data, num_batches)
-        num_in_a_pass, num_passes = len(batches), 1
-        known = {contents(batch) for batch in batches}
-        num_in_vain = 0
-        while len(batches) < num_batches and num_in_vain < _MOST_IN_VAIN:
-            num_passes, num_in_vain = num_passes + 1, num_in_vain + 1
-            for batch in one_pass(num_in_a_pass):
-                content = contents(batch)
-                if content not in known and len(batches) < num_batches:
-                    known.add(content)
-                    batches.append(batch)
-                    num_in_vain = 0
+        batches = _read_again(one_pass, source, num_batches, is_readable_again=is_readable_again)
+    if smaller is None:
+        return Reading(batches, TrainingLoader(data))
+    return Reading(batches, TrainingLoader(data), smaller.cut, min(smaller.num_whole, num_batches))
+
+
+def _read_again(
+    one_pass: Callable[[int], list[Batch]], data: Any, num_batches: int, *, is_readable_again: bool
+) -> list[Batch]:
+    """Read batches; if there are too few, read the data again as long as it gives new ones."""
+    batches = one_pass(num_batches)
+    if not 0 < len(batches) < num_batches or not is_readable_again:
+        return _enough(batches, data, num_batches)
+    num_in_a_pass, num_passes = len(batches), 1
+    known = {contents(batch) for batch in batches}
+    num_in_vain = 0
+    while len(batches) < num_batches and num_in_vain < _MOST_IN_VAIN:
+        num_passes, num_in_vain = num_passes + 1, num_in_vain + 1
+        for batch in one_pass(num_in_a_pass):
+            content = contents(batch)
+            if content not in known and len(batches) < num_batches:
+                known.add(content)
+                batches.append(batch)
+                num_in_vain = 0
     if num_in_a_pass == len(batches) == 1:
         return Reread(batches * num_batches, num_in_a_pass=1, num_passes=num_passes, are_copies=True)
     batches = _enough(batches, data, num_batches, "; reading it again gave no new ones")

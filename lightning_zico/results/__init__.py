@@ -1,7 +1,7 @@
 """Results: plain frozen data that outlive the models they describe. Nothing here depends on torch."""
 
 from lightning_zico.results.leaderboard import Leaderboard, leaderboard_table
-from lightning_zico.results.notes import note_on_reading
+from lightning_zico.results.notes import note_on_batch_size, note_on_reading
 from lightning_zico.results.rows import (
     FINAL_COLUMNS,
     FIXED_COLUMNS,
@@ -47,6 +47,7 @@ __all__ = [
     "card_table",
     "leaderboard_table",
     "margin_of",
+    "note_on_batch_size",
     "note_on_reading",
     "ranks_of",
     "standing_of",

@@ -339,9 +339,9 @@ def with_cache(scorer: Scorer, cache: ScoreCache) -> Scorer:
         "settings": scorer.settings.facts,
         "loader": (scorer.loader or TrainingLoader(scorer.batches)).facts,
     }
-    del seen["proxies"]
-    if scorer.cut_from is None:
-        del seen["cut_from"]
+    del seen["proxies"], seen["num_whole"]
+    if scorer.cut is None:
+        del seen["cut"]
     is_timed = scorer.budget is not None and scorer.budget.latency_s is not None
     context = fingerprint_or_warning(seen, platform.node() if is_timed else None)
     if context is None:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from lightning_zico._typing import Axis, Batch, LossFn, NumSamples, Step
+from lightning_zico.bridge.batch_size import Cut
 from lightning_zico.bridge.modules import Bridge, bridged, uncompiled
 from lightning_zico.bridge.trainers import DEFAULT_SETTINGS, TrainerSettings, TrainingLoader
 from lightning_zico.budget import Budget
@@ -54,7 +55,8 @@ class Scorer:
         num_samples: See `score`; a candidate's own value takes precedence.
         settings: Settings of the trainer that candidates see.
         loader: The loader of the batches; None for a loader of exactly these.
-        cut_from: The loader's own batch size, if the batches have fewer samples than that.
+        cut: Batch sizes before and after batches were made smaller; None if they are as the data gave them.
+        num_whole: Number of batches that may be larger than requested, because they could not be counted or cut.
     """
 
     batches: Sequence[Batch]
@@ -70,7 +72,8 @@ class Scorer:
     num_samples: NumSamples | None = None
     settings: TrainerSettings = DEFAULT_SETTINGS
     loader: TrainingLoader | None = None
-    cut_from: int | None = None
+    cut: Cut | None = None
+    num_whole: int = 0
 
     @property
     def names(self) -> list[str]:
@@ -161,6 +164,7 @@ class Scorer:
         start = time.perf_counter()
         scores: dict[str, Score] = {}
         error = untrainable = traceback = None
+        num_samples = self.num_samples if num_samples is None else num_samples
         try:
             model = own_if_lazy(uncompiled(model))
             with (
@@ -189,7 +193,7 @@ class Scorer:
                     seed=self.seed,
                     blocks=blocks,
                     name=name,
-                    num_samples=self.num_samples if num_samples is None else num_samples,
+                    num_samples=num_samples if self.cut is None else self.cut.stated(num_samples),
                 )
                 error = self.budget.excess(probe) if self.budget else None
                 if error is None:
@@ -201,13 +205,6 @@ class Scorer:
         if error is not None:
             return ScoreCard.failed(name, self.names, error, seconds, traceback)
         return ScoreCard(name, scores, None, seconds, untrainable)
-
-    @property
-    def _way_to_whole_batches(self) -> str:
-        return (
-            f"It was scored on fewer samples than the {self.cut_from} of your batches; if the step needs its own batch "
-            "size, pass `batch_size=None`."
-        )
 
     def _scores_of(self, probe: Probe) -> dict[str, Score]:
         probe.observe(need for proxy in self.proxies for need in proxy.needs)
@@ -226,7 +223,7 @@ class Scorer:
             return probe.untrainable
         if probe.step_error is not None:
             reason = why_unranked(probe.step_error, is_own_step=self.loss_fn is None and self.step is None)
-            return reason if self.cut_from is None else f"{reason.removesuffix('.')}. {self._way_to_whole_batches}"
+            return reason if self.cut is None else f"{reason.removesuffix('.')}. {self.cut.way_back}"
         return None if bridge.refused is None else f"untrainable: {' '.join(bridge.refused.split())}"
 
 

@@ -7,7 +7,6 @@ from reprlib import Repr
 from typing import Any, Literal
 
 from lightning_zico._typing import Axis, LossFn, NumSamples, Step, check_num_samples
-from lightning_zico.bridge.batch_size import num_larger
 from lightning_zico.bridge.data import Reading, TrainingData
 from lightning_zico.budget import Budget
 from lightning_zico.engine.batches import tensors_of
@@ -169,7 +168,8 @@ class ScoringSettings:
         placement = placement_of(self.accelerator, self.devices, precision, self.channels_last)
         scorers = []
         for repeat_idx, one in enumerate(readings):
-            check_batches(one.batches, proxies, self.axis, self.num_samples)
+            num_samples = self.num_samples if one.cut is None else one.cut.stated(self.num_samples)
+            check_batches(one.batches, proxies, self.axis, num_samples)
             scorer = Scorer(
                 one.batches,
                 proxies,
@@ -184,7 +184,8 @@ class ScoringSettings:
                 num_samples=self.num_samples,
                 settings=data.settings,
                 loader=one.loader,
-                cut_from=one.own_batch_size if self._is_cut(one) else None,
+                cut=one.cut,
+                num_whole=one.num_whole,
             )
             scorers.append(scorer)
         if self.cache is None:
@@ -192,20 +193,12 @@ class ScoringSettings:
         cache = opened(self.cache)
         return [with_cache(scorer, cache) for scorer in scorers]
 
-    def _num_larger(self, scorer: Scorer) -> int:
-        """Count the batches that could not be cut to ``batch_size``."""
-        return 0 if self.batch_size is None else num_larger(scorer.batches, self.batch_size, self.num_samples)
-
     def readings(self, data: TrainingData, repeats: int = 1) -> list[Reading]:
         """Read the batches of each repeat, after folders that killed processes left behind are removed."""
         remove_leftovers()
         return data.read_repeats(
             self.num_batches, repeats, seed=self.seed, batch_size=self.batch_size, num_samples=self.num_samples
         )
-
-    def _is_cut(self, reading: Reading) -> bool:
-        own = reading.own_batch_size
-        return self.batch_size is not None and own is not None and own > self.batch_size
 
     @property
     def _executor(self) -> Executor:
@@ -222,7 +215,7 @@ class ScoringSettings:
             "axis": self.axis,
             "num_batches": self.num_batches,
             "batch_size": self.batch_size,
-            "num_larger_batches": self._num_larger(scorer),
+            "num_larger_batches": scorer.num_whole,
             "batch_shapes": [list(tensor.shape) for tensor in tensors_of(scorer.batches[0])],
             "batches_hash": fingerprint_or_none(scorer.batches),
             "reading": reading_facts(scorer.batches),

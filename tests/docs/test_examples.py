@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 PROMISES = {
     "01_callback.py": ["epoch 2: zico/score", "validation accuracy 0.9"],
     "02_select_and_train.py": ["Chosen without training:", "tau with truth", "vit-32x2", "cnn-bn-32x4"],
