@@ -167,6 +167,16 @@ def time_row(row: Row, protocol: Protocol, sets: Iterable[str]) -> dict[str, flo
 # --- scoring all ---------------------------------------------------------------------------------
 
 
+def records_in(path: Path) -> list[Record]:
+    """Read a file with one JSON object per line, which need not exist; an incomplete last line is cut off."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab+") as file:
+        file.seek(0)
+        complete = file.read().rpartition(b"\n")
+        file.truncate(len(complete[0] + complete[1]))
+    return [json.loads(line) for line in complete[0].splitlines()]
+
+
 class Cache:
     """Scores, errors and times of candidates, in a file with one JSON object per line.
 
@@ -180,13 +190,8 @@ class Cache:
         self.errors: dict[str, dict[str, str]] = defaultdict(dict)
         self.seconds: dict[str, dict[str, float]] = defaultdict(dict)
         self.untrainable: dict[str, str] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "ab+") as file:
-            file.seek(0)
-            complete = file.read().rpartition(b"\n")
-            file.truncate(len(complete[0] + complete[1]))
-        for line in complete[0].splitlines():
-            self._take_in(json.loads(line))
+        for record in records_in(path):
+            self._take_in(record)
 
     def add(self, arch: str, **record: Any) -> None:
         """Save the new entries of a candidate."""
