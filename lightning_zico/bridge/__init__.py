@@ -1,6 +1,6 @@
 """Between Lightning and the engine: a module's training step as a loss, and data as lists of batches."""
 
-from lightning_zico.bridge.checks import check_data, check_validation_data, given_data
+from lightning_zico.bridge.checks import check_data, check_validation_data, pick_data
 from lightning_zico.bridge.data import Reading, TrainingData
 from lightning_zico.bridge.hooks import is_lightning
 from lightning_zico.bridge.trainers import DEFAULT_SETTINGS, TrainerSettings
@@ -12,6 +12,6 @@ __all__ = [
     "TrainingData",
     "check_data",
     "check_validation_data",
-    "given_data",
     "is_lightning",
+    "pick_data",
 ]

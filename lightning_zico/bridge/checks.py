@@ -22,7 +22,7 @@ def is_datamodule(data: Any) -> bool:
     )
 
 
-def given_data(train_dataloaders: Any, datamodule: Any, *, pairs: bool = False) -> Any:
+def pick_data(train_dataloaders: Any, datamodule: Any, *, pairs: bool = False) -> Any:
     """Return the training data, whichever of the two arguments it was given as, after `check_data`.
 
     Raises:

@@ -261,7 +261,7 @@ def _go_on(opening: Opening, running: Running) -> None:
             opening.run(hook)
 
 
-def uncompiled(module: nn.Module) -> nn.Module:
+def unwrap_compiled(module: nn.Module) -> nn.Module:
     """Return the module inside one of `torch.compile`, as Lightning does; compiling would cost more than scoring."""
     return getattr(module, "_orig_mod", module)
 

@@ -30,7 +30,7 @@ from lightning_zico.scoring.arguments import check_loss, whole_number
 from lightning_zico.scoring.checks import check_axis, check_batches, check_variation
 from lightning_zico.scoring.process_state import kept_process_state
 from lightning_zico.scoring.provenance import reading_facts
-from lightning_zico.scoring.reasons import described
+from lightning_zico.scoring.reasons import describe
 from lightning_zico.scoring.scorer import probe_of
 
 _WITH_WHOLE_PARAMETERS = {"SingleDeviceStrategy", "DDPStrategy"}
@@ -231,7 +231,7 @@ class ZiCoCallback(Callback):
             try:
                 moments = self._moments(trainer, pl_module, running)
             except BaseException as raised:  # also from a step that exits; training will meet that by itself
-                error = described(raised)
+                error = describe(raised)
         if trainer.world_size > 1:
             # Either every rank exchanges moments, or none does.
             error = _first_error(trainer.world_size, error)
@@ -244,7 +244,7 @@ class ZiCoCallback(Callback):
             metric.update(moments)
             return metric.layers(), None
         except ZiCoError as raised:  # the same on all ranks, since all hold the same moments
-            return {}, described(raised)
+            return {}, describe(raised)
 
     def _moments(self, trainer: Trainer, pl_module: LightningModule, running: Running | None) -> dict[str, Moments]:
         read = read_training_batches(

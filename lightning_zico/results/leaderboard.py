@@ -30,12 +30,12 @@ from lightning_zico.results.rows import (
     as_provenance,
     check_rows,
     columns_of,
-    numbered,
+    number_places,
     proxies_of,
     read_json,
     reasons_of,
     standing_of,
-    written,
+    write_text,
 )
 from lightning_zico.results.scores import Final, ScoreCard, layers_of
 from lightning_zico.results.views import FigureKind
@@ -107,7 +107,7 @@ class Leaderboard:
         ranked = [row for row in rows if row["score"] is not None]
         standing = partial(standing_of, higher_is_better=higher_is_better)
         ranked.sort(key=standing, reverse=True)  # stable, also in reverse
-        for row, rank in zip(ranked, numbered([standing(row) for row in ranked]), strict=True):
+        for row, rank in zip(ranked, number_places([standing(row) for row in ranked]), strict=True):
             row["rank"] = rank
         failed = [row for row in rows if row["score"] is None]
         scored = {row["name"] for row in ranked}
@@ -152,10 +152,10 @@ class Leaderboard:
         ranked = [row for row in others if row["rank"] is not None]
         rows = []
         for final, rank in zip(
-            finished, numbered([(final.num_epochs, final.value) for final in finished]), strict=True
+            finished, number_places([(final.num_epochs, final.value) for final in finished]), strict=True
         ):
             rows.append(_with_final(row_of[final.name], final) | {"rank": rank, "final_rank": rank})
-        for row, rank in zip(ranked, numbered([row["rank"] for row in ranked]), strict=True):
+        for row, rank in zip(ranked, number_places([row["rank"] for row in ranked]), strict=True):
             rows.append(_with_final(row, None) | {"rank": len(finished) + rank})
         for final in failed:
             rows.append(_with_final(row_of[final.name], final) | {"rank": None, "error": f"finals: {final.error}"})
@@ -299,7 +299,7 @@ class Leaderboard:
     def to_json(self, path: str | Path) -> Path: ...
     def to_json(self, path: str | Path | None = None) -> str | Path:
         """Return the JSON text; with a path, write it to that file and return the path."""
-        return written(as_json(self.to_dict()), path)
+        return write_text(as_json(self.to_dict()), path)
 
     @classmethod
     def from_json(cls, source: str | Path) -> "Leaderboard":
@@ -328,7 +328,7 @@ class Leaderboard:
                 for name in names:
                     reasons.setdefault(name, []).append(f"{column}: {reason}")
         rows = [{**row, MISSING_COLUMN: "; ".join(reasons.get(row["name"], ()))} for row in self.rows]
-        return written(as_csv([*self.columns, MISSING_COLUMN], rows), path)
+        return write_text(as_csv([*self.columns, MISSING_COLUMN], rows), path)
 
     def to_pandas(self) -> Any:
         """Turn into a `pandas.DataFrame` with the same columns; ranks and other counts are nullable integers.
@@ -379,7 +379,7 @@ class Leaderboard:
             ModuleNotFoundError: If vl-convert-python is not installed.
         """
         layers = None if card is None else layers_of(card, "zico")
-        return written(html_of(views.page(self.rows, self.provenance, self.notes, layers)), path)
+        return write_text(html_of(views.page(self.rows, self.provenance, self.notes, layers)), path)
 
     def log(self, logger: Any) -> None:
         """Log the ranking to a Lightning logger, such as CSV or TensorBoard; see `report.logs.log_ranking`.

@@ -250,7 +250,7 @@ def margin_of(row: Mapping[str, Any]) -> str:
     return "" if row.get("std_error") is None else f" ± {row['std_error']:.2g}"
 
 
-def numbered(values: Sequence[Any]) -> list[int]:
+def number_places(values: Sequence[Any]) -> list[int]:
     """Number places from 1; equal neighbours share a place."""
     ranks: list[int] = []
     for position, value in enumerate(values):
@@ -271,7 +271,7 @@ def ranks_of(scores: Sequence[Any], higher_is_better: bool = True) -> list[int |
         [2, None, 1, 2]
     """
     ordered = sorted((score for score in scores if score is not None), reverse=higher_is_better)
-    places = dict(zip(reversed(ordered), reversed(numbered(ordered)), strict=True))
+    places = dict(zip(reversed(ordered), reversed(number_places(ordered)), strict=True))
     return [None if score is None else places[score] for score in scores]
 
 
@@ -328,10 +328,10 @@ def as_csv(columns: Sequence[str], rows: Sequence[Row]) -> str:
 
 
 @overload
-def written(text: str, path: None) -> str: ...
+def write_text(text: str, path: None) -> str: ...
 @overload
-def written(text: str, path: str | Path) -> Path: ...
-def written(text: str, path: str | Path | None) -> str | Path:
+def write_text(text: str, path: str | Path) -> Path: ...
+def write_text(text: str, path: str | Path | None) -> str | Path:
     """Write a text to a file and return its path; without a path, return the text."""
     if path is None:
         return text

@@ -19,7 +19,7 @@ from lightning_zico.results.rows import (
     check_rows,
     proxies_of,
     read_json,
-    written,
+    write_text,
 )
 from lightning_zico.results.views import SearchFigureKind
 from lightning_zico.texts import printable, shortened
@@ -121,7 +121,7 @@ class SearchResult:
     def to_json(self, path: str | Path) -> Path: ...
     def to_json(self, path: str | Path | None = None) -> str | Path:
         """Return the JSON text; with a path, write it to that file and return the path."""
-        return written(as_json(self.to_dict()), path)
+        return write_text(as_json(self.to_dict()), path)
 
     @classmethod
     def from_json(cls, source: str | Path) -> "SearchResult":
@@ -134,7 +134,7 @@ class SearchResult:
     def to_csv(self, path: str | Path) -> Path: ...
     def to_csv(self, path: str | Path | None = None) -> str | Path:
         """Return comma-separated values with a header; with a path, write them to that file and return the path."""
-        return written(as_csv(list(self.history[0]) if self.history else [], self.history), path)
+        return write_text(as_csv(list(self.history[0]) if self.history else [], self.history), path)
 
     def to_leaderboard(self) -> Leaderboard:
         """Rank the archs as candidates under their strings, best first, failed ones last; costs stay columns."""
@@ -167,4 +167,4 @@ class SearchResult:
         Raises:
             ModuleNotFoundError: If vl-convert-python is not installed.
         """
-        return written(html_of(views.search_page(self.history, self.provenance, self.notes)), path)
+        return write_text(html_of(views.search_page(self.history, self.provenance, self.notes)), path)

@@ -413,7 +413,7 @@ def check_cache(cache: CacheLike | None) -> None:
         )
 
 
-def opened(cache: CacheLike) -> ScoreCache:
+def open_cache(cache: CacheLike) -> ScoreCache:
     """Return the cache in the file at a path; a `ScoreCache` is returned as it is.
 
     Raises:

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 from lightning_zico.bridge.data import overrides_transfer
-from lightning_zico.bridge.modules import OPTIMIZERS_FAIL, uncompiled
+from lightning_zico.bridge.modules import OPTIMIZERS_FAIL, unwrap_compiled
 from lightning_zico.bridge.trainers import TrainingLoader
 from lightning_zico.candidates import Candidate
 from lightning_zico.errors import (
@@ -158,7 +158,7 @@ class CachedScorer(Scorer):
             return replace(self._not_built(candidate, raised), seconds=time.perf_counter() - start)
         identity = identity_of(model)
         key = fingerprint_or_warning(
-            self.context, surroundings(), uncompiled(model), candidate.blocks, candidate.num_samples
+            self.context, surroundings(), unwrap_compiled(model), candidate.blocks, candidate.num_samples
         )
         if key is None:
             card = self._score_built(candidate, model)

@@ -7,7 +7,7 @@ from lightning_zico.results import NOT_APPLICABLE
 STEP_FAILS = "untrainable: its training step fails: "
 
 
-def described(error: BaseException) -> str:
+def describe(error: BaseException) -> str:
     """Describe an exception in one line: its type and its message, or else the line of code that raised it.
 
     If the user's code other than the scored module raised it, such as a callback, the line begins with its name.
@@ -21,7 +21,7 @@ def described(error: BaseException) -> str:
 def why_unranked(failure: Exception, *, is_own_step: bool) -> str:
     """Return why a candidate whose step failed has no rank; it is untrainable if its own module raised the error."""
     if blamed(failure) is not None:
-        return str(failure) if isinstance(failure, ZiCoError) else described(failure)
+        return str(failure) if isinstance(failure, ZiCoError) else describe(failure)
     if isinstance(failure, UnsupportedModuleError):
         return f"untrainable: {failure}" if is_own_step else str(failure)
-    return STEP_FAILS + described(failure)
+    return STEP_FAILS + describe(failure)

@@ -12,7 +12,7 @@ from torch import nn
 
 from lightning_zico._typing import Axis, Batch, LossFn, NumSamples, Step
 from lightning_zico.bridge.batch_size import Cut
-from lightning_zico.bridge.modules import Bridge, bridged, uncompiled
+from lightning_zico.bridge.modules import Bridge, bridged, unwrap_compiled
 from lightning_zico.bridge.trainers import DEFAULT_SETTINGS, TrainerSettings, TrainingLoader
 from lightning_zico.budget import Budget
 from lightning_zico.candidates import Built, Candidate, hyperparameters_of
@@ -34,7 +34,7 @@ from lightning_zico.results import Score, ScoreCard
 from lightning_zico.scoring.checks import check_variation
 from lightning_zico.scoring.placement import AS_BUILT, Placement
 from lightning_zico.scoring.process_state import ProcessState, kept_process_state
-from lightning_zico.scoring.reasons import described, why_unranked
+from lightning_zico.scoring.reasons import describe, why_unranked
 
 
 @dataclass(frozen=True)
@@ -132,16 +132,16 @@ class Scorer:
         return replace(card, seconds=time.perf_counter() - start, **identity)
 
     def _not_built(self, candidate: Candidate, raised: BaseException) -> ScoreCard:
-        error = f"does not build: {described(raised)}"
+        error = f"does not build: {describe(raised)}"
         return ScoreCard.failed(candidate.name, self.names, error, traceback=traceback_of(raised))
 
     def _score_built(self, candidate: Candidate, model: nn.Module) -> ScoreCard:
         """Score what a candidate has built."""
         try:
             if isinstance(candidate.build, Built):
-                model = self.placement.own(uncompiled(model))
+                model = self.placement.own(unwrap_compiled(model))
         except BaseException as raised:
-            error = f"cannot be copied, which other devices and precisions need; offer a factory: {described(raised)}"
+            error = f"cannot be copied, which other devices and precisions need; offer a factory: {describe(raised)}"
             return ScoreCard.failed(candidate.name, self.names, error, traceback=traceback_of(raised))
         return self.score_module(candidate.name, model, blocks=candidate.blocks, num_samples=candidate.num_samples)
 
@@ -166,7 +166,7 @@ class Scorer:
         error = untrainable = traceback = None
         num_samples = self.num_samples if num_samples is None else num_samples
         try:
-            model = own_if_lazy(uncompiled(model))
+            model = own_if_lazy(unwrap_compiled(model))
             with (
                 torch.inference_mode(False),  # a proxy's own tensors, made outside of any pass, are leaves of graphs
                 preserved_rng(self.seed),
@@ -200,7 +200,7 @@ class Scorer:
                     scores = self._scores_of(probe)
                 untrainable = self._untrainable(probe, bridge)
         except BaseException as raised:  # `kept_process_state` raises the user's own Ctrl-C again
-            error, traceback = described(raised), traceback_of(raised)
+            error, traceback = describe(raised), traceback_of(raised)
         seconds = time.perf_counter() - start
         if error is not None:
             return ScoreCard.failed(name, self.names, error, seconds, traceback)
@@ -213,9 +213,9 @@ class Scorer:
             try:
                 check_variation(probe, proxy)
             except IdenticalBatchesError as same:
-                scores[proxy.name] = Score(proxy.name, None, described(same))
+                scores[proxy.name] = Score(proxy.name, None, describe(same))
             else:
-                scores[proxy.name] = measured(proxy, probe, self.placement.precision)
+                scores[proxy.name] = measure(proxy, probe, self.placement.precision)
         return scores
 
     def _untrainable(self, probe: Probe, bridge: Bridge) -> str | None:
@@ -277,7 +277,7 @@ def probe_of(
     )
 
 
-def measured(proxy: Proxy, probe: Probe, precision: str | None) -> Score:
+def measure(proxy: Proxy, probe: Probe, precision: str | None) -> Score:
     """Measure one proxy; an exception or a number that is not finite becomes the score's error.
 
     Args:
@@ -296,7 +296,7 @@ def measured(proxy: Proxy, probe: Probe, precision: str | None) -> Score:
             probe.doubt()
         # For "not applicable", the reason is enough; tracebacks of many candidates would fill the memory.
         traceback = None if isinstance(raised, NotApplicableError) else traceback_of(raised)
-        reason = described(raised)
+        reason = describe(raised)
         if isinstance(raised, TooFewBatchesError) and probe.skipped_batches:
             reason += f" Training skips batches {probe.skipped_batches} of {len(probe.batches)}."
         return Score(proxy.name, None, reason, time.perf_counter() - start, traceback=traceback)

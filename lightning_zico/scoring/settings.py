@@ -14,7 +14,7 @@ from lightning_zico.engine.gradients import ChunkSize, check_chunk_size
 from lightning_zico.folders import remove_leftovers
 from lightning_zico.proxies import Proxy
 from lightning_zico.scoring.arguments import check_loss, flag, name_of, whole_number
-from lightning_zico.scoring.cache import CacheLike, check_cache, opened
+from lightning_zico.scoring.cache import CacheLike, check_cache, open_cache
 from lightning_zico.scoring.cached_scorer import with_cache
 from lightning_zico.scoring.checks import check_axis, check_batches
 from lightning_zico.scoring.executors.base import Executor
@@ -190,7 +190,7 @@ class ScoringSettings:
             scorers.append(scorer)
         if self.cache is None:
             return scorers
-        cache = opened(self.cache)
+        cache = open_cache(self.cache)
         return [with_cache(scorer, cache) for scorer in scorers]
 
     def readings(self, data: TrainingData, repeats: int = 1) -> list[Reading]:

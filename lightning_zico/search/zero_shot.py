@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from lightning_zico.bridge import TrainerSettings, TrainingData, given_data
+from lightning_zico.bridge import TrainerSettings, TrainingData, pick_data
 from lightning_zico.budget import Budget
 from lightning_zico.candidates import Candidate
 from lightning_zico.proxies import Proxies
@@ -147,7 +147,7 @@ class ZeroShotSearch(ScoringSettings):
             IdenticalBatchesError: If all of them are the same.
             ValueError: If networks of the space do not take images of this resolution; nothing is scored then.
         """
-        given = given_data(train_dataloaders, datamodule, pairs=self.loss_fn is not None or self._needs_loss)
+        given = pick_data(train_dataloaders, datamodule, pairs=self.loss_fn is not None or self._needs_loss)
         choice, proposer = self._choice(), self._proposer()
         with TrainingData(given, TrainerSettings.of(self.trainer)) as data:
             budget = self.budget.without_arch_costs() if self.budget else None

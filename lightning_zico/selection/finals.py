@@ -26,7 +26,7 @@ from lightning_zico.folders import temporary_folder
 from lightning_zico.results import Final, FinalsHeld
 from lightning_zico.scoring.arguments import whole_number
 from lightning_zico.scoring.process_state import kept_process_state
-from lightning_zico.scoring.reasons import described
+from lightning_zico.scoring.reasons import describe
 
 Mode: TypeAlias = Literal["min", "max"]
 
@@ -143,7 +143,7 @@ class Finalist:
                 state.raise_interrupt()
                 # Lightning exits the process at any KeyboardInterrupt, also at one that a candidate raises.
                 is_exit = isinstance(raised, SystemExit) and isinstance(raised.__context__, KeyboardInterrupt)
-                self.error = described(raised.__context__ if is_exit and raised.__context__ else raised)
+                self.error = describe(raised.__context__ if is_exit and raised.__context__ else raised)
                 self.not_logged = NotLoggedError(str(raised)) if isinstance(raised, NotLoggedError) else None
             else:
                 self.num_rounds += 1

@@ -14,7 +14,7 @@ from lightning_zico.scoring.choice import Choice
 from lightning_zico.scoring.executors.base import Executor
 from lightning_zico.scoring.process_state import kept_process_state
 from lightning_zico.scoring.progress import is_interactive, progress_bar
-from lightning_zico.scoring.reasons import described
+from lightning_zico.scoring.reasons import describe
 from lightning_zico.scoring.scorer import Scorer
 from lightning_zico.selection.race import hold_race
 from lightning_zico.selection.shortlist import Shortlist
@@ -98,7 +98,7 @@ class Run:
                 return self.scorers[0].build(candidate)
         except Exception as raised:
             raise RuntimeError(
-                f"'{candidate.name}' won, but could not be built a second time: {described(raised)}. Make its factory "
+                f"'{candidate.name}' won, but could not be built a second time: {describe(raised)}. Make its factory "
                 "repeatable. The ranking is in `leaderboard_`."
             ) from raised
 

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from torch import nn
 
-from lightning_zico.bridge import TrainerSettings, TrainingData, check_validation_data, given_data, is_lightning
+from lightning_zico.bridge import TrainerSettings, TrainingData, check_validation_data, is_lightning, pick_data
 from lightning_zico.budget import Budget
 from lightning_zico.candidates import Candidates, check_candidates, nothing_offered
 from lightning_zico.errors import IdenticalBatchesError, UnknownNameError
@@ -150,7 +150,7 @@ class ZeroShotSelector(ScoringSettings):
             CacheError: If the file ``cache`` is not a cache of scores or is damaged; it is left as it is.
         """
         check_candidates(candidates)
-        data = given_data(train_dataloaders, datamodule, pairs=self.loss_fn is not None)
+        data = pick_data(train_dataloaders, datamodule, pairs=self.loss_fn is not None)
         self._rank(candidates, TrainingData(data, TrainerSettings.of(self.trainer)))
         show(self.leaderboard_, enabled=self.enable_progress_bar)
         return self.leaderboard_
@@ -199,7 +199,7 @@ class ZeroShotSelector(ScoringSettings):
                 "`fit` needs a trainer for the winner. Pass `ZeroShotSelector(trainer=Trainer(...))`, or call `rank`."
             )
         check_candidates(candidates)
-        data = given_data(train_dataloaders, datamodule, pairs=self.loss_fn is not None)
+        data = pick_data(train_dataloaders, datamodule, pairs=self.loss_fn is not None)
         check_validation_data(data, val_dataloaders)
         check_will_train(self.trainer)
         if isinstance(data, Iterator):

@@ -122,7 +122,7 @@ class Tally:
         in_repeats = self._in_repeats()
         for count in sorted({len(cards) for cards in in_repeats.values()}):
             reached = [_averaged(cards[:count]) for cards in in_repeats.values() if len(cards) >= count]
-            numbers = {card.name: directed_repeats(card, self.choice) for card in reached}
+            numbers = {card.name: direct_repeats(card, self.choice) for card in reached}
             table = {name: values for name, values in numbers.items() if values is not None}
             by_name |= {
                 name: {**row, "p_best": None, "tie": None} for name, row in by_name.items() if name not in table
@@ -146,7 +146,7 @@ class Tally:
         """
         if set(self.choice.chains[0]) <= {*BASELINES, "prior"}:
             return []
-        scores = {name: directed_repeats(_averaged(row), self.choice) for name, row in self._in_repeats().items()}
+        scores = {name: direct_repeats(_averaged(row), self.choice) for name, row in self._in_repeats().items()}
         return [
             name
             for name, values in scores.items()
@@ -184,7 +184,7 @@ class Tally:
         return cards
 
 
-def directed_repeats(card: ScoreCard, choice: Choice) -> list[float] | None:
+def direct_repeats(card: ScoreCard, choice: Choice) -> list[float] | None:
     """List a candidate's scores in all repeats, negated if lower is better; None if it cannot be ranked by them."""
     if choice.directed(card) is None:
         return None

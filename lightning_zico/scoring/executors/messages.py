@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 import cloudpickle
 
 from lightning_zico.errors import CacheError, traceback_of
-from lightning_zico.scoring.reasons import described
+from lightning_zico.scoring.reasons import describe
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -28,7 +28,7 @@ class Outcome(Generic[R]):
     seconds: float = field(default=0.0, compare=False)
 
 
-def packed(function: Callable[..., Any]) -> bytes:
+def pack(function: Callable[..., Any]) -> bytes:
     """Pack a function into a message.
 
     Raises:
@@ -39,7 +39,7 @@ def packed(function: Callable[..., Any]) -> bytes:
     except Exception as raised:
         raise TypeError(
             "The data for worker processes (batches, proxies, loss function, data module, callbacks) cannot be "
-            f"pickled: {described(raised)}. Make it picklable, or score in this process."
+            f"pickled: {describe(raised)}. Make it picklable, or score in this process."
         ) from raised
 
 
@@ -54,12 +54,12 @@ class Parcel(Generic[T]):
         try:
             self.message = cloudpickle.dumps(item)
         except Exception as raised:
-            reason = f"cannot be sent to a worker process: {described(raised)}"
+            reason = f"cannot be sent to a worker process: {describe(raised)}"
             self.unsent = Outcome(None, reason, traceback_of(raised))
 
 
 def answer(function: Callable[[Any], Any], message: bytes | bytearray) -> bytes:
-    """Call a function on the item in a message, and return a message with the outcome, for `said_in`."""
+    """Call a function on the item in a message, and return a message with the outcome, for `read_answer`."""
     start = time.monotonic()
     stage = "cannot be loaded in a worker process: "
     try:
@@ -81,13 +81,13 @@ def answer(function: Callable[[Any], Any], message: bytes | bytearray) -> bytes:
 
 def _reason(error: BaseException) -> str:
     try:
-        return described(error)
+        return describe(error)
     except BaseException:  # in the exception's own `__str__`
         return type(error).__name__
 
 
-def unloaded(error: BaseException) -> bytes:
-    """Return the message that a function cannot be loaded, for `said_in`."""
+def report_unloaded(error: BaseException) -> bytes:
+    """Return the message that a function cannot be loaded, for `read_answer`."""
     return pickle.dumps(_reason(error))
 
 
@@ -99,7 +99,7 @@ def not_loaded(reason: str) -> RuntimeError:
     )
 
 
-def said_in(message: bytes) -> Outcome[Any] | None:
+def read_answer(message: bytes) -> Outcome[Any] | None:
     """Read a worker's message: an outcome, or None if the worker is ready for the next item.
 
     Raises:
@@ -109,7 +109,7 @@ def said_in(message: bytes) -> Outcome[Any] | None:
     try:
         said = pickle.loads(message)
     except Exception as raised:
-        return Outcome(None, f"its result cannot be loaded here: {described(raised)}", traceback_of(raised))
+        return Outcome(None, f"its result cannot be loaded here: {describe(raised)}", traceback_of(raised))
     if isinstance(said, CacheError):
         raise said
     if isinstance(said, str):

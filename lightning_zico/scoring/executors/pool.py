@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from lightning_zico.scoring.executors.messages import Outcome as Outcome
-from lightning_zico.scoring.executors.messages import Parcel, answer, not_loaded, packed, said_in, unloaded
+from lightning_zico.scoring.executors.messages import Parcel, answer, not_loaded, pack, read_answer, report_unloaded
 from lightning_zico.scoring.executors.warden import (
     ENDING_S,
     Warden,
@@ -109,7 +109,7 @@ def outcomes(
         RuntimeError: If no process starts, or one cannot load ``function`` in time.
         CacheError: If ``function`` raises it, since that is not the item's fault.
     """
-    setup = packed(function)
+    setup = pack(function)
     tasks, again = map(Parcel, items), deque[Parcel[T]]()
     idle, busy = list[_Worker[T, R]](), list[_Worker[T, R]]()
     any_started = False
@@ -165,7 +165,7 @@ class _Frame(NamedTuple):
         pid: The pid of the process that sends it.
         task_idx: The task that it answers, from 1; 0 before any task.
         is_last: Whether the worker should be replaced.
-        message: The message for `said_in`.
+        message: The message for `read_answer`.
     """
 
     pid: int
@@ -234,7 +234,7 @@ class _Worker(Generic[T, R]):
         while (frame := self._heard()) is not None:
             if (frame.pid, frame.task_idx) != (self.pid, self.num_tasks):
                 continue  # sent by a process that a candidate forked
-            said = said_in(frame.message)
+            said = read_answer(frame.message)
             if said is not None:
                 self.is_spent = frame.is_last
                 return said
@@ -428,7 +428,7 @@ def _serve(line: socket.socket, secret: bytes, mark: str, idx: int) -> None:
         try:
             function = pickle.loads(setup)
         except BaseException as raised:
-            say(0, unloaded(raised))
+            say(0, report_unloaded(raised))
             return
         del setup
         # Imported objects stay. A full collection, about once in twenty scores, would go through them, which takes

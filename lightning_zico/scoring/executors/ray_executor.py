@@ -19,9 +19,17 @@ from lightning_zico.scoring.arguments import positive
 from lightning_zico.scoring.cache import ScoreCache
 from lightning_zico.scoring.cached_scorer import CachedScorer
 from lightning_zico.scoring.executors.base import Job
-from lightning_zico.scoring.executors.messages import Outcome, Parcel, answer, not_loaded, packed, said_in, unloaded
+from lightning_zico.scoring.executors.messages import (
+    Outcome,
+    Parcel,
+    answer,
+    not_loaded,
+    pack,
+    read_answer,
+    report_unloaded,
+)
 from lightning_zico.scoring.executors.processes import JobRunner
-from lightning_zico.scoring.reasons import described
+from lightning_zico.scoring.reasons import describe
 from lightning_zico.scoring.scorer import Scorer
 
 # How often to restart a task whose worker process or node is lost. On a cluster, this happens without the candidate's
@@ -79,7 +87,7 @@ class RayExecutor:
         pending: dict[Any, tuple[Job, _TimeLimit | None, float]] = {}
         try:
             scoring = JobRunner.by(_with_caches_here(ray, scorers), num_threads=max(1, int(self.num_cpus)))
-            shared = ray.put(packed(scoring))
+            shared = ray.put(pack(scoring))
             resources = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
             answered = ray.remote(**resources, max_retries=_MAX_RETRIES)(_answered)
             late = None if self.timeout_s is None else _made_here(ray, _Late).remote()
@@ -227,14 +235,14 @@ def _answered(scoring: bytes, message: bytes, limit: _TimeLimit | None) -> bytes
     try:
         function = pickle.loads(scoring)
     except Exception as raised:
-        return unloaded(raised)
+        return report_unloaded(raised)
     with limit.kept() if limit else nullcontext():
         return answer(function, message)
 
 
 def _outcome(ray: Any, ref: Any, limit: _TimeLimit | None, started: float) -> Outcome[Any]:
     try:
-        outcome = said_in(ray.get(ref))
+        outcome = read_answer(ray.get(ref))
         assert outcome is not None  # a task never reports that it is ready for the next item
         return outcome
     except ray.exceptions.RayTaskError as raised:
@@ -252,7 +260,7 @@ def _outcome(ray: Any, ref: Any, limit: _TimeLimit | None, started: float) -> Ou
 
 def _plain(error: BaseException) -> str:
     """Describe an exception in one line, without the colours of Ray's messages."""
-    return re.sub(r"\x1b\[[0-9;]*m", "", described(error))
+    return re.sub(r"\x1b\[[0-9;]*m", "", describe(error))
 
 
 def _imported_ray() -> Any:
