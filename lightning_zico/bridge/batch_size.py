@@ -44,7 +44,7 @@ def cut_to(batches: Sequence[Batch], batch_size: int, num_samples: NumSamples | 
         batch_size: The largest number of samples in a batch.
         num_samples: The user's count of samples; None to read it from a batch.
     """
-    counts = [_count(batch, num_samples) for batch in batches]
+    counts = [counted(batch, num_samples) for batch in batches]
     return [
         batch if count is None or count <= batch_size else first_samples(batch, batch_size, count)
         for batch, count in zip(batches, counts, strict=True)
@@ -53,14 +53,14 @@ def cut_to(batches: Sequence[Batch], batch_size: int, num_samples: NumSamples | 
 
 def num_larger(batches: Sequence[Batch], batch_size: int, num_samples: NumSamples | None = None) -> int:
     """Count the batches that have more samples than that, or an unknown number of samples."""
-    counts = [_count(batch, num_samples) for batch in batches]
+    counts = [counted(batch, num_samples) for batch in batches]
     return sum(count is None or count > batch_size for count in counts)
 
 
 def own_batch_size(data: Any, num_samples: NumSamples | None = None) -> int | None:
     """Return the largest number of samples in a batch of the data itself, as far as it is known without reading."""
     if isinstance(data, list | tuple) and not any(isinstance(leaf, DataLoader) for leaf in tree_leaves(list(data))):
-        return max((count for batch in data if (count := _count(batch, num_samples)) is not None), default=None)
+        return max((count for batch in data if (count := counted(batch, num_samples)) is not None), default=None)
     sizes = [leaf.batch_size for leaf in tree_leaves(data) if isinstance(leaf, DataLoader)]
     return max((size for size in sizes if size is not None), default=None)
 
@@ -89,6 +89,7 @@ def _smaller(loader: "DataLoader[Any]", batch_size: int) -> "DataLoader[Any]":
     return smaller
 
 
-def _count(batch: Batch, num_samples: NumSamples | None) -> int | None:
+def counted(batch: Batch, num_samples: NumSamples | None) -> int | None:
+    """Count the samples of a batch, as a function of the user's does or as the batch shows; None if it shows none."""
     stated = stated_samples(batch, num_samples if callable(num_samples) else None)
     return counted_samples(batch) if stated is None else stated

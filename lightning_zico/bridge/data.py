@@ -5,7 +5,7 @@ Everything that is written to a data module, a loader or a trainer on the way is
 
 import itertools
 import warnings
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.data import DataLoader
 
 from lightning_zico._typing import Batch, NumSamples
-from lightning_zico.bridge.batch_size import are_all_built_again, cut_to, own_batch_size, with_batch_size
+from lightning_zico.bridge.batch_size import are_all_built_again, counted, cut_to, own_batch_size, with_batch_size
 from lightning_zico.bridge.checks import is_datamodule
 from lightning_zico.bridge.hooks import TRANSFER_HOOKS, check_surroundings, message_of
 from lightning_zico.bridge.private_trainer import private_trainer
@@ -68,11 +68,19 @@ _SERVES_ALL = (
 
 
 class Reading(NamedTuple):
-    """Batches that were read, the loader they come from, and its own batch size; None if it is unknown."""
+    """Batches that were read.
+
+    Args:
+        batches: As many as requested.
+        loader: The loader they come from.
+        own_batch_size: Its own batch size; None if it is unknown.
+        transfer_batches: Batches of the samples whose features are looked at; empty if none were requested.
+    """
 
     batches: list[Batch]
     loader: TrainingLoader
     own_batch_size: int | None = None
+    transfer_batches: Sequence[Batch] = ()
 
 
 class TrainingData:
@@ -110,6 +118,7 @@ class TrainingData:
         seed: int = 0,
         batch_size: int | None = None,
         num_samples: NumSamples | None = None,
+        num_samples_transfer: int = 0,
     ) -> Reading:
         """Read the first batches under a seed, and leave the data's state and all generators as they were.
 
@@ -119,6 +128,9 @@ class TrainingData:
             batch_size: The largest number of samples in a batch: loaders are built again with this batch size, and
                 other batches are cut to their first samples where that is possible. None for batches as they come.
             num_samples: The user's count of the samples in a batch; None to read it from the batch.
+            num_samples_transfer: Number of samples whose features are looked at, rounded up to whole batches; fewer if
+                one pass over the data gives no more. They are read in a pass of their own. Data that can be read only
+                once gives none, so that the features are those of the batches.
 
         Returns:
             Exactly ``num_batches`` batches, and their loader. A loader that has fewer is read again from its start if
@@ -137,7 +149,12 @@ class TrainingData:
             )
         with self._loader(seed) as loader:
             batches = _first(loader, num_batches, batch_size=batch_size, num_samples=num_samples)
-            return Reading(batches, TrainingLoader(loader), own_batch_size(loader, num_samples))
+            own = own_batch_size(loader, num_samples)
+            more: Sequence[Batch] = ()
+            if num_samples_transfer:
+                count = counted(batches[0], num_samples) or min(own or 1, batch_size or own or 1)
+                more = _of_one_pass(loader, -(-num_samples_transfer // count), batch_size, num_samples)
+            return Reading(batches, TrainingLoader(loader), own, more)
 
     def read_repeats(
         self,
@@ -147,6 +164,7 @@ class TrainingData:
         seed: int = 0,
         batch_size: int | None = None,
         num_samples: NumSamples | None = None,
+        num_samples_transfer: int = 0,
     ) -> list[Reading]:
         """Read the batches of all repeats at once, since they are few and a wrong number then fails before any scoring.
 
@@ -160,6 +178,7 @@ class TrainingData:
             seed: The seed of the first repeat; repeat r has ``seed + r``.
             batch_size: See `read`.
             num_samples: See `read`.
+            num_samples_transfer: See `read`.
 
         Returns:
             The batches by repeat, with their loader.
@@ -168,7 +187,11 @@ class TrainingData:
             TooFewBatchesError: If the data gives too few batches.
             IdenticalBatchesError: If all repeats have the same batches.
         """
-        size: dict[str, Any] = {"batch_size": batch_size, "num_samples": num_samples}
+        size: dict[str, Any] = {
+            "batch_size": batch_size,
+            "num_samples": num_samples,
+            "num_samples_transfer": num_samples_transfer,
+        }
         if self._is_seeded or repeats == 1:
             by_repeat = [self.read(num_batches, seed=seed + idx, **size) for idx in range(repeats)]
         else:
@@ -181,7 +204,9 @@ class TrainingData:
             )
         return by_repeat
 
-    def read_given(self, num_batches: int | None, *, seed: int = 0, batch_size: int | None = None) -> Reading:
+    def read_given(
+        self, num_batches: int | None, *, seed: int = 0, batch_size: int | None = None, num_samples_transfer: int = 0
+    ) -> Reading:
         """Read as many batches as requested; if no number is given, all of a list or an iterator, and otherwise two.
 
         Batches that are given in a list or by an iterator are not cut.
@@ -190,7 +215,8 @@ class TrainingData:
         if num_batches is None and is_given:
             batches = list(self.data)
             return Reading(batches, TrainingLoader(batches))
-        return self.read(num_batches or 2, seed=seed, batch_size=None if is_given else batch_size)
+        size = None if is_given else batch_size
+        return self.read(num_batches or 2, seed=seed, batch_size=size, num_samples_transfer=num_samples_transfer)
 
     @property
     def _is_seeded(self) -> bool:
@@ -327,6 +353,63 @@ def _first(
     num_samples: NumSamples | None = None,
 ) -> list[Batch]:
     """Read batches; if there are too few, read the data again as long as it gives new ones."""
+    source = _opened(data, batch_size, num_samples)
+    with undisturbed(*source.leaves, readable_once=readable_once):
+        batches = source.one_pass(num_batches)
+        if not 0 < len(batches) < num_batches or not source.is_readable_again:
+            return _enough(batches, source.data, num_batches)
+        num_in_a_pass, num_passes = len(batches), 1
+        known = {contents(batch) for batch in batches}
+        num_in_vain = 0
+        while len(batches) < num_batches and num_in_vain < _MOST_IN_VAIN:
+            num_passes, num_in_vain = num_passes + 1, num_in_vain + 1
+            for batch in source.one_pass(num_in_a_pass):
+                content = contents(batch)
+                if content not in known and len(batches) < num_batches:
+                    known.add(content)
+                    batches.append(batch)
+                    num_in_vain = 0
+    if num_in_a_pass == len(batches) == 1:
+        return Reread(batches * num_batches, num_in_a_pass=1, num_passes=num_passes, are_copies=True)
+    batches = _enough(batches, source.data, num_batches, "; reading it again gave no new ones")
+    return Reread(batches, num_in_a_pass=num_in_a_pass, num_passes=num_passes)
+
+
+def _of_one_pass(
+    data: Any, num_batches: int, batch_size: int | None, num_samples: NumSamples | None
+) -> Sequence[Batch]:
+    """Read at most so many batches in one pass from the start; none from data that can be read only once."""
+    source = _opened(data, batch_size, num_samples)
+    if source.is_once:
+        return ()
+    with undisturbed(*source.leaves):
+        return source.one_pass(num_batches)
+
+
+class _Source(NamedTuple):
+    """Training data as it is read.
+
+    Args:
+        data: The data, with loaders built again where the batch size is another one.
+        leaves: The loaders and iterables in it.
+        one_pass: Reads at most so many batches from the start.
+        is_once: Whether it can be read only once.
+        is_readable_again: Whether another pass may give other batches.
+    """
+
+    data: Any
+    leaves: list[Any]
+    one_pass: Callable[[int], list[Batch]]
+    is_once: bool
+    is_readable_again: bool
+
+
+def _opened(data: Any, batch_size: int | None, num_samples: NumSamples | None) -> _Source:
+    """Look at training data.
+
+    Raises:
+        UnsupportedBatchError: If it is not iterable.
+    """
     is_combined = any(base.__name__ == CombinedLoader.__name__ for base in type(data).__mro__)  # of either package
     iterables = data.iterables if is_combined else data
     if not isinstance(iterables, Iterable):
@@ -349,25 +432,7 @@ def _first(
 
     is_once = any(isinstance(leaf, Iterator) for leaf in leaves)
     is_readable_again = not is_once and (has_loaders or not isinstance(data, list | tuple))
-    with undisturbed(*leaves, readable_once=readable_once):
-        batches = one_pass(num_batches)
-        if not 0 < len(batches) < num_batches or not is_readable_again:
-            return _enough(batches, data, num_batches)
-        num_in_a_pass, num_passes = len(batches), 1
-        known = {contents(batch) for batch in batches}
-        num_in_vain = 0
-        while len(batches) < num_batches and num_in_vain < _MOST_IN_VAIN:
-            num_passes, num_in_vain = num_passes + 1, num_in_vain + 1
-            for batch in one_pass(num_in_a_pass):
-                content = contents(batch)
-                if content not in known and len(batches) < num_batches:
-                    known.add(content)
-                    batches.append(batch)
-                    num_in_vain = 0
-    if num_in_a_pass == len(batches) == 1:
-        return Reread(batches * num_batches, num_in_a_pass=1, num_passes=num_passes, are_copies=True)
-    batches = _enough(batches, data, num_batches, "; reading it again gave no new ones")
-    return Reread(batches, num_in_a_pass=num_in_a_pass, num_passes=num_passes)
+    return _Source(data, leaves, one_pass, is_once, is_readable_again)
 
 
 def _one_pass(iterables: Any, mode: Any, num_batches: int) -> list[Batch]:

@@ -62,6 +62,7 @@ class Probe:
         blocks: Names of the submodules that are the network's blocks; None to find them, see `blocks.block_names`.
         name: Name of the candidate.
         num_samples: Samples of a batch, or a function that counts them in what the loader gave; None to find out.
+        transfer_batches: Batches of the samples whose features are looked at; empty for ``batches``.
 
     Attributes:
         first_idx: Index of the first batch that training does not pass over, as far as the passes made so far tell.
@@ -81,11 +82,13 @@ class Probe:
         blocks: Sequence[str] | None = None,
         name: str = "",
         num_samples: NumSamples | None = None,
+        transfer_batches: Sequence[Batch] = (),
     ) -> None:
         self.name = name
         self.module = module
         self._step = step
         self.batches = batches
+        self.transfer_batches = transfer_batches or batches
         self.axis: Axis = axis
         self.seed = seed
         self._prepare = prepare
@@ -470,6 +473,13 @@ class Probe:
             self._floating = [idx for idx, tensor in tensors if tensor.is_floating_point() or tensor.is_complex()]
         return batch
 
+    def transfer_batch(self, batch_idx: int) -> tuple[Batch, int | None]:
+        """Return a copy of one of the ``transfer_batches``, on the module's device, and its samples if known."""
+        raw = self.transfer_batches[batch_idx]
+        with preserved_rng():
+            batch = self._prepared(batch_idx, raw)
+        return batch, stated_samples(raw, self._num_samples) or num_samples(batch)
+
     def stream(
         self,
         layers: Layers,
@@ -740,12 +750,12 @@ class Probe:
             raise self._none_left()
         return learns
 
-    def _prepared(self, batch_idx: int) -> Batch:
+    def _prepared(self, batch_idx: int, raw: Batch = None) -> Batch:
         # Cloned, because hooks that move or augment a batch may write to it; seeded, so that they augment it in the
         # same way each time. The caller restores the generators.
         with torch.inference_mode(False):
             seed_all(self.seed + batch_idx)
-            return self._prepare(copied_batch(self.batches[batch_idx]), batch_idx)
+            return self._prepare(copied_batch(self.batches[batch_idx] if raw is None else raw), batch_idx)
 
 
 def _memory_of(tensor: Tensor) -> int:

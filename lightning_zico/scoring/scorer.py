@@ -55,6 +55,7 @@ class Scorer:
         settings: Settings of the trainer that candidates see.
         loader: The loader of the batches; None for a loader of exactly these.
         cut_from: The loader's own batch size, if the batches have fewer samples than that.
+        transfer_batches: Batches of the samples whose features proxies look at; empty for ``batches``.
     """
 
     batches: Sequence[Batch]
@@ -71,6 +72,7 @@ class Scorer:
     settings: TrainerSettings = DEFAULT_SETTINGS
     loader: TrainingLoader | None = None
     cut_from: int | None = None
+    transfer_batches: Sequence[Batch] = ()
 
     @property
     def names(self) -> list[str]:
@@ -181,6 +183,7 @@ class Scorer:
                     blocks=blocks,
                     name=name,
                     num_samples=self.num_samples if num_samples is None else num_samples,
+                    transfer_batches=self.transfer_batches,
                 )
                 error = self.budget.excess(probe) if self.budget else None
                 if error is None:
@@ -238,6 +241,7 @@ def probe_of(
     prepare: Callable[[Batch, int], Batch] | None = None,
     blocks: Sequence[str] | None = None,
     name: str = "",
+    transfer_batches: Sequence[Batch] = (),
 ) -> Probe:
     """Make the probe of a module; a lazy module is initialised on its first batch before.
 
@@ -252,6 +256,7 @@ def probe_of(
         prepare: ``(batch, batch_idx) -> batch``; None for the bridge's.
         blocks: See `score`.
         name: Name of the candidate, for proxies that read it.
+        transfer_batches: See `Probe`.
     """
     prepare = prepare or bridge.prepare
     if is_uninitialised(module):
@@ -268,6 +273,7 @@ def probe_of(
         blocks=blocks,
         name=name,
         num_samples=num_samples,
+        transfer_batches=transfer_batches,
     )
 
 

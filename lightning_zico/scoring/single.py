@@ -25,6 +25,7 @@ class ScoreSettings(TypedDict, total=False):
     """The arguments of `ScoringSettings` that `score` takes as well."""
 
     batch_size: int | None
+    num_samples_transfer: int
     axis: Axis
     chunk_size: ChunkSize
     seed: int
@@ -69,8 +70,8 @@ def score(
             from the batch (`engine.samples.num_samples`). MACs and other numbers per sample need it if the fields of a
             batch differ in length and nothing shows which one counts samples.
         settings: ``axis``, ``chunk_size``, ``seed``, ``accelerator``, ``devices``, ``precision`` and ``channels_last``
-            as for `ScoringSettings`, and ``batch_size`` for loaders and data modules; batches that are given themselves
-            are not cut.
+            as for `ScoringSettings`, and ``batch_size`` and ``num_samples_transfer`` for loaders and data modules;
+            batches that are given themselves are not cut.
 
     Returns:
         A card with one `Score` per proxy. If the model fails, the reason is in ``card["zico"].error``.
@@ -102,8 +103,13 @@ def score(
     if num_batches is not None:
         num_batches = whole_number("num_batches", num_batches, 1)
     with TrainingData(data, TrainerSettings.of(trainer)) as source:
-        reading = source.read_given(num_batches, seed=shared.seed, batch_size=shared.batch_size)
         proxies_ = Choice.of(proxies).proxies
+        reading = source.read_given(
+            num_batches,
+            seed=shared.seed,
+            batch_size=shared.batch_size,
+            num_samples_transfer=shared.num_samples_for(proxies_),
+        )
         (scorer,) = shared.scorers([reading], proxies_, data=source, loss_fn=loss_fn, budget=None)
         if datamodule is not None:
             scorer = replace(scorer, datamodule=datamodule)

@@ -239,7 +239,7 @@ class ZeroShotSelector(ScoringSettings):
     def _rank(self, candidates: Candidates, data: TrainingData) -> None:
         choice = self._choice()
         with data:
-            readings = self.readings(data, self.repeats)
+            readings = self.readings(data, choice.proxies, self.repeats)
             scorers = self.scorers(readings, choice.proxies, data=data, loss_fn=self.loss_fn, budget=self.budget)
             run = Run(scorers, choice, self._executor, enable_progress_bar=self.enable_progress_bar)
             try:

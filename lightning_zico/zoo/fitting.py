@@ -175,7 +175,7 @@ def look_at(
         )
     split = split or _split_images
     with TrainingData(data) as training_data:
-        batches, loader, _ = training_data.read(1, seed=seed)
+        batches, loader, *_ = training_data.read(1, seed=seed)
         inputs, _ = split(batches[0], needed)
         classes = _stated_classes(data, getattr(loader.iterables, "dataset", None), num_classes)
         if classes is not None:

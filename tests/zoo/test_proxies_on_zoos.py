@@ -7,7 +7,8 @@ import pytest
 from lightning_zico import list_proxies
 from lightning_zico.proxies import resolve_proxies
 from lightning_zico.results import NOT_APPLICABLE, ScoreCard
-from lightning_zico.scoring.scorer import Scorer, check_batches
+from lightning_zico.scoring.checks import check_batches
+from lightning_zico.scoring.scorer import Scorer
 from lightning_zico.zoo import from_zoo
 from tests.zoo.data import NUM_CLASSES, image_batches, text_batches
 
