@@ -31,7 +31,12 @@ def test_candidates_of_one_class_are_named_by_the_hyperparameters_in_which_they_
 
     assert names(Net(4), Net(8)) == ["Net(width=4)", "Net(width=8)"]
     assert names(Net(32, 3), Net(64, 2)) == ["Net(width=32, depth=3)", "Net(width=64, depth=2)"]
-    assert names(partial(Net, width=4), partial(Net, width=4, act="elu"), nn.ReLU) == ["Net(act='relu')", "Net(act='elu')", "ReLU"]
+    partials = partial(Net, width=4), partial(Net, width=4, act="elu")
+    assert names(*partials, nn.ReLU) == [
+        "Net(act='relu')",
+        "Net(act='elu')",
+        "ReLU",
+    ]
     assert names(Net(4), Net(4)) == ["Net", "Net-2"]
     assert names(Net(layers=[1, 2]), Net(layers=[3])) == ["Net", "Net-2"]  # only plain values fit into a name
     assert names(Net(4), nn.ReLU(), Candidate("mine", Net)) == ["Net", "ReLU", "mine"]

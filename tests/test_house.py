@@ -59,7 +59,7 @@ def test_no_file_is_long() -> None:
 
 
 def test_no_modules_import_each_other() -> None:
-    graph = grimp.build_graph("lightning_zico", exclude_type_checking_imports=True)
+    graph = grimp.build_graph("lightning_zico", exclude_type_checking_imports=True, cache_dir=None)
     cycles = {
         (module, imported)
         for module in graph.modules
@@ -71,7 +71,7 @@ def test_no_modules_import_each_other() -> None:
 
 @pytest.mark.parametrize(("module", "most"), [("selection.selector", 14), ("search.zero_shot", 13)])
 def test_the_top_knows_few_siblings(module: str, most: int) -> None:
-    graph = grimp.build_graph("lightning_zico", exclude_type_checking_imports=True)
+    graph = grimp.build_graph("lightning_zico", exclude_type_checking_imports=True, cache_dir=None)
     assert len(graph.find_modules_directly_imported_by(f"lightning_zico.{module}")) <= most
 
 

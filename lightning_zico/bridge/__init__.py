@@ -2,6 +2,7 @@
 
 from lightning_zico.bridge.checks import check_data, check_validation_data, given_data
 from lightning_zico.bridge.data import Reading, TrainingData
+from lightning_zico.bridge.hooks import is_lightning
 from lightning_zico.bridge.trainers import DEFAULT_SETTINGS, TrainerSettings
 
 __all__ = [
@@ -12,4 +13,5 @@ __all__ = [
     "check_data",
     "check_validation_data",
     "given_data",
+    "is_lightning",
 ]

@@ -8,8 +8,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset
 
 from lightning_zico._typing import Batch, NumSamples
-from lightning_zico.engine.samples import first_samples, stated_samples
+from lightning_zico.engine.cutting import first_samples
 from lightning_zico.engine.samples import num_samples as counted_samples
+from lightning_zico.engine.samples import stated_samples
 
 
 def with_batch_size(data: Any, batch_size: int) -> Any:

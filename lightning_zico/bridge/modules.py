@@ -41,6 +41,7 @@ from lightning_zico.bridge.trainers import (
 from lightning_zico.bridge.undisturbed import undisturbed
 from lightning_zico.engine.batches import copied_batch, map_tensors
 from lightning_zico.engine.scope import preserved, weights_behind
+from lightning_zico.engine.tree import parameters
 from lightning_zico.errors import (
     HookError,
     SkippedBatchError,
@@ -379,9 +380,9 @@ def _preparer(module: nn.Module, datamodule: Any, plugin: Precision | None) -> C
 
     def prepare(batch: Batch, batch_idx: int) -> Batch:
         # Read at each call, because the module may have been moved and converted meanwhile.
-        parameters = list(module.parameters())
-        device = parameters[0].device if parameters else torch.device("cpu")
-        dtypes = {p.dtype for p in parameters if p.is_floating_point()}
+        own = list(parameters(module).values())
+        device = own[0].device if own else torch.device("cpu")
+        dtypes = {parameter.dtype for parameter in own if parameter.is_floating_point()}
         own_dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
 
         def cast(tensor: Tensor) -> Tensor:

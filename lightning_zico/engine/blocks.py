@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from lightning_zico.engine.layers import WEIGHT_LAYERS, Layers, is_inside, known_layers, owned_layers
+from lightning_zico.engine.tree import holders, submodules
 
 
 def block_names(module: nn.Module, layers: Layers | None = None) -> list[str]:
@@ -67,11 +68,12 @@ class _Walk:
     @classmethod
     def of(cls, module: nn.Module, layers: Layers) -> "_Walk":
         owning = owned_layers(module, layers)
-        owners = {id(part) for part in module.modules() if id(part) in owning or isinstance(part, WEIGHT_LAYERS)}
-        holding = {id(part) for part in module.modules() if any(id(m) in owners for m in part.modules())}
+        parts = submodules(module).values()
+        owners = {id(part) for part in parts if id(part) in owning or isinstance(part, WEIGHT_LAYERS)}
+        holding = holders(parts, owners)
         alone = {
             id(part)
-            for part in module.modules()
+            for part in parts
             if isinstance(part, WEIGHT_LAYERS)
             or (id(part) in owners and not any(id(child) in holding for child in part.children()))
         }
@@ -91,7 +93,7 @@ class _Walk:
 
     def links(self, module: nn.Module) -> list[str]:
         chains: list[list[str]] = [[]]
-        for prefix, part in module.named_modules():
+        for prefix, part in submodules(module).items():
             if isinstance(part, nn.Sequential) and not self._is_copied(prefix):
                 links: list[str] = []
                 for name, child in part.named_children():

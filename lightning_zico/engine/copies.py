@@ -7,6 +7,8 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
+from lightning_zico.engine.tree import parameters, submodules
+
 # Trained copies, as of a moving average, keep pointing where the original does; independent weights do not.
 _SAME_DIRECTION = 0.5
 
@@ -27,13 +29,13 @@ def copies_in(
     """
     frozen: set[str] = set()
     doubtful: list[tuple[str, str]] = []
-    for prefix, parent in module.named_modules():
-        if isinstance(parent, nn.Sequential | nn.ModuleList | ParametrizationList) or len(parent._modules) < 2:
+    for prefix, parent in submodules(module).items():
+        if len(parent._modules) < 2 or isinstance(parent, (nn.Sequential, nn.ModuleList, ParametrizationList)):
             continue
         alike: dict[tuple[type, int, int], list[tuple[str, nn.Module]]] = {}
         for own_name, child in parent.named_children():
             name, inner = f"{prefix}.{own_name}" if prefix else own_name, _unwrapped(child)
-            sizes = [parameter.numel() for parameter in inner.parameters() if not is_lazy(parameter)]
+            sizes = [parameter.numel() for parameter in parameters(inner).values() if not is_lazy(parameter)]
             if sum(sizes):
                 alike.setdefault((type(inner), len(sizes), sum(sizes)), []).append((name, inner))
         for group in alike.values():

@@ -20,6 +20,7 @@ from lightning_zico._typing import Batch
 from lightning_zico.engine.batches import tensors_of
 from lightning_zico.engine.observers import Observer, floating_tensor_in
 from lightning_zico.engine.probe import Probe
+from lightning_zico.engine.tree import submodules
 from lightning_zico.errors import NonFiniteError, NotApplicableError, SkippedBatchError
 
 # Of the head's input alone, or the mean over all blocks.
@@ -81,7 +82,7 @@ class FeatureSource:
             NonFiniteError: If a feature is not finite.
         """
         if self.module is not None:
-            known = [name for name, _ in probe.module.named_modules() if name]
+            known = [name for name in submodules(probe.module) if name]
             if self.module not in known:
                 raise unknown_name("submodule", self.module, known)
         layers = self.layers or ("last" if probe.inputs or self.module is not None else "mean")
@@ -231,7 +232,7 @@ def _has_channels_last(module: nn.Module, output: Tensor) -> bool:
 @contextmanager
 def _evaluating(module: nn.Module) -> Iterator[None]:
     """Put a module in evaluation mode while the body runs."""
-    training = [part for part in module.modules() if part.training]
+    training = [part for part in submodules(module).values() if part.training]
     module.eval()
     try:
         yield

@@ -17,6 +17,7 @@ from lightning_zico.engine.batches import map_tensors, tensors_of
 from lightning_zico.engine.outside import outside_put_back
 from lightning_zico.engine.scope import preserved, seed_all, unfused
 from lightning_zico.engine.stateless import Ends, Stateless
+from lightning_zico.engine.tree import submodules
 from lightning_zico.errors import SkippedBatchError
 
 
@@ -384,7 +385,7 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Ite
 def _attributes(module: nn.Module) -> list[Tensor]:
     """List the tensors that submodules keep as plain attributes, such as masks: constants."""
     found: list[Tensor] = []
-    for part in module.modules():
+    for part in submodules(module).values():
         for name, value in vars(part).items():
             if name not in ("_parameters", "_buffers", "_modules"):
                 found += _tensors_in(value)

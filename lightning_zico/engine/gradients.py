@@ -23,11 +23,13 @@ from torch.overrides import TorchFunctionMode
 from lightning_zico._typing import Axis, Batch, Buffers, Params, Step
 from lightning_zico.engine.batch_norm import BatchNormMode
 from lightning_zico.engine.batches import copied_batch, map_tensors, tensors_of, with_tensors
-from lightning_zico.engine.observers import GradientFacts, Watch, has_reentrant_checkpoint
-from lightning_zico.engine.samples import are_first, cut, cut_length
+from lightning_zico.engine.cutting import BY_FIRST_DIMENSION, Cutting, are_first, cut
+from lightning_zico.engine.graphs import has_reentrant_checkpoint
+from lightning_zico.engine.observers import GradientFacts
 from lightning_zico.engine.scope import preserved, seed_all
 from lightning_zico.engine.stateless import Stateless, check_depends
 from lightning_zico.engine.transforms import real_view
+from lightning_zico.engine.watch import Watch
 from lightning_zico.errors import SkippedBatchError, ZiCoError
 
 # Who differentiates the stateless call. Per batch "autograd", torch.autograd.grad, rather than "grad", torch.func.vjp:
@@ -83,8 +85,7 @@ def stream_gradients(
     seed: int = 0,
     backend: Backend | None = None,
     watch: Watch | None = None,
-    samples_of: Callable[[Batch, int], int] = lambda batch, _: cut_length(batch),
-    may_be_time_first: bool = False,
+    cutting: Cutting = BY_FIRST_DIMENSION,
 ) -> GradientFacts:
     """Differentiate the mean loss of every batch, or of every sample, with respect to some parameters.
 
@@ -118,8 +119,7 @@ def stream_gradients(
         backend: Use this one alone and let its errors through; None for plain autograd per batch, and for ``vmap`` with
             a loop behind it per sample.
         watch: Sees the forward pass of the first batch that is not skipped; only per batch, by plain autograd.
-        samples_of: ``(batch, batch_idx) -> samples``, for what is cut per sample.
-        may_be_time_first: See `samples.cut`.
+        cutting: How single samples are cut out of a batch.
 
     Returns:
         Who computed the gradients, and how. Batches that training passes over (`SkippedBatchError`) have
@@ -135,7 +135,7 @@ def stream_gradients(
     candidates = _BACKENDS[axis] if backend is None else (backend,)
     # Tensors made in inference mode, as in a validation loop, cannot be differentiated.
     with torch.inference_mode(False), preserved(module) as reset:
-        task = _Task(module, step, names, reset, watch, may_be_time_first)
+        task = _Task(module, step, names, reset, watch, cutting.may_be_time_first)
         if backend is None and any(_has_hooks(task.stateless.params[name]) for name in names):
             candidates = (_BACKENDS[axis][-1],)  # torch.func does not call hooks on parameters
         batches = iter(batches)
@@ -148,7 +148,7 @@ def stream_gradients(
                 if axis == "batch":
                     candidates = _first_that_works(candidates, task.differentiate_batch, consume, facts)
                 else:
-                    task.num_samples = samples_of(batch, batch_idx)
+                    task.num_samples = cutting.samples_of(batch, batch_idx)
                     candidates = _stream_samples(task, candidates, consume, facts, chunk_size, memory_bytes)
             except SkippedBatchError as error:
                 facts.skipped[batch_idx] = error.reason

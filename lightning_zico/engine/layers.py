@@ -2,7 +2,7 @@
 
 import fnmatch
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Literal, TypeAlias
@@ -15,6 +15,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from lightning_zico._typing import Params
 from lightning_zico.engine.copies import copies_in
 from lightning_zico.engine.reads import names_in, runs_without_gradients
+from lightning_zico.engine.tree import holders, parameters, submodules
 
 # The layers whose weights ZiCo scores, as published (there in two dimensions).
 WEIGHT_LAYERS = (
@@ -184,7 +185,7 @@ class Layers(Mapping[str, Layer]):
         What the loss does not depend on is left out where every run takes the same path. Elsewhere another batch may
         reach it, as the expert that no sample of this one was sent to.
         """
-        named = dict(module.named_parameters())
+        named = parameters(module)
         copies = set(self.copies)
         if reached is not None:
             # by identity, since one parameter may be in several submodules
@@ -230,13 +231,14 @@ def known_layers(module: nn.Module, step: Callable[..., object] | None = None) -
         >>> list(known_layers(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))))
         ['0.weight', '3.weight']
     """
-    trainable = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
-    weights, others = _classified(module)
+    parts = submodules(module)
+    trainable = {name: parameter for name, parameter in parameters(module).items() if parameter.requires_grad}
+    weights, others = _classified(parts.values())
     layers = [layer for name, p in trainable.items() if id(p) in weights for layer in _parts(name, p, weights[id(p)])]
     told = weights.keys() | others
     unknown = [name for name, p in trainable.items() if id(p) not in told and _may_multiply(p)]
     copies, twins = copies_in(module, cache(lambda: runs_without_gradients(module, step)))
-    embedded = {id(part.weight) for part in module.modules() if isinstance(part, _LOOKED_UP)}
+    embedded = {id(part.weight) for part in parts.values() if isinstance(part, _LOOKED_UP)}
     looked_up = [name for name, p in trainable.items() if id(p) in embedded - weights.keys()]
     is_read = bool(looked_up) and "weight" in names_in(module, step)
     return Layers({layer.name: layer for layer in layers}, unknown, twins, copies, looked_up, is_read)
@@ -251,11 +253,11 @@ def published_layers(module: nn.Module) -> Layers:
     """Find the layers that ZiCo scores as published: the trainable weights of `WEIGHT_LAYERS`."""
     weights = {
         id(parameter)
-        for part in module.modules()
+        for part in submodules(module).values()
         if isinstance(part, WEIGHT_LAYERS)
         for parameter in _own_weights(part, _patterns_of(type(part)))
     }
-    names = [name for name, p in module.named_parameters() if p.requires_grad and id(p) in weights]
+    names = [name for name, p in parameters(module).items() if p.requires_grad and id(p) in weights]
     return Layers({name: Layer(name, name) for name in names})
 
 
@@ -263,7 +265,7 @@ def matching_layers(module: nn.Module, patterns: Sequence[str]) -> Layers:
     """Find the trainable parameters whose names match a shell pattern, such as ``"*.weight"``; each is one layer."""
     names = [
         name
-        for name, parameter in module.named_parameters()
+        for name, parameter in parameters(module).items()
         if parameter.requires_grad and any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
     ]
     return Layers({name: Layer(name, name) for name in names})
@@ -282,17 +284,19 @@ def parts_of(part: nn.Module, weight: Tensor) -> list[tuple[str, tuple[int, int]
     return [(letter, (start * width, (start + 1) * width)) for start, letter in enumerate("qkv")]
 
 
-def _classified(module: nn.Module) -> tuple[dict[int, nn.Module], dict[int, nn.Module]]:
+def _classified(parts: Iterable[nn.Module]) -> tuple[dict[int, nn.Module], dict[int, nn.Module]]:
     """Find the parameters that are weights of layers and those that are not, with their module, by ``id``."""
     weights: dict[int, nn.Module] = {}
     others: dict[int, nn.Module] = {}
-    for part in module.modules():
+    for part in parts:
+        if not part._parameters and "parametrizations" not in part._modules:
+            continue
         patterns = _patterns_of(type(part))
         if patterns is not None:
             for parameter in _own_weights(part, patterns):
                 weights.setdefault(id(parameter), part)
         if not patterns and (patterns is not None or isinstance(part, _NO_PRODUCTS)):
-            others.update((id(parameter), part) for parameter in part.parameters(recurse=False))
+            others.update((id(parameter), part) for parameter in part._parameters.values() if parameter is not None)
     return weights, others
 
 
@@ -364,16 +368,14 @@ class Layout:
         owned = owned_layers(module, layers)
         names = {}
         outputs = {}
-        holding = set()
-        for name, part in module.named_modules():
+        parts = submodules(module)
+        for name, part in parts.items():
             names[id(part)] = name
-            if any(id(inner) in owned for inner in part.modules()):
-                holding.add(id(part))
             # What a subclass of a linear layer adds, as a low-rank update does, has no output of its own.
             if id(part) in owned:
                 is_one = isinstance(part, WEIGHT_LAYERS) or len({weight_name(own) for own in owned[id(part)]}) == 1
                 outputs[id(part)] = owned[id(part)][:1] if is_one else owned[id(part)]
-        return cls(names, outputs, frozenset(holding))
+        return cls(names, outputs, frozenset(holders(parts.values(), owned)))
 
 
 def owned_layers(module: nn.Module, layers: Layers) -> dict[int, list[str]]:
@@ -381,12 +383,12 @@ def owned_layers(module: nn.Module, layers: Layers) -> dict[int, list[str]]:
     by_parameter: dict[str, list[str]] = {}
     for name, layer in layers.items():
         by_parameter.setdefault(layer.parameter, []).append(name)
-    names = {id(p): by_parameter[name] for name, p in module.named_parameters() if name in by_parameter}
+    names = {id(p): by_parameter[name] for name, p in parameters(module).items() if name in by_parameter}
     owned: dict[int, list[str]] = {}
-    for part in module.modules():
-        if isinstance(part, (ParametrizationList, *_NO_PRODUCTS)):
-            continue
+    for part in submodules(module).values():
         own = list(part._parameters.values())
+        if not (own or "parametrizations" in part._modules) or isinstance(part, (ParametrizationList, *_NO_PRODUCTS)):
+            continue
         if "parametrizations" in part._modules:
             own += list(part._modules["parametrizations"].parameters())  # type: ignore[union-attr]
         found = [name for parameter in own for name in names.get(id(parameter), ())]

@@ -12,12 +12,13 @@ from torch.nn.parameter import UninitializedBuffer, is_lazy
 from lightning_zico._typing import Batch, Step
 from lightning_zico.engine.batches import copied_batch
 from lightning_zico.engine.scope import module_put_back, seed_all
+from lightning_zico.engine.tree import submodules
 from lightning_zico.errors import SkippedBatchError, UnsupportedModuleError, in_words
 
 
 def is_uninitialised(module: nn.Module) -> bool:
     """Whether a parameter or buffer of a module has no size yet."""
-    return any(is_lazy(tensor) for tensor in (*module.parameters(), *module.buffers()))
+    return any(is_lazy(tensor) for part in submodules(module).values() for tensor in _own_tensors(part))
 
 
 def copied(module: nn.Module) -> nn.Module:

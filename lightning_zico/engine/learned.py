@@ -5,7 +5,8 @@ Index conventions:
     *: shape of one parameter
 """
 
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
@@ -14,9 +15,10 @@ from torch import Tensor, nn
 
 from lightning_zico._typing import Params
 from lightning_zico.engine.layers import Patterns
-from lightning_zico.engine.moments import Moments
+from lightning_zico.engine.moments import Moments, add_to_each, reserve
 from lightning_zico.engine.observers import GradientFacts, Observer
 from lightning_zico.engine.stateless import differentiated
+from lightning_zico.engine.tree import parameters
 from lightning_zico.errors import NoGradientError, NonFiniteError
 
 
@@ -46,6 +48,7 @@ class MomentsOverBatches(Observer):
         """Reset the observations."""
         self._merged: dict[str, Moments] = {}
         self._losses: list[Tensor] = []
+        self._reserve: list[Tensor] = []
 
     def wanted(self) -> Patterns:
         """Name the parameters."""
@@ -61,28 +64,28 @@ class MomentsOverBatches(Observer):
                     self._merged[name].merge(new)
                 else:
                     self._merged[name] = new
-                    if new.deviation is None:
-                        # Reserved at once, so that what fits with two batches fits with any number.
-                        new.deviation = torch.empty_like(new.mean)
+            if len(self._losses) == 1 == len(losses):  # so that what fits with two batches fits with any number
+                self._reserve = reserve(list(self._merged.values()))
 
         names = list(gradients)
         if len(losses) == 1 and self._merged and not self.may_repeat:
             self._losses.append(losses)
-            for name in names:
-                self._merged[name].add(_of(gradients.pop(name)[0], self.of))
+            self._reserve.clear()
+            news = [gradients.pop(name)[0] for name in names]
+            add_to_each([self._merged[name] for name in names], torch._foreach_abs(news) if self.of == "abs" else news)
             return None
         # Popped, so that a gradient's memory is free as soon as it is merged.
-        news: Iterable[Moments] = (Moments.of(_of(gradients.pop(name), self.of)) for name in names)
+        moments = (Moments.of(_of(gradients.pop(name), self.of)) for name in names)
         if self.may_repeat:
-            computed = list(news)
+            computed = list(moments)
             return lambda: keep(computed)
-        keep(news)
+        keep(moments)
         return None
 
     def finished(self, facts: GradientFacts) -> None:
         """Check that losses and gradients are finite and not all zero."""
-        largest = [_largest(moments.mean_abs) for moments in self._merged.values()]
-        check_gradients(list(self._merged), largest, self._losses)
+        self._reserve.clear()
+        check_gradients({name: moments.extremes for name, moments in self._merged.items()}, self._losses)
         self.result = GradientMoments(self._merged, facts)
 
 
@@ -104,8 +107,9 @@ class FirstGradients(Observer):
 
     def finished(self, facts: GradientFacts) -> None:
         """Check that losses and gradients are finite and not all zero."""
-        largest = [_largest(gradient.abs()) for gradient in self.by_name.values()]
-        check_gradients(list(self.by_name), largest, [self._losses])
+        check_gradients(
+            {name: Moments(1, gradient).extremes for name, gradient in self.by_name.items()}, [self._losses]
+        )
 
 
 @dataclass(unsafe_hash=True)
@@ -128,7 +132,7 @@ class WeightDifferentiator(Observer):
     @property
     def weights(self) -> Params:
         """What stands in the places of the weights while the network runs."""
-        there = dict(self._module.named_parameters())
+        there = parameters(self._module)
         return {name: there[name] for name in self.names}
 
     def differentiated(self, number: Tensor, *, retain_graph: bool = False) -> tuple[Tensor, ...]:
@@ -141,12 +145,12 @@ class WeightDifferentiator(Observer):
         )
 
 
-def check_gradients(names: list[str], largest: list[Tensor], losses: list[Tensor]) -> None:
+def check_gradients(extremes: Mapping[str, Sequence[Tensor]], losses: list[Tensor]) -> None:
     """Check that losses and gradients are finite and not all zero, in two transfers from the device.
 
     Args:
-        names: Names of the parameters.
-        largest: Largest magnitude in the gradients of each parameter, scalars; NaN if they contain one.
+        extremes: By parameter, scalars that are all finite if its gradients are finite, and all zero if these are zero;
+            see `Moments.extremes`. None of them for a parameter without entries.
         losses: Losses of the gradients, ``[n]`` each.
 
     Raises:
@@ -159,24 +163,20 @@ def check_gradients(names: list[str], largest: list[Tensor], losses: list[Tensor
                 f"The loss of gradient {idx} is {loss}: expected a finite number. Check the scale of the inputs and "
                 "the initial weights."
             )
-    magnitudes = torch.stack(largest).tolist()
-    for name, magnitude in zip(names, magnitudes, strict=True):
-        if magnitude != magnitude or magnitude == float("inf"):
+    names = [name for name, scalars in extremes.items() for _ in scalars]
+    numbers = torch.stack([scalar for scalars in extremes.values() for scalar in scalars]).tolist() if names else []
+    for name, number in zip(names, numbers, strict=True):
+        if not math.isfinite(number):
             raise NonFiniteError(
                 f"The gradient of '{name}' has NaN or infinite entries, although the loss is finite. Look for "
                 "operations without a derivative at their input (sqrt(0), norm(0)) and for half precision."
             )
-    if not any(magnitudes):
+    if not any(numbers):
         raise NoGradientError(
-            f"The gradients of all {len(names)} scored parameters are zero: the loss does not depend on them, or dead "
-            "activations block it. Look for `detach()`, `no_grad()` and activations that are always off."
+            f"The gradients of all {len(extremes)} scored parameters are zero: the loss does not depend on them, or "
+            "dead activations block it. Look for `detach()`, `no_grad()` and activations that are always off."
         )
 
 
 def _of(gradients: Tensor, of: str) -> Tensor:
     return gradients.abs_() if of == "abs" else gradients
-
-
-def _largest(magnitudes: Tensor) -> Tensor:
-    # NaN if one is; unlike a sum in float64 it copies nothing
-    return magnitudes.amax().double() if magnitudes.numel() else magnitudes.new_zeros((), dtype=torch.float64)

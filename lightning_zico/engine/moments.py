@@ -6,7 +6,7 @@ Index conventions:
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,12 +26,16 @@ class Moments:
     with :math:`S` the sum of squared deviations from the mean. Its root is what is stored, since the gradients of deep
     networks reach 1e-25, whose squares are zero in float32; ``hypot`` adds the roots without squaring them.
 
+    Up to two gradients, the mean magnitude follows from the others, and needs no memory: of one it is :math:`|\mu|`,
+    and of two :math:`(|a| + |b|) / 2 = \max(|a + b|, |a - b|) / 2`, where :math:`|a - b| / 2` is the standard
+    deviation.
+
     Args:
         count: How many gradients.
         mean: Mean of the gradient, ``[*]``.
-        mean_abs: Mean of the gradient's magnitude, ``[*]``.
-        deviation: Root of the sum of squared deviations, ``[*]``. Of a single gradient it is zero, and this is None or
-            memory in reserve.
+        magnitude: Mean of the gradient's magnitude, ``[*]``. Of up to two gradients, this is not looked at.
+        deviation: Root of the sum of squared deviations, ``[*]``. Of a single gradient it is zero, and this is not
+            looked at.
 
     Example:
         >>> moments = Moments.of(torch.tensor([[1.0, 2.0], [3.0, 2.0]]))
@@ -44,8 +48,8 @@ class Moments:
 
     count: int
     mean: Tensor
-    mean_abs: Tensor
-    deviation: Tensor | None
+    magnitude: Tensor | None = None
+    deviation: Tensor | None = None
 
     @classmethod
     def of(cls, gradients: Tensor) -> "Moments":
@@ -57,45 +61,26 @@ class Moments:
         """
         gradients = _raised(gradients)
         if len(gradients) == 1:
-            return cls(1, gradients[0], gradients[0].abs(), None)
+            return cls(1, gradients[0])
         # One after the other: on a CPU a fifteenth of the time that norms over dimension 0 take (torch 2.14). What is
         # kept is memory of its own, so that the stack can go.
-        first = gradients[0].clone()
-        moments = cls(1, first, first.abs(), None)
+        moments = cls(1, gradients[0].clone())
         moments.add(gradients[1].clone())
         for gradient in gradients[2:]:
             moments.add(gradient)
         return moments
 
     def add(self, gradient: Tensor) -> None:
-        """Add one more gradient, ``[*]``, in place; it is treated as in `of`. The results are those of `merge`.
-
-        It works piece by piece, so that on a CPU the results of one operation are still in the cache for the next.
-        """
-        gradient = _raised(gradient)
-        # The first deviation is written where the gradient is: new memory takes longer to get than to compute with.
-        root = gradient if self.count == 1 else self.deviation
-        assert root is not None
-        share = 1 / (self.count + 1)
-        scale = math.sqrt(self.count * share)
-        for mean, mean_abs, deviation, delta in pieces(self.mean, self.mean_abs, root, gradient):
-            mean_abs.lerp_(delta.abs(), share)
-            mean.add_(delta.sub_(mean), alpha=share)
-            delta.mul_(scale)
-            if self.count > 1:
-                torch.hypot(delta, deviation, out=deviation)
-            else:
-                torch.abs(delta, out=deviation)
-        self.deviation = root
-        self.count += 1
+        """Add one more gradient, see `add_to_each`."""
+        add_to_each([self], [gradient])
 
     def merge(self, other: "Moments") -> None:
         """Add the moments of other gradients of the same parameter, in place; ``other`` is consumed."""
         count = self.count + other.count
         share = other.count / count
+        self.magnitude = None if count == 2 else self.mean_abs.lerp_(other.mean_abs, share)
         delta = other.mean.sub_(self.mean)
         self.mean.add_(delta, alpha=share)
-        self.mean_abs.lerp_(other.mean_abs, share)
         between = delta.mul_(math.sqrt(self.count * share))
         parts = [part.deviation for part in (self, other) if part.count > 1 and part.deviation is not None]
         if parts:
@@ -107,6 +92,26 @@ class Moments:
         self.count = count
 
     @property
+    def mean_abs(self) -> Tensor:
+        """Mean of the gradient's magnitude, ``[*]``; do not write to it."""
+        if self.count > 2 and self.magnitude is not None:
+            return self.magnitude
+        if self.count == 1:
+            return self.mean.abs()
+        return torch.maximum(self.mean.abs(), self.std)
+
+    @property
+    def extremes(self) -> list[Tensor]:
+        """Scalars that are all finite if `mean_abs` is finite, and all zero if it is zero."""
+        if not self.mean.numel():
+            return []
+        if self.count > 2 and self.magnitude is not None:
+            return [self.magnitude.amax()]
+        # The second takes a tenth of the time of `mean.abs().amax()`, which gets new memory.
+        bounds = list(torch.aminmax(self.mean))
+        return bounds if self.count == 1 or self.deviation is None else [*bounds, self.deviation.amax()]
+
+    @property
     def std(self) -> Tensor:
         """Population standard deviation (``ddof=0``), ``[*]``."""
         if self.count == 1 or self.deviation is None:
@@ -114,22 +119,128 @@ class Moments:
         return self.deviation / math.sqrt(self.count)
 
 
+# The standard deviation of two numbers over the root of the sum of their squared deviations.
+_ROOT_HALF = math.sqrt(0.5)
+
+
+def add_to_each(moments: Sequence[Moments], gradients: Sequence[Tensor]) -> None:
+    """Add one more gradient to each of several moments, in place. The results are those of `Moments.merge`.
+
+    Args:
+        moments: Moments with the same count.
+        gradients: One for each, ``[*]``; treated as in `Moments.of`.
+    """
+    count = moments[0].count if moments else 0
+    share = 1 / (count + 1)
+    scale = math.sqrt(count * share)
+    deltas = [_raised(gradient) for gradient in gradients]
+    # The first deviation is written where the gradient is: new memory takes longer to get than to compute with.
+    roots = deltas if count == 1 else [each.deviation for each in moments if each.deviation is not None]
+    means = [each.mean for each in moments]
+    if count == 1:
+        for _, (mean, delta) in portions(means, deltas):
+            _move(mean, delta, share, scale)
+            torch._foreach_abs_(delta)
+    else:
+        if count == 2:
+            for each in moments:
+                each.magnitude = torch.empty_like(each.mean)
+        magnitudes = [each.magnitude for each in moments if each.magnitude is not None]
+        for _, (mean, magnitude, root, delta) in portions(means, magnitudes, roots, deltas):
+            if count == 2:
+                _start(magnitude, mean, root)
+            for so_far, new in zip(magnitude, delta, strict=True):
+                so_far.lerp_(new.abs(), share)
+            _move(mean, delta, share, scale)
+            for so_far, new in zip(root, delta, strict=True):
+                torch.hypot(new, so_far, out=so_far)
+    for each, deviation in zip(moments, roots, strict=True):
+        each.deviation = deviation
+        each.count += 1
+
+
+def reserve(moments: Sequence[Moments]) -> list[Tensor]:
+    """Get the memory that moments of one gradient need for any number of them: to keep it, and to add one.
+
+    It is one block on each device. Many small ones would lie in between, and what is then allocated would have to be
+    got from the operating system.
+    """
+    alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+    for each in moments:
+        alike.setdefault((each.mean.device, each.mean.dtype), []).append(each.mean)
+    return [
+        means[0].new_empty(2 * sum(mean.numel() for mean in means) + max(map(_most_at_once, means)))
+        for means in alike.values()
+    ]
+
+
+def _start(magnitudes: list[Tensor], means: list[Tensor], roots: list[Tensor]) -> None:
+    """Write the mean magnitudes of two gradients, without new memory."""
+    torch._foreach_copy_(magnitudes, means)
+    torch._foreach_abs_(magnitudes)
+    torch._foreach_div_(magnitudes, _ROOT_HALF)
+    torch._foreach_maximum_(magnitudes, roots)
+    torch._foreach_mul_(magnitudes, _ROOT_HALF)
+
+
+def _move(means: list[Tensor], deltas: list[Tensor], share: float, scale: float) -> None:
+    """Move means towards new gradients, and turn these into their part of the deviations, with a sign."""
+    torch._foreach_sub_(deltas, means)
+    torch._foreach_add_(means, deltas, alpha=share)
+    torch._foreach_mul_(deltas, scale)
+
+
 def _raised(gradients: Tensor) -> Tensor:
     """Raise half precision to float32."""
     return gradients.float() if gradients.dtype in (torch.float16, torch.bfloat16) else gradients
 
 
-# Numbers in a piece: 256 KiB of float32, of which several fit the second-level cache of a core.
-_PIECE = 2**16
+# Numbers in a portion. On a CPU 256 KiB of float32, of which several fit the second-level cache of a core; elsewhere
+# so many that starting an operation takes little of its time, and that results in new memory stay small.
+_PORTION = 2**16
+_PORTION_ELSEWHERE = 2**24
 
 
-def pieces(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """Cut tensors of one shape into views of at most 65,536 numbers.
+def portions(*lists: Sequence[Tensor]) -> Iterator[tuple[list[int], list[list[Tensor]]]]:
+    """Cut and group tensors, for operations on all tensors of a group at once.
 
-    On other devices than the CPU, and where memory is not contiguous, they come whole.
+    The results of one operation are still in the cache of a CPU for the next, and small tensors cost one call together.
+
+    Args:
+        lists: Lists of equally many tensors, whose n-th ones have one shape, device and dtype.
+
+    Yields:
+        For each group, the indices of the tensors in it, and lists of these tensors, or of views of parts of them.
+        Those whose memory is not contiguous are not cut.
     """
-    first = tensors[0]
-    if first.numel() <= _PIECE or first.device.type != "cpu" or not all(t.is_contiguous() for t in tensors):
-        yield tensors
-    else:
-        yield from zip(*(tensor.view(-1).split(_PIECE) for tensor in tensors), strict=True)
+    indices: list[int] = []
+    group: list[list[Tensor]] = [[] for _ in lists]
+    kind, room = None, 0
+    for idx, tensors in enumerate(zip(*lists, strict=True)):
+        first = tensors[0]
+        for parts in _pieces(tensors):
+            size = parts[0].numel()
+            if indices and (size > room or (first.device, first.dtype) != kind):
+                yield indices, group
+                indices, group = [], [[] for _ in lists]
+            if not indices:
+                kind = (first.device, first.dtype)
+                room = _PORTION if first.device.type == "cpu" else _PORTION_ELSEWHERE
+            room -= size
+            indices.append(idx)
+            for part, tensors_so_far in zip(parts, group, strict=True):
+                tensors_so_far.append(part)
+    if indices:
+        yield indices, group
+
+
+def _most_at_once(tensor: Tensor) -> int:
+    """Count the numbers of a tensor that one operation works on."""
+    return min(tensor.numel(), _PORTION) if tensor.device.type == "cpu" else tensor.numel()
+
+
+def _pieces(tensors: tuple[Tensor, ...]) -> Iterable[tuple[Tensor, ...]]:
+    """Cut tensors of one shape into views, on a CPU and where memory is contiguous."""
+    if _most_at_once(tensors[0]) == tensors[0].numel() or not all(tensor.is_contiguous() for tensor in tensors):
+        return (tensors,)
+    return zip(*(tensor.view(-1).split(_PORTION) for tensor in tensors), strict=True)

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from lightning_zico._typing import Batch, Params, Step
-from lightning_zico.engine.observers import check_graph
+from lightning_zico.engine.graphs import check_graph
 from lightning_zico.engine.scope import preserved, seed_all
 from lightning_zico.engine.stateless import Stateless, check_depends, differentiated
 from lightning_zico.engine.transforms import real_view

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from lightning_zico.engine.tree import submodules
+
 # Code of these packages does nothing with a weight that a user's module does not ask for.
 _FOREIGN = ("torch.", "lightning.", "pytorch_lightning.", "lightning_zico.")
 _ENTRIES = ("forward", "training_step")
@@ -51,7 +53,7 @@ class _Reader:
     def of(cls, module: nn.Module, step: Callable[..., Any] | None) -> "_Reader":
         """Read all code that a step may run."""
         reader = cls()
-        parts = list(module.modules())
+        parts = list(submodules(module).values())
         for kind in dict.fromkeys(map(type, parts)):
             for entry in _ENTRIES:
                 for function in _as_functions(getattr(kind, entry, None)):

@@ -1,4 +1,4 @@
-"""Samples: how many a batch has, and how to cut it to fewer of them.
+"""Samples: how many a batch has.
 
 Index conventions:
     N: samples in a batch
@@ -7,23 +7,19 @@ Index conventions:
 import dataclasses
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 
 from lightning_zico._typing import Batch, NumSamples, is_count
-from lightning_zico.engine.batches import is_nest, map_parts, tensors_of
-from lightning_zico.errors import NotApplicableError, UnsupportedBatchError
+from lightning_zico.errors import NotApplicableError
 
 # What to do if samples cannot be counted.
 WAY_OUT = "Pass `num_samples=`, a number or a function of the batch."
-_MOST_SHAPES = 8  # listed in an error
-_NO_SAMPLES = (str, bytes, int, float, complex, type(None))
+NO_SAMPLES = (str, bytes, int, float, complex, type(None))
 
 
 @dataclass
@@ -118,22 +114,6 @@ def is_settled(batch: Batch) -> bool:
     return any(True for _ in _known(batch))
 
 
-def cut_length(batch: Batch) -> int:
-    """Length of dimension 0 that all tensors of a batch share.
-
-    Raises:
-        UnsupportedBatchError: If it has no tensor, one without dimensions, or several lengths.
-    """
-    sizes = [tuple(tensor.shape) for tensor in tensors_of(batch)]
-    lengths = {size[0] if size else None for size in sizes}
-    if len(lengths) != 1 or None in lengths:
-        raise UnsupportedBatchError(
-            f"The tensors of a batch have the shapes {sizes}: expected the samples along dimension 0 of every tensor. "
-            ' Use `axis="batch"`, or a loader that puts the sample dimension first.'
-        )
-    return int(lengths.pop() or 0)
-
-
 def known_samples(count: int | None) -> int:
     """Return the samples of a batch, for a number per sample.
 
@@ -145,188 +125,8 @@ def known_samples(count: int | None) -> int:
     return count
 
 
-def check_cut(batch: Batch, count: int | None, *, may_be_time_first: bool = False) -> int:
-    """Return the samples of a batch that single ones can be cut out of.
-
-    Args:
-        batch: Any nest.
-        count: Its samples, as `num_samples` or the user counts them.
-        may_be_time_first: See `cut`.
-
-    Raises:
-        NotApplicableError: If they are unknown, or cannot be told apart.
-    """
-    if count is None:
-        raise NotApplicableError(f"the number of samples in a batch is unknown, so no sample can be cut out. {WAY_OUT}")
-    try:
-        _cut(batch, slice(0, 1), count, second=may_be_time_first)
-    except _UncuttableError:
-        shapes = [tuple(tensor.shape) for tensor in tensors_of(batch)]
-        shown = ", ".join(map(str, shapes[:_MOST_SHAPES])) + (", ..." if len(shapes) > _MOST_SHAPES else "")
-        held = f"tensors of the shapes {shown}" if shown else "no tensors in tuples, lists, mappings or dataclasses"
-        raise NotApplicableError(
-            f'no single sample can be cut out of a batch of {count} with {held}. Use `axis="batch"`, proxies that take '
-            "the batch as a whole, or a loader that puts the sample dimension first."
-        ) from None
-    if may_be_time_first and any(
-        tensor.ndim > 1 and tensor.shape[:2] == (count, count) for tensor in tensors_of(batch)
-    ):
-        raise NotApplicableError(
-            f"the first two dimensions of a tensor both have length {count}, so either may count samples. Use a batch "
-            "size that differs from the number of time steps."
-        )
-    return count
-
-
-def are_first(batch: Batch, count: int) -> bool:
-    """Whether samples differ only in tensors, along dimension 0; everything else is the same for all of them.
-
-    Args:
-        batch: Any nest.
-        count: Its samples.
-    """
-    if isinstance(batch, Tensor):
-        return not batch.ndim or len(batch) in (count, 1)
-    if isinstance(batch, np.ndarray) or _are_plain(batch):
-        return len(batch) != count if np.ndim(batch) else True
-    return not is_nest(batch) or all(are_first(part, count) for part in _parts(batch))
-
-
-def cut(batch: Batch, samples: slice, count: int, *, may_be_time_first: bool) -> Batch:
-    """Cut some samples out of a batch that `check_cut` has seen.
-
-    Tensors are cut along the dimension that counts samples, lists of samples, and of a value for each of them, at those
-    places. What is the same for all samples, such as numbers and tensors of length 1, stays.
-
-    Args:
-        batch: Any nest.
-        samples: Which samples.
-        count: Its samples.
-        may_be_time_first: Whether dimension 1 may count samples where dimension 0 does not.
-    """
-    return _cut(batch, samples, count, second=may_be_time_first)
-
-
-def first_samples(batch: Batch, most: int, count: int | None = None, *, may_be_time_first: bool = True) -> Batch:
-    """Cut a batch to its first samples; the very same batch if that is not possible, or not necessary.
-
-    A batch is cut as a whole or not at all: of a graph, some nodes would be left without their edges.
-
-    Args:
-        batch: Any nest.
-        most: Samples to keep.
-        count: Its samples; None for what `num_samples` reads from the batch.
-        may_be_time_first: See `cut`.
-
-    Raises:
-        NotApplicableError: If a tensor to cut is sparse.
-
-    Example:
-        >>> first_samples((torch.arange(5), [torch.zeros(n) for n in range(5)]), 2, 5)
-        (tensor([0, 1]), [tensor([]), tensor([0.])])
-    """
-    count = num_samples(batch) if count is None else count
-    if count is None or count <= most:
-        return batch
-    try:
-        return _cut(batch, slice(most), count, second=may_be_time_first)
-    except _UncuttableError:
-        return batch
-
-
-class _UncuttableError(Exception):
-    """A part of a batch that cannot be cut to fewer samples."""
-
-
-def _cut(batch: Batch, samples: slice, count: int, *, second: bool, inside: bool = False) -> Batch:
-    if isinstance(batch, Tensor):
-        return _cut_tensor(batch, samples, count, second=second)
-    if isinstance(batch, np.ndarray):
-        return batch[samples] if batch.ndim and len(batch) == count else batch
-    if isinstance(batch, _NO_SAMPLES):
-        return batch
-    if isinstance(getattr(batch, "batch_size", None), torch.Size) and not isinstance(batch, dict):
-        return batch[samples]
-    if not is_nest(batch):
-        if callable(getattr(batch, "clone", None)) or _fields_of(batch):  # holds tensors that cannot be cut here
-            raise _UncuttableError
-        return batch
-    if isinstance(batch, PackedSequence):
-        raise _UncuttableError
-    if not _is_list(batch) or len(batch) != count:
-        return map_parts(partial(_cut, samples=samples, count=count, second=second, inside=True), batch)
-    if _are_plain(batch):
-        return batch[samples]
-    try:
-        parts = map_parts(partial(_cut, samples=samples, count=count, second=False, inside=True), batch)
-    except _UncuttableError:
-        return batch[samples]
-    if inside:  # as many views as samples, or samples that are as long, such as three images of three channels
-        raise _UncuttableError
-    return parts
-
-
-def _are_plain(batch: Batch) -> bool:
-    """Whether a batch is a list of numbers or texts."""
-    return _is_list(batch) and len(batch) > 0 and all(isinstance(part, _NO_SAMPLES) for part in batch)
-
-
-def listed(batch: Batch, count: int) -> frozenset[int]:
-    """Find the tensors that are samples, or parts of one, in a list of them, by position in `batches.tensors_of`.
-
-    Args:
-        batch: Any nest.
-        count: Its samples.
-
-    Example:
-        >>> sorted(listed((torch.zeros(2, 5), [{"boxes": torch.zeros(3, 4)}, {"boxes": torch.zeros(1, 4)}]), 2))
-        [1, 2]
-    """
-    found: list[bool] = []
-
-    def visit(part: Batch, *, inside: bool, is_listed: bool) -> Batch:
-        if isinstance(part, Tensor):
-            found.append(is_listed)
-        elif is_nest(part):
-            if not is_listed and _is_list(part) and len(part) == count:
-                # A batch itself may be a list of a few fields, which have a row for each sample.
-                are_fields = not inside and all(isinstance(field, Tensor) and len(field) == count for field in part)
-                is_listed = _are_alike(part) and not are_fields
-            map_parts(partial(visit, inside=True, is_listed=is_listed), part)
-        return part
-
-    visit(batch, inside=False, is_listed=False)
-    return frozenset(position for position, is_listed in enumerate(found) if is_listed)
-
-
-def check_strided(*tensors: Tensor) -> None:
-    """Check that there are no sparse tensors, which cannot be cut into samples nor differentiated by row.
-
-    Raises:
-        NotApplicableError: If one is sparse.
-    """
-    if any(tensor.layout != torch.strided and not tensor.is_nested for tensor in tensors):
-        raise NotApplicableError(
-            "the batch has a sparse tensor, which cannot be split into samples. Make it dense, or leave this proxy out."
-        )
-
-
-def _cut_tensor(tensor: Tensor, samples: slice, count: int, *, second: bool) -> Tensor:
-    check_strided(tensor)
-    if tensor.is_nested:
-        raise _UncuttableError
-    if not tensor.ndim:
-        return tensor
-    if len(tensor) == count:
-        return tensor[samples]
-    if second and tensor.ndim > 1 and tensor.shape[1] == count:
-        return tensor[:, samples]
-    if len(tensor) == 1:  # the same for all samples
-        return tensor
-    raise _UncuttableError
-
-
-def _is_list(batch: Batch) -> bool:
+def is_list(batch: Batch) -> bool:
+    """Whether a part of a batch is a list or a tuple without names."""
     return isinstance(batch, list | tuple) and not hasattr(batch, "_fields")
 
 
@@ -336,7 +136,7 @@ def _stated_by(batch: Batch) -> int | None:
         return int(batch.batch_sizes[0])
     if isinstance(batch, Tensor):
         return batch.size(0) if batch.is_nested else None
-    if _is_list(batch) or isinstance(batch, _NO_SAMPLES):
+    if is_list(batch) or isinstance(batch, NO_SAMPLES):
         return None
     for name in ("num_graphs", "batch_size"):
         try:
@@ -350,11 +150,12 @@ def _stated_by(batch: Batch) -> int | None:
     return None
 
 
-def _parts(batch: Batch) -> list[Batch]:
-    return list(batch) if _is_list(batch) else _fields_of(batch)
+def parts_of(batch: Batch) -> list[Batch]:
+    """List the elements of a list, or the fields of another container."""
+    return list(batch) if is_list(batch) else fields_of(batch)
 
 
-def _fields_of(batch: Batch) -> list[Batch]:
+def fields_of(batch: Batch) -> list[Batch]:
     """Parts of a container that is no list, among them those of a foreign object that gives itself as a dictionary."""
     if isinstance(batch, Mapping):
         return list(batch.values())
@@ -375,16 +176,16 @@ def _known(batch: Batch) -> Iterator[int]:
     stated = _stated_by(batch)
     if stated is not None:
         yield stated
-    elif _is_list(batch):
-        if not _are_alike(batch):
+    elif is_list(batch):
+        if not are_alike(batch):
             for part in batch:
                 yield from _known(part)
-    elif not isinstance(batch, (Tensor, *_NO_SAMPLES)):
-        for part in _fields_of(batch):
+    elif not isinstance(batch, (Tensor, *NO_SAMPLES)):
+        for part in fields_of(batch):
             yield from _known(part)
 
 
-def _are_alike(parts: Any) -> bool:
+def are_alike(parts: Any) -> bool:
     """Whether the elements of a list may be samples, which have one structure; fields mostly differ in theirs."""
     return len({_structure(part) for part in parts}) == 1
 
@@ -394,27 +195,27 @@ def _structure(batch: Batch) -> Any:
         return batch.dtype, batch.ndim
     if isinstance(batch, Mapping):
         return type(batch), frozenset(map(str, batch))
-    return (type(batch), frozenset(map(_structure, batch))) if _is_list(batch) else type(batch)
+    return (type(batch), frozenset(map(_structure, batch))) if is_list(batch) else type(batch)
 
 
 def _possible(batch: Batch, *, inside: bool = True) -> list[frozenset[int]]:
     """For each field of a batch that tells something, the numbers of samples that it may have."""
-    if isinstance(batch, _NO_SAMPLES):
+    if isinstance(batch, NO_SAMPLES):
         return []
     if isinstance(batch, Tensor):
         return [frozenset({len(batch)})] if batch.ndim and len(batch) else []
     stated = _stated_by(batch)
     if stated is not None:
         return [frozenset({stated})]
-    if not _is_list(batch):
-        return [counts for part in _fields_of(batch) for counts in _possible(part)]
+    if not is_list(batch):
+        return [counts for part in fields_of(batch) for counts in _possible(part)]
     fields = [counts for part in batch for counts in _possible(part)]
-    if not batch or isinstance(batch[0], _NO_SAMPLES) or not _are_alike(batch):
+    if not batch or isinstance(batch[0], NO_SAMPLES) or not are_alike(batch):
         return fields
     # A batch may be a list of a few fields, but a field of it that lists dictionaries or objects lists samples, and
     # so does any list of parts with fields of their own, such as an image and its boxes, that share no length.
     is_nested = not isinstance(batch[0], Tensor)
-    if not fields or (inside and is_nested and not _is_list(batch[0])) or (is_nested and _lists_samples(batch)):
+    if not fields or (inside and is_nested and not is_list(batch[0])) or (is_nested and _lists_samples(batch)):
         return [frozenset({len(batch)})]
     return [(frozenset.intersection(*fields) or frozenset.union(*fields)) | {len(batch)}]
 
@@ -422,19 +223,19 @@ def _possible(batch: Batch, *, inside: bool = True) -> list[frozenset[int]]:
 def _lists_samples(parts: Any) -> bool:
     if not isinstance(parts, list) or len(parts) < 2:
         return False
-    inside = [_possible(part, inside=False) if _is_list(part) else _possible(part) for part in parts]
+    inside = [_possible(part, inside=False) if is_list(part) else _possible(part) for part in parts]
     return any(len(fields) > 1 and not frozenset.intersection(*fields) for fields in inside)
 
 
 def _listed(batch: Batch) -> list[Batch]:
     """Elements of the lists that a batch consists of, such as images, and their masks; none if it has other fields."""
-    if isinstance(batch, (Tensor, *_NO_SAMPLES)):
+    if isinstance(batch, (Tensor, *NO_SAMPLES)):
         return []
-    parts = [part for part in (batch if _is_list(batch) else _fields_of(batch)) if _possible(part)]
+    parts = [part for part in (batch if is_list(batch) else fields_of(batch)) if _possible(part)]
     inside = [_listed(part) for part in parts]
     if inside and all(len(each) > 1 for each in inside) and len({len(each) for each in inside}) == 1:
         return inside[0]
-    return parts if _is_list(batch) and len(parts) == len(batch) > 1 and _are_alike(batch) else []
+    return parts if is_list(batch) and len(parts) == len(batch) > 1 and are_alike(batch) else []
 
 
 def _of_list(listed: list[Batch], seen: Seen) -> tuple[bool, int | None]:
@@ -466,8 +267,8 @@ def _of_list(listed: list[Batch], seen: Seen) -> tuple[bool, int | None]:
 def _leaves(batch: Batch) -> Iterator[Tensor]:
     if isinstance(batch, Tensor):
         yield batch
-    elif not isinstance(batch, _NO_SAMPLES):
-        for part in batch if _is_list(batch) else _fields_of(batch):
+    elif not isinstance(batch, NO_SAMPLES):
+        for part in batch if is_list(batch) else fields_of(batch):
             yield from _leaves(part)
 
 

@@ -19,12 +19,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lightning_zico._typing import Batch, Step
 from lightning_zico.engine.batches import map_tensors
 from lightning_zico.engine.layers import Layout
-from lightning_zico.engine.observers import ACTIVATIONS, floating_tensor_in, is_in_place
+from lightning_zico.engine.observers import floating_tensor_in
 from lightning_zico.engine.operators import counts_nothing, macs_of, most_macs_of
 from lightning_zico.engine.outside import outside_put_back
 from lightning_zico.engine.samples import Seen, is_settled, known_samples, num_samples
 from lightning_zico.engine.scope import preserved, seed_all, unfused
 from lightning_zico.engine.stateless import Stateless
+from lightning_zico.engine.tree import parameters, submodules
+from lightning_zico.engine.watch import ACTIVATIONS, is_in_place
 from lightning_zico.errors import NotApplicableError, ZiCoError
 
 # What `a + b` is, and how else it is written.
@@ -52,10 +54,11 @@ def count_params(module: nn.Module) -> int:
         >>> count_params(nn.Linear(3, 2))
         8
     """
-    for name, parameter in module.named_parameters():
+    by_name = parameters(module)
+    for name, parameter in by_name.items():
         if is_lazy(parameter):
             raise NotApplicableError(f"parameter '{name}' is not initialised, so its size is not known.")
-    return sum(parameter.numel() for parameter in module.parameters())
+    return sum(parameter.numel() for parameter in by_name.values())
 
 
 @dataclass(frozen=True)
@@ -177,7 +180,7 @@ def may_be_time_first(module: nn.Module) -> bool:
     """Whether parts of a module count samples elsewhere than along dimension 0, as they say."""
     return any(
         isinstance(part, nn.RNNCellBase) or (isinstance(part, _SEQUENTIAL) and not part.batch_first)
-        for part in module.modules()
+        for part in submodules(module).values()
     )
 
 

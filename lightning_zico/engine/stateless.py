@@ -1,4 +1,4 @@
-"""A module's loss as a function of its parameters: the one place where `torch.func.functional_call` is called."""
+"""A module's loss as a function of its parameters: the one place where other tensors are put in their places."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -7,13 +7,14 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.parameter import is_lazy
 
 from lightning_zico._typing import Batch, Buffers, Params, Step
+from lightning_zico.engine.graphs import REENTRANT_CHECKPOINT, graph_of, has_reentrant_checkpoint
 from lightning_zico.engine.interrupts import uninterrupted
-from lightning_zico.engine.observers import REENTRANT_CHECKPOINT, Watch, graph_of
 from lightning_zico.engine.scope import optimizers_put_back
+from lightning_zico.engine.tree import submodules
+from lightning_zico.engine.watch import Watch
 from lightning_zico.errors import NoGradientError, UnsupportedModuleError
 
 T = TypeVar("T")
@@ -36,10 +37,15 @@ class Stateless:
         self.module = module
         self.params: dict[str, nn.Parameter] = {}
         self.buffers: Buffers = {}
-        self._places: dict[str, list[str]] = {}  # all names of a tensor, as `functional_call` wants them
+        # All places of a tensor: where a submodule registers it, and by which name.
+        self._places: dict[str, list[tuple[dict[str, Any], str]]] = {}
         names: dict[int, str] = {}
-        for prefix, submodule in module.named_modules():
-            for registered, kept in ((submodule._parameters, self.params), (submodule._buffers, self.buffers)):
+        for prefix, submodule in submodules(module).items():
+            kinds: tuple[tuple[dict[str, Any], dict[str, Any]], ...] = (
+                (submodule._parameters, self.params),
+                (submodule._buffers, self.buffers),
+            )
+            for registered, kept in kinds:
                 for own_name, tensor in registered.items():
                     if tensor is None:
                         continue
@@ -47,12 +53,15 @@ class Stateless:
                     first = names.setdefault(id(tensor), name)
                     if first == name:
                         kept[name] = tensor
-                    self._places.setdefault(first, []).append(f"module.{name}")
+                    self._places.setdefault(first, []).append((registered, own_name))
 
-    def copied_params(self) -> Params:
+    def copied_params(self, besides: Collection[str] = ()) -> Params:
         """Copy the parameters, detached.
 
         Copies, not views: a ``forward`` that writes to its weights (``weight.data.clamp_``) must not reach the user's.
+
+        Args:
+            besides: Names of those that are not needed, because they get other values.
 
         Raises:
             UnsupportedModuleError: If a parameter has no values: not yet initialised, or on the meta device.
@@ -64,11 +73,11 @@ class Stateless:
                     f"Parameter '{name}' {state}: expected a weight with values. Run one batch through a lazy module, "
                     "or build the module on a real device."
                 )
-        return _copied(self.params)
+        return _copied(self.params, besides)
 
-    def copied_buffers(self) -> Buffers:
-        """Copy the buffers, detached."""
-        return _copied(self.buffers)
+    def copied_buffers(self, besides: Collection[str] = ()) -> Buffers:
+        """Copy the buffers, detached, besides those of some names."""
+        return _copied(self.buffers, besides)
 
     def leaves(self, params: Params) -> dict[str, nn.Parameter]:
         """Find what stands for the module's parameters in `holding`: themselves, wherever they can have other values.
@@ -86,12 +95,21 @@ class Stateless:
         """Call a function, which runs the module, with tensors in the places of parameters and buffers.
 
         Args:
-            tensors: Tensors by name; for those left out, the module's own are used. Buffers are written to where the
-                module updates them.
+            tensors: Tensors by name, put where submodules register their own, as `torch.func.functional_call` does,
+                which takes ten times as long to find these places by their names. For those left out, the module's
+                own are used. Buffers are written to where the module updates them.
             function: Takes nothing.
         """
-        placed = {place: tensor for name, tensor in tensors.items() for place in self._places[name]}
-        return functional_call(_Caller(self.module, function), placed, (), tie_weights=False)
+        before: list[tuple[dict[str, Any], str, Any]] = []
+        try:
+            for name, tensor in tensors.items():
+                for registered, own_name in self._places[name]:
+                    before.append((registered, own_name, registered[own_name]))
+                    registered[own_name] = tensor
+            return function()
+        finally:
+            for registered, own_name, tensor in before:
+                registered[own_name] = tensor
 
     @contextmanager
     def holding(
@@ -112,17 +130,18 @@ class Stateless:
             What stands for each parameter, and what of that is not the parameter itself, to be put into its place.
         """
         leaves = self.leaves(params)
-        own = {name: leaf for name, leaf in leaves.items() if leaf is self.params[name]}
+        others = {name: leaf for name, leaf in leaves.items() if leaf is not self.params[name]}
+        own = {name: leaf for name, leaf in leaves.items() if name not in others} if others else leaves
         saved = [(parameter, parameter.data, parameter.requires_grad) for parameter in own.values()]
         with optimizers_put_back():
             try:
                 for name, parameter in own.items():
                     value = params[name]
-                    parameter.data = value.detach().clone() if value is parameter else value.detach()
+                    parameter.data = value.detach().clone() if value is parameter else value
                 if trainable is not None:
                     for name, leaf in leaves.items():
                         leaf.requires_grad_(name in trainable)
-                yield leaves, {name: leaf for name, leaf in leaves.items() if name not in own}
+                yield leaves, dict(others)
             finally:
                 with uninterrupted():
                     for parameter, data, requires_grad in saved:
@@ -217,9 +236,9 @@ class Stateless:
         return loss
 
 
-def _copied(tensors: Mapping[str, Tensor]) -> Params:
+def _copied(tensors: Mapping[str, Tensor], besides: Collection[str]) -> Params:
     with torch.no_grad():
-        return {name: tensor.clone() for name, tensor in tensors.items()}
+        return {name: tensor.clone() for name, tensor in tensors.items() if name not in besides}
 
 
 def _loss_of(loss: Any) -> Tensor:
@@ -321,7 +340,7 @@ def _leaf(parameter: nn.Parameter, tensor: Tensor) -> nn.Parameter:
 
 
 def _backward(loss: Tensor, leaves: Mapping[str, nn.Parameter]) -> Params:
-    gradients = _accumulated(loss, leaves) if Ends.of(loss).are_hidden else differentiated(loss, leaves)
+    gradients = _accumulated(loss, leaves) if has_reentrant_checkpoint(loss) else differentiated(loss, leaves)
     if not gradients:
         raise _no_gradient()
     gradients = {name: _dense(gradient.detach()) for name, gradient in gradients.items()}
@@ -369,15 +388,3 @@ def _hooked(leaf: Tensor, gradient: Tensor, hooks: Iterable[Callable[[Tensor], N
             gradient = leaf.grad
     leaf.grad = None
     return gradient
-
-
-class _Caller(nn.Module):
-    """Makes a function the ``forward`` of a parent of the module, which is what `functional_call` calls."""
-
-    def __init__(self, module: nn.Module, function: Callable[[], Any]) -> None:
-        super().__init__()
-        self.module = module
-        self.function = function
-
-    def forward(self) -> Any:
-        return self.function()

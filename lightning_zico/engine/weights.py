@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from lightning_zico._typing import Batch, Params
 from lightning_zico.engine.batches import map_tensors
+from lightning_zico.engine.cutting import check_strided
 from lightning_zico.engine.layers import Layers, known_layers, owned_weights, parts_of
-from lightning_zico.engine.samples import check_strided
+from lightning_zico.engine.tree import parameters, submodules
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 
@@ -82,18 +83,20 @@ def _drawn(
     module: nn.Module, generator: torch.Generator, layers: Layers | None, std_of: Callable[[int], float]
 ) -> Params:
     drawn: Params = {}
-    names = {id(parameter): name for name, parameter in module.named_parameters()}
-    known = {id(weight) for part in module.modules() for weight in owned_weights(part)}
+    names = {id(parameter): name for name, parameter in parameters(module).items()}
+    parts = list(submodules(module).values())
+    owned = {id(part): {id(weight) for weight in owned_weights(part)} for part in parts}
+    known = {weight for weights in owned.values() for weight in weights}
     layers = known_layers(module) if layers is None else layers
     by_id = {name: identity for identity, name in names.items()}
     # those that were found by running the module
     traced = {layer.parameter: layer for layer in layers.values() if by_id[layer.parameter] not in known}
     copied = {id(part) for name in layers.copies for part in module.get_submodule(name).modules()}
-    for part in module.modules():
+    for part in parts:
         if id(part) in copied:
             continue
-        weights = {id(weight) for weight in owned_weights(part)}
-        own = dict(part.named_parameters(recurse=False))
+        weights = owned[id(part)]
+        own = {name: parameter for name, parameter in part._parameters.items() if parameter is not None}
         is_norm = isinstance(part, _NORMS)
         is_layer = any(id(parameter) in weights or names[id(parameter)] in traced for parameter in own.values())
         if not (is_norm or is_layer or weights):
@@ -120,5 +123,7 @@ def _drawn_rows(
     weight: Tensor, parts: list[tuple[int, int]], generator: torch.Generator, std_of: Callable[[int], float]
 ) -> Tensor:
     """Draw a weight part by part, so that it gets the numbers of as many weights of layers."""
-    drawn = [drawn_like(weight[start:stop], generator) for start, stop in parts or [(0, len(weight))]]
-    return torch.cat(drawn).mul_(std_of(math.prod(weight.shape[1:])))
+    std = std_of(math.prod(weight.shape[1:]))
+    if not parts:
+        return drawn_like(weight, generator).mul_(std)
+    return torch.cat([drawn_like(weight[start:stop], generator) for start, stop in parts]).mul_(std)

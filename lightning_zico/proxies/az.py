@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
-from lightning_zico.engine.observers import Observer, Rows, check_graph, floating_tensor_in
+from lightning_zico.engine.graphs import check_graph
+from lightning_zico.engine.observers import Observer, Rows, floating_tensor_in
 from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.weights import gaussian_batch, kaiming_weights
 from lightning_zico.errors import NotApplicableError
@@ -163,8 +164,11 @@ def _channels_first(tensor: Tensor, module: nn.Module) -> Tensor:
     """Move the channels to dimension 1. They are the dimension whose length also occurs in the module's weights."""
     if tensor.ndim < 3:
         return tensor
-    sizes = {size for parameter in module.parameters() for size in parameter.shape[:2]}
-    last = tensor.ndim == 3 or (tensor.shape[1] not in sizes and tensor.shape[-1] in sizes)
+
+    def is_in_weights(size: int) -> bool:
+        return any(size in parameter.shape[:2] for parameter in module.parameters())
+
+    last = tensor.ndim == 3 or (not is_in_weights(tensor.shape[1]) and is_in_weights(tensor.shape[-1]))
     return tensor.movedim(-1, 1) if last else tensor
 
 
@@ -209,7 +213,7 @@ def block_statistics(probe: Probe) -> BlockStatistics:
     batch, inputs, count = probe.first_samples(NUM_INPUTS)
     batch = gaussian_batch(batch, generator, inputs)
     # The weights are leaves, because tokens have no gradient: the graph then starts at the embeddings.
-    own = probe.stateless.copied_params()
+    own = probe.stateless.copied_params(weights)
     weights = {name: t.requires_grad_(t.is_floating_point()) for name, t in (own | weights).items()}
     observer = _Blocks(tuple(blocks), probe.seed)
     probe.forward(observer, tensors=weights, batch=batch, fed="Gaussian inputs and Kaiming weights", is_cut=True)

@@ -13,9 +13,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from lightning_zico.engine.observers import Observer, check_graph, per_sample, samples_first
+from lightning_zico.engine.cutting import check_strided, listed
+from lightning_zico.engine.graphs import check_graph
+from lightning_zico.engine.observers import Observer, per_sample, samples_first
 from lightning_zico.engine.probe import Probe
-from lightning_zico.engine.samples import check_strided, listed
 from lightning_zico.errors import NonFiniteError, NotApplicableError
 from lightning_zico.proxies.base import Proxy, register_proxy
 

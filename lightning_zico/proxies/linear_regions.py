@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from lightning_zico._typing import Batch
 from lightning_zico.engine.batches import map_tensors, tensors_of
+from lightning_zico.engine.cutting import cut_length
 from lightning_zico.engine.observers import Observer, Rows, per_sample
 from lightning_zico.engine.probe import Probe
-from lightning_zico.engine.samples import cut_length
 from lightning_zico.engine.weights import gaussian_batch
 from lightning_zico.errors import NotApplicableError
 from lightning_zico.proxies.base import Measurement, Proxy, register_proxy

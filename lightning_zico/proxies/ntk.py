@@ -10,8 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from lightning_zico.engine.graphs import check_graph
 from lightning_zico.engine.learned import WeightDifferentiator
-from lightning_zico.engine.observers import check_graph
 from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.transforms import real_view
 from lightning_zico.errors import NonFiniteError, NotApplicableError

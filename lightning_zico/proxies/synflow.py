@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from lightning_zico._typing import Batch
 from lightning_zico.engine.batches import map_tensors, tensors_of
+from lightning_zico.engine.cutting import are_first, check_strided
 from lightning_zico.engine.dtypes import OneDtype, as_dtype
+from lightning_zico.engine.graphs import check_graph
 from lightning_zico.engine.learned import WeightDifferentiator
-from lightning_zico.engine.observers import check_graph
 from lightning_zico.engine.probe import Probe
-from lightning_zico.engine.samples import are_first, check_strided
 from lightning_zico.errors import NonFiniteError, NotApplicableError
 from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
 

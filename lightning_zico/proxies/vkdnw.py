@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from lightning_zico._typing import Batch
 from lightning_zico.engine.gradients import GradientChunk
-from lightning_zico.engine.observers import Watch
 from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.spectra import eigenvalues_of
+from lightning_zico.engine.watch import Watch
 from lightning_zico.errors import NonFiniteError, NotApplicableError
 from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
 

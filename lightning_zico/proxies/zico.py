@@ -6,7 +6,7 @@ Index conventions:
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lightning_zico.engine.layers import Patterns
 from lightning_zico.engine.learned import MomentsOverBatches
-from lightning_zico.engine.moments import Moments, pieces
+from lightning_zico.engine.moments import Moments, portions
 from lightning_zico.engine.probe import Probe
 from lightning_zico.errors import IdenticalBatchesError, NonFiniteError, TooFewBatchesError
 from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
@@ -71,10 +71,10 @@ def zico_layers(moments: Mapping[str, Moments]) -> dict[str, float]:
             f"{count}. Raise `num_batches`."
         )
     layers = {}
-    totals = torch.stack([_sum_of_ratios(m) for m in moments.values()]).tolist()  # one transfer from the device
+    totals = _sums_of_ratios(list(moments.values()))
     for (name, m), total in zip(moments.items(), totals, strict=True):
         if not math.isfinite(total):
-            total = _sum_of_ratios(m, leave_out=True).item()
+            (total,) = _sums_of_ratios([m], leave_out=True)
         if not math.isfinite(total):
             raise NonFiniteError(f"The gradient of '{name}' has NaN or infinite entries: expected finite numbers.")
         if total > 0:
@@ -87,19 +87,32 @@ def zico_layers(moments: Mapping[str, Moments]) -> dict[str, float]:
     return layers
 
 
-def _sum_of_ratios(moments: Moments, *, leave_out: bool = False) -> Tensor:
-    """Sum a layer's ratios; weights whose gradient does not vary make the sum infinite or NaN, or are left out.
+def _sums_of_ratios(moments: Sequence[Moments], *, leave_out: bool = False) -> list[float]:
+    """Sum each layer's ratios; weights whose gradient does not vary make a sum infinite or NaN, or are left out.
 
     Searching for such weights takes twice as long as the sum itself, and most layers have none.
     """
-    assert moments.deviation is not None  # there are at least two gradients
-    sums = []
-    for mean_abs, deviation in pieces(moments.mean_abs, moments.deviation):
-        ratios = mean_abs / deviation
-        sums.append((ratios.masked_fill_(deviation == 0, 0.0) if leave_out else ratios).sum())
-    # In float32, the sum over 11 M weights has a relative error of 4e-10; a sum in float64 would first copy all
-    # weights.
-    return torch.stack(sums).sum(dtype=torch.float64) * math.sqrt(moments.count)
+    are_pairs = all(each.count == 2 for each in moments)
+    above = [each.mean if are_pairs else each.mean_abs for each in moments]
+    below = [each.deviation for each in moments if each.deviation is not None]  # there are at least two gradients
+    indices: list[int] = []
+    sums: list[Tensor] = []
+    for some, (numerators, deviations) in portions(above, below):
+        ratios = torch._foreach_div(numerators, deviations)
+        if are_pairs:  # the mean magnitude is that of the mean, or the standard deviation if that is larger
+            torch._foreach_abs_(ratios)
+            torch._foreach_clamp_min_(ratios, math.sqrt(0.5))
+        if leave_out:
+            for ratio, deviation in zip(ratios, deviations, strict=True):
+                ratio.masked_fill_(deviation == 0, 0.0)
+        indices += some
+        # In float32, the sum over 11 M weights has a relative error of 4e-10; a sum in float64 would first copy all
+        # weights.
+        sums += [ratio.sum() for ratio in ratios]
+    totals = [0.0] * len(moments)
+    for idx, number in zip(indices, torch.stack(sums).tolist(), strict=True):  # one transfer from the device
+        totals[idx] += number
+    return [total * math.sqrt(each.count) for total, each in zip(totals, moments, strict=True)]
 
 
 @register_proxy("zico")

@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from lightning_zico._typing import Batch
 from lightning_zico.engine.batches import map_tensors
 from lightning_zico.engine.lazy import copied
+from lightning_zico.engine.tree import buffers, parameters
 from lightning_zico.errors import InvalidArgumentError
 
 AcceleratorName: TypeAlias = Literal["cpu", "gpu", "cuda", "mps", "auto"]
@@ -111,7 +112,9 @@ class Placement:
         return lambda batch, batch_idx: map_tensors(_channels_last, prepare(batch, batch_idx))
 
     def _fits(self, module: nn.Module) -> bool:
-        return all(self._fits_tensor(tensor) for tensor in (*module.parameters(), *module.buffers()))
+        if not self.devices and self.precision is None and not self.channels_last:
+            return True
+        return all(self._fits_tensor(tensor) for tensor in (*parameters(module).values(), *buffers(module).values()))
 
     def _fits_tensor(self, tensor: Tensor) -> bool:
         if self.devices and tensor.device != self.devices[0]:

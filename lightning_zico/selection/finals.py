@@ -425,20 +425,6 @@ def train_best(
         return model
 
 
-def train(trainer: Any, model: nn.Module, data: Mapping[str, Any]) -> None:
-    """Train a winner to the end.
-
-    Raises:
-        TypeError: If it is not a LightningModule.
-    """
-    if not is_lightning(model):
-        raise TypeError(
-            f"The winner is a {type(model).__name__}, but a `Trainer` only trains LightningModules. Wrap the "
-            "candidates in LightningModules, or train `best_model_` yourself."
-        )
-    trainer.fit(model, **data)
-
-
 def _classes_in(checkpoint: Path) -> list[Any] | None:
     """List the classes in a checkpoint that torch only loads with ``weights_only=True`` if they are declared safe.
 

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from torch import nn
 
-from lightning_zico.bridge import TrainerSettings, TrainingData, check_validation_data, given_data
+from lightning_zico.bridge import TrainerSettings, TrainingData, check_validation_data, given_data, is_lightning
 from lightning_zico.budget import Budget
 from lightning_zico.candidates import Candidates, check_candidates, nothing_offered
 from lightning_zico.errors import IdenticalBatchesError, UnknownNameError
@@ -26,7 +26,7 @@ from lightning_zico.scoring.arguments import (
 )
 from lightning_zico.scoring.choice import Choice
 from lightning_zico.scoring.settings import ScoringSettings
-from lightning_zico.selection.finals import Mode, check_finals, check_trainer, check_will_train, train, train_best
+from lightning_zico.selection.finals import Mode, check_finals, check_trainer, check_will_train, train_best
 from lightning_zico.selection.run import Run, show
 from lightning_zico.selection.standings import leaderboard_of
 
@@ -220,7 +220,12 @@ class ZeroShotSelector(ScoringSettings):
                 f"with: {reason} See `leaderboard_.errors` for the others."
             )
         if self.finalists == 1:
-            train(self.trainer, self.best_model_, arguments)
+            if not is_lightning(self.best_model_):
+                raise TypeError(
+                    f"The winner is a {type(self.best_model_).__name__}, but a `Trainer` only trains LightningModules. "
+                    "Wrap the candidates in LightningModules, or train `best_model_` yourself."
+                )
+            self.trainer.fit(self.best_model_, **arguments)  # type: ignore[arg-type]
             return self
         self.best_model_ = None
         entrants, self._finalists = self._finalists, {}

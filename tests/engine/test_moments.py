@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from lightning_zico.engine.moments import Moments
+from lightning_zico.engine.moments import Moments, add_to_each, portions
 from lightning_zico.engine.probe import Probe
 from tests.engine.models import mlp
 from tests.reference.memory import peak_bytes
@@ -121,6 +121,52 @@ def test_a_stack_can_go_when_its_moments_are_taken(count):
     memory = {t.untyped_storage().data_ptr() for t in (moments.mean, moments.mean_abs, moments.deviation)}
     assert len(memory) == 3  # each has its own
     assert stack.untyped_storage().data_ptr() not in memory
+
+
+# Two that go together, one that is cut, one that cannot be cut, one without numbers, and one of another type.
+SHAPES = [(3,), (5, 4), (2**16 + 7,), (0, 3)]
+
+
+def gradients_of_many():
+    return [
+        *(torch.randn(shape) for shape in SHAPES),
+        torch.randn(300, 300).t(),
+        torch.randn(4, dtype=torch.float64),
+    ]
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+def test_adding_to_many_at_once_gives_the_moments_of_each(count):
+    steps = [gradients_of_many() for _ in range(count)]
+    moments = [Moments.of(gradient.clone().unsqueeze(0)) for gradient in steps[0]]
+    for step in steps[1:]:
+        add_to_each(moments, [gradient.clone() for gradient in step])
+    for idx, each in enumerate(moments):
+        stack = np.stack([step[idx].double().numpy() for step in steps])
+        assert_moments(each, stack, rtol=1e-5, atol=1e-6)  # float32
+
+
+def test_portions_hold_every_number_once():
+    first = gradients_of_many()
+    seen = [0] * len(first)
+    for indices, (some, same) in portions(first, first):
+        assert len({(part.device, part.dtype) for part in some}) == 1
+        for idx, part, other in zip(indices, some, same, strict=True):
+            assert part.data_ptr() == other.data_ptr()
+            assert part.untyped_storage().data_ptr() == first[idx].untyped_storage().data_ptr()
+            seen[idx] += part.numel()
+    assert seen == [tensor.numel() for tensor in first]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+@pytest.mark.parametrize("value", [0.0, 2.0, math.inf, -math.inf, math.nan])
+def test_extremes_tell_whether_magnitudes_are_finite_and_not_zero(count, value):
+    stack = torch.zeros(count, 5)
+    stack[-1, 3] = value
+    moments = Moments.of(stack)
+    extremes = torch.stack(moments.extremes)
+    assert bool(extremes.isfinite().all()) == math.isfinite(value)
+    assert not math.isfinite(value) or bool(extremes.any()) == bool(value)
 
 
 def test_memory_does_not_grow_with_the_number_of_gradients():

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torchmetrics import MeanMetric
 
+from lightning_zico.engine import scope
 from lightning_zico.engine.scope import preserved, preserved_rng, seed_all, unfused
 from lightning_zico.engine.size import count_macs
 from lightning_zico.engine.stateless import Stateless
@@ -209,11 +210,33 @@ def test_a_gpu_that_is_first_used_later_starts_from_the_seed_that_torch_had(monk
     torch.manual_seed(5)
     seeds = []
     monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
-    with preserved_rng(seed=3):
-        seed_all(4)
-    with preserved_rng():
-        seed_all(4)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    scope._seeders.cache_clear()
+    try:
+        with preserved_rng(seed=3):
+            seed_all(4)
+        with preserved_rng():
+            seed_all(4)
+    finally:
+        monkeypatch.undo()
+        scope._seeders.cache_clear()
     assert seeds == [3, 4, 5, 4, 5]
+
+
+def test_devices_that_an_extension_brings_are_seeded(monkeypatch):
+    seeds = []
+    name = torch._C._get_privateuse1_backend_name()
+    monkeypatch.setattr(torch, name, SimpleNamespace(manual_seed_all=seeds.append), raising=False)
+    seed_all(4)
+    assert seeds == [4]
+
+
+def test_seeding_starts_every_device_where_torch_does():
+    seed_all(3)
+    ours = torch.rand(2)
+    torch.manual_seed(3)
+    assert torch.equal(ours, torch.rand(2))
+    assert torch.initial_seed() == 3
 
 
 @pytest.mark.parametrize("seed", [0, 2**32 + 5])

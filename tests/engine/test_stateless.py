@@ -3,7 +3,9 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
 
+from lightning_zico.engine.batches import tensors_of
 from lightning_zico.engine.stateless import Stateless
 from lightning_zico.errors import NoGradientError, UnsupportedModuleError
 from tests.engine.models import Checkpointed, Last, Tied, Writing, assert_same, batches_of, identical, step
@@ -70,6 +72,31 @@ def test_weights_shared_by_two_modules_or_two_names_are_exchanged_everywhere_and
     assert not any(seen)
     assert identical(module, state)
     assert module.second.weight is module.first.weight
+
+
+@pytest.mark.parametrize(
+    "kind", [Tied, lambda: nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)), lambda: nn.GRU(4, 3)]
+)
+def test_a_call_is_that_of_torch_and_puts_the_tensors_back_also_when_it_fails(kind):
+    module, x = kind(), torch.randn(5, 4)
+    stateless = Stateless(module)
+    tensors = {name: tensor * 2 for name, tensor in (stateless.copied_params() | stateless.copied_buffers()).items()}
+    with torch.no_grad():
+        # torch is given copies, because batch normalisation writes to its buffers
+        expected = functional_call(module, {name: tensor.clone() for name, tensor in tensors.items()}, (x,))
+        own = [id(tensor) for tensor in (*module.parameters(), *module.buffers())]
+        actual = stateless.call(tensors, lambda: module(x))
+        with pytest.raises(ZeroDivisionError):
+            stateless.call(tensors, lambda: 1 // 0)
+    for ours, theirs in zip(tensors_of(actual), tensors_of(expected), strict=True):
+        assert torch.equal(ours, theirs)
+    assert [id(tensor) for tensor in (*module.parameters(), *module.buffers())] == own
+
+
+def test_what_gets_other_values_is_not_copied():
+    stateless = Stateless(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)))
+    assert list(stateless.copied_params({"0.weight", "1.bias"})) == ["0.bias", "1.weight"]
+    assert list(stateless.copied_buffers({"1.running_mean"})) == ["1.running_var", "1.num_batches_tracked"]
 
 
 def test_copies_share_no_memory_with_the_module():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
 from torch.optim.swa_utils import AveragedModel
 
-import lightning_zico.engine.probe as probe_module
+import lightning_zico.engine.anatomy as anatomy_module
 from lightning_zico import Budget, Leaderboard, ZiCo, register_layer, score
 from lightning_zico.engine.blocks import block_names
 from lightning_zico.engine.layers import Layout, channel_dim, known_layers
@@ -176,8 +176,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:LSTM with projections is not sup
 def test_layers_are_what_multiplies(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     build, expected, num_runs = KINDS[kind]
     runs = []
-    trace = probe_module.trace_flow
-    monkeypatch.setattr(probe_module, "trace_flow", lambda *args: runs.append(1) or trace(*args))
+    trace = anatomy_module.trace_flow
+    monkeypatch.setattr(anatomy_module, "trace_flow", lambda *args: runs.append(1) or trace(*args))
     module = build()
     probe = Probe(module, step, batches_of(4))
     assert list(probe.layers) == expected
@@ -404,8 +404,8 @@ def test_an_embedding_is_a_layer_where_it_is_the_output_matrix_as_well(
 ) -> None:
     out, num_runs = EMBEDDED[kind]
     runs = []
-    trace = probe_module.trace_flow
-    monkeypatch.setattr(probe_module, "trace_flow", lambda *args: runs.append(1) or trace(*args))
+    trace = anatomy_module.trace_flow
+    monkeypatch.setattr(anatomy_module, "trace_flow", lambda *args: runs.append(1) or trace(*args))
     module = Apply(
         lambda m, x: m.out(m, m.l(m.e(x.argmax(1) % 3)).relu()), e=nn.Embedding(3, 4), l=nn.Linear(4, 4), out=out
     )
