@@ -7,8 +7,8 @@ Index conventions:
     Z: outputs of the head
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -93,7 +93,7 @@ class FeatureSource:
             batch, _ = probe.transfer_batch(batch_idx)
             target = tensors_of(batch)[position].detach().flatten().cpu()
             observer = _Taken(len(target), _num_classes(target), self.module, blocks, mask=_mask_of(batch))
-            mode = _evaluating(probe.module)
+            mode = _Evaluating(probe.module)
             try:
                 probe.forward(observer, batch=batch, mode=mode, fed=_IN_EVALUATION, is_cut=True)
             except SkippedBatchError as error:
@@ -229,15 +229,18 @@ def _has_channels_last(module: nn.Module, output: Tensor) -> bool:
     return output.ndim == 3 or any(isinstance(part, nn.Linear | nn.LayerNorm) for part in module.modules())
 
 
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Put a module in evaluation mode while the body runs."""
-    training = [part for part in submodules(module).values() if part.training]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part in training:
+class _Evaluating(AbstractContextManager[None]):
+    """Puts a module in evaluation mode while a body runs; can be entered again, where the step is run again."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+
+    def __enter__(self) -> None:
+        self._training = [part for part in submodules(self._module).values() if part.training]
+        self._module.eval()
+
+    def __exit__(self, *_: object) -> None:
+        for part in self._training:
             part.training = True
 
 

@@ -35,8 +35,8 @@ def h_score(features: Tensor, labels: Tensor) -> float:
 
     Example:
         >>> x = torch.tensor([[0.0, 1.0], [0.0, -1.0], [4.0, 1.0], [4.0, -1.0]])
-        >>> round(h_score(x, torch.tensor([0, 0, 1, 1])), 3)  # shrunk: the four samples are few
-        0.941
+        >>> round(h_score(x, torch.tensor([0, 0, 1, 1])), 3)  # 1 without shrinkage
+        0.667
 
     Source:
         Bao et al., *An Information-Theoretic Approach to Transferability*, ICIP 2019; shrinkage: Ibrahim et al.,

@@ -32,7 +32,7 @@ def is_right_by_neighbors(features: Tensor, labels: Tensor, num_neighbors: int) 
         do not change it.
 
     Example:
-        >>> x = torch.tensor([[0.0], [0.1], [5.0], [5.1], [0.2]])
+        >>> x = torch.tensor([[0.0], [0.1], [5.0], [5.1], [0.3]])
         >>> is_right_by_neighbors(x, torch.tensor([0, 0, 1, 1, 1]), 1).tolist()
         [True, True, True, True, False]
     """
