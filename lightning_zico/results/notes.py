@@ -38,6 +38,7 @@ def leaderboard_notes(rows: Sequence[Row], provenance: Provenance) -> list[str]:
     notes += _if_there(_note_on_batch_size(provenance))
     notes += _notes_on_repeats(rows, provenance)
     notes += _notes_on_ranking(provenance, ranking)
+    notes += [f"{name}: {source}." for name, source in provenance.get("priors", {}).items()]
     if left_out := provenance.get("left_out_callbacks"):
         notes.append(
             "Hooks before the first training step did not run for these callbacks of the trainer: "
@@ -86,7 +87,7 @@ def note_on_reading(reading: Reading | None) -> str | None:
 
 
 def _note_on_batch_size(provenance: Provenance) -> str | None:
-    """Say that batches have more samples than were asked for, or an unknown number; None if there are none."""
+    """Return a note on batches with more samples than were asked for, or an unknown number; None if there are none."""
     num_larger = provenance.get("num_larger_batches")
     if not num_larger:
         return None
