@@ -31,8 +31,8 @@ from lightning_zico.errors import ZiCoError
 from lightning_zico.proxies import BASELINES
 from lightning_zico.ranking import Interval, combine, kendall
 from lightning_zico.results import NOT_APPLICABLE
+from lightning_zico.scoring.checks import check_batches
 from lightning_zico.scoring.choice import Choice
-from lightning_zico.scoring.scorer import check_batches
 
 Record: TypeAlias = dict[str, Any]
 

@@ -112,8 +112,8 @@ def accuracy(module: LightningModule, data: Subset[Any]) -> float:
 
 
 def digits_orders(seed: int) -> dict[str, list[str]]:
-    """Rank the candidates by each score, the best first."""
-    selector = ZeroShotSelector(proxies=["default", "zico"], seed=seed, enable_progress_bar=False)
+    """Rank the candidates by each score on two whole batches of the data, the best first."""
+    selector = ZeroShotSelector(proxies=["default", "zico"], batch_size=None, seed=seed, enable_progress_bar=False)
     rows = selector.rank(digits_candidates(), HeldOutDigits()).rows
     columns = {"params": "params", "zico": "zico", "default": "score"}
     orders = {name: sorted(rows, key=lambda row: row[column], reverse=True) for name, column in columns.items()}

@@ -7,14 +7,14 @@ a proxy, delete it.
 import hashlib
 import json
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -24,11 +24,15 @@ from tables import Row, Table, found
 from torch import Tensor, nn
 from workers import outcomes
 
-from lightning_zico import ScoreCard, __version__, score
+from lightning_zico import Candidate, ScoreCard, __version__, score
+from lightning_zico.candidates import Built
 from lightning_zico.engine.scope import preserved_rng
 
 Record: TypeAlias = dict[str, Any]
+Numbers: TypeAlias = np.ndarray[Any, Any]
+Draw: TypeAlias = Literal["file", "random", "stratified"]
 
+LOADER_SAMPLES = 64  # in a batch of a loader, from which fewer are drawn
 NUM_TIMED = 5  # candidates on which the time of each proxy alone is measured
 
 
@@ -45,6 +49,7 @@ class Protocol:
         num_batches: Number of batches.
         seed: The seed of the weights, of the sample and of random numbers in proxies.
         first_image: Position in the file of the first image of the first batch.
+        draw: How batches are drawn from the file; see `cifar10_batches`.
     """
 
     images: Path
@@ -52,18 +57,24 @@ class Protocol:
     num_batches: int = 2
     seed: int = 777
     first_image: int = 0
+    draw: Draw = "file"
 
 
 @cache
 def cifar10_batches(protocol: Protocol, resolution: int) -> list[tuple[Tensor, Tensor]]:
     """Read the batches, normalised as usual and enlarged if a network takes larger images.
 
+    With ``draw="file"``, batches have the images in the order of the file, which cycles through the classes. Otherwise
+    the images are shuffled with the protocol's seed and read as a loader reads them, in batches of `LOADER_SAMPLES`.
+    Each of these is cut: with ``"random"`` to its first samples, with ``"stratified"`` to samples of as many classes as
+    possible (`stratified`).
+
     Raises:
         ValueError: If there are fewer images.
     """
     needed = protocol.batch_size * protocol.num_batches
-    taken = slice(protocol.first_image, protocol.first_image + needed)
     with np.load(found(protocol.images)) as file:
+        taken = positions_of(protocol, file["y_train"])
         images, labels = file["x_train"][taken], file["y_train"][taken]
     if not 0 < len(images) == needed:
         raise ValueError(
@@ -80,12 +91,44 @@ def cifar10_batches(protocol: Protocol, resolution: int) -> list[tuple[Tensor, T
     return list(pairs)
 
 
+def positions_of(protocol: Protocol, labels: Numbers) -> Numbers:
+    """List the positions in the file of the images of all batches; fewer if there are too few."""
+    if protocol.draw == "file":
+        needed = protocol.batch_size * protocol.num_batches
+        return np.arange(len(labels))[protocol.first_image : protocol.first_image + needed]
+    shuffled = np.random.default_rng(protocol.seed).permutation(len(labels))[protocol.first_image :]
+    read = [shuffled[idx * LOADER_SAMPLES : (idx + 1) * LOADER_SAMPLES] for idx in range(protocol.num_batches)]
+    if protocol.draw == "stratified":
+        read = [batch[stratified(labels[batch])] for batch in read]
+    return np.concatenate([batch[: protocol.batch_size] for batch in read])
+
+
+def stratified(labels: Numbers) -> Numbers:
+    """Order samples so that the first ones of a batch are of as many classes as possible.
+
+    The first sample of every class comes first, then the second of every class, each time in the order of the batch.
+
+    Args:
+        labels: The class of each sample of a batch, [N].
+
+    Returns:
+        Positions in the batch, [N].
+    """
+    seen: Counter[int] = Counter()
+    rounds = []
+    for label in labels.tolist():
+        rounds.append(seen[label])
+        seen[label] += 1
+    return np.argsort(rounds, kind="stable")
+
+
 def prepared(row: Row, protocol: Protocol) -> Callable[[Sequence[str]], ScoreCard]:
     """Build a candidate under the common seed, and return how it is scored."""
     with preserved_rng(protocol.seed):
         model = row.build()
     batches = cifar10_batches(protocol, row.resolution)
-    return partial(score, model, batches, loss_fn=nn.CrossEntropyLoss(), blocks=row.blocks, seed=protocol.seed)
+    candidate = Candidate(row.name, Built(model), row.blocks)
+    return partial(score, candidate, batches, loss_fn=nn.CrossEntropyLoss(), seed=protocol.seed)
 
 
 def score_row(row: Row, protocol: Protocol, proxies: Sequence[str]) -> Record:
@@ -124,6 +167,16 @@ def time_row(row: Row, protocol: Protocol, sets: Iterable[str]) -> dict[str, flo
 # --- scoring all ---------------------------------------------------------------------------------
 
 
+def records_in(path: Path) -> list[Record]:
+    """Read a file with one JSON object per line, which need not exist; an incomplete last line is cut off."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "ab+") as file:
+        file.seek(0)
+        complete = file.read().rpartition(b"\n")
+        file.truncate(len(complete[0] + complete[1]))
+    return [json.loads(line) for line in complete[0].splitlines()]
+
+
 class Cache:
     """Scores, errors and times of candidates, in a file with one JSON object per line.
 
@@ -137,13 +190,8 @@ class Cache:
         self.errors: dict[str, dict[str, str]] = defaultdict(dict)
         self.seconds: dict[str, dict[str, float]] = defaultdict(dict)
         self.untrainable: dict[str, str] = {}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "ab+") as file:
-            file.seek(0)
-            complete = file.read().rpartition(b"\n")
-            file.truncate(len(complete[0] + complete[1]))
-        for line in complete[0].splitlines():
-            self._take_in(json.loads(line))
+        for record in records_in(path):
+            self._take_in(record)
 
     def add(self, arch: str, **record: Any) -> None:
         """Save the new entries of a candidate."""
@@ -187,6 +235,8 @@ def cache_path(folder: Path, table: Table, protocol: Protocol) -> Path:
     own = asdict(protocol) | versions(table) | {"images": protocol.images.name}
     if not protocol.first_image:
         del own["first_image"]  # so that older files, from before this field existed, keep their names
+    if protocol.draw == "file":
+        del own["draw"]  # as above
     own["resolution"] = table.rows[0].resolution if table.is_search_space else "of each model"
     digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
     return folder / f"{table.benchmark}-{digest[:12]}.jsonl"

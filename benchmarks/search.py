@@ -66,7 +66,8 @@ def configured(path: Path, **changes: Any) -> ZeroShotSearch:
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
     del config["data"]
     made = {"budget": Budget(**config["budget"]), "sampler": Evolution(**config["sampler"]), "resolution": 224}
-    return ZeroShotSearch(**(config | made | {"accelerator": None} | changes))
+    # The images are the benchmark's, in batches of the size that its command line names: they are not cut.
+    return ZeroShotSearch(**(config | made | {"accelerator": None, "batch_size": None} | changes))
 
 
 def batches_of(data: Path, batch_size: int, resolution: int) -> Batches:

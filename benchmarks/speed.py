@@ -135,8 +135,12 @@ class Timing:
     ratios: list[float]
 
 
-def time_interleaved(functions: Sequence[Callable[[], object]], rounds: int, seed: int = 0) -> Timing:
-    """Time functions one after the other, in every round in a new order drawn with the seed."""
+def rounds_of(functions: Sequence[Callable[[], object]], rounds: int, seed: int = 0) -> list[list[float]]:
+    """Time functions one after the other, in every round in a new order drawn with the seed.
+
+    Returns:
+        Seconds of each function, a row per round.
+    """
     table: list[list[float]] = []
     shuffled = random.Random(seed)
     for _ in range(rounds):
@@ -146,9 +150,26 @@ def time_interleaved(functions: Sequence[Callable[[], object]], rounds: int, see
             functions[k]()
             row[k] = time.perf_counter() - start
         table.append(row)
+    return table
+
+
+def time_interleaved(functions: Sequence[Callable[[], object]], rounds: int, seed: int = 0) -> Timing:
+    """Time functions that take turns (`rounds_of`), and compare them with the first."""
+    table = rounds_of(functions, rounds, seed)
     columns = list(zip(*table, strict=True))
     ratios = [statistics.median(row[k] / row[0] for row in table) for k in range(len(functions))]
     return Timing([statistics.median(column) for column in columns], ratios)
+
+
+def ratio_text(seconds: Sequence[float], over: Sequence[float]) -> str:
+    """Write the median over the rounds of a time over another in the same round, with a 95 % bootstrap interval."""
+
+    def median_ratio(a: Sequence[float], b: Sequence[float]) -> float:
+        return statistics.median(x / y for x, y in zip(a, b, strict=True))
+
+    interval = bootstrap_interval(median_ratio, seconds, over)
+    ends = f" [{interval.low:.2f}, {interval.high:.2f}]" if interval else ""
+    return f"{median_ratio(seconds, over):.2f}{ends}"
 
 
 def peak_bytes(function: Callable[[], T]) -> tuple[int, T]:

@@ -30,7 +30,7 @@ from lightning_zico import list_proxies
 from lightning_zico.errors import ZiCoError
 from lightning_zico.proxies import resolve_proxies
 from lightning_zico.ranking import kendall
-from lightning_zico.scoring.scorer import check_batches
+from lightning_zico.scoring.checks import check_batches
 
 PROXY, TARGET = "zico", "test_cifar10"
 

@@ -28,7 +28,7 @@ class Candidate:
         blocks: Names of the submodules that are the network's blocks, in the order in which they run, for proxies that
             look at blocks; None to find them.
         num_samples: Number of samples in a batch for this candidate, instead of the ranking's; see
-            `scoring.scorer.score`.
+            `score`.
 
     Raises:
         InvalidArgumentError: If ``name`` is not a string, ``build`` is not a function, or ``blocks`` is a string.
@@ -239,7 +239,8 @@ def _differing_hyperparameters(candidates: Sequence[CandidateLike]) -> dict[str,
 
 
 def _differ(name: str, all_saved: Sequence[Mapping[str, Any]]) -> bool:
-    return len({repr(saved.get(name, _NOTHING)) for saved in all_saved}) > 1
+    # Those of a plain factory are not known before it builds.
+    return len({repr(saved.get(name, _NOTHING)) for saved in all_saved if saved}) > 1
 
 
 def hyperparameters_of(candidate: Any) -> dict[str, bool | int | float | str | None]:

@@ -8,6 +8,9 @@ import pytest
 import torch
 from hypothesis import settings
 
+from lightning_zico.proxies.base import _PROXIES as PROXIES
+from lightning_zico.ranking.recipes import RECIPES
+from lightning_zico.spaces.base import _SPACES as SPACES
 from tests.processes import FORKED
 
 # Machines under test are shared, so that time per example says nothing.
@@ -24,6 +27,13 @@ def pytest_configure() -> None:
 @pytest.fixture
 def _forked_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lightning_zico.scoring.executors.pool._CONTEXT", FORKED)
+
+
+@pytest.fixture
+def _own_registries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a test register proxies, recipes and spaces that the other tests do not see."""
+    for registry in (PROXIES, RECIPES, SPACES):
+        monkeypatch.setattr(registry, "_entries", dict(registry._entries))
 
 
 @pytest.fixture(autouse=True)

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 # Python runs no handler before the first call of a block.
 _WITHOUT_CALL = ("try:", "finally:", "_held.inside.discard(self)")
 
@@ -45,4 +47,6 @@ def interrupted_at(step: int, body: Callable[[], None], files: tuple[str, ...], 
     finally:
         sys.settrace(None)
         gc.enable()
+        with pytest.raises(KeyboardInterrupt):  # no signal waits for something that has ended
+            signal.raise_signal(signal.SIGINT)
     return left <= 0

@@ -31,8 +31,7 @@ def test_candidates_of_one_class_are_named_by_the_hyperparameters_in_which_they_
 
     assert names(Net(4), Net(8)) == ["Net(width=4)", "Net(width=8)"]
     assert names(Net(32, 3), Net(64, 2)) == ["Net(width=32, depth=3)", "Net(width=64, depth=2)"]
-    partials = partial(Net, width=4), partial(Net, width=4, act="elu")
-    assert names(*partials, nn.ReLU) == [
+    assert names(partial(Net, width=4), partial(Net, width=4, act="elu"), nn.ReLU) == [
         "Net(act='relu')",
         "Net(act='elu')",
         "ReLU",

@@ -58,7 +58,7 @@ def check_data(data: Any, *, name: str = "data", pairs: bool = False) -> None:
         raise UnsupportedBatchError(f"Invalid {name}: {problem}.")
 
 
-def check_validation_data(datamodule: Any, val_dataloaders: Any) -> None:
+def check_validation_data(data: Any, val_dataloaders: Any) -> None:
     """Check validation data, which may only be passed if the training data is not a data module.
 
     Raises:
@@ -67,9 +67,9 @@ def check_validation_data(datamodule: Any, val_dataloaders: Any) -> None:
     """
     if val_dataloaders is None:
         return
-    if is_datamodule(datamodule):
+    if is_datamodule(data):
         raise UnsupportedBatchError(
-            f"Invalid val_dataloaders: the {type(datamodule).__name__} has its own `val_dataloader`. Leave "
+            f"Invalid val_dataloaders: the {type(data).__name__} has its own `val_dataloader`. Leave "
             "`val_dataloaders` out, or pass a DataLoader to train on."
         )
     if is_datamodule(val_dataloaders):

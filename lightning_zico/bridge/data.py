@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.data import DataLoader
 
 from lightning_zico._typing import Batch, NumSamples
-from lightning_zico.bridge.batch_size import are_all_built_again, counted, cut_to, own_batch_size, with_batch_size
+from lightning_zico.bridge.batch_size import Cut, Smaller
 from lightning_zico.bridge.checks import is_datamodule
 from lightning_zico.bridge.hooks import TRANSFER_HOOKS, check_surroundings, message_of
 from lightning_zico.bridge.private_trainer import private_trainer
@@ -30,6 +30,8 @@ from lightning_zico.bridge.trainers import (
 from lightning_zico.bridge.undisturbed import undisturbed
 from lightning_zico.engine.batches import all_equal
 from lightning_zico.engine.contents import contents
+from lightning_zico.engine.samples import num_samples as counted_samples
+from lightning_zico.engine.samples import stated_samples
 from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.errors import (
     IdenticalBatchesError,
@@ -71,15 +73,17 @@ class Reading(NamedTuple):
     """Batches that were read.
 
     Args:
-        batches: As many as requested.
-        loader: The loader they come from.
-        own_batch_size: Its own batch size; None if it is unknown.
+        batches: The batches.
+        loader: The loader that they come from, as the user made it.
+        cut: Batch sizes before and after batches were made smaller; None if none was.
+        num_whole: Number of batches that may be larger than requested, because they could not be counted or cut.
         transfer_batches: Batches of the samples whose features are looked at; empty if none were requested.
     """
 
     batches: list[Batch]
     loader: TrainingLoader
-    own_batch_size: int | None = None
+    cut: Cut | None = None
+    num_whole: int = 0
     transfer_batches: Sequence[Batch] = ()
 
 
@@ -148,13 +152,13 @@ class TrainingData:
                 "DataLoader, or an iterable of batches."
             )
         with self._loader(seed) as loader:
-            batches = _first(loader, num_batches, batch_size=batch_size, num_samples=num_samples)
-            own = own_batch_size(loader, num_samples)
-            more: Sequence[Batch] = ()
-            if num_samples_transfer:
-                count = counted(batches[0], num_samples) or min(own or 1, batch_size or own or 1)
-                more = _of_one_pass(loader, -(-num_samples_transfer // count), batch_size, num_samples)
-            return Reading(batches, TrainingLoader(loader), own, more)
+            return _first(
+                loader,
+                num_batches,
+                batch_size=batch_size,
+                num_samples=num_samples,
+                num_samples_transfer=num_samples_transfer,
+            )
 
     def read_repeats(
         self,
@@ -187,11 +191,8 @@ class TrainingData:
             TooFewBatchesError: If the data gives too few batches.
             IdenticalBatchesError: If all repeats have the same batches.
         """
-        size: dict[str, Any] = {
-            "batch_size": batch_size,
-            "num_samples": num_samples,
-            "num_samples_transfer": num_samples_transfer,
-        }
+        size: dict[str, Any] = {"batch_size": batch_size, "num_samples": num_samples}
+        size["num_samples_transfer"] = num_samples_transfer
         if self._is_seeded or repeats == 1:
             by_repeat = [self.read(num_batches, seed=seed + idx, **size) for idx in range(repeats)]
         else:
@@ -205,18 +206,36 @@ class TrainingData:
         return by_repeat
 
     def read_given(
-        self, num_batches: int | None, *, seed: int = 0, batch_size: int | None = None, num_samples_transfer: int = 0
+        self,
+        num_batches: int | None,
+        *,
+        seed: int = 0,
+        batch_size: int | None = None,
+        num_samples: NumSamples | None = None,
+        cuts_given: bool = False,
+        num_samples_transfer: int = 0,
     ) -> Reading:
-        """Read as many batches as requested; if no number is given, all of a list or an iterator, and otherwise two.
+        """Read as many batches as requested; if no number is given, two of a loader, and otherwise all.
 
-        Batches that are given in a list or by an iterator are not cut.
+        Args:
+            num_batches: Number of batches to read; None for the default.
+            seed: See `read`.
+            batch_size: See `read`.
+            num_samples: See `read`.
+            cuts_given: Whether to cut batches that are given themselves, not by a loader or data module, as well.
+            num_samples_transfer: See `read`; none are read in addition to all batches.
         """
-        is_given = isinstance(self.data, list | tuple | Iterator) and not self._is_seeded
+        is_given = not self._is_seeded
+        size: dict[str, Any] = {"batch_size": None if is_given and not cuts_given else batch_size}
         if num_batches is None and is_given:
             batches = list(self.data)
+            if batches and size["batch_size"] is not None:
+                return TrainingData(batches, self.settings).read(
+                    len(batches), seed=seed, num_samples=num_samples, **size
+                )
             return Reading(batches, TrainingLoader(batches))
-        size = None if is_given else batch_size
-        return self.read(num_batches or 2, seed=seed, batch_size=size, num_samples_transfer=num_samples_transfer)
+        size["num_samples_transfer"] = num_samples_transfer
+        return self.read(num_batches or 2, seed=seed, num_samples=num_samples, **size)
 
     @property
     def _is_seeded(self) -> bool:
@@ -233,7 +252,10 @@ class TrainingData:
                 f"{num_batches * repeats} batches. Pass that many, or a DataLoader that shuffles. {error}"
             ) from error
         starts = range(0, len(whole.batches), num_batches)
-        return [whole._replace(batches=whole.batches[start : start + num_batches]) for start in starts]
+        num_whole = min(whole.num_whole, num_batches)
+        return [
+            whole._replace(batches=whole.batches[start : start + num_batches], num_whole=num_whole) for start in starts
+        ]
 
     def fit_arguments(self, val_dataloaders: Any = None) -> dict[str, Any]:
         """Return the arguments with which `Trainer.fit` takes the data.
@@ -294,18 +316,6 @@ def read_batches(data: Any, num_batches: int, *, seed: int = 0) -> list[Batch]:
         return training_data.read(num_batches, seed=seed).batches
 
 
-@contextmanager
-def training_loader(datamodule: Any, *, seed: int = 0) -> Iterator[Any]:
-    """Set up a data module while the body runs, and yield its training loader.
-
-    Args:
-        datamodule: The data module; its hooks run as for `TrainingData`.
-        seed: Seed for the body; all generators are restored afterwards.
-    """
-    with TrainingData(datamodule) as data, data._loader(seed) as loader:
-        yield loader
-
-
 def read_training_batches(
     trainer: Any,
     num_batches: int,
@@ -313,7 +323,7 @@ def read_training_batches(
     seed: int = 0,
     batch_size: int | None = None,
     num_samples: NumSamples | None = None,
-) -> list[Batch]:
+) -> Reading:
     """Read the first batches of a trainer's training data, without affecting the training.
 
     Args:
@@ -351,65 +361,9 @@ def _first(
     readable_once: bool = True,
     batch_size: int | None = None,
     num_samples: NumSamples | None = None,
-) -> list[Batch]:
-    """Read batches; if there are too few, read the data again as long as it gives new ones."""
-    source = _opened(data, batch_size, num_samples)
-    with undisturbed(*source.leaves, readable_once=readable_once):
-        batches = source.one_pass(num_batches)
-        if not 0 < len(batches) < num_batches or not source.is_readable_again:
-            return _enough(batches, source.data, num_batches)
-        num_in_a_pass, num_passes = len(batches), 1
-        known = {contents(batch) for batch in batches}
-        num_in_vain = 0
-        while len(batches) < num_batches and num_in_vain < _MOST_IN_VAIN:
-            num_passes, num_in_vain = num_passes + 1, num_in_vain + 1
-            for batch in source.one_pass(num_in_a_pass):
-                content = contents(batch)
-                if content not in known and len(batches) < num_batches:
-                    known.add(content)
-                    batches.append(batch)
-                    num_in_vain = 0
-    if num_in_a_pass == len(batches) == 1:
-        return Reread(batches * num_batches, num_in_a_pass=1, num_passes=num_passes, are_copies=True)
-    batches = _enough(batches, source.data, num_batches, "; reading it again gave no new ones")
-    return Reread(batches, num_in_a_pass=num_in_a_pass, num_passes=num_passes)
-
-
-def _of_one_pass(
-    data: Any, num_batches: int, batch_size: int | None, num_samples: NumSamples | None
-) -> Sequence[Batch]:
-    """Read at most so many batches in one pass from the start; none from data that can be read only once."""
-    source = _opened(data, batch_size, num_samples)
-    if source.is_once:
-        return ()
-    with undisturbed(*source.leaves):
-        return source.one_pass(num_batches)
-
-
-class _Source(NamedTuple):
-    """Training data as it is read.
-
-    Args:
-        data: The data, with loaders built again where the batch size is another one.
-        leaves: The loaders and iterables in it.
-        one_pass: Reads at most so many batches from the start.
-        is_once: Whether it can be read only once.
-        is_readable_again: Whether another pass may give other batches.
-    """
-
-    data: Any
-    leaves: list[Any]
-    one_pass: Callable[[int], list[Batch]]
-    is_once: bool
-    is_readable_again: bool
-
-
-def _opened(data: Any, batch_size: int | None, num_samples: NumSamples | None) -> _Source:
-    """Look at training data.
-
-    Raises:
-        UnsupportedBatchError: If it is not iterable.
-    """
+    num_samples_transfer: int = 0,
+) -> Reading:
+    """Read batches, of at most ``batch_size`` samples if it is given; see `TrainingData.read`."""
     is_combined = any(base.__name__ == CombinedLoader.__name__ for base in type(data).__mro__)  # of either package
     iterables = data.iterables if is_combined else data
     if not isinstance(iterables, Iterable):
@@ -420,19 +374,57 @@ def _opened(data: Any, batch_size: int | None, num_samples: NumSamples | None) -
     mode = data._mode if is_combined else "max_size_cycle"  # Lightning's own for training
     leaves = [leaf for leaf in tree_leaves(iterables) if not isinstance(leaf, Tensor)]
     has_loaders = any(isinstance(leaf, DataLoader) for leaf in leaves)
-    if batch_size is not None:
-        iterables = with_batch_size(iterables, batch_size)
-        data = iterables if isinstance(data, DataLoader) else data
+    smaller = None if batch_size is None else Smaller(batch_size, num_samples)
+    iterables = iterables if smaller is None else smaller.replaced(iterables)
     read_once = partial(_one_pass, iterables, mode if has_loaders else None)
-    is_cut = batch_size is not None and not are_all_built_again(iterables)
 
     def one_pass(num_batches: int) -> list[Batch]:
         batches = read_once(num_batches)
-        return cut_to(batches, batch_size, num_samples) if is_cut and batch_size is not None else batches
+        return batches if smaller is None else [smaller.batch(batch) for batch in batches]
 
     is_once = any(isinstance(leaf, Iterator) for leaf in leaves)
     is_readable_again = not is_once and (has_loaders or not isinstance(data, list | tuple))
-    return _Source(data, leaves, one_pass, is_once, is_readable_again)
+    source = iterables if isinstance(iterables, DataLoader) else data
+    with undisturbed(*leaves, readable_once=readable_once):
+        batches = _read_again(one_pass, source, num_batches, is_readable_again=is_readable_again)
+        cut, num_whole = (None, 0) if smaller is None else (smaller.cut, min(smaller.num_whole, num_batches))
+        more: Sequence[Batch] = ()
+        if num_samples_transfer and not is_once:
+            sizes = [leaf.batch_size for leaf in leaves if isinstance(leaf, DataLoader)]
+            known = [size for size in (batch_size, *sizes) if size is not None]
+            count = _count(batches[0], num_samples if cut is None else cut.stated(num_samples))
+            more = one_pass(-(-num_samples_transfer // (count or min(known, default=1))))
+    return Reading(batches, TrainingLoader(data), cut, num_whole, more)
+
+
+def _count(batch: Batch, num_samples: NumSamples | None) -> int | None:
+    """Count the samples of a batch, as the user does or as the batch shows; None if it does not show them."""
+    stated = stated_samples(batch, num_samples)
+    return counted_samples(batch) if stated is None else stated
+
+
+def _read_again(
+    one_pass: Callable[[int], list[Batch]], data: Any, num_batches: int, *, is_readable_again: bool
+) -> list[Batch]:
+    """Read batches; if there are too few, read the data again as long as it gives new ones."""
+    batches = one_pass(num_batches)
+    if not 0 < len(batches) < num_batches or not is_readable_again:
+        return _enough(batches, data, num_batches)
+    num_in_a_pass, num_passes = len(batches), 1
+    known = {contents(batch) for batch in batches}
+    num_in_vain = 0
+    while len(batches) < num_batches and num_in_vain < _MOST_IN_VAIN:
+        num_passes, num_in_vain = num_passes + 1, num_in_vain + 1
+        for batch in one_pass(num_in_a_pass):
+            content = contents(batch)
+            if content not in known and len(batches) < num_batches:
+                known.add(content)
+                batches.append(batch)
+                num_in_vain = 0
+    if num_in_a_pass == len(batches) == 1:
+        return Reread(batches * num_batches, num_in_a_pass=1, num_passes=num_passes, are_copies=True)
+    batches = _enough(batches, data, num_batches, "; reading it again gave no new ones")
+    return Reread(batches, num_in_a_pass=num_in_a_pass, num_passes=num_passes)
 
 
 def _one_pass(iterables: Any, mode: Any, num_batches: int) -> list[Batch]:

@@ -25,11 +25,11 @@ from lightning_zico.errors import UnsupportedModuleError, ZiCoError
 from lightning_zico.metrics import ZiCoMetric
 from lightning_zico.proxies import ZiCo
 from lightning_zico.proxies.zico import zico_layers
-from lightning_zico.results import note_on_reading
+from lightning_zico.results import note_on_batch_size, note_on_reading
 from lightning_zico.scoring.arguments import check_loss, whole_number
 from lightning_zico.scoring.checks import check_axis, check_batches, check_variation
 from lightning_zico.scoring.process_state import kept_process_state
-from lightning_zico.scoring.provenance import reading
+from lightning_zico.scoring.provenance import reading_facts
 from lightning_zico.scoring.reasons import described
 from lightning_zico.scoring.scorer import probe_of
 
@@ -247,11 +247,14 @@ class ZiCoCallback(Callback):
             return {}, described(raised)
 
     def _moments(self, trainer: Trainer, pl_module: LightningModule, running: Running | None) -> dict[str, Moments]:
-        batches = read_training_batches(
+        read = read_training_batches(
             trainer, self.num_batches, seed=self.seed, batch_size=self.batch_size, num_samples=self.num_samples
         )
-        self._note = note_on_reading(reading(batches))
-        check_batches(batches, [self._proxy], self.axis, self.num_samples)
+        batches = read.batches
+        num_samples = self.num_samples if read.cut is None else read.cut.stated(self.num_samples)
+        notes = [note_on_reading(reading_facts(batches)), note_on_batch_size(read.num_whole, self.batch_size)]
+        self._note = " ".join(filter(None, notes)) or None
+        check_batches(batches, [self._proxy], self.axis, num_samples)
         datamodule = getattr(trainer, "datamodule", None)
         module = own_if_lazy(pl_module)
         if module is not pl_module:
@@ -274,7 +277,7 @@ class ZiCoCallback(Callback):
                 axis=self.axis,
                 chunk_size=self.chunk_size,
                 seed=self.seed,
-                num_samples=self.num_samples,
+                num_samples=num_samples,
             )
             check_variation(probe, self._proxy)
             return probe.moments(self.parameters, of=self.std_of).by_name

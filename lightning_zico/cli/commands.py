@@ -29,7 +29,6 @@ from lightning_zico.cli.inputs import (
 )
 from lightning_zico.cli.options import OptionsOf
 from lightning_zico.cli.output import (
-    card_table,
     evidence_of,
     first_sentence,
     make_folder,
@@ -46,7 +45,7 @@ from lightning_zico.cli.program import is_interrupted
 from lightning_zico.cli.specs import ZooSpec, check_model, split_names, split_specs
 from lightning_zico.proxies import list_proxies, resolve_proxies
 from lightning_zico.ranking import get_recipe, list_recipes
-from lightning_zico.results import Leaderboard, SearchResult, leaderboard_table
+from lightning_zico.results import Leaderboard, SearchResult, card_table, leaderboard_table
 from lightning_zico.scoring import ProcessExecutor
 from lightning_zico.search import Evolution, ZeroShotSearch
 from lightning_zico.selection.selector import ZeroShotSelector

@@ -16,7 +16,7 @@ from rich.text import Text
 from lightning_zico.cli.program import NO_READER
 from lightning_zico.proxies import Proxy
 from lightning_zico.ranking import Recipe, get_recipe
-from lightning_zico.results import Leaderboard, ScoreCard, SearchResult, leaderboard_table
+from lightning_zico.results import Leaderboard, SearchResult, leaderboard_table
 from lightning_zico.selection.selector import ZeroShotSelector
 from lightning_zico.texts import printable
 from lightning_zico.zoo import Zoo
@@ -75,21 +75,6 @@ def write_result(results: Leaderboard | SearchResult, path: Path) -> None:
         say(f"Written: {path}.json, .csv. The page could not be written: {error}")
     else:
         say(f"Written: {path}.json, .csv, .html")
-
-
-def card_table(card: ScoreCard) -> Table:
-    """Return the table of a score card, with one row per proxy."""
-    rows = [
-        (
-            name,
-            "-" if part.value is None else f"{part.value:,.6g}",
-            f"{part.seconds:.2f}",
-            part.error or "",
-        )
-        for name, part in card.scores.items()
-    ]
-    columns = {"proxy": "left", "value": "right", "seconds": "right", "why it is missing": "left"}
-    return plain_table(card.name, columns, rows)
 
 
 def first_sentence(proxy: Proxy) -> str:

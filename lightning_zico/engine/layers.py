@@ -4,7 +4,7 @@ import fnmatch
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, lru_cache
 from typing import Literal, TypeAlias
 
 import torch
@@ -308,11 +308,15 @@ def _patterns_of(cls: type) -> tuple[str, ...] | None:
 def _own_weights(part: nn.Module, patterns: tuple[str, ...] | None) -> list[Tensor]:
     if not patterns:
         return []
-    matches = _matcher(patterns)
     own = [(name, parameter) for name, parameter in part._parameters.items() if parameter is not None]
     if "parametrizations" in part._modules:
         own += part._modules["parametrizations"].named_parameters("parametrizations")  # type: ignore[union-attr]
-    return [parameter for name, parameter in own if matches(name)]
+    return [parameter for name, parameter in own if _matches(name, patterns)]
+
+
+@lru_cache(maxsize=4096)  # a network has hundreds of layers and a dozen names of parameters
+def _matches(name: str, patterns: tuple[str, ...]) -> bool:
+    return bool(_matcher(patterns)(name))
 
 
 @cache

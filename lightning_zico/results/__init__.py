@@ -1,7 +1,7 @@
 """Results: plain frozen data that outlive the models they describe. Nothing here depends on torch."""
 
 from lightning_zico.results.leaderboard import Leaderboard, leaderboard_table
-from lightning_zico.results.notes import note_on_reading
+from lightning_zico.results.notes import note_on_batch_size, note_on_reading
 from lightning_zico.results.rows import (
     FINAL_COLUMNS,
     FIXED_COLUMNS,
@@ -19,7 +19,7 @@ from lightning_zico.results.rows import (
     ranks_of,
     standing_of,
 )
-from lightning_zico.results.scores import NOT_APPLICABLE, Final, Score, ScoreCard
+from lightning_zico.results.scores import NOT_APPLICABLE, Final, Score, ScoreCard, card_table
 from lightning_zico.results.search import SearchResult
 from lightning_zico.results.views import FigureKind, SearchFigureKind
 
@@ -44,8 +44,10 @@ __all__ = [
     "SearchResult",
     "UsedRecipe",
     "as_provenance",
+    "card_table",
     "leaderboard_table",
     "margin_of",
+    "note_on_batch_size",
     "note_on_reading",
     "ranks_of",
     "standing_of",

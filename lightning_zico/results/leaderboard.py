@@ -192,6 +192,8 @@ class Leaderboard:
     @overload
     def __getitem__(self, key: slice) -> tuple[Row, ...]: ...
     def __getitem__(self, key: int | str | slice) -> Row | tuple[Row, ...]:
+        if isinstance(key, int) and not -len(self) <= key < len(self):
+            raise IndexError(f"Invalid row {key}: the leaderboard has {len(self)} rows, counted from 0.")
         if not isinstance(key, str):
             return self.rows[key]
         for row in self.rows:

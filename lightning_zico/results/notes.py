@@ -27,7 +27,8 @@ def leaderboard_notes(rows: Sequence[Row], provenance: Provenance) -> list[str]:
     num_candidates = provenance.get("head_of", len(rows))
     notes = []
     if len(rows) < num_candidates:
-        notes.append(f"These are the first {len(rows)} of {num_candidates} candidates.")
+        first = "This is the first" if len(rows) == 1 else f"These are the first {len(rows)}"
+        notes.append(f"{first} of {num_candidates} candidates.")
     if provenance.get("broke_off"):
         notes.append(f"The ranking was interrupted; it contains only the {num_candidates} candidates scored so far.")
     finals = provenance.get("finals")
@@ -35,7 +36,7 @@ def leaderboard_notes(rows: Sequence[Row], provenance: Provenance) -> list[str]:
         notes.append(_note_on_finals(finals))
     ranking = "the ranking by score" if finals else "this ranking"
     notes += _if_there(note_on_reading(provenance.get("reading")))
-    notes += _if_there(_note_on_batch_size(provenance))
+    notes += _if_there(note_on_batch_size(provenance.get("num_larger_batches"), provenance.get("batch_size")))
     notes += _notes_on_repeats(rows, provenance)
     notes += _notes_on_ranking(provenance, ranking)
     notes += [f"{name}: {source}." for name, source in provenance.get("priors", {}).items()]
@@ -60,6 +61,7 @@ def search_notes(trials: Sequence[Row], provenance: Provenance) -> list[str]:
     if num_elsewhere := provenance.get("num_elsewhere"):
         notes.append(f"Archs that other processes are scoring: {num_elsewhere}.")
     notes += _if_there(note_on_reading(provenance.get("reading")))
+    notes += _if_there(note_on_batch_size(provenance.get("num_larger_batches"), provenance.get("batch_size")))
     for reason, count in Counter(errors).most_common(1):
         notes.append(f"Most frequent reason for a missing score ({count} of {len(errors)}): {reason}")
     return notes + _notes_on_ranking(provenance, "this ranking")
@@ -86,15 +88,14 @@ def note_on_reading(reading: Reading | None) -> str | None:
     )
 
 
-def _note_on_batch_size(provenance: Provenance) -> str | None:
-    """Return a note on batches with more samples than were asked for, or an unknown number; None if there are none."""
-    num_larger = provenance.get("num_larger_batches")
+def note_on_batch_size(num_larger: int | None, batch_size: int | None) -> str | None:
+    """Return a note if batches have more samples than requested, or an unknown number of them; otherwise None."""
     if not num_larger:
         return None
     are = "1 batch was" if num_larger == 1 else f"{num_larger} batches were"
     return (
-        f"{are} scored whole, and not on `batch_size={provenance.get('batch_size')}`: the samples could not be counted "
-        "or cut out. A smaller batch size of the loader, or `num_samples=`, may make scoring faster."
+        f"{are} scored whole, and not on `batch_size={batch_size}`: the samples could not be counted or cut out. A "
+        "smaller batch size of the loader, or `num_samples=`, may make scoring faster."
     )
 
 

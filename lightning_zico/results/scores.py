@@ -4,7 +4,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from lightning_zico.report import Column, Layers, Table, as_html, as_text, draw
+from rich.table import Table as RichTable
+
+from lightning_zico.report import Column, Layers, Table, as_html, as_text, draw, for_terminal
 from lightning_zico.report.table import number
 from lightning_zico.results.rows import margin_of
 from lightning_zico.texts import shortened
@@ -114,11 +116,11 @@ class ScoreCard:
 
     def __str__(self) -> str:
         """A table with a row for each score, and the reasons of missing ones."""
-        return as_text(table_of(self))
+        return as_text(_table_of(self))
 
     def _repr_html_(self) -> str:
         """The same as HTML, for notebooks."""
-        return as_html(table_of(self))
+        return as_html(_table_of(self))
 
     def to_dict(self) -> dict[str, Any]:
         """Turn into plain dictionaries, ready for JSON."""
@@ -190,10 +192,20 @@ def layers_of(card: ScoreCard, proxy: str) -> Layers:
     return Layers(card.name, proxy, f"{score.value:.6g}{margin_of({'std_error': score.std_error})}", added)
 
 
-def table_of(card: ScoreCard) -> Table:
+def card_table(card: ScoreCard) -> RichTable:
+    """Return a score card as a table of rich, for the terminal."""
+    return for_terminal(_table_of(card))
+
+
+def _value_of(score: Score) -> str:
+    # With more digits than in a leaderboard, where a row has many numbers.
+    return "-" if score.value is None else f"{score.value:,.6g}"
+
+
+def _table_of(card: ScoreCard) -> Table:
     """Return the scores of one candidate as a table, with a row for each proxy."""
     scores = list(card.scores.items())
-    values = tuple(number(score.value) + margin_of({"std_error": score.std_error}) for _, score in scores)
+    values = tuple(_value_of(score) + margin_of({"std_error": score.std_error}) for _, score in scores)
     columns = [
         Column("proxy", tuple(name for name, _ in scores), is_text=True, is_needed=True),
         Column("value", values, is_needed=True),

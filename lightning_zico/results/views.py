@@ -233,7 +233,8 @@ def table(
         columns.append(Column(final, cells, is_needed=final == "final"))
     for name in hyperparameters_of(rows):
         cells = tuple("-" if row[name] is None else str(row[name]) for row in rows)
-        columns.append(Column(name.removeprefix(HYPERPARAMETER), cells))
+        plain = name.removeprefix(HYPERPARAMETER)
+        columns.append(Column(name if plain in rows[0] else plain, cells))
     columns += [Column(name, tuple(cells)) for name, cells in _uncertainty(rows).items()]
     # A ranking by something that is no column, as made by hand, shows the score itself.
     for proxy in proxies if decisive in proxies else ("score", *proxies):

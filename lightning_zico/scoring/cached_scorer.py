@@ -8,13 +8,13 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field, fields, replace
-from functools import cached_property, partial
-from typing import Any, NoReturn
+from functools import cached_property
+from typing import Any
 
 from lightning_zico.bridge.data import overrides_transfer
 from lightning_zico.bridge.modules import OPTIMIZERS_FAIL, uncompiled
 from lightning_zico.bridge.trainers import TrainingLoader
-from lightning_zico.candidates import Built, Candidate
+from lightning_zico.candidates import Candidate
 from lightning_zico.errors import (
     IdenticalBatchesError,
     NoGradientError,
@@ -129,7 +129,7 @@ class CachedScorer(Scorer):
     """A `Scorer` that computes only the scores that its cache does not have; created by `with_cache`.
 
     A candidate is always built: its fingerprint is that of the model with its weights and attributes, and the model
-    that is built is the one that is scored. The process that scores also reads and writes the cache, so this scorers in
+    that is built is the one that is scored. The process that scores also reads and writes the cache, so this works in
     any executor, and scores are stored even if the process that asked for them ends.
 
     A card is always assembled from entries, whether computed or found, so the next card is equal, ``seconds`` included:
@@ -155,15 +155,14 @@ class CachedScorer(Scorer):
         try:
             model = self.build(candidate)
         except BaseException as raised:
-            return super()._build_and_score(replace(candidate, build=partial(_raise, raised)), state)
-        # A factory's model is not built twice, but must remain distinguishable from a module that was offered built.
-        built = candidate if isinstance(candidate.build, Built) else replace(candidate, build=lambda: model)
+            return replace(self._not_built(candidate, raised), seconds=time.perf_counter() - start)
         identity = identity_of(model)
         key = fingerprint_or_warning(
             self.context, surroundings(), uncompiled(model), candidate.blocks, candidate.num_samples
         )
         if key is None:
-            return super()._build_and_score(built, state)
+            card = self._score_built(candidate, model)
+            return replace(card, seconds=time.perf_counter() - start, **identity)
         entries = self._known(key)
         if self._missing(entries):
             with self._claim(key) as keep:
@@ -171,7 +170,7 @@ class CachedScorer(Scorer):
                     return Claimed(candidate.name, {}, "is being scored by another process", key=key, **identity)
                 entries = self._known(key)  # the previous owner of the claim may have scored it in the meantime
                 if missing := self._missing(entries):
-                    card = Scorer._build_and_score(replace(self, proxies=missing), built, state)
+                    card = replace(self, proxies=missing)._score_built(candidate, model)
                     state.raise_interrupt()
                     scored, texts = self._entries_of(replace(card, seconds=time.perf_counter() - start))
                     entries |= scored
@@ -325,7 +324,7 @@ def with_cache(scorer: Scorer, cache: ScoreCache) -> Scorer:
     Names of candidates are not in the key.
 
     Args:
-        scorer: The scorer to do.
+        scorer: The scorer without a cache.
         cache: The cache to read and write.
 
     Returns:
@@ -340,9 +339,9 @@ def with_cache(scorer: Scorer, cache: ScoreCache) -> Scorer:
         "settings": scorer.settings.facts,
         "loader": (scorer.loader or TrainingLoader(scorer.batches)).facts,
     }
-    del seen["proxies"], seen["transfer_batches"]
-    if scorer.cut_from is None:
-        del seen["cut_from"]
+    del seen["proxies"], seen["num_whole"], seen["transfer_batches"]
+    if scorer.cut is None:
+        del seen["cut"]
     is_timed = scorer.budget is not None and scorer.budget.latency_s is not None
     context = fingerprint_or_warning(seen, platform.node() if is_timed else None)
     if context is None:
@@ -373,7 +372,3 @@ def _key_of(proxy: Proxy, features: str | None) -> str | None:
 def _warn(reason: str) -> None:
     # Python shows the same warning from the same line only once.
     warnings.warn(f"{reason} Scores that depend on it are computed, but not stored in the cache.", stacklevel=2)
-
-
-def _raise(error: BaseException) -> NoReturn:
-    raise error

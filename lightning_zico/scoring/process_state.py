@@ -419,8 +419,9 @@ def kept_process_state(keep_environment: bool = False) -> Iterator[ProcessState]
             global _is_tainted
             with uninterrupted():
                 _is_tainted = bool(state.put_back()) or _is_tainted
-                if in_main_thread:
-                    state.watch.stop()
+            # Not within: `uninterrupted` relies on these handlers until it has ended.
+            if in_main_thread:
+                state.watch.stop()
 
         with finally_called(end):
             if in_main_thread:

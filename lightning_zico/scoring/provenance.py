@@ -24,7 +24,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def reading(batches: Sequence[Batch]) -> Reading | None:
+def reading_facts(batches: Sequence[Batch]) -> Reading | None:
     """Return how batches were read if a loader had fewer than asked for; None if it had enough."""
     if not isinstance(batches, Reread):
         return None
@@ -36,7 +36,7 @@ def reading(batches: Sequence[Batch]) -> Reading | None:
     }
 
 
-def told(used: Used, named: Recipe, cards: Sequence[ScoreCard]) -> UsedRecipe:
+def recipe_facts(used: Used, named: Recipe, cards: Sequence[ScoreCard]) -> UsedRecipe:
     """Describe the recipes that were used in place of the one that the user asked for.
 
     Args:

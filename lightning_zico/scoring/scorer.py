@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from lightning_zico._typing import Axis, Batch, LossFn, NumSamples, Step
+from lightning_zico.bridge.batch_size import Cut
 from lightning_zico.bridge.modules import Bridge, bridged, uncompiled
 from lightning_zico.bridge.trainers import DEFAULT_SETTINGS, TrainerSettings, TrainingLoader
 from lightning_zico.budget import Budget
@@ -54,7 +55,8 @@ class Scorer:
         num_samples: See `score`; a candidate's own value takes precedence.
         settings: Settings of the trainer that candidates see.
         loader: The loader of the batches; None for a loader of exactly these.
-        cut_from: The loader's own batch size, if the batches have fewer samples than that.
+        cut: Batch sizes before and after batches were made smaller; None if they are as the data gave them.
+        num_whole: Number of batches that may be larger than requested, because they could not be counted or cut.
         transfer_batches: Batches of the samples whose features proxies look at; empty for ``batches``.
     """
 
@@ -71,7 +73,8 @@ class Scorer:
     num_samples: NumSamples | None = None
     settings: TrainerSettings = DEFAULT_SETTINGS
     loader: TrainingLoader | None = None
-    cut_from: int | None = None
+    cut: Cut | None = None
+    num_whole: int = 0
     transfer_batches: Sequence[Batch] = ()
 
     @property
@@ -110,6 +113,8 @@ class Scorer:
         with kept_process_state() as state:
             card = self._build_and_score(candidate, state)
             changed = tuple(state.changed())
+        if card.traceback is not None and torch.cuda.is_initialized():
+            torch.cuda.empty_cache()  # memory is fragmented after an out-of-memory error
         return replace(card, process_changes=changed)
 
     def _build_and_score(self, candidate: Candidate, state: ProcessState) -> ScoreCard:
@@ -118,22 +123,29 @@ class Scorer:
         A factory's module is moved and converted itself; a module that was offered built is copied first.
         """
         start = time.perf_counter()
-        stage = "does not build"
         identity: dict[str, Any] = {}
         try:
             model = self.build(candidate)
             identity = identity_of(model)
-            stage = "cannot be copied, which other devices and precisions need; offer a factory"
+        except BaseException as raised:
+            card = self._not_built(candidate, raised)
+        else:
+            card = self._score_built(candidate, model)
+        return replace(card, seconds=time.perf_counter() - start, **identity)
+
+    def _not_built(self, candidate: Candidate, raised: BaseException) -> ScoreCard:
+        error = f"does not build: {described(raised)}"
+        return ScoreCard.failed(candidate.name, self.names, error, traceback=traceback_of(raised))
+
+    def _score_built(self, candidate: Candidate, model: nn.Module) -> ScoreCard:
+        """Score what a candidate has built."""
+        try:
             if isinstance(candidate.build, Built):
                 model = self.placement.own(uncompiled(model))
         except BaseException as raised:
-            error = f"{stage}: {described(raised)}"
-            card = ScoreCard.failed(candidate.name, self.names, error, traceback=traceback_of(raised))
-        else:
-            card = self.score_module(candidate.name, model, blocks=candidate.blocks, num_samples=candidate.num_samples)
-        if card.traceback is not None and torch.cuda.is_initialized():
-            torch.cuda.empty_cache()  # memory is fragmented after an out-of-memory error
-        return replace(card, seconds=time.perf_counter() - start, **identity)
+            error = f"cannot be copied, which other devices and precisions need; offer a factory: {described(raised)}"
+            return ScoreCard.failed(candidate.name, self.names, error, traceback=traceback_of(raised))
+        return self.score_module(candidate.name, model, blocks=candidate.blocks, num_samples=candidate.num_samples)
 
     def score_module(
         self,
@@ -154,6 +166,7 @@ class Scorer:
         start = time.perf_counter()
         scores: dict[str, Score] = {}
         error = untrainable = traceback = None
+        num_samples = self.num_samples if num_samples is None else num_samples
         try:
             model = own_if_lazy(uncompiled(model))
             with (
@@ -182,7 +195,7 @@ class Scorer:
                     seed=self.seed,
                     blocks=blocks,
                     name=name,
-                    num_samples=self.num_samples if num_samples is None else num_samples,
+                    num_samples=num_samples if self.cut is None else self.cut.stated(num_samples),
                     transfer_batches=self.transfer_batches,
                 )
                 error = self.budget.excess(probe) if self.budget else None
@@ -195,13 +208,6 @@ class Scorer:
         if error is not None:
             return ScoreCard.failed(name, self.names, error, seconds, traceback)
         return ScoreCard(name, scores, None, seconds, untrainable)
-
-    @property
-    def _way_to_whole_batches(self) -> str:
-        return (
-            f"It was scored on fewer samples than the {self.cut_from} of your batches; if the step needs its own batch "
-            "size, pass `batch_size=None`."
-        )
 
     def _scores_of(self, probe: Probe) -> dict[str, Score]:
         probe.observe(need for proxy in self.proxies for need in proxy.needs)
@@ -220,7 +226,7 @@ class Scorer:
             return probe.untrainable
         if probe.step_error is not None:
             reason = why_unranked(probe.step_error, is_own_step=self.loss_fn is None and self.step is None)
-            return reason if self.cut_from is None else f"{reason.removesuffix('.')}. {self._way_to_whole_batches}"
+            return reason if self.cut is None else f"{reason.removesuffix('.')}. {self.cut.way_back}"
         return None if bridge.refused is None else f"untrainable: {' '.join(bridge.refused.split())}"
 
 

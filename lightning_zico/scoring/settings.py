@@ -7,7 +7,6 @@ from reprlib import Repr
 from typing import Any, Literal
 
 from lightning_zico._typing import Axis, LossFn, NumSamples, Step, check_num_samples
-from lightning_zico.bridge.batch_size import num_larger
 from lightning_zico.bridge.data import Reading, TrainingData
 from lightning_zico.budget import Budget
 from lightning_zico.engine.batches import tensors_of
@@ -29,7 +28,7 @@ from lightning_zico.scoring.placement import (
     placement_of,
     trainers_precision,
 )
-from lightning_zico.scoring.provenance import reading, versions
+from lightning_zico.scoring.provenance import reading_facts, versions
 from lightning_zico.scoring.scorer import Scorer
 
 # Values of arguments in a `repr`, which should fit a few lines.
@@ -111,7 +110,9 @@ class ScoringSettings:
 
     def __init_subclass__(cls) -> None:
         """Describe the shared arguments in a subclass's docstring as well, after its own."""
-        own, shared = cleandoc(cls.__doc__ or ""), cleandoc(ScoringSettings.__doc__ or "")
+        own, shared = cleandoc(vars(cls).get("__doc__") or ""), cleandoc(ScoringSettings.__doc__ or "")
+        if "\nArgs:\n" not in own:  # a class that adds no arguments, or without docstrings (``python -OO``)
+            return
         arguments = shared.partition("Args:\n")[2]
         before, mark, after = own.partition("\n\nAttributes:")
         cls.__doc__ = f"{before}\n{arguments}{mark}{after}"
@@ -140,7 +141,7 @@ class ScoringSettings:
         ]
         return f"{type(self).__name__}({', '.join(given)})"
 
-    def _check_enough_batches(self, proxies: Sequence[Proxy]) -> None:
+    def check_enough_batches(self, proxies: Sequence[Proxy]) -> None:
         """Check that there are as many batches as each proxy needs.
 
         Raises:
@@ -172,7 +173,8 @@ class ScoringSettings:
         placement = placement_of(self.accelerator, self.devices, precision, self.channels_last)
         scorers = []
         for repeat_idx, one in enumerate(readings):
-            check_batches(one.batches, proxies, self.axis, self.num_samples)
+            num_samples = self.num_samples if one.cut is None else one.cut.stated(self.num_samples)
+            check_batches(one.batches, proxies, self.axis, num_samples)
             scorer = Scorer(
                 one.batches,
                 proxies,
@@ -187,7 +189,8 @@ class ScoringSettings:
                 num_samples=self.num_samples,
                 settings=data.settings,
                 loader=one.loader,
-                cut_from=one.own_batch_size if self._is_cut(one) else None,
+                cut=one.cut,
+                num_whole=one.num_whole,
                 transfer_batches=one.transfer_batches,
             )
             scorers.append(scorer)
@@ -195,10 +198,6 @@ class ScoringSettings:
             return scorers
         cache = opened(self.cache)
         return [with_cache(scorer, cache) for scorer in scorers]
-
-    def _num_larger(self, scorer: Scorer) -> int:
-        """Count the batches that could not be cut to ``batch_size``."""
-        return 0 if self.batch_size is None else num_larger(scorer.batches, self.batch_size, self.num_samples)
 
     def readings(self, data: TrainingData, proxies: Sequence[Proxy], repeats: int = 1) -> list[Reading]:
         """Read the batches of each repeat, after folders that killed processes left behind are removed.
@@ -222,10 +221,6 @@ class ScoringSettings:
         """Return the number of samples whose features are needed; 0 if no proxy looks at features."""
         return self.num_samples_transfer if any(proxy.needs_features for proxy in proxies) else 0
 
-    def _is_cut(self, reading: Reading) -> bool:
-        own = reading.own_batch_size
-        return self.batch_size is not None and own is not None and own > self.batch_size
-
     @property
     def _executor(self) -> Executor:
         return executor_of(self.executor, self.timeout_s)
@@ -241,10 +236,10 @@ class ScoringSettings:
             "axis": self.axis,
             "num_batches": self.num_batches,
             "batch_size": self.batch_size,
-            "num_larger_batches": self._num_larger(scorer),
+            "num_larger_batches": scorer.num_whole,
             "batch_shapes": [list(tensor.shape) for tensor in tensors_of(scorer.batches[0])],
             "batches_hash": fingerprint_or_none(scorer.batches),
-            "reading": reading(scorer.batches),
+            "reading": reading_facts(scorer.batches),
             "seed": self.seed,
             "loss_fn": name_of(self.loss_fn),
             "step": name_of(self.step),

@@ -35,9 +35,15 @@ class ScoreSettings(TypedDict, total=False):
     channels_last: bool
 
 
+_HINTS = {
+    "batches": "Pass them as `data`.",
+    "blocks": "Pass `Candidate(name, build, blocks=...)` as the model.",
+}
+
+
 def score(
     model: nn.Module | Candidate,
-    data: Any,
+    data: Any = None,
     proxies: Proxies = ("zico",),
     loss_fn: LossFn | None = None,
     *,
@@ -53,12 +59,12 @@ def score(
     Args:
         model: A LightningModule, whose ``training_step`` returns the loss, or any module with ``loss_fn`` or ``step``.
             It is scored on the device it is on. A `Candidate` is built under the seed; it may name its blocks.
-        data: A list or iterator of batches as a loader yields them, with tensors nested in any way; or a DataLoader, a
-            LightningDataModule or another iterable of batches. At least two batches for proxies that compare gradients.
+        data: A list or another iterable of batches as a loader yields them, with tensors nested in any way; or a
+            DataLoader or LightningDataModule. At least two batches for proxies that compare gradients.
         proxies: Names (see `list_proxies`), `Proxy` objects, ``"default"`` or another recipe to compute its members,
             or ``"all"``.
         loss_fn: ``(outputs, targets) -> mean loss`` for batches ``(inputs, targets)``, instead of ``training_step``.
-        num_batches: How many batches to score on. None for all batches of a list or an iterator, and otherwise for two.
+        num_batches: How many batches to score on. None for two of a loader or data module, and for all that are given.
         step: ``(module, batch, batch_idx) -> mean loss`` for any batches, instead of ``training_step``: for manual
             optimisation, several optimisers, GANs, and plain modules with several inputs. It runs where
             ``training_step`` would: ``module.trainer`` works and ``module.log`` is silent.
@@ -69,9 +75,9 @@ def score(
         num_samples: Number of samples in a batch, or a function that counts them in a batch as given; None to read it
             from the batch (`engine.samples.num_samples`). MACs and other numbers per sample need it if the fields of a
             batch differ in length and nothing shows which one counts samples.
-        settings: ``axis``, ``chunk_size``, ``seed``, ``accelerator``, ``devices``, ``precision`` and ``channels_last``
-            as for `ScoringSettings`, and ``batch_size`` and ``num_samples_transfer`` for loaders and data modules;
-            batches that are given themselves are not cut.
+        settings: ``axis``, ``chunk_size``, ``seed``, ``accelerator``, ``devices``, ``precision``, ``channels_last`` and
+            ``batch_size`` as for `ScoringSettings`. Batches that are given themselves are only cut if ``batch_size`` is
+            passed; the selector cuts them, too, so that all data ranks in the same way.
 
     Returns:
         A card with one `Score` per proxy. If the model fails, the reason is in ``card["zico"].error``.
@@ -94,23 +100,25 @@ def score(
     """
     if not isinstance(model, nn.Module | Candidate):
         raise TypeError(f"Invalid model={model!r}: expected an instance of a module.")
+    for name in settings.keys() - ScoreSettings.__annotations__.keys():
+        raise TypeError(f"`score` has no argument `{name}`. {_HINTS.get(name, '')}".rstrip())
     check_data(data, pairs=loss_fn is not None)
-    unknown = settings.keys() - ScoreSettings.__annotations__.keys()
-    if unknown:
-        raise TypeError(f"`score` has no argument {', '.join(f'`{name}`' for name in sorted(unknown))}.")
     shared = ScoringSettings(loss_fn=loss_fn, step=step, num_samples=num_samples, **settings)
     check_is_trainer(trainer)
+    chosen = Choice.of(proxies).proxies
     if num_batches is not None:
         num_batches = whole_number("num_batches", num_batches, 1)
+        replace(shared, num_batches=num_batches).check_enough_batches(chosen)
     with TrainingData(data, TrainerSettings.of(trainer)) as source:
-        proxies_ = Choice.of(proxies).proxies
         reading = source.read_given(
             num_batches,
             seed=shared.seed,
             batch_size=shared.batch_size,
-            num_samples_transfer=shared.num_samples_for(proxies_),
+            num_samples=num_samples,
+            cuts_given="batch_size" in settings,
+            num_samples_transfer=shared.num_samples_for(chosen),
         )
-        (scorer,) = shared.scorers([reading], proxies_, data=source, loss_fn=loss_fn, budget=None)
+        (scorer,) = shared.scorers([reading], chosen, data=source, loss_fn=loss_fn, budget=None)
         if datamodule is not None:
             scorer = replace(scorer, datamodule=datamodule)
         if isinstance(model, Candidate):

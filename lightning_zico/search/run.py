@@ -15,7 +15,7 @@ from lightning_zico.scoring.cached_scorer import score_jobs
 from lightning_zico.scoring.choice import Choice
 from lightning_zico.scoring.executors.base import Executor, Job
 from lightning_zico.scoring.progress import is_interactive, progress_bar
-from lightning_zico.scoring.provenance import told, versions
+from lightning_zico.scoring.provenance import recipe_facts, versions
 from lightning_zico.scoring.scorer import Scorer
 from lightning_zico.search.costs import LATENCY, ArchCosts
 from lightning_zico.search.evolution import Member, Population, scores_of
@@ -180,7 +180,7 @@ class SearchRun:
         recipe = self._choice.recipe
         return {
             "higher_is_better": self._choice.higher_is_better(),
-            "recipes": {recipe.name: told(self._choice.used(recipe, cards), recipe, cards)} if recipe else {},
+            "recipes": {recipe.name: recipe_facts(self._choice.used(recipe, cards), recipe, cards)} if recipe else {},
             "study": self._trials.study.study_name,
             "num_trials": self._num_trials,
             "num_rejected": self._num_rejected,

@@ -16,7 +16,7 @@ from lightning_zico.budget import Budget
 from lightning_zico.engine.batches import tensors_of
 from lightning_zico.scoring.choice import Choice
 from lightning_zico.scoring.fingerprint import fingerprint, fingerprint_or_none
-from lightning_zico.scoring.provenance import reading
+from lightning_zico.scoring.provenance import reading_facts
 from lightning_zico.scoring.scorer import Scorer
 from lightning_zico.search.costs import ArchCosts
 from lightning_zico.search.proposals import Proposer
@@ -77,7 +77,7 @@ class Study:
             "axis": scorer.axis,
             "num_batches": len(scorer.batches),
             "batch_shapes": [list(tensor.shape) for tensor in tensors_of(scorer.batches[0])],
-            **({} if (facts := reading(scorer.batches)) is None else {"reading": facts}),
+            **({} if (facts := reading_facts(scorer.batches)) is None else {"reading": facts}),
             "resolution": resolution or side,
             "num_classes": num_classes,
             "accelerator": scorer.placement.accelerator,
@@ -140,7 +140,7 @@ def _content(
         warnings.warn(
             f"`{unseen[0]}` holds an object that cannot be compared, such as a lock, so searches with different ones "
             "cannot be distinguished. Give each search its own `name`.",
-            stacklevel=4,
+            stacklevel=5,
         )
     return content
 

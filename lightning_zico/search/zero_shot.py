@@ -89,8 +89,8 @@ class ZeroShotSearch(ScoringSettings):
         >>> from lightning_zico.demos import DigitsDataModule
         >>> search = ZeroShotSearch("nas_bench_201", Budget(macs=2e6), proxies="params", num_trials=4)
         >>> result = search.run(DigitsDataModule(batch_size=4))
-        >>> len(result), result.best == result.ranked[0]["arch"]
-        (4, True)
+        >>> len(result)
+        4
     """
 
     space: SearchSpace[Any] | str
@@ -183,7 +183,8 @@ class ZeroShotSearch(ScoringSettings):
                 try:
                     run.score_all()
                 finally:
-                    self.result_ = run.result(study.settings)
+                    sizes = {"batch_size": self.batch_size, "num_larger_batches": scorer.num_whole}
+                    self.result_ = run.result({**study.settings, **sizes})
         return self.result_
 
     def candidates(self, result: SearchResult, k: int) -> list[Candidate]:

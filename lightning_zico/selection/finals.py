@@ -372,10 +372,11 @@ def train_best(
     *,
     seed: int,
     report: Callable[[list[Final], FinalsHeld], None],
+    on_winner: Callable[[nn.Module], None],
     final_epochs: int,
     monitor: str,
     mode: Mode,
-) -> nn.Module:
+) -> None:
     """Hold finals among some candidates, and train the best one to the end.
 
     Args:
@@ -384,12 +385,10 @@ def train_best(
         data: See `hold_finals`.
         seed: See `Finalist`.
         report: Called when the finals end, also if they break off, with the results so far and how they were held.
+        on_winner: Called with the winner before it is trained to the end.
         final_epochs: See `hold_finals`.
         monitor: See `hold_finals`.
         mode: See `hold_finals`.
-
-    Returns:
-        The trained winner.
 
     Raises:
         RuntimeError: If all finalists failed.
@@ -421,8 +420,8 @@ def train_best(
                 "`leaderboard_.errors` for the others."
             )
         model = winner.build()
+        on_winner(model)
         winner.train(trainer, model, data)
-        return model
 
 
 def _classes_in(checkpoint: Path) -> list[Any] | None:

@@ -79,8 +79,8 @@ class ZeroShotSelector(ScoringSettings):
     Example:
         >>> from lightning_zico.demos import DigitsDataModule, digits_candidates
         >>> selector = ZeroShotSelector(num_batches=2, seed=0)
-        >>> leaderboard = selector.rank(digits_candidates(), datamodule=DigitsDataModule())
-        >>> leaderboard.best == leaderboard.rows[0]["name"]
+        >>> leaderboard = selector.rank(digits_candidates(), DigitsDataModule())
+        >>> leaderboard.best in digits_candidates()
         True
     """
 
@@ -118,7 +118,7 @@ class ZeroShotSelector(ScoringSettings):
             )
         # A zoo may bring the prior along, which is known only when candidates are offered.
         awaits_prior = self.prior is None and self.rank_by == "prior"
-        self._check_enough_batches(self._choice(None if awaits_prior else self.rank_by, self.prior).proxies)
+        self.check_enough_batches(self._choice(None if awaits_prior else self.rank_by, self.prior).proxies)
 
     def __getattr__(self, name: str) -> Any:
         raise missing_attribute(self, name, ("leaderboard_", "cards_", "best_model_"), "`rank` and `fit`")
@@ -232,12 +232,13 @@ class ZeroShotSelector(ScoringSettings):
             return self
         self.best_model_ = None
         entrants, self._finalists = self._finalists, {}
-        self.best_model_ = train_best(
+        train_best(
             entrants,
             self.trainer,
             arguments,
             seed=self.seed,
             report=self._add_finals,
+            on_winner=partial(setattr, self, "best_model_"),
             final_epochs=self.final_epochs,
             monitor=self.monitor,
             mode=self.mode,
@@ -322,19 +323,20 @@ class ZeroShotSelector(ScoringSettings):
         return True
 
 
-def rank(candidates: Candidates, data: Any, proxies: Proxies = "default", **settings: Any) -> Leaderboard:
+@names_data_as_trainer
+def rank(candidates: Candidates, train_dataloaders: Any = None, datamodule: Any = None, **settings: Any) -> Leaderboard:
     """Rank candidates without training them: `ZeroShotSelector.rank` in one call.
 
     Args:
         candidates: As for `ZeroShotSelector.rank`.
-        data: A LightningDataModule, a DataLoader, or an iterable of batches.
-        proxies: As for `ZeroShotSelector`.
-        settings: Other arguments of `ZeroShotSelector`, such as ``num_batches=4``.
+        train_dataloaders: As for `ZeroShotSelector.rank`.
+        datamodule: As for `ZeroShotSelector.rank`.
+        settings: Arguments of `ZeroShotSelector`, such as ``num_batches=4`` or ``proxies="zico"``.
 
     Example:
         >>> from lightning_zico.demos import DigitsDataModule, digits_candidates
         >>> leaderboard = rank(digits_candidates(), DigitsDataModule(), num_batches=2)
-        >>> leaderboard.best == leaderboard.rows[0]["name"]
+        >>> leaderboard.best in digits_candidates()
         True
     """
-    return ZeroShotSelector(proxies=proxies, **settings).rank(candidates, data)
+    return ZeroShotSelector(**settings).rank(candidates, train_dataloaders, datamodule)

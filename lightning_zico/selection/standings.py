@@ -8,7 +8,7 @@ from lightning_zico.proxies import BASELINES, Prior
 from lightning_zico.ranking import kendall_where_both, size_controlled
 from lightning_zico.results import Leaderboard, Score, ScoreCard
 from lightning_zico.scoring.choice import Choice
-from lightning_zico.scoring.provenance import told
+from lightning_zico.scoring.provenance import recipe_facts
 from lightning_zico.selection.tally import Tally
 
 
@@ -53,7 +53,7 @@ def _facts(tally: Tally) -> dict[str, Any]:
         "higher_is_better": choice.higher_is_better(),
         "proxies": [proxy.name for proxy in choice.proxies],
         "asked": list(choice.asked),
-        "recipes": {name: told(used, choice.recipes[name], cards) for name, used in tally.used().items()},
+        "recipes": {name: recipe_facts(used, choice.recipes[name], cards) for name, used in tally.used().items()},
         "repeats": tally.repeats,
         "num_instances": tally.num_instances,
         "num_of_a_zoo": tally.num_of_a_zoo,

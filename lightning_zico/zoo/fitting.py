@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
-from lightning_zico.bridge import TrainingData
+from lightning_zico.bridge import TrainingData, check_data
 from lightning_zico.errors import InvalidArgumentError
 from lightning_zico.zoo.base import ImageModel, InputSize, Zoo, ZooModel, size_of
 
@@ -168,6 +168,7 @@ def look_at(
         InvalidArgumentError: If the data can be read only once.
         ValueError: If a batch does not have the expected form.
     """
+    check_data(data)
     if isinstance(data, Iterator):
         raise InvalidArgumentError(
             f"Invalid data: a {type(data).__name__}, which can be read only once, so nothing would be left to score "

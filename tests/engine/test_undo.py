@@ -8,9 +8,10 @@ import weakref
 from array import array
 from collections import Counter, OrderedDict, UserDict, UserList, defaultdict, deque, namedtuple
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from queue import LifoQueue, PriorityQueue, Queue
+from queue import Empty, LifoQueue, PriorityQueue, Queue
 from types import MappingProxyType, SimpleNamespace
 from typing import Any
 
@@ -316,7 +317,11 @@ def of_queue(kind: Any, world: World, child: Callable[[], Any]) -> Any:
     def look() -> Any:
         return ids(made.queue), made.unfinished_tasks, made.maxsize
 
-    return world.adds(made, look, made.get_nowait, made.task_done, lambda: made.put_nowait((0, 0)), made.queue.clear)
+    def take() -> None:
+        with suppress(Empty):  # if an earlier change has cleared it
+            made.get_nowait()
+
+    return world.adds(made, look, take, made.task_done, lambda: made.put_nowait((0, 0)), made.queue.clear)
 
 
 def read_only(array: Any) -> Any:

@@ -1,13 +1,8 @@
 import pytest
 
 from lightning_zico.errors import DuplicateNameError, UnknownNameError
-from lightning_zico.proxies import BASELINES, Measurement, Params, Proxy, ZiCo, base, list_proxies, register_proxy
+from lightning_zico.proxies import BASELINES, Measurement, Params, Proxy, ZiCo, list_proxies, register_proxy
 from lightning_zico.proxies import resolve_proxies as resolve
-
-
-@pytest.fixture
-def _own_registry(monkeypatch):
-    monkeypatch.setattr(base._PROXIES, "_entries", dict(base._PROXIES._entries))
 
 
 def test_every_proxy_is_listed_under_its_own_name():
@@ -44,7 +39,7 @@ def test_two_proxies_of_one_name_are_refused(proxies):
         resolve(proxies)
 
 
-@pytest.mark.usefixtures("_own_registry")
+@pytest.mark.usefixtures("_own_registries")
 def test_a_registered_proxy_is_found_by_its_name():
     @register_proxy("constant")
     class Constant(Proxy):

@@ -38,8 +38,8 @@ def test_a_candidate_that_nothing_is_known_of_says_so() -> None:
     assert selector.cards_["wide"]["prior"].error == "not applicable: the prior has no value for 'wide'."
 
 
-def test_it_can_be_a_member_of_a_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(RECIPES, "_entries", dict(RECIPES._entries))
+@pytest.mark.usefixtures("_own_registries")
+def test_it_can_be_a_member_of_a_recipe() -> None:
     RECIPES.register("hinted", Recipe("hinted", ("params", "prior"), "mean_rank", Evidence(), "of this test"))
     prior = {"a": 3.0, "b": 2.0, "c": 1.0}
     candidates = {"a": Classifier, "b": Wide, "c": Classifier}

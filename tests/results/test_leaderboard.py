@@ -188,7 +188,7 @@ def test_the_head_keeps_ranks_and_says_of_how_many_it_is() -> None:
         "These are the first 2 of 4 candidates.",
         "zico has no number for 1 of 2 scored candidates: E: no",
     ]
-    assert head.head(1).notes[0] == "These are the first 1 of 4 candidates."
+    assert head.head(1).notes[0] == "This is the first of 4 candidates."
     assert leaderboard.head(9).rows == leaderboard.rows
     assert leaderboard.head(9).notes == leaderboard.notes
     assert Leaderboard.from_json(head.to_json()) == head

@@ -18,9 +18,9 @@ def test_a_card_is_a_table_with_the_reasons_below() -> None:
     shown = ScoreCard("a\n<b>", scores, untrainable="its loss is NaN")
     assert str(shown).splitlines() == [
         "Scores of a\\n<b>",
-        "proxy        value  seconds",
-        "zico   12.50 ± 0.5     0.25",
-        "snip             -        0",
+        "proxy       value  seconds",
+        "zico   12.5 ± 0.5     0.25",
+        "snip            -        0",
         "a",
         "    <b>: its loss is NaN",
         "snip: KeyError: 'x'",

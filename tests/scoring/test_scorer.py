@@ -1,5 +1,6 @@
 """One model's card: what the model does wrong is data, what the caller does wrong is an exception."""
 
+from collections import deque
 from typing import Any
 
 import pytest
@@ -184,6 +185,8 @@ def test_a_loader_or_a_data_module_is_read_as_its_batches_would_be() -> None:
     for data in (DataLoader(batches, batch_size=None), Given()):
         assert zico(data) == zico(batches, num_batches=2) == two
         assert zico(data, num_batches=4) == zico(iter(batches)) == four
+    assert zico(deque(batches)) == zico(dict(enumerate(batches)).values()) == four
+    assert zico(batches, batch_size=4) == zico([(images[:4], labels[:4]) for images, labels in batches]) != four
     with pytest.raises(TooFewBatchesError, match="gave 4 batches, but 5 were requested"):
         zico(batches, num_batches=5)
 

@@ -442,6 +442,19 @@ def test_callbacks_and_loggers_see_the_winner_alone(tmp_path: Path) -> None:
     assert {metrics["epoch"] for metrics in logger.experiment.metrics} <= {1, 2}
 
 
+def test_the_winner_is_there_if_its_training_ends_early() -> None:
+    class Ends(Callback):
+        def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+            if trainer.current_epoch == 2:
+                raise RuntimeError("no more")
+
+    selector = selector_of(trainer_of(callbacks=[Ends()]))
+    with pytest.raises(RuntimeError, match="no more"):
+        selector.fit({"a": partial(Net, 2), "b": partial(Net, 1)}, Data())
+    assert isinstance(selector.best_model_, Net)
+    assert selector.leaderboard_["a"]["final"] is not None
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_nothing_is_left_on_disk_and_the_trainer_is_put_back(
     fails: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -179,8 +179,8 @@ def test_an_arch_can_be_made_of_a_list():
     assert len({NASBench201Arch(["none"] * 6), same("none")}) == 1
 
 
-def test_spaces_are_found_by_name(monkeypatch):
-    monkeypatch.setattr(base._SPACES, "_entries", dict(base._SPACES._entries))
+@pytest.mark.usefixtures("_own_registries")
+def test_spaces_are_found_by_name():
     assert isinstance(get_space("nas_bench_201"), NASBench201)
     with pytest.raises(UnknownNameError, match=r"no space named 'nasbench201'\. Did you mean 'nas_bench_201'"):
         get_space("nasbench201")

@@ -15,14 +15,14 @@ from torch import nn
 
 from lightning_zico import ZiCoCallback
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import third_party as benchmark
 from packages import Entry, Fitted, batches, names
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def classified(module: Any, batch: Any) -> torch.Tensor:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLES = Path(__file__).parent.parent / "examples"
+EXAMPLES = Path(__file__).parents[2] / "examples"
 PROMISES = {
     "01_callback.py": ["epoch 2: zico/score", "validation accuracy 0.9"],
     "02_select_and_train.py": ["Chosen without training:", "tau with truth", "vit-32x2", "cnn-bn-32x4"],
@@ -17,8 +17,8 @@ PROMISES = {
     else ["pip install 'lightning-zico[zoo]'"],
     "04_compare_proxies.py": ["tau with truth", "az_trainability", "zico", "balanced+synflow: log_rank of macs"],
     "05_evolve.py": ["1. ZiCo", "12 archs scored, 0 of them without a score"],
-    "06_own_proxy.py": ["1. ", "Kendall's tau of this ranking with the trivial baselines"],
-    "07_ray.py": ["1. ", "On Ray: the same 8 scores" if find_spec("ray") else "pip install 'lightning-zico[ray]'"],
+    "06_own_proxy.py": ["   1  ", "Kendall's tau of this ranking with the trivial baselines"],
+    "07_ray.py": ["   1  ", "On Ray: the same 8 scores" if find_spec("ray") else "pip install 'lightning-zico[ray]'"],
 }
 ARGUMENTS = {"04_compare_proxies.py": ["5"], "05_evolve.py": ["12"]}  # candidates, of 8; trials, of 100
 

@@ -5,9 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_zico.proxies import base
-
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGES = {
     page.relative_to(ROOT / "docs").as_posix(): re.findall(
         r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL
@@ -16,10 +14,10 @@ PAGES = {
 }
 
 
+@pytest.mark.usefixtures("_own_registries")  # a page registers its own
 @pytest.mark.parametrize("page", [page for page, blocks in PAGES.items() if blocks])
 def test_every_python_block_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(base._PROXIES, "_entries", dict(base._PROXIES._entries))  # a page registers its own
     names: dict[str, object] = {"__name__": "__main__"}
     for block in PAGES[page]:
         exec(block, names)

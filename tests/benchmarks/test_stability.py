@@ -11,7 +11,7 @@ import pytest
 
 from tests.data import data_file
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import scores
 import stability

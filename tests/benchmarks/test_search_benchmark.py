@@ -12,7 +12,7 @@ from lightning_zico import Evolution, SearchResult, ZeroShotSearch
 from lightning_zico.spaces import NASBench201
 from tests.data import data_file
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import search as benchmark
 from tables import nas_bench_201

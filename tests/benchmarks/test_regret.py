@@ -13,7 +13,7 @@ from lightning_zico.ranking import get_recipe
 from lightning_zico.scoring.choice import Choice
 from tests.data import data_file
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import regret
 from fidelity import Study, sampled

@@ -20,7 +20,7 @@ from lightning_zico.ranking import bootstrap_interval, kendall, list_recipes
 from lightning_zico.spaces import get_space
 from tests.data import data_file, data_rows
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import contests
 import convert_nats_bench

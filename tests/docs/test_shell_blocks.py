@@ -29,7 +29,7 @@ from lightning_zico import Leaderboard, SearchResult
 from lightning_zico.cli import main
 from tests.test_datamodules import fill
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 BLOCKS = {
     page.relative_to(ROOT).as_posix(): re.findall(

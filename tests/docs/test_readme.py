@@ -8,7 +8,7 @@ from lightning.pytorch import Trainer
 
 from lightning_zico import list_proxies, list_recipes
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
