@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).parents[1] / "benchmarks"
+FOLDER = Path(__file__).parents[2] / "benchmarks"
 SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py"))
 COMMANDS = [name for name in SCRIPTS if '__name__ == "__main__"' in (FOLDER / f"{name}.py").read_text()]
 

@@ -12,7 +12,7 @@ from scipy.stats import kendalltau
 from lightning_zico.ranking import Interval
 from tests.data import data_file
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import draws
 import figures

@@ -12,7 +12,7 @@ import torch
 
 from lightning_zico import Candidate
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import zoo
 
