@@ -27,6 +27,7 @@ def test_the_wheels_only_top_level_name_is_lightning_zico(tmp_path: Path) -> Non
     assert tops == {"lightning_zico", f"lightning_zico-{lightning_zico.__version__}.dist-info"}
     assert "lightning_zico/py.typed" in names
     assert {"lightning_zico/report/page.css", "lightning_zico/report/page.js"} <= set(names)
+    assert {"lightning_zico/zoo/published/timm.csv.gz", "lightning_zico/zoo/published/README.md"} <= set(names)
     assert "lightning-zico = lightning_zico.cli:main" in entry_points
     assert any(name.endswith("licenses/LICENSE") for name in names)
     wanted = re.findall(r"^Requires-Dist: (?:pytorch-)?lightning[!<=>].*", metadata, re.MULTILINE)

@@ -30,6 +30,8 @@ from lightning_zico.bridge.trainers import (
 from lightning_zico.bridge.undisturbed import undisturbed
 from lightning_zico.engine.batches import all_equal
 from lightning_zico.engine.contents import contents
+from lightning_zico.engine.samples import num_samples as counted_samples
+from lightning_zico.engine.samples import stated_samples
 from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.errors import (
     IdenticalBatchesError,
@@ -75,12 +77,14 @@ class Reading(NamedTuple):
         loader: The loader that they come from, as the user made it.
         cut: Batch sizes before and after batches were made smaller; None if none was.
         num_whole: Number of batches that may be larger than requested, because they could not be counted or cut.
+        transfer_batches: Batches of the samples whose features are looked at; empty if none were requested.
     """
 
     batches: list[Batch]
     loader: TrainingLoader
     cut: Cut | None = None
     num_whole: int = 0
+    transfer_batches: Sequence[Batch] = ()
 
 
 class TrainingData:
@@ -118,6 +122,7 @@ class TrainingData:
         seed: int = 0,
         batch_size: int | None = None,
         num_samples: NumSamples | None = None,
+        num_samples_transfer: int = 0,
     ) -> Reading:
         """Read the first batches under a seed, and leave the data's state and all generators as they were.
 
@@ -127,6 +132,9 @@ class TrainingData:
             batch_size: The largest number of samples in a batch: loaders are built again with this batch size, and
                 other batches are cut to their first samples where that is possible. None for batches as they come.
             num_samples: The user's count of the samples in a batch; None to read it from the batch.
+            num_samples_transfer: Number of samples whose features are looked at, rounded up to whole batches; fewer if
+                one pass over the data gives no more. They are read in a pass of their own. Data that can be read only
+                once gives none, so that the features are those of the batches.
 
         Returns:
             Exactly ``num_batches`` batches, and their loader. A loader that has fewer is read again from its start if
@@ -144,7 +152,13 @@ class TrainingData:
                 "DataLoader, or an iterable of batches."
             )
         with self._loader(seed) as loader:
-            return _first(loader, num_batches, batch_size=batch_size, num_samples=num_samples)
+            return _first(
+                loader,
+                num_batches,
+                batch_size=batch_size,
+                num_samples=num_samples,
+                num_samples_transfer=num_samples_transfer,
+            )
 
     def read_repeats(
         self,
@@ -154,6 +168,7 @@ class TrainingData:
         seed: int = 0,
         batch_size: int | None = None,
         num_samples: NumSamples | None = None,
+        num_samples_transfer: int = 0,
     ) -> list[Reading]:
         """Read the batches of all repeats at once, since they are few and a wrong number then fails before any scoring.
 
@@ -167,6 +182,7 @@ class TrainingData:
             seed: The seed of the first repeat; repeat r has ``seed + r``.
             batch_size: See `read`.
             num_samples: See `read`.
+            num_samples_transfer: See `read`.
 
         Returns:
             The batches by repeat, with their loader.
@@ -176,6 +192,7 @@ class TrainingData:
             IdenticalBatchesError: If all repeats have the same batches.
         """
         size: dict[str, Any] = {"batch_size": batch_size, "num_samples": num_samples}
+        size["num_samples_transfer"] = num_samples_transfer
         if self._is_seeded or repeats == 1:
             by_repeat = [self.read(num_batches, seed=seed + idx, **size) for idx in range(repeats)]
         else:
@@ -196,6 +213,7 @@ class TrainingData:
         batch_size: int | None = None,
         num_samples: NumSamples | None = None,
         cuts_given: bool = False,
+        num_samples_transfer: int = 0,
     ) -> Reading:
         """Read as many batches as requested; if no number is given, two of a loader, and otherwise all.
 
@@ -205,6 +223,7 @@ class TrainingData:
             batch_size: See `read`.
             num_samples: See `read`.
             cuts_given: Whether to cut batches that are given themselves, not by a loader or data module, as well.
+            num_samples_transfer: See `read`; none are read in addition to all batches.
         """
         is_given = not self._is_seeded
         size: dict[str, Any] = {"batch_size": None if is_given and not cuts_given else batch_size}
@@ -215,6 +234,7 @@ class TrainingData:
                     len(batches), seed=seed, num_samples=num_samples, **size
                 )
             return Reading(batches, TrainingLoader(batches))
+        size["num_samples_transfer"] = num_samples_transfer
         return self.read(num_batches or 2, seed=seed, num_samples=num_samples, **size)
 
     @property
@@ -341,6 +361,7 @@ def _first(
     readable_once: bool = True,
     batch_size: int | None = None,
     num_samples: NumSamples | None = None,
+    num_samples_transfer: int = 0,
 ) -> Reading:
     """Read batches, of at most ``batch_size`` samples if it is given; see `TrainingData.read`."""
     is_combined = any(base.__name__ == CombinedLoader.__name__ for base in type(data).__mro__)  # of either package
@@ -366,9 +387,20 @@ def _first(
     source = iterables if isinstance(iterables, DataLoader) else data
     with undisturbed(*leaves, readable_once=readable_once):
         batches = _read_again(one_pass, source, num_batches, is_readable_again=is_readable_again)
-    if smaller is None:
-        return Reading(batches, TrainingLoader(data))
-    return Reading(batches, TrainingLoader(data), smaller.cut, min(smaller.num_whole, num_batches))
+        cut, num_whole = (None, 0) if smaller is None else (smaller.cut, min(smaller.num_whole, num_batches))
+        more: Sequence[Batch] = ()
+        if num_samples_transfer and not is_once:
+            sizes = [leaf.batch_size for leaf in leaves if isinstance(leaf, DataLoader)]
+            known = [size for size in (batch_size, *sizes) if size is not None]
+            count = _count(batches[0], num_samples if cut is None else cut.stated(num_samples))
+            more = one_pass(-(-num_samples_transfer // (count or min(known, default=1))))
+    return Reading(batches, TrainingLoader(data), cut, num_whole, more)
+
+
+def _count(batch: Batch, num_samples: NumSamples | None) -> int | None:
+    """Count the samples of a batch, as the user does or as the batch shows; None if it does not show them."""
+    stated = stated_samples(batch, num_samples)
+    return counted_samples(batch) if stated is None else stated
 
 
 def _read_again(

@@ -22,6 +22,7 @@ from lightning_zico.engine.layers import (
 )
 from lightning_zico.engine.observers import Rows
 from lightning_zico.engine.samples import is_settled, num_samples, stated_samples
+from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.engine.size import MacCount, count_macs, count_params, may_be_time_first
 from lightning_zico.engine.subject import Subject
 from lightning_zico.engine.tree import parameters, submodules
@@ -170,6 +171,13 @@ class Anatomy(Subject):
             return (self.macs if batch_idx == self.first_idx else _counted(self, batch)).num_samples
         except Exception:
             return None
+
+    def transfer_batch(self, batch_idx: int) -> tuple[Batch, int | None]:
+        """Return a copy of one of the ``transfer_batches``, on the module's device, and its samples if known."""
+        with preserved_rng():
+            batch = self._prepared(batch_idx, self.transfer_batches)
+        stated = stated_samples(self.transfer_batches[batch_idx], self._num_samples)
+        return batch, num_samples(batch) if stated is None else stated
 
     @property
     def may_be_time_first(self) -> bool:

@@ -1,11 +1,14 @@
-"""Eigenvalues of symmetric matrices, told from what rounding leaves of zero.
+"""Eigenvalues and singular values, told from what rounding leaves of zero.
 
 Index conventions:
-    N: rows and columns of a matrix
+    N: rows of a matrix
+    D: its columns
 """
 
 import torch
 from torch import Tensor
+
+from lightning_zico.errors import NotApplicableError
 
 # In small matrices rounding errors are some times the precision, too.
 _LEAST_SIZE = 32
@@ -38,3 +41,29 @@ def rank_of(matrix: Tensor) -> int:
         1
     """
     return int(eigenvalues_of(matrix).count_nonzero())
+
+
+def thin_svd(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute the left singular vectors and the singular values of a matrix, without what rounding leaves of zero.
+
+    Args:
+        rows: ``[N, D]``, float64.
+
+    Returns:
+        ``[N, R]`` and ``[R]``, in descending order, with ``R`` the rank. ``rows`` times the right singular vectors is
+        the product of both.
+
+    Raises:
+        NotApplicableError: If the rank is zero.
+
+    Example:
+        >>> left, singular = thin_svd(torch.tensor([[3.0, 4.0], [0.0, 0.0]]).double())
+        >>> left.shape, round(float(singular), 6)
+        (torch.Size([2, 1]), 5.0)
+    """
+    left, singular, _ = torch.linalg.svd(rows, full_matrices=False)
+    limit = singular[:1] * max(*rows.shape, _LEAST_SIZE) * torch.finfo(torch.float64).eps
+    rank = int((singular > limit).sum())
+    if rank == 0:
+        raise NotApplicableError("the features of all samples are the same.")
+    return left[:, :rank], singular[:rank]

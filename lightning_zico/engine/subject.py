@@ -42,6 +42,7 @@ class Subject:
         blocks: Names of the submodules that are the network's blocks; None to find them, see `blocks.block_names`.
         name: Name of the candidate.
         num_samples: Samples of a batch, or a function that counts them in what the loader gave; None to find out.
+        transfer_batches: Batches of the samples whose features are looked at; empty for ``batches``.
 
     Attributes:
         first_idx: Index of the first batch that training does not pass over, as far as the passes made so far tell.
@@ -61,11 +62,13 @@ class Subject:
         blocks: Sequence[str] | None = None,
         name: str = "",
         num_samples: NumSamples | None = None,
+        transfer_batches: Sequence[Batch] = (),
     ) -> None:
         self.name = name
         self.module = module
         self._step = step
         self.batches = batches
+        self.transfer_batches = transfer_batches or batches
         self.axis: Axis = axis
         self.seed = seed
         self._prepare = prepare
@@ -213,12 +216,12 @@ class Subject:
             raise self._none_left()
         return learns
 
-    def _prepared(self, batch_idx: int) -> Batch:
+    def _prepared(self, batch_idx: int, of: Sequence[Batch] | None = None) -> Batch:
         # Cloned, because hooks that move or augment a batch may write to it; seeded, so that they augment it in the
         # same way each time. The caller restores the generators.
         with torch.inference_mode(False):
             seed_all(self.seed + batch_idx)
-            return self._prepare(copied_batch(self.batches[batch_idx]), batch_idx)
+            return self._prepare(copied_batch((self.batches if of is None else of)[batch_idx]), batch_idx)
 
 
 def _stateless(subject: Subject) -> Stateless:

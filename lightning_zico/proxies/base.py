@@ -26,12 +26,15 @@ class Measurement(NamedTuple):
 
 
 class Proxy(ABC):
-    """A rule that assigns a number to an untrained candidate.
+    """A rule that assigns a number to a candidate that is not trained on the data.
 
     Attributes:
         name: Name in lower snake case; `register_proxy` sets it.
         higher_is_better: Whether higher values are better.
         needs_labels: Whether the value depends on the loss, and therefore on the labels of the batches.
+        needs_features: Whether the proxy looks at the features of many samples, `ScoringSettings.num_samples_transfer`,
+            which are read only if a chosen proxy has this.
+        needs_pretrained: Whether the value is meant for pretrained weights; on untrained ones it describes chance.
         is_repeatable: Whether the same candidate on the same batches gets the same value.
         reads_name: Whether the value depends on the name of the candidate. Such values are not cached, because the
             cache does not know names.
@@ -44,6 +47,8 @@ class Proxy(ABC):
     name: str = ""
     higher_is_better: ClassVar[bool] = True
     needs_labels: ClassVar[bool] = True
+    needs_features: ClassVar[bool] = False
+    needs_pretrained: ClassVar[bool] = False
     is_repeatable: ClassVar[bool] = True
     reads_name: ClassVar[bool] = False
     min_gradients: ClassVar[int] = 0

@@ -28,6 +28,7 @@ class Prior(Proxy):
             the value of ``resnet50``. Without any of these, the prior is "not applicable".
         higher_is_better: Whether higher values are better.
         name: Name of the column.
+        source: Where the values come from, and from when, for a note under the leaderboard; None for no note.
 
     Raises:
         ValueError: If there are no values, or one is not finite.
@@ -40,7 +41,14 @@ class Prior(Proxy):
     needs_labels = False
     reads_name = True
 
-    def __init__(self, values: Mapping[str, float], *, higher_is_better: bool = True, name: str = "prior") -> None:
+    def __init__(
+        self,
+        values: Mapping[str, float],
+        *,
+        higher_is_better: bool = True,
+        name: str = "prior",
+        source: str | None = None,
+    ) -> None:
         if not isinstance(values, Mapping):
             raise InvalidArgumentError(
                 f"Invalid {name}={values!r}: expected a mapping from names to numbers, or the path of a CSV file "
@@ -56,6 +64,7 @@ class Prior(Proxy):
         self.values = {key: float(value) for key, value in values.items()}
         self.higher_is_better = higher_is_better  # type: ignore[misc]  # per object
         self.name = name
+        self.source = source
         best = max if higher_is_better else min
         self._of_untagged: dict[str, float] = {}
         for key, value in self.values.items():

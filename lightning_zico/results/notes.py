@@ -39,6 +39,7 @@ def leaderboard_notes(rows: Sequence[Row], provenance: Provenance) -> list[str]:
     notes += _if_there(note_on_batch_size(provenance.get("num_larger_batches"), provenance.get("batch_size")))
     notes += _notes_on_repeats(rows, provenance)
     notes += _notes_on_ranking(provenance, ranking)
+    notes += [f"{name}: {source}." for name, source in provenance.get("priors", {}).items()]
     if left_out := provenance.get("left_out_callbacks"):
         notes.append(
             "Hooks before the first training step did not run for these callbacks of the trainer: "

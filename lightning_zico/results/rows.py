@@ -173,6 +173,7 @@ class Provenance(TypedDict, total=False):
         num_with_same_weights: Number of factories that make the same weights in every repeat.
         equal_repeats: Names of the candidates whose repeats gave equal scores.
         num_of_a_zoo: Number of candidates from a zoo.
+        priors: Where the values of priors come from, and from when, by name of the column.
         left_out_callbacks: Classes of the trainer's callbacks that took no part.
         process_changes: Settings of the process that candidates changed, by candidate.
         missing: Reasons of missing numbers of candidates with a score.
@@ -203,6 +204,7 @@ class Provenance(TypedDict, total=False):
     num_with_same_weights: int
     equal_repeats: list[str]
     num_of_a_zoo: int
+    priors: dict[str, str]
     left_out_callbacks: list[str]
     process_changes: dict[str, list[str]]
     missing: list[Missing]

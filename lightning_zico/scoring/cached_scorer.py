@@ -316,12 +316,12 @@ def with_cache(scorer: Scorer, cache: ScoreCache) -> Scorer:
 
     The key of a score covers the model, its blocks and samples, the proxy and its settings, and the whole scorer:
     batches, loss function, axis, chunk size, seed, budget, device type, precision, the settings of the trainer, the
-    lengths of the loader and its dataset, and the data module if it overrides a transfer hook. It also covers
-    everything that `fingerprint.surroundings` lists in the process that scores: versions, global precision, the state
-    of autocast, and the number of threads (``torch.get_num_threads()``), which changes ZiCo by up to one percent. A
-    worker with fewer threads therefore does not find scores computed with more. The key of a proxy that is not
-    repeatable includes the machine, and so do all keys under a limit on latency. Names of candidates are not in the
-    key.
+    lengths of the loader and its dataset, and the data module if it overrides a transfer hook. The key of a proxy that
+    looks at features covers their samples. Every key covers what `fingerprint.surroundings` lists in the process that
+    scores: versions, global precision, the state of autocast, and the number of threads (``torch.get_num_threads()``),
+    which changes ZiCo by up to one percent. A worker with fewer threads therefore does not find scores computed with
+    more. The key of a proxy that is not repeatable includes the machine, and so do all keys under a limit on latency.
+    Names of candidates are not in the key.
 
     Args:
         scorer: The scorer without a cache.
@@ -339,7 +339,7 @@ def with_cache(scorer: Scorer, cache: ScoreCache) -> Scorer:
         "settings": scorer.settings.facts,
         "loader": (scorer.loader or TrainingLoader(scorer.batches)).facts,
     }
-    del seen["proxies"], seen["num_whole"]
+    del seen["proxies"], seen["num_whole"], seen["transfer_batches"]
     if scorer.cut is None:
         del seen["cut"]
     is_timed = scorer.budget is not None and scorer.budget.latency_s is not None
@@ -347,7 +347,8 @@ def with_cache(scorer: Scorer, cache: ScoreCache) -> Scorer:
     if context is None:
         return scorer
     keyed = [proxy for proxy in scorer.proxies if not proxy.reads_name]
-    keys = {proxy.name: key for proxy in keyed if (key := _key_of(proxy)) is not None}
+    features = fingerprint_or_warning(scorer.transfer_batches) if scorer.transfer_batches else ""
+    keys = {proxy.name: key for proxy in keyed if (key := _key_of(proxy, features)) is not None}
     return CachedScorer(**named, cache=cache, context=context, keys=keys)
 
 
@@ -360,8 +361,12 @@ def fingerprint_or_warning(*parts: Any) -> str | None:
         return None
 
 
-def _key_of(proxy: Proxy) -> str | None:
-    return fingerprint_or_warning(proxy.name, proxy, None if proxy.is_repeatable else platform.node())
+def _key_of(proxy: Proxy, features: str | None) -> str | None:
+    """Return the fingerprint of a proxy and, if it looks at features, of their samples; None if there is none."""
+    if proxy.needs_features and features is None:
+        return None
+    samples = (features,) if proxy.needs_features else ()
+    return fingerprint_or_warning(proxy.name, proxy, None if proxy.is_repeatable else platform.node(), *samples)
 
 
 def _warn(reason: str) -> None:

@@ -57,6 +57,7 @@ class Scorer:
         loader: The loader of the batches; None for a loader of exactly these.
         cut: Batch sizes before and after batches were made smaller; None if they are as the data gave them.
         num_whole: Number of batches that may be larger than requested, because they could not be counted or cut.
+        transfer_batches: Batches of the samples whose features proxies look at; empty for ``batches``.
     """
 
     batches: Sequence[Batch]
@@ -74,6 +75,7 @@ class Scorer:
     loader: TrainingLoader | None = None
     cut: Cut | None = None
     num_whole: int = 0
+    transfer_batches: Sequence[Batch] = ()
 
     @property
     def names(self) -> list[str]:
@@ -194,6 +196,7 @@ class Scorer:
                     blocks=blocks,
                     name=name,
                     num_samples=num_samples if self.cut is None else self.cut.stated(num_samples),
+                    transfer_batches=self.transfer_batches,
                 )
                 error = self.budget.excess(probe) if self.budget else None
                 if error is None:
@@ -244,6 +247,7 @@ def probe_of(
     prepare: Callable[[Batch, int], Batch] | None = None,
     blocks: Sequence[str] | None = None,
     name: str = "",
+    transfer_batches: Sequence[Batch] = (),
 ) -> Probe:
     """Make the probe of a module; a lazy module is initialised on its first batch before.
 
@@ -258,6 +262,7 @@ def probe_of(
         prepare: ``(batch, batch_idx) -> batch``; None for the bridge's.
         blocks: See `score`.
         name: Name of the candidate, for proxies that read it.
+        transfer_batches: See `Probe`.
     """
     prepare = prepare or bridge.prepare
     if is_uninitialised(module):
@@ -274,6 +279,7 @@ def probe_of(
         blocks=blocks,
         name=name,
         num_samples=num_samples,
+        transfer_batches=transfer_batches,
     )
 
 

@@ -47,6 +47,9 @@ class ScoringSettings:
             `benchmarks/README.md`, 16 rank as well as 128, at an eighth of the cost. Loaders are built again with this
             batch size; batches from elsewhere are cut to their first samples, and stay whole where that is not
             possible. None for batches as the loader gives them, which is the published protocol.
+        num_samples_transfer: Number of samples whose features the proxies for pretrained candidates look at (`logme`,
+            `ridge_probe` and others), rounded up to whole batches. They are read from the training data, once and in
+            addition to the batches, and kept in memory, only if such a proxy is chosen.
         axis: What varies between two gradients: ``"batch"``, the published ZiCo, or ``"sample"``.
         chunk_size: With ``axis="sample"``: how many samples to differentiate at once; None for a whole batch,
             ``"auto"`` for as many as fit in memory.
@@ -89,6 +92,7 @@ class ScoringSettings:
 
     num_batches: int = 2
     batch_size: int | None = 16
+    num_samples_transfer: int = 1000
     axis: Axis = "batch"
     chunk_size: ChunkSize = None
     loss_fn: LossFn | None = None
@@ -124,6 +128,7 @@ class ScoringSettings:
         self.num_batches = whole_number("num_batches", self.num_batches, 1)
         if self.batch_size is not None:
             self.batch_size = whole_number("batch_size", self.batch_size, 1, "None takes the loader's batches.")
+        self.num_samples_transfer = whole_number("num_samples_transfer", self.num_samples_transfer, 1)
         self.seed = whole_number("seed", self.seed)
         self.enable_progress_bar = flag("enable_progress_bar", self.enable_progress_bar)
 
@@ -186,6 +191,7 @@ class ScoringSettings:
                 loader=one.loader,
                 cut=one.cut,
                 num_whole=one.num_whole,
+                transfer_batches=one.transfer_batches,
             )
             scorers.append(scorer)
         if self.cache is None:
@@ -193,12 +199,27 @@ class ScoringSettings:
         cache = open_cache(self.cache)
         return [with_cache(scorer, cache) for scorer in scorers]
 
-    def readings(self, data: TrainingData, repeats: int = 1) -> list[Reading]:
-        """Read the batches of each repeat, after folders that killed processes left behind are removed."""
+    def readings(self, data: TrainingData, proxies: Sequence[Proxy], repeats: int = 1) -> list[Reading]:
+        """Read the batches of each repeat, after folders that killed processes left behind are removed.
+
+        Args:
+            data: The data.
+            proxies: Proxies that will be computed; some look at more samples than those of the batches.
+            repeats: Number of repeats.
+        """
         remove_leftovers()
         return data.read_repeats(
-            self.num_batches, repeats, seed=self.seed, batch_size=self.batch_size, num_samples=self.num_samples
+            self.num_batches,
+            repeats,
+            seed=self.seed,
+            batch_size=self.batch_size,
+            num_samples=self.num_samples,
+            num_samples_transfer=self.num_samples_for(proxies),
         )
+
+    def num_samples_for(self, proxies: Sequence[Proxy]) -> int:
+        """Return the number of samples whose features are needed; 0 if no proxy looks at features."""
+        return self.num_samples_transfer if any(proxy.needs_features for proxy in proxies) else 0
 
     @property
     def _executor(self) -> Executor:

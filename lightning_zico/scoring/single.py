@@ -25,6 +25,7 @@ class ScoreSettings(TypedDict, total=False):
     """The arguments of `ScoringSettings` that `score` takes as well."""
 
     batch_size: int | None
+    num_samples_transfer: int
     axis: Axis
     chunk_size: ChunkSize
     seed: int
@@ -74,9 +75,10 @@ def score(
         num_samples: Number of samples in a batch, or a function that counts them in a batch as given; None to read it
             from the batch (`engine.samples.num_samples`). MACs and other numbers per sample need it if the fields of a
             batch differ in length and nothing shows which one counts samples.
-        settings: ``axis``, ``chunk_size``, ``seed``, ``accelerator``, ``devices``, ``precision``, ``channels_last`` and
-            ``batch_size`` as for `ScoringSettings`. Batches that are given themselves are only cut if ``batch_size`` is
-            passed; the selector cuts them, too, so that all data ranks in the same way.
+        settings: ``axis``, ``chunk_size``, ``seed``, ``accelerator``, ``devices``, ``precision``, ``channels_last``,
+            ``num_samples_transfer`` and ``batch_size`` as for `ScoringSettings`. Batches that are given themselves are
+            only cut if ``batch_size`` is passed; the selector cuts them, too, so that all data ranks in the same way.
+            The features of a list without ``num_batches`` are those of all its batches.
 
     Returns:
         A card with one `Score` per proxy. If the model fails, the reason is in ``card["zico"].error``.
@@ -115,6 +117,7 @@ def score(
             batch_size=shared.batch_size,
             num_samples=num_samples,
             cuts_given="batch_size" in settings,
+            num_samples_transfer=shared.num_samples_for(chosen),
         )
         (scorer,) = shared.scorers([reading], chosen, data=source, loss_fn=loss_fn, budget=None)
         if datamodule is not None:

@@ -152,7 +152,8 @@ class ZeroShotSearch(ScoringSettings):
         with TrainingData(given, TrainerSettings.of(self.trainer)) as data:
             budget = self.budget.without_arch_costs() if self.budget else None
             loss_fn = nn.functional.cross_entropy if self._needs_loss else self.loss_fn
-            (scorer,) = self.scorers(self.readings(data), choice.proxies, data=data, loss_fn=loss_fn, budget=budget)
+            readings = self.readings(data, choice.proxies)
+            (scorer,) = self.scorers(readings, choice.proxies, data=data, loss_fn=loss_fn, budget=budget)
             study = Study.of(
                 self._space,
                 choice,

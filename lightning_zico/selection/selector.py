@@ -29,6 +29,7 @@ from lightning_zico.scoring.settings import ScoringSettings
 from lightning_zico.selection.finals import Mode, check_finals, check_trainer, check_will_train, train_best
 from lightning_zico.selection.run import Run, show
 from lightning_zico.selection.standings import leaderboard_of
+from lightning_zico.zoo import Zoo
 
 
 @dataclass(repr=False, eq=False)
@@ -47,7 +48,7 @@ class ZeroShotSelector(ScoringSettings):
             this baseline does not explain (`ranking.size_controlled`); higher is better.
         prior: Known values of candidates by name, such as published accuracies: a mapping, the path of a CSV file with
             two columns, or a `Prior`. They become the column ``prior``, which you can rank by and use as a member of a
-            recipe.
+            recipe. None for the published accuracies that a zoo of timm's models brings along, if any.
         budget: Limits on cost. Candidates above it are dropped before they are scored; the leaderboard shows why.
         repeats: How often every candidate is scored. Repeat r uses the seed ``seed + r``: factories draw other weights,
             data modules and loaders give other batches, the same for all candidates. A module that is offered built
@@ -115,7 +116,9 @@ class ZeroShotSelector(ScoringSettings):
             raise UnknownNameError(
                 f"Invalid controlled_by={self.controlled_by!r}: expected a baseline: {', '.join(BASELINES)}."
             )
-        self.check_enough_batches(self._choice().proxies)
+        # A zoo may bring the prior along, which is known only when candidates are offered.
+        awaits_prior = self.prior is None and self.rank_by == "prior"
+        self.check_enough_batches(self._choice(None if awaits_prior else self.rank_by, self.prior).proxies)
 
     def __getattr__(self, name: str) -> Any:
         raise missing_attribute(self, name, ("leaderboard_", "cards_", "best_model_"), "`rank` and `fit`")
@@ -243,9 +246,9 @@ class ZeroShotSelector(ScoringSettings):
         return self
 
     def _rank(self, candidates: Candidates, data: TrainingData) -> None:
-        choice = self._choice()
+        choice = self._choice(self.rank_by, self._prior_for(candidates))
         with data:
-            readings = self.readings(data, self.repeats)
+            readings = self.readings(data, choice.proxies, self.repeats)
             scorers = self.scorers(readings, choice.proxies, data=data, loss_fn=self.loss_fn, budget=self.budget)
             run = Run(scorers, choice, self._executor, enable_progress_bar=self.enable_progress_bar)
             try:
@@ -287,9 +290,15 @@ class ZeroShotSelector(ScoringSettings):
             self.best_model_ = None
             raise IdenticalBatchesError(next(iter(errors.values())).removeprefix(kind))
 
-    def _choice(self) -> Choice:
-        beside = [] if self.prior is None else [prior_of(self.prior)]
-        return Choice.of(self.proxies, self.rank_by, beside=beside, with_baselines=True)
+    def _prior_for(self, candidates: Candidates) -> Prior | Mapping[str, float] | str | Path | None:
+        """Return the prior that was given, or the one that a zoo brings along unless a proxy has its name."""
+        if self.prior is not None or not isinstance(candidates, Zoo):
+            return self.prior
+        return None if "prior" in Choice.of(self.proxies).columns else candidates.prior
+
+    def _choice(self, rank_by: str | None, prior: Prior | Mapping[str, float] | str | Path | None) -> Choice:
+        beside = [] if prior is None else [prior_of(prior)]
+        return Choice.of(self.proxies, rank_by, beside=beside, with_baselines=True)
 
     def _store(self, run: Run, *, broke_off: bool) -> bool:
         """Make the leaderboard from all cards so far.

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from lightning_zico.proxies import BASELINES
+from lightning_zico.proxies import BASELINES, Prior
 from lightning_zico.ranking import kendall_where_both, size_controlled
 from lightning_zico.results import Leaderboard, Score, ScoreCard
 from lightning_zico.scoring.choice import Choice
@@ -57,6 +57,7 @@ def _facts(tally: Tally) -> dict[str, Any]:
         "repeats": tally.repeats,
         "num_instances": tally.num_instances,
         "num_of_a_zoo": tally.num_of_a_zoo,
+        "priors": {p.name: p.source for p in choice.proxies if isinstance(p, Prior) and p.source is not None},
     }
     if tally.repeats > 1:
         facts |= {

@@ -15,7 +15,9 @@ from lightning_zico.candidates import Candidate
 from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.engine.size import count_params
 from lightning_zico.errors import InvalidArgumentError, UnsupportedInputError, check_count
+from lightning_zico.proxies import Prior
 from lightning_zico.zoo.classifiers import ImageClassifier
+from lightning_zico.zoo.published import TIMM_SOURCE
 
 # Proxies for candidates of a zoo; the ranking is by the first. On timm, no measured proxy ranks better within a budget
 # than the number of parameters (benchmarks/README.md).
@@ -55,6 +57,10 @@ class ZooModel(ABC):
     @abstractmethod
     def __call__(self) -> nn.Module:
         """Build the LightningModule around the network."""
+
+    def published_accuracy(self) -> float | None:
+        """Return the accuracy that the zoo publishes for the model's checkpoint, in percent; None if it is unknown."""
+        return None
 
     def untrained(self) -> "Self":
         """Return the same model without weights that would have to be loaded."""
@@ -168,6 +174,13 @@ class Zoo:
         """Names of all models, including those above ``max_params``."""
         several = len({model.zoo for model in self.models}) > 1
         return [f"{model.zoo}:{model.name}" if several else model.name for model in self.models]
+
+    @property
+    def prior(self) -> Prior | None:
+        """Published accuracies of the candidates, by name; None if there are none."""
+        published = {name: model.published_accuracy() for name, model in zip(self.names, self.models, strict=True)}
+        known = {name: accuracy for name, accuracy in published.items() if accuracy is not None}
+        return Prior(known, source=TIMM_SOURCE) if known else None
 
     def __iter__(self) -> Iterator[Candidate]:
         """Yield the candidates. One whose size cannot be computed is included; its row will have the reason."""

@@ -9,6 +9,7 @@ from torch import nn
 from lightning_zico._imports import imported
 from lightning_zico.zoo.base import ImageModel, InputSize, Zoo, check_num_classes, image_shape, matched
 from lightning_zico.zoo.fitting import fits_data
+from lightning_zico.zoo.published import timm_accuracies, timm_architectures
 
 
 @fits_data
@@ -25,6 +26,9 @@ def from_timm(
     lr: float = 1e-3,
 ) -> Zoo:
     """List models of timm as candidates; each is only built when it is scored.
+
+    Their published accuracies on ImageNet-1k are the column ``prior`` of a ranking (`zoo.published`): of the checkpoint
+    that is loaded, or else of the best one of the architecture.
 
     Args:
         patterns: Names as returned by `timm.list_models`, or shell patterns. A pattern with a dot matches names with
@@ -84,6 +88,15 @@ class TimmModel(ImageModel):
         return _imported_timm().create_model(
             self.name, pretrained=self.pretrained, num_classes=self.num_classes, in_chans=self.in_chans, **options
         )
+
+    def published_accuracy(self) -> float | None:
+        """Return that of the checkpoint that is loaded; for an untrained model, of the best one of its architecture."""
+        if "." in self.name:
+            return timm_accuracies().get(self.name)
+        if not self.pretrained:
+            return timm_architectures().get(self.name)
+        config = _imported_timm().get_pretrained_cfg(self.name)
+        return None if config is None else timm_accuracies().get(f"{self.name}.{config.tag}")
 
     def untrained(self) -> "TimmModel":
         """Return the same model without timm's weights."""

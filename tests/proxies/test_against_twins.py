@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lightning_zico import list_proxies, score
 from lightning_zico.engine.weights import drawn_like, gaussian_batch, gaussian_weights, kaiming_weights
-from lightning_zico.proxies import Fisher, GradSign, MeCo, Proxy, ZiCoBC
+from lightning_zico.proxies import Fisher, GradSign, MeCo, Proxy, ZiCoBC, resolve_proxies
 from tests.proxies.models import Mixed, Tokens, ViT, cnn, mlp
 from tests.reference import forward_proxies as forward
 from tests.reference import proxies as derivatives
@@ -23,7 +23,9 @@ SEED = 0
 TIGHT = 1e-5
 
 # Of these there are tests of their own, in this folder and of the engine that counts and measures.
-TESTED_ELSEWHERE = {"params", "macs", "num_layers", "latency", "zico"}
+TESTED_ELSEWHERE = {"params", "macs", "num_layers", "latency", "zico"} | {
+    proxy.name for proxy in resolve_proxies("all") if proxy.needs_features
+}
 
 
 def gaussian(*shape: int) -> Callable[[torch.Generator], Tensor]:
