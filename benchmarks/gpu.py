@@ -184,9 +184,9 @@ def small_networks(device: Device, size: Size) -> Iterator[Line]:
         for name, seconds in zip(functions, device.seconds(list(functions.values()), size.num_rounds), strict=True):
             columns.setdefault(name, []).append(statistics.median(seconds))
     passes = columns["plain passes"]
-    for name, seconds in columns.items():
-        milliseconds = 1000 * statistics.median(seconds)
-        text = f"{milliseconds:.1f} ms; {ratio_text(seconds, passes)} x passes"
+    for name, own_s in columns.items():
+        milliseconds = 1000 * statistics.median(own_s)
+        text = f"{milliseconds:.1f} ms; {ratio_text(own_s, passes)} x passes"
         is_ours = name.endswith("float32")
         yield Line.held(name, milliseconds, text, MOST_MS) if is_ours else Line(name, text)
     ours = columns["ZiCo, float32"]

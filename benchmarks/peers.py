@@ -80,23 +80,25 @@ def grasp(model: nn.Module, batch: _Batch) -> float:
     first = torch.autograd.grad(_loss_fn(model(inputs), targets), weights)
     second = torch.autograd.grad(_loss_fn(model(inputs), targets), weights, create_graph=True)
     product: Tensor = torch.stack([(a * b).sum() for a, b in zip(first, second, strict=True)]).sum()
-    product.backward()  # type: ignore[no-untyped-call]
+    product.backward()
     return sum(float(-(weight * weight.grad).detach().sum()) for weight in weights if weight.grad is not None)
 
 
 def fisher(model: nn.Module, batch: _Batch) -> float:
     """Sum half the mean square of activation times gradient, of every channel as often as it has weights."""
     kept: list[tuple[int, Tensor]] = []
-
-    def keep(layer: nn.Module, inputs: object, output: Tensor) -> None:
-        output.retain_grad()
-        kept.append((layer.weight[0].numel(), output))
-
     for layer in layers_of(model):
+
+        def keep(module: nn.Module, inputs: object, output: Tensor, fan_in: int = layer.weight[0].numel()) -> None:
+            output.retain_grad()
+            kept.append((fan_in, output))
+
         layer.register_forward_hook(keep)
     backward(model, batch)
     total = 0.0
     for fan_in, output in kept:
+        if output.grad is None:
+            raise RuntimeError("The loss does not depend on a layer.")
         product = (output * output.grad).detach()  # [N, C, *]
         per_sample = product.sum(dim=list(range(2, product.ndim))) if product.ndim > 2 else product  # [N, C]
         total += fan_in * float((per_sample.square().mean(dim=0) / 2).abs().sum())
@@ -146,10 +148,10 @@ def zero_cost_nas(model: nn.Module, batch: _Batch, proxies: Sequence[str]) -> di
     return {name: ZERO_COST_NAS[name](copy.deepcopy(model), batch) for name in proxies}
 
 
-def _forward_masked(layer: nn.Module, inputs: Tensor, *, mask: Tensor) -> Tensor:
+def _forward_masked(layer: nn.Conv2d | nn.Linear, inputs: Tensor, *, mask: Tensor) -> Tensor:
     if isinstance(layer, nn.Conv2d):
         return layer._conv_forward(inputs, layer.weight * mask, layer.bias)
-    return F.linear(inputs, layer.weight * mask, layer.bias)  # type: ignore[arg-type]
+    return F.linear(inputs, layer.weight * mask, layer.bias)
 
 
 def _without_norms(model: nn.Module) -> None:
@@ -239,7 +241,7 @@ def main(words: Sequence[str] | None = None) -> None:
         for network in arguments.networks
         for size in arguments.batch_sizes
     ]
-    columns = ["network", "batch", "step ms", "ours / step", "zero-cost-nas / ours", "the same with grasp"]
+    columns = ["network", "batch", "step ms", "ours / step", "zero-cost-nas / ours", "with grasp, both"]
     columns += ["ZiCo, ours / steps", "published ZiCo / ours"]
     print_table(console, "Median ratios over rounds, with 95 % intervals", columns, rows)
 

@@ -150,7 +150,10 @@ def main() -> None:
     parser.add_argument("--nets", type=int, default=200, help="networks of NAS-Bench-201")
     parser.add_argument("--rounds", type=int, default=5, help="rounds in which one worker and two take turns")
     parser.add_argument("--tiny", type=int, nargs=2, default=(500, 5000), metavar=("FEW", "MANY"))
+    parser.add_argument("--quick", action="store_true", help="quick check with few networks")
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.nets, arguments.rounds, arguments.tiny = 2, 2, (20, 60)
     torch.set_num_threads(1)
     compare_workers(arguments.nets, arguments.rounds)
     compare_with_passes(min(arguments.nets, 20))

@@ -105,7 +105,9 @@ def drawn(num_models: int, seed: int) -> Iterator[Candidate]:
             return
         if isinstance(model, ImageModel) and params_of(model) <= MAX_PARAMS:
             found += 1
-            height, width = timm.get_pretrained_cfg(model.name).input_size[-2:]
+            config = timm.get_pretrained_cfg(model.name)
+            assert config is not None, "every model in timm's list has a configuration"
+            height, width = config.input_size[-2:]
             yield Candidate(model.name, Native(model, (height, width)))
 
 
