@@ -4,6 +4,7 @@ README.md beside this file tells how. An interrupted run resumes.
 """
 
 import argparse
+import cProfile
 import json
 import random
 import statistics
@@ -40,6 +41,8 @@ LOADER_SIZE = 64  # samples in a batch of the loader
 IMAGE_SIZE = 224  # of the data; each model resizes to its own size
 SIZES: tuple[int | None, ...] = (16, None)  # `batch_size` of the selector: after and before
 MEMORY_PERIOD_S = 0.05
+NUM_SLOWEST = 3
+FILLING = ("normal_", "uniform_", "erfinv_", "clamp_", "fill_", "zero_", "mul_", "add_")  # methods that fill weights
 
 # What a fresh process does before it can score or list; the seconds of the last line are measured.
 STARTS = {
@@ -77,7 +80,7 @@ class Part:
         batch_size: See `SIZES`.
         num_workers: Number of worker processes.
         elapsed_s: Seconds that the ranking took, with the start of the workers.
-        scoring_s: Seconds of all models together in the workers, building included.
+        seconds: Seconds of each model in its worker, building included.
         peak_bytes: Largest resident memory of this process and its workers together.
         errors: Reasons, by name, of the models that failed.
     """
@@ -86,7 +89,7 @@ class Part:
     batch_size: int | None
     num_workers: int
     elapsed_s: float
-    scoring_s: float
+    seconds: dict[str, float]
     peak_bytes: int
     errors: dict[str, str]
 
@@ -167,27 +170,31 @@ def ranked(candidates: Sequence[Candidate], batch_size: int | None, num_workers:
         rows = selector.rank(candidates, data).rows
         elapsed = time.perf_counter() - start
     errors = {row["name"]: row["error"] for row in rows if row["error"] is not None}
+    seconds = {row["name"]: row["seconds"] for row in rows}
     names = tuple(candidate.name for candidate in candidates)
-    return Part(names, batch_size, num_workers, elapsed, sum(row["seconds"] for row in rows), peak[0], errors)
+    return Part(names, batch_size, num_workers, elapsed, seconds, peak[0], errors)
 
 
 def building_seconds(candidates: Sequence[Candidate]) -> tuple[float, float]:
-    """Time the building of all models, as it is done for scoring and on the meta device.
+    """Time the building of all models, and within it the operations that fill weights.
 
     Returns:
-        Seconds with weights, and without memory for weights, so that none are drawn.
+        Seconds of building, and seconds of these operations, from a second run that is profiled.
     """
-    with_weights = without = 0.0
+    building = filling = 0.0
     for candidate in candidates:
         with preserved_rng(0):
+            candidate.build()  # what the model imports
             start = time.perf_counter()
             candidate.build()
-            built = time.perf_counter()
-            with torch.device("meta"):
-                candidate.build()
-        with_weights += built - start
-        without += time.perf_counter() - built
-    return with_weights, without
+            building += time.perf_counter() - start
+            profile = cProfile.Profile()
+            profile.runcall(candidate.build)
+        profile.create_stats()
+        for (_, _, function), (_, _, own_s, _, _) in profile.stats.items():  # type: ignore[attr-defined]
+            if any(f"'{name}' of 'torch" in function for name in FILLING):
+                filling += own_s
+    return building, filling
 
 
 def start_seconds(first: str, measured: str, repeats: int) -> float:
@@ -267,7 +274,7 @@ def cells_of(parts: Sequence[Part], batch_size: int | None) -> list[str]:
 
 def seconds_of(parts: Sequence[Part], batch_size: int | None) -> float:
     """Sum up the seconds of all models in the workers, building included."""
-    return sum(part.scoring_s for part in parts if part.batch_size == batch_size)
+    return sum(sum(part.seconds.values()) for part in parts if part.batch_size == batch_size)
 
 
 def report(console: Console, parts: Sequence[Part], building: tuple[float, float], repeats: int) -> None:
@@ -275,16 +282,17 @@ def report(console: Console, parts: Sequence[Part], building: tuple[float, float
     columns = ["samples in a batch", "models", "minutes", "models per minute", "failures", "peak MB"]
     print_table(console, "The default recipe, two batches", columns, [cells_of(parts, size) for size in SIZES])
     whole = {size: seconds_of(parts, size) for size in SIZES}
-    with_weights, without = building
     rows = [
-        ["building", f"{with_weights:.1f}", *(f"{with_weights / whole[size]:.0%}" for size in SIZES)],
-        ["of that, drawing weights", f"{with_weights - without:.1f}"]
-        + [f"{(with_weights - without) / whole[size]:.0%}" for size in SIZES],
+        [what, f"{seconds:.2f}", *(f"{seconds / whole[size]:.1%}" for size in SIZES)]
+        for what, seconds in zip(("building", "of that, filling weights"), building, strict=True)
     ]
     columns = ["what", "s", "share of the scoring at 16", "share of the scoring at 64"]
     print_table(console, "Building the models, one after the other", columns, rows)
     rows = [[name, f"{start_seconds(*statements, repeats):.2f}"] for name, statements in STARTS.items()]
     print_table(console, f"In a fresh process, median of {repeats}", ["what", "s"], rows)
+    seconds_at_16 = {name: s for part in parts if part.batch_size == SIZES[0] for name, s in part.seconds.items()}
+    slowest = sorted(seconds_at_16, key=lambda name: -seconds_at_16[name])[:NUM_SLOWEST]
+    say(console, f"Slowest at {SIZES[0]}: {', '.join(f'{name} {seconds_at_16[name]:.1f} s' for name in slowest)}.")
     for size in SIZES:
         reasons = Counter(reason for part in parts if part.batch_size == size for reason in part.errors.values())
         for reason, count in reasons.most_common():

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 import zoo
 
-PART = zoo.Part(("a", "b"), 16, 2, 30.0, 50.0, 10**9, {"b": "too slow"})
+PART = zoo.Part(("a", "b"), 16, 2, 30.0, {"a": 30.0, "b": 20.0}, 10**9, {"b": "too slow"})
 
 
 def test_drawn_models_are_small_and_of_their_own_size() -> None:
@@ -53,7 +53,7 @@ def test_a_run_measures_only_the_parts_that_are_missing(tmp_path: Path, monkeypa
         asked.append((names, batch_size))
         if len(asked) == 4:
             raise KeyboardInterrupt
-        return zoo.Part(names, batch_size, num_workers, 1.0, 1.0, 1, {})
+        return zoo.Part(names, batch_size, num_workers, 1.0, dict.fromkeys(names, 1.0), 1, {})
 
     monkeypatch.setattr(zoo, "ranked", ranked)
     candidates = [Candidate(name, torch.nn.Identity) for name in "abc"]
@@ -97,6 +97,13 @@ def test_a_ranking_of_two_models_is_measured() -> None:
     candidates = [Candidate(name, torch.nn.Identity) for name in ("one", "two")]
     part = zoo.ranked(candidates, 16, num_workers=1, timeout_s=100.0)
     assert part.names == ("one", "two")
-    assert {*part.errors} == {"one", "two"}
-    assert part.elapsed_s >= part.scoring_s > 0
+    assert {*part.errors} == {*part.seconds} == {"one", "two"}
+    assert part.elapsed_s >= sum(part.seconds.values()) > 0
     assert part.peak_bytes > zoo.resident_bytes(None) / 2
+
+
+def test_filling_weights_is_a_part_of_building() -> None:
+    building, filling = zoo.building_seconds([Candidate("wide", lambda: torch.nn.Linear(3000, 3000))])
+    assert building > 0
+    assert filling > 0
+    assert zoo.building_seconds([Candidate("nothing", torch.nn.Identity)])[1] == 0
