@@ -36,7 +36,8 @@ def isotropy(features: Tensor) -> Tensor:
     .. math::
         -\sum_c p_c \log(p_c + 10^{-8}), \qquad p_c = \lambda_c \Big/ \sum_k \lambda_k
 
-    with :math:`\lambda` the eigenvalues of the covariance of the channels.
+    with :math:`\lambda` the eigenvalues of the covariance of the channels. With fewer rows than channels, they are
+    computed from the products of the rows, which have the same eigenvalues other than zero.
 
     Args:
         features: ``[R, C]``.
@@ -50,8 +51,9 @@ def isotropy(features: Tensor) -> Tensor:
     """
     mean = features.mean(dim=0)
     centred = features - mean
-    covariance = (centred.T @ centred).double() / len(features)  # [C, R] @ [R, C] -> [C, C]
-    eigenvalues = torch.linalg.eigvalsh(_finite(covariance)).clamp_(min=0)
+    few = centred if len(centred) < centred.shape[1] else centred.T
+    products = (few @ few.T).double() / len(features)  # [C, R] @ [R, C] -> [C, C], or [R, C] @ [C, R] -> [R, R]
+    eigenvalues = torch.linalg.eigvalsh(_finite(products)).clamp_(min=0)
     total = eigenvalues.sum()
     rounding = torch.finfo(features.dtype).eps ** 2 * mean.double().square().sum()
     shares = eigenvalues / total.masked_fill(~(total > rounding), math.nan)
@@ -64,7 +66,8 @@ def spectral_balance(gradients: Tensor, signs: Tensor) -> Tensor:
     .. math::
         2 - \sigma - \frac{1}{\sigma + 10^{-6}}, \qquad \sigma = \lVert U^\top V / R \rVert_2
 
-    with :math:`\lVert\cdot\rVert_2` the largest singular value.
+    with :math:`\lVert\cdot\rVert_2` the largest singular value. With fewer rows than channels, it is that of the
+    product of the triangular factors of :math:`U^\top` and :math:`V^\top`, which are smaller.
 
     Args:
         gradients: :math:`U`, ``signs`` propagated backward through the block, ``[R, C']``.
@@ -73,7 +76,12 @@ def spectral_balance(gradients: Tensor, signs: Tensor) -> Tensor:
     Returns:
         Scalar, float64, at most about 0, which is reached where ``sigma`` is 1; NaN if an entry is not finite.
     """
-    product = (gradients.T @ signs).double() / len(signs)  # [C', R] @ [R, C] -> [C', C]
+    if len(signs) < min(gradients.shape[1], signs.shape[1]):
+        left, right = (torch.linalg.qr(_finite(each.T.double()), mode="r").R for each in (gradients, signs))  # [R, R]
+        product = left @ right.T / len(signs)
+        product = product.masked_fill(~gradients.isfinite().all(), math.nan)
+    else:
+        product = (gradients.T @ signs).double() / len(signs)  # [C', R] @ [R, C] -> [C', C]
     sigma = torch.linalg.matrix_norm(_finite(product), ord=2).masked_fill(~product.isfinite().all(), math.nan)
     return 2 - sigma - 1 / (sigma + _INVERSE_STABILISER)
 
