@@ -329,7 +329,8 @@ def test_memory_stays_level_over_two_hundred_candidates(executor: Any) -> None:
     selector = ZeroShotSelector(proxies="zico", executor=executor)
     leaderboard = selector.rank(candidates(), make_batches())
     assert len(leaderboard.errors) == 80
-    settled = levels[2:]  # the first ones fill caches of torch, and holes in the memory of a process that ran other tests
+    # The first ones fill caches of torch, and holes in the memory of a process that ran other tests before.
+    settled = levels[2:]
     assert max(settled) - min(settled) < 50e6
 
 
