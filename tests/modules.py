@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_zico import Proxy
+from lightning_zico._typing import Batch
+from lightning_zico.bridge import TrainingData
 from lightning_zico.errors import NotApplicableError
 
 NUM_CLASSES = 3
@@ -181,3 +183,9 @@ def twice(build: Callable[[], Any]) -> tuple[Any, Any]:
     first = build()
     torch.manual_seed(0)
     return first, build()
+
+
+def read_batches(data: Any, num_batches: int, *, seed: int = 0) -> list[Batch]:
+    """Read the first batches of training data, and tear down a data module."""
+    with TrainingData(data) as training_data:
+        return training_data.read(num_batches, seed=seed).batches

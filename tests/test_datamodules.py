@@ -11,9 +11,9 @@ from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset, random_split
 
 from lightning_zico import datamodules
-from lightning_zico.bridge.data import read_batches
 from lightning_zico.datamodules import ImageFolderDataModule, read_image
 from lightning_zico.errors import TooFewBatchesError
+from tests.modules import read_batches
 
 
 def fill(root: Path, **num_images: int) -> Path:

@@ -310,12 +310,6 @@ class TrainingData:
             yield trainer
 
 
-def read_batches(data: Any, num_batches: int, *, seed: int = 0) -> list[Batch]:
-    """Read the first batches of training data, and tear down a data module; see `TrainingData`, also for errors."""
-    with TrainingData(data) as training_data:
-        return training_data.read(num_batches, seed=seed).batches
-
-
 def read_training_batches(
     trainer: Any,
     num_batches: int,

@@ -39,7 +39,6 @@ from lightning_zico.results.rows import (
 )
 from lightning_zico.results.scores import Final, ScoreCard, layers_of
 from lightning_zico.results.views import FigureKind
-from lightning_zico.texts import shortened
 
 # More rows than this make a cell of a notebook unwieldy.
 _MOST_IN_A_NOTEBOOK = 100
@@ -212,11 +211,8 @@ class Leaderboard:
         return len(self.rows)
 
     def __repr__(self) -> str:
-        failed = f", {len(self.errors)} failed" if self.errors else ""
-        return (
-            f"<{type(self).__name__} of {len(self)} candidates by {shortened(views.ranked_by(self.provenance))}, "
-            f"best {shortened(self.best)}{failed}>"
-        )
+        count = f"{len(self)} candidates"
+        return views.brief(type(self).__name__, count, self.provenance, self.best, len(self.errors))
 
     def __str__(self) -> str:
         """A table with the columns that were asked for, the reasons of the failed candidates and the notes."""

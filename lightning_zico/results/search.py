@@ -22,7 +22,7 @@ from lightning_zico.results.rows import (
     write_text,
 )
 from lightning_zico.results.views import SearchFigureKind
-from lightning_zico.texts import printable, shortened
+from lightning_zico.texts import printable
 
 # Rows that `print` and a notebook show.
 _NUM_SHOWN = 10
@@ -59,11 +59,8 @@ class SearchResult:
         return len(self.history)
 
     def __repr__(self) -> str:
-        failed = f", {len(self.errors)} failed" if self.errors else ""
-        return (
-            f"<{type(self).__name__} of {len(self)} trials by {shortened(views.ranked_by(self.provenance))}, "
-            f"best {shortened(self.best)}{failed}>"
-        )
+        count = f"{len(self)} trials"
+        return views.brief(type(self).__name__, count, self.provenance, self.best, len(self.errors))
 
     def __str__(self) -> str:
         """A line for each of the ten best, and the notes."""

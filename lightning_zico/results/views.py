@@ -35,6 +35,7 @@ from lightning_zico.results.rows import (
     ranks_of,
     standing_of,
 )
+from lightning_zico.texts import shortened
 
 FigureKind: TypeAlias = Literal["ranks", "pareto", "agreement", "finals"]
 SearchFigureKind: TypeAlias = Literal["history", "pareto", "agreement"]
@@ -244,6 +245,12 @@ def table(
     columns.append(Column("seconds", tuple(number(row["seconds"]) for row in rows)))
     reasons = tuple(f"{row['name']}: {row['error']}" for row in rows if row["rank"] is None)
     return Table(title or f"Ranked by {decisive}", tuple(columns), reasons, tuple(notes))
+
+
+def brief(kind: str, count: str, provenance: Provenance, best: str | None, num_failed: int) -> str:
+    """Return the ``repr`` of a result: how many of what, what they are ranked by, the best, and how many failed."""
+    failed = f", {num_failed} failed" if num_failed else ""
+    return f"<{kind} of {count} by {shortened(ranked_by(provenance))}, best {shortened(best)}{failed}>"
 
 
 def asked_of(rows: Sequence[Row], provenance: Provenance) -> list[str]:

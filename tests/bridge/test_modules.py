@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from lightning_zico import score
-from lightning_zico.bridge.data import read_batches
 from lightning_zico.bridge.modules import bridged
 from lightning_zico.errors import TooFewBatchesError, UnsupportedBatchError, UnsupportedModuleError
 from tests.modules import (
@@ -25,6 +24,7 @@ from tests.modules import (
     assert_untouched,
     make_batches,
     make_network,
+    read_batches,
     state_of,
     twice,
 )

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from lightning_zico import ZeroShotSearch, ZeroShotSelector, ZiCoCallback, score
-from lightning_zico.bridge.data import Reread, read_batches
+from lightning_zico.bridge.data import Reread
 from lightning_zico.engine.contents import contents
 from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.errors import IdenticalBatchesError, TooFewBatchesError
 from lightning_zico.search.run import SearchError
 from tests.callbacks.training import quiet_trainer
-from tests.modules import Classifier, assert_same, assert_untouched, make_batches
+from tests.modules import Classifier, assert_same, assert_untouched, make_batches, read_batches
 from tests.search.spaces import Bits
 
 ((IMAGES, LABELS),) = make_batches(1, num_samples=12)

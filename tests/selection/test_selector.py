@@ -22,13 +22,21 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lightning_zico import Budget, Candidate, Leaderboard, Proxy, ZeroShotSelector, score
-from lightning_zico.bridge.data import read_batches
 from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.errors import IdenticalBatchesError, TooFewBatchesError, UnknownNameError, UnsupportedBatchError
 from lightning_zico.proxies import BASELINES
 from lightning_zico.ranking import combine, get_recipe, list_recipes
 from lightning_zico.results import leaderboard_table
-from tests.modules import Classifier, Fixed, Numbered, assert_same, assert_untouched, make_batches, make_network
+from tests.modules import (
+    Classifier,
+    Fixed,
+    Numbered,
+    assert_same,
+    assert_untouched,
+    make_batches,
+    make_network,
+    read_batches,
+)
 
 
 class Data(LightningDataModule):

@@ -9,11 +9,11 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Subset, TensorDataset
 
 from lightning_zico import ZeroShotSelector
-from lightning_zico.bridge.data import read_batches
 from lightning_zico.demos import DigitsDataModule
 from lightning_zico.errors import InvalidArgumentError
 from lightning_zico.zoo import Zoo, fit_zoo, from_timm, from_torchvision, from_transformers, from_zoo
 from lightning_zico.zoo.fitting import look_at
+from tests.modules import read_batches
 from tests.zoo.data import NUM_CLASSES, image_batches, text_batches
 
 pytest.importorskip("timm")
