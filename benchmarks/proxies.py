@@ -20,13 +20,14 @@ from torch import Tensor, nn
 
 from lightning_zico import list_proxies, score
 from lightning_zico.engine.size import count_params
-from lightning_zico.proxies import az, linear_regions, zen
+from lightning_zico.proxies import az, linear_regions, resolve_proxies, zen
 from lightning_zico.ranking import get_recipe
 from lightning_zico.spaces import get_space
 
 # Measured apart: a pass for each sample or class, second derivatives, and a clock that runs the network nine times.
 APART = {"gradsign", "knas", "ntk_cond", "vkdnw", "grasp", "latency"}
 SHARED_PASS = "zico"
+QUICK_BATCH = 16  # of the first table, with `--quick`; VKDNW needs that many
 LIMIT = 2.5  # all others together, over the most expensive shared pass alone
 # The limit is for batches of at least this size, the smallest that ZiCo's paper finds sufficient. With smaller ones,
 # the passes that cannot be shared take most of the time: they have other numbers of inputs.
@@ -35,6 +36,11 @@ DEFAULT = list(get_recipe("default").members)
 RECIPE_LIMIT = 0.9  # the default recipe over `zico`
 LARGE = 11e6  # parameters of a network whose weights cost more than its passes
 ARCH = "|nor_conv_3x3~0|+|nor_conv_1x1~0|skip_connect~1|+|avg_pool_3x3~0|nor_conv_3x3~1|nor_conv_3x3~2|"
+
+
+def compared_proxies() -> list[str]:
+    """List the proxies that look at the batches; those for pretrained models look at a thousand samples instead."""
+    return [proxy.name for proxy in resolve_proxies(list_proxies()) if not proxy.needs_features]
 
 
 class Passes:
@@ -112,7 +118,7 @@ class Costs:
 
 def measure(model: nn.Module, batches: list[tuple[Tensor, Tensor]], repeats: int) -> Costs:
     """Time every proxy alone and in a set, in a new random order in every round; the slow ones once."""
-    names = list_proxies()
+    names = compared_proxies()
     together = [name for name in names if name not in APART]
     repeated = {name: [name] for name in together} | {"shared": together}
     for proxies in repeated.values():
@@ -136,7 +142,7 @@ def measure(model: nn.Module, batches: list[tuple[Tensor, Tensor]], repeats: int
 
 def compare_proxies(console: Console, model: nn.Module, sizes: Sequence[int], num_batches: int, repeats: int) -> None:
     """Print the cost of each proxy, with the table of the first batch size."""
-    names = list_proxies()
+    names = compared_proxies()
     together = [name for name in names if name not in APART]
     verdicts = []
     for size in sizes:
@@ -296,6 +302,16 @@ def compare_recipe(
 # --- all of it -----------------------------------------------------------------------------------
 
 
+def small() -> nn.Module:
+    """Build a network of two blocks on which every proxy can be computed in a moment, for `--quick`."""
+
+    def block(in_channels: int, out_channels: int) -> nn.Module:
+        convolution = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+        return nn.Sequential(convolution, nn.BatchNorm2d(out_channels), nn.ReLU())
+
+    return nn.Sequential(block(3, 8), block(8, 8), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
+
+
 def parsed_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -305,7 +321,7 @@ def parsed_arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=9, help="rounds of the recipe and ZiCo")
     parser.add_argument("--recipe", action="store_true", help="compare only the default recipe with ZiCo")
-    parser.add_argument("--quick", action="store_true", help="quick check of that, with one network and two rounds")
+    parser.add_argument("--quick", action="store_true", help="quick check of all parts, on one network")
     arguments = parser.parse_args(words)
     if arguments.quick:
         arguments.networks, arguments.batch_sizes, arguments.rounds = ["nas_bench_201"], [16], 2
@@ -324,7 +340,9 @@ def main(words: Sequence[str] | None = None) -> None:
         highlight=False,
     )
     sizes, num_batches = arguments.batch_sizes, arguments.num_batches
-    if not arguments.quick and not arguments.recipe:
+    if arguments.quick:
+        compare_proxies(console, small(), [QUICK_BATCH], num_batches, repeats=1)
+    elif not arguments.recipe:
         compare_proxies(console, model, sizes, num_batches, arguments.repeats)
     compare_recipe(console, arguments.networks, sizes, num_batches, arguments.rounds)
 

@@ -12,6 +12,8 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import proxies
 import speed
 
+from lightning_zico.proxies import list_proxies, resolve_proxies
+
 
 def test_every_function_runs_once_a_round_in_changing_order() -> None:
     calls: list[int] = []
@@ -57,7 +59,7 @@ def test_the_plain_passes_of_a_proxy_are_as_many_as_it_needs(proxy: str, num_cal
     assert calls == (["own"] * num_calls or ["float64"])
 
 
-def test_a_small_run_compares_the_default_recipe_with_zico(
+def test_a_small_run_measures_every_proxy_and_compares_the_default_recipe_with_zico(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     layers = (torch.nn.Flatten(), torch.nn.Linear(3072, 64), torch.nn.ReLU(), torch.nn.Linear(64, 10))
@@ -66,6 +68,9 @@ def test_a_small_run_compares_the_default_recipe_with_zico(
     proxies.main(["--quick"])
     printed = capsys.readouterr().out
     rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in printed.splitlines()]
+    measured = [row[0] for row in rows if len(row) == 4 and row[1].isdigit()]
+    of_features = {proxy.name for proxy in resolve_proxies(list_proxies()) if proxy.needs_features}
+    assert {*measured[:-2]} == {*list_proxies()} - of_features
     assert [row[0] for row in rows if len(row) == 5 and row[1] == "16"] == [
         "nas_bench_201",
         *(f"wide, 0.2 M, {name}" for name in ("zico", "naswot", "az_trainability", "zen", "synflow")),
