@@ -118,7 +118,7 @@ def _problem_of(data: Any, pairs: bool) -> str | None:
     if callable(getattr(data, "to", None)):  # a graph, a TensorDict or another object that moves to a device
         return _one_batch(f"a {kind}")
     if isinstance(data, list | tuple) and (hasattr(data, "_fields") or _is_one_batch(data, pairs)):
-        return _one_batch(f"a {kind} of {', '.join(map(_described, data[:4]))}{', ...' if len(data) > 4 else ''}")
+        return _one_batch(f"a {kind} of {', '.join(map(_describe, data[:4]))}{', ...' if len(data) > 4 else ''}")
     return None
 
 
@@ -178,5 +178,5 @@ def _kind(part: Any) -> Any:
     return (Tensor, part.dtype, part.ndim) if isinstance(part, Tensor) else _family(part)
 
 
-def _described(part: Any) -> str:
+def _describe(part: Any) -> str:
     return f"Tensor {tuple(part.shape)}" if isinstance(part, Tensor) else type(part).__name__

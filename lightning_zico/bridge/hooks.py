@@ -64,7 +64,7 @@ def call_hook(
     except Exception as error:
         name = f"{type(obj).__name__}.{hook}"
         check_surroundings(error, name, left_out)
-        failure = HookError(f"`{name}` raised {message_of(error)}")
+        failure = HookError(f"`{name}` raised {describe_error(error)}")
         if blamed:
             blame(failure, f"`{name}`")
         raise failure from error
@@ -180,11 +180,11 @@ def refusal(trainer: Any) -> str | None:
             warnings.simplefilter("ignore")  # `fit` warns about missing validation hooks
             verify._verify_loop_configurations(trainer)
     except Exception as error:
-        return f"Lightning's trainer refuses it: {message_of(error)}"
+        return f"Lightning's trainer refuses it: {describe_error(error)}"
     return None
 
 
-def message_of(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Return an error's type and its message, if the message can be computed."""
     try:
         return f"{type(error).__name__}: {error}"
@@ -209,7 +209,7 @@ def check_surroundings(error: Exception, name: str, left_out: Sequence[str]) -> 
     users = [idx for idx, root in enumerate(roots) if root not in (*OF_LIGHTNING, *_OF_FRAMES)]
     if not users or isinstance(error, ZiCoError):
         return
-    said = message_of(error)
+    said = describe_error(error)
     if isinstance(error, AttributeError) and isinstance(getattr(error, "obj", None), nn.Module) and left_out:
         raise SurroundingsError(
             f"`{name}` raised {said}. Callbacks of the trainer that are derived from Lightning's own take no part in "

@@ -23,8 +23,8 @@ from lightning_zico.bridge.hooks import (
     Opening,
     call_hook,
     check_surroundings,
+    describe_error,
     is_lightning,
-    message_of,
     refusal,
 )
 from lightning_zico.bridge.private_trainer import at_batch, begin, private_trainer, quieted
@@ -150,14 +150,14 @@ def bridged(
         opening, refused = None, None
         if trainer is not None:
             enter(quieted(trainer))
-            enter(undisturbed(*_shown_by(trainer)))
+            enter(undisturbed(*_list_reachable(trainer)))
             opening = Opening(module, trainer, callbacks) if lightning else None
             if opening is not None and running is not None:
                 _go_on(opening, running)
         elif lightning or hooked:
             device = device or _device_of(module)
             seen: dict[str, Any] = {"datamodule": datamodule, "loader": loader, "precision": precision}
-            reached = _put_back_once_reached(stack)
+            reached = _put_back_later(stack)
             if datamodule is not None and any(value is datamodule for value in vars(module).values()):
                 reached(datamodule)
             private = enter(private_trainer(settings, module=module, device=device, reached=reached, **seen))
@@ -177,11 +177,11 @@ def bridged(
         left_out = () if opening is None else opening.left_out
         run = loss_step(module, loss_fn, step, precision=plugin, left_out=left_out)
         if opening is not None:
-            run, prepare = _counted(opening, run, prepare)
+            run, prepare = _count_batches(opening, run, prepare)
         yield Bridge(run, prepare, _mute_metrics, refused)
 
 
-def _put_back_once_reached(stack: ExitStack) -> Callable[[Any], None]:
+def _put_back_later(stack: ExitStack) -> Callable[[Any], None]:
     """Make a function that remembers an object when it is first accessed, so that it is restored at the end.
 
     Most modules access neither the data module nor the loaders, and should not pay for copies of their contents.
@@ -196,7 +196,7 @@ def _put_back_once_reached(stack: ExitStack) -> Callable[[Any], None]:
     return reached
 
 
-def _shown_by(trainer: Any) -> list[Any]:
+def _list_reachable(trainer: Any) -> list[Any]:
     """List what hooks reach through a trainer in training: its data module, its loaders and its callbacks.
 
     Progress bars, whose threads keep running, and callbacks of this package, which hold the scores, are left out.
@@ -266,7 +266,7 @@ def unwrap_compiled(module: nn.Module) -> nn.Module:
     return getattr(module, "_orig_mod", module)
 
 
-def _counted(
+def _count_batches(
     opening: Opening, step: Step, prepare: Callable[[Batch, int], Batch]
 ) -> tuple[Step, Callable[[Batch, int], Batch]]:
     """Set the trainer's counters when a batch is prepared and when its step runs, and run ``on_train_batch_start``.
@@ -279,7 +279,7 @@ def _counted(
     changes_module = False
     to_repeat: dict[int, Batch] = {}
 
-    def prepare_counted(batch: Batch, batch_idx: int) -> Batch:
+    def count_and_prepare(batch: Batch, batch_idx: int) -> Batch:
         nonlocal changes_module
         at_batch(opening.trainer, batch_idx)
         batch = prepare(batch, batch_idx)
@@ -298,7 +298,7 @@ def _counted(
                 to_repeat[batch_idx] = before
         return batch
 
-    def counted(module: nn.Module, batch: Batch, batch_idx: int) -> Tensor:
+    def count_and_step(module: nn.Module, batch: Batch, batch_idx: int) -> Tensor:
         at_batch(opening.trainer, batch_idx)
         if batch_idx in to_repeat:
             try:
@@ -308,7 +308,7 @@ def _counted(
                 raise error.__cause__ or error from None
         return step(module, batch, batch_idx)
 
-    return counted, prepare_counted
+    return count_and_step, count_and_prepare
 
 
 @contextmanager
@@ -355,13 +355,13 @@ def _set_up_optimizers(trainer: Any, module: nn.Module, has_own_loss: bool) -> s
             warnings.simplefilter("ignore")  # a module without optimisers can be scored
             trainer.strategy.setup_optimizers(trainer)
     except Exception as error:
-        if has_own_loss and "multiple optimizers" in message_of(error):
+        if has_own_loss and "multiple optimizers" in describe_error(error):
             raise UnsupportedModuleError(
                 f"{type(module).__name__} configures several optimisers, so there is no single loss. {WAY_OUT}"
             ) from None
         with suppress(SurroundingsError):
             check_surroundings(error, "configure_optimizers", ())
-            return OPTIMIZERS_FAIL + message_of(error) if has_own_loss else None
+            return OPTIMIZERS_FAIL + describe_error(error) if has_own_loss else None
     return None
 
 

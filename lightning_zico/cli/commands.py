@@ -19,8 +19,8 @@ from lightning_zico.cli.inputs import (
     ExecutorLike,
     ZooOptions,
     datamodule_of,
-    executor_of,
     import_candidates,
+    make_executor,
     read_prior,
     read_result,
     refuse_zoo_options,
@@ -49,6 +49,7 @@ from lightning_zico.results import Leaderboard, SearchResult, card_table, leader
 from lightning_zico.scoring import ProcessExecutor
 from lightning_zico.search import Evolution, ZeroShotSearch
 from lightning_zico.selection.selector import ZeroShotSelector
+from lightning_zico.texts import count
 from lightning_zico.zoo import ZOO_PROXIES, Zoo, fit_zoo, from_zoo
 from lightning_zico.zoo.fitting import look_at
 
@@ -122,7 +123,7 @@ def rank(
         split_names(proxies) or (ZOO_PROXIES if zoo else "default"),
         prior=known,
         budget=budget,
-        executor=executor_of(executor, limits),
+        executor=make_executor(executor, limits),
         **settings,
     )
     make_folder(output)
@@ -153,8 +154,7 @@ def _rank(selector: ZeroShotSelector, offered: Candidates, datamodule: Lightning
     if not (Console().is_terminal and selector.enable_progress_bar):  # then the selector has shown it
         print_ranking(selector)
     if selector.best_model_ is None:
-        name, reason = next(iter(selector.leaderboard_.errors.items()))
-        raise RuntimeError(f"All {len(selector.leaderboard_)} candidates failed. '{name}' failed with: {reason}")
+        raise RuntimeError(selector.leaderboard_.describe_failures())
 
 
 def score(
@@ -183,7 +183,7 @@ def score(
         check_model(model)
         candidates = list(_fit_zoo(model, datamodule, fitting, settings))
         if len(candidates) != 1:
-            raise ValueError(f"Invalid --model={model}: it names {len(candidates)} models. Pass exactly one.")
+            raise ValueError(f"Invalid --model={model}: it names {count(len(candidates), 'model')}. Pass exactly one.")
     else:
         refuse_zoo_options(fitting)
         function = getattr(model, "args", [model])[-1]  # jsonargparse passes a partial of its own
@@ -256,7 +256,7 @@ def search(
         reading = {name: settings[name] for name in ("num_batches", "seed")}
         classes = look_at(datamodule, "--num_classes", **reading, prefix="--").classes
         num_classes = classes.num
-        say(f"Networks have {num_classes} classes (as {classes.source}). To change this, pass --num_classes.")
+        say(f"Networks have {count(num_classes, 'class')} (as {classes.source}). To change this, pass --num_classes.")
     searching = ZeroShotSearch(
         space,
         budget,
@@ -265,7 +265,7 @@ def search(
         sampler=sampler,
         storage=storage,
         num_classes=num_classes,
-        executor=executor_of(executor, limits),
+        executor=make_executor(executor, limits),
         **settings,
     )
     make_folder(output)

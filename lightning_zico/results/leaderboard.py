@@ -1,17 +1,17 @@
 """Candidates ranked."""
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, ClassVar, overload
 
 from rich.table import Table as RichTable
 
 from lightning_zico._imports import imported
-from lightning_zico._registry import unknown_name
 from lightning_zico.report import Table, as_html, as_text, draw, for_terminal, html_of, log_ranking
 from lightning_zico.results import views
 from lightning_zico.results.notes import LEAST_COVERED, first_of_a_zoo, leaderboard_notes
+from lightning_zico.results.ranked import Ranked, first_rows
 from lightning_zico.results.rows import (
     FINAL_COLUMNS,
     FIRST_COLUMNS,
@@ -25,7 +25,6 @@ from lightning_zico.results.rows import (
     Provenance,
     Row,
     as_csv,
-    as_json,
     as_provenance,
     check_rows,
     columns_of,
@@ -33,20 +32,22 @@ from lightning_zico.results.rows import (
     proxies_of,
     rank_key,
     ranks_of,
-    read_json,
     reasons_of,
     write_text,
 )
 from lightning_zico.results.scores import Final, ScoreCard, layers_of
 from lightning_zico.results.views import FigureKind
+from lightning_zico.texts import all_of
 
 # More rows than this make a cell of a notebook unwieldy.
 _MOST_IN_A_NOTEBOOK = 100
 
 
 @dataclass(frozen=True, repr=False)
-class Leaderboard:
+class Leaderboard(Ranked):
     """Candidates ranked, best first, failed ones last.
+
+    A row is ``leaderboard[0]``, the best, or ``leaderboard["name"]``.
 
     Args:
         rows: One row per candidate: ``rank`` (1 is best, equal scores share a rank, None if failed), ``name``,
@@ -74,8 +75,15 @@ class Leaderboard:
            2  a        1        0
     """
 
+    kind: ClassVar[str] = "candidate"
+
     rows: tuple[Row, ...]
     provenance: Provenance = field(default_factory=Provenance)
+
+    @property
+    def best_first(self) -> tuple[Row, ...]:
+        """The same as ``rows``."""
+        return self.rows
 
     @classmethod
     def of(
@@ -171,9 +179,7 @@ class Leaderboard:
         Raises:
             ValueError: If it is negative.
         """
-        if n < 0:
-            raise ValueError(f"Invalid n={n}: expected a number of rows of at least 0.")
-        rows = self.rows[:n]
+        rows = first_rows(self.rows, n)
         provenance = self.provenance.copy()
         provenance["head_of"] = provenance.get("head_of", len(self))
         shown = {row["name"] for row in rows}
@@ -184,34 +190,6 @@ class Leaderboard:
         if missing:
             provenance["missing"] = missing
         return Leaderboard(rows, provenance)
-
-    @overload
-    def __getitem__(self, key: int | str) -> Row: ...
-    @overload
-    def __getitem__(self, key: slice) -> tuple[Row, ...]: ...
-    def __getitem__(self, key: int | str | slice) -> Row | tuple[Row, ...]:
-        if isinstance(key, int) and not -len(self) <= key < len(self):
-            raise IndexError(f"Invalid row {key}: the leaderboard has {len(self)} rows, counted from 0.")
-        if not isinstance(key, str):
-            return self.rows[key]
-        for row in self.rows:
-            if row["name"] == key:
-                return row
-        raise unknown_name("candidate", key, [row["name"] for row in self.rows])
-
-    def __contains__(self, candidate: object) -> bool:
-        """Whether a name is that of a candidate, or a row is one of the rows."""
-        return any(candidate == (row["name"] if isinstance(candidate, str) else row) for row in self.rows)
-
-    def __iter__(self) -> Iterator[Row]:
-        return iter(self.rows)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __repr__(self) -> str:
-        count = f"{len(self)} candidates"
-        return views.brief(type(self).__name__, count, self.provenance, self.best, len(self.errors))
 
     def __str__(self) -> str:
         """A table with the columns that were asked for, the reasons of the failed candidates and the notes."""
@@ -243,15 +221,15 @@ class Leaderboard:
         """Names of the candidates to hold finals among, if some are of a zoo and no finals were held."""
         return first_of_a_zoo(self.rows, self.provenance)
 
-    @property
-    def best(self) -> str | None:
-        """Name of the first candidate; None if all failed."""
-        return self.rows[0]["name"] if self.rows and self.rows[0]["rank"] else None
+    def describe_failures(self) -> str:
+        """Describe that all candidates failed, with the reason of the first; for error messages.
 
-    @property
-    def errors(self) -> dict[str, str]:
-        """Reasons of the candidates that failed, by name."""
-        return {row["name"]: row["error"] for row in self.rows if row["rank"] is None}
+        Example:
+            >>> Leaderboard.of([ScoreCard.failed("a", ["zico"], "no loss.")], rank_by="zico", columns=[]).describe_failures()
+            "The only candidate failed. 'a' failed with: no loss."
+        """
+        name, reason = next(iter(self.errors.items()))
+        return f"{all_of(len(self), 'candidate')} failed. '{name}' failed with: {reason}"
 
     @property
     def missing(self) -> dict[str, dict[str, list[str]]]:
@@ -288,34 +266,7 @@ class Leaderboard:
         check_rows(data["rows"], {"rank", "name", "score", "error"}, "the leaderboard")
         return cls(tuple(dict(row) for row in data["rows"]), as_provenance(data["provenance"]))
 
-    @overload
-    def to_json(self, path: None = None) -> str: ...
-    @overload
-    def to_json(self, path: str | Path) -> Path: ...
-    def to_json(self, path: str | Path | None = None) -> str | Path:
-        """Return the JSON text; with a path, write it to that file and return the path."""
-        return write_text(as_json(self.to_dict()), path)
-
-    @classmethod
-    def from_json(cls, source: str | Path) -> "Leaderboard":
-        """Read a leaderboard from the JSON that `to_json` wrote.
-
-        Args:
-            source: The JSON text, or the path of a file with it. A text starts with a brace, a path does not.
-        """
-        return cls.from_dict(read_json(source))
-
-    @overload
-    def to_csv(self, path: None = None) -> str: ...
-    @overload
-    def to_csv(self, path: str | Path) -> Path: ...
-    def to_csv(self, path: str | Path | None = None) -> str | Path:
-        """Return comma-separated values with a header; with a path, write them to that file and return the path.
-
-        The last column, ``missing``, says why a ranked candidate lacks other numbers: ``zico: reason; snip: reason``.
-        Control characters in names and reasons are escaped, and a text that a spreadsheet would take for a formula
-        has an apostrophe before it.
-        """
+    def _csv(self) -> str:
         reasons: dict[str, list[str]] = {}
         missing = self.missing
         for column in self.columns:
@@ -323,7 +274,7 @@ class Leaderboard:
                 for name in names:
                     reasons.setdefault(name, []).append(f"{column}: {reason}")
         rows = [{**row, MISSING_COLUMN: "; ".join(reasons.get(row["name"], ()))} for row in self.rows]
-        return write_text(as_csv([*self.columns, MISSING_COLUMN], rows), path)
+        return as_csv([*self.columns, MISSING_COLUMN], rows)
 
     def to_pandas(self) -> Any:
         """Turn into a `pandas.DataFrame` with the same columns; ranks and other counts are nullable integers.

@@ -53,7 +53,7 @@ class Choice:
             TypeError: If one is neither a name nor a `Proxy` object.
             ValueError: If there are none.
         """
-        named = _named(proxies, beside)
+        named = _list_named(proxies, beside)
         known = list_proxies()
         recipe_names = [name for name in ("default", *list_recipes()) if name not in known]
         for name in named:
@@ -157,7 +157,7 @@ class Choice:
         return added, used
 
 
-def _named(proxies: Proxies, beside: Sequence[Proxy]) -> Sequence[ProxyLike]:
+def _list_named(proxies: Proxies, beside: Sequence[Proxy]) -> Sequence[ProxyLike]:
     """List what the user named, followed by further proxies."""
     named: Sequence[ProxyLike]
     if proxies == "all":

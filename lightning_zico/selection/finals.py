@@ -24,8 +24,9 @@ from lightning_zico.errors import InvalidArgumentError, NotLoggedError
 from lightning_zico.folders import temporary_folder
 from lightning_zico.results import Final, FinalsHeld
 from lightning_zico.scoring.arguments import whole_number
-from lightning_zico.scoring.process_state import kept_process_state
+from lightning_zico.scoring.process_state import preserved_process_state
 from lightning_zico.scoring.reasons import describe
+from lightning_zico.texts import all_of, count
 
 Mode: TypeAlias = Literal["min", "max"]
 
@@ -134,7 +135,7 @@ class Finalist:
                 on_train_end=pause,
             )
         ]
-        with kept_process_state(keep_environment=True) as state:
+        with preserved_process_state(keep_environment=True) as state:
             try:
                 self.train(trainer, _build_apart(self.build), data)
                 if self.value is None:
@@ -262,8 +263,8 @@ def check_trainer(trainer: Any, data: Mapping[str, Any], *, num_finalists: int, 
     """
     if trainer.current_epoch or trainer.global_step:
         raise ValueError(
-            f"`trainer` has already trained {trainer.current_epoch} epochs and would continue from there. Finals need "
-            "a trainer that has not trained: pass a new `Trainer`."
+            f"`trainer` has already trained {count(trainer.current_epoch, 'epoch')} and would continue from there. "
+            "Finals need a trainer that has not trained: pass a new `Trainer`."
         )
     changing = [type(callback).__name__ for callback in trainer.callbacks if _changes_training(callback)]
     if changing:
@@ -282,9 +283,9 @@ def check_trainer(trainer: Any, data: Mapping[str, Any], *, num_finalists: int, 
     most = num_rounds * final_epochs
     if trainer.max_epochs not in (None, -1) and most >= trainer.max_epochs:
         raise ValueError(
-            f"`trainer` ends after `max_epochs={trainer.max_epochs}`, but {num_finalists} finalists are trained for up "
-            f"to {most} epochs ({num_rounds} x `final_epochs={final_epochs}`), so no epoch would be left to train the "
-            "winner with callbacks and loggers. Raise `max_epochs`, or lower `final_epochs`."
+            f"`trainer` ends after `max_epochs={trainer.max_epochs}`, but {count(num_finalists, 'finalist')} are "
+            f"trained for up to {count(most, 'epoch')} ({num_rounds} x `final_epochs={final_epochs}`), so no epoch "
+            "would be left to train the winner with callbacks and loggers. Raise `max_epochs`, or lower `final_epochs`."
         )
     every = trainer.check_val_every_n_epoch
     validates = trainer.limit_val_batches != 0 and any(
@@ -292,9 +293,9 @@ def check_trainer(trainer: Any, data: Mapping[str, Any], *, num_finalists: int, 
     )
     if validates and every is not None and final_epochs % every:
         raise ValueError(
-            f"`trainer` validates every {every} epochs (`check_val_every_n_epoch`), but finals read `monitor` every "
-            f"{final_epochs} epochs. Pass a `final_epochs` that is a multiple of {every}, or validate after every "
-            "epoch."
+            f"`trainer` validates every {count(every, 'epoch')} (`check_val_every_n_epoch`), but finals read `monitor` "
+            f"after {count(final_epochs, 'epoch')}. Pass a `final_epochs` that is a multiple of {every}, or validate "
+            "after every epoch."
         )
 
 
@@ -410,8 +411,8 @@ def train_best(
         winner = finalists[0]
         if winner.error is not None:
             raise RuntimeError(
-                f"All {len(finalists)} finalists failed. '{winner.name}' failed with: {winner.error} See "
-                "`leaderboard_.errors` for the others."
+                f"{all_of(len(finalists), 'finalist')} failed. '{winner.name}' failed with: {winner.error} "
+                "`leaderboard_.errors` has the reasons of all."
             )
         model = winner.build()
         on_winner(model)

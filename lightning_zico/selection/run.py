@@ -12,7 +12,7 @@ from lightning_zico.results import Leaderboard, ScoreCard, leaderboard_table
 from lightning_zico.scoring.cached_scorer import score_jobs
 from lightning_zico.scoring.choice import Choice
 from lightning_zico.scoring.executors.base import Executor
-from lightning_zico.scoring.process_state import kept_process_state
+from lightning_zico.scoring.process_state import preserved_process_state
 from lightning_zico.scoring.progress import is_interactive, progress_bar
 from lightning_zico.scoring.reasons import describe
 from lightning_zico.scoring.scorer import Scorer
@@ -95,7 +95,7 @@ class Run:
             RuntimeError: If that fails although it worked before.
         """
         try:
-            with kept_process_state():
+            with preserved_process_state():
                 return self.scorers[0].build(candidate)
         except Exception as raised:
             raise RuntimeError(

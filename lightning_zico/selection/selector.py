@@ -228,10 +228,9 @@ class ZeroShotSelector(ScoringSettings):
         entrants = self._rank(candidates, training_data)
         show(self.leaderboard_, enabled=self.enable_progress_bar)
         if self.best_model_ is None:
-            name, reason = next(iter(self.leaderboard_.errors.items()))
             raise RuntimeError(
-                f"All {len(self.leaderboard_)} candidates failed, so there is no winner to train. '{name}' failed "
-                f"with: {reason} See `leaderboard_.errors` for the others."
+                f"There is no winner to train: {self.leaderboard_.describe_failures()} `leaderboard_.errors` has the "
+                "reasons of all."
             )
         if self.num_finalists == 1:
             if not is_lightning(self.best_model_):

@@ -108,7 +108,7 @@ FILES = {
         ("rank --data '' --zoo timm:lcnet_035", "Invalid --data=: expected a folder of images"),
         (
             "rank --data digits --zoo timm:lcnet_035 --budget.params 1",
-            "None of the 1 models has at most 1 parameters; the",
+            "No model has at most 1 parameters; the",
         ),
         ("rank --data digits --zoo timm:lcnet_035 --in_chans 0", "Invalid in_chans=0"),
         ("rank --data digits --candidates nix", "Invalid --candidates=nix: expected an import path"),
@@ -232,7 +232,7 @@ def test_wrong_use_is_one_line_and_exit_code_2(line: str, said: str, capsys: pyt
         ("rank --data digits --candidates my_pkg.broken", "error: RuntimeError: in the user's own code"),
         (
             "rank --data digits --candidates my_pkg.failing",
-            "All 1 candidates failed. 'broken' failed with: does not build",
+            "The only candidate failed. 'broken' failed with: does not build",
         ),
         (f"rank {' '.join(DIGITS)} --budget.params 1", "candidates failed"),
         ("rank --data my_pkg.Refusing --candidates my_pkg.my_candidates", "error: ValueError: in setup, on two lines"),

@@ -110,7 +110,7 @@ def test_optuna_is_told_what_does_not_change(tmp_path: Path) -> None:
     result = searched(storage=tmp_path / "trials.db", **kwargs)
     study = optuna.load_study(study_name=None, storage=f"sqlite:///{tmp_path / 'trials.db'}")
     assert [direction.name for direction in study.directions] == ["MAXIMIZE", "MAXIMIZE", "MINIMIZE"]
-    for row, trial in zip(result, study.trials, strict=True):
+    for row, trial in zip(result.history, study.trials, strict=True):
         assert trial.user_attrs["claim"]["arch"] == row["arch"]
         assert trial.values == [row["macs"], row["naswot"], row["cost_params"]]
 

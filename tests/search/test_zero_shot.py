@@ -71,7 +71,7 @@ def told_on_nas_bench(score: Any, sampler: Any, seed: int, **kwargs: Any) -> Sea
 
 
 def without_seconds(result: SearchResult) -> list[dict[str, Any]]:
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in result]
+    return [{key: value for key, value in row.items() if key != "seconds"} for row in result.history]
 
 
 def size_of(text: str) -> float:
@@ -99,7 +99,7 @@ def test_nothing_over_the_budget_is_scored_and_nothing_twice(limit: int, seed: i
     assert len(executor.asked) == len(set(executor.asked))
     # As there are enough trials for all of the space, all that is within the budget is found.
     assert set(executor.asked) == within
-    assert [row["arch"] for row in result] == executor.asked
+    assert [row["arch"] for row in result.history] == executor.asked
     assert result.provenance["exhausted"] == (len(within) < 64)
 
 
@@ -160,11 +160,11 @@ def test_a_recipe_ranks_all_archs_of_the_history_as_one_set() -> None:
     rules = {"macs": lambda arch: float(arch.count("1")), "naswot": lambda arch: float(int(arch, 2) * 37 % 64)}
     executor = Told(**rules, params=lambda arch: 0.0)  # of the fallback, which no one needs
     result = searched(proxies="without_blocks", executor=executor, num_trials=30)
-    assert [row["arch"] for row in result] == executor.asked
+    assert [row["arch"] for row in result.history] == executor.asked
     ranks = [rankdata([rule(arch) for arch in executor.asked]) for rule in rules.values()]
     products = [a * b for a, b in zip(*ranks, strict=True)]
     places = len(products) + 1 - rankdata(products, method="max")
-    assert [row["rank"] for row in result] == places.tolist()
+    assert [row["rank"] for row in result.history] == places.tolist()
 
 
 def test_the_front_is_what_no_other_arch_beats() -> None:

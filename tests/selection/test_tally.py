@@ -219,8 +219,10 @@ def test_what_repeats_say_survives_every_form() -> None:
 def test_a_card_that_was_written_before_there_were_repeats_is_read() -> None:
     card = ScoreCard("a", {"zico": Score("zico", 1.5)})
     written = card.to_dict()
-    del written["scores"]["zico"]["repeats"], written["scores"]["zico"]["std_error"]
+    del written["scores"]["zico"]["by_repeat"], written["scores"]["zico"]["std_error"]
     assert ScoreCard.from_dict(written) == card
+    written["scores"]["zico"]["repeats"] = [1.0, 2.0]  # their first name
+    assert ScoreCard.from_dict(written)["zico"].by_repeat == (1.0, 2.0)
 
 
 def test_what_fails_in_one_repeat_has_failed_and_the_error_names_it() -> None:
