@@ -157,10 +157,10 @@ def bridged(
         elif lightning or hooked:
             device = device or _device_of(module)
             seen: dict[str, Any] = {"datamodule": datamodule, "loader": loader, "precision": precision}
-            reached = _put_back_later(stack)
+            remember = _put_back_later(stack)
             if datamodule is not None and any(value is datamodule for value in vars(module).values()):
-                reached(datamodule)
-            private = enter(private_trainer(settings, module=module, device=device, reached=reached, **seen))
+                remember(datamodule)
+            private = enter(private_trainer(settings, module=module, device=device, reached=remember, **seen))
             if datamodule is not None:
                 enter(attached(datamodule, private))
             if lightning:
@@ -188,12 +188,12 @@ def _put_back_later(stack: ExitStack) -> Callable[[Any], None]:
     """
     seen: dict[int, Any] = {}
 
-    def reached(obj: Any) -> None:
+    def remember(obj: Any) -> None:
         if id(obj) not in seen:
             seen[id(obj)] = obj
             stack.enter_context(undisturbed(obj))
 
-    return reached
+    return remember
 
 
 def _list_reachable(trainer: Any) -> list[Any]:

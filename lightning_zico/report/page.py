@@ -106,7 +106,7 @@ def html_of(page: Page) -> str:
 <p class="lead">{_text(_lead(page))}</p>
 </header>
 <main>
-{_listed(page.notes)}
+{_join(page.notes)}
 <noscript><p class="hint">Without JavaScript the table is complete, but not sorted, filtered or drawn.</p></noscript>
 <section aria-labelledby="candidates">
 <h2 id="candidates">Candidates</h2>
@@ -136,7 +136,7 @@ def _lead(page: Page) -> str:
     return text if failed == num_rows else f"{text}; the best is {page.rows[0]['name']}"
 
 
-def _listed(notes: Iterable[str]) -> str:
+def _join(notes: Iterable[str]) -> str:
     items = "".join(f"<li>{_text(note)}</li>" for note in notes)
     return f'<ul class="notes">{items}</ul>' if items else ""
 
@@ -183,14 +183,14 @@ def _cell(column: str, value: Any) -> str:
         return "<td>-</td>"
     if column == "name":
         return f'<th scope="row"{kind}{data}>{_text(value)}</th>'
-    return f"<td{kind}{data}>{_text(_shown(value))}</td>"
+    return f"<td{kind}{data}>{_text(_format(value))}</td>"
 
 
 def _class_of(column: str) -> str:
     return "text name" if column == "name" else "text" if column in _TEXTS else "number"
 
 
-def _shown(value: Any) -> str:
+def _format(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, float):

@@ -225,7 +225,8 @@ class Leaderboard(Ranked):
         """Describe that all candidates failed, with the reason of the first; for error messages.
 
         Example:
-            >>> Leaderboard.of([ScoreCard.failed("a", ["zico"], "no loss.")], rank_by="zico", columns=[]).describe_failures()
+            >>> card = ScoreCard.failed("a", ["zico"], "no loss.")
+            >>> Leaderboard.of([card], rank_by="zico", columns=["zico"]).describe_failures()
             "The only candidate failed. 'a' failed with: no loss."
         """
         name, reason = next(iter(self.errors.items()))

@@ -181,7 +181,7 @@ class SQLiteCache:
         try:
             # The connection stays open, because closing it waits until the data is safe.
             with self._opened("rw") as connection:
-                if not _claimed_by(connection, candidate, owner):
+                if not _claim(connection, candidate, owner):
                     yield None
                     return
                 try:
@@ -351,7 +351,7 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
     connection.execute("COMMIT")
 
 
-def _claimed_by(connection: sqlite3.Connection, candidate: str, owner: Owner) -> bool:
+def _claim(connection: sqlite3.Connection, candidate: str, owner: Owner) -> bool:
     """Claim a candidate for an owner, unless another has claimed it; return whether it was claimed."""
     with _transaction(connection):
         if "claims" not in _objects(connection):

@@ -368,7 +368,7 @@ def one_ranking() -> Iterator[None]:
         _ranking.is_on, _ranking.state = before
 
 
-def _recorded(keep_environment: bool) -> ProcessState:
+def _record(keep_environment: bool) -> ProcessState:
     """Record the state of the process before a candidate, after undoing what earlier ones changed since."""
     first = _ranking.state
     if first is None:
@@ -412,7 +412,7 @@ def preserved_process_state(keep_environment: bool = False) -> Iterator[ProcessS
         RuntimeError: If another thread does not end its turn, see `Turns`.
     """
     with _TURNS.turn() as is_outermost:
-        state = _recorded(keep_environment) if is_outermost else ProcessState(keep_environment)
+        state = _record(keep_environment) if is_outermost else ProcessState(keep_environment)
         in_main_thread = threading.current_thread() is threading.main_thread()
 
         def end() -> None:

@@ -100,13 +100,16 @@ class Population:
     Args:
         size: Largest number of members.
         choice: The proxies, the recipes and the score to rank by.
+
+    Attributes:
+        members: The members, in the order in which they joined.
     """
 
     def __init__(self, size: int, choice: Choice) -> None:
         self._size = size
         self._choice = choice
         self._recipe = choice.recipe
-        self._members: list[Member] = []
+        self.members: list[Member] = []
         # Contents of the members' cards as columns, for speed: each of 10^5 newcomers is compared with all members.
         names = {name for link in choice.chains for name in link}
         self._columns: dict[str, list[float | None]] = {name: [] for name in names}  # higher is better
@@ -115,7 +118,7 @@ class Population:
         self._standings = _Standings([])
 
     def __len__(self) -> int:
-        return len(self._members)
+        return len(self.members)
 
     def add(self, member: Member) -> None:
         """Add an arch, and remove the worst if there are too many: among equals the one that joined first.
@@ -125,7 +128,7 @@ class Population:
         """
         if self._fails(member.card):
             return
-        self._members.append(member)
+        self.members.append(member)
         for name, column in self._columns.items():
             column.append(self._choice.direct_score(member.card, name))
         self._low.append(tuple(-cost for cost in member.costs))
@@ -141,12 +144,12 @@ class Population:
     def parent(self, tournament_size: int, rng: random.Random) -> str:
         """Draw members, and return the arch of the best of them."""
         drawn = [rng.randrange(len(self)) for _ in range(tournament_size)]
-        return self._members[max(drawn, key=self._standings.of)].arch
+        return self.members[max(drawn, key=self._standings.of)].arch
 
     @property
     def best(self) -> str | None:
         """The arch with the best standing; None if the population is empty."""
-        return self._members[self._standings.best()].arch if self._members else None
+        return self.members[self._standings.best()].arch if self.members else None
 
     def _fails(self, card: ScoreCard) -> bool:
         recipe = None if self._recipe is None else choose_recipes([lacking_of(card)], self._recipe).recipe
@@ -160,7 +163,7 @@ class Population:
         return choose_recipes(self._lacking, self._recipe).values(self._columns)
 
     def _remove(self, idx: int) -> None:
-        del self._members[idx], self._lacking[idx], self._low[idx]
+        del self.members[idx], self._lacking[idx], self._low[idx]
         for column in self._columns.values():
             del column[idx]
 

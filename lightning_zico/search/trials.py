@@ -78,6 +78,10 @@ class Trials:
         directions: Directions of the numbers that Optuna receives for a trial, ``"minimize"`` or ``"maximize"``.
         sampler: Sampler of Optuna; None if archs are not proposed by Optuna.
 
+    Attributes:
+        study: The study of Optuna.
+        owner: This process, as its claims name it.
+
     Raises:
         SettingsError: If the study was begun with other settings.
         StorageError: If the study is not one of a search.
@@ -111,7 +115,7 @@ class Trials:
         self._open: dict[int, str] = {}  # trials that count and come after those, and their archs
         self._finished: dict[str, Finished] = {}
         self._let_go = {trial.number for trial in self._list_unsettled() if _may_pass(trial)}
-        self._owner = begin_run()
+        self.owner = begin_run()
         self.update()
 
     @property
@@ -247,7 +251,7 @@ class Trials:
         """Take back this process's own claims that have no result."""
         for number in sorted(self._mine):
             self.discard(number, "the search broke off")
-        end_run(self._owner)
+        end_run(self.owner)
 
     def _counts(self, trial: "FrozenTrial") -> bool:
         stored = trial.user_attrs
@@ -271,7 +275,7 @@ class Trials:
         return error
 
     def _claim_of(self, arch: str | None, num_rejected: int = 0) -> dict[str, Any]:
-        return {"arch": arch, "owner": self._owner.to_dict(), "num_rejected": num_rejected}
+        return {"arch": arch, "owner": self.owner.to_dict(), "num_rejected": num_rejected}
 
     def _begin(self, claim: Mapping[str, Any]) -> int:
         state = self._optuna.trial.TrialState.RUNNING

@@ -100,7 +100,7 @@ def fit_zoo(
     missing = [key for key in wanted if key not in known]
     if not missing:
         return Fitting(known)
-    hint = _listed(prefix, *missing)
+    hint = _list_options(prefix, *missing)
     if for_images is not None:
         hint += f"; or for texts, name only text models: '{_full_name(for_images)}' is an image model"
     look = look_at(
@@ -219,7 +219,7 @@ def _fit_images(look: Look, known: Mapping[str, Any], prefix: str) -> Fitting:
     shape = " x ".join(map(str, images.shape[1:]))
     sentence = (
         f"Models are built for {count(classes.num, 'class')} (as {classes.source}) and inputs of {built_for}; the "
-        f"images are {shape}. To change this, pass {_listed(prefix, *_IMAGE_OPTIONS, last=' or ')}."
+        f"images are {shape}. To change this, pass {_list_options(prefix, *_IMAGE_OPTIONS, last=' or ')}."
     )
     return Fitting(options, sentence, classes.are_known)
 
@@ -233,12 +233,12 @@ def _fit_texts(look: Look, data: Any, known: Mapping[str, Any], prefix: str) -> 
     tokens = f"{options['vocab_size']:,} tokens (as {source})" if "vocab_size" in options else "their own vocabularies"
     sentence = (
         f"Models are built for {count(classes.num, 'class')} (as {classes.source}) and for {tokens}. To change this, "
-        f"pass {_listed(prefix, *_TEXT_OPTIONS, last=' or ')}."
+        f"pass {_list_options(prefix, *_TEXT_OPTIONS, last=' or ')}."
     )
     return Fitting(options, sentence, classes.are_known)
 
 
-def _listed(prefix: str, *options: str, last: str = ", ") -> str:
+def _list_options(prefix: str, *options: str, last: str = ", ") -> str:
     """List options as messages write them."""
     *others, final = (f"{prefix}{option}" for option in options)
     return f"{', '.join(others)}{last}{final}" if others else final

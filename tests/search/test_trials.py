@@ -21,8 +21,8 @@ from lightning_zico.scoring import SQLiteCache
 from lightning_zico.search.trials import StorageError, Trials, quiet_optuna
 from tests.processes import run_in_a_new_interpreter, started
 from tests.search.program import NUM_TRIALS, main
+from tests.search.searching import SMALL, Told, searched, without_seconds
 from tests.search.spaces import Bits
-from tests.search.test_zero_shot import SMALL, Told, searched, without_seconds
 
 
 def search_in(folder: Path, **environment: str) -> ForkServerProcess:

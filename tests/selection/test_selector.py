@@ -17,14 +17,12 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from rich.console import Console
-from scipy import stats
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_zico import Budget, Candidate, Leaderboard, Proxy, ZeroShotSelector, score
+from lightning_zico import Budget, Candidate, Proxy, ZeroShotSelector, score
 from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.errors import IdenticalBatchesError, TooFewBatchesError, UnknownNameError, UnsupportedBatchError
-from lightning_zico.proxies import BASELINES
 from lightning_zico.ranking import combine, get_recipe, list_recipes
 from lightning_zico.results import leaderboard_table
 from tests.modules import (
@@ -602,55 +600,6 @@ def test_of_equal_instances_the_first_alone_stays_alive_and_wins(proxies: str) -
     assert selector.leaderboard_.best == "Numbered"
 
 
-def test_the_controlled_column_is_what_a_line_through_the_ranks_leaves() -> None:
-    widths = {str(width): lambda width=width: Classifier(width) for width in (2, 3, 5, 8, 13)}
-    selector = ZeroShotSelector(controlled_by="sum_log_numel")
-    leaderboard = selector.rank({**widths, "broken": broken}, Data())
-    assert leaderboard.columns[-3:] == ["controlled", "error", "seconds"]
-    assert leaderboard.provenance["controlled_by"] == "sum_log_numel"
-    rows = [row for row in leaderboard if row["rank"]]
-    y, x = (stats.rankdata([row[name] for row in rows]) for name in ("score", "sum_log_numel"))
-    residuals = y - np.polyval(np.polyfit(x, y, 1), x)
-    np.testing.assert_allclose([row["controlled"] for row in rows], residuals, atol=1e-9)  # a fit in float64
-    assert leaderboard.rows[-1]["controlled"] is None
-    assert "cannot be built" in selector.cards_["broken"]["controlled"].error
-
-
-@pytest.mark.parametrize("baseline", BASELINES)
-def test_a_baseline_controlled_by_itself_leaves_nothing(baseline: str) -> None:
-    selector = ZeroShotSelector(proxies=baseline, controlled_by=baseline)
-    leaderboard = selector.rank([Classifier, Quadruple, Repeating], Data())
-    assert [row["controlled"] for row in leaderboard] == [0.0] * 3
-
-
-@pytest.mark.parametrize("lower", [False, True])
-def test_agreement_with_the_baselines_is_that_of_scipy_on_the_ranked_rows(lower: bool) -> None:
-    table = torch.randn(12, len(MEMBERS), generator=torch.Generator().manual_seed(0)).tolist()
-    modules = [Numbered(numbers_of(*values)) for values in table]
-    modules[3].numbers["naswot"] = float("nan")
-    modules[4].numbers["params"] = float("nan")
-    selector = simulated(rank_by="naswot")
-    selector.proxies[1].higher_is_better = not lower
-    leaderboard = selector.rank(modules, make_batches())
-    for baseline, tau in leaderboard.provenance["kendall_with"].items():
-        rows = [row for row in leaderboard if row["rank"] and row[baseline] is not None]
-        assert len(rows) == (10 if baseline == "params" else 11)
-        expected = stats.kendalltau([row["score"] for row in rows], [row[baseline] for row in rows]).statistic
-        if baseline in ("num_layers", "sum_log_numel"):  # the same for all
-            assert tau is None
-        else:
-            assert tau == pytest.approx(-expected if lower else expected, abs=1e-12)
-
-
-def test_a_ranking_by_the_size_is_called_that() -> None:
-    widths = {str(width): lambda width=width: Classifier(width) for width in (2, 3, 5)}
-    leaderboard = ZeroShotSelector(proxies="params").rank(widths, Data())
-    assert leaderboard.notes[-1] == (
-        "This ranking adds little to counting weights: it is almost the same as by "
-        "params (1.00), macs (1.00), sum_log_numel (1.00)."
-    )
-
-
 def test_what_cannot_be_trained_is_not_ranked_and_changes_no_recipe_even_where_no_proxy_needs_a_gradient() -> None:
     frozen = partial(_frozen, Classifier)
     selector = ZeroShotSelector()
@@ -672,36 +621,3 @@ def test_blocks_of_a_candidate_are_those_that_are_looked_at() -> None:
     assert list(selector.cards_["named"]["az_expressivity"].details["blocks"]) == ["network.0", "network.2"]
     card = score(Candidate("named", Repeating, ["network.1", "network.2"]), make_batches(), proxies="az")
     assert list(card["az_expressivity"].details["blocks"]) == ["network.1", "network.2"]
-
-
-@pytest.mark.parametrize("repeats", [1, 2])
-def test_the_leaderboard_knows_why_a_number_is_missing(repeats: int) -> None:
-    class Still(Classifier):
-        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-            return super().training_step(batch, batch_idx) * 0
-
-    selector = ZeroShotSelector(proxies=["params", "zico"], repeats=repeats)
-    leaderboard = selector.rank({"fine": Classifier, "still": Still}, Data())
-    assert not leaderboard.errors
-    reason = selector.cards_["still"]["zico"].error
-    assert "are zero" in reason
-    assert leaderboard.missing["zico"] == {reason: ["still"]}
-    assert f"zico has no number for 1 of 2 scored candidates: {reason}" in leaderboard.notes
-    assert Leaderboard.from_json(leaderboard.to_json()) == leaderboard
-
-
-def test_members_that_a_fallback_dropped_are_told_once() -> None:
-    class Flat(Classifier):
-        def __init__(self) -> None:
-            super().__init__()
-            self.network = nn.Sequential(nn.Flatten(), nn.Linear(50, 8), nn.ReLU(), nn.Linear(8, 3))
-
-    selector = ZeroShotSelector()
-    leaderboard = selector.rank([Candidate("without", Flat, blocks=["network.1"]), Quadruple], Data())
-    recipe = get_recipe("balanced+synflow")
-    used = get_recipe("without_blocks")
-    dropped = leaderboard.provenance["recipes"]["balanced+synflow"]["dropped"]
-    assert set(dropped) == set(recipe.members) - set(used.members)
-    assert set(leaderboard.missing) <= set(dropped)
-    assert leaderboard.missing["az_trainability"]
-    assert not any("no number" in note for note in leaderboard.notes)
