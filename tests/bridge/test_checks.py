@@ -59,7 +59,7 @@ DATA = {
 
 
 @pytest.mark.parametrize("kind", DATA)
-def test_what_is_no_data_is_refused_wherever_data_is_taken(kind: str) -> None:
+def test_what_is_not_data_is_refused_wherever_data_is_taken(kind: str) -> None:
     data, said = DATA[kind]
     calls = [
         lambda: ZeroShotSelector(proxies="zico").rank([Classifier], data),
@@ -92,18 +92,18 @@ def test_what_is_no_data_is_refused_wherever_data_is_taken(kind: str) -> None:
         ([], False),
     ],
 )
-def test_what_may_be_data_is_let_pass(data: Any, pairs: bool) -> None:
+def test_what_may_be_data_passes(data: Any, pairs: bool) -> None:
     check_data(data, pairs=pairs)
 
 
-def test_with_a_loss_function_tensors_are_no_batches() -> None:
+def test_with_a_loss_function_tensors_are_not_batches() -> None:
     tensors = [torch.randn(4, 8), torch.randn(4, 8)]
     assert ZeroShotSelector(proxies="params", step=lambda m, b, i: m(b).mean()).rank([nn.Linear(8, 1)], tensors).best
     with pytest.raises(TypeError, match="looks like one batch"):
         ZeroShotSelector(loss_fn=nn.MSELoss()).rank([nn.Linear(8, 8)], tensors)
 
 
-def test_a_tensor_that_is_iterated_is_never_taken_for_batches() -> None:
+def test_a_single_tensor_is_never_taken_for_batches() -> None:
     tensors: list[Tensor] = list(itertools.islice(IMAGES, 2))
     check_data(tensors)  # a list of them may be batches without targets
     with pytest.raises(TypeError, match="single Tensor"):

@@ -90,7 +90,7 @@ def test_a_line_for_the_shell_holds_finals_among_the_first(capsys: pytest.Captur
     assert "To hold finals" not in capsys.readouterr().err
 
 
-def test_score_is_what_the_selector_says_of_that_model(capsys: pytest.CaptureFixture[str]) -> None:
+def test_score_equals_the_selectors_numbers_for_that_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["score", "my_pkg.Mlp", "--model.width", "32", "--data", "digits", "--layers"]) == 0
     selector = ZeroShotSelector(proxies="zico")
     selector.rank({"wide": sys.modules["my_pkg"].my_candidates()["wide"]}, DigitsDataModule())

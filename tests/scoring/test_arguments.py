@@ -126,14 +126,14 @@ def test_whole_numbers_of_numpy_are_numbers() -> None:
     assert selector.rank([Classifier], make_batches(3)).to_json()
 
 
-def test_a_data_module_without_a_loader_says_so() -> None:
+def test_a_data_module_without_a_loader_is_refused() -> None:
     for call in (lambda d: ZeroShotSelector().rank([Classifier], d), lambda d: ZeroShotSearch(Bits()).run(d)):
         with pytest.raises(TypeError, match=r"training data is None: expected a DataLoader.*`train_dataloader`"):
             call(NoLoader())
 
 
 @pytest.mark.parametrize("name", ["train_dataloader", "data", "batches"])
-def test_data_by_another_name_is_told_its_own(name: str) -> None:
+def test_data_by_another_name_is_refused_with_the_right_one(name: str) -> None:
     for call in (
         lambda data: ZeroShotSelector().rank([Classifier], **data),
         lambda data: ZeroShotSelector().fit([Classifier], **data),
@@ -143,7 +143,7 @@ def test_data_by_another_name_is_told_its_own(name: str) -> None:
             call({name: LOADER})
 
 
-def test_results_are_asked_for_after_the_call_that_makes_them() -> None:
+def test_results_exist_after_the_call_that_makes_them() -> None:
     for owner, name, said in (
         (ZeroShotSelector(), "leaderboard_", "`rank` and `fit`"),
         (ZeroShotSelector(), "cards_", "`rank` and `fit`"),
@@ -235,7 +235,7 @@ CANDIDATES = {
 
 
 @pytest.mark.parametrize("kind", CANDIDATES)
-def test_what_are_no_candidates_is_refused_before_any_is_built(kind: str) -> None:
+def test_what_are_not_candidates_is_refused_before_any_is_built(kind: str) -> None:
     candidates, said = CANDIDATES[kind]
     for call in (
         lambda: ZeroShotSelector(proxies="zico").rank(candidates, LOADER),
@@ -301,9 +301,7 @@ def test_a_trainer_that_is_done_is_refused_and_one_that_is_not_trains() -> None:
         (LOADER, [Classifier], "Invalid val_dataloaders: a list that contains a candidate, Classifier"),
     ],
 )
-def test_what_is_no_data_to_validate_on_is_refused_before_the_ranking(
-    datamodule: Any, validation: Any, said: str
-) -> None:
+def test_wrong_validation_data_is_refused_before_the_ranking(datamodule: Any, validation: Any, said: str) -> None:
     selector = ZeroShotSelector(quiet_trainer(), "zico")
     with pytest.raises(TypeError, match=said):
         selector.fit([lambda: pytest.fail("built")], datamodule, validation)

@@ -42,7 +42,7 @@ def tables(*missing: str) -> st.SearchStrategy[list[dict[str, Any]]]:
     return st.lists(st.fixed_dictionaries(dict.fromkeys(MEMBERS, value)), min_size=1, max_size=6)
 
 
-def test_names_are_told_apart_and_the_first_is_ranked_by() -> None:
+def test_names_are_resolved_and_the_first_decides() -> None:
     default = Choice.of("default")
     assert list(default.recipes) == ["balanced+synflow"]
     assert [proxy.name for proxy in default.proxies] == MEMBERS
@@ -185,7 +185,7 @@ def test_a_few_are_placed_beside_the_others_at_the_quantile_of_the_fallback(
     assert [card["balanced+synflow"] for card in again] == [added[idx]["balanced+synflow"] for idx in order]
 
 
-def test_more_than_a_tenth_make_all_fall_back_and_who_does_not_train_does_not_count() -> None:
+def test_more_than_a_tenth_make_all_fall_back_and_untrainable_ones_do_not_count() -> None:
     def used(num_lacking: int, num_broken: int) -> Used:
         lacking = [card_of(f"lacking{idx}", complete(synflow="failed")) for idx in range(num_lacking)]
         broken = [replace(card_of(f"b{idx}", complete(naswot="n/a")), untrainable="nan") for idx in range(num_broken)]
@@ -218,7 +218,7 @@ def test_a_candidate_that_does_not_train_changes_neither_the_recipe_nor_the_othe
     assert errors == ["its loss is nan", f"{NOT_APPLICABLE}: over budget"]
 
 
-def test_nobody_that_trains_is_left_out_because_every_other_member_failed() -> None:
+def test_no_candidate_that_trains_is_left_out_because_every_other_member_failed() -> None:
     broken = dict.fromkeys(set(MEMBERS) - {"params"}, "failed")
     cards = [card_of("a", complete(params=2) | broken), card_of("b", complete())]
     added, used = Choice.of("default").combine(cards, CHAIN[0])

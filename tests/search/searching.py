@@ -18,7 +18,7 @@ from tests.search.spaces import Bits, batches
 SMALL = Evolution(population_size=8, tournament_size=3, num_initial=4)
 
 
-class Told:
+class ByRule:
     """An executor that scores by a rule, builds nothing, and remembers what it was asked for."""
 
     def __init__(self, **rules: Any) -> None:
@@ -39,9 +39,9 @@ def searched(space: Any = None, **kwargs: Any) -> SearchResult:
     return ZeroShotSearch(space or Bits(), **given).run(batches())
 
 
-def told_on_nas_bench(score: Any, sampler: Any, seed: int, **kwargs: Any) -> SearchResult:
+def searched_nas_bench(score: Any, sampler: Any, seed: int, **kwargs: Any) -> SearchResult:
     """Search NAS-Bench-201 for 150 trials, for images of 32 x 32."""
-    executor = Told(params=score)
+    executor = ByRule(params=score)
     return searched(
         "nas_bench_201", resolution=32, num_trials=150, executor=executor, sampler=sampler, seed=seed, **kwargs
     )

@@ -46,7 +46,7 @@ def test_a_population_is_the_plain_one_member_by_member_in_order(proxies: str, n
     assert left == ({False, True} if faults else {False})
 
 
-def test_a_newcomer_that_brings_a_fallback_drives_out_who_lacks_its_scores_and_the_recipe_comes_back() -> None:
+def test_a_newcomer_that_needs_a_fallback_removes_members_without_its_scores_until_the_recipe_applies_again() -> None:
     choice = Choice.of("balanced")  # falls back to `without_blocks`, then to `size`
     population = Population(3, choice)
 

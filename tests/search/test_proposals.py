@@ -21,7 +21,7 @@ from lightning_zico.search.evolution import Population
 from lightning_zico.search.proposals import Offer, Proposer
 from lightning_zico.search.trials import Trials, quiet_optuna
 from lightning_zico.spaces.plainnet import START
-from tests.search.searching import SMALL, Told, searched
+from tests.search.searching import SMALL, ByRule, searched
 from tests.search.spaces import Bits
 
 CONFIGS = sorted((Path(__file__).parents[2] / "examples" / "configs").glob("search_*.yaml"))
@@ -29,7 +29,7 @@ CONFIGS = sorted((Path(__file__).parents[2] / "examples" / "configs").glob("sear
 
 @pytest.mark.parametrize("sampler", [optuna.samplers.TPESampler, optuna.samplers.NSGAIISampler])
 def test_a_sampler_of_optuna_proposes(sampler: Any) -> None:
-    executor = Told(params=lambda arch: float(arch.count("1")))
+    executor = ByRule(params=lambda arch: float(arch.count("1")))
     result = searched(
         sampler=sampler(seed=0), executor=executor, budget=Budget(params=170), against="macs", num_trials=15
     )
@@ -59,7 +59,7 @@ def test_the_published_searches_are_as_published(path: Path) -> None:
 def test_a_mutant_of_the_start_comes_first_and_then_twice_mutated_members() -> None:
     """As published: while there are at most ten members, the start is mutated once."""
     evolution = Evolution(population_size=512, tournament_size=1, num_mutations=2, num_initial=11, start="000000")
-    executor = Told(params=lambda arch: float(arch.count("1")))
+    executor = ByRule(params=lambda arch: float(arch.count("1")))
     searched(sampler=Evolution(**{**vars(evolution), "num_initial": 6}), executor=executor, num_trials=30)
     assert {arch.count("1") for arch in executor.asked[:6]} == {1}
     assert all(arch.count("1") % 2 == 1 for arch in executor.asked[6:10])

@@ -15,7 +15,7 @@ from lightning_zico.search import run
 from lightning_zico.search.run import BudgetError, SearchError
 from lightning_zico.spaces import PlainNet
 from lightning_zico.spaces.plainnet import START
-from tests.search.searching import Told, searched
+from tests.search.searching import ByRule, searched
 from tests.search.spaces import Bits, batches
 
 
@@ -46,7 +46,7 @@ def test_a_limit_that_is_measured_is_a_trial_with_an_error() -> None:
 
 
 def test_what_failed_is_a_row_and_no_parent_and_is_not_scored_again() -> None:
-    executor = Told(params=lambda arch: None if arch.startswith("0") else float(arch.count("1")))
+    executor = ByRule(params=lambda arch: None if arch.startswith("0") else float(arch.count("1")))
     result = searched(executor=executor, num_trials=64)
     assert len(executor.asked) == 64
     assert set(result.errors) == {arch for arch in executor.asked if arch.startswith("0")}
@@ -57,7 +57,7 @@ def test_what_failed_is_a_row_and_no_parent_and_is_not_scored_again() -> None:
 @pytest.mark.parametrize(("proxy", "best"), [("params", max), ("latency", min)])
 def test_the_best_is_best_in_the_direction_of_the_proxy(proxy: str, best: Any) -> None:
     rule = {proxy: lambda arch: float(int(arch, 2) * 37 % 64)}
-    executor = Told(**rule)
+    executor = ByRule(**rule)
     result = searched(proxies=proxy, executor=executor)
     assert result.best == best(executor.asked, key=rule[proxy])
     assert [row["score"] for row in result.ranked] == sorted(map(rule[proxy], executor.asked), reverse=best is max)
@@ -65,7 +65,7 @@ def test_the_best_is_best_in_the_direction_of_the_proxy(proxy: str, best: Any) -
 
 def test_a_recipe_ranks_all_archs_of_the_history_as_one_set() -> None:
     rules = {"macs": lambda arch: float(arch.count("1")), "naswot": lambda arch: float(int(arch, 2) * 37 % 64)}
-    executor = Told(**rules, params=lambda arch: 0.0)  # of the fallback, which no one needs
+    executor = ByRule(**rules, params=lambda arch: 0.0)  # of the fallback, which no one needs
     result = searched(proxies="without_blocks", executor=executor, num_trials=30)
     assert [row["arch"] for row in result.history] == executor.asked
     ranks = [rankdata([rule(arch) for arch in executor.asked]) for rule in rules.values()]
@@ -75,7 +75,7 @@ def test_a_recipe_ranks_all_archs_of_the_history_as_one_set() -> None:
 
 
 def test_the_front_is_what_no_other_arch_beats() -> None:
-    executor = Told(params=lambda arch: float(int(arch, 2) * 37 % 64))
+    executor = ByRule(params=lambda arch: float(int(arch, 2) * 37 % 64))
     result = searched(executor=executor, against="macs", num_trials=40)
     rows = list(result)
 
@@ -91,8 +91,8 @@ def test_the_front_is_what_no_other_arch_beats() -> None:
     assert result.front[0]["arch"] == result.best
 
 
-def test_a_search_in_which_everything_fails_in_one_way_stops_and_says_why() -> None:
-    search = ZeroShotSearch(Bits(), proxies="params", executor=Told(params=lambda _: None), num_classes=3)
+def test_a_search_in_which_everything_fails_in_one_way_stops_with_the_reason() -> None:
+    search = ZeroShotSearch(Bits(), proxies="params", executor=ByRule(params=lambda _: None), num_classes=3)
     with pytest.raises(SearchError, match="The first 20 archs all failed in the same way: it does not like it"):
         search.run(batches())
     assert len(search.result_) == 20
@@ -100,10 +100,10 @@ def test_a_search_in_which_everything_fails_in_one_way_stops_and_says_why() -> N
 
 
 def test_a_search_goes_on_where_some_archs_fail() -> None:
-    executor = Told(params=lambda arch: 1.0 if arch.startswith("1") else None)
+    executor = ByRule(params=lambda arch: 1.0 if arch.startswith("1") else None)
     assert len(searched(executor=executor, sampler="random", num_trials=40)) == 40
 
 
-def test_what_the_search_takes_beside_scoring_is_told() -> None:
+def test_the_time_beside_scoring_is_recorded() -> None:
     told = searched().provenance
     assert 0 < told["seconds_searching"] < told["seconds"]

@@ -12,7 +12,7 @@ from lightning_zico import (
     ZeroShotSearch,
 )
 from lightning_zico.search.trials import SettingsError
-from tests.search.searching import Told, searched
+from tests.search.searching import ByRule, searched
 from tests.search.spaces import Bits, batches
 
 
@@ -34,7 +34,7 @@ def test_batches_without_images_are_refused() -> None:
 def test_a_resolution_that_networks_cannot_take_is_refused_before_anything_is_scored(
     budget: Budget | None, tmp_path: Path
 ) -> None:
-    executor = Told(params=lambda _: 1.0)
+    executor = ByRule(params=lambda _: 1.0)
     study = {"budget": budget, "executor": executor, "storage": tmp_path / "trials.db", "name": "mine"}
     with pytest.raises(
         ValueError, match=r"Invalid resolution=5: expected at least 32, .*pass `resolution` \(--resolution"

@@ -24,7 +24,7 @@ from lightning_zico.errors import UnknownNameError
 from lightning_zico.spaces import PlainNet
 from lightning_zico.spaces.plainnet import START
 from tests.modules import Classifier
-from tests.search.searching import SMALL, Told, searched, size_of, told_on_nas_bench, without_seconds
+from tests.search.searching import SMALL, ByRule, searched, searched_nas_bench, size_of, without_seconds
 from tests.search.spaces import Bits, batches
 
 
@@ -40,7 +40,7 @@ def test_the_same_seed_makes_the_same_history_and_another_another(proxies: Any, 
 @settings(max_examples=6)
 @given(limit=st.integers(100, 330), seed=st.integers(0, 3), sampler=st.sampled_from([SMALL, "random"]))
 def test_nothing_over_the_budget_is_scored_and_nothing_twice(limit: int, seed: int, sampler: Any) -> None:
-    executor = Told(params=lambda arch: float(arch.count("1")))
+    executor = ByRule(params=lambda arch: float(arch.count("1")))
     kwargs = {"sampler": sampler, "seed": seed, "executor": executor}
     result = searched(budget=Budget(params=limit), num_trials=64, **kwargs)
     within = {
@@ -54,7 +54,7 @@ def test_nothing_over_the_budget_is_scored_and_nothing_twice(limit: int, seed: i
 
 
 def test_depth_is_limited_as_the_space_counts_it() -> None:
-    executor = Told(params=lambda text: float(len(text)))
+    executor = ByRule(params=lambda text: float(len(text)))
     arguments = {"budget": Budget(depth=8), "resolution": 224, "executor": executor}
     searched("plainnet", sampler=Evolution(start=str(START)), **arguments)
     depths = [2 + sum(block.repeats for block in PlainNet().parse(text).blocks) for text in executor.asked]
@@ -76,7 +76,7 @@ def test_against_a_cost_a_front_is_found_that_chance_does_not_find() -> None:
         return float(text.count("nor_conv_1x1") - text.count("avg_pool"))
 
     def area(sampler: Any, seed: int) -> float:
-        front = told_on_nas_bench(score, sampler, seed, against="macs").front
+        front = searched_nas_bench(score, sampler, seed, against="macs").front
         corners = sorted((row["cost_macs"], row["score"] + 6) for row in front)
         ends = [*(macs for macs, _ in corners[1:]), 3e8]
         return sum((end - macs) * score for (macs, score), end in zip(corners, ends, strict=True))
@@ -89,7 +89,7 @@ def test_against_a_cost_a_front_is_found_that_chance_does_not_find() -> None:
 
 def test_evolution_finds_more_than_chance_in_as_many_trials() -> None:
     def best(sampler: Any, seed: int) -> float:
-        return told_on_nas_bench(size_of, sampler, seed).ranked[0]["score"]
+        return searched_nas_bench(size_of, sampler, seed).ranked[0]["score"]
 
     chance, evolution = ([best(sampler, seed) for seed in range(5)] for sampler in ("random", "evolution"))
     assert statistics.median(evolution) > statistics.median(chance)
@@ -118,13 +118,13 @@ def test_a_search_in_another_precision_is_another_search_with_that_selectors_sco
     assert all(scores[arch] != archs[arch] for arch in same)
 
 
-def test_a_cache_spares_scoring_and_changes_nothing(tmp_path: Path) -> None:
+def test_a_cache_avoids_scoring_and_changes_nothing(tmp_path: Path) -> None:
     first, again = (searched(proxies="zico", cache=tmp_path / "scores.db") for _ in range(2))
     assert first.history == again.history  # seconds too
 
 
 def test_a_search_goes_on_where_it_was_and_may_have_more_trials(tmp_path: Path) -> None:
-    kwargs = {"storage": tmp_path / "trials.db", "executor": Told(params=lambda arch: float(arch.count("1")))}
+    kwargs = {"storage": tmp_path / "trials.db", "executor": ByRule(params=lambda arch: float(arch.count("1")))}
     first = searched(num_trials=8, **kwargs)
     assert searched(num_trials=8, **kwargs).history == first.history
     whole = searched(num_trials=20, **kwargs)
@@ -133,8 +133,8 @@ def test_a_search_goes_on_where_it_was_and_may_have_more_trials(tmp_path: Path) 
     assert without_seconds(whole) == without_seconds(searched(num_trials=20, executor=kwargs["executor"]))
 
 
-def test_what_broke_off_is_kept_and_its_claim_let_go(tmp_path: Path) -> None:
-    class Broken(Told):
+def test_an_interrupted_search_keeps_its_trials_and_releases_its_claims(tmp_path: Path) -> None:
+    class Broken(ByRule):
         def run(self, scorers: Any, jobs: Any) -> Any:
             for number, done in enumerate(super().run(scorers, jobs)):
                 if number == 5:
@@ -148,8 +148,8 @@ def test_what_broke_off_is_kept_and_its_claim_let_go(tmp_path: Path) -> None:
         search.run(batches())
     assert len(search.result_) == 5
     assert search.result_.provenance["broke_off"]
-    search.executor = Told(**rule)
-    assert without_seconds(search.run(batches())) == without_seconds(searched(executor=Told(**rule)))
+    search.executor = ByRule(**rule)
+    assert without_seconds(search.run(batches())) == without_seconds(searched(executor=ByRule(**rule)))
 
 
 class Wrapped(LightningModule):
@@ -243,7 +243,7 @@ def test_numbers_that_mean_nothing_are_refused_at_once() -> None:
         ZeroShotSearch(Bits(), seed="x")  # type: ignore[arg-type]
 
 
-def test_optunas_verbosity_stays_and_its_absence_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_optunas_verbosity_stays_and_its_absence_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     optuna.logging.set_verbosity(optuna.logging.DEBUG)
     searched(num_trials=2)
     assert optuna.logging.get_verbosity() == optuna.logging.DEBUG

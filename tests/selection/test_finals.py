@@ -1,4 +1,4 @@
-"""Finals choose by training, and the winner's training is the same as if nobody had held them."""
+"""Finals choose by training, and the winner's training is the same as without them."""
 
 import io
 import os
@@ -158,7 +158,7 @@ def test_the_winner_ends_as_if_it_had_been_trained_without_a_pause(
     assert all(split == data.splits[-1] for split in data.splits[1:])  # the first is that of the ranking
 
 
-def test_what_a_finalist_gets_is_what_its_first_epochs_alone_would_have_given() -> None:
+def test_a_finalists_value_is_that_of_its_first_epochs_without_a_pause() -> None:
     builds = {"a": partial(Net, 1), "b": partial(Net, 0, 0.1)}
     rows = {row["name"]: row for row in selector_of(final_epochs=2).fit(builds, Data(True)).leaderboard_}
 
@@ -231,7 +231,7 @@ def test_more_than_four_are_halved_until_one_is_left(num_finalists: int) -> None
 
 
 @pytest.mark.parametrize("num_finalists", [4, 5])
-def test_whoever_is_trained_to_the_end_keeps_its_value(num_finalists: int) -> None:
+def test_a_finalist_that_is_trained_to_the_end_keeps_its_value(num_finalists: int) -> None:
     builds = {str(idx): partial(Saying, -idx, 1 - idx / 10) for idx in range(5)}
     trainer = trainer_of(fast_dev_run=True)
     selector = selector_of(trainer, num_finalists, final_epochs=3).fit(builds, Data())
@@ -423,7 +423,7 @@ class Watching(Callback):
         self.seen.append(trainer.current_epoch)
 
 
-def test_callbacks_and_loggers_see_the_winner_alone(tmp_path: Path) -> None:
+def test_callbacks_and_loggers_only_see_the_winner(tmp_path: Path) -> None:
     watching, stopping = Watching(), EarlyStopping("val_loss", patience=1)
     saving = ModelCheckpoint(tmp_path / "saved", monitor="val_loss", save_top_k=-1)
     logger = CSVLogger(tmp_path, "logs")
@@ -645,7 +645,7 @@ def test_trainers_that_cannot_hold_finals_are_refused_before_the_ranking() -> No
         selector.fit([Net, Net], Data())
 
 
-def test_trainers_whose_finals_can_be_held_are_let_pass() -> None:
+def test_trainers_that_can_hold_finals_pass() -> None:
     scheduler = GradientAccumulationScheduler({0: 2})
     for num_finalists, kwargs in {
         1: {"callbacks": [scheduler]},

@@ -63,7 +63,7 @@ def test_agreement_with_the_baselines_is_that_of_scipy_on_the_ranked_rows(lower:
             assert tau == pytest.approx(-expected if lower else expected, abs=1e-12)
 
 
-def test_a_ranking_by_the_size_is_called_that() -> None:
+def test_a_ranking_by_the_size_has_a_note() -> None:
     widths = {str(width): lambda width=width: Classifier(width) for width in (2, 3, 5)}
     leaderboard = ZeroShotSelector(proxies="params").rank(widths, Data())
     assert leaderboard.notes[-1] == (
@@ -88,7 +88,7 @@ def test_the_leaderboard_knows_why_a_number_is_missing(repeats: int) -> None:
     assert Leaderboard.from_json(leaderboard.to_json()) == leaderboard
 
 
-def test_members_that_a_fallback_dropped_are_told_once() -> None:
+def test_members_that_a_fallback_dropped_are_listed_once() -> None:
     class Flat(Classifier):
         def __init__(self) -> None:
             super().__init__()

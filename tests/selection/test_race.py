@@ -68,7 +68,7 @@ def test_a_race_by_a_recipe_has_the_full_runs_winner_in_95_of_100_simulations() 
     assert agreed >= 95
 
 
-def test_a_race_that_gives_everyone_one_repeat_says_that_nothing_is_known() -> None:
+def test_a_race_with_one_repeat_each_notes_that_there_are_no_error_bars() -> None:
     _, leaderboard = played([[1.0, 2.0, 3.0], [2.0, 3.0, 4.0]], race=True)
     assert any("no error bars" in note for note in leaderboard.notes)
 
@@ -95,7 +95,7 @@ def test_a_raced_leaderboard_is_ordered_by_how_far_candidates_came(luck: float) 
     assert f"Race: the first {len(finalists)} have {most} repeats" in " ".join(leaderboard.notes)
 
 
-def test_who_fails_during_a_race_is_out_and_the_others_race_on() -> None:
+def test_a_candidate_that_fails_during_a_race_is_out_and_the_others_go_on() -> None:
     table: list[list[float | None]] = [[float(idx)] * 8 for idx in range(8)]
     table[7][2] = None
     table[6] = [None] * 8
@@ -117,7 +117,7 @@ def test_a_recipe_ranks_a_race_and_every_candidate_failing_is_no_crash() -> None
     assert len(ZeroShotSelector(repeats=4, race=True).rank([broken, broken], Data()).errors) == 2
 
 
-def test_a_race_takes_a_generator_of_factories_and_none_of_modules() -> None:
+def test_a_race_accepts_a_generator_of_factories_but_not_of_modules() -> None:
     selector = ZeroShotSelector(proxies="zico", repeats=4, race=True)
     leaderboard = selector.rank((build for build in (Classifier, Quadruple)), Data())
     assert leaderboard.best == "Quadruple"

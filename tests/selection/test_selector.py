@@ -114,7 +114,7 @@ def test_rows_are_ranked_by_the_score_and_carry_the_baselines() -> None:
     assert leaderboard.provenance["batch_shapes"] == [[6, 2, 5, 5], [6]]
 
 
-def test_provenance_tells_the_batches_by_their_hash() -> None:
+def test_provenance_has_the_hash_of_the_batches() -> None:
     def hash_of(batches: Any) -> str | None:
         return ZeroShotSelector(proxies="params").rank([Classifier], batches).provenance["batches_hash"]
 
@@ -126,7 +126,7 @@ def test_provenance_tells_the_batches_by_their_hash() -> None:
     assert hash_of(unhashable) is None
 
 
-def test_a_row_is_what_score_says_of_the_same_weights_and_batches() -> None:
+def test_a_row_equals_score_on_the_same_weights_and_batches() -> None:
     selector = ZeroShotSelector(proxies="all", num_batches=3, seed=5)
     leaderboard = selector.rank([Classifier], Data())
     with preserved_rng(5):
@@ -186,7 +186,7 @@ def test_a_candidate_over_budget_is_never_differentiated() -> None:
         Budget(macs=-1)
 
 
-def test_fit_trains_the_winner_as_if_nobody_had_ranked() -> None:
+def test_fit_trains_the_winner_as_without_a_ranking() -> None:
     torch.manual_seed(3)
     np.random.seed(3)
     selector = ZeroShotSelector(trainer=quiet_trainer(), seed=5)
@@ -255,7 +255,7 @@ def test_a_generator_is_never_all_in_memory() -> None:
         gc.enable()
 
 
-def test_memory_of_built_candidates_is_let_go() -> None:
+def test_memory_of_built_candidates_is_released() -> None:
     alive: list[weakref.ref[nn.Module]] = []
 
     def build() -> LightningModule:
@@ -312,7 +312,7 @@ def test_nothing_to_train_says_why_and_keeps_the_leaderboard() -> None:
 
 
 @pytest.mark.parametrize(("interactive", "enabled"), [(True, True), (True, False), (False, True)])
-def test_table_shows_in_interactive_terminals_alone(
+def test_the_table_is_only_shown_in_interactive_terminals(
     interactive: bool, enabled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = io.StringIO()
@@ -388,7 +388,7 @@ def test_a_winner_that_does_not_build_again_is_named_and_the_leaderboard_kept() 
 
 
 @pytest.mark.parametrize("wrong", [[], [5], 5, ZeroShotSelector])
-def test_proxies_that_are_none_are_refused(wrong: Any) -> None:
+def test_wrong_proxies_are_refused(wrong: Any) -> None:
     with pytest.raises((TypeError, ValueError), match="prox"):
         ZeroShotSelector(proxies=wrong)
     with pytest.raises((TypeError, ValueError), match="prox"):
@@ -582,7 +582,7 @@ def test_of_many_instances_only_those_that_may_win_stay_alive() -> None:
 
 
 @pytest.mark.parametrize("proxies", ["default", "macs"])
-def test_of_equal_instances_the_first_alone_stays_alive_and_wins(proxies: str) -> None:
+def test_only_the_first_of_equal_instances_stays_alive_and_wins(proxies: str) -> None:
     alive: list[weakref.ref[nn.Module]] = []
 
     def candidates() -> Iterator[nn.Module]:

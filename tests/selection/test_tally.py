@@ -33,7 +33,7 @@ from tests.selection.test_selector import Data, Quadruple, broken
 SAID = ["std_error", "rank_low", "rank_high", "p_best", "tie", "num_repeats"]
 
 
-def test_one_repeat_is_what_there_was() -> None:
+def test_one_repeat_is_the_same_as_none() -> None:
     candidates = {"small": Classifier, "large": Quadruple, "broken": broken}
     plain, one = ZeroShotSelector(), ZeroShotSelector(repeats=1)
     before, after = plain.rank(candidates, Data()), one.rank(candidates, Data())
@@ -167,7 +167,7 @@ def test_rows_say_how_sure_the_ranks_are_in_the_scores_direction(higher_is_bette
     assert not any("tie" in note for note in clear.notes)
 
 
-def test_what_repeats_say_survives_every_form() -> None:
+def test_columns_of_repeats_survive_every_form() -> None:
     selector, leaderboard = played([[1.0, 2.0], [8.0, 9.0], [8.5, None]])
     assert Leaderboard.from_json(leaderboard.to_json()) == leaderboard
     assert Leaderboard.from_dict(leaderboard.to_dict()) == leaderboard
@@ -241,7 +241,7 @@ def test_an_iterable_of_batches_is_read_on_and_must_have_enough() -> None:
         ZeroShotSelector(repeats=4).rank([Classifier], batches)
 
 
-def test_a_loader_is_read_anew_under_each_seed_and_must_shuffle() -> None:
+def test_a_loader_is_read_again_under_each_seed_and_must_shuffle() -> None:
     data = TensorDataset(torch.randn(8, 2, 5, 5), torch.arange(8) % 3)
     shuffled = DataLoader(data, 4, shuffle=True)
     first, second = read_repeats(shuffled, 2, 2, seed=3)
