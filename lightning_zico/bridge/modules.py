@@ -142,7 +142,7 @@ def bridged(
     writes = bool(callbacks) or any(is_overridden(module, hook) for hook in WRITING_HOOKS)
     with ExitStack() as stack:
         enter = stack.enter_context
-        enter(_values_kept(module, if_=writes))
+        enter(_preserved_values(module, if_=writes))
         enter(preserved(module, *weights_behind(loss_fn, step)))
         enter(undisturbed(*hooked, *callbacks))
         if lightning:
@@ -288,7 +288,7 @@ def _count_batches(
         if not changes_batches:
             return batch
         before = copied_batch(batch)
-        with _values_kept(opening.module), preserved(opening.module), torch.enable_grad():
+        with _preserved_values(opening.module), preserved(opening.module), torch.enable_grad():
             state = opening.state()
             opening.start_batch(batch, batch_idx)
             to_repeat.clear()  # one batch at a time is held
@@ -312,15 +312,15 @@ def _count_batches(
 
 
 @contextmanager
-def _values_kept(module: nn.Module, *, if_: bool = True) -> Iterator[None]:
+def _preserved_values(module: nn.Module, *, if_: bool = True) -> Iterator[None]:
     """Restore the values of parameters and buffers, if code outside the engine may run on them."""
     tensors = (*module.parameters(), *module.buffers()) if if_ else ()
-    kept = [(tensor, tensor.detach().clone()) for tensor in tensors if not is_lazy(tensor)]
+    saved = [(tensor, tensor.detach().clone()) for tensor in tensors if not is_lazy(tensor)]
     try:
         yield
     finally:
         with torch.no_grad():
-            for tensor, value in kept:
+            for tensor, value in saved:
                 tensor.copy_(value)
 
 

@@ -81,7 +81,7 @@ def rank(
     """Rank candidates on a few batches; with a trainer, also train the winner.
 
     Prints the table and writes leaderboard.json, leaderboard.csv and leaderboard.html. After Ctrl-C, the candidates
-    scored so far are kept.
+    scored so far are written.
 
     Args:
         data: A folder with one subfolder of images per class, the class path of a LightningDataModule, or a name:
@@ -143,8 +143,8 @@ def _rank(selector: ZeroShotSelector, offered: Candidates, datamodule: Lightning
     except BaseException as ended:
         write_ranking(selector, offered, folder)
         # Saving is a joint operation of all processes of a strategy, and the others are gone by then.
-        is_kept = trainer is not None and trainer.world_size == 1 and trainer.global_step and is_interrupted(ended)
-        if trainer is not None and is_kept and selector.best_model_ is not None:
+        is_saved = trainer is not None and trainer.world_size == 1 and trainer.global_step and is_interrupted(ended)
+        if trainer is not None and is_saved and selector.best_model_ is not None:
             write_winner(trainer, selector.leaderboard_, folder)
         print_ranking(selector)
         raise
@@ -234,8 +234,8 @@ def search(
 ) -> None:
     """Search a space of architectures within a budget.
 
-    Prints the best and writes search.json, search.csv and search.html. After Ctrl-C, the trials so far are kept; with
-    --storage, the same command resumes the search.
+    Prints the best and writes search.json, search.csv and search.html. After Ctrl-C, the trials so far are written;
+    with --storage, the same command resumes the search.
 
     Args:
         data: As for rank.
@@ -244,7 +244,7 @@ def search(
         proxies: Names of proxies and recipes, separated by commas.
         against: Costs to keep low as well: macs, params, depth or latency_s, separated by commas.
         sampler: What proposes architectures; evolution has settings, such as --sampler.population_size 512.
-        storage: File that keeps the trials, or address of a database; several processes may share it.
+        storage: File for the trials, or address of a database; several processes may share it.
         num_classes: Number of classes of the networks. None: as many as the data has.
         settings: Settings of the search.
         executor: As for rank.

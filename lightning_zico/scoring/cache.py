@@ -177,7 +177,7 @@ class SQLiteCache:
             CacheError: If the file cannot be read or written.
         """
         owner = begin_run()
-        kept: dict[str, str] = {}
+        entries: dict[str, str] = {}
         try:
             # The connection stays open, because closing it waits until the data is safe.
             with self._opened("rw") as connection:
@@ -186,10 +186,10 @@ class SQLiteCache:
                     return
                 try:
                     with self._renewed(candidate, owner):
-                        yield kept.update
+                        yield entries.update
                 finally:
                     with _transaction(connection):
-                        _insert(connection, candidate, kept)
+                        _insert(connection, candidate, entries)
                         claim = (candidate, owner.to_json())
                         connection.execute("DELETE FROM claims WHERE candidate = ? AND owner = ?", claim)
         finally:

@@ -118,10 +118,10 @@ def fingerprint(*parts: Any) -> str:
         walk.visit(parts)
     except RecursionError as error:
         reason = "it is nested too deeply, or contains itself in a set; `sys.setrecursionlimit` allows deeper nesting"
-        raise UnfingerprintableError(f"'{walk.place}' has no fingerprint: {reason}.") from error
+        raise UnfingerprintableError(f"'{walk.location}' has no fingerprint: {reason}.") from error
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UnfingerprintableError(f"'{walk.place}' has no fingerprint: {reason}.") from error
+        raise UnfingerprintableError(f"'{walk.location}' has no fingerprint: {reason}.") from error
     return walk.digest
 
 
@@ -170,11 +170,11 @@ class _Walk:
         return self._hash.hexdigest()
 
     @property
-    def place(self) -> str:
-        """The current place in the walk, with the middle left out if it is long."""
-        place = ".".join(self.path)
+    def location(self) -> str:
+        """The current position in the walk, with the middle left out if it is long."""
+        location = ".".join(self.path)
         half = _MAX_PATH_LENGTH // 2
-        return place if len(place) <= _MAX_PATH_LENGTH else f"{place[:half]} ... {place[-half:]}"
+        return location if len(location) <= _MAX_PATH_LENGTH else f"{location[:half]} ... {location[-half:]}"
 
     def visit(self, value: Any) -> None:
         """Hash a value and its parts."""
