@@ -250,8 +250,8 @@ class TrainingData:
         except TooFewBatchesError as error:
             raise TooFewBatchesError(
                 f"An iterable of batches cannot be shuffled, so {count(repeats, 'repeat')} of "
-                f"{count(num_batches, 'batch')} need {num_batches * repeats}. Pass that many, or a DataLoader that "
-                f"shuffles. {error}"
+                f"{count(num_batches, 'batch')} need {count(num_batches * repeats, 'batch')}. Pass that many, or a "
+                f"DataLoader that shuffles. {error}"
             ) from error
         starts = range(0, len(whole.batches), num_batches)
         num_whole = min(whole.num_whole, num_batches)

@@ -31,7 +31,9 @@ def leaderboard_notes(rows: Sequence[Row], provenance: Provenance) -> list[str]:
         first = "This is the first" if len(rows) == 1 else f"These are the first {len(rows)}"
         notes.append(f"{first} of {count(num_candidates, 'candidate')}.")
     if provenance.get("broke_off"):
-        notes.append(f"The ranking was interrupted; it contains only the {num_candidates} scored so far.")
+        notes.append(
+            f"The ranking was interrupted; it contains only the {count(num_candidates, 'candidate')} scored so far."
+        )
     finals = provenance.get("finals")
     if finals:
         notes.append(_note_on_finals(finals))

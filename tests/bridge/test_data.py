@@ -61,7 +61,7 @@ def test_repeats_of_a_list_divide_it_in_its_order(num_batches: int, repeats: int
     readings = TrainingData(batches).read_repeats(num_batches, repeats)
     assert [len(reading.batches) for reading in readings] == [num_batches] * repeats
     assert values_of(batch for reading in readings for batch in reading.batches) == values_of(batches)
-    with pytest.raises(TooFewBatchesError, match=rf"need {num_batches * (repeats + 1)}\. Pass that many"):
+    with pytest.raises(TooFewBatchesError, match=rf"need {num_batches * (repeats + 1)} batches\. Pass that many"):
         TrainingData(batches).read_repeats(num_batches, repeats + 1)
 
 

@@ -16,7 +16,7 @@ PROMISES = {
     if find_spec("timm")
     else ["pip install 'lightning-zico[zoo]'"],
     "04_compare_proxies.py": ["tau with truth", "az_trainability", "zico", "balanced+synflow: log_rank of macs"],
-    "05_evolve.py": ["1. ZiCo", "12 archs scored, 0 of them without a score"],
+    "05_evolve.py": ["1. ZiCo", "12 archs scored, 0 without a score"],
     "06_own_proxy.py": ["   1  ", "Kendall's tau of this ranking with the trivial baselines"],
     "07_ray.py": ["   1  ", "On Ray: the same 8 scores" if find_spec("ray") else "pip install 'lightning-zico[ray]'"],
 }

@@ -128,7 +128,7 @@ def test_a_search_goes_on_where_it_was_and_may_have_more_trials(tmp_path: Path) 
     first = searched(num_trials=8, **kwargs)
     assert searched(num_trials=8, **kwargs).history == first.history
     whole = searched(num_trials=20, **kwargs)
-    assert [row["arch"] for row in whole][:8] == [row["arch"] for row in first]
+    assert [row["arch"] for row in whole.history][:8] == [row["arch"] for row in first.history]
     assert len(kwargs["executor"].asked) == 20
     assert without_seconds(whole) == without_seconds(searched(num_trials=20, executor=kwargs["executor"]))
 
@@ -212,7 +212,7 @@ def test_a_result_is_plain_data(tmp_path: Path) -> None:
     lines = result.to_csv().splitlines()
     assert len(lines) == 6
     assert lines[0].startswith("trial,rank,arch,score,params,macs,")
-    assert "5 archs scored, 0 of them without a score" in str(result)
+    assert "5 archs scored, 0 without a score" in str(result)
 
 
 @pytest.mark.parametrize(
