@@ -18,10 +18,10 @@ def printable(text: str) -> str:
         >>> print(printable("\x1b[31mred\udcff"))
         \x1b[31mred\udcff
     """
-    return _UNPRINTABLE.sub(lambda found: found[0] if found[0] == "\n" else _escaped(found[0]), text)
+    return _UNPRINTABLE.sub(lambda found: found[0] if found[0] == "\n" else _escape(found[0]), text)
 
 
-def _escaped(char: str) -> str:
+def _escape(char: str) -> str:
     return char.encode("ascii", "backslashreplace").decode() if char > "\x7f" else repr(char)[1:-1]
 
 
@@ -51,3 +51,44 @@ def shortened(name: str | None) -> str:
         return repr(name)
     half = _LONGEST_IN_REPR // 2
     return repr(f"{name[:half]}...{name[-half:]}")
+
+
+def count(number: int, one: str, many: str | None = None) -> str:
+    """Return a number with its noun, in the singular for 1.
+
+    Args:
+        number: The number.
+        one: The noun in the singular.
+        many: The plural; None for the usual one.
+
+    Example:
+        >>> count(1, "batch"), count(3, "batch"), count(0, "column that is", "columns that are")
+        ('1 batch', '3 batches', '0 columns that are')
+    """
+    return f"{number} {plural(number, one, many)}"
+
+
+def plural(number: int, one: str, many: str | None = None) -> str:
+    """Return the noun for a number without the number, as in `count`.
+
+    Example:
+        >>> plural(1, "is", "are"), plural(2, "is", "are")
+        ('is', 'are')
+    """
+    if number == 1:
+        return one
+    return many or _PLURALS.get(one, f"{one}s")
+
+
+def all_of(number: int, one: str, many: str | None = None) -> str:
+    """Return the start of a sentence about all things of a kind.
+
+    Example:
+        >>> all_of(1, "candidate"), all_of(3, "candidate")
+        ('The only candidate', 'All 3 candidates')
+    """
+    return f"The only {one}" if number == 1 else f"All {count(number, one, many)}"
+
+
+# Nouns that do not only get an s.
+_PLURALS = {"batch": "batches", "class": "classes", "pass": "passes", "process": "processes"}

@@ -79,3 +79,51 @@ def test_the_contract_has_no_exceptions() -> None:
     contracts = (ROOT / "pyproject.toml").read_text(encoding="utf-8").split("[[tool.importlinter.contracts]]")[1:]
     assert len(contracts) >= 2
     assert not any("ignore_imports" in contract for contract in contracts)
+
+
+# Where settings of scoring, ranking and searching are written down: class or function, and its file.
+SIGNATURES = {
+    "ScoringSettings": "scoring/settings.py",
+    "ZeroShotSelector": "selection/selector.py",
+    "ZeroShotSearch": "search/zero_shot.py",
+    "rank": "cli/commands.py",
+    "score": "cli/commands.py",
+    "search": "cli/commands.py",
+    "Scorer": "scoring/scorer.py",
+}
+SCORE = "scoring/single.py"  # the function `score`
+# What is worked on, and where results go: these are no settings.
+WORKED_ON = {"data", "datamodule", "model", "candidates", "zoo", "batches", "loader", "output", "layers"}
+MOST_SETTINGS = 80
+
+
+def declared(name: str, file: str) -> list[str]:
+    """List the parameters of a function, or the fields of a dataclass, that declare a setting.
+
+    A parameter that stands for the options of a class (`OptionsOf`) declares none, nor do ``**settings``.
+    """
+    tree = ast.parse((PACKAGE / file).read_text(encoding="utf-8"))
+    node = next(n for n in tree.body if isinstance(n, ast.FunctionDef | ast.ClassDef) and n.name == name)
+    if isinstance(node, ast.FunctionDef):
+        written = [(each.arg, ast.unparse(each.annotation)) for each in (*node.args.args, *node.args.kwonlyargs)]
+    else:
+        fields = [each for each in node.body if isinstance(each, ast.AnnAssign)]
+        written = [
+            (ast.unparse(each.target), ast.unparse(each.annotation))
+            for each in fields
+            if each.value is None or "init=False" not in ast.unparse(each.value)
+        ]
+    return [
+        argument
+        for argument, kind in written
+        if argument not in WORKED_ON and not kind.startswith(("KW_ONLY", "ClassVar")) and "OptionsOf" not in kind
+    ]
+
+
+def test_settings_are_written_once() -> None:
+    found = {name: declared(name, file) for name, file in SIGNATURES.items()} | {SCORE: declared("score", SCORE)}
+    assert sum(map(len, found.values())) <= MOST_SETTINGS, found
+    assert {"num_batches", "seed", "precision"} <= set(found["ScoringSettings"])
+    shared = set(found["ScoringSettings"])
+    own = [found[name] for name in ("ZeroShotSelector", "ZeroShotSearch", "rank", "search")]
+    assert [shared & set(names) - {"executor"} for names in own] == [set()] * 4

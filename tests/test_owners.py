@@ -110,7 +110,7 @@ from lightning_zico import Score, ScoreCard
 from lightning_zico.search.trials import Trials
 trials = Trials({str(tmp_path / "trials.db")!r}, "study", {{}}, ["maximize"])
 number = trials.claim("a", 0, most=5)
-print(trials._owner.lives(), flush=True)
+print(trials.owner.lives(), flush=True)
 open({str(tmp_path / "go")!r}).read()
 trials.finish(number, ScoreCard("a", {{"params": Score("params", 1.0)}}), [1.0])
 """

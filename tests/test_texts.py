@@ -1,8 +1,11 @@
 """Names are texts: nothing that reads or shows them does what they say, and nothing fails on them."""
 
+import ast
 import csv
 import io
+import re
 import unicodedata
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +17,7 @@ from rich.console import Console
 
 from lightning_zico import Leaderboard, Prior
 from lightning_zico.results import leaderboard_table
-from lightning_zico.texts import as_written, defused, printable
+from lightning_zico.texts import all_of, as_written, count, defused, plural, printable
 
 NAMES = (
     "\udcff\x1b[31m",
@@ -102,3 +105,46 @@ def test_a_field_that_is_too_long_is_said_to_be(tmp_path: Path) -> None:
     (tmp_path / "known.csv").write_text(f"name,accuracy\na,1\n{'x' * 200_000},1\n", encoding="utf-8")
     with pytest.raises(ValueError, match=r"cannot be read .* from line 3 on: field larger than"):
         Prior.from_csv(tmp_path / "known.csv")
+
+
+PACKAGE = Path(__file__).parent.parent / "lightning_zico"
+NOUNS = (
+    "arch",
+    "batch",
+    "candidate",
+    "class",
+    "epoch",
+    "finalist",
+    "layer",
+    "model",
+    "pass",
+    "process",
+    "repeat",
+    "score",
+)
+IRREGULAR = {"batch": "batches", "class": "classes", "pass": "passes", "process": "processes"}
+
+
+@given(st.integers(0, 10**6), st.sampled_from(NOUNS))
+def test_a_noun_is_in_the_singular_only_after_one(number: int, noun: str) -> None:
+    expected = noun if number == 1 else IRREGULAR.get(noun, f"{noun}s")
+    assert plural(number, noun) == expected
+    assert count(number, noun) == f"{number} {expected}"
+    assert all_of(number, noun) == (f"The only {noun}" if number == 1 else f"All {number} {expected}")
+
+
+def counts_before_plurals(file: Path) -> list[str]:
+    """List where an f-string writes a number before a plural itself; constants are known to be above one."""
+    after = re.compile(rf" ({'|'.join(IRREGULAR.get(noun, f'{noun}s') for noun in NOUNS)})\b")
+    found = []
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        for number, text in pairwise(node.values) if isinstance(node, ast.JoinedStr) else ():
+            is_count = isinstance(number, ast.FormattedValue) and not ast.unparse(number.value).isupper()
+            if is_count and isinstance(text, ast.Constant) and after.match(text.value):
+                found.append(f"{file.relative_to(PACKAGE)}:{node.lineno} {ast.unparse(number)}{text.value[:20]}")
+    return found
+
+
+@pytest.mark.parametrize("part", ["bridge", "cli", "report", "results", "selection"])
+def test_counts_agree_with_their_nouns(part: str) -> None:
+    assert [place for file in sorted((PACKAGE / part).rglob("*.py")) for place in counts_before_plurals(file)] == []

@@ -28,7 +28,7 @@ class Cut(NamedTuple):
     own: int
     to: int
 
-    def stated(self, num_samples: NumSamples | None) -> NumSamples | None:
+    def scale(self, num_samples: NumSamples | None) -> NumSamples | None:
         """Return what the user states for the data's own batches, as it holds for the smaller ones.
 
         A function counts the samples of any batch, and a number is lowered in proportion.
@@ -75,7 +75,7 @@ class Smaller:
         """Number of batches that may have more samples, because they could not be counted or cut."""
         return self._num_whole
 
-    def replaced(self, data: Any) -> Any:
+    def replace_loaders(self, data: Any) -> Any:
         """Replace the loaders in data by loaders with smaller batches.
 
         Args:
@@ -85,7 +85,7 @@ class Smaller:
         # A function of the user counts the samples of what a collection yields, not of what one of its loaders does.
         is_counted_whole = not isinstance(data, DataLoader) and callable(self._num_samples)
         self._cuts_whole_batches = not loaders or (is_counted_whole and not all(map(self._is_exact, loaders)))
-        return tree_map_only(DataLoader, self._replaced, data)
+        return tree_map_only(DataLoader, self._replace, data)
 
     def batch(self, batch: Batch) -> Batch:
         """Cut a batch of the data to its first samples, unless it comes from loaders with smaller batches."""
@@ -99,11 +99,11 @@ class Smaller:
         # A subclass that iterates in its own way may have batches of any size.
         return (is_small or can_be_built_again) and type(loader).__iter__ is DataLoader.__iter__
 
-    def _replaced(self, loader: "DataLoader[Any]") -> Any:
+    def _replace(self, loader: "DataLoader[Any]") -> Any:
         own = _batch_size_of(loader)
         is_exact, only = self._is_exact(loader), None
         if own is not None and own > self._batch_size and not isinstance(loader.dataset, IterableDataset):
-            loader = _built_again(loader, self._batch_size)
+            loader = _rebuild(loader, self._batch_size)
             self._own, only = max(self._own, own), own
         return loader if is_exact or self._cuts_whole_batches else _Cutting(loader, self, only)
 
@@ -151,7 +151,7 @@ def _batch_size_of(loader: "DataLoader[Any]") -> int | None:
     return sampler.batch_size if type(sampler) is BatchSampler else None
 
 
-def _built_again(loader: "DataLoader[Any]", batch_size: int) -> "DataLoader[Any]":
+def _rebuild(loader: "DataLoader[Any]", batch_size: int) -> "DataLoader[Any]":
     """Build a loader with other batches; its batch sampler is torch's."""
     # A copy, because subclasses, such as those of torch_geometric, build themselves in ways of their own. Their
     # attributes are set past `DataLoader.__setattr__`, which refuses that.

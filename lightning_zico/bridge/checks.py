@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_zico.candidates import Candidate
-from lightning_zico.errors import UnsupportedBatchError
+from lightning_zico.errors import InvalidArgumentError, UnsupportedBatchError
 
 _EXPECTED = "expected a LightningDataModule, a DataLoader or a list of batches"
 
@@ -80,6 +80,25 @@ def check_validation_data(data: Any, val_dataloaders: Any) -> None:
     check_data(val_dataloaders, name="val_dataloaders")
 
 
+def check_readable_again(data: Any, name: str, why: str, way_out: str) -> None:
+    """Check that data can be read more than once.
+
+    Args:
+        data: Data that passed `check_data`.
+        name: Name of the argument.
+        why: Why once is not enough, for the error message.
+        way_out: What to pass or call instead.
+
+    Raises:
+        InvalidArgumentError: If it is an iterator, or a collection that holds one.
+    """
+    once = next((leaf for leaf in tree_leaves(data) if isinstance(leaf, Iterator)), None)
+    if once is not None:
+        raise InvalidArgumentError(
+            f"Invalid {name}: a {type(once).__name__}, which can be read only once, {why}. {way_out}."
+        )
+
+
 def _problem_of(data: Any, pairs: bool) -> str | None:
     """Return what is wrong with the data, or None if nothing is found."""
     kind = type(data).__name__
@@ -99,7 +118,7 @@ def _problem_of(data: Any, pairs: bool) -> str | None:
     if callable(getattr(data, "to", None)):  # a graph, a TensorDict or another object that moves to a device
         return _one_batch(f"a {kind}")
     if isinstance(data, list | tuple) and (hasattr(data, "_fields") or _is_one_batch(data, pairs)):
-        return _one_batch(f"a {kind} of {', '.join(map(_described, data[:4]))}{', ...' if len(data) > 4 else ''}")
+        return _one_batch(f"a {kind} of {', '.join(map(_describe, data[:4]))}{', ...' if len(data) > 4 else ''}")
     return None
 
 
@@ -159,5 +178,5 @@ def _kind(part: Any) -> Any:
     return (Tensor, part.dtype, part.ndim) if isinstance(part, Tensor) else _family(part)
 
 
-def _described(part: Any) -> str:
+def _describe(part: Any) -> str:
     return f"Tensor {tuple(part.shape)}" if isinstance(part, Tensor) else type(part).__name__

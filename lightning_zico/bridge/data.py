@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from lightning_zico._typing import Batch, NumSamples
 from lightning_zico.bridge.batch_size import Cut, Smaller
 from lightning_zico.bridge.checks import is_datamodule
-from lightning_zico.bridge.hooks import TRANSFER_HOOKS, check_surroundings, message_of
+from lightning_zico.bridge.hooks import TRANSFER_HOOKS, check_surroundings, describe_error
 from lightning_zico.bridge.private_trainer import private_trainer
 from lightning_zico.bridge.trainers import (
     DEFAULT_SETTINGS,
@@ -39,6 +39,7 @@ from lightning_zico.errors import (
     TooFewBatchesError,
     UnsupportedBatchError,
 )
+from lightning_zico.texts import all_of, count
 
 _MOST_IN_VAIN = 2  # most passes over a loader in a row that give no new batch
 
@@ -199,9 +200,9 @@ class TrainingData:
             by_repeat = self._read_on(num_batches, repeats, seed=seed, **size)
         if all_equal([reading.batches for reading in by_repeat]):
             raise IdenticalBatchesError(
-                f"All {repeats} repeats have the same batches: the data is not shuffled, or it is shuffled with its "
-                "own generator, which the seed does not affect. Shuffle without a generator, or pass a list of "
-                f"{num_batches * repeats} batches."
+                f"{all_of(repeats, 'repeat')} have the same batches: the data is not shuffled, or it is shuffled with "
+                "its own generator, which the seed does not affect. Shuffle without a generator, or pass a list of "
+                f"{count(num_batches * repeats, 'batch')}."
             )
         return by_repeat
 
@@ -248,8 +249,9 @@ class TrainingData:
             whole = self.read(num_batches * repeats, **settings)
         except TooFewBatchesError as error:
             raise TooFewBatchesError(
-                f"An iterable of batches cannot be shuffled, so {repeats} repeats of {num_batches} batches need "
-                f"{num_batches * repeats} batches. Pass that many, or a DataLoader that shuffles. {error}"
+                f"An iterable of batches cannot be shuffled, so {count(repeats, 'repeat')} of "
+                f"{count(num_batches, 'batch')} need {count(num_batches * repeats, 'batch')}. Pass that many, or a "
+                f"DataLoader that shuffles. {error}"
             ) from error
         starts = range(0, len(whole.batches), num_batches)
         num_whole = min(whole.num_whole, num_batches)
@@ -274,7 +276,7 @@ class TrainingData:
             with preserved_rng(seed):
                 yield self.data
             return
-        with self._seen_by_trainer() as trainer, preserved_rng(seed):
+        with self._with_trainer() as trainer, preserved_rng(seed):
             self._call(trainer, "prepare_data")
             self._call(trainer, "setup", stage=trainer.state.fn)
             self._is_set_up = True
@@ -283,7 +285,7 @@ class TrainingData:
     def _tear_down(self) -> None:
         if self._is_set_up:
             self._is_set_up = False
-            with self._seen_by_trainer() as trainer, preserved_rng():
+            with self._with_trainer() as trainer, preserved_rng():
                 self._call(trainer, "teardown", stage=trainer.state.fn)
 
     def _call(self, trainer: Any, hook: str, **kwargs: Any) -> Any:
@@ -293,7 +295,7 @@ class TrainingData:
             result = getattr(self.datamodule, hook)(**kwargs)
         except Exception as error:
             if trainer.private_was_asked and "NoneType" in str(error):
-                raise SurroundingsError(f"`{name}` raised {message_of(error)}. {_SERVES_ALL}") from error
+                raise SurroundingsError(f"`{name}` raised {describe_error(error)}. {_SERVES_ALL}") from error
             check_surroundings(error, name, ())
             raise
         if trainer.private_was_asked:
@@ -302,7 +304,7 @@ class TrainingData:
         return result
 
     @contextmanager
-    def _seen_by_trainer(self) -> Iterator[Any]:
+    def _with_trainer(self) -> Iterator[Any]:
         with (
             private_trainer(self.settings, datamodule=self.datamodule) as trainer,
             attached(self.datamodule, trainer),
@@ -369,7 +371,7 @@ def _first(
     leaves = [leaf for leaf in tree_leaves(iterables) if not isinstance(leaf, Tensor)]
     has_loaders = any(isinstance(leaf, DataLoader) for leaf in leaves)
     smaller = None if batch_size is None else Smaller(batch_size, num_samples)
-    iterables = iterables if smaller is None else smaller.replaced(iterables)
+    iterables = iterables if smaller is None else smaller.replace_loaders(iterables)
     read_once = partial(_one_pass, iterables, mode if has_loaders else None)
 
     def one_pass(num_batches: int) -> list[Batch]:
@@ -386,7 +388,7 @@ def _first(
         if num_samples_transfer and not is_once:
             sizes = [leaf.batch_size for leaf in leaves if isinstance(leaf, DataLoader)]
             known = [size for size in (batch_size, *sizes) if size is not None]
-            count = _count(batches[0], num_samples if cut is None else cut.stated(num_samples))
+            count = _count(batches[0], num_samples if cut is None else cut.scale(num_samples))
             more = one_pass(-(-num_samples_transfer // (count or min(known, default=1))))
     return Reading(batches, TrainingLoader(data), cut, num_whole, more)
 
@@ -439,9 +441,8 @@ def _enough(batches: list[Batch], data: Any, num_batches: int, again: str = "") 
     """
     if len(batches) >= num_batches:
         return batches
-    gave = "1 batch" if len(batches) == 1 else f"{len(batches)} batches"
     raise TooFewBatchesError(
-        f"The training data gave {gave}, but {num_batches} were requested{again}. "
+        f"The training data gave {count(len(batches), 'batch')}, but {num_batches} were requested{again}. "
         f"{_way_out(data, len(batches), num_batches)}"
     )
 
@@ -451,8 +452,8 @@ def _way_out(data: Any, num_read: int, num_batches: int) -> str:
     sampler = data.sampler if isinstance(data, DataLoader) and data.batch_size is not None else None
     if isinstance(sampler, Sized) and len(sampler) >= num_batches:
         return (
-            f"They come from {len(sampler)} samples in batches of {data.batch_size}: lower `batch_size` to at most "
-            f"{len(sampler) // num_batches}" + (f", or `num_batches` to {num_read}." if num_read else ".")
+            f"They come from {count(len(sampler), 'sample')} in batches of {data.batch_size}: lower `batch_size` to "
+            f"at most {len(sampler) // num_batches}" + (f", or `num_batches` to {num_read}." if num_read else ".")
         )
     if isinstance(data, DataLoader) and num_read:
         return f"Lower `num_batches` to {num_read}, or shuffle the data."
@@ -460,7 +461,7 @@ def _way_out(data: Any, num_read: int, num_batches: int) -> str:
         return "Check that its dataset has samples, and that `drop_last` does not drop them all."
     if isinstance(data, Iterator):
         return f"A {type(data).__name__} can be read only once: pass more batches, or a DataLoader that shuffles."
-    return f"Pass {num_batches} batches" + (f", or lower `num_batches` to {num_read}." if num_read else ".")
+    return f"Pass {count(num_batches, 'batch')}" + (f", or lower `num_batches` to {num_read}." if num_read else ".")
 
 
 def _for_trainer(data: Any) -> Any:

@@ -64,7 +64,7 @@ def call_hook(
     except Exception as error:
         name = f"{type(obj).__name__}.{hook}"
         check_surroundings(error, name, left_out)
-        failure = HookError(f"`{name}` raised {message_of(error)}")
+        failure = HookError(f"`{name}` raised {describe_error(error)}")
         if blamed:
             blame(failure, f"`{name}`")
         raise failure from error
@@ -126,10 +126,10 @@ class Opening:
         brought = self.call(module, "configure_callbacks") if is_overridden(module, "configure_callbacks") else []
         brought = list(brought) if isinstance(brought, Sequence) else [brought] if brought else []
         self.brought = brought
-        kept = [own for own in settings.callbacks if not any(isinstance(new, type(own)) for new in brought)]
-        self.callbacks = [callback for callback in kept + brought if takes_part(callback)]
+        remaining = [own for own in settings.callbacks if not any(isinstance(new, type(own)) for new in brought)]
+        self.callbacks = [callback for callback in remaining + brought if takes_part(callback)]
         self.left_out = settings.left_out
-        return kept + brought
+        return remaining + brought
 
     def state(self) -> list[Any]:
         """List what a hook may change in the module: its attributes by identity, containers by their contents.
@@ -180,11 +180,11 @@ def refusal(trainer: Any) -> str | None:
             warnings.simplefilter("ignore")  # `fit` warns about missing validation hooks
             verify._verify_loop_configurations(trainer)
     except Exception as error:
-        return f"Lightning's trainer refuses it: {message_of(error)}"
+        return f"Lightning's trainer refuses it: {describe_error(error)}"
     return None
 
 
-def message_of(error: BaseException) -> str:
+def describe_error(error: BaseException) -> str:
     """Return an error's type and its message, if the message can be computed."""
     try:
         return f"{type(error).__name__}: {error}"
@@ -209,20 +209,20 @@ def check_surroundings(error: Exception, name: str, left_out: Sequence[str]) -> 
     users = [idx for idx, root in enumerate(roots) if root not in (*OF_LIGHTNING, *_OF_FRAMES)]
     if not users or isinstance(error, ZiCoError):
         return
-    said = message_of(error)
+    reason = describe_error(error)
     if isinstance(error, AttributeError) and isinstance(getattr(error, "obj", None), nn.Module) and left_out:
         raise SurroundingsError(
-            f"`{name}` raised {said}. Callbacks of the trainer that are derived from Lightning's own take no part in "
+            f"`{name}` raised {reason}. Callbacks of the trainer that are derived from Lightning's own take no part in "
             f"scoring: {', '.join(left_out)}. If one of them sets the attribute, set it in a hook of the module, or in "
             "a callback that is derived directly from `Callback`."
         ) from error
     is_lightnings = not {*roots[users[0] :]}.isdisjoint(OF_LIGHTNING)
-    is_none = "NoneType" in said and not _OF_TRAINING.isdisjoint(frames[-1].f_code.co_names)
+    is_none = "NoneType" in reason and not _OF_TRAINING.isdisjoint(frames[-1].f_code.co_names)
     # A trainer of the user's own class, or one that a callback writes to, has more attributes.
     is_of_trainer = isinstance(error, AttributeError) and is_trainer(getattr(error, "obj", None))
     if is_lightnings or is_none or is_of_trainer:
         raise SurroundingsError(
-            f"`{name}` raised {said}. It uses something that exists only during training, and scoring does not train. "
-            "Pass the trainer and the data module that training uses, or `loss_fn=`, called as "
+            f"`{name}` raised {reason}. It uses something that exists only during training, and scoring does not "
+            "train. Pass the trainer and the data module that training uses, or `loss_fn=`, called as "
             "`loss_fn(outputs, targets)`."
         ) from error

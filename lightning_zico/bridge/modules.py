@@ -23,8 +23,8 @@ from lightning_zico.bridge.hooks import (
     Opening,
     call_hook,
     check_surroundings,
+    describe_error,
     is_lightning,
-    message_of,
     refusal,
 )
 from lightning_zico.bridge.private_trainer import at_batch, begin, private_trainer, quieted
@@ -142,7 +142,7 @@ def bridged(
     writes = bool(callbacks) or any(is_overridden(module, hook) for hook in WRITING_HOOKS)
     with ExitStack() as stack:
         enter = stack.enter_context
-        enter(_values_kept(module, if_=writes))
+        enter(_preserved_values(module, if_=writes))
         enter(preserved(module, *weights_behind(loss_fn, step)))
         enter(undisturbed(*hooked, *callbacks))
         if lightning:
@@ -150,17 +150,17 @@ def bridged(
         opening, refused = None, None
         if trainer is not None:
             enter(quieted(trainer))
-            enter(undisturbed(*_shown_by(trainer)))
+            enter(undisturbed(*_list_reachable(trainer)))
             opening = Opening(module, trainer, callbacks) if lightning else None
             if opening is not None and running is not None:
                 _go_on(opening, running)
         elif lightning or hooked:
             device = device or _device_of(module)
             seen: dict[str, Any] = {"datamodule": datamodule, "loader": loader, "precision": precision}
-            reached = _put_back_once_reached(stack)
+            remember = _put_back_later(stack)
             if datamodule is not None and any(value is datamodule for value in vars(module).values()):
-                reached(datamodule)
-            private = enter(private_trainer(settings, module=module, device=device, reached=reached, **seen))
+                remember(datamodule)
+            private = enter(private_trainer(settings, module=module, device=device, reached=remember, **seen))
             if datamodule is not None:
                 enter(attached(datamodule, private))
             if lightning:
@@ -177,26 +177,26 @@ def bridged(
         left_out = () if opening is None else opening.left_out
         run = loss_step(module, loss_fn, step, precision=plugin, left_out=left_out)
         if opening is not None:
-            run, prepare = _counted(opening, run, prepare)
+            run, prepare = _count_batches(opening, run, prepare)
         yield Bridge(run, prepare, _mute_metrics, refused)
 
 
-def _put_back_once_reached(stack: ExitStack) -> Callable[[Any], None]:
+def _put_back_later(stack: ExitStack) -> Callable[[Any], None]:
     """Make a function that remembers an object when it is first accessed, so that it is restored at the end.
 
     Most modules access neither the data module nor the loaders, and should not pay for copies of their contents.
     """
     seen: dict[int, Any] = {}
 
-    def reached(obj: Any) -> None:
+    def remember(obj: Any) -> None:
         if id(obj) not in seen:
             seen[id(obj)] = obj
             stack.enter_context(undisturbed(obj))
 
-    return reached
+    return remember
 
 
-def _shown_by(trainer: Any) -> list[Any]:
+def _list_reachable(trainer: Any) -> list[Any]:
     """List what hooks reach through a trainer in training: its data module, its loaders and its callbacks.
 
     Progress bars, whose threads keep running, and callbacks of this package, which hold the scores, are left out.
@@ -266,7 +266,7 @@ def unwrap_compiled(module: nn.Module) -> nn.Module:
     return getattr(module, "_orig_mod", module)
 
 
-def _counted(
+def _count_batches(
     opening: Opening, step: Step, prepare: Callable[[Batch, int], Batch]
 ) -> tuple[Step, Callable[[Batch, int], Batch]]:
     """Set the trainer's counters when a batch is prepared and when its step runs, and run ``on_train_batch_start``.
@@ -279,7 +279,7 @@ def _counted(
     changes_module = False
     to_repeat: dict[int, Batch] = {}
 
-    def prepare_counted(batch: Batch, batch_idx: int) -> Batch:
+    def count_and_prepare(batch: Batch, batch_idx: int) -> Batch:
         nonlocal changes_module
         at_batch(opening.trainer, batch_idx)
         batch = prepare(batch, batch_idx)
@@ -288,7 +288,7 @@ def _counted(
         if not changes_batches:
             return batch
         before = copied_batch(batch)
-        with _values_kept(opening.module), preserved(opening.module), torch.enable_grad():
+        with _preserved_values(opening.module), preserved(opening.module), torch.enable_grad():
             state = opening.state()
             opening.start_batch(batch, batch_idx)
             to_repeat.clear()  # one batch at a time is held
@@ -298,7 +298,7 @@ def _counted(
                 to_repeat[batch_idx] = before
         return batch
 
-    def counted(module: nn.Module, batch: Batch, batch_idx: int) -> Tensor:
+    def count_and_step(module: nn.Module, batch: Batch, batch_idx: int) -> Tensor:
         at_batch(opening.trainer, batch_idx)
         if batch_idx in to_repeat:
             try:
@@ -308,19 +308,19 @@ def _counted(
                 raise error.__cause__ or error from None
         return step(module, batch, batch_idx)
 
-    return counted, prepare_counted
+    return count_and_step, count_and_prepare
 
 
 @contextmanager
-def _values_kept(module: nn.Module, *, if_: bool = True) -> Iterator[None]:
+def _preserved_values(module: nn.Module, *, if_: bool = True) -> Iterator[None]:
     """Restore the values of parameters and buffers, if code outside the engine may run on them."""
     tensors = (*module.parameters(), *module.buffers()) if if_ else ()
-    kept = [(tensor, tensor.detach().clone()) for tensor in tensors if not is_lazy(tensor)]
+    saved = [(tensor, tensor.detach().clone()) for tensor in tensors if not is_lazy(tensor)]
     try:
         yield
     finally:
         with torch.no_grad():
-            for tensor, value in kept:
+            for tensor, value in saved:
                 tensor.copy_(value)
 
 
@@ -355,13 +355,13 @@ def _set_up_optimizers(trainer: Any, module: nn.Module, has_own_loss: bool) -> s
             warnings.simplefilter("ignore")  # a module without optimisers can be scored
             trainer.strategy.setup_optimizers(trainer)
     except Exception as error:
-        if has_own_loss and "multiple optimizers" in message_of(error):
+        if has_own_loss and "multiple optimizers" in describe_error(error):
             raise UnsupportedModuleError(
                 f"{type(module).__name__} configures several optimisers, so there is no single loss. {WAY_OUT}"
             ) from None
         with suppress(SurroundingsError):
             check_surroundings(error, "configure_optimizers", ())
-            return OPTIMIZERS_FAIL + message_of(error) if has_own_loss else None
+            return OPTIMIZERS_FAIL + describe_error(error) if has_own_loss else None
     return None
 
 

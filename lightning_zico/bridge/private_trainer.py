@@ -226,14 +226,14 @@ class _PrivateFitLoop(_Mixin):
 def _classes(package: str) -> Any:
     """Make the classes of a private trainer and its logger for one of Lightning's packages."""
 
-    def named(name: str, mixin: type, module: str, base: str, **contents: Any) -> type:
+    def make(name: str, mixin: type, module: str, base: str, **contents: Any) -> type:
         return type(name, (mixin, getattr(importlib.import_module(module), base)), {"__module__": __name__, **contents})
 
     combined = staticmethod(importlib.import_module(f"{package}.utilities").CombinedLoader)
     return SimpleNamespace(
-        trainer=named("PrivateTrainer", _PrivateTrainer, package, "Trainer"),
-        fit_loop=named("PrivateFitLoop", _PrivateFitLoop, f"{package}.loops.fit_loop", "_FitLoop", combined=combined),
-        logger=named("QuietLogger", _QuietLogger, f"{package}.loggers.logger", "DummyLogger"),
+        trainer=make("PrivateTrainer", _PrivateTrainer, package, "Trainer"),
+        fit_loop=make("PrivateFitLoop", _PrivateFitLoop, f"{package}.loops.fit_loop", "_FitLoop", combined=combined),
+        logger=make("QuietLogger", _QuietLogger, f"{package}.loggers.logger", "DummyLogger"),
     )
 
 

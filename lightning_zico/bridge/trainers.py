@@ -114,15 +114,15 @@ class TrainerSettings:
             min_epochs, max_epochs = limits(
                 trainer.min_steps, trainer.max_steps, trainer.min_epochs, trainer.max_epochs, trainer
             )
-        told = {
+        derived = {
             "min_epochs": min_epochs,
             "max_epochs": max_epochs,
             "precision": str(trainer.precision),
             "loggers": tuple(type(logger) for logger in trainer.loggers),
-            "callbacks": tuple(_detached(callback) for callback in trainer.callbacks if not goes_on(callback)),
+            "callbacks": tuple(_detach(callback) for callback in trainer.callbacks if not goes_on(callback)),
         }
-        others = [field.name for field in fields(cls) if field.name not in told]
-        return cls(**{name: getattr(trainer, name) for name in others}, **told)
+        others = [field.name for field in fields(cls) if field.name not in derived]
+        return cls(**{name: getattr(trainer, name) for name in others}, **derived)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out callbacks that take no part and cannot be sent to other processes."""
@@ -198,7 +198,7 @@ def _can_be_sent(callback: Any) -> bool:
     return True
 
 
-def _detached(callback: Any) -> Any:
+def _detach(callback: Any) -> Any:
     """Copy a callback without what an earlier ``fit`` attached to it, which refers to the module it trained."""
     attributes = vars(callback)
     if not {"log", "log_dict"} & attributes.keys():
@@ -262,7 +262,7 @@ class TrainingLoader:
         """Replace the loader by its pickle, which is made once for all processes and read only when needed."""
         if self._pickled is None and self._iterables is not None:
             self._pickled = b""
-            if sum(map(_held_bytes, leaves_of(self._iterables))) <= _MOST_PICKLED_BYTES:
+            if sum(map(_count_bytes, leaves_of(self._iterables))) <= _MOST_PICKLED_BYTES:
                 with suppress(Exception):
                     pickled = cloudpickle.dumps(tree_map_only(DataLoader, without_iterator, self._iterables))
                     self._pickled = pickled if len(pickled) <= _MOST_PICKLED_BYTES else b""
@@ -282,7 +282,7 @@ def leaves_of(loader: Any) -> list[Any]:
     return leaves if any(isinstance(leaf, DataLoader) for leaf in leaves) else [loader]
 
 
-def _held_bytes(loader: Any) -> int:
+def _count_bytes(loader: Any) -> int:
     """Count the bytes of the tensors and arrays found in the attributes of a loader's dataset."""
     dataset = getattr(loader, "dataset", loader)
     leaves = tree_leaves(list(getattr(dataset, "__dict__", {}).values()))

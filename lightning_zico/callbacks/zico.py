@@ -28,7 +28,7 @@ from lightning_zico.proxies.zico import zico_layers
 from lightning_zico.results import note_on_batch_size, note_on_reading
 from lightning_zico.scoring.arguments import check_loss, whole_number
 from lightning_zico.scoring.checks import check_axis, check_batches, check_variation
-from lightning_zico.scoring.process_state import kept_process_state
+from lightning_zico.scoring.process_state import preserved_process_state
 from lightning_zico.scoring.provenance import reading_facts
 from lightning_zico.scoring.reasons import describe
 from lightning_zico.scoring.scorer import probe_of
@@ -227,7 +227,7 @@ class ZiCoCallback(Callback):
         """Compute the contribution of each layer over all ranks, or the reason why that fails."""
         moments: dict[str, Moments] = {}
         error = None
-        with kept_process_state():
+        with preserved_process_state():
             try:
                 moments = self._moments(trainer, pl_module, running)
             except BaseException as raised:  # also from a step that exits; training will meet that by itself
@@ -251,7 +251,7 @@ class ZiCoCallback(Callback):
             trainer, self.num_batches, seed=self.seed, batch_size=self.batch_size, num_samples=self.num_samples
         )
         batches = read.batches
-        num_samples = self.num_samples if read.cut is None else read.cut.stated(self.num_samples)
+        num_samples = self.num_samples if read.cut is None else read.cut.scale(self.num_samples)
         notes = [note_on_reading(reading_facts(batches)), note_on_batch_size(read.num_whole, self.batch_size)]
         self._note = " ".join(filter(None, notes)) or None
         check_batches(batches, [self._proxy], self.axis, num_samples)

@@ -11,8 +11,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from lightning_zico.cli.messages import in_one_line, is_wrong_use
-from lightning_zico.cli.parser import build_parser, run_fit
-from lightning_zico.cli.program import FAILED, INTERRUPTED, NO_READER, PROG, WRONG_USE, is_interrupted
+from lightning_zico.cli.parser import build_parser, run_fit, short_help
+from lightning_zico.cli.program import ENV_PREFIX, FAILED, INTERRUPTED, NO_READER, PROG, WRONG_USE, is_interrupted
 from lightning_zico.texts import printable
 
 _READS_CODE = frozenset({"rank", "score", "search", "fit"})  # by `--candidates`, `--model` and `--data`
@@ -51,8 +51,12 @@ def _place_working_folder(given: list[str]) -> None:
 def _code_of(given: list[str]) -> int:
     """Run a command and return its exit code."""
     is_debugging = "--debug" in given
+    given = [arg for arg in given if arg != "--debug"]
+    if not given and f"{ENV_PREFIX}_COMMAND" not in os.environ:
+        print(f"{short_help()}\n{PROG}: error: Pass a command: one of those above.", file=sys.stderr)
+        return WRONG_USE
     try:
-        _run([arg for arg in given if arg != "--debug"])
+        _run(given)
     except (KeyboardInterrupt, SystemExit) as ended:
         if is_interrupted(ended):
             print(f"{PROG}: interrupted", file=sys.stderr)

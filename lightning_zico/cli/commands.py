@@ -19,8 +19,8 @@ from lightning_zico.cli.inputs import (
     ExecutorLike,
     ZooOptions,
     datamodule_of,
-    executor_of,
     import_candidates,
+    make_executor,
     read_prior,
     read_result,
     refuse_zoo_options,
@@ -49,6 +49,7 @@ from lightning_zico.results import Leaderboard, SearchResult, card_table, leader
 from lightning_zico.scoring import ProcessExecutor
 from lightning_zico.search import Evolution, ZeroShotSearch
 from lightning_zico.selection.selector import ZeroShotSelector
+from lightning_zico.texts import count
 from lightning_zico.zoo import ZOO_PROXIES, Zoo, fit_zoo, from_zoo
 from lightning_zico.zoo.fitting import look_at
 
@@ -57,7 +58,7 @@ _NOT_OPTIONS = frozenset({"proxies", "budget", "loss_fn", "step", "trainer", "ex
 _NOT_IN_RANK = _NOT_OPTIONS | {"prior"}
 _NOT_IN_SCORE = _NOT_IN_RANK | {
     *("rank_by", "controlled_by", "repeats", "race", "cache", "enable_progress_bar"),
-    *("finalists", "final_epochs", "monitor", "mode"),
+    *("num_finalists", "final_epochs", "monitor", "mode"),
 }
 _NOT_IN_SEARCH = _NOT_OPTIONS | {"space", "against", "sampler", "storage", "num_classes", "wrap"}
 
@@ -80,7 +81,7 @@ def rank(
     """Rank candidates on a few batches; with a trainer, also train the winner.
 
     Prints the table and writes leaderboard.json, leaderboard.csv and leaderboard.html. After Ctrl-C, the candidates
-    scored so far are kept.
+    scored so far are written.
 
     Args:
         data: A folder with one subfolder of images per class, the class path of a LightningDataModule, or a name:
@@ -108,8 +109,8 @@ def rank(
             f"Pass {'either' if zoo is None else 'only one of'} `--zoo`, such as --zoo 'timm:resnet*', or "
             "`--candidates`, such as --candidates my_pkg.my_candidates."
         )
-    if settings["finalists"] > 1 and trainer is None:
-        raise ValueError("`--finalists` needs a trainer to train them: add --trainer.max_epochs 10.")
+    if settings["num_finalists"] > 1 and trainer is None:
+        raise ValueError("`--num_finalists` needs a trainer to train them: add --trainer.max_epochs 10.")
     known = read_prior(**prior)
     datamodule = with_enough_batches(datamodule_of(data), settings["num_batches"])
     if zoo is not None:
@@ -122,7 +123,7 @@ def rank(
         split_names(proxies) or (ZOO_PROXIES if zoo else "default"),
         prior=known,
         budget=budget,
-        executor=executor_of(executor, limits),
+        executor=make_executor(executor, limits),
         **settings,
     )
     make_folder(output)
@@ -142,8 +143,8 @@ def _rank(selector: ZeroShotSelector, offered: Candidates, datamodule: Lightning
     except BaseException as ended:
         write_ranking(selector, offered, folder)
         # Saving is a joint operation of all processes of a strategy, and the others are gone by then.
-        is_kept = trainer is not None and trainer.world_size == 1 and trainer.global_step and is_interrupted(ended)
-        if trainer is not None and is_kept and selector.best_model_ is not None:
+        is_saved = trainer is not None and trainer.world_size == 1 and trainer.global_step and is_interrupted(ended)
+        if trainer is not None and is_saved and selector.best_model_ is not None:
             write_winner(trainer, selector.leaderboard_, folder)
         print_ranking(selector)
         raise
@@ -153,8 +154,7 @@ def _rank(selector: ZeroShotSelector, offered: Candidates, datamodule: Lightning
     if not (Console().is_terminal and selector.enable_progress_bar):  # then the selector has shown it
         print_ranking(selector)
     if selector.best_model_ is None:
-        name, reason = next(iter(selector.leaderboard_.errors.items()))
-        raise RuntimeError(f"All {len(selector.leaderboard_)} candidates failed. '{name}' failed with: {reason}")
+        raise RuntimeError(selector.leaderboard_.describe_failures())
 
 
 def score(
@@ -183,7 +183,7 @@ def score(
         check_model(model)
         candidates = list(_fit_zoo(model, datamodule, fitting, settings))
         if len(candidates) != 1:
-            raise ValueError(f"Invalid --model={model}: it names {len(candidates)} models. Pass exactly one.")
+            raise ValueError(f"Invalid --model={model}: it names {count(len(candidates), 'model')}. Pass exactly one.")
     else:
         refuse_zoo_options(fitting)
         function = getattr(model, "args", [model])[-1]  # jsonargparse passes a partial of its own
@@ -234,8 +234,8 @@ def search(
 ) -> None:
     """Search a space of architectures within a budget.
 
-    Prints the best and writes search.json, search.csv and search.html. After Ctrl-C, the trials so far are kept; with
-    --storage, the same command resumes the search.
+    Prints the best and writes search.json, search.csv and search.html. After Ctrl-C, the trials so far are written;
+    with --storage, the same command resumes the search.
 
     Args:
         data: As for rank.
@@ -244,7 +244,7 @@ def search(
         proxies: Names of proxies and recipes, separated by commas.
         against: Costs to keep low as well: macs, params, depth or latency_s, separated by commas.
         sampler: What proposes architectures; evolution has settings, such as --sampler.population_size 512.
-        storage: File that keeps the trials, or address of a database; several processes may share it.
+        storage: File for the trials, or address of a database; several processes may share it.
         num_classes: Number of classes of the networks. None: as many as the data has.
         settings: Settings of the search.
         executor: As for rank.
@@ -256,7 +256,7 @@ def search(
         reading = {name: settings[name] for name in ("num_batches", "seed")}
         classes = look_at(datamodule, "--num_classes", **reading, prefix="--").classes
         num_classes = classes.num
-        say(f"Networks have {num_classes} classes (as {classes.source}). To change this, pass --num_classes.")
+        say(f"Networks have {count(num_classes, 'class')} (as {classes.source}). To change this, pass --num_classes.")
     searching = ZeroShotSearch(
         space,
         budget,
@@ -265,7 +265,7 @@ def search(
         sampler=sampler,
         storage=storage,
         num_classes=num_classes,
-        executor=executor_of(executor, limits),
+        executor=make_executor(executor, limits),
         **settings,
     )
     make_folder(output)

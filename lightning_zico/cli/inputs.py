@@ -177,7 +177,7 @@ def read_prior(
     return None
 
 
-def executor_of(executor: ExecutorLike, limits: Mapping[str, Any]) -> Executor | None:
+def make_executor(executor: ExecutorLike, limits: Mapping[str, Any]) -> Executor | None:
     """Return the executor to use; None for this process.
 
     Args:

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Collection
 
 from lightning_zico.cli.program import PROG
-from lightning_zico.cli.specs import ZooSpec, imported_object
+from lightning_zico.cli.specs import ZooSpec, import_object
 from lightning_zico.errors import in_words
 
 # Kinds of values as jsonargparse calls them, and in plain words.
@@ -16,9 +16,9 @@ _IN_WORDS = {"int": "a whole number", "float": "a number", "bool": "true or fals
 
 def in_one_line(error: Exception) -> str:
     """Return the message of an error; errors from other packages and the user include the exception's type."""
-    if _raised_by(error) == "jsonargparse":
+    if _package_of(error) == "jsonargparse":
         return first_reason(str(error))
-    is_ours = _raised_by(error) == "lightning_zico" or _is_lightnings_refusal(error)
+    is_ours = _package_of(error) == "lightning_zico" or _is_lightnings_refusal(error)
     return " ".join(str(error).split()) if is_ours else in_words(error)
 
 
@@ -29,7 +29,7 @@ def first_reason(text: str) -> str:
     return " ".join((reason[1] if reason else text).split())
 
 
-def _raised_by(error: Exception) -> str:
+def _package_of(error: Exception) -> str:
     """Return the name of the package whose code raised an error."""
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     return str(frames[-1].f_globals.get("__name__", "")).split(".")[0]
@@ -38,7 +38,7 @@ def _raised_by(error: Exception) -> str:
 def is_wrong_use(error: Exception) -> bool:
     """Whether an argument was refused; otherwise something failed, often the user's code."""
     has_failed = isinstance(error, RuntimeError | ConnectionError | ArithmeticError)
-    has_refused = _raised_by(error) in ("lightning_zico", "jsonargparse") and not has_failed
+    has_refused = _package_of(error) in ("lightning_zico", "jsonargparse") and not has_failed
     return has_refused or _is_lightnings_refusal(error)
 
 
@@ -59,6 +59,11 @@ def in_plain_words(text: str, command: str, known: Collection[str]) -> str:
         from lightning_zico.cli.inputs import no_data  # takes seconds, and a command with data has loaded it
 
         return no_data(unknown[1])
+    if unknown := re.search(r"argument command: invalid choice: '(.*)' \(choose from (.*)\)", text):
+        commands = unknown[2].replace("'", "").split(", ")
+        nearest = difflib.get_close_matches(unknown[1], commands, n=1)
+        hint = f" Did you mean {nearest[0]}?" if nearest else ""
+        return f"There is no command {unknown[1]}.{hint} Expected one of {', '.join(commands)}."
     if text.startswith("the following arguments are required: "):
         names = [name.partition(".")[2] for name in text.partition(": ")[2].split(", ")]
         needed = [f"--{name}" if f"--{name}" in known or not known else name.upper() for name in names]
@@ -100,7 +105,7 @@ def _no_option(name: str, known: Collection[str], else_: str) -> str:
 
 def _parameters_of(class_path: str) -> list[str]:
     """Return the names of the parameters of a class that jsonargparse has already found."""
-    return list(inspect.signature(imported_object(class_path)).parameters)
+    return list(inspect.signature(import_object(class_path)).parameters)
 
 
 def _kinds_in_words(kinds: str, option: str) -> str:

@@ -18,7 +18,7 @@ from lightning_zico.proxies import Proxy
 from lightning_zico.ranking import Recipe, get_recipe
 from lightning_zico.results import Leaderboard, SearchResult, leaderboard_table
 from lightning_zico.selection.selector import ZeroShotSelector
-from lightning_zico.texts import printable
+from lightning_zico.texts import count, plural, printable
 from lightning_zico.zoo import Zoo
 
 _WIDEST = 1000  # characters of a line in a file
@@ -48,7 +48,9 @@ def write_ranking(selector: ZeroShotSelector, offered: Any, folder: Path) -> Non
     if isinstance(offered, Zoo) and not leaderboard.provenance["broke_off"]:
         num_left_out = len(offered.names) - len(leaderboard)
         if num_left_out:
-            say(f"{num_left_out} models with more than {offered.max_params:,.0f} parameters were left out.")
+            are = plural(num_left_out, "was", "were")
+            models = count(num_left_out, "model")
+            say(f"{models} with more than {offered.max_params:,.0f} parameters {are} left out.")
     write_result(leaderboard, folder / "leaderboard")
 
 
@@ -62,7 +64,7 @@ def print_ranking(selector: ZeroShotSelector) -> None:
 def write_winner(trainer: Trainer, leaderboard: Leaderboard, folder: Path) -> None:
     """Save the winner as far as it was trained, and print where."""
     trainer.save_checkpoint(folder / "winner.ckpt")
-    say(f"Written: {folder / 'winner.ckpt'} ({leaderboard.best} after {trainer.current_epoch} epochs).")
+    say(f"Written: {folder / 'winner.ckpt'} ({leaderboard.best} after {count(trainer.current_epoch, 'epoch')}).")
 
 
 def write_result(results: Leaderboard | SearchResult, path: Path) -> None:

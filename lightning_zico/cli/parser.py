@@ -29,6 +29,14 @@ _POSITIONAL = ("proxies", "report")  # commands whose first arguments need no na
 _SETTINGS: Mapping[str, Any] = {"exit_on_error": False, "allow_abbrev": False, "default_env": True}
 
 
+def short_help() -> str:
+    """Return the usage and what each command does, without options and without importing the parser."""
+    commands = {**COMMANDS, "fit": _FIT_HELP}
+    lines = [f"  {name:{max(map(len, commands))}}  {what}" for name, what in commands.items()]
+    usage, more = f"Usage: {PROG} COMMAND [OPTIONS]", f"`{PROG} COMMAND --help` lists its options."
+    return "\n".join([usage, "", *lines, "", more])
+
+
 @dataclass(frozen=True)
 class Parser:
     """The parser of a command line.

@@ -72,13 +72,13 @@ def import_option(path: str, option: str = "candidates") -> Any:
     if not re.fullmatch(r"\w+(\.\w+)*[.:]\w+", path):
         raise ValueError(f"Invalid --{option}={path}: expected an import path, such as my_pkg.my_{option}.")
     try:
-        return imported_object(path)
+        return import_object(path)
     except (Exception, SystemExit) as error:
         why = error if isinstance(error, ImportError | AttributeError) else f"{type(error).__name__}: {error}"
         raise ValueError(f"Invalid --{option}={path}: it cannot be imported: {why}.") from error
 
 
-def imported_object(path: str) -> Any:
+def import_object(path: str) -> Any:
     """Import an object by its path."""
     module, _, name = path.replace(":", ".").rpartition(".")
     return getattr(import_module(module), name)

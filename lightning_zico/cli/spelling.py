@@ -49,7 +49,7 @@ def spell_out(args: list[str], flags: Collection[str]) -> list[str]:
     return written
 
 
-def _spelled_out_data(data: str) -> str:
+def _spell_out_data(data: str) -> str:
     """Expand the name of a dataset or a folder into a class path and options, so that more options may follow."""
     short = short_data(data)
     return data if short is None else json.dumps(_as_config(*short))
@@ -59,7 +59,7 @@ def _as_config(kind: type, options: Mapping[str, str]) -> dict[str, Any]:
     return {"class_path": f"{kind.__module__}.{kind.__qualname__}", "init_args": dict(options)}
 
 
-def _spelled_out_config(config: str) -> str:
+def _spell_out_config(config: str) -> str:
     """Replace the path of a file that gives data in short form by the file's text, with the data spelled out."""
     if not Path(config).is_file():
         return config  # the parser reports what is wrong with it
@@ -73,7 +73,7 @@ def _spelled_out_config(config: str) -> str:
     return config if short is None else str(yaml.safe_dump({**read, "data": _as_config(*short)}, sort_keys=False))
 
 
-_SHORT = {"--data": _spelled_out_data, "--config": _spelled_out_config, "-c": _spelled_out_config}
+_SHORT = {"--data": _spell_out_data, "--config": _spell_out_config, "-c": _spell_out_config}
 
 
 @contextmanager
@@ -107,5 +107,5 @@ def finals_command(given: list[str], zoo: str) -> str:
         if before != "--zoo" and arg != "--zoo" and not arg.startswith("--zoo=")
     ]
     num_finalists = len(zoo.split(","))
-    finals = ["--zoo", zoo, "--finalists", str(num_finalists), "--trainer.max_epochs", "10"]
+    finals = ["--zoo", zoo, "--num_finalists", str(num_finalists), "--trainer.max_epochs", "10"]
     return shlex.join([PROG, *others, *finals])

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from lightning_zico.texts import count
+
 # With more candidates than this, an axis of names is not readable; the table has all of them.
 MOST_NAMES = 40
 # More dots than this slow down a browser, and overlap.
@@ -125,8 +127,8 @@ class TradeOff:
         """Description of the figure, for all readers and for those who cannot see it."""
         text = (
             "Each dot is a candidate. Orange dots are the Pareto front: no other candidate costs no more and scores no "
-            f"{'less' if self.higher_is_better else 'more'}. The front has {len(self.front)} of {self.num_candidates} "
-            "candidates"
+            f"{'less' if self.higher_is_better else 'more'}. The front has {len(self.front)} of "
+            f"{count(self.num_candidates, 'candidate')}"
         )
         names = ", ".join(dot.name for dot in self.on_front[:MOST_NAMES])
         text += f", from the cheapest: {names}." if len(names) <= _LONGEST else "."
@@ -283,7 +285,7 @@ class History:
         """Description of the figure, for all readers and for those who cannot see it."""
         text = "Each dot is a scored arch; the line is the best score so far."
         if len(self.dots) < self.num_scored:
-            text += f" The figure shows {len(self.dots)} of {self.num_scored} dots."
+            text += f" The figure shows {len(self.dots)} of {count(self.num_scored, 'dot')}."
         return text
 
 

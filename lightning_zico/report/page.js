@@ -40,7 +40,7 @@ filter.addEventListener("input", () => {
     row.hidden = !row.textContent.toLowerCase().includes(wanted);
     shown += row.hidden ? 0 : 1;
   }
-  status.textContent = `${shown} of ${rows.length} candidates`;
+  status.textContent = `${shown} of ${rows.length} ${rows.length === 1 ? "candidate" : "candidates"}`;
 });
 
 // Expressions are interpreted, not compiled, so that the page's security policy can forbid `eval`.

@@ -17,7 +17,7 @@ from typing import Any
 from lightning_zico._imports import imported
 from lightning_zico.report.figures import MOST_NAMES, Agreement, Figure
 from lightning_zico.report.vega import min_width_of, spec_of
-from lightning_zico.texts import printable
+from lightning_zico.texts import count, printable
 
 # Meanings of the columns that are not named after a proxy.
 _MEANINGS = {
@@ -106,7 +106,7 @@ def html_of(page: Page) -> str:
 <p class="lead">{_text(_lead(page))}</p>
 </header>
 <main>
-{_listed(page.notes)}
+{_join(page.notes)}
 <noscript><p class="hint">Without JavaScript the table is complete, but not sorted, filtered or drawn.</p></noscript>
 <section aria-labelledby="candidates">
 <h2 id="candidates">Candidates</h2>
@@ -129,14 +129,14 @@ def html_of(page: Page) -> str:
 
 
 def _lead(page: Page) -> str:
-    count, failed = len(page.rows), len(page.failed)
-    text = f"{count} candidate{'s' * (count != 1)}"
+    num_rows, failed = len(page.rows), len(page.failed)
+    text = count(num_rows, "candidate")
     if failed:
         text += f", {failed} failed"
-    return text if failed == count else f"{text}; the best is {page.rows[0]['name']}"
+    return text if failed == num_rows else f"{text}; the best is {page.rows[0]['name']}"
 
 
-def _listed(notes: Iterable[str]) -> str:
+def _join(notes: Iterable[str]) -> str:
     items = "".join(f"<li>{_text(note)}</li>" for note in notes)
     return f'<ul class="notes">{items}</ul>' if items else ""
 
@@ -150,15 +150,15 @@ def _table(page: Page) -> str:
         for column in columns
     )
     body = "\n".join(_row(row, columns) for row in page.rows[:_MOST_ROWS])
-    count = min(len(page.rows), _MOST_ROWS)
+    num_shown = min(len(page.rows), _MOST_ROWS)
     long = ' class="long"' if any(len(row["name"]) > _LONG_NAME for row in page.rows) else ""
-    cut = "" if count == len(page.rows) else f" The first {count:,} of {len(page.rows):,} are shown."
+    cut = "" if num_shown == len(page.rows) else f" The first {num_shown:,} of {len(page.rows):,} are shown."
     meanings = "".join(
         f"<dt>{column}</dt><dd>{_text(_MEANINGS[column])}</dd>" for column in columns if column in _MEANINGS
     )
     return f"""<div class="filter"><label for="filter">Show candidates with</label>
 <input id="filter" type="search" autocomplete="off" spellcheck="false">
-<span id="status" role="status">{count} of {count} candidates</span></div>
+<span id="status" role="status">{num_shown} of {count(num_shown, "candidate")}</span></div>
 <div class="scroll" role="region" aria-labelledby="caption" tabindex="0">
 <table id="ranking"{long}>
 <caption id="caption">Best first, failed ones last. Click a column's name to sort by it.{cut}</caption>
@@ -183,14 +183,14 @@ def _cell(column: str, value: Any) -> str:
         return "<td>-</td>"
     if column == "name":
         return f'<th scope="row"{kind}{data}>{_text(value)}</th>'
-    return f"<td{kind}{data}>{_text(_shown(value))}</td>"
+    return f"<td{kind}{data}>{_text(_format(value))}</td>"
 
 
 def _class_of(column: str) -> str:
     return "text name" if column == "name" else "text" if column in _TEXTS else "number"
 
 
-def _shown(value: Any) -> str:
+def _format(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, float):

@@ -11,7 +11,7 @@ from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, RenderResult
 from rich.text import Text
 
-from lightning_zico.texts import printable
+from lightning_zico.texts import count, printable
 
 _LOOK: dict[str, Any] = {
     "title_justify": "left",
@@ -101,7 +101,7 @@ def as_text(table: Table) -> str:
         spaces = [" " * (width - cell_len(text)) for text in texts]
         columns.append([text + s if column.is_text else s + text for text, s in zip(texts, spaces, strict=True)])
     rows = ["  ".join(cells).rstrip() for cells in zip(*columns, strict=True)]
-    return "\n".join([_one_line(table.title), *rows, *map(_indented, (*table.reasons, *table.notes))])
+    return "\n".join([_one_line(table.title), *rows, *map(_indent, (*table.reasons, *table.notes))])
 
 
 def as_html(table: Table) -> str:
@@ -117,11 +117,11 @@ def as_html(table: Table) -> str:
         </tbody>
         </table>
     """
-    header = "".join(f"<th>{_escaped(column.name)}</th>" for column in table.columns)
-    body = "\n".join(f"<tr>{''.join(f'<td>{_escaped(cell)}</td>' for cell in row)}</tr>" for row in table.rows)
-    below = "".join(f"\n<p>{_escaped(line)}</p>" for line in (*table.reasons, *table.notes))
+    header = "".join(f"<th>{_escape(column.name)}</th>" for column in table.columns)
+    body = "\n".join(f"<tr>{''.join(f'<td>{_escape(cell)}</td>' for cell in row)}</tr>" for row in table.rows)
+    below = "".join(f"\n<p>{_escape(line)}</p>" for line in (*table.reasons, *table.notes))
     return (
-        f"<table>\n<caption>{_escaped(table.title)}</caption>\n<thead><tr>{header}</tr></thead>\n<tbody>\n{body}\n"
+        f"<table>\n<caption>{_escape(table.title)}</caption>\n<thead><tr>{header}</tr></thead>\n<tbody>\n{body}\n"
         f"</tbody>\n</table>{below}"
     )
 
@@ -152,12 +152,12 @@ def _one_line(text: str) -> str:
     return printable(text).replace("\n", "\\n")
 
 
-def _indented(text: str) -> str:
+def _indent(text: str) -> str:
     """Indent the lines after the first one, so that a reason of several lines cannot look like rows."""
     return printable(text).replace("\n", "\n    ")
 
 
-def _escaped(text: str) -> str:
+def _escape(text: str) -> str:
     return escape(printable(text))
 
 
@@ -172,7 +172,7 @@ class _FittingTable(rich_table.Table):
         if num_left_out == 0:
             yield from super().__rich_console__(console, options)
             return
-        are = "1 column that does not fit is" if num_left_out == 1 else f"{num_left_out} columns that do not fit are"
+        are = count(num_left_out, "column that does not fit is", "columns that do not fit are")
         left_out = f"{are} left out; `to_csv` and `to_html` include all columns."
         narrow = rich_table.Table(
             title=self.title, caption=Text.assemble(left_out, *(("\n", self.caption) if self.caption else ())), **_LOOK

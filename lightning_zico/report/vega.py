@@ -54,7 +54,7 @@ def spec_of(figure: Figure) -> Spec:
     return {
         "config": _CONFIG,
         "description": printable(figure.text),
-        "data": {"values": [{key: _shown(value) for key, value in datum.items()} for datum in values]},
+        "data": {"values": [{key: _show(value) for key, value in datum.items()} for datum in values]},
         "width": "container",
         "height": height,
         "autosize": {"type": "fit-x", "contains": "padding"},
@@ -241,5 +241,5 @@ def _tooltip_line(field: str, title: str, number_format: str | None = None) -> S
     return line if number_format is None else {**line, "type": "quantitative", "format": number_format}
 
 
-def _shown(value: Any) -> Any:
+def _show(value: Any) -> Any:
     return printable(value) if isinstance(value, str) else value

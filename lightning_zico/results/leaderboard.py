@@ -1,18 +1,17 @@
 """Candidates ranked."""
 
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, ClassVar, overload
 
 from rich.table import Table as RichTable
 
 from lightning_zico._imports import imported
-from lightning_zico._registry import unknown_name
 from lightning_zico.report import Table, as_html, as_text, draw, for_terminal, html_of, log_ranking
 from lightning_zico.results import views
 from lightning_zico.results.notes import LEAST_COVERED, first_of_a_zoo, leaderboard_notes
+from lightning_zico.results.ranked import Ranked, first_rows
 from lightning_zico.results.rows import (
     FINAL_COLUMNS,
     FIRST_COLUMNS,
@@ -26,27 +25,29 @@ from lightning_zico.results.rows import (
     Provenance,
     Row,
     as_csv,
-    as_json,
     as_provenance,
     check_rows,
     columns_of,
-    number_places,
+    number_ranks,
     proxies_of,
-    read_json,
+    rank_key,
+    ranks_of,
     reasons_of,
-    standing_of,
     write_text,
 )
 from lightning_zico.results.scores import Final, ScoreCard, layers_of
 from lightning_zico.results.views import FigureKind
+from lightning_zico.texts import all_of
 
 # More rows than this make a cell of a notebook unwieldy.
 _MOST_IN_A_NOTEBOOK = 100
 
 
 @dataclass(frozen=True, repr=False)
-class Leaderboard:
+class Leaderboard(Ranked):
     """Candidates ranked, best first, failed ones last.
+
+    A row is ``leaderboard[0]``, the best, or ``leaderboard["name"]``.
 
     Args:
         rows: One row per candidate: ``rank`` (1 is best, equal scores share a rank, None if failed), ``name``,
@@ -74,8 +75,15 @@ class Leaderboard:
            2  a        1        0
     """
 
+    kind: ClassVar[str] = "candidate"
+
     rows: tuple[Row, ...]
     provenance: Provenance = field(default_factory=Provenance)
+
+    @property
+    def best_first(self) -> tuple[Row, ...]:
+        """The same as ``rows``."""
+        return self.rows
 
     @classmethod
     def of(
@@ -101,17 +109,16 @@ class Leaderboard:
                 numbers are missing, and ``covered`` if layer scores cover less than nine tenths of the trainable
                 weights, and not all that have two or more dimensions.
         """
-        differing = _differing_hyperparameters(cards)
+        differing = _list_differing(cards)
         rows = [_row_of(card, rank_by, columns, differing, uncertainty) for card in cards]
-        ranked = [row for row in rows if row["score"] is not None]
-        standing = partial(standing_of, higher_is_better=higher_is_better)
-        ranked.sort(key=standing, reverse=True)  # stable, also in reverse
-        for row, rank in zip(ranked, number_places([standing(row) for row in ranked]), strict=True):
+        keys = [rank_key(row["score"], row.get("num_repeats"), higher_is_better) for row in rows]
+        for row, rank in zip(rows, ranks_of(keys), strict=True):
             row["rank"] = rank
-        failed = [row for row in rows if row["score"] is None]
+        ranked = sorted((row for row in rows if row["rank"] is not None), key=lambda row: row["rank"])  # stable
+        failed = [row for row in rows if row["rank"] is None]
         scored = {row["name"] for row in ranked}
-        missing = _missing(scored, cards, columns)
-        covered = _covered(
+        missing = _collect_missing(scored, cards, columns)
+        covered = _collect_covered(
             scored, cards, [name for name in columns if name not in (provenance or {}).get("kendall_with", {})]
         )
         recorded = as_provenance({"rank_by": rank_by, "higher_is_better": higher_is_better, **(provenance or {})})
@@ -151,10 +158,10 @@ class Leaderboard:
         ranked = [row for row in others if row["rank"] is not None]
         rows = []
         for final, rank in zip(
-            finished, number_places([(final.num_epochs, final.value) for final in finished]), strict=True
+            finished, number_ranks([(final.num_epochs, final.value) for final in finished]), strict=True
         ):
             rows.append(_with_final(row_of[final.name], final) | {"rank": rank, "final_rank": rank})
-        for row, rank in zip(ranked, number_places([row["rank"] for row in ranked]), strict=True):
+        for row, rank in zip(ranked, number_ranks([row["rank"] for row in ranked]), strict=True):
             rows.append(_with_final(row, None) | {"rank": len(finished) + rank})
         for final in failed:
             rows.append(_with_final(row_of[final.name], final) | {"rank": None, "error": f"finals: {final.error}"})
@@ -172,9 +179,7 @@ class Leaderboard:
         Raises:
             ValueError: If it is negative.
         """
-        if n < 0:
-            raise ValueError(f"Invalid n={n}: expected a number of rows of at least 0.")
-        rows = self.rows[:n]
+        rows = first_rows(self.rows, n)
         provenance = self.provenance.copy()
         provenance["head_of"] = provenance.get("head_of", len(self))
         shown = {row["name"] for row in rows}
@@ -186,34 +191,6 @@ class Leaderboard:
             provenance["missing"] = missing
         return Leaderboard(rows, provenance)
 
-    @overload
-    def __getitem__(self, key: int | str) -> Row: ...
-    @overload
-    def __getitem__(self, key: slice) -> tuple[Row, ...]: ...
-    def __getitem__(self, key: int | str | slice) -> Row | tuple[Row, ...]:
-        if isinstance(key, int) and not -len(self) <= key < len(self):
-            raise IndexError(f"Invalid row {key}: the leaderboard has {len(self)} rows, counted from 0.")
-        if not isinstance(key, str):
-            return self.rows[key]
-        for row in self.rows:
-            if row["name"] == key:
-                return row
-        raise unknown_name("candidate", key, [row["name"] for row in self.rows])
-
-    def __contains__(self, candidate: object) -> bool:
-        """Whether a name is that of a candidate, or a row is one of the rows."""
-        return any(candidate == (row["name"] if isinstance(candidate, str) else row) for row in self.rows)
-
-    def __iter__(self) -> Iterator[Row]:
-        return iter(self.rows)
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __repr__(self) -> str:
-        count = f"{len(self)} candidates"
-        return views.brief(type(self).__name__, count, self.provenance, self.best, len(self.errors))
-
     def __str__(self) -> str:
         """A table with the columns that were asked for, the reasons of the failed candidates and the notes."""
         return as_text(self._table())
@@ -223,7 +200,7 @@ class Leaderboard:
         return as_html(self.head(_MOST_IN_A_NOTEBOOK)._table() if len(self) > _MOST_IN_A_NOTEBOOK else self._table())
 
     def _table(self) -> Table:
-        return views.table(self.rows, self.provenance, self.notes, views.asked_of(self.rows, self.provenance))
+        return views.table(self.rows, self.provenance, self.notes, views.columns_to_print(self.rows, self.provenance))
 
     @property
     def notes(self) -> list[str]:
@@ -244,15 +221,16 @@ class Leaderboard:
         """Names of the candidates to hold finals among, if some are of a zoo and no finals were held."""
         return first_of_a_zoo(self.rows, self.provenance)
 
-    @property
-    def best(self) -> str | None:
-        """Name of the first candidate; None if all failed."""
-        return self.rows[0]["name"] if self.rows and self.rows[0]["rank"] else None
+    def describe_failures(self) -> str:
+        """Describe that all candidates failed, with the reason of the first; for error messages.
 
-    @property
-    def errors(self) -> dict[str, str]:
-        """Reasons of the candidates that failed, by name."""
-        return {row["name"]: row["error"] for row in self.rows if row["rank"] is None}
+        Example:
+            >>> card = ScoreCard.failed("a", ["zico"], "no loss.")
+            >>> Leaderboard.of([card], rank_by="zico", columns=["zico"]).describe_failures()
+            "The only candidate failed. 'a' failed with: no loss."
+        """
+        name, reason = next(iter(self.errors.items()))
+        return f"{all_of(len(self), 'candidate')} failed. '{name}' failed with: {reason}"
 
     @property
     def missing(self) -> dict[str, dict[str, list[str]]]:
@@ -289,34 +267,7 @@ class Leaderboard:
         check_rows(data["rows"], {"rank", "name", "score", "error"}, "the leaderboard")
         return cls(tuple(dict(row) for row in data["rows"]), as_provenance(data["provenance"]))
 
-    @overload
-    def to_json(self, path: None = None) -> str: ...
-    @overload
-    def to_json(self, path: str | Path) -> Path: ...
-    def to_json(self, path: str | Path | None = None) -> str | Path:
-        """Return the JSON text; with a path, write it to that file and return the path."""
-        return write_text(as_json(self.to_dict()), path)
-
-    @classmethod
-    def from_json(cls, source: str | Path) -> "Leaderboard":
-        """Read a leaderboard from the JSON that `to_json` wrote.
-
-        Args:
-            source: The JSON text, or the path of a file with it. A text starts with a brace, a path does not.
-        """
-        return cls.from_dict(read_json(source))
-
-    @overload
-    def to_csv(self, path: None = None) -> str: ...
-    @overload
-    def to_csv(self, path: str | Path) -> Path: ...
-    def to_csv(self, path: str | Path | None = None) -> str | Path:
-        """Return comma-separated values with a header; with a path, write them to that file and return the path.
-
-        The last column, ``missing``, says why a ranked candidate lacks other numbers: ``zico: reason; snip: reason``.
-        Control characters in names and reasons are escaped, and a text that a spreadsheet would take for a formula
-        has an apostrophe before it.
-        """
+    def _csv(self) -> str:
         reasons: dict[str, list[str]] = {}
         missing = self.missing
         for column in self.columns:
@@ -324,7 +275,7 @@ class Leaderboard:
                 for name in names:
                     reasons.setdefault(name, []).append(f"{column}: {reason}")
         rows = [{**row, MISSING_COLUMN: "; ".join(reasons.get(row["name"], ()))} for row in self.rows]
-        return write_text(as_csv([*self.columns, MISSING_COLUMN], rows), path)
+        return as_csv([*self.columns, MISSING_COLUMN], rows)
 
     def to_pandas(self) -> Any:
         """Turn into a `pandas.DataFrame` with the same columns; ranks and other counts are nullable integers.
@@ -407,7 +358,7 @@ def leaderboard_table(leaderboard: Leaderboard, title: str | None = None) -> Ric
     return for_terminal(views.table(rows, leaderboard.provenance, leaderboard.notes, proxies_of(rows), title))
 
 
-def _differing_hyperparameters(cards: Sequence[ScoreCard]) -> list[str]:
+def _list_differing(cards: Sequence[ScoreCard]) -> list[str]:
     """List the hyperparameters that tell candidates apart; one that only some of them have does, too."""
     names = dict.fromkeys(name for card in cards for name in card.hyperparameters)
     seen = {name: {repr(card.hyperparameters.get(name, "")) for card in cards if card.weights} for name in names}
@@ -437,7 +388,7 @@ def _row_of(
     }
 
 
-def _missing(scored: Container[str], cards: Sequence[ScoreCard], columns: Sequence[str]) -> list[Missing]:
+def _collect_missing(scored: Container[str], cards: Sequence[ScoreCard], columns: Sequence[str]) -> list[Missing]:
     """Collect why numbers are missing.
 
     One cause often makes many proxies fail for the same candidates. Each reason and each list of names is then stored
@@ -461,7 +412,7 @@ def _missing(scored: Container[str], cards: Sequence[ScoreCard], columns: Sequen
     ]
 
 
-def _covered(scored: Container[str], cards: Sequence[ScoreCard], columns: Sequence[str]) -> list[Covered]:
+def _collect_covered(scored: Container[str], cards: Sequence[ScoreCard], columns: Sequence[str]) -> list[Covered]:
     """Collect which layer scores look at too few of a candidate's trainable weights.
 
     Returns:

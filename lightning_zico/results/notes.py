@@ -3,8 +3,9 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from lightning_zico.results.rows import FinalsHeld, Lacking, Provenance, Reading, Row, reasons_of
+from lightning_zico.results.rows import FinalsHeld, Lacking, Provenance, ReadingFacts, Row, reasons_of
 from lightning_zico.results.scores import NOT_APPLICABLE
+from lightning_zico.texts import count, plural
 
 # Above this tau, a ranking is reported as almost the same as the baseline's.
 _SAME_RANKING = 0.9
@@ -28,9 +29,11 @@ def leaderboard_notes(rows: Sequence[Row], provenance: Provenance) -> list[str]:
     notes = []
     if len(rows) < num_candidates:
         first = "This is the first" if len(rows) == 1 else f"These are the first {len(rows)}"
-        notes.append(f"{first} of {num_candidates} candidates.")
+        notes.append(f"{first} of {count(num_candidates, 'candidate')}.")
     if provenance.get("broke_off"):
-        notes.append(f"The ranking was interrupted; it contains only the {num_candidates} candidates scored so far.")
+        notes.append(
+            f"The ranking was interrupted; it contains only the {count(num_candidates, 'candidate')} scored so far."
+        )
     finals = provenance.get("finals")
     if finals:
         notes.append(_note_on_finals(finals))
@@ -53,7 +56,13 @@ def search_notes(trials: Sequence[Row], provenance: Provenance) -> list[str]:
     """Describe what matters for trusting the result of a search."""
     errors = [row["error"] for row in trials if row["rank"] is None]
     rejected = provenance.get("num_rejected", 0)
-    notes = [f"{len(trials)} archs scored, {len(errors)} of them without a score; {rejected:,} rejected unscored."]
+    num_archs = provenance.get("head_of", len(trials))
+    if len(trials) < num_archs:
+        first = "This is the best" if len(trials) == 1 else f"These are the best {len(trials)}"
+        notes = [f"{first} of {count(num_archs, 'arch')}."]
+    else:
+        scored = count(num_archs, "arch")
+        notes = [f"{scored} scored, {len(errors)} without a score; {rejected:,} rejected unscored."]
     if provenance.get("broke_off"):
         notes.append("The search was interrupted.")
     if provenance.get("exhausted"):
@@ -62,8 +71,8 @@ def search_notes(trials: Sequence[Row], provenance: Provenance) -> list[str]:
         notes.append(f"Archs that other processes are scoring: {num_elsewhere}.")
     notes += _if_there(note_on_reading(provenance.get("reading")))
     notes += _if_there(note_on_batch_size(provenance.get("num_larger_batches"), provenance.get("batch_size")))
-    for reason, count in Counter(errors).most_common(1):
-        notes.append(f"Most frequent reason for a missing score ({count} of {len(errors)}): {reason}")
+    for reason, num_times in Counter(errors).most_common(1):
+        notes.append(f"Most frequent reason for a missing score ({num_times} of {len(errors)}): {reason}")
     return notes + _notes_on_ranking(provenance, "this ranking")
 
 
@@ -74,14 +83,14 @@ def first_of_a_zoo(rows: Sequence[Row], provenance: Provenance) -> list[str]:
     return first if is_open and len(first) > 1 else []
 
 
-def note_on_reading(reading: Reading | None) -> str | None:
+def note_on_reading(reading: ReadingFacts | None) -> str | None:
     """Describe how the batches were read if the training data had fewer than asked for; None if it had enough."""
     if reading is None:
         return None
     num = reading["num_in_a_pass"]
-    had = f"The training data has {num} batch{'es' if num > 1 else ''}, but {reading['num_batches']} were requested"
+    had = f"The training data has {count(num, 'batch')}, but {reading['num_batches']} were requested"
     if not reading["are_copies"]:
-        return f"{had}: it was read {reading['num_passes']} times, and each pass gave different batches."
+        return f"{had}: it was read {count(reading['num_passes'], 'time')}, and each pass gave different batches."
     return (
         f"{had}. Every pass gives the same samples, so one batch stands for all: gradients vary only by what the "
         "training step draws itself, such as noise, windows or dropout."
@@ -92,7 +101,7 @@ def note_on_batch_size(num_larger: int | None, batch_size: int | None) -> str | 
     """Return a note if batches have more samples than requested, or an unknown number of them; otherwise None."""
     if not num_larger:
         return None
-    are = "1 batch was" if num_larger == 1 else f"{num_larger} batches were"
+    are = count(num_larger, "batch was", "batches were")
     return (
         f"{are} scored whole, and not on `batch_size={batch_size}`: the samples could not be counted or cut out. A "
         "smaller batch size of the loader, or `num_samples=`, may make scoring faster."
@@ -113,8 +122,8 @@ def _notes_on_repeats(rows: Sequence[Row], provenance: Provenance) -> list[str]:
         )
     if counts and min(counts) < max(counts):
         notes.append(
-            f"Race: the first {counts.count(max(counts))} have {max(counts)} repeats; the others were dropped with "
-            "fewer, so their scores are not comparable with those of the first."
+            f"Race: the first {counts.count(max(counts))} have {count(max(counts), 'repeat')}; the others were dropped "
+            "with fewer, so their scores are not comparable with those of the first."
         )
     if provenance.get("repeats", 1) > 1 and (num_instances := provenance.get("num_instances")):
         notes.append(
@@ -123,7 +132,7 @@ def _notes_on_repeats(rows: Sequence[Row], provenance: Provenance) -> list[str]:
         )
     if same := provenance.get("num_with_same_weights"):
         notes.append(
-            f"{same} of the factories {'makes' if same == 1 else 'make'} the same weights in every repeat, because "
+            f"{same} of the factories {plural(same, 'makes', 'make')} the same weights in every repeat, because "
             "of a seed or a file: the repeats differ only in the batches."
         )
     if equal := provenance.get("equal_repeats"):
@@ -140,8 +149,7 @@ def _notes_on_covered(provenance: Provenance) -> list[str]:
         note = f"{_listed(group['proxies'])} looked at {100 * group['share']:.2g} % of "
         note += f"{group['name']}'s trainable weights"
         if rest := group["count"] - 1:
-            candidates = "1 other candidate" if rest == 1 else f"{rest} other candidates"
-            note += f", and at less than {100 * LEAST_COVERED:.0f} % in {candidates}"
+            note += f", and at less than {100 * LEAST_COVERED:.0f} % in {count(rest, 'other candidate')}"
         notes.append(f"{note}.")
     return notes
 
@@ -157,16 +165,15 @@ def _notes_on_missing(rows: Sequence[Row], provenance: Provenance) -> list[str]:
         often = Counter({reason: len(names) for reason, names in reasons.items()}).most_common()
         if proxy not in lacking:
             alike.setdefault(tuple(often), []).append(proxy)
-    ordered = sorted(alike.items(), key=lambda item: -sum(count for _, count in item[0]))
+    ordered = sorted(alike.items(), key=lambda item: -sum(num for _, num in item[0]))
     notes = []
     for counts, proxies in ordered[:_MOST_MISSING]:
-        missing, (reason, count) = sum(count for _, count in counts), counts[0]
-        have = f"{_listed(proxies)} {'has' if len(proxies) == 1 else 'have'}"
-        among = f" (the most frequent of {len(counts)} reasons, {count} times)" if len(counts) > 1 else ""
+        missing, (reason, num_times) = sum(num for _, num in counts), counts[0]
+        have = f"{_listed(proxies)} {plural(len(proxies), 'has', 'have')}"
+        among = f" (the most frequent of {len(counts)} reasons, {count(num_times, 'time')})" if len(counts) > 1 else ""
         notes.append(f"{have} no number for {missing} of {num_scored} scored candidates{among}: {reason}")
     if rest := sum(len(proxies) for _, proxies in ordered[_MOST_MISSING:]):
-        columns = "1 more column" if rest == 1 else f"{rest} more columns"
-        notes.append(f"Numbers are missing in {columns}; `Leaderboard.missing` says why.")
+        notes.append(f"Numbers are missing in {count(rest, 'more column')}; `Leaderboard.missing` says why.")
     return notes
 
 
@@ -188,7 +195,7 @@ def _notes_on_zoos(rows: Sequence[Row], provenance: Provenance) -> list[str]:
     notes.append(
         "These are models of a zoo: across families, the training recipe matters more than any proxy. Do not "
         f"assume that the first is the best; train the first {len(first)} for a while: "
-        f"`ZeroShotSelector(trainer=..., finalists={len(first)})` with these candidates: {', '.join(first)}."
+        f"`ZeroShotSelector(trainer=..., num_finalists={len(first)})` with these candidates: {', '.join(first)}."
     )
     return notes
 
@@ -243,7 +250,7 @@ def _note_on_finals(finals: FinalsHeld) -> str:
     if finals.get("broke_off"):
         return f"Finals of the first {finals['finalists']} by score were interrupted; those trained so far come first."
     epochs = finals["final_epochs"]
-    trained = f"the first {finals['finalists']} by score were trained for {epochs} epoch{'s' * (epochs > 1)}"
+    trained = f"the first {finals['finalists']} by score were trained for {count(epochs, 'epoch')}"
     halving = f", then the better half for {epochs} more, and so on" if finals["halving"] else ""
     end = "lowest" if finals["mode"] == "min" else "highest"
     return f"Finals: {trained}{halving}; the {end} {finals['monitor']} won."

@@ -9,7 +9,7 @@ from rich.table import Table as RichTable
 from lightning_zico.report import Column, Layers, Table, as_html, as_text, draw, for_terminal
 from lightning_zico.report.table import number
 from lightning_zico.results.rows import margin_of
-from lightning_zico.texts import shortened
+from lightning_zico.texts import count, shortened
 
 # Start of the reason when a proxy's formula has no meaning for a candidate.
 NOT_APPLICABLE = "not applicable"
@@ -27,7 +27,7 @@ class Score:
         layers: What each layer added to the value, by parameter name; empty if the proxy has no such parts.
         details: How the number was computed: which differentiation, on which device, in which precision, ...
         std_error: Standard error of the mean, from the deviation between repeats; None for fewer than two.
-        repeats: The numbers that the value is the mean of, one per repeat; empty if nothing was repeated.
+        by_repeat: The numbers that the value is the mean of, one per repeat; empty if nothing was repeated.
         traceback: Traceback of the exception behind ``error``; None if there was none, or the reason is complete.
     """
 
@@ -38,19 +38,21 @@ class Score:
     layers: Mapping[str, float] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
     std_error: float | None = None
-    repeats: tuple[float, ...] = ()
+    by_repeat: tuple[float, ...] = ()
     traceback: str | None = None
 
     def __repr__(self) -> str:
         value = f"{self.value!r}{margin_of(vars(self))}"
         error = f", error={shortened(self.error)}" if self.error else ""
-        layers = f", {len(self.layers)} layers" if self.layers else ""
+        layers = f", {count(len(self.layers), 'layer')}" if self.layers else ""
         return f"<Score {shortened(self.name)}: {value}{layers}{error}>"
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Score":
         """Make a score from its fields, as returned by ``dataclasses.asdict`` or read from JSON."""
-        return cls(**{**data, "repeats": tuple(data.get("repeats", ()))})  # JSON has no tuples
+        data = dict(data)
+        by_repeat = data.pop("repeats", ())  # the name in files of earlier versions
+        return cls(**{**data, "by_repeat": tuple(data.get("by_repeat", by_repeat))})  # JSON has no tuples
 
 
 @dataclass(frozen=True, repr=False)
@@ -111,8 +113,8 @@ class ScoreCard:
 
     def __repr__(self) -> str:
         missing = sum(score.value is None for score in self.scores.values())
-        without = f", {missing} of them missing" if missing else ""
-        return f"<ScoreCard of {shortened(self.name)} with {len(self)} scores{without}>"
+        without = f", {missing} missing" if missing else ""
+        return f"<ScoreCard of {shortened(self.name)} with {count(len(self), 'score')}{without}>"
 
     def __str__(self) -> str:
         """A table with a row for each score, and the reasons of missing ones."""

@@ -1,24 +1,23 @@
 """The result of a search over a space."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, ClassVar, overload
 
 from lightning_zico.report import as_html, draw, html_of
 from lightning_zico.results import views
 from lightning_zico.results.leaderboard import Leaderboard
 from lightning_zico.results.notes import search_notes
+from lightning_zico.results.ranked import Ranked, first_rows
 from lightning_zico.results.rows import (
     Provenance,
     Row,
     as_candidates,
     as_csv,
-    as_json,
     as_provenance,
     check_rows,
     proxies_of,
-    read_json,
     write_text,
 )
 from lightning_zico.results.views import SearchFigureKind
@@ -29,8 +28,10 @@ _NUM_SHOWN = 10
 
 
 @dataclass(frozen=True, repr=False)
-class SearchResult:
-    """Result of a search.
+class SearchResult(Ranked):
+    """Result of a search: the archs, best first, failed ones last.
+
+    A row is ``result[0]``, the best, or ``result["arch"]``; ``history`` has the rows in the order of the trials.
 
     Args:
         history: One row per trial, in the order in which they began: ``trial`` (from 0), ``rank`` (1 is best, equal
@@ -45,22 +46,34 @@ class SearchResult:
         >>> rows = [{"trial": 0, "rank": 2, "arch": "a", "score": 1.0, "on_front": True, "error": None, "seconds": 0.1}]
         >>> rows += [{**rows[0], "trial": 1, "rank": 1, "arch": "b", "score": 2.0}]
         >>> result = SearchResult(tuple(rows))
-        >>> result.best, [row["arch"] for row in result.front]
-        ('b', ['b', 'a'])
+        >>> result.best, result[0]["score"], "a" in result, [row["arch"] for row in result.front]
+        ('b', 2.0, True, ['b', 'a'])
     """
+
+    kind: ClassVar[str] = "arch"
+    name_key: ClassVar[str] = "arch"
 
     history: tuple[Row, ...]
     provenance: Provenance = field(default_factory=Provenance)
 
-    def __iter__(self) -> Iterator[Row]:
-        return iter(self.history)
+    @property
+    def best_first(self) -> tuple[Row, ...]:
+        """All rows, best first, failed ones last; equal ones in the order of the trials."""
+        return (*self.ranked, *(row for row in self.history if row["rank"] is None))
 
-    def __len__(self) -> int:
-        return len(self.history)
+    def head(self, n: int = 5) -> "SearchResult":
+        """Return a result of the first rows, best first; ranks stay those among all archs.
 
-    def __repr__(self) -> str:
-        count = f"{len(self)} trials"
-        return views.brief(type(self).__name__, count, self.provenance, self.best, len(self.errors))
+        Args:
+            n: Number of rows; fewer if there are fewer.
+
+        Raises:
+            ValueError: If it is negative.
+        """
+        provenance = self.provenance.copy()
+        provenance["head_of"] = provenance.get("head_of", len(self))
+        shown = [row["trial"] for row in first_rows(self.best_first, n)]
+        return SearchResult(tuple(row for row in self.history if row["trial"] in shown), provenance)
 
     def __str__(self) -> str:
         """A line for each of the ten best, and the notes."""
@@ -83,20 +96,9 @@ class SearchResult:
         return tuple(sorted((row for row in self.history if row["rank"] is not None), key=lambda row: row["rank"]))
 
     @property
-    def best(self) -> str | None:
-        """The arch with the best score; None if all failed."""
-        ranked = self.ranked
-        return ranked[0]["arch"] if ranked else None
-
-    @property
     def front(self) -> tuple[Row, ...]:
         """The rows that no other dominates, best score first; without costs to keep low, those with the best score."""
         return tuple(row for row in self.ranked if row["on_front"])
-
-    @property
-    def errors(self) -> dict[str, str]:
-        """Reasons of the archs that failed."""
-        return {row["arch"]: row["error"] for row in self.history if row["rank"] is None}
 
     def to_dict(self) -> dict[str, Any]:
         """Turn into ``{"history": [...], "provenance": {...}}``, in the order of the trials."""
@@ -112,26 +114,8 @@ class SearchResult:
         check_rows(data["history"], {"trial", "rank", "arch", "score", "error"}, "the history")
         return cls(tuple(dict(row) for row in data["history"]), as_provenance(data["provenance"]))
 
-    @overload
-    def to_json(self, path: None = None) -> str: ...
-    @overload
-    def to_json(self, path: str | Path) -> Path: ...
-    def to_json(self, path: str | Path | None = None) -> str | Path:
-        """Return the JSON text; with a path, write it to that file and return the path."""
-        return write_text(as_json(self.to_dict()), path)
-
-    @classmethod
-    def from_json(cls, source: str | Path) -> "SearchResult":
-        """Read a result from the JSON that `to_json` wrote: the text, or the path of a file with it."""
-        return cls.from_dict(read_json(source))
-
-    @overload
-    def to_csv(self, path: None = None) -> str: ...
-    @overload
-    def to_csv(self, path: str | Path) -> Path: ...
-    def to_csv(self, path: str | Path | None = None) -> str | Path:
-        """Return comma-separated values with a header; with a path, write them to that file and return the path."""
-        return write_text(as_csv(list(self.history[0]) if self.history else [], self.history), path)
+    def _csv(self) -> str:
+        return as_csv(list(self.history[0]) if self.history else [], self.history)
 
     def to_leaderboard(self) -> Leaderboard:
         """Rank the archs as candidates under their strings, best first, failed ones last; costs stay columns."""

@@ -128,7 +128,7 @@ def names_data_as_trainer(method: Callable[P, T]) -> Callable[P, T]:
     """
 
     @functools.wraps(method)
-    def checked(*args: P.args, **kwargs: P.kwargs) -> T:
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
         wrong = next((name for name in _OTHER_NAMES_OF_DATA if name in kwargs), None)
         if wrong is not None:
             raise TypeError(
@@ -137,7 +137,7 @@ def names_data_as_trainer(method: Callable[P, T]) -> Callable[P, T]:
             )
         return method(*args, **kwargs)
 
-    return checked
+    return call
 
 
 def missing_attribute(owner: Any, name: str, learned: Collection[str], methods: str) -> AttributeError:

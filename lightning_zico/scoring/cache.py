@@ -133,14 +133,14 @@ class SQLiteCache:
                     "file, or delete this one as well."
                 )
             self._make()
-        header = self._checked_header()
+        header = self._check_header()
         self._check_size(header, log)
         self._check_schema()
         # A reader cannot move what the log holds into a file that may be damaged.
         with self._opened("ro" if has_log else "rw") as connection:
             found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
         if found != "ok":
-            raise CacheError(self._damaged(found))
+            raise CacheError(self._describe_damage(found))
 
     def read(self, candidate: str) -> dict[str, str]:
         """Return the entries of a candidate.
@@ -153,7 +153,7 @@ class SQLiteCache:
             entries = {proxy: (entry, written) for proxy, entry, written in rows}
         for proxy, (entry, written) in entries.items():
             if _hash(candidate, proxy, entry) != written:
-                raise CacheError(self._damaged("an entry was changed after it was written"))
+                raise CacheError(self._describe_damage("an entry was changed after it was written"))
         return {proxy: entry for proxy, (entry, _) in entries.items()}
 
     def write(self, candidate: str, entries: Mapping[str, str]) -> None:
@@ -177,19 +177,19 @@ class SQLiteCache:
             CacheError: If the file cannot be read or written.
         """
         owner = begin_run()
-        kept: dict[str, str] = {}
+        entries: dict[str, str] = {}
         try:
             # The connection stays open, because closing it waits until the data is safe.
             with self._opened("rw") as connection:
-                if not _claimed_by(connection, candidate, owner):
+                if not _claim(connection, candidate, owner):
                     yield None
                     return
                 try:
                     with self._renewed(candidate, owner):
-                        yield kept.update
+                        yield entries.update
                 finally:
                     with _transaction(connection):
-                        _insert(connection, candidate, kept)
+                        _insert(connection, candidate, entries)
                         claim = (candidate, owner.to_json())
                         connection.execute("DELETE FROM claims WHERE candidate = ? AND owner = ?", claim)
         finally:
@@ -241,7 +241,7 @@ class SQLiteCache:
                 "a local disk."
             ) from error
 
-    def _checked_header(self) -> bytes:
+    def _check_header(self) -> bytes:
         """Return the first bytes of the file if they are those of a cache, before SQLite opens it.
 
         Raises:
@@ -272,14 +272,14 @@ class SQLiteCache:
         needed = page_bytes * int.from_bytes(header[_NUM_PAGES_AT], "big")
         # The log is checked first: if it is gone, everything that the header counts has been moved to the file.
         if not log.exists() and (there := self.path.stat().st_size) < needed:
-            raise CacheError(self._damaged(f"it is truncated to {there} of its {needed} bytes"))
+            raise CacheError(self._describe_damage(f"it is truncated to {there} of its {needed} bytes"))
 
     def _check_schema(self) -> None:
         """Check that the tables are those of this package: a view or a trigger could run anything."""
         try:
             found = objects_in(self.path)
         except sqlite3.Error as error:
-            raise CacheError(self._damaged(str(error))) from error
+            raise CacheError(self._describe_damage(str(error))) from error
         strange = sorted(name for name in found if found[name] != _SCHEMA.get(name))
         if strange or "scores" not in found:
             kind, name = (found[strange[0]][0], strange[0]) if strange else ("missing table", "scores")
@@ -288,14 +288,14 @@ class SQLiteCache:
                 "changed. Pass another path, or delete the file."
             )
 
-    def _damaged(self, found: str) -> str:
+    def _describe_damage(self, found: str) -> str:
         reason = " ".join(found.split())
         return f"'{self.path}' is damaged: {reason}. It was not changed. Pass another path, or delete the file."
 
     @contextmanager
     def _opened(self, mode: str) -> Iterator[sqlite3.Connection]:
         try:
-            with closing(_connected(self.path, f"mode={mode}")) as connection:
+            with closing(_connect(self.path, f"mode={mode}")) as connection:
                 connection.execute(
                     "PRAGMA synchronous = NORMAL"
                 )  # a power failure may lose the last writes, but nothing else
@@ -303,7 +303,7 @@ class SQLiteCache:
         except sqlite3.Error as error:
             # Python raises this very class for SQLITE_CORRUPT and SQLITE_NOTADB, and for nothing else.
             if type(error) is sqlite3.DatabaseError:
-                raise CacheError(self._damaged(str(error))) from error
+                raise CacheError(self._describe_damage(str(error))) from error
             if not self.path.exists():
                 raise CacheError(
                     f"'{self.path}' was deleted or moved while it was in use, perhaps by a candidate. Restore it, or "
@@ -326,11 +326,11 @@ def objects_in(path: Path) -> dict[str, tuple[str, str | None]]:
     """
     # The log of a database may hold its tables. If there is none, SQLite must not create one.
     how = "mode=ro" if Path(f"{path}-wal").exists() else "mode=ro&immutable=1"
-    with closing(_connected(path, how)) as connection:
+    with closing(_connect(path, how)) as connection:
         return _objects(connection)
 
 
-def _connected(path: Path, how: str) -> sqlite3.Connection:
+def _connect(path: Path, how: str) -> sqlite3.Connection:
     address = f"{path.as_uri()}?{how}"
     connection = sqlite3.connect(address, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None)
     connection.execute("PRAGMA trusted_schema = OFF")
@@ -351,7 +351,7 @@ def _transaction(connection: sqlite3.Connection) -> Iterator[None]:
     connection.execute("COMMIT")
 
 
-def _claimed_by(connection: sqlite3.Connection, candidate: str, owner: Owner) -> bool:
+def _claim(connection: sqlite3.Connection, candidate: str, owner: Owner) -> bool:
     """Claim a candidate for an owner, unless another has claimed it; return whether it was claimed."""
     with _transaction(connection):
         if "claims" not in _objects(connection):

@@ -174,7 +174,7 @@ class CachedScorer(Scorer):
                     state.raise_interrupt()
                     scored, texts = self._entries_of(replace(card, seconds=time.perf_counter() - start))
                     entries |= scored
-                    if not state.changed():  # if the candidate changed the process, its numbers may depend on that
+                    if not state.list_changes():  # if the candidate changed the process, its numbers may depend on that
                         keep(texts)
         return replace(self._card(candidate.name, entries), **identity)
 

@@ -11,6 +11,7 @@ from lightning_zico.engine.samples import num_samples as counted_samples
 from lightning_zico.engine.samples import stated_samples
 from lightning_zico.errors import IdenticalBatchesError, TooFewBatchesError
 from lightning_zico.proxies import Proxy
+from lightning_zico.texts import all_of
 
 
 def check_axis(axis: Axis) -> None:
@@ -49,8 +50,8 @@ def check_batches(
         return  # the training step may be random; `check_variation` checks that
     if needed.min_gradients > 1 and axis == "batch" and all_equal(batches):
         raise IdenticalBatchesError(
-            f"All {len(batches)} batches are the same, so no gradient can vary and `{needed.name}` is not defined. "
-            "Shuffle the data, or pass batches with different samples."
+            f"{all_of(len(batches), 'batch')} are the same, so no gradient can vary and `{needed.name}` is not "
+            "defined. Shuffle the data, or pass batches with different samples."
         )
 
 

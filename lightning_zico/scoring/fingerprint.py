@@ -118,10 +118,10 @@ def fingerprint(*parts: Any) -> str:
         walk.visit(parts)
     except RecursionError as error:
         reason = "it is nested too deeply, or contains itself in a set; `sys.setrecursionlimit` allows deeper nesting"
-        raise UnfingerprintableError(f"'{walk.place}' has no fingerprint: {reason}.") from error
+        raise UnfingerprintableError(f"'{walk.location}' has no fingerprint: {reason}.") from error
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise UnfingerprintableError(f"'{walk.place}' has no fingerprint: {reason}.") from error
+        raise UnfingerprintableError(f"'{walk.location}' has no fingerprint: {reason}.") from error
     return walk.digest
 
 
@@ -170,11 +170,11 @@ class _Walk:
         return self._hash.hexdigest()
 
     @property
-    def place(self) -> str:
-        """The current place in the walk, with the middle left out if it is long."""
-        place = ".".join(self.path)
+    def location(self) -> str:
+        """The current position in the walk, with the middle left out if it is long."""
+        location = ".".join(self.path)
         half = _MAX_PATH_LENGTH // 2
-        return place if len(place) <= _MAX_PATH_LENGTH else f"{place[:half]} ... {place[-half:]}"
+        return location if len(location) <= _MAX_PATH_LENGTH else f"{location[:half]} ... {location[-half:]}"
 
     def visit(self, value: Any) -> None:
         """Hash a value and its parts."""
@@ -206,7 +206,7 @@ class _Walk:
         for value in values:
             self.visit(value)
 
-    def _named(self, items: Iterable[tuple[str, Any]]) -> None:
+    def _visit_named(self, items: Iterable[tuple[str, Any]]) -> None:
         items = list(items)
         self._put("names", str(len(items)))
         for name, value in items:
@@ -281,7 +281,7 @@ class _Walk:
 
     def _tensor(self, tensor: Tensor) -> None:
         self.visit(type(tensor))
-        self._named(vars(tensor).items())
+        self._visit_named(vars(tensor).items())
         if is_lazy(tensor):
             self._put("lazy", f"{tensor.dtype} {tensor.device.type} {tensor.requires_grad}")
             return
@@ -305,7 +305,7 @@ class _Walk:
         numbers = {key: idx for idx, key in enumerate(dict.fromkeys(key for table in tables.values() for key in table))}
         for name, table in tables.items():
             attributes[name] = [(numbers[key], hook) for key, hook in table.items()]
-        self._named(attributes.items())
+        self._visit_named(attributes.items())
 
     def _object(self, value: Any) -> None:
         """Hash an object as what ``copy.copy`` would make it from."""
@@ -323,7 +323,7 @@ class _Walk:
         if _is_installed(cls):
             return
         self._all("bases", (type(cls), *cls.__bases__))
-        self._named((name, member) for name, member in sorted(vars(cls).items()) if _says_something(name, member))
+        self._visit_named((name, member) for name, member in sorted(vars(cls).items()) if _says_something(name, member))
 
     def _function(self, function: FunctionType) -> None:
         self._put("function", _name_of(function))
@@ -331,9 +331,9 @@ class _Walk:
             return
         self._code(function.__code__)
         self._all("defaults", (function.__defaults__, function.__kwdefaults__))
-        self._named(vars(function).items())
+        self._visit_named(vars(function).items())
         cells = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
-        self._named((name, None if cell == _EMPTY_CELL else cell.cell_contents) for name, cell in cells)
+        self._visit_named((name, None if cell == _EMPTY_CELL else cell.cell_contents) for name, cell in cells)
         namespace = function.__globals__
         if not _is_library(namespace.get("__name__", "")):
             names = _names_in(function.__code__)
@@ -343,7 +343,7 @@ class _Walk:
         """Hash the global variables that a function reads, and attributes of the user's modules that it mentions."""
         for name in sorted(read & namespace.keys()):
             value = namespace[name]
-            self._named([(name, value)])
+            self._visit_named([(name, value)])
             if isinstance(value, ModuleType) and not _is_library(value.__name__) and id(value) not in met:
                 with self._under(name):
                     self._globals(names, names, vars(value), met | {id(value)})

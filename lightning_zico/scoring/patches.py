@@ -58,18 +58,18 @@ class Originals:
     """The functions as they are now."""
 
     def __init__(self) -> None:
-        self._functions = [each.read(each.attributes) for each in watched()]
-        self._names = [each.names_now() for each in watched()]
+        self._functions = [each.read(each.attributes) for each in list_watched()]
+        self._names = [each.names_now() for each in list_watched()]
         self._codes = [list(map(attribute.read, attribute.functions)) for attribute in _codes()]
         self._keywords = [dict(defaults or {}) for defaults in self._codes[-1]]
         self._kernels = set(torch.library._impls)
 
     def patches(self) -> list[Patch]:
         """List what differs from before."""
-        return [*self._replaced(), *self._added(), *self._rewritten(), *self._registered()]
+        return [*self._find_replaced(), *self._find_added(), *self._find_rewritten(), *self._find_registered()]
 
-    def _replaced(self) -> Iterator[Patch]:
-        for each, functions in zip(watched(), self._functions, strict=True):
+    def _find_replaced(self) -> Iterator[Patch]:
+        for each, functions in zip(list_watched(), self._functions, strict=True):
             if _are_same(each, functions):
                 continue
             for name, function in zip(each.names, functions, strict=True):
@@ -77,15 +77,15 @@ class Originals:
                 if now is not function and not _is_profiled(now, function) and not _is_of_compiler(now):
                     yield Patch(each.name_of(name), partial(setattr, each.owner, name, function))
 
-    def _added(self) -> Iterator[Patch]:
+    def _find_added(self) -> Iterator[Patch]:
         """List methods that hide those of a base class."""
-        for each, names in zip(watched(), self._names, strict=True):
+        for each, names in zip(list_watched(), self._names, strict=True):
             if len(each.attributes) > len(names) and isinstance(each.owner, type):
                 for name in each.attributes.keys() - set(names):
                     if _hides(each.owner, name) and not _is_of_compiler(each.attributes[name]):
                         yield Patch(each.name_of(name), partial(delattr, each.owner, name))
 
-    def _rewritten(self) -> Iterator[Patch]:
+    def _find_rewritten(self) -> Iterator[Patch]:
         """List functions that have other code or defaults."""
         for (name, functions, read), before in zip(_codes(), self._codes, strict=True):
             now = list(map(read, functions))
@@ -100,7 +100,7 @@ class Originals:
                 text = f"`{function.__module__}.{function.__qualname__}.__kwdefaults__`"
                 yield Patch(text, partial(refill, defaults, content))
 
-    def _registered(self) -> Iterator[Patch]:
+    def _find_registered(self) -> Iterator[Patch]:
         """List kernels for torch's own operators that were registered."""
         if len(torch.library._impls) == len(self._kernels):
             return
@@ -145,7 +145,7 @@ class Watched(NamedTuple):
 
 
 @cache
-def watched() -> list[Watched]:
+def list_watched() -> list[Watched]:
     """List the modules and classes whose functions candidates might replace."""
     packages = [sys.modules[name] for name in ("lightning.pytorch", "pytorch_lightning") if name in sys.modules]
     owners: list[Any] = [torch, nn, nn.functional, nn.init, nn.utils, torch.linalg, torch.fft, torch.special]
@@ -182,7 +182,7 @@ class _Attribute(NamedTuple):
 @cache
 def _codes() -> list[_Attribute]:
     """List the functions written in Python by what of them may be changed in place; ``__kwdefaults__`` come last."""
-    values = [value for each in watched() for value in each.read(each.attributes)]
+    values = [value for each in list_watched() for value in each.read(each.attributes)]
     plain = [getattr(value, "__func__", value) for value in values if not isinstance(value, type)]
     functions = list({id(value): value for value in plain if isinstance(value, FunctionType)}.values())
     return [

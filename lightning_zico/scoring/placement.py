@@ -73,7 +73,7 @@ class Placement:
         """Choose the device of one of several workers; up to one worker per device, none is shared."""
         return replace(self, devices=(self.devices[worker_idx % len(self.devices)],)) if self.devices else self
 
-    def entered(self) -> AbstractContextManager[object]:
+    def enter(self) -> AbstractContextManager[object]:
         """Make the device the current CUDA device, as a trainer does."""
         return torch.cuda.device(self.devices[0]) if self.accelerator == "cuda" else nullcontext()
 
@@ -105,7 +105,7 @@ class Placement:
             return HalfPrecision(self.precision)
         return DoublePrecision() if self.precision == "64-true" else Precision()
 
-    def prepared(self, prepare: Callable[[Batch, int], Batch]) -> Callable[[Batch, int], Batch]:
+    def wrap_prepare(self, prepare: Callable[[Batch, int], Batch]) -> Callable[[Batch, int], Batch]:
         """Wrap a function that prepares batches, so that they have the module's memory layout."""
         if not self.channels_last:
             return prepare

@@ -1,8 +1,8 @@
 """Keep the state of the whole process, so that no candidate affects another through it.
 
 A candidate that sets torch's default dtype, patches `torch.nn.functional.relu` or changes the working directory would
-change every number after its own. `kept_process_state` wraps building and scoring: it records this state before and
-restores what differs afterwards.
+change every number after its own. `preserved_process_state` wraps building and scoring: it records this state before
+and restores what differs afterwards.
 """
 
 import gc
@@ -289,15 +289,15 @@ class ProcessState:
         self.originals = Originals() if originals is None else originals
         self.watch = SignalWatch()
 
-    def changed(self) -> list[str]:
+    def list_changes(self) -> list[str]:
         """List the settings that numbers depend on and that differ from before."""
         return [name for name in self._different() if name not in _NAMES_OF_PYTHON]
 
     def put_numbers_back(self) -> list[str]:
         """Restore what numbers depend on and what differs from before, and list it."""
-        changed = self.changed()
+        changed = self.list_changes()
         if changed:
-            for switch, value in list(self._switched()):
+            for switch, value in list(self._find_switched()):
                 if switch.name not in _NAMES_OF_PYTHON:
                     _write(switch, value)
             self._put_functions_back()
@@ -305,7 +305,7 @@ class ProcessState:
 
     def put_back(self) -> list[str]:
         """Restore what differs from before, and list what could not be restored."""
-        switched, hooked, patches = list(self._switched()), self._hooked(), self.originals.patches()
+        switched, hooked, patches = list(self._find_switched()), self._find_hooked(), self.originals.patches()
         for switch, value in switched:
             _write(switch, value)
         if hooked or patches:
@@ -313,23 +313,23 @@ class ProcessState:
         return self._different() if switched or hooked or patches else []
 
     def _put_functions_back(self) -> None:
-        for table, hooks in self._hooked():
+        for table, hooks in self._find_hooked():
             refill(table, hooks)
         undo(self.originals.patches())
 
     def _different(self) -> list[str]:
         return [
-            *(switch.name for switch, _ in self._switched()),
-            *(["global hooks"] if self._hooked() else []),
+            *(switch.name for switch, _ in self._find_switched()),
+            *(["global hooks"] if self._find_hooked() else []),
             *(patch.name for patch in self.originals.patches()),
         ]
 
-    def _switched(self) -> Iterator[tuple[Switch, Any]]:
+    def _find_switched(self) -> Iterator[tuple[Switch, Any]]:
         for switch, value in self._values:
             if value is not _UNREADABLE and switch.value() != value:
                 yield switch, value
 
-    def _hooked(self) -> list[tuple[dict[Any, Any], dict[Any, Any]]]:
+    def _find_hooked(self) -> list[tuple[dict[Any, Any], dict[Any, Any]]]:
         pairs = zip(_HOOK_TABLES.values(), self._hooks, strict=True)
         return [(table, hooks) for table, hooks in pairs if not (list(table) == list(hooks) and table == hooks)]
 
@@ -368,7 +368,7 @@ def one_ranking() -> Iterator[None]:
         _ranking.is_on, _ranking.state = before
 
 
-def _recorded(keep_environment: bool) -> ProcessState:
+def _record(keep_environment: bool) -> ProcessState:
     """Record the state of the process before a candidate, after undoing what earlier ones changed since."""
     first = _ranking.state
     if first is None:
@@ -391,7 +391,7 @@ def is_tainted() -> bool:
 
 
 @contextmanager
-def kept_process_state(keep_environment: bool = False) -> Iterator[ProcessState]:
+def preserved_process_state(keep_environment: bool = False) -> Iterator[ProcessState]:
     """Restore what the body changes in the process; only one thread at a time runs such a body.
 
     Restored are torch's switches (default dtype and device, threads, precision, gradient, autocast, deterministic and
@@ -412,7 +412,7 @@ def kept_process_state(keep_environment: bool = False) -> Iterator[ProcessState]
         RuntimeError: If another thread does not end its turn, see `Turns`.
     """
     with _TURNS.turn() as is_outermost:
-        state = _recorded(keep_environment) if is_outermost else ProcessState(keep_environment)
+        state = _record(keep_environment) if is_outermost else ProcessState(keep_environment)
         in_main_thread = threading.current_thread() is threading.main_thread()
 
         def end() -> None:

@@ -10,7 +10,7 @@ from lightning_zico.__about__ import __version__
 from lightning_zico._typing import Batch
 from lightning_zico.bridge.data import Reread
 from lightning_zico.ranking import Recipe, chain_of
-from lightning_zico.results import Beside, Lacking, Reading, ScoreCard, UsedRecipe
+from lightning_zico.results import Beside, Lacking, ReadingFacts, ScoreCard, UsedRecipe
 from lightning_zico.scoring.choice import Used, lacking_of, trains
 
 
@@ -24,7 +24,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def reading_facts(batches: Sequence[Batch]) -> Reading | None:
+def reading_facts(batches: Sequence[Batch]) -> ReadingFacts | None:
     """Return how batches were read if a loader had fewer than asked for; None if it had enough."""
     if not isinstance(batches, Reread):
         return None
@@ -50,7 +50,7 @@ def recipe_facts(used: Used, named: Recipe, cards: Sequence[ScoreCard]) -> UsedR
     chain = chain_of(named)
     passed_by = chain[: chain.index(used.recipe) + (used.beside is not None)]
     members = dict.fromkeys(name for link in passed_by for name in link.members)
-    lacking = [said for name in members if (said := _lacking(name, among)) is not None]
+    lacking = [entry for name in members if (entry := _lacking(name, among)) is not None]
     if used.beside is not None:
         names = [card.name for card in among if not lacking_of(card).isdisjoint(used.recipe.members)]
         known["beside"] = Beside(used=used.beside.name, members=list(used.beside.members), names=names)

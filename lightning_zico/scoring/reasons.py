@@ -13,9 +13,9 @@ def describe(error: BaseException) -> str:
     If the user's code other than the scored module raised it, such as a callback, the line begins with its name.
     """
     kind = NOT_APPLICABLE if isinstance(error, NotApplicableError) else type(error).__name__
-    said = f"{kind}: {meaning_of(error)}".rstrip(": ")
+    reason = f"{kind}: {meaning_of(error)}".rstrip(": ")
     name = None if isinstance(error, ZiCoError) else blamed(error)  # this package's own errors name it themselves
-    return said if name is None else f"{name} raised {said}"
+    return reason if name is None else f"{name} raised {reason}"
 
 
 def why_unranked(failure: Exception, *, is_own_step: bool) -> str:

@@ -33,7 +33,7 @@ from lightning_zico.proxies import Measurement, Proxy
 from lightning_zico.results import Score, ScoreCard
 from lightning_zico.scoring.checks import check_variation
 from lightning_zico.scoring.placement import AS_BUILT, Placement
-from lightning_zico.scoring.process_state import ProcessState, kept_process_state
+from lightning_zico.scoring.process_state import ProcessState, preserved_process_state
 from lightning_zico.scoring.reasons import describe, why_unranked
 
 
@@ -110,9 +110,9 @@ class Scorer:
         Returns:
             The card; its seconds include building.
         """
-        with kept_process_state() as state:
+        with preserved_process_state() as state:
             card = self._build_and_score(candidate, state)
-            changed = tuple(state.changed())
+            changed = tuple(state.list_changes())
         if card.traceback is not None and torch.cuda.is_initialized():
             torch.cuda.empty_cache()  # memory is fragmented after an out-of-memory error
         return replace(card, process_changes=changed)
@@ -172,7 +172,7 @@ class Scorer:
             with (
                 torch.inference_mode(False),  # a proxy's own tensors, made outside of any pass, are leaves of graphs
                 preserved_rng(self.seed),
-                self.placement.entered(),
+                self.placement.enter(),
                 bridged(
                     model,
                     loss_fn=self.loss_fn,
@@ -189,20 +189,20 @@ class Scorer:
                     model,
                     bridge,
                     self.batches,
-                    prepare=self.placement.prepared(bridge.prepare),
+                    prepare=self.placement.wrap_prepare(bridge.prepare),
                     axis=self.axis,
                     chunk_size=self.chunk_size,
                     seed=self.seed,
                     blocks=blocks,
                     name=name,
-                    num_samples=num_samples if self.cut is None else self.cut.stated(num_samples),
+                    num_samples=num_samples if self.cut is None else self.cut.scale(num_samples),
                     transfer_batches=self.transfer_batches,
                 )
                 error = self.budget.excess(probe) if self.budget else None
                 if error is None:
                     scores = self._scores_of(probe)
                 untrainable = self._untrainable(probe, bridge)
-        except BaseException as raised:  # `kept_process_state` raises the user's own Ctrl-C again
+        except BaseException as raised:  # `preserved_process_state` raises the user's own Ctrl-C again
             error, traceback = describe(raised), traceback_of(raised)
         seconds = time.perf_counter() - start
         if error is not None:

@@ -1,6 +1,7 @@
 """Settings of scoring that a selector and a search share, each written down once."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Sequence, Set
 from dataclasses import MISSING, dataclass, fields
 from inspect import cleandoc
 from reprlib import Repr
@@ -36,6 +37,24 @@ _SHORT = Repr()
 _SHORT.maxother = _SHORT.maxstring = 40
 
 
+def describe_settings(docstring: str | None, leave_out: Set[str] = frozenset()) -> str | None:
+    """Add the arguments of `ScoringSettings` to a docstring, after its own.
+
+    Args:
+        docstring: A docstring with the section ``Args``; one without it stays the same, and so does None, which is what
+            ``python -OO`` makes of all docstrings.
+        leave_out: Arguments not to describe.
+    """
+    own = cleandoc(docstring or "")
+    if "\nArgs:\n" not in own:
+        return docstring
+    entries = re.split(r"\n(?=    \w)", cleandoc(ScoringSettings.__doc__ or "").partition("Args:\n")[2])
+    shared = "\n".join(entry for entry in entries if entry.split(":")[0].strip() not in leave_out)
+    arguments = own.index("\nArgs:\n")
+    end = own.find("\n\n", arguments)
+    return f"{own}\n{shared}" if end < 0 else f"{own[:end]}\n{shared}{own[end:]}"
+
+
 @dataclass(kw_only=True, repr=False, eq=False)
 class ScoringSettings:
     """How candidates are scored; the arguments that `ZeroShotSelector` and `ZeroShotSearch` share.
@@ -55,8 +74,9 @@ class ScoringSettings:
             ``"auto"`` for as many as fit in memory.
         loss_fn: ``(outputs, targets) -> mean loss`` for batches ``(inputs, targets)``, instead of ``training_step``.
         step: ``(module, batch, batch_idx) -> mean loss`` for any batches, instead of ``training_step``: for manual
-            optimisation, several optimisers and GANs (see `score`). It only affects scoring, not how the winner is
-            trained.
+            optimisation, several optimisers, GANs, and plain modules with several inputs. It runs where
+            ``training_step`` would: ``module.trainer`` works and ``module.log`` is silent. It only affects scoring, not
+            how the winner is trained.
         num_samples: Number of samples in a batch, or a function that counts them in what the loader yields; None to
             read it from the batch (`engine.samples.num_samples`). MACs and other numbers per sample need it if the
             fields of a batch differ in length and nothing shows which one counts samples. A `Candidate` may have its
@@ -110,12 +130,7 @@ class ScoringSettings:
 
     def __init_subclass__(cls) -> None:
         """Describe the shared arguments in a subclass's docstring as well, after its own."""
-        own, shared = cleandoc(vars(cls).get("__doc__") or ""), cleandoc(ScoringSettings.__doc__ or "")
-        if "\nArgs:\n" not in own:  # a class that adds no arguments, or without docstrings (``python -OO``)
-            return
-        arguments = shared.partition("Args:\n")[2]
-        before, mark, after = own.partition("\n\nAttributes:")
-        cls.__doc__ = f"{before}\n{arguments}{mark}{after}"
+        cls.__doc__ = describe_settings(vars(cls).get("__doc__"))
 
     def __post_init__(self) -> None:
         check_axis(self.axis)
@@ -173,7 +188,7 @@ class ScoringSettings:
         placement = placement_of(self.accelerator, self.devices, precision, self.channels_last)
         scorers = []
         for repeat_idx, one in enumerate(readings):
-            num_samples = self.num_samples if one.cut is None else one.cut.stated(self.num_samples)
+            num_samples = self.num_samples if one.cut is None else one.cut.scale(self.num_samples)
             check_batches(one.batches, proxies, self.axis, num_samples)
             scorer = Scorer(
                 one.batches,

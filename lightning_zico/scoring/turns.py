@@ -50,12 +50,12 @@ class Turns:
             self._lock.release()
 
     def _wait(self) -> None:
-        place, since = None, time.monotonic()
+        wait, since = None, time.monotonic()
         while not self._lock.acquire(timeout=_POLL_S):
             now = time.monotonic()
-            if self._place_of_wait() != place:
-                place, since = self._place_of_wait(), now
-            if place is not None and now - since > _STUCK_S:
+            if self._find_wait() != wait:
+                wait, since = self._find_wait(), now
+            if wait is not None and now - since > _STUCK_S:
                 raise RuntimeError(
                     "A model is scored in a thread that the scoring of another model started and now waits for. "
                     "Threads that score take turns, so neither would end. Score in the thread of the outer model."
@@ -66,7 +66,7 @@ class Turns:
                     'Threads that score take turns. To score models at the same time, pass `executor="processes"`.'
                 )
 
-    def _place_of_wait(self) -> tuple[float, FrameType, int] | None:
+    def _find_wait(self) -> tuple[float, FrameType, int] | None:
         """Return where the other thread waits for threads, if it started this one; None if it does not."""
         if threading.current_thread() in self._there:
             return None

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from lightning_zico.ranking import crowding_distances, front_numbers
 from lightning_zico.results import ScoreCard
-from lightning_zico.scoring.choice import Choice, lacking_of, trains, used_for
+from lightning_zico.scoring.choice import Choice, choose_recipes, lacking_of, trains
 from lightning_zico.spaces import SearchSpace
 
 
@@ -100,13 +100,16 @@ class Population:
     Args:
         size: Largest number of members.
         choice: The proxies, the recipes and the score to rank by.
+
+    Attributes:
+        members: The members, in the order in which they joined.
     """
 
     def __init__(self, size: int, choice: Choice) -> None:
         self._size = size
         self._choice = choice
         self._recipe = choice.recipe
-        self._members: list[Member] = []
+        self.members: list[Member] = []
         # Contents of the members' cards as columns, for speed: each of 10^5 newcomers is compared with all members.
         names = {name for link in choice.chains for name in link}
         self._columns: dict[str, list[float | None]] = {name: [] for name in names}  # higher is better
@@ -115,7 +118,7 @@ class Population:
         self._standings = _Standings([])
 
     def __len__(self) -> int:
-        return len(self._members)
+        return len(self.members)
 
     def add(self, member: Member) -> None:
         """Add an arch, and remove the worst if there are too many: among equals the one that joined first.
@@ -125,41 +128,42 @@ class Population:
         """
         if self._fails(member.card):
             return
-        self._members.append(member)
+        self.members.append(member)
         for name, column in self._columns.items():
-            column.append(self._choice.directed(member.card, name))
+            column.append(self._choice.direct_score(member.card, name))
         self._low.append(tuple(-cost for cost in member.costs))
         self._lacking.append(lacking_of(member.card))
         scores = self._scores()
         for idx in [idx for idx, score in enumerate(scores) if score is None][::-1]:
             self._remove(idx)
-        kept = [score for score in scores if score is not None]
-        self._standings = _Standings([(score, *low) for score, low in zip(kept, self._low, strict=True)])
+        defined = [score for score in scores if score is not None]
+        self._standings = _Standings([(score, *low) for score, low in zip(defined, self._low, strict=True)])
         if len(self) > self._size:
             self._remove(self._standings.remove_worst())
 
     def parent(self, tournament_size: int, rng: random.Random) -> str:
         """Draw members, and return the arch of the best of them."""
         drawn = [rng.randrange(len(self)) for _ in range(tournament_size)]
-        return self._members[max(drawn, key=self._standings.of)].arch
+        return self.members[max(drawn, key=self._standings.of)].arch
 
     @property
     def best(self) -> str | None:
         """The arch with the best standing; None if the population is empty."""
-        return self._members[self._standings.best()].arch if self._members else None
+        return self.members[self._standings.best()].arch if self.members else None
 
     def _fails(self, card: ScoreCard) -> bool:
-        used = used_for([lacking_of(card)], self._recipe).recipe.members if self._recipe else (self._choice.rank_by,)
+        recipe = None if self._recipe is None else choose_recipes([lacking_of(card)], self._recipe).recipe
+        used = (self._choice.rank_by,) if recipe is None else recipe.members
         return not trains(card) or any(card[name].value is None for name in used)
 
     def _scores(self) -> list[float | None]:
         """Score the members as one set, as `scores_of` does."""
         if self._recipe is None:
             return list(self._columns[self._choice.rank_by])
-        return used_for(self._lacking, self._recipe).values(self._columns)
+        return choose_recipes(self._lacking, self._recipe).values(self._columns)
 
     def _remove(self, idx: int) -> None:
-        del self._members[idx], self._lacking[idx], self._low[idx]
+        del self.members[idx], self._lacking[idx], self._low[idx]
         for column in self._columns.values():
             del column[idx]
 
@@ -167,8 +171,8 @@ class Population:
 def scores_of(cards: Sequence[ScoreCard], choice: Choice) -> list[float | None]:
     """Score archs as one set, so that higher is better; None for archs without a score to rank by."""
     if choice.recipe is not None:
-        cards, _ = choice.combined(cards, choice.recipe)
-    return [None if card.error is not None else choice.directed(card) for card in cards]
+        cards, _ = choice.combine(cards, choice.recipe)
+    return [None if card.error is not None else choice.direct_score(card) for card in cards]
 
 
 class _Standings:

@@ -7,6 +7,7 @@ from lightning.pytorch import LightningModule
 
 from lightning_zico._registry import unknown_name
 from lightning_zico.errors import InvalidArgumentError
+from lightning_zico.texts import count
 from lightning_zico.zoo.base import ZOO_PROXIES, Zoo, ZooModel, params_of
 from lightning_zico.zoo.classifiers import ImageClassifier, SequenceClassifier
 from lightning_zico.zoo.fitting import Fitting, fit_zoo, fits_data
@@ -100,7 +101,7 @@ def zoo_model(
     text = {} if vocab_size is None else {"vocab_size": vocab_size}
     zoo = from_zoo(spec, num_classes=num_classes, in_chans=in_chans, input_size=input_size, resize=resize, **text)
     if len(zoo.models) != 1:
-        raise ValueError(f"The spec {spec!r} matches {len(zoo.models)} models: expected exactly one.")
+        raise ValueError(f"The spec {spec!r} matches {count(len(zoo.models), 'model')}: expected exactly one.")
     return cast(LightningModule, zoo.models[0]())
 
 

@@ -192,7 +192,7 @@ class Zoo:
         if is_empty:
             smallest = min(self.models, key=params_of)
             raise InvalidArgumentError(
-                f"None of the {len(self.models)} models has at most {self.max_params:,.0f} parameters; the smallest, "
+                f"No model has at most {self.max_params:,.0f} parameters; the smallest, "
                 f"'{smallest.name}', has {params_of(smallest):,}. Raise the limit."
             )
 
@@ -264,7 +264,7 @@ def matched(
     excluded = [exclude] if isinstance(exclude, str) else exclude
     kept = tuple(name for name in found if not any(fnmatch.fnmatchcase(name, pattern) for pattern in excluded))
     if not kept:
-        raise ValueError(f"`exclude` removes all {len(found)} names: {', '.join(excluded)}.")
+        raise ValueError(f"`exclude` removes all names: {', '.join(excluded)}.")
     return kept
 
 

@@ -1,7 +1,7 @@
 """What models of a zoo must know of the data: the number of classes, channels, image size and vocabulary."""
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import wraps
 from operator import index
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
-from lightning_zico.bridge import TrainingData, check_data
+from lightning_zico.bridge import TrainingData, check_data, check_readable_again
 from lightning_zico.errors import InvalidArgumentError
+from lightning_zico.texts import count
 from lightning_zico.zoo.base import ImageModel, InputSize, Zoo, ZooModel, size_of
 
 # Splits a batch into inputs and labels; the text says which options replace what it does not show.
@@ -99,7 +100,7 @@ def fit_zoo(
     missing = [key for key in wanted if key not in known]
     if not missing:
         return Fitting(known)
-    hint = _listed(prefix, *missing)
+    hint = _list_options(prefix, *missing)
     if for_images is not None:
         hint += f"; or for texts, name only text models: '{_full_name(for_images)}' is an image model"
     look = look_at(
@@ -129,9 +130,9 @@ def fits_data(list_models: ListsModels) -> ListsModels:
         fitting = fit_zoo(list_models(*names, num_classes=2, **options).models, data, given)
         if not fitting.are_classes_known:
             warnings.warn(
-                f"Models are built for {fitting.options['num_classes']} classes, the highest label of {_NUM_BATCHES} "
-                "batches plus one, since neither the data module nor its dataset says how many there are. If there are "
-                "more, pass `num_classes`.",
+                f"Models are built for {count(fitting.options['num_classes'], 'class')}, the highest label of "
+                f"{_NUM_BATCHES} batches plus one, since neither the data module nor its dataset says how many there "
+                "are. If there are more, pass `num_classes`.",
                 stacklevel=2,
             )
         if options.get("resize") is None:
@@ -169,11 +170,12 @@ def look_at(
         ValueError: If a batch does not have the expected form.
     """
     check_data(data)
-    if isinstance(data, Iterator):
-        raise InvalidArgumentError(
-            f"Invalid data: a {type(data).__name__}, which can be read only once, so nothing would be left to score "
-            "on. Pass a LightningDataModule, a DataLoader or a list of batches."
-        )
+    check_readable_again(
+        data,
+        "data",
+        "so nothing would be left to score on",
+        "Pass a LightningDataModule, a DataLoader or a list of batches",
+    )
     split = split or _split_images
     with TrainingData(data) as training_data:
         batches, loader, *_ = training_data.read(1, seed=seed)
@@ -197,9 +199,9 @@ def _stated_classes(data: Any, dataset: Any, given: int | None) -> Classes | Non
     """Return the number of classes that the user, the data module or the training dataset states."""
     if given is not None:
         return Classes(given, "you said", are_known=True)
-    told = getattr(data, "num_classes", None)
-    if isinstance(told, int) and not isinstance(told, bool):
-        return Classes(told, "the data module says", are_known=True)
+    stated = getattr(data, "num_classes", None)
+    if isinstance(stated, int) and not isinstance(stated, bool):
+        return Classes(stated, "the data module says", are_known=True)
     listed = _classes_of(dataset)
     return None if listed is None else Classes(listed, "the training dataset says", are_known=True)
 
@@ -216,8 +218,8 @@ def _fit_images(look: Look, known: Mapping[str, Any], prefix: str) -> Fitting:
     built_for = " x ".join(map(str, (options["in_chans"], *(size_of(size) or ()))))
     shape = " x ".join(map(str, images.shape[1:]))
     sentence = (
-        f"Models are built for {classes.num} classes (as {classes.source}) and inputs of {built_for}; the images are "
-        f"{shape}. To change this, pass {_listed(prefix, *_IMAGE_OPTIONS, last=' or ')}."
+        f"Models are built for {count(classes.num, 'class')} (as {classes.source}) and inputs of {built_for}; the "
+        f"images are {shape}. To change this, pass {_list_options(prefix, *_IMAGE_OPTIONS, last=' or ')}."
     )
     return Fitting(options, sentence, classes.are_known)
 
@@ -225,18 +227,18 @@ def _fit_images(look: Look, known: Mapping[str, Any], prefix: str) -> Fitting:
 def _fit_texts(look: Look, data: Any, known: Mapping[str, Any], prefix: str) -> Fitting:
     classes = look.classes
     options = {"num_classes": classes.num, **known}
-    if "vocab_size" not in known and (told := getattr(data, "vocab_size", None)) is not None:  # set up by now
-        options["vocab_size"] = _vocabulary(told, prefix)
+    if "vocab_size" not in known and (stated := getattr(data, "vocab_size", None)) is not None:  # set up by now
+        options["vocab_size"] = _vocabulary(stated, prefix)
     source = "you said" if "vocab_size" in known else "the data module says"
     tokens = f"{options['vocab_size']:,} tokens (as {source})" if "vocab_size" in options else "their own vocabularies"
     sentence = (
-        f"Models are built for {classes.num} classes (as {classes.source}) and for {tokens}. To change this, pass "
-        f"{_listed(prefix, *_TEXT_OPTIONS, last=' or ')}."
+        f"Models are built for {count(classes.num, 'class')} (as {classes.source}) and for {tokens}. To change this, "
+        f"pass {_list_options(prefix, *_TEXT_OPTIONS, last=' or ')}."
     )
     return Fitting(options, sentence, classes.are_known)
 
 
-def _listed(prefix: str, *options: str, last: str = ", ") -> str:
+def _list_options(prefix: str, *options: str, last: str = ", ") -> str:
     """List options as messages write them."""
     *others, final = (f"{prefix}{option}" for option in options)
     return f"{', '.join(others)}{last}{final}" if others else final
@@ -257,17 +259,17 @@ def _not_for(model: ZooModel, option: str, known: Mapping[str, Any], prefix: str
     )
 
 
-def _vocabulary(told: Any, prefix: str) -> int:
+def _vocabulary(stated: Any, prefix: str) -> int:
     """Return the vocabulary size that a data module states.
 
     Raises:
         ValueError: If it is not a whole number of at least 1.
     """
-    size = index(told) if hasattr(told, "__index__") and not isinstance(told, bool) else 0
+    size = index(stated) if hasattr(stated, "__index__") and not isinstance(stated, bool) else 0
     if size < 1:
         raise ValueError(
-            f"Invalid `vocab_size={told!r}` of the data module: expected a whole number of at least 1. Correct it, or "
-            f"pass {prefix}vocab_size."
+            f"Invalid `vocab_size={stated!r}` of the data module: expected a whole number of at least 1. Correct it, "
+            f"or pass {prefix}vocab_size."
         )
     return size
 

@@ -48,11 +48,11 @@ def test_memory_bytes_ends_what_takes_more(capsys: pytest.CaptureFixture[str]) -
     own = ["--data", "digits", "--candidates", "my_pkg.hungry", "--proxies", "params"]
     assert main(["rank", *own, "--n_jobs", "1", "--memory_bytes", "100000000"]) == 1
     assert "memory" in rows_of()[0]["error"]
-    assert "All 1 candidates failed" in capsys.readouterr().err
+    assert "The only candidate failed" in capsys.readouterr().err
 
 
 def test_a_trainer_trains_the_winner_of_the_finals() -> None:
-    finals = ["--finalists", "2", "--monitor", "val_acc", "--mode", "max"]
+    finals = ["--num_finalists", "2", "--monitor", "val_acc", "--mode", "max"]
     assert main(["rank", *DIGITS, "--proxies", "params", "--trainer.max_epochs", "2", *QUIET, *finals]) == 0
     first, second, *others = rows_of()
     assert first["final"] >= second["final"]
@@ -90,7 +90,7 @@ def test_a_line_for_the_shell_holds_finals_among_the_first(capsys: pytest.Captur
     assert "To hold finals" not in capsys.readouterr().err
 
 
-def test_score_is_what_the_selector_says_of_that_model(capsys: pytest.CaptureFixture[str]) -> None:
+def test_score_equals_the_selectors_numbers_for_that_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["score", "my_pkg.Mlp", "--model.width", "32", "--data", "digits", "--layers"]) == 0
     selector = ZeroShotSelector(proxies="zico")
     selector.rank({"wide": sys.modules["my_pkg"].my_candidates()["wide"]}, DigitsDataModule())

@@ -114,7 +114,9 @@ def test_folders_for_training_and_validation_are_told_apart(images: Path) -> Non
     assert (data.num_classes, len(data.train_data), len(data.val_data)) == (2, 24, 24)
 
 
-def test_what_cannot_be_downloaded_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_failed_download_is_a_clear_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def refuse(*args: Any, **kwargs: Any) -> None:
         raise OSError("no route to host")
 

@@ -86,7 +86,7 @@ def test_ctrl_c_ends_fit_with_130(folder: Path) -> None:
     assert errors.endswith("lightning-zico: interrupted\n")
 
 
-def test_results_are_written_whoever_reads_and_whatever_a_name_holds(folder: Path) -> None:
+def test_results_are_written_for_any_reader_and_any_name(folder: Path) -> None:
     args = ["rank", "--data", "digits", "--candidates", "my_pkg.named", "--proxies", "params"]
     read, write = os.pipe()
     os.close(read)  # nobody reads

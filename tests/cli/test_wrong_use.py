@@ -1,12 +1,14 @@
 """Wrong use and failures are one line each, with their exit codes."""
 
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from lightning_zico.cli import main
+from lightning_zico.cli.parser import COMMANDS
 from tests.cli.parts import DIGITS, KNOWN, QUIET
 
 FILES = {
@@ -39,7 +41,7 @@ FILES = {
         ("rank --data digits --candidates my_pkg.nix", "Invalid --candidates=my_pkg.nix: it cannot be imported"),
         ("rank --data digits --candidates my_pkg.Mlp", "it is a single model; expected the import path of a"),
         ("rank --data digits --candidates my_pkg.my_candidates --proxies zicoo", "Did you mean 'zico'"),
-        ("rank --data digits --candidates my_pkg.my_candidates --finalists 2", "needs a trainer"),
+        ("rank --data digits --candidates my_pkg.my_candidates --num_finalists 2", "needs a trainer"),
         ("rank --data digits --candidates my_pkg.my_candidates --num_workers 2", "needs `--executor processes`"),
         (
             "rank --data digits --candidates my_pkg.my_candidates --vocab_size 9",
@@ -108,7 +110,7 @@ FILES = {
         ("rank --data '' --zoo timm:lcnet_035", "Invalid --data=: expected a folder of images"),
         (
             "rank --data digits --zoo timm:lcnet_035 --budget.params 1",
-            "None of the 1 models has at most 1 parameters; the",
+            "No model has at most 1 parameters; the",
         ),
         ("rank --data digits --zoo timm:lcnet_035 --in_chans 0", "Invalid in_chans=0"),
         ("rank --data digits --candidates nix", "Invalid --candidates=nix: expected an import path"),
@@ -208,7 +210,8 @@ FILES = {
         ("rank --data digits --candidates sys.exit", "Invalid --candidates=sys.exit: it exits the program"),
         ("report my_pkg.py -o page.pdf", "ends in .html or .csv"),
         ("fit --model nix.Nix", "No module named 'nix'"),
-        ("nix", "invalid choice: 'nix'"),
+        ("nix", "There is no command nix. Expected one of rank, score, search, proxies, report, fit."),
+        ("serch --space plainnet", "There is no command serch. Did you mean search?"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:::jsonargparse", "ignore:::lightning.pytorch.cli")  # as in the test of `fit`
@@ -232,7 +235,7 @@ def test_wrong_use_is_one_line_and_exit_code_2(line: str, said: str, capsys: pyt
         ("rank --data digits --candidates my_pkg.broken", "error: RuntimeError: in the user's own code"),
         (
             "rank --data digits --candidates my_pkg.failing",
-            "All 1 candidates failed. 'broken' failed with: does not build",
+            "The only candidate failed. 'broken' failed with: does not build",
         ),
         (f"rank {' '.join(DIGITS)} --budget.params 1", "candidates failed"),
         ("rank --data my_pkg.Refusing --candidates my_pkg.my_candidates", "error: ValueError: in setup, on two lines"),
@@ -261,3 +264,18 @@ def test_without_jsonargparse_it_says_what_to_install(
     monkeypatch.setitem(sys.modules, "jsonargparse", None)
     assert main(["proxies"]) == 2
     assert "pip install 'lightning-zico[cli]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("given", [[], ["--debug"]])
+def test_without_a_command_the_short_help_is_printed_and_nothing_is_imported(given: list[str]) -> None:
+    code = f"""
+import sys
+from lightning_zico.cli import main
+assert main({given}) == 2
+assert not {{"torch", "lightning", "jsonargparse", "rich"}} & set(sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    lines = done.stderr.splitlines()
+    assert done.stdout == ""
+    assert [line.split()[0] for line in lines if line.startswith("  ")] == [*COMMANDS, "fit"]
+    assert [line for line in lines if "error" in line] == ["lightning-zico: error: Pass a command: one of those above."]

@@ -12,11 +12,11 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 PROMISES = {
     "01_callback.py": ["epoch 2: zico/score", "validation accuracy 0.9"],
     "02_select_and_train.py": ["Chosen without training:", "tau with truth", "vit-32x2", "cnn-bn-32x4"],
-    "03_prescreen_timm.py": ["Ranked by params", "the training recipe matters more than any proxy", "finalists=5"]
+    "03_prescreen_timm.py": ["Ranked by params", "the training recipe matters more than any proxy", "num_finalists=5"]
     if find_spec("timm")
     else ["pip install 'lightning-zico[zoo]'"],
     "04_compare_proxies.py": ["tau with truth", "az_trainability", "zico", "balanced+synflow: log_rank of macs"],
-    "05_evolve.py": ["1. ZiCo", "12 archs scored, 0 of them without a score"],
+    "05_evolve.py": ["1. ZiCo", "12 archs scored, 0 without a score"],
     "06_own_proxy.py": ["   1  ", "Kendall's tau of this ranking with the trivial baselines"],
     "07_ray.py": ["   1  ", "On Ray: the same 8 scores" if find_spec("ray") else "pip install 'lightning-zico[ray]'"],
 }

@@ -73,7 +73,7 @@ def test_numbers_that_are_not_finite_are_never_written() -> None:
         make(card("a", float("nan"))).to_json()
 
 
-def test_str_names_everyone_and_best_and_errors_speak() -> None:
+def test_str_names_all_candidates_and_their_errors() -> None:
     leaderboard = make(card("a", 1.0), card("b", 2.0), card("c", None))
     assert str(leaderboard).splitlines() == [
         "Ranked by zico",

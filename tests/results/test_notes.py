@@ -6,7 +6,7 @@ from lightning_zico import Leaderboard, Score, ScoreCard
 from tests.results.boards import card, make, missing, noted
 
 
-def test_notes_speak_of_the_recipe_the_baselines_and_what_is_no_more_than_size() -> None:
+def test_notes_name_the_recipe_the_baselines_and_a_ranking_by_size() -> None:
     leaderboard = noted(params=0.95, macs=0.9, num_layers=None, sum_log_numel=-1.0)
     assert leaderboard.notes == [
         "balanced fell back to size (log_rank of params, macs) for all of these candidates.",
@@ -25,7 +25,7 @@ def test_a_recipe_of_one_member_is_its_score() -> None:
     assert Leaderboard((), {"rank_by": "zico", "recipes": {"mine": recipe}}).notes == []
 
 
-def test_one_cause_that_takes_many_proxies_is_written_once_and_told_in_one_note() -> None:
+def test_one_cause_that_fails_many_proxies_is_stored_once_and_is_one_note() -> None:
     leaderboard = missing(("E: no", "E: no"), (None, None), ("E: no", "E: no"))
     assert leaderboard.provenance["missing"] == [
         {"reason": "E: no", "proxies": ["zico", "snip"], "names": ["c0", "c2"]}
@@ -34,7 +34,7 @@ def test_one_cause_that_takes_many_proxies_is_written_once_and_told_in_one_note(
     assert leaderboard.notes[0] in str(leaderboard)
 
 
-def test_of_several_reasons_the_most_frequent_is_told_and_how_many_there_are() -> None:
+def test_a_note_has_the_most_frequent_of_several_reasons_and_their_number() -> None:
     leaderboard = missing(("E: no", None), ("F", None), ("F", "F"))
     assert leaderboard.notes == [
         "zico has no number for 3 of 3 scored candidates (the most frequent of 2 reasons, 2 times): F",
@@ -58,7 +58,7 @@ def lacking(member: str, reason: str, count: int = 1, num_reasons: int = 1) -> d
     return {"member": member, "reason": reason, "name": "c0", "count": count, "num_reasons": num_reasons}
 
 
-def test_what_the_note_on_a_replaced_recipe_says_is_not_said_again() -> None:
+def test_the_note_on_a_replaced_recipe_is_not_repeated() -> None:
     recipe = {"used": "size", "members": ["params"], "aggregate": None, "dropped": ["snip"]}
     recipe["lacking"] = [lacking("snip", "not applicable: it has none.")]
     errors = [("not applicable: a", "not applicable: it has none."), (None, None)]
@@ -70,7 +70,7 @@ def test_what_the_note_on_a_replaced_recipe_says_is_not_said_again() -> None:
     assert "snip" in missing(*errors, recipes={"mine": recipe}).missing
 
 
-def test_a_reason_that_several_members_share_is_said_once() -> None:
+def test_a_reason_that_several_members_share_is_listed_once() -> None:
     recipe = {"used": "size", "members": ["params"], "aggregate": None, "dropped": ["snip", "zen", "naswot", "ntk"]}
     reason = "not applicable: it has none."
     shared = [lacking(member, reason, 3) for member in ("snip", "zen", "naswot")]
@@ -82,7 +82,7 @@ def test_a_reason_that_several_members_share_is_said_once() -> None:
     ]
 
 
-def test_notes_name_who_is_placed_beside_the_others_by_what_and_why() -> None:
+def test_notes_name_the_candidates_that_a_fallback_ranks_and_why() -> None:
     recipe = {"used": "mine", "members": ["params", "snip"], "aggregate": "log_rank", "dropped": []}
     recipe["beside"] = {"used": "size", "members": ["params"], "names": ["c0", "c1"]}
     recipe["lacking"] = [lacking("snip", "KeyError: 'x'", count=2, num_reasons=2)]

@@ -29,5 +29,5 @@ def test_a_card_is_a_table_with_the_reasons_below() -> None:
     assert "&lt;b&gt;" in shown._repr_html_()
 
 
-def test_one_reason_of_all_scores_is_said_once() -> None:
+def test_one_reason_of_all_scores_is_shown_once() -> None:
     assert str(ScoreCard.failed("a", ["zico", "snip"], "does not build")).count("does not build") == 1

@@ -28,8 +28,8 @@ from torch.utils.data import DataLoader
 
 from lightning_zico import Candidate, ProcessExecutor, ScoreCard, ZeroShotSelector, ZiCoCallback, score
 from lightning_zico.scoring import turns
-from lightning_zico.scoring.patches import watched
-from lightning_zico.scoring.process_state import kept_process_state
+from lightning_zico.scoring.patches import list_watched
+from lightning_zico.scoring.process_state import preserved_process_state
 from tests.interrupts import interrupted_at
 from tests.modules import Classifier, make_batches
 
@@ -278,7 +278,7 @@ def test_a_number_computed_under_changed_settings_is_not_kept(name: str, tmp_pat
 @pytest.mark.parametrize("name", ["default dtype", "forward hook", "deterministic", "denormals", "threads"])
 def test_what_the_user_sets_is_in_the_key_of_a_cached_score(name: str, tmp_path: Path) -> None:
     ranked(GOOD, cache=tmp_path / "scores.db")
-    with kept_process_state():
+    with preserved_process_state():
         MEDDLERS[name][0]()
         want = values(ranked(GOOD))
         assert values(ranked(GOOD, cache=tmp_path / "scores.db")) == want
@@ -355,7 +355,7 @@ def test_a_thread_waits_for_no_turn_that_does_not_end(monkeypatch: pytest.Monkey
     begun, over = threading.Event(), threading.Event()
 
     def hang() -> None:
-        with kept_process_state():
+        with preserved_process_state():
             begun.set()
             over.wait(60)
 
@@ -472,7 +472,7 @@ def test_the_users_own_ctrl_c_ends_ranking_and_keeps_what_is_done(build: Any, sw
 
 def test_ctrl_c_at_any_step_of_putting_the_process_back_ends_it_when_all_is_put_back() -> None:
     def body() -> None:
-        with kept_process_state():
+        with preserved_process_state():
             torch.set_default_dtype(torch.float64)
             os.chdir("/")
             HOOKS.register_module_forward_hook(doubled)
@@ -498,14 +498,14 @@ def test_ctrl_c_at_any_step_of_putting_the_process_back_ends_it_when_all_is_put_
 
 
 def test_changes_are_named_until_they_are_put_back() -> None:
-    with kept_process_state() as state:
-        assert state.changed() == []
+    with preserved_process_state() as state:
+        assert state.list_changes() == []
         torch.set_default_dtype(torch.float64)
-        assert state.changed() == ["torch's default dtype"]
+        assert state.list_changes() == ["torch's default dtype"]
         assert state.put_back() == []
         assert torch.get_default_dtype() == torch.float32
 
 
 def test_functions_of_torch_are_watched() -> None:
-    names = {(each.owner, name) for each in watched() for name in each.names}
+    names = {(each.owner, name) for each in list_watched() for name in each.names}
     assert {(torch, "matmul"), (F, "linear"), (nn.Linear, "forward"), (nn.Module, "__call__")} <= names

@@ -36,7 +36,7 @@ def test_a_population_is_the_plain_one_member_by_member_in_order(proxies: str, n
             member = newcomer(idx, choice, rng, num_costs, faults=faults)
             population.add(member)
             plain.add(member)
-            assert population._members == plain.members
+            assert population.members == plain.members
             left.add(len(plain.members) < min(idx + 1, size))
             if plain.members and idx % 3 == 0:  # asked now and then, as what is not asked is not worked out
                 rival = random.Random(idx)
@@ -46,7 +46,7 @@ def test_a_population_is_the_plain_one_member_by_member_in_order(proxies: str, n
     assert left == ({False, True} if faults else {False})
 
 
-def test_a_newcomer_that_brings_a_fallback_drives_out_who_lacks_its_scores_and_the_recipe_comes_back() -> None:
+def test_a_newcomer_that_needs_a_fallback_removes_members_without_its_scores_until_the_recipe_applies_again() -> None:
     choice = Choice.of("balanced")  # falls back to `without_blocks`, then to `size`
     population = Population(3, choice)
 
@@ -60,14 +60,14 @@ def test_a_newcomer_that_brings_a_fallback_drives_out_who_lacks_its_scores_and_t
     population.add(member("whole", 5.0))
     population.add(member("without params", 4.0, params="failed"))  # a score that only the last fallback asks for
     population.add(member("without blocks", 3.0, **blocks))
-    assert [each.arch for each in population._members] == ["whole", "without params", "without blocks"]
+    assert [each.arch for each in population.members] == ["whole", "without params", "without blocks"]
     population.add(member("without naswot", 2.0, naswot="not applicable: no ReLU", **blocks))
-    assert [each.arch for each in population._members] == ["whole", "without blocks", "without naswot"]
+    assert [each.arch for each in population.members] == ["whole", "without blocks", "without naswot"]
     for idx in range(3):
         population.add(member(f"better {idx}", 6.0 + idx))
-    assert [each.arch for each in population._members] == [f"better {idx}" for idx in range(3)]
+    assert [each.arch for each in population.members] == [f"better {idx}" for idx in range(3)]
     population.add(member("without params", 9.0, params="failed"))  # nobody is left without blocks
-    assert [each.arch for each in population._members] == ["better 1", "better 2", "without params"]
+    assert [each.arch for each in population.members] == ["better 1", "better 2", "without params"]
 
 
 @pytest.mark.parametrize(("population_size", "num_initial"), [(3, 10), (10, 3), (1, 10)])

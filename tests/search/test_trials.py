@@ -21,8 +21,8 @@ from lightning_zico.scoring import SQLiteCache
 from lightning_zico.search.trials import StorageError, Trials, quiet_optuna
 from tests.processes import run_in_a_new_interpreter, started
 from tests.search.program import NUM_TRIALS, main
+from tests.search.searching import SMALL, ByRule, searched, without_seconds
 from tests.search.spaces import Bits
-from tests.search.test_zero_shot import SMALL, Told, searched, without_seconds
 
 
 def search_in(folder: Path, **environment: str) -> ForkServerProcess:
@@ -98,19 +98,19 @@ def test_any_storage_of_optuna_gives_the_same_history(kind: str, tmp_path: Path)
         "address": lambda: f"sqlite:///{tmp_path / 'trials.db'}",
     }
     rule = {"params": lambda arch: float(arch.count("1"))}
-    expected = without_seconds(searched(executor=Told(**rule)))
-    assert without_seconds(searched(executor=Told(**rule), storage=storages[kind]())) == expected
+    expected = without_seconds(searched(executor=ByRule(**rule)))
+    assert without_seconds(searched(executor=ByRule(**rule), storage=storages[kind]())) == expected
 
 
-def test_optuna_is_told_what_does_not_change(tmp_path: Path) -> None:
+def test_optuna_gets_the_numbers_that_do_not_change(tmp_path: Path) -> None:
     """Of a recipe the members and the costs, so that its dashboard shows numbers that can be compared."""
     rules = {"macs": lambda arch: float(arch.count("1")), "naswot": lambda arch: float(int(arch, 2))}
     kwargs = {"proxies": "without_blocks", "against": "params", "num_trials": 12}
-    kwargs["executor"] = Told(**rules, params=lambda arch: 0.0)
+    kwargs["executor"] = ByRule(**rules, params=lambda arch: 0.0)
     result = searched(storage=tmp_path / "trials.db", **kwargs)
     study = optuna.load_study(study_name=None, storage=f"sqlite:///{tmp_path / 'trials.db'}")
     assert [direction.name for direction in study.directions] == ["MAXIMIZE", "MAXIMIZE", "MINIMIZE"]
-    for row, trial in zip(result, study.trials, strict=True):
+    for row, trial in zip(result.history, study.trials, strict=True):
         assert trial.user_attrs["claim"]["arch"] == row["arch"]
         assert trial.values == [row["macs"], row["naswot"], row["cost_params"]]
 
@@ -135,7 +135,7 @@ def asked(trials: Trials) -> int:
     return number
 
 
-def test_of_two_that_claim_an_arch_not_both_get_it(tmp_path: Path) -> None:
+def test_two_that_claim_an_arch_do_not_both_get_it(tmp_path: Path) -> None:
     one, other = trials_in(tmp_path), trials_in(tmp_path)
     mine = claimed(one, "a")
     assert other.claim("a", 0, most=5) is None
@@ -149,7 +149,7 @@ def test_of_two_that_claim_an_arch_not_both_get_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("first", [0, 1])
-def test_of_two_that_asked_and_claim_an_arch_not_both_get_it(first: int, tmp_path: Path) -> None:
+def test_two_that_asked_and_claim_an_arch_do_not_both_get_it(first: int, tmp_path: Path) -> None:
     both = [trials_in(tmp_path), trials_in(tmp_path)]
     numbers = [asked(trials) for trials in both]
     claimed(both[first], "a", numbers[first])
@@ -167,7 +167,7 @@ def test_there_are_never_more_trials_than_wanted(tmp_path: Path) -> None:
     assert one.num_counted == 1
 
 
-def test_a_claim_is_let_go_when_its_run_ends(tmp_path: Path) -> None:
+def test_a_claim_is_released_when_its_run_ends(tmp_path: Path) -> None:
     one = trials_in(tmp_path)
     claimed(one, "a")
     other = trials_in(tmp_path)
@@ -205,7 +205,7 @@ def test_a_trial_that_someone_else_ended_does_not_count(tmp_path: Path) -> None:
     assert (trials.num_counted, trials.num_elsewhere) == (1, 0)
 
 
-class Disturbed(Told):
+class Disturbed(ByRule):
     """Lets someone end the trial that it is at, for some of the archs that it is given."""
 
     def __init__(self, folder: Path, at: set[int]) -> None:
@@ -246,10 +246,10 @@ def test_a_trial_that_someone_ended_while_optuna_proposes_is_made_up_for(tmp_pat
 
 
 @pytest.mark.parametrize(("error", "num_again"), [("took more than 1 s", 1), ("NonFiniteError: it is nan", 0)])
-def test_a_search_begun_anew_tries_again_what_failed_for_a_reason_that_may_pass(
+def test_a_new_run_of_a_search_tries_again_what_failed_for_a_reason_that_may_pass(
     error: str, num_again: int, tmp_path: Path
 ) -> None:
-    class Failing(Told):
+    class Failing(ByRule):
         """Fails once."""
 
         def run(self, scorers: Any, jobs: Any) -> Any:
@@ -259,7 +259,7 @@ def test_a_search_begun_anew_tries_again_what_failed_for_a_reason_that_may_pass(
 
     rule = {"params": lambda arch: float(arch.count("1"))}
     arguments = {"storage": tmp_path / "trials.db", "num_trials": 64}  # all of the space
-    first, again = Failing(**rule), Told(**rule)
+    first, again = Failing(**rule), ByRule(**rule)
     assert set(searched(executor=first, **arguments).errors) == {first.asked[4]}
     assert len(first.asked) == 64
     result = searched(executor=again, **arguments)
@@ -277,7 +277,7 @@ def test_a_failure_counts_as_long_as_the_run_that_met_it_goes_on(tmp_path: Path)
     assert not trials_in(tmp_path).knows("a")
 
 
-def test_where_two_runs_score_an_arch_the_last_word_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_if_two_runs_score_an_arch_the_last_result_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = trials_in(tmp_path)
     one.finish(claimed(one, "a"), card("a", "took more than 1 s"), [None])
     one.update()
@@ -330,7 +330,7 @@ def test_what_a_search_has_not_made_is_refused_and_left_as_it_is(kind: str, tmp_
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no pipes with names")
-def test_a_pipe_is_no_file_and_nobody_waits_for_it(tmp_path: Path) -> None:
+def test_a_pipe_is_not_a_file_and_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(StorageError, match="it is not a file"):
         trials_in_file(tmp_path / "pipe")
@@ -356,7 +356,7 @@ def trials_in_file(path: Path | str) -> Trials:
     return Trials(path, "study", {}, ["maximize"])
 
 
-def test_a_study_of_somebody_elses_in_the_same_file_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+def test_a_foreign_study_in_the_same_file_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "theirs.db"
     with quiet_optuna():
         study = optuna.create_study(storage=f"sqlite:///{path}", study_name="theirs")

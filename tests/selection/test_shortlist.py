@@ -40,7 +40,7 @@ def test_the_first_of_the_ranking_are_among_the_shortlist(
         if len(cards) == repeats:
             shortlist.add(job.candidate, tally.offer_idx(card.name), cards)
     board = Leaderboard.of(
-        tally.merged(),
+        tally.merge(),
         rank_by=CHOICE.rank_by,
         columns=NAMES,
         uncertainty=tally.uncertainty() if repeats > 1 else None,
@@ -49,7 +49,7 @@ def test_the_first_of_the_ranking_are_among_the_shortlist(
     assert set(first) <= {candidate.name for candidate in shortlist.candidates}
 
 
-def test_who_lacks_a_number_is_not_let_go_for_one_that_has_it() -> None:
+def test_a_candidate_that_lacks_a_number_is_not_dropped_for_one_that_has_it() -> None:
     # By the recipe "best" may be in the middle, while all that "lacking" has is as good.
     lacking = card_of(0, [9 if name != "synflow" else None for name in NAMES], set())
     best = card_of(1, [9 if name != "synflow" else 0 for name in NAMES], set())
@@ -60,7 +60,7 @@ def test_who_lacks_a_number_is_not_let_go_for_one_that_has_it() -> None:
         assert {candidate.name for candidate in shortlist.candidates} == {"0", "1"}
 
 
-def test_who_shares_the_first_place_and_was_offered_earlier_is_not_let_go() -> None:
+def test_a_candidate_that_shares_the_first_rank_and_was_offered_earlier_is_not_dropped() -> None:
     # Both are better by the fallback than all others, so that both are placed where the best of the others is.
     shortlist = Shortlist(CHOICE)
     tally = Tally(CHOICE, 1)
@@ -72,12 +72,12 @@ def test_who_shares_the_first_place_and_was_offered_earlier_is_not_let_go() -> N
     jobs = list(tally.jobs([Candidate(str(idx), Classifier) for idx in range(len(values))], range(1)))
     for idx, job in enumerate(jobs):
         shortlist.add(job.candidate, idx, tally.add(job, card_of(idx, values[idx], set())))
-    first, second = (card[CHOICE.rank_by].value for card in tally.merged()[:2])
+    first, second = (card[CHOICE.rank_by].value for card in tally.merge()[:2])
     assert first == second is not None
     assert "0" in {candidate.name for candidate in shortlist.candidates}
 
 
-def test_who_is_behind_by_every_score_is_let_go() -> None:
+def test_a_candidate_behind_by_every_score_is_dropped() -> None:
     shortlist = Shortlist(CHOICE, 2)
     for idx in range(20):
         shortlist.add(Candidate(str(idx), Classifier), idx, [card_of(idx, [idx] * len(NAMES), set())])

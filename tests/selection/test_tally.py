@@ -17,65 +17,30 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_zico import Candidate, Leaderboard, Proxy, Score, ScoreCard, ZeroShotSelector
+from lightning_zico import Candidate, Leaderboard, Score, ScoreCard, ZeroShotSelector
 from lightning_zico.bridge import TrainingData
-from lightning_zico.candidates import iterate_candidates
 from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.errors import IdenticalBatchesError, TooFewBatchesError
 from lightning_zico.ranking import combine, get_recipe
 from lightning_zico.results import leaderboard_table
 from lightning_zico.scoring.choice import Choice
 from lightning_zico.scoring.executors.base import Job
-from lightning_zico.selection.race import hold_race
 from lightning_zico.selection.tally import Tally
 from tests.modules import Classifier, Fixed, Numbered, assert_same, make_batches, make_network
+from tests.selection.played import played
 from tests.selection.test_selector import Data, Quadruple, broken
 
 SAID = ["std_error", "rank_low", "rank_high", "p_best", "tie", "num_repeats"]
 
 
-class Played(Proxy):
-    """Says what was agreed of a candidate in each repeat, and counts how often it was asked.
-
-    Every batch is filled with the number of its repeat, and a candidate carries its number in its weight.
-    """
-
-    name = "played"
-
-    def __init__(self, table: list[list[float | None]], higher_is_better: bool = True) -> None:
-        self.table = table
-        self.higher_is_better = higher_is_better
-        self.counts = [0] * len(table)
-
-    def measure(self, probe: Any) -> float:
-        idx, repeat_idx = int(probe.module.weight.shape[0]) - 2, int(probe.batches[0][0][0, 0])
-        self.counts[idx] += 1
-        value = self.table[idx][repeat_idx]
-        if value is None:
-            raise RuntimeError("no luck")
-        return value
-
-
-def played(table: Any, **kwargs: Any) -> tuple[ZeroShotSelector, Leaderboard]:
-    """Rank candidates ``c0``, ``c1``, ... whose scores in every repeat are given."""
-    repeats = len(table[0])
-    proxy = Played([list(row) for row in table], kwargs.pop("higher_is_better", True))
-    batches = [(torch.full((2, 3), float(idx)), torch.tensor([0, 1])) for idx in range(repeats)]
-    selector = ZeroShotSelector(
-        proxies=proxy, num_batches=1, repeats=repeats, loss_fn=nn.functional.cross_entropy, **kwargs
-    )
-    factories = {f"c{idx}": lambda idx=idx: nn.Linear(3, idx + 2) for idx in range(len(table))}
-    return selector, selector.rank(factories, batches)
-
-
-def test_one_repeat_is_what_there_was() -> None:
+def test_one_repeat_is_the_same_as_none() -> None:
     candidates = {"small": Classifier, "large": Quadruple, "broken": broken}
     plain, one = ZeroShotSelector(), ZeroShotSelector(repeats=1)
     before, after = plain.rank(candidates, Data()), one.rank(candidates, Data())
     assert before.columns == after.columns
     assert not set(SAID) & set(after.columns)
     assert [{**row, "seconds": 0} for row in before] == [{**row, "seconds": 0} for row in after]
-    assert all(s.repeats == () and s.std_error is None for card in one.cards_.values() for s in card.scores.values())
+    assert all(s.by_repeat == () and s.std_error is None for card in one.cards_.values() for s in card.scores.values())
 
 
 def test_each_repeat_is_the_ranking_of_its_own_seed_and_the_score_is_their_mean() -> None:
@@ -89,7 +54,7 @@ def test_each_repeat_is_the_ranking_of_its_own_seed_and_the_score_is_their_mean(
         card = selector.cards_[row["name"]]
         for name in card:
             expected = [single.cards_[row["name"]][name].value for single in alone]
-            assert list(card[name].repeats) == expected
+            assert list(card[name].by_repeat) == expected
             assert card[name].value == row[name] == pytest.approx(np.mean(expected), rel=1e-12)  # another order
             assert card[name].std_error == pytest.approx(np.std(expected, ddof=1) / math.sqrt(3), abs=1e-9)
         layers = [single.cards_[row["name"]]["zico"].layers for single in alone]
@@ -105,9 +70,9 @@ def test_a_built_module_keeps_its_weights_and_the_notes_say_so() -> None:
     torch.manual_seed(1)
     selector = ZeroShotSelector(proxies=["zico", "l2_norm"], repeats=3)
     leaderboard = selector.rank({"built": Classifier(), "factory": Classifier}, Data())
-    assert len(set(selector.cards_["built"]["l2_norm"].repeats)) == 1
-    assert len(set(selector.cards_["factory"]["l2_norm"].repeats)) == 3
-    assert len(set(selector.cards_["built"]["zico"].repeats)) == 3
+    assert len(set(selector.cards_["built"]["l2_norm"].by_repeat)) == 1
+    assert len(set(selector.cards_["factory"]["l2_norm"].by_repeat)) == 3
+    assert len(set(selector.cards_["built"]["zico"].by_repeat)) == 3
     said = (
         "1 of the candidates were passed as built models and keep their weights: "
         "their repeats differ only in the batches."
@@ -134,7 +99,7 @@ def test_factories_that_make_the_same_weights_are_counted_and_a_file_of_scores_k
         assert "1 of the factories makes the same weights in every repeat" in notes
         assert leaderboard.provenance["equal_repeats"] == []
         for name, card in selector.cards_.items():
-            assert len(set(card["zico"].repeats)) == 3  # by the batches
+            assert len(set(card["zico"].by_repeat)) == 3  # by the batches
             assert card["zico"].std_error > 0
             assert card["params"].std_error == 0  # is as sure as it looks
             assert (card["l2_norm"].std_error is None) == (name != "fresh")
@@ -180,7 +145,7 @@ def test_a_recipe_is_combined_within_each_repeat() -> None:
     ]
     for row in leaderboard:
         expected = [values[int(row["name"][1:])] for values in by_repeat]
-        assert list(selector.cards_[row["name"]]["size"].repeats) == expected
+        assert list(selector.cards_[row["name"]]["size"].by_repeat) == expected
         assert row["score"] == pytest.approx(np.mean(expected))
 
 
@@ -202,7 +167,7 @@ def test_rows_say_how_sure_the_ranks_are_in_the_scores_direction(higher_is_bette
     assert not any("tie" in note for note in clear.notes)
 
 
-def test_what_repeats_say_survives_every_form() -> None:
+def test_columns_of_repeats_survive_every_form() -> None:
     selector, leaderboard = played([[1.0, 2.0], [8.0, 9.0], [8.5, None]])
     assert Leaderboard.from_json(leaderboard.to_json()) == leaderboard
     assert Leaderboard.from_dict(leaderboard.to_dict()) == leaderboard
@@ -212,15 +177,17 @@ def test_what_repeats_say_survives_every_form() -> None:
     assert frame["rank_low"].tolist()[:2] == [1, 2]
     assert frame["num_repeats"].isna().tolist() == [False, False, True]
     card = selector.cards_["c0"]
-    assert card["played"].repeats == (1.0, 2.0)
+    assert card["played"].by_repeat == (1.0, 2.0)
     assert ScoreCard.from_dict(json.loads(json.dumps(card.to_dict()))) == card
 
 
 def test_a_card_that_was_written_before_there_were_repeats_is_read() -> None:
     card = ScoreCard("a", {"zico": Score("zico", 1.5)})
     written = card.to_dict()
-    del written["scores"]["zico"]["repeats"], written["scores"]["zico"]["std_error"]
+    del written["scores"]["zico"]["by_repeat"], written["scores"]["zico"]["std_error"]
     assert ScoreCard.from_dict(written) == card
+    written["scores"]["zico"]["repeats"] = [1.0, 2.0]  # their first name
+    assert ScoreCard.from_dict(written)["zico"].by_repeat == (1.0, 2.0)
 
 
 def test_what_fails_in_one_repeat_has_failed_and_the_error_names_it() -> None:
@@ -228,7 +195,7 @@ def test_what_fails_in_one_repeat_has_failed_and_the_error_names_it() -> None:
     assert leaderboard.errors == {"c1": "RuntimeError: no luck (in repeat 1)"}
     assert [row["rank"] for row in leaderboard] == [1, 2, None]
     assert all(leaderboard.rows[-1][column] is None for column in SAID)
-    assert selector.cards_["c1"]["played"].repeats == ()
+    assert selector.cards_["c1"]["played"].by_repeat == ()
     assert selector.cards_["c1"]["params"].value is not None  # which did not fail
 
 
@@ -274,7 +241,7 @@ def test_an_iterable_of_batches_is_read_on_and_must_have_enough() -> None:
         ZeroShotSelector(repeats=4).rank([Classifier], batches)
 
 
-def test_a_loader_is_read_anew_under_each_seed_and_must_shuffle() -> None:
+def test_a_loader_is_read_again_under_each_seed_and_must_shuffle() -> None:
     data = TensorDataset(torch.randn(8, 2, 5, 5), torch.arange(8) % 3)
     shuffled = DataLoader(data, 4, shuffle=True)
     first, second = read_repeats(shuffled, 2, 2, seed=3)
@@ -299,8 +266,8 @@ def test_cards_may_come_in_any_order() -> None:
         return tally
 
     forward, backward = tallied(list), tallied(lambda jobs: jobs[::-1])
-    assert [card.name for card in forward.merged()] == ["a", "b", "c"]
-    assert forward.merged() == backward.merged()
+    assert [card.name for card in forward.merge()] == ["a", "b", "c"]
+    assert forward.merge() == backward.merge()
     assert forward.uncertainty() == backward.uncertainty()
 
 
@@ -335,117 +302,6 @@ def test_the_winner_of_a_generator_of_instances_is_the_leaderboards_first() -> N
         assert selector.best_model_ is names[leaderboard.best]
 
 
-def race_table(seed: int) -> list[list[float]]:
-    rng = np.random.default_rng(seed)
-    return (rng.permutation(8)[:, None] + 0.3 * rng.normal(size=(8, 8))).tolist()
-
-
-def test_a_race_finds_the_full_runs_winner_on_half_of_the_repeats() -> None:
-    for seed in range(3):
-        table = race_table(seed)
-        full, raced = played(table), played(table, race=True)
-        assert raced[1].best == full[1].best
-        assert sum(full[0].proxies.counts) == 64
-        assert 8 < sum(raced[0].proxies.counts) <= 32
-        assert min(raced[0].proxies.counts) == 1
-        assert isinstance(raced[0].best_model_, nn.Linear)
-        assert raced[1].provenance["race"] is True
-
-
-def test_a_race_by_a_recipe_has_the_full_runs_winner_in_95_of_100_simulations() -> None:
-    choice, num_candidates, repeats = Choice.of("default"), 32, 10
-    names = [proxy.name for proxy in choice.proxies]
-    candidates = [Candidate(str(idx), make_network) for idx in range(num_candidates)]
-    agreed = 0
-    for seed in range(100):
-        rng = np.random.default_rng(seed)
-        quality = rng.normal(size=(num_candidates, 1))
-        means = 0.7 * quality + math.sqrt(1 - 0.7**2) * rng.normal(size=(num_candidates, len(names)))
-        table = means[..., None] + 0.1 * rng.normal(size=(num_candidates, len(names), repeats))
-        winners, counts = [], []
-        for is_race in (False, True):
-            tally, count = Tally(choice, repeats), 0
-
-            def score(offered: Any, asked: Any, tally: Tally = tally, table: Any = table) -> None:
-                nonlocal count
-                for job in tally.jobs(iterate_candidates(offered), asked):
-                    values = table[int(job.candidate.name), :, job.repeat_idx].tolist()
-                    scores = {name: Score(name, value) for name, value in zip(names, values, strict=True)}
-                    tally.add(job, ScoreCard(job.candidate.name, scores))
-                    count += 1
-
-            if is_race:
-                hold_race(candidates, tally, score)
-            else:
-                score(candidates, range(repeats))
-            said = tally.uncertainty()
-            best = max(tally.merged(), key=lambda card: (len(card[choice.rank_by].repeats), card[choice.rank_by].value))
-            assert len(said) == num_candidates
-            winners.append(best.name)
-            counts.append(count)
-        agreed += winners[0] == winners[1]
-        assert counts[1] <= counts[0] / 2
-    assert agreed >= 95
-
-
-def test_a_race_that_gives_everyone_one_repeat_says_that_nothing_is_known() -> None:
-    _, leaderboard = played([[1.0, 2.0, 3.0], [2.0, 3.0, 4.0]], race=True)
-    assert any("no error bars" in note for note in leaderboard.notes)
-
-
-# In the second the early repeats are the lucky ones, so that who left has the higher mean.
-@pytest.mark.parametrize("luck", [0.0, 100.0])
-def test_a_raced_leaderboard_is_ordered_by_how_far_candidates_came(luck: float) -> None:
-    table = [[score - luck * repeat_idx for repeat_idx, score in enumerate(row)] for row in race_table(0)]
-    selector, leaderboard = played(table, race=True)
-    rows = [row for row in leaderboard if row["rank"]]
-    assert [row["rank"] for row in rows] == list(range(1, 9))
-    for row in rows:
-        idx, count = int(row["name"][1:]), row["num_repeats"]
-        assert count == selector.proxies.counts[idx]
-        assert list(selector.cards_[row["name"]]["played"].repeats) == table[idx][:count]
-        assert row["score"] == pytest.approx(np.mean(table[idx][:count]))
-        assert (row["std_error"] is None) == (row["rank_low"] is None) == (count == 1)
-    keys = [(-row["num_repeats"], -row["score"]) for row in rows]
-    assert keys == sorted(keys)
-    most = max(row["num_repeats"] for row in rows)
-    finalists = [row for row in rows if row["num_repeats"] == most]
-    assert sum(row["p_best"] for row in finalists) == pytest.approx(1)
-    assert all(row["p_best"] is row["tie"] is None for row in rows[len(finalists) :])
-    assert f"Race: the first {len(finalists)} have {most} repeats" in " ".join(leaderboard.notes)
-
-
-def test_who_fails_during_a_race_is_out_and_the_others_race_on() -> None:
-    table: list[list[float | None]] = [[float(idx)] * 8 for idx in range(8)]
-    table[7][2] = None
-    table[6] = [None] * 8
-    _, leaderboard = played(table, race=True)
-    assert leaderboard.best == "c5"
-    assert leaderboard.errors == {
-        "c6": "RuntimeError: no luck (in repeat 0)",
-        "c7": "RuntimeError: no luck (in repeat 2)",
-    }
-
-
-def test_a_recipe_ranks_a_race_and_every_candidate_failing_is_no_crash() -> None:
-    selector = ZeroShotSelector(repeats=4, race=True, controlled_by="params")
-    widths = {str(width): lambda width=width: Classifier(width) for width in (2, 4, 8, 16)}
-    leaderboard = selector.rank({**widths, "broken": broken}, Data())
-    assert leaderboard.best == ZeroShotSelector(repeats=4).rank(widths, Data()).best == "16"
-    assert leaderboard.provenance["kendall_with"]["params"] == 1.0
-    assert all(row["controlled"] == 0 for row in leaderboard if row["rank"])
-    assert len(ZeroShotSelector(repeats=4, race=True).rank([broken, broken], Data()).errors) == 2
-
-
-def test_a_race_takes_a_generator_of_factories_and_none_of_modules() -> None:
-    selector = ZeroShotSelector(proxies="zico", repeats=4, race=True)
-    leaderboard = selector.rank((build for build in (Classifier, Quadruple)), Data())
-    assert leaderboard.best == "Quadruple"
-    assert selector.rank([Classifier(), Quadruple()], Data()).best == "Quadruple"
-    with pytest.raises(TypeError, match=r"modules of the generator in memory, such as 'Classifier'\. Offer factories"):
-        selector.rank((build() for build in (Classifier, Quadruple)), Data())
-
-
 def test_wrong_arguments_are_refused_at_once() -> None:
     for wrong in (0, -1, 2.5, "3"):
         with pytest.raises(ValueError, match=r"Invalid repeats=.*: expected a whole number of at least 1"):
@@ -473,9 +329,3 @@ def test_the_table_shows_intervals_ties_and_the_error_compactly() -> None:
     third = next(line for line in lines if line[:2] == ["3", "c2"])
     assert third[2:7] == ["3-3", "0%", "1", "±", "0"]  # alone, so that no tie is shown
     assert next(line for line in lines if line[:2] == ["-", "c3"])[2:5] == ["-", "-", "-"]
-
-
-def test_the_table_of_a_race_shows_how_many_repeats_there_were() -> None:
-    _, leaderboard = played(race_table(0), race=True)
-    assert "repeats" in drawn(leaderboard)[2]
-    assert "repeats" not in drawn(played([[1.0, 2.0], [3.0, 5.0]])[1])[2]

@@ -133,12 +133,15 @@ class Warden:
 
     Args:
         executable: Path of the Python executable.
+
+    Attributes:
+        process: The process, started again if it was killed.
     """
 
     def __init__(self, executable: str | bytes) -> None:
         self._executable = executable
         self._families: dict[int, str] = {}
-        self._process = self._started()
+        self.process = self._started()
 
     def watch(self, leader: int, mark: str) -> None:
         """Watch a worker."""
@@ -152,21 +155,21 @@ class Warden:
 
     def close(self) -> None:
         """End the watched workers, then the warden."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
+        assert self.process.stdin is not None
+        self.process.stdin.close()
         try:
-            self._process.wait(timeout=2 * ENDING_S)
+            self.process.wait(timeout=2 * ENDING_S)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            self.process.kill()
+            self.process.wait()
 
     def _tell(self, line: str) -> None:
-        assert self._process.stdin is not None
+        assert self.process.stdin is not None
         try:
-            self._process.stdin.write(f"{line}\n".encode())
+            self.process.stdin.write(f"{line}\n".encode())
         except BrokenPipeError:  # a candidate, or the system, has killed it
             self.close()
-            self._process = self._started()
+            self.process = self._started()
             for leader, mark in self._families.items():
                 self._tell(f"{leader} {mark}")
 
