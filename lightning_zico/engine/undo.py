@@ -7,11 +7,21 @@ import itertools
 import operator
 import random
 import sys
+import threading
 import weakref
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import lru_cache, partial
-from types import CellType, FunctionType, MappingProxyType, MemberDescriptorType, MethodType
+from types import (
+    BuiltinMethodType,
+    CellType,
+    FunctionType,
+    MappingProxyType,
+    MemberDescriptorType,
+    MethodType,
+    MethodWrapperType,
+)
 from typing import Any
 
 import torch
@@ -20,6 +30,7 @@ from torch.optim.optimizer import Optimizer
 from torch.utils.data import DataLoader
 
 from lightning_zico.engine.interrupts import uninterrupted
+from lightning_zico.engine.live import HeldTuple
 from lightning_zico.engine.tensors import has_numbers, tensor_restorer
 from lightning_zico.errors import NotPutBackError
 
@@ -33,6 +44,20 @@ _PLAIN: frozenset[Any] = frozenset(
 # Each keeps all that it holds where its own methods find it, also when a derived class forbids or changes them.
 _BASES: tuple[Any, ...] = (OrderedDict, dict, list, set, deque)
 _ABSENT = object()
+# Kinds of which a class may have attributes besides its content.
+_WITH_ATTRIBUTES = frozenset({"container", "tuple", "elements", "array", "generator"})
+# They lead to other objects and hold nothing else.
+LINKS = (
+    FunctionType,
+    MethodType,
+    BuiltinMethodType,
+    MethodWrapperType,
+    partial,
+    memoryview,
+    weakref.ref,
+    *weakref.ProxyTypes,
+    MappingProxyType,
+)
 
 
 class Remembered:
@@ -41,9 +66,10 @@ class Remembered:
     Reached are attributes, slots, elements of containers, bound methods, partial functions, closures, defaults of
     arguments, and what weak references point to; what stands in global variables or in classes is not. Generators of
     torch, NumPy and Python get their state back, objects the very attributes, containers the very elements in the same
-    order, byte and number arrays their content. Only what differs is written. Containers are read and written by the
-    methods of the built-in class that they derive from: a class of its own may forbid to change them, or do more than
-    that. No signal interrupts the undo, and a container keeps what it has if it cannot get back what it had.
+    order, byte and number arrays their content. Only what differs is written. Containers and generators are read and
+    written by the methods of the built-in class that they derive from: a class of its own may forbid to change them, or
+    do more than that. No signal interrupts the undo, and a container keeps what it has if it cannot get back what it
+    had.
 
     Args:
         is_open: Whether an object is looked into; it may raise. Containers, tensors, arrays and generators are not
@@ -71,6 +97,7 @@ class Remembered:
         self.empty: list[Any] = []  # most containers of a module are hook tables without a hook
         self.restorers: list[tuple[Any, Callable[[], Any]]] = []  # each with the object that it is for
         self.seen: dict[int, Any] = {id(obj): obj for obj in seen}  # holds them, so that no id is given anew
+        self.tuples: dict[int, HeldTuple] = {}
         self.waiting: list[tuple[Any, str, bool]] = []
         self.kinds: dict[type, str] = dict.fromkeys(_PLAIN, "opaque")
         self.num_opened = 0
@@ -137,15 +164,22 @@ class Remembered:
         """
         kinds, seen = self.kinds, self.seen
         for key, value in items:
-            kind = kinds.get(type(value)) or self._kind_of(type(value))
-            if kind == "opaque":
+            kind = kinds.get(type(value)) or self.kind_of(type(value))
+            if kind == "opaque" or (kind == "tuple" and _PLAIN.issuperset(map(type, tuple.__iter__(value)))):
                 continue
+            if kind == "tuple":
+                if id(value) not in self.tuples:
+                    self.tuples[id(value)] = HeldTuple(value)
+                if setter is not None:
+                    self.tuples[id(value)].places.append((setter, holder, key))
             if kind == "builtin" and not value:
                 self.empty.append(value)
             elif kind == "tensor":
                 self.found_tensor(setter, holder, key, value, own)
                 if value.__dict__:
                     self._open_attributes(value)
+            elif kind == "live":
+                self.found_live(setter, holder, key, value)
             elif id(value) not in seen:
                 seen[id(value)] = value
                 if key in registered and type(value) is dict:
@@ -155,15 +189,18 @@ class Remembered:
                 else:
                     self.waiting.append((value, kind, own))
 
-    def _kind_of(self, kind: type) -> str:
+    def kind_of(self, kind: type) -> str:
         """Classify what is of a class, once for each: a network has thousands of attributes and a dozen types."""
         numpy = sys.modules.get("numpy")
         if kind in _BASES:
             name = "builtin"
         elif issubclass(kind, _BASES):
             name = "container"
-        elif issubclass(kind, tuple | frozenset):
-            name = "tuple"
+        elif issubclass(kind, tuple):
+            # Tuples of C, which have names as well, cannot be made in this way.
+            name = "elements" if hasattr(kind, "n_sequence_fields") else "tuple"
+        elif issubclass(kind, frozenset):
+            name = "elements"
         elif issubclass(kind, Tensor):
             name = "tensor"
         elif numpy and issubclass(kind, numpy.ndarray):
@@ -176,7 +213,7 @@ class Remembered:
             name = "cell"
         elif issubclass(kind, nn.Module | Optimizer):
             name = "module"
-        elif issubclass(kind, FunctionType | MethodType | partial | weakref.ref | MappingProxyType):
+        elif issubclass(kind, LINKS):
             name = "link"
         else:
             name = "object" if self.holds(kind) else "opaque"
@@ -188,8 +225,10 @@ class Remembered:
         if kind in ("builtin", "container"):
             self._open_container(value, own)
         elif kind == "tuple":
-            base: Any = tuple if isinstance(value, tuple) else frozenset
-            self.scan(None, None, enumerate(_first(base.__iter__(value), own)), own)
+            elements = enumerate(_first(tuple.__iter__(value), own))
+            self.scan(HeldTuple.set, self.tuples[id(value)], elements, own)
+        elif kind == "elements":
+            self.scan(None, None, enumerate(_first(value, own)), own)
         elif kind == "array":
             self._open_array(value)
         elif kind == "buffer":
@@ -205,13 +244,13 @@ class Remembered:
                 self.scan(setattr, value, [("cell_contents", content)], own)
         elif kind == "link":
             if self.is_open(value):
-                self.scan(None, None, enumerate(_behind(value)))
+                self._open_link(value)
         elif kind == "module":
             self.open_module(value)
         elif self.is_open(value):
             self.num_opened += 1
             self._open_attributes(value)
-        if kind == "container" or type(value) is OrderedDict or (kind == "tuple" and type(value) is not tuple):
+        if type(value) is OrderedDict or (kind in _WITH_ATTRIBUTES and type(value) is not tuple):
             self._open_attributes(value)
 
     def open_module(self, module: Any) -> None:
@@ -239,8 +278,18 @@ class Remembered:
         else:
             self.scan(setter, value, enumerate(_first(contents, own)), own)
 
+    def _open_link(self, link: Any) -> None:
+        if issubclass(_class(link), FunctionType):  # a proxy claims the class of its object
+            if link.__defaults__:
+                self.restorers.append((link, partial(_set_if_other, link, "__defaults__", link.__defaults__)))
+                self.scan(setattr, link, [("__defaults__", link.__defaults__)])
+        elif issubclass(_class(link), partial):
+            self.restorers.append((link, partial(_set_args, link, "args", link.args)))
+            self.scan(_set_args, link, [("args", link.args)])
+        self.scan(None, None, enumerate(_behind(link)))
+
     def _open_attributes(self, obj: Any) -> None:
-        attributes = getattr(obj, "__dict__", None)
+        attributes = attributes_of(obj)
         if isinstance(attributes, dict) and id(attributes) not in self.seen:
             self.seen[id(attributes)] = attributes
             self.restorers.append((obj, partial(_put_attributes_back, attributes, attributes.copy())))
@@ -253,6 +302,9 @@ class Remembered:
             self.restorers.append((obj, partial(_fill_slot, slot, obj, content)))
             if content is not _ABSENT:
                 self.scan(_set_slot, obj, [(slot, content)])
+
+    def found_live(self, setter: Any, holder: Any, key: Any, value: Any) -> None:
+        """Look after an iterator or a file; see `kind_of`."""
 
     def found_tensor(self, setter: Any, holder: Any, key: Any, tensor: Tensor, own: bool) -> None:
         """Remember the numbers of a tensor."""
@@ -279,7 +331,7 @@ class Remembered:
         # Code may let itself write to an array that owns its memory.
         if (owner.flags.writeable or owner.flags.owndata) and self.fits(owner):
             flags = [(each, each.flags.writeable) for each in reversed(views)]
-            self.restorers.append((view, partial(_put_array_back, owner, owner.copy(), flags)))
+            self.restorers.append((view, partial(_put_array_back, owner, _plain_view(owner).copy(), flags)))
 
     def _open_buffer(self, value: Any) -> None:
         """Remember the content of a ``bytearray`` or an ``array.array``."""
@@ -297,21 +349,21 @@ def restorer_of(obj: Any) -> Callable[[], Any] | None:
         A function that puts the state back.
     """
     numpy = sys.modules.get("numpy")
-    if isinstance(obj, torch.Generator):
-        return partial(obj.set_state, obj.get_state())
     if isinstance(obj, random.Random):
-        return partial(obj.setstate, obj.getstate())
-    if numpy and isinstance(obj, numpy.random.RandomState):
-        return partial(obj.set_state, obj.get_state())
-    if numpy and isinstance(obj, numpy.random.Generator):
-        return partial(setattr, obj.bit_generator, "state", copy.deepcopy(obj.bit_generator.state))
+        return partial(random.Random.setstate, obj, random.Random.getstate(obj))
+    for base in (torch.Generator, *((numpy.random.RandomState,) if numpy else ())):
+        if isinstance(obj, base):
+            return partial(base.set_state, obj, base.get_state(obj))
+    if numpy and isinstance(obj, (numpy.random.Generator, numpy.random.BitGenerator)):
+        bits = getattr(obj, "bit_generator", obj)
+        return partial(setattr, bits, "state", copy.deepcopy(bits.state))
     return None
 
 
 def is_generator(kind: type) -> bool:
     """Whether `restorer_of` knows a class."""
     numpy = sys.modules.get("numpy")
-    of_numpy = (numpy.random.RandomState, numpy.random.Generator) if numpy else ()
+    of_numpy = (numpy.random.RandomState, numpy.random.Generator, numpy.random.BitGenerator) if numpy else ()
     return issubclass(kind, (torch.Generator, random.Random, *of_numpy))
 
 
@@ -348,15 +400,23 @@ def _failing(
 def _put_array_back(owner: Any, saved: Any, flags: list[tuple[Any, bool]]) -> None:
     """Restore the numbers of an array, then whether it and its views can be written to, views last."""
     if (owner.shape, owner.dtype) != (saved.shape, saved.dtype):
+        if owner.nbytes != saved.nbytes:
+            owner.resize(saved.nbytes // owner.itemsize, refcheck=False)
         owner.dtype = saved.dtype
         owner.shape = saved.shape
-    if owner.tobytes() != saved.tobytes():
+    if _plain_view(owner).tobytes() != saved.tobytes():
         if not owner.flags.writeable:
             owner.flags.writeable = True
-        owner[...] = saved
+        _plain_view(owner)[...] = saved
     for view, is_writeable in flags:
         if view.flags.writeable != is_writeable:
             view.flags.writeable = is_writeable
+
+
+def _plain_view(array: Any) -> Any:
+    """View an array without its own class, as of masked arrays, which shows or writes less than it has."""
+    numpy = sys.modules["numpy"]
+    return array if type(array) is numpy.ndarray else numpy.ndarray.view(array, numpy.ndarray)
 
 
 def _put_buffer_back(base: Any, value: Any, saved: Any) -> None:
@@ -396,18 +456,46 @@ def _first(elements: Iterable[Any], own: bool) -> Iterable[Any]:
 
 
 def _behind(link: Any) -> Iterator[Any]:
-    """Find what a function, a bound method, a partial function, a weak reference or a read-only view leads to."""
-    if isinstance(link, MethodType):
+    """Find what a link leads to, besides what `_open_link` has found."""
+    if type(link) in weakref.ProxyTypes:
+        with suppress(ReferenceError):
+            yield link.__repr__.__self__  # the proxy passes this on to its object
+    elif isinstance(link, MethodType):
         yield from (link.__self__, link.__func__)
+    elif isinstance(link, (BuiltinMethodType, MethodWrapperType)):
+        yield link.__self__
     elif isinstance(link, partial):
-        yield from (link.func, link.args, link.keywords, vars(link))
+        yield from (link.func, link.keywords, vars(link))
     elif isinstance(link, FunctionType):
         yield from link.__closure__ or ()
-        yield from (link.__defaults__, link.__kwdefaults__, vars(link))
+        yield from (link.__kwdefaults__, vars(link))
     elif isinstance(link, weakref.ref):
         yield link()
+    elif isinstance(link, memoryview):
+        with suppress(ValueError):  # released
+            yield link.obj
     else:
         yield from (target for target in gc.get_referents(link) if "__module__" not in target)  # that of a class
+
+
+def _set_if_other(obj: Any, name: str, value: Any) -> None:
+    if getattr(obj, name) is not value:
+        setattr(obj, name, value)
+
+
+def _set_args(function: Any, _: str, args: tuple[Any, ...]) -> None:
+    """Set the positional arguments of a `partial`."""
+    if function.args is not args:
+        partial.__setstate__(function, (function.func, args, function.keywords, vars(function)))  # type: ignore[attr-defined]
+
+
+def attributes_of(obj: Any) -> Any:
+    """Return the dictionary of an object's attributes, whatever its own class makes of it; None if there is none."""
+    base: Any = threading.local if issubclass(_class(obj), threading.local) else object
+    try:
+        return base.__getattribute__(obj, "__dict__")
+    except AttributeError:
+        return None
 
 
 def _content_of(cell: CellType) -> Any:
