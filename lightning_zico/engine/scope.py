@@ -403,7 +403,7 @@ def is_plain(obj: Any) -> bool:
     """Whether an object merely holds what it is given, so that putting it back disturbs nothing that is at work."""
     if not _holds(cast(Any, type(obj))):
         return False
-    if issubclass(type(obj), Queue):  # a weak proxy claims the class of its object, if that is still there
+    if issubclass(cast(Any, type(obj)), Queue):  # a weak proxy claims the class of its object, if that is still there
         return not any(getattr(obj, name)._waiters for name in ("not_empty", "not_full", "all_tasks_done"))
     attributes = attributes_of(obj)
     return not isinstance(attributes, dict) or not any(map(_is_at_work, attributes.values()))
@@ -411,7 +411,8 @@ def is_plain(obj: Any) -> bool:
 
 def _is_at_work(value: Any) -> bool:
     """Whether a value shows that the object which has it is used by others at the same time."""
-    return isinstance(value, _LOCKS) and not (isinstance(value, IOBase) and position_restorer(value) is not None)
+    kind = cast(Any, type(value))  # by class, as `is_plain` does
+    return issubclass(kind, _LOCKS) and not (issubclass(kind, IOBase) and position_restorer(value) is not None)
 
 
 @lru_cache(maxsize=4096)
