@@ -162,25 +162,31 @@ class Remembered:
             own: Whether they belong to a module or an optimizer.
             registered: Places of containers that are put back and not looked into.
         """
-        kinds, seen = self.kinds, self.seen
+        kind_of_class, seen, found_empty = self.kinds.get, self.seen, self.empty.append
         for key, value in items:
-            kind = kinds.get(type(value)) or self.kind_of(type(value))
-            if kind == "opaque" or (kind == "tuple" and _PLAIN.issuperset(map(type, tuple.__iter__(value)))):
+            kind = kind_of_class(type(value)) or self.kind_of(type(value))
+            if kind == "opaque":
                 continue
-            if kind == "tuple":
-                if id(value) not in self.tuples:
-                    self.tuples[id(value)] = HeldTuple(value)
-                if setter is not None:
-                    self.tuples[id(value)].places.append((setter, holder, key))
-            if kind == "builtin" and not value:
-                self.empty.append(value)
+            if kind == "builtin":
+                if not value:
+                    found_empty(value)
+                    continue
             elif kind == "tensor":
                 self.found_tensor(setter, holder, key, value, own)
                 if value.__dict__:
                     self._open_attributes(value)
+                continue
+            elif kind == "tuple":
+                if _PLAIN.issuperset(map(type, tuple.__iter__(value))) and type(value) is tuple:
+                    continue
+                if id(value) not in self.tuples:
+                    self.tuples[id(value)] = HeldTuple(value)
+                if setter is not None:
+                    self.tuples[id(value)].places.append((setter, holder, key))
             elif kind == "live":
                 self.found_live(setter, holder, key, value)
-            elif id(value) not in seen:
+                continue
+            if id(value) not in seen:
                 seen[id(value)] = value
                 if key in registered and type(value) is dict:
                     self.dicts.append((value, value.copy()))
