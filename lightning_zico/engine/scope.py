@@ -24,6 +24,7 @@ from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from lightning_zico.engine.interrupts import finally_called, uninterrupted
 from lightning_zico.engine.live import copied_iterator, is_live, position_restorer
+from lightning_zico.engine.places import LINKS, attributes_of, has_slots
 from lightning_zico.engine.tensors import (
     copy_of,
     exchangeable,
@@ -33,7 +34,7 @@ from lightning_zico.engine.tensors import (
     version_of,
 )
 from lightning_zico.engine.tree import submodules
-from lightning_zico.engine.undo import LINKS, Remembered, attributes_of, has_slots, refill
+from lightning_zico.engine.undo import Remembered, refill
 
 
 @contextmanager

@@ -2,25 +2,16 @@
 
 import array
 import copy
-import gc
 import itertools
 import operator
 import random
 import sys
-import threading
-import weakref
-from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable
 from functools import lru_cache, partial
 from types import (
-    BuiltinMethodType,
     CellType,
     FunctionType,
-    MappingProxyType,
-    MemberDescriptorType,
-    MethodType,
-    MethodWrapperType,
 )
 from typing import Any
 
@@ -31,6 +22,21 @@ from torch.utils.data import DataLoader
 
 from lightning_zico.engine.interrupts import uninterrupted
 from lightning_zico.engine.live import HeldTuple
+from lightning_zico.engine.places import (
+    ABSENT,
+    LINKS,
+    attributes_of,
+    class_of,
+    content_of,
+    fill_cell,
+    fill_slot,
+    is_filled,
+    restore_attribute,
+    set_arguments,
+    set_slot,
+    slots_of,
+    targets_of,
+)
 from lightning_zico.engine.tensors import has_numbers, tensor_restorer
 from lightning_zico.errors import NotPutBackError
 
@@ -43,21 +49,8 @@ _PLAIN: frozenset[Any] = frozenset(
 )
 # Each keeps all that it holds where its own methods find it, also when a derived class forbids or changes them.
 _BASES: tuple[Any, ...] = (OrderedDict, dict, list, set, deque)
-_ABSENT = object()
 # Kinds of which a class may have attributes besides its content.
 _WITH_ATTRIBUTES = frozenset({"container", "tuple", "elements", "array", "generator"})
-# They lead to other objects and hold nothing else.
-LINKS = (
-    FunctionType,
-    MethodType,
-    BuiltinMethodType,
-    MethodWrapperType,
-    partial,
-    memoryview,
-    weakref.ref,
-    *weakref.ProxyTypes,
-    MappingProxyType,
-)
 
 
 class Remembered:
@@ -244,9 +237,9 @@ class Remembered:
             if restore is not None:
                 self.restorers.append((value, restore))
         elif kind == "cell":
-            content = _content_of(value)
-            self.restorers.append((value, partial(_fill_cell, value, content)))
-            if content is not _ABSENT:
+            content = content_of(value)
+            self.restorers.append((value, partial(fill_cell, value, content)))
+            if content is not ABSENT:
                 self.scan(setattr, value, [("cell_contents", content)], own)
         elif kind == "link":
             if self.is_open(value):
@@ -266,7 +259,7 @@ class Remembered:
             self._open_attributes(module)
 
     def _keep_contents(self, value: Any) -> tuple[Any, Any]:
-        base = _base_of(_class(value))
+        base = _base_of(class_of(value))
         contents = _contents_of(base, value)
         # A copy of a set knows the hashes, which the elements may have lost when they are put back.
         filling = set(value) if base is set else contents
@@ -285,14 +278,14 @@ class Remembered:
             self.scan(setter, value, enumerate(_first(contents, own)), own)
 
     def _open_link(self, link: Any) -> None:
-        if issubclass(_class(link), FunctionType):  # a proxy claims the class of its object
+        if issubclass(class_of(link), FunctionType):  # a proxy claims the class of its object
             if link.__defaults__:
-                self.restorers.append((link, partial(_set_if_other, link, "__defaults__", link.__defaults__)))
+                self.restorers.append((link, partial(restore_attribute, link, "__defaults__", link.__defaults__)))
                 self.scan(setattr, link, [("__defaults__", link.__defaults__)])
-        elif issubclass(_class(link), partial):
-            self.restorers.append((link, partial(_set_args, link, "args", link.args)))
-            self.scan(_set_args, link, [("args", link.args)])
-        self.scan(None, None, enumerate(_behind(link)))
+        elif issubclass(class_of(link), partial):
+            self.restorers.append((link, partial(set_arguments, link, "args", link.args)))
+            self.scan(set_arguments, link, [("args", link.args)])
+        self.scan(None, None, enumerate(targets_of(link)))
 
     def _open_attributes(self, obj: Any) -> None:
         attributes = attributes_of(obj)
@@ -303,11 +296,11 @@ class Remembered:
             is_loader = isinstance(obj, DataLoader)
             items = [item for item in attributes.items() if not (is_loader and item[0] == "_iterator")]
             self.scan(dict.__setitem__, attributes, items)
-        for slot in _slots_of(_class(obj)):
-            content = slot.__get__(obj) if _is_filled(slot, obj) else _ABSENT
-            self.restorers.append((obj, partial(_fill_slot, slot, obj, content)))
-            if content is not _ABSENT:
-                self.scan(_set_slot, obj, [(slot, content)])
+        for slot in slots_of(class_of(obj)):
+            content = slot.__get__(obj) if is_filled(slot, obj) else ABSENT
+            self.restorers.append((obj, partial(fill_slot, slot, obj, content)))
+            if content is not ABSENT:
+                self.scan(set_slot, obj, [(slot, content)])
 
     def found_live(self, setter: Any, holder: Any, key: Any, value: Any) -> None:
         """Look after an iterator or a file; see `kind_of`."""
@@ -375,7 +368,7 @@ def is_generator(kind: type) -> bool:
 
 def refill(container: Any, saved: Any) -> None:
     """Replace the contents of a list, deque, dictionary or set, regardless of the methods of its own class."""
-    base = _base_of(_class(container))
+    base = _base_of(class_of(container))
     if base is list:
         list.__setitem__(container, slice(None), saved)
         return
@@ -436,7 +429,7 @@ def _base_of(kind: type) -> Any:
 
 
 def _contents_of(base: Any, container: Any) -> Any:
-    if base is dict and _class(container).__iter__ is dict.__iter__:
+    if base is dict and class_of(container).__iter__ is dict.__iter__:
         return dict.copy(container)  # with the hashes that it knows, whatever its keys say today
     return dict(base.items(container)) if issubclass(base, dict) else list(base.__iter__(container))
 
@@ -459,101 +452,3 @@ def _put_attributes_back(attributes: dict[str, Any], saved: dict[str, Any]) -> N
 
 def _first(elements: Iterable[Any], own: bool) -> Iterable[Any]:
     return elements if own else itertools.islice(elements, _MOST_ELEMENTS)
-
-
-def _behind(link: Any) -> Iterator[Any]:
-    """Find what a link leads to, besides what `_open_link` has found."""
-    if type(link) in weakref.ProxyTypes:
-        with suppress(ReferenceError):
-            yield link.__repr__.__self__  # the proxy passes this on to its object
-    elif isinstance(link, MethodType):
-        yield from (link.__self__, link.__func__)
-    elif isinstance(link, (BuiltinMethodType, MethodWrapperType)):
-        yield link.__self__
-    elif isinstance(link, partial):
-        yield from (link.func, link.keywords, vars(link))
-    elif isinstance(link, FunctionType):
-        yield from link.__closure__ or ()
-        yield from (link.__kwdefaults__, vars(link))
-    elif isinstance(link, weakref.ref):
-        yield link()
-    elif isinstance(link, memoryview):
-        with suppress(ValueError):  # released
-            yield link.obj
-    else:
-        yield from (target for target in gc.get_referents(link) if "__module__" not in target)  # that of a class
-
-
-def _set_if_other(obj: Any, name: str, value: Any) -> None:
-    if getattr(obj, name) is not value:
-        setattr(obj, name, value)
-
-
-def _set_args(function: Any, _: str, args: tuple[Any, ...]) -> None:
-    """Set the positional arguments of a `partial`."""
-    if function.args is not args:
-        partial.__setstate__(function, (function.func, args, function.keywords, vars(function)))  # type: ignore[attr-defined]
-
-
-def attributes_of(obj: Any) -> Any:
-    """Return the dictionary of an object's attributes, whatever its own class makes of it; None if there is none."""
-    base: Any = threading.local if issubclass(_class(obj), threading.local) else object
-    try:
-        return base.__getattribute__(obj, "__dict__")
-    except AttributeError:
-        return None
-
-
-def _content_of(cell: CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # not filled yet
-        return _ABSENT
-
-
-def _fill_cell(cell: CellType, content: Any) -> None:
-    now = _content_of(cell)
-    if now is content:
-        return
-    if content is _ABSENT:
-        del cell.cell_contents
-    else:
-        cell.cell_contents = content
-
-
-def _class(obj: Any) -> Any:
-    return type(obj)  # as Any, since mypy takes classes for unhashable
-
-
-@lru_cache(maxsize=4096)
-def _slots_of(kind: type) -> tuple[MemberDescriptorType, ...]:
-    """List the slots that instances of a class keep attributes in, as classes written in Python declare them."""
-    declaring = [base for base in kind.__mro__ if "__slots__" in vars(base) or base is defaultdict]
-    return tuple(slot for base in declaring for slot in vars(base).values() if isinstance(slot, MemberDescriptorType))
-
-
-def has_slots(kind: Any) -> bool:
-    """Whether instances of a class keep attributes in slots."""
-    return bool(_slots_of(kind))
-
-
-def _is_filled(slot: MemberDescriptorType, obj: Any) -> bool:
-    try:
-        slot.__get__(obj)
-    except AttributeError:
-        return False
-    return True
-
-
-def _set_slot(obj: Any, slot: MemberDescriptorType, value: Any) -> None:
-    slot.__set__(obj, value)  # also where the class is frozen
-
-
-def _fill_slot(slot: MemberDescriptorType, obj: Any, content: Any) -> None:
-    now = slot.__get__(obj) if _is_filled(slot, obj) else _ABSENT
-    if now is content:
-        return
-    if content is _ABSENT:
-        slot.__delete__(obj)
-    else:
-        slot.__set__(obj, content)
