@@ -4,6 +4,7 @@ import io
 import itertools
 import operator
 import random
+import sys
 import threading
 import weakref
 from array import array
@@ -318,6 +319,12 @@ ODD = {
     ),
     "tuple of tensors": Odd(tensors, learn, looked_at),
 }
+
+OF_ITERTOOLS = {"count", "repeat", "cycle", "chain", "chain of iterables", "islice", "tee", "permutations"} | {
+    *("accumulate", "zip", "method of an iterator", "partial of an iterator", "function with an iterator as default")
+}
+if sys.version_info >= (3, 14):  # where they cannot be copied
+    ODD = {name: odd for name, odd in ODD.items() if name not in OF_ITERTOOLS}
 
 
 def in_closure(held: Any) -> Callable[[], Any]:
