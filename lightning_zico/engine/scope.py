@@ -1,20 +1,20 @@
 """What must be switched while a module is looked at, and put back whatever happens."""
 
 import copy
+import gc
 import itertools
 import random
 import sys
 import threading
-import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
-from functools import cache, lru_cache, partial
+from functools import cache, lru_cache
 from io import IOBase
 from multiprocessing.process import BaseProcess
 from queue import Queue
-from types import FunctionType, MappingProxyType, MethodType, ModuleType
+from types import ModuleType
 from typing import Any, cast
 
 import torch
@@ -23,6 +23,8 @@ from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from lightning_zico.engine.interrupts import finally_called, uninterrupted
+from lightning_zico.engine.live import copied_iterator, is_live, position_restorer
+from lightning_zico.engine.places import LINKS, attributes_of, has_slots
 from lightning_zico.engine.tensors import (
     copy_of,
     exchangeable,
@@ -32,7 +34,7 @@ from lightning_zico.engine.tensors import (
     version_of,
 )
 from lightning_zico.engine.tree import submodules
-from lightning_zico.engine.undo import Remembered, has_slots, refill
+from lightning_zico.engine.undo import Remembered, refill
 
 
 @contextmanager
@@ -234,8 +236,7 @@ _LOCKS = (type(threading.Lock()), type(threading.RLock()), threading.Condition, 
 # Trainers lead to everything, and what writes elsewhere cannot be put back.
 _LEFT_ALONE = ("lightning.", "pytorch_lightning.", "lightning_fabric.", "torch.utils.tensorboard.", "wandb.", "ray.")
 # The standard library's objects belong to the interpreter, other than those that merely hold what they are given.
-_HOLDERS = frozenset({"argparse", "collections", "functools", "types"})
-_LINKS = (FunctionType, MethodType, MappingProxyType, partial, weakref.ref)
+_HOLDERS = frozenset({"argparse", "collections", "functools", "types", "weakref", "_weakrefset"})
 # The tensors in them are handed to the module; those in the last two are the parameters of recurrent layers once more.
 _REGISTERED = frozenset({"_parameters", "_buffers", "_modules", "_flat_weights", "_flat_weight_refs"})
 
@@ -260,9 +261,8 @@ class _ModuleState(Remembered):
         self._leaves: list[tuple[Tensor, Tensor | None, bool, int]] = [
             (p, p.grad, p.requires_grad, version_of(p)) for p in parameters.values()
         ]
-        self._places: list[
-            tuple[Callable[[Any, Any, Any], Any], Any, Any, Tensor]
-        ] = []  # (setter, holder, key, tensor)
+        # Where a copy stands for the time of the body: setter, holder, key, and a tensor or an iterator.
+        self._places: list[tuple[Callable[[Any, Any, Any], Any], Any, Any, Any]] = []
         self._held: list[tuple[Tensor, Tensor]] = []  # tensors that are given other memory, and their own
         self._shapes: frozenset[torch.Size] | None = None
         for part in parts:
@@ -299,6 +299,26 @@ class _ModuleState(Remembered):
             if setter is not None and not is_lazy(tensor) and not exchangeable(tensor):
                 self._places.append((setter, holder, key, tensor))
 
+    def kind_of(self, kind: type) -> str:
+        """Classify what is of a class."""
+        if is_live(kind):
+            self.kinds[kind] = "live"
+        return self.kinds.get(kind) or super().kind_of(kind)
+
+    def found_live(self, setter: Any, holder: Any, key: Any, value: Any) -> None:
+        """Remember an iterator for `exchange`, or the position of a file."""
+        if isinstance(value, IOBase):
+            restore = position_restorer(value)
+            if restore is not None:
+                self.restorers.append((value, restore))
+            return
+        with suppress(Exception):
+            if setter is not None and copied_iterator(value, {}) is not value:
+                self._places.append((setter, holder, key, value))
+        if id(value) not in self.seen:
+            self.seen[id(value)] = value
+            self.scan(None, None, enumerate(gc.get_referents(value)))
+
     def fits(self, value: Any) -> bool:
         """Whether to copy what a foreign object holds: also a large tensor, if it may be a copy of a parameter."""
         if super().fits(value):
@@ -319,12 +339,15 @@ class _ModuleState(Remembered):
             self.restorers.append((tensor, tensor_restorer(tensor)))
 
     def exchange(self) -> None:
-        """Replace tensors by copies, or give them other memory, and remove their gradients."""
-        copies: dict[int, Tensor] = {}
-        for setter, holder, key, tensor in self._places:
-            if id(tensor) not in copies:
-                copies[id(tensor)] = copy_of(tensor).requires_grad_(tensor.requires_grad)
-            setter(holder, key, copies[id(tensor)])
+        """Replace tensors and iterators by copies, or give tensors other memory, and remove their gradients."""
+        copies: dict[int, Any] = {}
+        for setter, holder, key, value in self._places:
+            if not isinstance(value, Tensor):
+                setter(holder, key, copied_iterator(value, copies))
+                continue
+            if id(value) not in copies:
+                copies[id(value)] = copy_of(value).requires_grad_(value.requires_grad)
+            setter(holder, key, copies[id(value)])
         for tensor, data in self._held:
             tensor.data = copy_of(data)
         for leaf, grad, _, _ in self._leaves:
@@ -381,15 +404,21 @@ def is_plain(obj: Any) -> bool:
     """Whether an object merely holds what it is given, so that putting it back disturbs nothing that is at work."""
     if not _holds(cast(Any, type(obj))):
         return False
-    if isinstance(obj, Queue):
+    if issubclass(cast(Any, type(obj)), Queue):  # a weak proxy claims the class of its object, if that is still there
         return not any(getattr(obj, name)._waiters for name in ("not_empty", "not_full", "all_tasks_done"))
-    attributes = getattr(obj, "__dict__", None)
-    return not isinstance(attributes, dict) or not any(isinstance(value, _LOCKS) for value in attributes.values())
+    attributes = attributes_of(obj)
+    return not isinstance(attributes, dict) or not any(map(_is_at_work, attributes.values()))
+
+
+def _is_at_work(value: Any) -> bool:
+    """Whether a value shows that the object which has it is used by others at the same time."""
+    kind = cast(Any, type(value))  # by class, as `is_plain` does
+    return issubclass(kind, _LOCKS) and not (issubclass(kind, IOBase) and position_restorer(value) is not None)
 
 
 @lru_cache(maxsize=4096)
 def _holds(kind: type) -> bool:
-    if issubclass(kind, (*_LINKS, Queue)):
+    if issubclass(kind, (*LINKS, Queue, threading.local)):
         return True
     if issubclass(kind, (type, ModuleType, Enum, *_LIVE)):
         return False

@@ -2,16 +2,17 @@
 
 import array
 import copy
-import gc
 import itertools
 import operator
 import random
 import sys
-import weakref
-from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable
 from functools import lru_cache, partial
-from types import CellType, FunctionType, MappingProxyType, MemberDescriptorType, MethodType
+from types import (
+    CellType,
+    FunctionType,
+)
 from typing import Any
 
 import torch
@@ -20,6 +21,22 @@ from torch.optim.optimizer import Optimizer
 from torch.utils.data import DataLoader
 
 from lightning_zico.engine.interrupts import uninterrupted
+from lightning_zico.engine.live import HeldTuple
+from lightning_zico.engine.places import (
+    ABSENT,
+    LINKS,
+    attributes_of,
+    class_of,
+    content_of,
+    fill_cell,
+    fill_slot,
+    is_filled,
+    restore_attribute,
+    set_arguments,
+    set_slot,
+    slots_of,
+    targets_of,
+)
 from lightning_zico.engine.tensors import has_numbers, tensor_restorer
 from lightning_zico.errors import NotPutBackError
 
@@ -32,7 +49,8 @@ _PLAIN: frozenset[Any] = frozenset(
 )
 # Each keeps all that it holds where its own methods find it, also when a derived class forbids or changes them.
 _BASES: tuple[Any, ...] = (OrderedDict, dict, list, set, deque)
-_ABSENT = object()
+# Kinds of which a class may have attributes besides its content.
+_WITH_ATTRIBUTES = frozenset({"container", "tuple", "elements", "array", "generator"})
 
 
 class Remembered:
@@ -41,9 +59,10 @@ class Remembered:
     Reached are attributes, slots, elements of containers, bound methods, partial functions, closures, defaults of
     arguments, and what weak references point to; what stands in global variables or in classes is not. Generators of
     torch, NumPy and Python get their state back, objects the very attributes, containers the very elements in the same
-    order, byte and number arrays their content. Only what differs is written. Containers are read and written by the
-    methods of the built-in class that they derive from: a class of its own may forbid to change them, or do more than
-    that. No signal interrupts the undo, and a container keeps what it has if it cannot get back what it had.
+    order, byte and number arrays their content. Only what differs is written. Containers and generators are read and
+    written by the methods of the built-in class that they derive from: a class of its own may forbid to change them, or
+    do more than that. No signal interrupts the undo, and a container keeps what it has if it cannot get back what it
+    had.
 
     Args:
         is_open: Whether an object is looked into; it may raise. Containers, tensors, arrays and generators are not
@@ -71,6 +90,7 @@ class Remembered:
         self.empty: list[Any] = []  # most containers of a module are hook tables without a hook
         self.restorers: list[tuple[Any, Callable[[], Any]]] = []  # each with the object that it is for
         self.seen: dict[int, Any] = {id(obj): obj for obj in seen}  # holds them, so that no id is given anew
+        self.tuples: dict[int, HeldTuple] = {}
         self.waiting: list[tuple[Any, str, bool]] = []
         self.kinds: dict[type, str] = dict.fromkeys(_PLAIN, "opaque")
         self.num_opened = 0
@@ -135,18 +155,31 @@ class Remembered:
             own: Whether they belong to a module or an optimizer.
             registered: Places of containers that are put back and not looked into.
         """
-        kinds, seen = self.kinds, self.seen
+        kind_of_class, seen, found_empty = self.kinds.get, self.seen, self.empty.append
         for key, value in items:
-            kind = kinds.get(type(value)) or self._kind_of(type(value))
+            kind = kind_of_class(type(value)) or self.kind_of(type(value))
             if kind == "opaque":
                 continue
-            if kind == "builtin" and not value:
-                self.empty.append(value)
+            if kind == "builtin":
+                if not value:
+                    found_empty(value)
+                    continue
             elif kind == "tensor":
                 self.found_tensor(setter, holder, key, value, own)
                 if value.__dict__:
                     self._open_attributes(value)
-            elif id(value) not in seen:
+                continue
+            elif kind == "tuple":
+                if _PLAIN.issuperset(map(type, tuple.__iter__(value))) and type(value) is tuple:
+                    continue
+                if id(value) not in self.tuples:
+                    self.tuples[id(value)] = HeldTuple(value)
+                if setter is not None:
+                    self.tuples[id(value)].places.append((setter, holder, key))
+            elif kind == "live":
+                self.found_live(setter, holder, key, value)
+                continue
+            if id(value) not in seen:
                 seen[id(value)] = value
                 if key in registered and type(value) is dict:
                     self.dicts.append((value, value.copy()))
@@ -155,15 +188,18 @@ class Remembered:
                 else:
                     self.waiting.append((value, kind, own))
 
-    def _kind_of(self, kind: type) -> str:
+    def kind_of(self, kind: type) -> str:
         """Classify what is of a class, once for each: a network has thousands of attributes and a dozen types."""
         numpy = sys.modules.get("numpy")
         if kind in _BASES:
             name = "builtin"
         elif issubclass(kind, _BASES):
             name = "container"
-        elif issubclass(kind, tuple | frozenset):
-            name = "tuple"
+        elif issubclass(kind, tuple):
+            # Tuples of C, which have names as well, cannot be made in this way.
+            name = "elements" if hasattr(kind, "n_sequence_fields") else "tuple"
+        elif issubclass(kind, frozenset):
+            name = "elements"
         elif issubclass(kind, Tensor):
             name = "tensor"
         elif numpy and issubclass(kind, numpy.ndarray):
@@ -176,7 +212,7 @@ class Remembered:
             name = "cell"
         elif issubclass(kind, nn.Module | Optimizer):
             name = "module"
-        elif issubclass(kind, FunctionType | MethodType | partial | weakref.ref | MappingProxyType):
+        elif issubclass(kind, LINKS):
             name = "link"
         else:
             name = "object" if self.holds(kind) else "opaque"
@@ -188,8 +224,10 @@ class Remembered:
         if kind in ("builtin", "container"):
             self._open_container(value, own)
         elif kind == "tuple":
-            base: Any = tuple if isinstance(value, tuple) else frozenset
-            self.scan(None, None, enumerate(_first(base.__iter__(value), own)), own)
+            elements = enumerate(_first(tuple.__iter__(value), own))
+            self.scan(HeldTuple.set, self.tuples[id(value)], elements, own)
+        elif kind == "elements":
+            self.scan(None, None, enumerate(_first(value, own)), own)
         elif kind == "array":
             self._open_array(value)
         elif kind == "buffer":
@@ -199,19 +237,19 @@ class Remembered:
             if restore is not None:
                 self.restorers.append((value, restore))
         elif kind == "cell":
-            content = _content_of(value)
-            self.restorers.append((value, partial(_fill_cell, value, content)))
-            if content is not _ABSENT:
+            content = content_of(value)
+            self.restorers.append((value, partial(fill_cell, value, content)))
+            if content is not ABSENT:
                 self.scan(setattr, value, [("cell_contents", content)], own)
         elif kind == "link":
             if self.is_open(value):
-                self.scan(None, None, enumerate(_behind(value)))
+                self._open_link(value)
         elif kind == "module":
             self.open_module(value)
         elif self.is_open(value):
             self.num_opened += 1
             self._open_attributes(value)
-        if kind == "container" or type(value) is OrderedDict or (kind == "tuple" and type(value) is not tuple):
+        if type(value) is OrderedDict or (kind in _WITH_ATTRIBUTES and type(value) is not tuple):
             self._open_attributes(value)
 
     def open_module(self, module: Any) -> None:
@@ -221,7 +259,7 @@ class Remembered:
             self._open_attributes(module)
 
     def _keep_contents(self, value: Any) -> tuple[Any, Any]:
-        base = _base_of(_class(value))
+        base = _base_of(class_of(value))
         contents = _contents_of(base, value)
         # A copy of a set knows the hashes, which the elements may have lost when they are put back.
         filling = set(value) if base is set else contents
@@ -239,8 +277,18 @@ class Remembered:
         else:
             self.scan(setter, value, enumerate(_first(contents, own)), own)
 
+    def _open_link(self, link: Any) -> None:
+        if issubclass(class_of(link), FunctionType):  # a proxy claims the class of its object
+            if link.__defaults__:
+                self.restorers.append((link, partial(restore_attribute, link, "__defaults__", link.__defaults__)))
+                self.scan(setattr, link, [("__defaults__", link.__defaults__)])
+        elif issubclass(class_of(link), partial):
+            self.restorers.append((link, partial(set_arguments, link, "args", link.args)))
+            self.scan(set_arguments, link, [("args", link.args)])
+        self.scan(None, None, enumerate(targets_of(link)))
+
     def _open_attributes(self, obj: Any) -> None:
-        attributes = getattr(obj, "__dict__", None)
+        attributes = attributes_of(obj)
         if isinstance(attributes, dict) and id(attributes) not in self.seen:
             self.seen[id(attributes)] = attributes
             self.restorers.append((obj, partial(_put_attributes_back, attributes, attributes.copy())))
@@ -248,11 +296,14 @@ class Remembered:
             is_loader = isinstance(obj, DataLoader)
             items = [item for item in attributes.items() if not (is_loader and item[0] == "_iterator")]
             self.scan(dict.__setitem__, attributes, items)
-        for slot in _slots_of(_class(obj)):
-            content = slot.__get__(obj) if _is_filled(slot, obj) else _ABSENT
-            self.restorers.append((obj, partial(_fill_slot, slot, obj, content)))
-            if content is not _ABSENT:
-                self.scan(_set_slot, obj, [(slot, content)])
+        for slot in slots_of(class_of(obj)):
+            content = slot.__get__(obj) if is_filled(slot, obj) else ABSENT
+            self.restorers.append((obj, partial(fill_slot, slot, obj, content)))
+            if content is not ABSENT:
+                self.scan(set_slot, obj, [(slot, content)])
+
+    def found_live(self, setter: Any, holder: Any, key: Any, value: Any) -> None:
+        """Look after an iterator or a file; see `kind_of`."""
 
     def found_tensor(self, setter: Any, holder: Any, key: Any, tensor: Tensor, own: bool) -> None:
         """Remember the numbers of a tensor."""
@@ -279,7 +330,7 @@ class Remembered:
         # Code may let itself write to an array that owns its memory.
         if (owner.flags.writeable or owner.flags.owndata) and self.fits(owner):
             flags = [(each, each.flags.writeable) for each in reversed(views)]
-            self.restorers.append((view, partial(_put_array_back, owner, owner.copy(), flags)))
+            self.restorers.append((view, partial(_put_array_back, owner, _plain_view(owner).copy(), flags)))
 
     def _open_buffer(self, value: Any) -> None:
         """Remember the content of a ``bytearray`` or an ``array.array``."""
@@ -297,27 +348,27 @@ def restorer_of(obj: Any) -> Callable[[], Any] | None:
         A function that puts the state back.
     """
     numpy = sys.modules.get("numpy")
-    if isinstance(obj, torch.Generator):
-        return partial(obj.set_state, obj.get_state())
     if isinstance(obj, random.Random):
-        return partial(obj.setstate, obj.getstate())
-    if numpy and isinstance(obj, numpy.random.RandomState):
-        return partial(obj.set_state, obj.get_state())
-    if numpy and isinstance(obj, numpy.random.Generator):
-        return partial(setattr, obj.bit_generator, "state", copy.deepcopy(obj.bit_generator.state))
+        return partial(random.Random.setstate, obj, random.Random.getstate(obj))
+    for base in (torch.Generator, *((numpy.random.RandomState,) if numpy else ())):
+        if isinstance(obj, base):
+            return partial(base.set_state, obj, base.get_state(obj))
+    if numpy and isinstance(obj, (numpy.random.Generator, numpy.random.BitGenerator)):
+        bits = getattr(obj, "bit_generator", obj)
+        return partial(setattr, bits, "state", copy.deepcopy(bits.state))
     return None
 
 
 def is_generator(kind: type) -> bool:
     """Whether `restorer_of` knows a class."""
     numpy = sys.modules.get("numpy")
-    of_numpy = (numpy.random.RandomState, numpy.random.Generator) if numpy else ()
+    of_numpy = (numpy.random.RandomState, numpy.random.Generator, numpy.random.BitGenerator) if numpy else ()
     return issubclass(kind, (torch.Generator, random.Random, *of_numpy))
 
 
 def refill(container: Any, saved: Any) -> None:
     """Replace the contents of a list, deque, dictionary or set, regardless of the methods of its own class."""
-    base = _base_of(_class(container))
+    base = _base_of(class_of(container))
     if base is list:
         list.__setitem__(container, slice(None), saved)
         return
@@ -348,15 +399,23 @@ def _failing(
 def _put_array_back(owner: Any, saved: Any, flags: list[tuple[Any, bool]]) -> None:
     """Restore the numbers of an array, then whether it and its views can be written to, views last."""
     if (owner.shape, owner.dtype) != (saved.shape, saved.dtype):
+        if owner.nbytes != saved.nbytes:
+            owner.resize(saved.nbytes // owner.itemsize, refcheck=False)
         owner.dtype = saved.dtype
         owner.shape = saved.shape
-    if owner.tobytes() != saved.tobytes():
+    if _plain_view(owner).tobytes() != saved.tobytes():
         if not owner.flags.writeable:
             owner.flags.writeable = True
-        owner[...] = saved
+        _plain_view(owner)[...] = saved
     for view, is_writeable in flags:
         if view.flags.writeable != is_writeable:
             view.flags.writeable = is_writeable
+
+
+def _plain_view(array: Any) -> Any:
+    """View an array without its own class, as of masked arrays, which shows or writes less than it has."""
+    numpy = sys.modules["numpy"]
+    return array if type(array) is numpy.ndarray else numpy.ndarray.view(array, numpy.ndarray)
 
 
 def _put_buffer_back(base: Any, value: Any, saved: Any) -> None:
@@ -370,7 +429,7 @@ def _base_of(kind: type) -> Any:
 
 
 def _contents_of(base: Any, container: Any) -> Any:
-    if base is dict and _class(container).__iter__ is dict.__iter__:
+    if base is dict and class_of(container).__iter__ is dict.__iter__:
         return dict.copy(container)  # with the hashes that it knows, whatever its keys say today
     return dict(base.items(container)) if issubclass(base, dict) else list(base.__iter__(container))
 
@@ -393,73 +452,3 @@ def _put_attributes_back(attributes: dict[str, Any], saved: dict[str, Any]) -> N
 
 def _first(elements: Iterable[Any], own: bool) -> Iterable[Any]:
     return elements if own else itertools.islice(elements, _MOST_ELEMENTS)
-
-
-def _behind(link: Any) -> Iterator[Any]:
-    """Find what a function, a bound method, a partial function, a weak reference or a read-only view leads to."""
-    if isinstance(link, MethodType):
-        yield from (link.__self__, link.__func__)
-    elif isinstance(link, partial):
-        yield from (link.func, link.args, link.keywords, vars(link))
-    elif isinstance(link, FunctionType):
-        yield from link.__closure__ or ()
-        yield from (link.__defaults__, link.__kwdefaults__, vars(link))
-    elif isinstance(link, weakref.ref):
-        yield link()
-    else:
-        yield from (target for target in gc.get_referents(link) if "__module__" not in target)  # that of a class
-
-
-def _content_of(cell: CellType) -> Any:
-    try:
-        return cell.cell_contents
-    except ValueError:  # not filled yet
-        return _ABSENT
-
-
-def _fill_cell(cell: CellType, content: Any) -> None:
-    now = _content_of(cell)
-    if now is content:
-        return
-    if content is _ABSENT:
-        del cell.cell_contents
-    else:
-        cell.cell_contents = content
-
-
-def _class(obj: Any) -> Any:
-    return type(obj)  # as Any, since mypy takes classes for unhashable
-
-
-@lru_cache(maxsize=4096)
-def _slots_of(kind: type) -> tuple[MemberDescriptorType, ...]:
-    """List the slots that instances of a class keep attributes in, as classes written in Python declare them."""
-    declaring = [base for base in kind.__mro__ if "__slots__" in vars(base) or base is defaultdict]
-    return tuple(slot for base in declaring for slot in vars(base).values() if isinstance(slot, MemberDescriptorType))
-
-
-def has_slots(kind: Any) -> bool:
-    """Whether instances of a class keep attributes in slots."""
-    return bool(_slots_of(kind))
-
-
-def _is_filled(slot: MemberDescriptorType, obj: Any) -> bool:
-    try:
-        slot.__get__(obj)
-    except AttributeError:
-        return False
-    return True
-
-
-def _set_slot(obj: Any, slot: MemberDescriptorType, value: Any) -> None:
-    slot.__set__(obj, value)  # also where the class is frozen
-
-
-def _fill_slot(slot: MemberDescriptorType, obj: Any, content: Any) -> None:
-    now = slot.__get__(obj) if _is_filled(slot, obj) else _ABSENT
-    if now is content:
-        return
-    if content is _ABSENT:
-        slot.__delete__(obj)
-    else:
-        slot.__set__(obj, content)

@@ -32,7 +32,7 @@ from lightning_zico.scoring.cache import ClaimingCache, Keep, ScoreCache
 from lightning_zico.scoring.executors.base import Executor, Job
 from lightning_zico.scoring.fingerprint import fingerprint, surroundings
 from lightning_zico.scoring.process_state import ProcessState, one_ranking
-from lightning_zico.scoring.reasons import STEP_FAILS
+from lightning_zico.scoring.reasons import STEP_FAILS, describe
 from lightning_zico.scoring.scorer import Scorer, identity_of
 
 # Reasons that hold as long as nothing in the fingerprint changes. Failures of memory, time, disk or network may not
@@ -165,17 +165,23 @@ class CachedScorer(Scorer):
             return replace(card, seconds=time.perf_counter() - start, **identity)
         entries = self._known(key)
         if self._missing(entries):
-            with self._claim(key) as keep:
-                if keep is None:
-                    return Claimed(candidate.name, {}, "is being scored by another process", key=key, **identity)
-                entries = self._known(key)  # the previous owner of the claim may have scored it in the meantime
-                if missing := self._missing(entries):
-                    card = replace(self, proxies=missing)._score_built(candidate, model)
-                    state.raise_interrupt()
-                    scored, texts = self._entries_of(replace(card, seconds=time.perf_counter() - start))
-                    entries |= scored
-                    if not state.list_changes():  # if the candidate changed the process, its numbers may depend on that
-                        keep(texts)
+            try:
+                with self._claim(key) as keep:
+                    if keep is None:
+                        reason = "is being scored by another process"
+                        return Claimed(candidate.name, {}, reason, key=key, **identity)
+                    entries = self._known(key)  # the previous owner may have scored it in the meantime
+                    if missing := self._missing(entries):
+                        card = replace(self, proxies=missing)._score_built(candidate, model)
+                        state.raise_interrupt()
+                        scored, texts = self._entries_of(replace(card, seconds=time.perf_counter() - start))
+                        entries |= scored
+                        if not state.list_changes():  # if the candidate changed the process, its numbers may depend on that
+                            keep(texts)
+            except Exception as error:
+                if self._missing(entries):
+                    raise
+                self._warn_once(f"{describe(error).rstrip('.')}.")  # the scores are there, only storing them failed
         return replace(self._card(candidate.name, entries), **identity)
 
     def is_held(self, claimed: Claimed) -> bool:
@@ -239,6 +245,15 @@ class CachedScorer(Scorer):
                 return ScoreCard.failed(name, self.names, entry.error, seconds, entry.score.traceback)
         untrainable = next((entry.untrainable for entry in in_order if entry.untrainable is not None), None)
         return ScoreCard(name, {e.score.name: e.score for e in in_order}, None, seconds, untrainable)
+
+    def _warn_once(self, reason: str) -> None:
+        if reason not in self._warned:
+            self._warned.add(reason)
+            _warn(reason)
+
+    @cached_property
+    def _warned(self) -> set[str]:
+        return set()
 
     @cached_property
     def _company(self) -> str:

@@ -260,6 +260,27 @@ def test_what_takes_its_process_down_or_hangs_is_a_row_with_ray(executor: Execut
     assert [(tmp_path / name).stat().st_size for name in ("dies", "hangs")] == [3, 1]
 
 
+class SlowToLoad:
+    """A loss function that waits for ever when a worker process loads it."""
+
+    def __reduce__(self) -> Any:
+        return time.sleep, (3600,)
+
+    def __call__(self, outputs: Any, targets: Any) -> Any:
+        return nn.functional.cross_entropy(outputs, targets)
+
+
+def test_what_takes_for_ever_to_load_ends_the_ranking_with_ray(
+    executor: Executor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not isinstance(executor, RayExecutor):
+        pytest.skip("of Ray alone; tests/scoring/test_isolation_workers.py has it for worker processes")
+    monkeypatch.setattr(pool, "LOADING_S", 3)
+    selector = ZeroShotSelector(loss_fn=SlowToLoad(), executor=executor)
+    with pytest.raises(RuntimeError, match=r"cannot load what scoring needs .*: it took more than 3 s"):
+        selector.rank([Classifier], make_batches())
+
+
 def test_closing_stops_what_runs_and_takes_no_more(executor: Executor) -> None:
     taken: list[str] = []
 

@@ -1,5 +1,6 @@
 """With a cache nothing is scored twice, and nothing else is different."""
 
+import errno
 import json
 import os
 import pickle
@@ -9,8 +10,10 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,7 @@ from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.errors import CacheError
 from lightning_zico.proxies import resolve_proxies
 from lightning_zico.scoring import MemoryCache, SQLiteCache
+from lightning_zico.scoring import cache as cache_module
 from lightning_zico.scoring.cached_scorer import with_cache
 from lightning_zico.scoring.placement import Placement
 from lightning_zico.scoring.scorer import Scorer
@@ -528,6 +532,45 @@ def test_a_write_that_is_refused_is_no_damage_and_the_error_says_what_to_do(tmp_
     with pytest.raises(CacheError, match=r"cannot be used: disk is full\. Check .* has space; then run again"):
         cache.write("candidate", {"proxy": "1"})
     assert cache.read("candidate 7") != {}
+
+
+class Full(MemoryCache):
+    """Has room for one candidate."""
+
+    def write(self, candidate: str, entries: Mapping[str, str]) -> None:
+        if self._entries:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        super().write(candidate, entries)
+
+
+@pytest.mark.parametrize("is_file", [True, False])
+def test_scores_that_cannot_be_stored_are_on_the_leaderboard_with_one_warning(
+    is_file: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stored: list[str] = []
+    insert = cache_module._insert
+
+    def insert_one(connection: sqlite3.Connection, candidate: str, entries: Mapping[str, str]) -> None:
+        if stored:
+            raise sqlite3.OperationalError("database or disk is full")
+        stored.append(candidate)
+        insert(connection, candidate, entries)
+
+    monkeypatch.setattr(cache_module, "_insert", insert_one)
+    cache = SQLiteCache(tmp_path / "scores.db") if is_file else Full()
+    candidates = {f"{width} wide": partial(Classifier, width) for width in (4, 5, 6)}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        full = ZeroShotSelector(proxies="zico", cache=cache).rank(candidates, make_batches())
+    own = [str(warning.message) for warning in caught if "not stored in the cache" in str(warning.message)]
+    assert len(own) == 1
+    assert "disk is full" in own[0] or "No space left" in own[0]
+    monkeypatch.undo()
+    expected = ZeroShotSelector(proxies="zico").rank(candidates, make_batches())
+    assert [(row["name"], row["score"]) for row in full] == [(row["name"], row["score"]) for row in expected]
+    again = ZeroShotSelector(proxies=Counting(), cache=cache if is_file else MemoryCache())
+    again.rank(candidates, make_batches())  # nobody claims what could not be stored
+    assert len(LOG.names) == 3
 
 
 def test_a_digit_that_has_changed_is_found(tmp_path: Path) -> None:

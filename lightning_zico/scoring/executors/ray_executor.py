@@ -8,7 +8,7 @@ import re
 import threading
 import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from lightning_zico.results import ScoreCard
 from lightning_zico.scoring.arguments import positive
 from lightning_zico.scoring.cache import ScoreCache
 from lightning_zico.scoring.cached_scorer import CachedScorer
+from lightning_zico.scoring.executors import pool
 from lightning_zico.scoring.executors.base import Job
 from lightning_zico.scoring.executors.messages import (
     Outcome,
@@ -77,27 +78,28 @@ class RayExecutor:
         """Score each job's candidate with its scorer, and yield each card when it is finished.
 
         Raises:
-            RuntimeError: If the cluster has too few cores or GPUs for one candidate, or a node cannot load the scorers.
+            RuntimeError: If the cluster has too few cores or GPUs for one candidate, or a node cannot load the scorers,
+                or takes longer than `pool.LOADING_S`.
             CacheError: If a scorer's cache fails.
         """
         ray = _imported_ray()
         is_own = not ray.is_initialized()
         if is_own:
             ray.init(address=self.address, log_to_driver=False, logging_level=logging.WARNING)
-        pending: dict[Any, tuple[Job, _TimeLimit | None, float]] = {}
+        pending: dict[Any, tuple[Job, _TimeLimit, float]] = {}
         try:
             scoring = JobRunner.by(_with_caches_here(ray, scorers), num_threads=max(1, int(self.num_cpus)))
             shared = ray.put(pack(scoring))
             resources = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
             answered = ray.remote(**resources, max_retries=_MAX_RETRIES)(_answered)
-            late = None if self.timeout_s is None else _made_here(ray, _Late).remote()
+            late = _made_here(ray, _Late).remote()
             parcels, task_idxs = map(Parcel, jobs), itertools.count()
             while True:
                 while len(pending) < self._window(ray) and (parcel := next(parcels, None)):
                     if parcel.unsent is not None:
                         yield parcel.item, scoring.card(parcel.item, parcel.unsent)
                         continue
-                    limit = None if self.timeout_s is None else _TimeLimit(self.timeout_s, late, next(task_idxs))
+                    limit = _TimeLimit(pool.LOADING_S, self.timeout_s, late, next(task_idxs))
                     ref = answered.remote(shared, parcel.message, limit)
                     pending[ref] = parcel.item, limit, time.monotonic()
                 if not pending:
@@ -127,16 +129,16 @@ class RayExecutor:
 
 
 class _Late:
-    """Record which tasks ran out of time, in an actor on the driver's machine."""
+    """Record what tasks ran out of time with, in an actor on the driver's machine."""
 
     def __init__(self) -> None:
-        self._task_idxs: set[int] = set()
+        self._answers: dict[int, bytes] = {}
 
-    def add(self, task_idx: int) -> None:
-        self._task_idxs.add(task_idx)
+    def add(self, task_idx: int, answer: bytes) -> None:
+        self._answers[task_idx] = answer
 
-    def has(self, task_idx: int) -> bool:
-        return task_idx in self._task_idxs
+    def get(self, task_idx: int) -> bytes | None:
+        return self._answers.get(task_idx)
 
 
 @dataclass(frozen=True)
@@ -144,32 +146,44 @@ class _TimeLimit:
     """End the process of a task that takes too long. Ray restarts the task, which then checks whether it was too slow.
 
     Args:
-        seconds: Time limit of a task.
+        loading_s: Time limit for loading what all tasks need, in seconds.
+        seconds: Time limit of a task itself; None for none.
         late: Actor of a `_Late`.
         task_idx: Index of the task with this limit.
     """
 
-    seconds: float
+    loading_s: float
+    seconds: float | None
     late: Any
     task_idx: int
 
-    def outcome(self) -> Outcome[Any] | None:
-        """Return the outcome of the task if it took too long, else None."""
-        if not _imported_ray().get(self.late.has.remote(self.task_idx)):
-            return None
-        return Outcome(None, f"took more than {self.seconds:g} s", seconds=self.seconds)
+    def answer(self) -> bytes | None:
+        """Return the answer of the task if it took too long, else None."""
+        said: bytes | None = _imported_ray().get(self.late.get.remote(self.task_idx))
+        return said
+
+    def for_loading(self) -> AbstractContextManager[None]:
+        """End the process if the body takes longer than `loading_s`."""
+        return self._kept(self.loading_s, pickle.dumps(f"it took more than {self.loading_s:g} s"))
+
+    def for_scoring(self) -> AbstractContextManager[None]:
+        """End the process if the body takes longer than `seconds`."""
+        if self.seconds is None:
+            return nullcontext()
+        outcome = Outcome[Any](None, f"took more than {self.seconds:g} s", seconds=self.seconds)
+        return self._kept(self.seconds, pickle.dumps(outcome))
 
     @contextmanager
-    def kept(self) -> Iterator[None]:
-        timer = threading.Timer(self.seconds, self._end)
+    def _kept(self, seconds: float, said: bytes) -> Iterator[None]:
+        timer = threading.Timer(seconds, self._end, [said])
         timer.start()
         try:
             yield
         finally:
             timer.cancel()
 
-    def _end(self) -> None:
-        _imported_ray().get(self.late.add.remote(self.task_idx))
+    def _end(self, said: bytes) -> None:
+        _imported_ray().get(self.late.add.remote(self.task_idx, said))
         os._exit(1)
 
 
@@ -229,33 +243,38 @@ def _with_caches_here(ray: Any, scorers: Sequence[Scorer]) -> list[Scorer]:
     ]
 
 
-def _answered(scoring: bytes, message: bytes, limit: _TimeLimit | None) -> bytes:
-    if limit is not None and (outcome := limit.outcome()):
-        return pickle.dumps(outcome)
+def _answered(scoring: bytes, message: bytes, limit: _TimeLimit) -> bytes:
+    if said := limit.answer():
+        return said
     try:
-        function = pickle.loads(scoring)
+        with limit.for_loading():
+            function = pickle.loads(scoring)
     except Exception as raised:
         return report_unloaded(raised)
-    with limit.kept() if limit else nullcontext():
+    with limit.for_scoring():
         return answer(function, message)
 
 
-def _outcome(ray: Any, ref: Any, limit: _TimeLimit | None, started: float) -> Outcome[Any]:
+def _outcome(ray: Any, ref: Any, limit: _TimeLimit, started: float) -> Outcome[Any]:
     try:
-        outcome = read_answer(ray.get(ref))
-        assert outcome is not None  # a task never reports that it is ready for the next item
-        return outcome
+        return _read(ray.get(ref))
     except ray.exceptions.RayTaskError as raised:
         if isinstance(raised.cause, Exception):  # not from a candidate, since `answer` catches those
             raise not_loaded(_plain(raised.cause)) from None
         reason = _plain(raised.cause)
     except ray.exceptions.WorkerCrashedError:
-        if limit is not None and (late := limit.outcome()):
-            return late
+        if said := limit.answer():
+            return _read(said)
         reason = f"the process died, in {1 + _MAX_RETRIES} attempts"
     except ray.exceptions.RayError as raised:
         reason = _plain(raised)
     return Outcome(None, reason, seconds=time.monotonic() - started)
+
+
+def _read(said: bytes) -> Outcome[Any]:
+    outcome = read_answer(said)
+    assert outcome is not None  # a task never reports that it is ready for the next item
+    return outcome
 
 
 def _plain(error: BaseException) -> str:
