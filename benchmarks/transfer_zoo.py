@@ -267,7 +267,8 @@ def built(architecture: str, num_classes: int, seed: int, weights: Mapping[str, 
 
 def source_data(folder: Path, settings: Settings) -> Data:
     """Read the images for pretraining: 240 of each class, and 60 to measure the accuracy on."""
-    images, labels = _cifar10(folder, settings.source, ("train", "test"))
+    images, labels = cifar10(folder, settings.source, ("train", "test"))
+    images = _normalised(images)
     split = _permutation(len(images), 1)
     count = len(images) * 4 // 5
     return Data(
@@ -282,8 +283,8 @@ def source_data(folder: Path, settings: Settings) -> Data:
 def target_data(folder: Path, settings: Settings) -> dict[str, Data]:
     """Read the data of all targets."""
     others = tuple(label for label in range(10) if label not in settings.source)
-    parts = [_cifar10(folder, others, (split,)) for split in ("train", "test")]
-    targets = {"cifar10": Data(*parts[0], *parts[1], is_flipped=True)}
+    (images, labels), (test_images, test_labels) = (cifar10(folder, others, (split,)) for split in ("train", "test"))
+    targets = {"cifar10": Data(_normalised(images), labels, _normalised(test_images), test_labels, is_flipped=True)}
     for name, read in (("digits", _digits), ("mnist", _mnist)):
         images, labels = read()
         split = _permutation(len(images), 2)[:900]
@@ -296,13 +297,14 @@ def _permutation(count: int, seed: int) -> Tensor:
     return torch.from_numpy(np.random.default_rng(seed).permutation(count))
 
 
-def _cifar10(folder: Path, classes: Sequence[int], splits: Sequence[str]) -> tuple[Tensor, Tensor]:
+def cifar10(folder: Path, classes: Sequence[int], splits: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Read images of some classes, ``[N, 3, 32, 32]`` from 0 to 1, and the positions of their classes, ``[N]``."""
     with np.load(found(folder / "cifar10_subset.npz")) as file:
         images = torch.from_numpy(np.concatenate([file[f"x_{split}"] for split in splits]))
         labels = torch.from_numpy(np.concatenate([file[f"y_{split}"] for split in splits])).long()
     belongs = torch.isin(labels, torch.tensor(classes))
     images = images[belongs].permute(0, 3, 1, 2).contiguous() / 255
-    return _normalised(images), torch.searchsorted(torch.tensor(sorted(classes)), labels[belongs])
+    return images, torch.searchsorted(torch.tensor(sorted(classes)), labels[belongs])
 
 
 def _digits() -> tuple[Tensor, Tensor]:
@@ -371,7 +373,7 @@ def outputs_of(network: nn.Module, images: Tensor) -> Tensor:
     """Compute the outputs for images, ``[N, K]``."""
     network.eval()
     with torch.no_grad():
-        return torch.cat([network(some) for some in images.split(250)])
+        return torch.cat([network(some) for some in images.split(50)])
 
 
 def accuracies(network: nn.Module, data: Data) -> tuple[float, float]:
@@ -384,15 +386,17 @@ def accuracies(network: nn.Module, data: Data) -> tuple[float, float]:
 
 def probe_accuracy(network: nn.Module, head: str, data: Data) -> float:
     """Compute the test accuracy, in %, of a logistic regression on the frozen inputs of the head."""
-    taken: list[Tensor] = []
-    handle = network.get_submodule(head).register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0]))
-    features = []
-    for images in (data.images, data.test_images):
-        outputs_of(network, images)
-        features.append(torch.cat(taken).flatten(1).numpy())
-        taken.clear()
-    handle.remove()
+    features = [taken_inputs(network, head, images).numpy() for images in (data.images, data.test_images)]
     return linear_probe(*features, data.labels.numpy(), data.test_labels.numpy())
+
+
+def taken_inputs(network: nn.Module, name: str, images: Tensor) -> Tensor:
+    """Take what a submodule is called with, ``[N, D]``."""
+    taken: list[Tensor] = []
+    handle = network.get_submodule(name).register_forward_pre_hook(lambda _, inputs: taken.append(inputs[0]))
+    outputs_of(network, images)
+    handle.remove()
+    return torch.cat(taken).flatten(1)
 
 
 def linear_probe(train_rows: Any, test_rows: Any, labels: Any, test_labels: Any) -> float:
