@@ -9,15 +9,16 @@ import csv
 import itertools
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from fidelity import Record, keep, number, say
 from figures import Difference, Numbers
+from numpy.typing import NDArray
 from rich.console import Console
 from scipy import stats
 from speed import print_table
@@ -26,6 +27,8 @@ from transfer_imagenet import ACCURACIES, measurements, targets_in, weights_file
 from transfer_zoo import SCORES, SIZES, Settings, Transfer, check_installed, kept_in, transfers
 
 from lightning_zico.ranking import Interval, kendall, mean_rank, regret_at_k
+
+Positions: TypeAlias = NDArray[np.int64]
 
 PARTS = ("zoo", "imagenet", "published")
 PUBLISHED = Path(__file__).with_name("transfer_published.csv")
@@ -172,13 +175,11 @@ class Taus:
         return Difference(len(values), statistics.fmean(values), interval)
 
 
-def draws_of(num_seeds: int, num_candidates: int, num_resamples: int) -> "itertools.chain[tuple[Numbers, Numbers]]":
+def draws_of(num_seeds: int, num_candidates: int, num_resamples: int) -> Iterator[tuple[Positions, Positions]]:
     """Draw seeds and candidates with replacement, the same for all targets with as many."""
     generator = np.random.default_rng(0)
-    return itertools.chain(
-        (generator.integers(num_seeds, size=num_seeds), generator.integers(num_candidates, size=num_candidates))
-        for _ in range(num_resamples)
-    )
+    for _ in range(num_resamples):
+        yield generator.integers(num_seeds, size=num_seeds), generator.integers(num_candidates, size=num_candidates)
 
 
 def decided(taus: Taus, contestants: Mapping[str, Sequence[str]], champion: str) -> str | None:
@@ -215,7 +216,7 @@ def best_without_prior(taus: Taus) -> str:
     return decided(taus, WITHOUT_PRIOR, best) or best
 
 
-def lost_in_finals(target: Target, column: Numbers | None, k: int, candidates: Numbers, seeds: Numbers) -> float:
+def lost_in_finals(target: Target, column: Numbers | None, k: int, candidates: Positions, seeds: Positions) -> float:
     """Compute the points lost if the first k are fine-tuned and the best on one half of the test images is chosen.
 
     Args:
@@ -283,7 +284,9 @@ def published_targets(path: Path = PUBLISHED) -> list[Target]:
     for name, group in itertools.groupby(lines, key=lambda line: line["data_set"]):
         rows = list(group)
         columns = {key: np.array([float(row[key]) for row in rows]) for key in ("hscore", "logme", "leep", "nce")}
-        columns |= {key: np.array([float(row[of]) for row in rows]) for key, of in ((PRIOR, "imagenet"), ("params",) * 2)}
+        columns |= {
+            key: np.array([float(row[of]) for row in rows]) for key, of in ((PRIOR, "imagenet"), ("params",) * 2)
+        }
         truths = np.array([float(row["accuracy"]) for row in rows]).reshape(1, 1, -1)
         targets.append(Target("published", name, truths, columns))
     return targets
@@ -351,13 +354,18 @@ def print_imagenet(console: Console, found_here: Mapping[str, Mapping[str, Recor
             rows.append([name, f"{record['probe']:.1f}", *cells])
         print_table(console, f"imagenet, {target}", ["network", "linear probe, %", *SCORES], rows)
         for variant, score in itertools.product(ACCURACIES, SCORES):
-            pair = [records.get(f"lite{variant} {source}", {}).get("values", {}) for source in ("pretrained", "untrained")]
+            pair = [
+                records.get(f"lite{variant} {source}", {}).get("values", {}) for source in ("pretrained", "untrained")
+            ]
             trained, untrained = (values.get(score) for values in pair)
             if trained is not None and untrained is not None:
                 wins[score].append(trained > untrained)
     counted = {score: f"{sum(own)} of {len(own)}" for score, own in wins.items()}
     print_table(
-        console, "Pretrained above untrained, networks and targets", ["score", "preferred"], [list(p) for p in counted.items()]
+        console,
+        "Pretrained above untrained, networks and targets",
+        ["score", "preferred"],
+        [list(p) for p in counted.items()],
     )
     return counted
 
@@ -380,8 +388,8 @@ def print_contest(console: Console, targets: Sequence[Target], taus: Taus) -> Re
         line = f"By the rule, the recipe is {winner}: {', '.join(CONTESTANTS[winner])}."
     else:
         line = (
-            'By the rule, none is ahead of the prior: rank_by="prior" where it is known, and the recipe without a prior '
-            f"is {', '.join(WITHOUT_PRIOR[str(fallback)])}."
+            'By the rule, none is ahead of the prior: rank_by="prior" where it is known. Without it, the recipe is '
+            f"{', '.join(WITHOUT_PRIOR[str(fallback)])}."
         )
     say(console, line)
     return {"winner": winner, "without_prior": fallback}

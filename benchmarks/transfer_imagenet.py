@@ -51,7 +51,7 @@ def network_of(variant: int, *, is_pretrained: bool) -> nn.Module:
 
 
 def targets_in(folder: Path, num_images: int) -> dict[str, Data]:
-    """Read the first images of the even and of the odd classes of CIFAR-10, from 0 to 1: as many to train as to test."""
+    """Read images of the even and of the odd classes of CIFAR-10, from 0 to 1, as many to train as to test."""
     targets = {}
     for name, classes in (("even classes", range(0, 10, 2)), ("odd classes", range(1, 10, 2))):
         parts = [cifar10(folder, tuple(classes), (split,)) for split in ("train", "test")]

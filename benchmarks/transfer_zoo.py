@@ -444,7 +444,13 @@ def pretrained(architecture: str, data: Data, settings: Settings, kept: Kept) ->
 
 
 def tuned(
-    architecture: str, weights: Mapping[str, Tensor] | None, data: Data, num_epochs: int, settings: Settings, *, seed: int
+    architecture: str,
+    weights: Mapping[str, Tensor] | None,
+    data: Data,
+    num_epochs: int,
+    settings: Settings,
+    *,
+    seed: int,
 ) -> Record:
     """Fine-tune a network, from random weights if there are none, and measure it on both halves."""
     network = built(architecture, data.num_classes, 1 + seed, weights)
