@@ -55,7 +55,7 @@ NUM_RESAMPLES = 1000
 QUICK = Settings(
     source=(1, 3, 5, 7, 9),  # the classes that are targets otherwise
     pretraining_epochs=1,
-    epochs=(("cifar10", 1), ("digits", 1)),
+    epochs=(("cifar10", 1), ("digits", 1), ("mnist", 1)),
     num_seeds=1,
     num_architectures=4,
 )

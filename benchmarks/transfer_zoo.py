@@ -281,7 +281,7 @@ def source_data(folder: Path, settings: Settings) -> Data:
 
 
 def target_data(folder: Path, settings: Settings) -> dict[str, Data]:
-    """Read the data of all targets."""
+    """Read the data of the three targets."""
     others = tuple(label for label in range(10) if label not in settings.source)
     (images, labels), (test_images, test_labels) = (cifar10(folder, others, (split,)) for split in ("train", "test"))
     targets = {"cifar10": Data(_normalised(images), labels, _normalised(test_images), test_labels, is_flipped=True)}
@@ -290,7 +290,7 @@ def target_data(folder: Path, settings: Settings) -> dict[str, Data]:
         split = _permutation(len(images), 2)[:900]
         train, test = split[:300], split[300:]
         targets[name] = Data(images[train], labels[train], images[test], labels[test])
-    return {name: targets[name] for name, _ in settings.epochs}
+    return targets
 
 
 def _permutation(count: int, seed: int) -> Tensor:

@@ -1,13 +1,14 @@
 """Real ImageNet weights: what a transfer score has to say of them, if it says anything."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
-from lightning_zico import ZeroShotSelector
+from lightning_zico import ScoreCard, ZeroShotSelector
 from lightning_zico.zoo.classifiers import ImageClassifier
 from tests.data import data_file
 
@@ -19,7 +20,7 @@ from transfer_zoo import SCORES
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(autouse=True, scope="module")
 def _has_weights() -> None:
     pytest.importorskip("timm")
     try:
@@ -28,22 +29,39 @@ def _has_weights() -> None:
         pytest.skip(str(error))
 
 
-def test_every_score_prefers_pretrained_weights_to_untrained_ones() -> None:
-    folder = data_file("cifar10_subset.npz").parent
-    for images in transfer_imagenet.targets_in(folder, 100).values():
-        inputs = transfer_imagenet.resized(images.images, 96)
-        loader = DataLoader(TensorDataset(inputs, images.labels), batch_size=25)
-
-        def factory(is_pretrained: bool) -> ImageClassifier:
-            return ImageClassifier(transfer_imagenet.network_of(0, is_pretrained=is_pretrained), 1000)
-
+@pytest.fixture(scope="module")
+def cards() -> dict[str, dict[str, ScoreCard]]:
+    """Score cards of the pretrained and of the untrained network, for both halves of CIFAR-10's classes."""
+    folder, cards = data_file("cifar10_subset.npz").parent, {}
+    for target, images in transfer_imagenet.targets_in(folder, 100).items():
+        loader = DataLoader(TensorDataset(transfer_imagenet.resized(images.images, 96), images.labels), batch_size=25)
         selector = ZeroShotSelector(proxies=list(SCORES), enable_progress_bar=False)
-        selector.rank({"pretrained": lambda: factory(True), "untrained": lambda: factory(False)}, loader)
-        for score in SCORES:
-            trained, untrained = (selector.cards_[name][score].value for name in ("pretrained", "untrained"))
-            assert trained is not None, selector.cards_["pretrained"][score].error
-            assert untrained is not None, selector.cards_["untrained"][score].error
-            assert trained > untrained, score
+        factories = {
+            name: partial(_classifier, is_pretrained=name == "pretrained") for name in transfer_imagenet.SOURCES
+        }
+        selector.rank(factories, loader)
+        cards[target] = selector.cards_
+    return cards
+
+
+def _classifier(*, is_pretrained: bool) -> ImageClassifier:
+    return ImageClassifier(transfer_imagenet.network_of(0, is_pretrained=is_pretrained), 1000)
+
+
+# With more features than samples, the class means of any features lie far apart in units of the shrunk covariance:
+# permuted labels give the untrained network 3.88 of at most 4, true ones 3.89; the pretrained one has 3.56 and 3.76.
+_FAILS = pytest.mark.xfail(strict=True, reason="H-score prefers features that are shrunk less")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=_FAILS) if name == "hscore" else name for name in SCORES])
+def test_a_score_prefers_pretrained_weights_to_untrained_ones(
+    name: str, cards: dict[str, dict[str, ScoreCard]]
+) -> None:
+    for target, own in cards.items():
+        trained, untrained = own["pretrained"][name], own["untrained"][name]
+        assert trained.value is not None, trained.error
+        assert untrained.value is not None, untrained.error
+        assert trained.value > untrained.value, target
 
 
 def test_the_weights_are_loaded_into_the_right_layers() -> None:
