@@ -25,8 +25,9 @@ check: .venv/dev.stamp docs  ## lint, types, layers, documentation
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# `--quiet` would hide warnings from `--strict`.
 docs: .venv/dev.stamp  ## the documentation, in build/docs
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir build/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --site-dir build/docs
 
 bench: .venv/demo.stamp  ## time and memory against plain training and the published algorithm, cost of each proxy
 	$(BIN)/python benchmarks/speed.py

@@ -33,6 +33,12 @@ def test_the_wheels_only_top_level_name_is_lightning_zico(tmp_path: Path) -> Non
     wanted = re.findall(r"^Requires-Dist: (?:pytorch-)?lightning[!<=>].*", metadata, re.MULTILINE)
     assert len(wanted) == 2
     assert all("!=2.6.2" in each and "!=2.6.3" in each for each in wanted)  # which carried malware
+    readme = metadata.partition("\n\n")[2]
+    links = re.findall(r"\]\(([^)]*)\)", readme)
+    assert links  # of which relative ones are dead on a package index
+    assert [link for link in links if not link.startswith("https://")] == []
+    unlinked = re.sub(r"!?\[([^]]*)\]\([^)]*\)", r"\1", (ROOT / "README.md").read_text(encoding="utf-8"))
+    assert len(readme.split()) > 0.9 * len(unlinked.split())
 
 
 def test_the_root_imports_nothing_optional() -> None:

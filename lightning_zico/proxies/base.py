@@ -14,7 +14,7 @@ from lightning_zico.results import RESERVED_NAMES
 class Measurement(NamedTuple):
     """The value of a proxy and its parts.
 
-    Args:
+    Attributes:
         value: The value; it must be finite.
         layers: Contribution of each layer, by parameter name.
         details: How the value was computed, as plain values.

@@ -29,7 +29,7 @@ _TOGETHER = 100
 class Uncertainty(NamedTuple):
     """Uncertainty of one candidate's rank. All fields but the last are None for a single repeat.
 
-    Args:
+    Attributes:
         std_error: Standard error of the mean score.
         rank_low: Best rank in the 95 % interval.
         rank_high: Worst rank in the 95 % interval.

@@ -1,0 +1,34 @@
+"""Files for those who cite, report or contribute are whole, and agree with the package."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+import lightning_zico
+
+ROOT = Path(__file__).parents[2]
+FORMS = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
+
+
+def test_the_citation_names_this_version() -> None:
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= set(citation)
+    assert citation["version"] == lightning_zico.__version__
+
+
+@pytest.mark.parametrize("path", [path for path in FORMS if path.name != "config.yml"], ids=lambda path: path.stem)
+def test_issue_forms_ask_for_something(path: Path) -> None:
+    form = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert {"name", "description", "body"} <= set(form)
+    fields = [part for part in form["body"] if part["type"] != "markdown"]
+    assert all(part["attributes"]["label"] and part["id"] for part in fields)
+    assert any(part.get("validations", {}).get("required") for part in fields)
+
+
+def test_hooks_before_a_commit_are_those_of_make_check() -> None:
+    (local,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8").partition("\ncheck:")[2].partition("\n\n")[0]
+    for hook in local["hooks"]:
+        program, *rest = hook["entry"].removeprefix(".venv/bin/").split()
+        assert " ".join([f"$(BIN)/{program}", *rest[:1]]).removesuffix(" --fix") in makefile
