@@ -31,7 +31,7 @@ PRETRAINED_PROXIES = ("default", "ridge_probe")
 # Columns of what a zoo knows of its models by name (`Zoo.known`).
 KNOWN_COLUMNS = ("prior", "input_size")
 
-_LONGEST_REASON = 200  # characters of another package's error
+_LONGEST_REASON = 120  # characters of another package's error
 
 # As for timm's other heads, and for ViT's.
 _HEAD_STD = 0.02
@@ -267,8 +267,8 @@ def loading_weights(model: ZooModel, folder: str | Path, variable: str) -> Itera
             raise
         said = shorten(f"{type(error).__name__}: {error}", _LONGEST_REASON, placeholder=" ...").removesuffix(".")
         raise WeightsNotLoadedError(
-            f"The weights of '{model.zoo}:{model.name}' could not be loaded: {said}. They are looked for in {folder} "
-            f"({variable} sets the folder), and downloaded if they are not there."
+            f"The weights of '{model.zoo}:{model.name}' could neither be loaded from {folder} ({variable} sets this "
+            f"folder) nor downloaded into it: {said}."
         ) from error
 
 
