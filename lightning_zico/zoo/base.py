@@ -19,7 +19,7 @@ from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.engine.size import count_params
 from lightning_zico.errors import InvalidArgumentError, UnsupportedInputError, WeightsNotLoadedError, check_count
 from lightning_zico.proxies import Prior
-from lightning_zico.zoo.classifiers import ImageClassifier
+from lightning_zico.zoo.classifiers import PRETRAINED_BODY_LR, ImageClassifier
 
 # Proxies for candidates of a zoo; the ranking is by the first. On timm, no measured proxy ranks better within a budget
 # than the number of parameters (benchmarks/README.md).
@@ -50,7 +50,9 @@ class ZooModel(ABC):
         name: Name of the model in its zoo.
         num_classes: Number of classes.
         lr: Highest learning rate.
-        pretrained: Load weights that were trained on other data.
+        pretrained: Load weights that were trained on other data; the learning rate of all layers but the head is then a
+            tenth.
+        head_epochs: Number of epochs at the start in which only the head is trained.
 
     Attributes:
         zoo: Name of the zoo.
@@ -63,6 +65,7 @@ class ZooModel(ABC):
     num_classes: int
     lr: float
     pretrained: bool = field(default=False, kw_only=True)
+    head_epochs: int = field(default=0, kw_only=True)
 
     @abstractmethod
     def network(self) -> nn.Module:
@@ -159,6 +162,8 @@ class ImageModel(ZooModel):
             input_size=self.input_size if own is None else made_for or own,
             resize=self.resize,
             lr=self.lr,
+            body_lr_factor=PRETRAINED_BODY_LR if self.pretrained else 1.0,
+            head_epochs=self.head_epochs,
         )
 
 

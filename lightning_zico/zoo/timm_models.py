@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from lightning_zico._imports import imported
+from lightning_zico.errors import check_count
 from lightning_zico.zoo.base import (
     ImageModel,
     InputSize,
@@ -32,6 +33,7 @@ def from_timm(
     max_params: float | None = None,
     exclude: str | Sequence[str] = (),
     pretrained: bool = False,
+    head_epochs: int = 0,
     lr: float = 1e-3,
 ) -> Zoo:
     """List models of timm as candidates; each is only built when it is scored.
@@ -59,7 +61,8 @@ def from_timm(
             other than three channels gets first weights that are summed up or repeated. Without ``input_size``, each
             model then gets images of the size that it is published for, to which they are resized unless ``resize`` is
             False; normalise them as for ImageNet.
-        lr: Highest learning rate.
+        head_epochs: Number of epochs at the start in which only the head is trained, for pretrained models.
+        lr: Highest learning rate; that of all layers but the head is a tenth of it in pretrained models.
 
     Returns:
         An iterable of the candidates.
@@ -75,7 +78,9 @@ def from_timm(
     if any("." in pattern for pattern in patterns):
         known = [*known, *timm.list_models(pretrained=True)]
     names = matched("model of timm", patterns, known, exclude)
-    models = [TimmModel(name, num_classes, lr, *shape, pretrained=pretrained) for name in names]
+    check_count("head_epochs", head_epochs, 0)
+    weights: dict[str, Any] = {"pretrained": pretrained, "head_epochs": head_epochs}
+    models = [TimmModel(name, num_classes, lr, *shape, **weights) for name in names]
     return Zoo(fitted_sizes(models), max_params)
 
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from lightning_zico._imports import imported
 from lightning_zico._registry import natural_key
+from lightning_zico.errors import check_count
 from lightning_zico.zoo.base import (
     ImageModel,
     InputSize,
@@ -44,6 +45,7 @@ def from_torchvision(
     max_params: float | None = None,
     exclude: str | Sequence[str] = (),
     pretrained: bool = False,
+    head_epochs: int = 0,
     lr: float = 1e-3,
 ) -> Zoo:
     """List image models of torchvision as candidates; each is only built when it is scored.
@@ -59,7 +61,8 @@ def from_torchvision(
         exclude: Patterns of names to leave out.
         pretrained: Load torchvision's default weights, downloaded if they are not in its cache (``TORCH_HOME``), with a
             fresh last layer; otherwise as for `from_timm`.
-        lr: Highest learning rate.
+        head_epochs: Number of epochs at the start in which only the head is trained, for pretrained models.
+        lr: Highest learning rate; that of all layers but the head is a tenth of it in pretrained models.
 
     Returns:
         An iterable of the candidates, without auxiliary heads. Their column ``prior`` is the top-1 accuracy on
@@ -74,7 +77,9 @@ def from_torchvision(
     models = _imported_models()
     known = sorted(models.list_models(module=models), key=natural_key)
     names = matched("model of torchvision", patterns, known, exclude)
-    listed = [TorchvisionModel(name, num_classes, lr, *shape, pretrained=pretrained) for name in names]
+    check_count("head_epochs", head_epochs, 0)
+    weights: dict[str, Any] = {"pretrained": pretrained, "head_epochs": head_epochs}
+    listed = [TorchvisionModel(name, num_classes, lr, *shape, **weights) for name in names]
     return Zoo(fitted_sizes(listed), max_params)
 
 
