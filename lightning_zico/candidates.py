@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, TypeAlias
 
@@ -29,9 +29,13 @@ class Candidate:
             look at blocks; None to find them.
         num_samples: Number of samples in a batch for this candidate, instead of the ranking's; see
             `score`.
+        pretrained: Whether ``build`` loads weights that were trained on other data. If all candidates of a ranking say
+            so, ``"default"`` is the recipe ``transfer``, which compares what the weights have learned. Weights
+            themselves do not show it.
 
     Raises:
-        InvalidArgumentError: If ``name`` is not a string, ``build`` is not a function, or ``blocks`` is a string.
+        InvalidArgumentError: If ``name`` is not a string, ``build`` is not a function, ``blocks`` is a string, or
+            ``pretrained`` is neither True nor False.
         ValueError: If ``num_samples`` is neither a positive int nor a function.
 
     Example:
@@ -43,6 +47,7 @@ class Candidate:
     build: Callable[[], nn.Module]
     blocks: Sequence[str] | None = None
     num_samples: NumSamples | None = None
+    pretrained: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str):
@@ -63,6 +68,10 @@ class Candidate:
                 f"[{self.blocks!r}]."
             )
         check_num_samples(self.num_samples)
+        if not isinstance(self.pretrained, bool):
+            raise InvalidArgumentError(
+                f"Invalid pretrained={self.pretrained!r} of Candidate('{self.name}'): expected True or False."
+            )
 
     def __repr__(self) -> str:
         build = getattr(self.build, "__qualname__", f"a {type(self.build).__name__}")
@@ -112,9 +121,6 @@ def iterate_candidates(candidates: Candidates) -> Iterator[Candidate]:
     differing = _differing_hyperparameters(candidates) if isinstance(candidates, list | tuple) else {}
     for name, candidate in _named(candidates):
         _note(name, given)
-        blocks, num_samples = (
-            (candidate.blocks, candidate.num_samples) if isinstance(candidate, Candidate) else (None, None)
-        )
         build = _build_of(candidate)
         wanted = name if name is not None else _name_of(candidate, differing)
         unique = wanted
@@ -122,7 +128,7 @@ def iterate_candidates(candidates: Candidates) -> Iterator[Candidate]:
             counts[wanted] = counts.get(wanted, 1) + 1
             unique = f"{wanted}-{counts[wanted]}"
         taken.add(unique)
-        yield Candidate(unique, build, blocks, num_samples)
+        yield replace(candidate, name=unique) if isinstance(candidate, Candidate) else Candidate(unique, build)
 
 
 def check_candidates(candidates: Any) -> Any:
@@ -169,6 +175,20 @@ def _note(name: str | None, given: set[str]) -> None:
         raise DuplicateNameError(f"Two candidates are named '{name}'. Give one of them another name.")
     if name is not None:
         given.add(name)
+
+
+def are_pretrained(candidates: Candidates) -> bool:
+    """Whether all candidates of a list, tuple or mapping say that they are pretrained.
+
+    Other iterables may build candidates as they yield them, so they are not asked, and the answer is False.
+
+    Example:
+        >>> are_pretrained([Candidate("tuned", nn.Identity, pretrained=True)]), are_pretrained([nn.Identity])
+        (True, False)
+    """
+    if not isinstance(candidates, list | tuple | Mapping) or not candidates:
+        return False
+    return all(isinstance(candidate, Candidate) and candidate.pretrained for _, candidate in _named(candidates))
 
 
 def is_candidate(candidate: Any) -> bool:

@@ -87,6 +87,10 @@ class UnsupportedInputError(ZiCoError, ValueError):
     """Inputs of a shape that a model does not accept."""
 
 
+class WeightsNotLoadedError(ZiCoError, OSError):
+    """Pretrained weights that can neither be found nor downloaded, or that do not fit the model."""
+
+
 class NoGradientError(ZiCoError, RuntimeError):
     """A loss that depends on no scored parameter, or no parameter to score."""
 

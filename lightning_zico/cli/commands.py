@@ -50,7 +50,7 @@ from lightning_zico.scoring import ProcessExecutor
 from lightning_zico.search import Evolution, ZeroShotSearch
 from lightning_zico.selection.selector import ZeroShotSelector
 from lightning_zico.texts import count
-from lightning_zico.zoo import ZOO_PROXIES, Zoo, fit_zoo, from_zoo
+from lightning_zico.zoo import PRETRAINED_PROXIES, ZOO_PROXIES, Zoo, fit_zoo, from_zoo
 from lightning_zico.zoo.fitting import look_at
 
 # Parameters that a command writes out itself, or that no text can give.
@@ -92,7 +92,7 @@ def rank(
         fitting: What models of a zoo are built for.
         budget: Limits on cost.
         proxies: Names of proxies and recipes, separated by commas. None: the default recipe; for a zoo, the number of
-            parameters and the default recipe.
+            parameters and the default recipe; with --pretrained, the recipe transfer and ridge_probe.
         prior: Known numbers of candidates.
         settings: Settings of the selector.
         executor: Where candidates are scored: serial, processes, ray, or a class path, whose options follow as
@@ -120,7 +120,7 @@ def rank(
         offered = import_candidates(str(candidates))
     selector = ZeroShotSelector(
         trainer,
-        split_names(proxies) or (ZOO_PROXIES if zoo else "default"),
+        split_names(proxies) or (_zoo_proxies(offered) if isinstance(offered, Zoo) else "default"),
         prior=known,
         budget=budget,
         executor=make_executor(executor, limits),
@@ -200,6 +200,10 @@ def score(
             print_result(plain_table(f"{part.name}, layer by layer", {"layer": "left", "added": "right"}, rows))
 
 
+def _zoo_proxies(zoo: Zoo) -> tuple[str, ...]:
+    return PRETRAINED_PROXIES if zoo.pretrained else ZOO_PROXIES
+
+
 def _fit_zoo(
     zoo: str | list[str],
     datamodule: LightningDataModule,
@@ -209,12 +213,14 @@ def _fit_zoo(
 ) -> Zoo:
     """List models of zoos, built for the data, and print what was found there."""
     specs = split_specs(zoo)
-    models = from_zoo(*specs, num_classes=2).models  # only to see their kind; none is built
+    weights = {"pretrained": True} if given["pretrained"] else {}  # transformers has no such option
+    models = from_zoo(*specs, num_classes=2, **weights).models  # only to see their kind; none is built
     reading = {name: settings[name] for name in ("num_batches", "repeats", "seed") if name in settings}
-    fitting = fit_zoo(models, datamodule, given, **reading, prefix="--")
+    shapes = {name: value for name, value in given.items() if name != "pretrained"}
+    fitting = fit_zoo(models, datamodule, shapes, **reading, prefix="--")
     if fitting.sentence is not None:
         say(fitting.sentence)
-    return from_zoo(*specs, **fitting.options, resize=True, max_params=max_params)
+    return from_zoo(*specs, **fitting.options, **weights, resize=True, max_params=max_params)
 
 
 def search(

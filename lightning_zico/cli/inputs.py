@@ -135,12 +135,15 @@ class ZooOptions:
             images, but at least 32.
         vocab_size: Vocabulary size for text models of a zoo. None: the data module's attribute of that name if there is
             one, otherwise each model's own.
+        pretrained: Load the weights that timm or torchvision publish for models of a zoo, as in --zoo 'timm:resnet50.*'
+            --pretrained.
     """
 
     num_classes: int | None = None
     in_chans: int | None = None
     input_size: int | None = None
     vocab_size: int | None = None
+    pretrained: bool = False
 
 
 def refuse_zoo_options(given: Mapping[str, int | None]) -> None:
@@ -149,11 +152,12 @@ def refuse_zoo_options(given: Mapping[str, int | None]) -> None:
     Raises:
         ValueError: If one is given.
     """
-    option = next((key for key, value in given.items() if value is not None), None)
+    option = next((key for key, value in given.items() if value not in (None, False)), None)
     if option is not None:
+        way = ", and set `Candidate(..., pretrained=True)` in your code" if option == "pretrained" else ""
         raise ValueError(
             f"Unexpected --{option}={given[option]}: it is only for models of a zoo, but your code builds these "
-            "models. Leave it out."
+            f"models. Leave it out{way}."
         )
 
 

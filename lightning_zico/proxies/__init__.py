@@ -25,7 +25,7 @@ from lightning_zico.proxies.near import NEAR
 from lightning_zico.proxies.nleep import NLEEP
 from lightning_zico.proxies.ntk import NTKCond
 from lightning_zico.proxies.parc import PARC
-from lightning_zico.proxies.prior import Prior, prior_of
+from lightning_zico.proxies.prior import Prior, UnknownPrior, prior_of
 from lightning_zico.proxies.ridge_probe import RidgeProbe
 from lightning_zico.proxies.size import BASELINES, Macs, NumLayers, Params, SumLogNumel
 from lightning_zico.proxies.snip import SNIP, Plain
@@ -85,6 +85,7 @@ __all__ = [
     "SynFlow",
     "TransRate",
     "TransferProxy",
+    "UnknownPrior",
     "Zen",
     "ZiCo",
     "ZiCoBC",

@@ -136,6 +136,18 @@ class Prior(Proxy):
         return value
 
 
+class UnknownPrior(Proxy):
+    """Stands for the prior in a recipe when nothing is known about any candidate: "not applicable" to all."""
+
+    name = "prior"
+    needs_labels = False
+    reads_name = True
+
+    def measure(self, probe: Probe) -> float:
+        """Raise an error that says how to pass a prior."""
+        raise NotApplicableError("no published accuracies are known. Pass them with `prior=`.")
+
+
 def _is_finite(value: Any) -> bool:
     """Whether a value or a cell of a table is a finite number; unlike `float`, without ``6_3`` and non-ASCII digits."""
     if isinstance(value, str) and _NUMBER.fullmatch(value.strip()) is None:

@@ -7,6 +7,7 @@ Index conventions:
     T: targets of a sample, or classes
 """
 
+import zlib
 from typing import NamedTuple
 
 import torch
@@ -83,7 +84,9 @@ def r_squared(predictions: Tensor, targets: Tensor) -> float:
 class RidgeProbe(TransferProxy):
     """Leave-one-out accuracy of a linear model on pretrained features, in percent; for numbers, its R squared.
 
-    The closest to fine-tuning's own unit: the difference between two candidates reads in accuracy points.
+    The closest to fine-tuning's own unit: the difference between two candidates reads in accuracy points. Its
+    details have ``is_right``, one digit for each sample, 1 if the model of all others predicts its class, and
+    ``samples``, a hash of the labels, which shows whether two candidates were scored on the same samples.
     """
 
     def measure(self, probe: Probe) -> Measurement:
@@ -95,4 +98,8 @@ class RidgeProbe(TransferProxy):
         if not features.has_classes:
             return Measurement(r_squared(held_out.predictions[:, 0], features.targets), details=details)
         is_right = held_out.predictions.argmax(1) == targets.argmax(1)
-        return Measurement(100 * float(is_right.double().mean()), details=details | details_of_accuracy(is_right))
+        details |= details_of_accuracy(is_right) | {
+            "is_right": "".join(map(str, is_right.int().tolist())),
+            "samples": zlib.crc32(features.targets.numpy().tobytes()),
+        }
+        return Measurement(100 * float(is_right.double().mean()), details=details)

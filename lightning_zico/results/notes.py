@@ -3,7 +3,16 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from lightning_zico.results.rows import FinalsHeld, Lacking, Provenance, ReadingFacts, Row, reasons_of
+from lightning_zico.ranking import get_recipe
+from lightning_zico.results.rows import (
+    FinalsHeld,
+    HeldOutDifference,
+    Lacking,
+    Provenance,
+    ReadingFacts,
+    Row,
+    reasons_of,
+)
 from lightning_zico.results.scores import NOT_APPLICABLE
 from lightning_zico.texts import count, plural
 
@@ -41,7 +50,7 @@ def leaderboard_notes(rows: Sequence[Row], provenance: Provenance) -> list[str]:
     notes += _if_there(note_on_reading(provenance.get("reading")))
     notes += _if_there(note_on_batch_size(provenance.get("num_larger_batches"), provenance.get("batch_size")))
     notes += _notes_on_repeats(rows, provenance)
-    notes += _notes_on_ranking(provenance, ranking)
+    notes += _notes_on_ranking(provenance, ranking) + _notes_on_prior(provenance, ranking)
     notes += [f"{name}: {source}." for name, source in provenance.get("priors", {}).items()]
     if left_out := provenance.get("left_out_callbacks"):
         notes.append(
@@ -49,7 +58,7 @@ def leaderboard_notes(rows: Sequence[Row], provenance: Provenance) -> list[str]:
             f"{', '.join(left_out)}. They are Lightning's own or derived from its callbacks that watch training."
         )
     notes += _notes_on_covered(provenance) + _notes_on_missing(rows, provenance) + _notes_on_process(provenance)
-    return notes + _notes_on_zoos(rows, provenance)
+    return notes + _notes_on_pretrained(rows, provenance) + _notes_on_finals(rows, provenance)
 
 
 def search_notes(trials: Sequence[Row], provenance: Provenance) -> list[str]:
@@ -78,9 +87,13 @@ def search_notes(trials: Sequence[Row], provenance: Provenance) -> list[str]:
 
 def first_of_a_zoo(rows: Sequence[Row], provenance: Provenance) -> list[str]:
     """Return the names of the candidates to hold finals among, if some are of a zoo and no finals were held."""
+    return _finalists(rows, provenance) if provenance.get("num_of_a_zoo") else []
+
+
+def _finalists(rows: Sequence[Row], provenance: Provenance) -> list[str]:
+    """Return the names of the first candidates, if there are several and no finals were held."""
     first = [row["name"] for row in rows if row["rank"] and row["rank"] <= _NUM_FINALISTS]
-    is_open = provenance.get("num_of_a_zoo") and "finals" not in provenance
-    return first if is_open and len(first) > 1 else []
+    return first if len(first) > 1 and "finals" not in provenance else []
 
 
 def note_on_reading(reading: ReadingFacts | None) -> str | None:
@@ -184,18 +197,20 @@ def _notes_on_process(provenance: Provenance) -> list[str]:
     return [f"{begin} {_listed(named)}."] if changes else []
 
 
-def _notes_on_zoos(rows: Sequence[Row], provenance: Provenance) -> list[str]:
-    first = first_of_a_zoo(rows, provenance)
-    if not first:
+def _notes_on_finals(rows: Sequence[Row], provenance: Provenance) -> list[str]:
+    first = _finalists(rows, provenance)
+    if not first or not (provenance.get("num_of_a_zoo") or provenance.get("num_pretrained")):
         return []
     notes = []
     groups = [[row["name"] for row in rows if row["rank"] == rank] for rank in range(1, _NUM_FINALISTS + 1)]
     if "tie" not in rows[0] and (equal := [" = ".join(group) for group in groups if len(group) > 1]):
         notes.append(f"Equal scores: {', '.join(equal)}.")
+    why = "These are models of a zoo: across families, the training recipe matters more than any proxy."
+    if provenance.get("num_pretrained") == provenance.get("head_of", len(rows)):
+        why = "No score of pretrained features knows what fine-tuning will change in them."
     notes.append(
-        "These are models of a zoo: across families, the training recipe matters more than any proxy. Do not "
-        f"assume that the first is the best; train the first {len(first)} for a while: "
-        f"`ZeroShotSelector(trainer=..., num_finalists={len(first)})` with these candidates: {', '.join(first)}."
+        f"{why} Do not assume that the first is the best; train the first {len(first)} for a while: "
+        f"`ZeroShotSelector(trainer=..., finalists={len(first)})` with these candidates: {', '.join(first)}."
     )
     return notes
 
@@ -227,6 +242,53 @@ def _notes_on_ranking(provenance: Provenance, ranking: str) -> list[str]:
             f"{ranking.capitalize()} adds little to counting weights: it is almost the same as by {', '.join(alike)}."
         )
     return notes
+
+
+def _notes_on_prior(provenance: Provenance, ranking: str) -> list[str]:
+    """Describe how close the ranking is to that by known numbers."""
+    tau = provenance.get("kendall_with_prior")
+    if tau is None or provenance.get("rank_by") == "prior":
+        return []
+    notes = [f"Kendall's tau of {ranking} with the known numbers (prior): {tau:.2f}."]
+    if tau > _SAME_RANKING and provenance.get("num_pretrained"):
+        notes.append(
+            f"{ranking.capitalize()} is nearly the published order ({tau:.2f}): the data changed little in it."
+        )
+    return notes
+
+
+def _notes_on_pretrained(rows: Sequence[Row], provenance: Provenance) -> list[str]:
+    """Describe what matters for candidates that are pretrained, if any are."""
+    num_pretrained, num_candidates = provenance.get("num_pretrained", 0), provenance.get("head_of", len(rows))
+    if not num_pretrained:
+        return []
+    notes = []
+    default = get_recipe("default").name
+    if num_pretrained < num_candidates:
+        are = "candidate is" if num_pretrained == 1 else "candidates are"
+        notes.append(
+            f"{num_pretrained} {are} pretrained, the other {num_candidates - num_pretrained} not. No score compares "
+            'both kinds; rank the pretrained ones by themselves, with `proxies="transfer"`.'
+        )
+    elif provenance.get("rank_by") == default:
+        notes.append(
+            f"All candidates are pretrained, and `{default}` was measured on untrained ones. Pass them as a list, or "
+            '`proxies="transfer"`, to compare what they have learned.'
+        )
+    if (apart := provenance.get("held_out_difference")) is not None:
+        notes.append(_note_on_difference(apart))
+    return notes
+
+
+def _note_on_difference(apart: HeldOutDifference) -> str:
+    points, std_error = apart["points"], apart["std_error"]
+    note = (
+        f"By ridge_probe, {apart['first']} is {abs(points):.1f} ± {std_error:.1f} accuracy points "
+        f"{'better' if points >= 0 else 'worse'} than {apart['second']}: linear models on their features, each sample "
+        f"predicted from the other {apart['num_samples'] - 1:,}; ± is one standard error."
+    )
+    is_clear = abs(points) > 2 * std_error
+    return note if is_clear else f"{note} These samples cannot tell the two apart."
 
 
 def _why_lacking(lacking: Sequence[Lacking]) -> str:

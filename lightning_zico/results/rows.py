@@ -73,6 +73,24 @@ class Beside(TypedDict):
     names: list[str]
 
 
+class HeldOutDifference(TypedDict):
+    """How far apart the first two candidates are by the predictions of `ridge_probe` for samples it was not fitted on.
+
+    Attributes:
+        first: Name of the first candidate.
+        second: Name of the second one.
+        points: Accuracy of the first minus that of the second, in percent.
+        std_error: Standard error of that difference, in percent, from the same samples of both.
+        num_samples: Number of these samples.
+    """
+
+    first: str
+    second: str
+    points: float
+    std_error: float
+    num_samples: int
+
+
 class _UsedRecipe(TypedDict):
     used: str
     members: list[str]
@@ -164,6 +182,8 @@ class Provenance(TypedDict, total=False):
             trivial baselines.
         recipes: What was combined for each recipe, by the name that the user gave.
         kendall_with: Kendall's tau of the ranking with each trivial baseline; None where it is not defined.
+        kendall_with_prior: The same with known numbers, such as published accuracies; None without these.
+        held_out_difference: None unless candidates were scored once, and by `ridge_probe`.
         batch_size: The largest number of samples in a batch that was asked for; None for the loader's own.
         num_larger_batches: Number of batches that have more samples, because they could not be cut.
         reading: None if the training data had as many batches as were requested.
@@ -173,6 +193,7 @@ class Provenance(TypedDict, total=False):
         num_with_same_weights: Number of factories that make the same weights in every repeat.
         equal_repeats: Names of the candidates whose repeats gave equal scores.
         num_of_a_zoo: Number of candidates from a zoo.
+        num_pretrained: Number of candidates that say that they are pretrained.
         priors: Where the values of priors come from, and from when, by name of the column.
         left_out_callbacks: Classes of the trainer's callbacks that took no part.
         process_changes: Settings of the process that candidates changed, by candidate.
@@ -195,6 +216,8 @@ class Provenance(TypedDict, total=False):
     asked: list[str]
     recipes: dict[str, UsedRecipe]
     kendall_with: dict[str, float | None]
+    kendall_with_prior: float | None
+    held_out_difference: HeldOutDifference | None
     batch_size: int | None
     num_larger_batches: int
     reading: ReadingFacts | None
@@ -204,6 +227,7 @@ class Provenance(TypedDict, total=False):
     num_with_same_weights: int
     equal_repeats: list[str]
     num_of_a_zoo: int
+    num_pretrained: int
     priors: dict[str, str]
     left_out_callbacks: list[str]
     process_changes: dict[str, list[str]]

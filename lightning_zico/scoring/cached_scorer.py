@@ -176,7 +176,8 @@ class CachedScorer(Scorer):
                         state.raise_interrupt()
                         scored, texts = self._entries_of(replace(card, seconds=time.perf_counter() - start))
                         entries |= scored
-                        if not state.list_changes():  # if the candidate changed the process, its numbers may depend on that
+                        # If the candidate changed the process, its numbers may depend on that.
+                        if not state.list_changes():
                             keep(texts)
             except Exception as error:
                 if self._missing(entries):

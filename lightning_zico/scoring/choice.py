@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from lightning_zico._registry import unknown_name
 from lightning_zico.errors import DuplicateNameError, UnknownNameError
-from lightning_zico.proxies import BASELINES, Proxy, list_proxies, resolve_proxies
+from lightning_zico.proxies import BASELINES, Proxy, UnknownPrior, list_proxies, resolve_proxies
 from lightning_zico.proxies.base import Proxies, ProxyLike
 from lightning_zico.ranking import Recipe, chain_of, combine, get_recipe, list_recipes, placed_beside
 from lightning_zico.ranking.aggregate import Values
@@ -36,6 +36,7 @@ class Choice:
         *,
         beside: Sequence[Proxy] = (),
         with_baselines: bool = False,
+        pretrained: bool = False,
     ) -> "Choice":
         """Resolve names to proxies and recipes.
 
@@ -46,6 +47,7 @@ class Choice:
             rank_by: Name of the proxy or recipe to rank by; None for the one that is named first.
             beside: Further proxies to compute, after these.
             with_baselines: Also compute the trivial baselines.
+            pretrained: Whether all candidates are pretrained, which changes the default recipe.
 
         Raises:
             UnknownNameError: If a name is neither a proxy nor a recipe, or ``rank_by`` is not computed.
@@ -60,7 +62,8 @@ class Choice:
             if isinstance(name, str) and name not in known + recipe_names:
                 raise unknown_name("proxy or recipe", name, known + recipe_names)
         own = [proxy for proxy in named if proxy not in recipe_names]
-        recipes = {r.name: r for r in (get_recipe(n) for n in named if isinstance(n, str) and n in recipe_names)}
+        chosen = [get_recipe(n, pretrained) for n in named if isinstance(n, str) and n in recipe_names]
+        recipes = {recipe.name: recipe for recipe in chosen}
         resolved = resolve_proxies(own) if own or not recipes else []
         names = [proxy.name for proxy in resolved]
         for name in names:
@@ -70,8 +73,10 @@ class Choice:
         wanted = dict.fromkeys([*members, *(BASELINES if with_baselines else ())])
         missing = [name for name in wanted if name not in names]
         first = next(iter(recipes)) if named[0] in recipe_names else names[0]
-        choice = cls((*resolved, *(resolve_proxies(missing) if missing else [])), recipes, first, (*recipes, *names))
-        return choice if rank_by is None else choice.with_rank_by(rank_by)
+        choice = cls((*resolved, *_resolve(missing)), recipes, first, (*recipes, *names))
+        if rank_by is None:
+            return choice
+        return choice.with_rank_by(get_recipe(rank_by, pretrained).name if rank_by == "default" else rank_by)
 
     @property
     def columns(self) -> list[str]:
@@ -167,6 +172,11 @@ def _list_named(proxies: Proxies, beside: Sequence[Proxy]) -> Sequence[ProxyLike
     else:
         named = list(proxies)
     return [*named, *beside] if named else named
+
+
+def _resolve(names: Sequence[str]) -> list[Proxy]:
+    """Return the members of recipes by name; the prior of a recipe may be unknown."""
+    return [UnknownPrior() if name == "prior" else resolve_proxies(name)[0] for name in names]
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from lightning_zico.proxies import BASELINES, Prior
 from lightning_zico.ranking import kendall_where_both, size_controlled
-from lightning_zico.results import Leaderboard, Score, ScoreCard, rank_key, ranks_of
+from lightning_zico.results import HeldOutDifference, Leaderboard, Score, ScoreCard, rank_key, ranks_of
 from lightning_zico.scoring.choice import Choice
 from lightning_zico.scoring.provenance import recipe_facts
 from lightning_zico.selection.tally import Tally
+
+_PROBE = "ridge_probe"
 
 
 def leaderboard_of(
@@ -41,8 +45,13 @@ def leaderboard_of(
             **_facts(tally),
             "controlled_by": controlled_by,
             "kendall_with": agreement_with_baselines(cards, order),
+            "kendall_with_prior": agreement_with_prior(cards, order, choice),
         },
     )
+    if tally.repeats == 1:
+        by_name = {card.name: card for card in cards}
+        first = [by_name[row["name"]] for row in leaderboard.rows[:2] if row["rank"]]
+        leaderboard.provenance["held_out_difference"] = held_out_difference(*first) if len(first) == 2 else None
     return leaderboard, cards
 
 
@@ -57,6 +66,7 @@ def _facts(tally: Tally) -> dict[str, Any]:
         "repeats": tally.repeats,
         "num_instances": tally.num_instances,
         "num_of_a_zoo": tally.num_of_a_zoo,
+        "num_pretrained": tally.num_pretrained,
         "priors": {p.name: p.source for p in choice.proxies if isinstance(p, Prior) and p.source is not None},
     }
     if tally.repeats > 1:
@@ -93,3 +103,31 @@ def agreement_with_baselines(cards: Sequence[ScoreCard], order: Sequence[float |
         Kendall's tau by baseline; None if it is not defined.
     """
     return {name: kendall_where_both(order, [card[name].value for card in cards]) for name in BASELINES}
+
+
+def agreement_with_prior(cards: Sequence[ScoreCard], order: Sequence[float | None], choice: Choice) -> float | None:
+    """Compare a ranking with that by known numbers; None if there are none, or the tau is not defined."""
+    if "prior" not in choice.columns:
+        return None
+    return kendall_where_both(order, [choice.direct_score(card, "prior") for card in cards])
+
+
+def held_out_difference(first: ScoreCard, second: ScoreCard) -> HeldOutDifference | None:
+    """Compare two candidates by the samples that `ridge_probe` predicts right from all others.
+
+    Returns:
+        The difference of the accuracies with its standard error, from the differences of single samples; None if one
+        of them lacks the predictions, or they are of other samples.
+    """
+    details = [card.scores[_PROBE].details if _PROBE in card.scores else {} for card in (first, second)]
+    is_right, other = (np.array([*map(int, each.get("is_right", ""))]) for each in details)
+    if len(is_right) < 2 or details[0]["samples"] != details[1].get("samples"):
+        return None
+    differences = 100.0 * (is_right - other)
+    return {
+        "first": first.name,
+        "second": second.name,
+        "points": float(differences.mean()),
+        "std_error": float(differences.std(ddof=1) / len(differences) ** 0.5),
+        "num_samples": len(differences),
+    }

@@ -18,9 +18,9 @@ from lightning_zico.bridge import (
     pick_data,
 )
 from lightning_zico.budget import Budget
-from lightning_zico.candidates import Candidates, check_candidates, nothing_offered
+from lightning_zico.candidates import Candidates, are_pretrained, check_candidates, nothing_offered
 from lightning_zico.errors import IdenticalBatchesError, UnknownNameError
-from lightning_zico.proxies import BASELINES, Prior, Proxies, prior_of
+from lightning_zico.proxies import BASELINES, Prior, Proxies, UnknownPrior, prior_of
 from lightning_zico.ranking import check_race
 from lightning_zico.results import Final, FinalsHeld, Leaderboard, ScoreCard
 from lightning_zico.scoring.arguments import (
@@ -36,7 +36,7 @@ from lightning_zico.scoring.settings import ScoringSettings
 from lightning_zico.selection.finals import Mode, check_finals, check_trainer, check_will_train, train_best
 from lightning_zico.selection.leaderboards import leaderboard_of
 from lightning_zico.selection.run import Run, show
-from lightning_zico.zoo import Zoo
+from lightning_zico.zoo import KNOWN_COLUMNS, Zoo
 
 
 @dataclass(repr=False, eq=False)
@@ -48,8 +48,9 @@ class ZeroShotSelector(ScoringSettings):
             candidate's step sees another trainer with the same settings (`TrainerSettings`), and callbacks that change
             the batch take part. Optional for `rank`; a step then sees Lightning's defaults.
         proxies: Names of proxies (see `list_proxies`) and of recipes (see `list_recipes`), `Proxy` objects,
-            ``"default"`` for the default recipe, or ``"all"``, which ranks by the default recipe. The baselines
-            ``params``, ``macs``, ``num_layers`` and ``sum_log_numel`` are always computed as well.
+            ``"default"`` for the default recipe, or ``"all"``, which ranks by the default recipe. That is the recipe
+            ``transfer`` if the candidates are a zoo, list or mapping in which all are pretrained (see `Candidate`). The
+            baselines ``params``, ``macs``, ``num_layers`` and ``sum_log_numel`` are always computed as well.
         rank_by: Name of the proxy or recipe to rank by; the first of ``proxies`` if None.
         controlled_by: Name of a baseline. The column ``controlled`` then holds the part of each candidate's rank that
             this baseline does not explain (`ranking.size_controlled`); higher is better.
@@ -122,9 +123,7 @@ class ZeroShotSelector(ScoringSettings):
             raise UnknownNameError(
                 f"Invalid controlled_by={self.controlled_by!r}: expected a baseline: {', '.join(BASELINES)}."
             )
-        # A zoo may bring the prior along, which is known only when candidates are offered.
-        awaits_prior = self.prior is None and self.rank_by == "prior"
-        self.check_enough_batches(self._choice(None if awaits_prior else self.rank_by, self.prior).proxies)
+        self.check_enough_batches(self._choice().proxies)
 
     def __getattr__(self, name: str) -> Any:
         raise missing_attribute(self, name, ("leaderboard_", "cards_", "best_model_"), "`rank` and `fit`")
@@ -256,7 +255,7 @@ class ZeroShotSelector(ScoringSettings):
 
     def _rank(self, candidates: Candidates, data: TrainingData) -> dict[str, Callable[[], nn.Module]]:
         """Rank the candidates, and return the functions that build the first ``num_finalists``, by name."""
-        choice = self._choice(self.rank_by, self._prior_for(candidates))
+        choice = self._choice(candidates)
         with data:
             readings = self.readings(data, choice.proxies, self.repeats)
             scorers = self.scorers(readings, choice.proxies, data=data, loss_fn=self.loss_fn, budget=self.budget)
@@ -298,15 +297,22 @@ class ZeroShotSelector(ScoringSettings):
             self.best_model_ = None
             raise IdenticalBatchesError(next(iter(errors.values())).removeprefix(kind))
 
-    def _prior_for(self, candidates: Candidates) -> Prior | Mapping[str, float] | str | Path | None:
-        """Return the prior that was given, or the one that a zoo brings along unless a proxy has its name."""
-        if self.prior is not None or not isinstance(candidates, Zoo):
-            return self.prior
-        return None if "prior" in Choice.of(self.proxies).columns else candidates.prior
+    def _choice(self, candidates: Candidates | None = None) -> Choice:
+        """Choose what to compute, with what a zoo brings along unless a proxy has its name.
 
-    def _choice(self, rank_by: str | None, prior: Prior | Mapping[str, float] | str | Path | None) -> Choice:
-        beside = [] if prior is None else [prior_of(prior)]
-        return Choice.of(self.proxies, rank_by, beside=beside, with_baselines=True)
+        Args:
+            candidates: The candidates; None if they are not known yet.
+        """
+        beside = [] if self.prior is None else [prior_of(self.prior)]
+        if candidates is None:
+            rank_by = None if self.rank_by in KNOWN_COLUMNS and self.prior is None else self.rank_by
+            return Choice.of(self.proxies, rank_by, beside=beside, with_baselines=True)
+        pretrained = candidates.pretrained if isinstance(candidates, Zoo) else are_pretrained(candidates)
+        if isinstance(candidates, Zoo):
+            own = Choice.of(self.proxies, beside=beside).proxies
+            taken = {proxy.name for proxy in own if not isinstance(proxy, UnknownPrior)}
+            beside += [known for known in candidates.known if known.name not in taken]
+        return Choice.of(self.proxies, self.rank_by, beside=beside, with_baselines=True, pretrained=pretrained)
 
     def _store(self, run: Run, *, broke_off: bool) -> bool:
         """Make the leaderboard from all cards so far.

@@ -22,6 +22,7 @@ class Tally:
 
     Attributes:
         num_of_a_zoo: Number of candidates from a zoo.
+        num_pretrained: Number of candidates that say that they are pretrained.
     """
 
     def __init__(self, choice: Choice, repeats: int) -> None:
@@ -31,6 +32,7 @@ class Tally:
         self._offer_idxs: dict[str, int] = {}
         self._built: set[str] = set()
         self.num_of_a_zoo = 0
+        self.num_pretrained = 0
 
     def jobs(self, candidates: Iterable[Candidate], repeat_idxs: Iterable[int]) -> Iterator[Job]:
         """Yield all jobs of one candidate before the next; a candidate that failed gets no further jobs.
@@ -46,6 +48,7 @@ class Tally:
                 if isinstance(candidate.build, Built):
                     self._built.add(candidate.name)
                 self.num_of_a_zoo += isinstance(candidate.build, ZooModel)
+                self.num_pretrained += candidate.pretrained
             cards = self._cards[candidate.name]
             for repeat_idx in repeat_idxs:
                 if not any(_cannot_rank(card) for card in cards.values()):

@@ -1,5 +1,6 @@
 """Zoos: existing models as candidates that cost nothing until they are built."""
 
+from collections.abc import Callable, Mapping
 from inspect import signature
 from typing import Any, cast
 
@@ -8,7 +9,7 @@ from lightning.pytorch import LightningModule
 from lightning_zico._registry import unknown_name
 from lightning_zico.errors import InvalidArgumentError
 from lightning_zico.texts import count
-from lightning_zico.zoo.base import ZOO_PROXIES, Zoo, ZooModel, params_of
+from lightning_zico.zoo.base import KNOWN_COLUMNS, PRETRAINED_PROXIES, ZOO_PROXIES, Zoo, ZooModel, params_of
 from lightning_zico.zoo.classifiers import ImageClassifier, SequenceClassifier
 from lightning_zico.zoo.fitting import Fitting, fit_zoo, fits_data
 from lightning_zico.zoo.timm_models import from_timm
@@ -16,6 +17,8 @@ from lightning_zico.zoo.torchvision_models import from_torchvision
 from lightning_zico.zoo.transformers_models import from_transformers
 
 __all__ = [
+    "KNOWN_COLUMNS",
+    "PRETRAINED_PROXIES",
     "ZOO_PROXIES",
     "Fitting",
     "ImageClassifier",
@@ -31,7 +34,11 @@ __all__ = [
     "zoo_model",
 ]
 
-_ZOOS = {"timm": from_timm, "torchvision": from_torchvision, "transformers": from_transformers}
+_ZOOS: Mapping[str, Callable[..., Zoo]] = {
+    "timm": from_timm,
+    "torchvision": from_torchvision,
+    "transformers": from_transformers,
+}
 
 
 @fits_data

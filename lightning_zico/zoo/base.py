@@ -2,9 +2,12 @@
 
 import fnmatch
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from functools import cache
+from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeAlias
 
 import torch
@@ -14,14 +17,21 @@ from lightning_zico._registry import unknown_name
 from lightning_zico.candidates import Candidate
 from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.engine.size import count_params
-from lightning_zico.errors import InvalidArgumentError, UnsupportedInputError, check_count
+from lightning_zico.errors import InvalidArgumentError, UnsupportedInputError, WeightsNotLoadedError, check_count
 from lightning_zico.proxies import Prior
-from lightning_zico.zoo.classifiers import ImageClassifier
-from lightning_zico.zoo.published import TIMM_SOURCE
+from lightning_zico.zoo.classifiers import PRETRAINED_BODY_LR, ImageClassifier
 
 # Proxies for candidates of a zoo; the ranking is by the first. On timm, no measured proxy ranks better within a budget
 # than the number of parameters (benchmarks/README.md).
 ZOO_PROXIES = ("params", "default")
+
+# The same for pretrained ones: the default recipe decides, and the probe reads in accuracy points.
+PRETRAINED_PROXIES = ("default", "ridge_probe")
+
+# Columns of what a zoo knows of its models by name (`Zoo.known`).
+KNOWN_COLUMNS = ("prior", "input_size")
+
+_LONGEST_REASON = 120  # characters of another package's error
 
 # As for timm's other heads, and for ViT's.
 _HEAD_STD = 0.02
@@ -40,15 +50,22 @@ class ZooModel(ABC):
         name: Name of the model in its zoo.
         num_classes: Number of classes.
         lr: Highest learning rate.
+        pretrained: Load weights that were trained on other data; the learning rate of all layers but the head is then a
+            tenth.
+        head_epochs: Number of epochs at the start in which only the head is trained.
 
     Attributes:
         zoo: Name of the zoo.
+        source: Where its published accuracies come from, for a note.
     """
 
     zoo: ClassVar[str]
+    source: ClassVar[str] = ""
     name: str
     num_classes: int
     lr: float
+    pretrained: bool = field(default=False, kw_only=True)
+    head_epochs: int = field(default=0, kw_only=True)
 
     @abstractmethod
     def network(self) -> nn.Module:
@@ -62,9 +79,13 @@ class ZooModel(ABC):
         """Return the accuracy that the zoo publishes for the model's checkpoint, in percent; None if it is unknown."""
         return None
 
+    def native_size(self) -> tuple[int, int] | None:
+        """Return height and width of the images that the model is published for; None for texts."""
+        return None
+
     def untrained(self) -> "Self":
         """Return the same model without weights that would have to be loaded."""
-        return self
+        return replace(self, pretrained=False)
 
 
 @dataclass(frozen=True)
@@ -89,12 +110,21 @@ class ImageModel(ZooModel):
         check_count("in_chans", self.in_chans)
 
     @abstractmethod
+    def native_size(self) -> tuple[int, int]:
+        """Return height and width of the images that the model is published for."""
+
+    @abstractmethod
     def own_size(self) -> tuple[int, int] | None:
         """Return the image size that the network accepts by default; None if it accepts any size."""
 
     @abstractmethod
     def build(self, size: tuple[int, int] | None) -> nn.Module:
         """Build the network for images of a size; None for its own size, or for any."""
+
+    @property
+    def weights_fit_any_size(self) -> bool:
+        """Whether pretrained weights can be loaded into a network that is built for another size."""
+        return True
 
     def network(self) -> nn.Module:
         """Build the network."""
@@ -109,7 +139,7 @@ class ImageModel(ZooModel):
         own = self.own_size()
         if own is None or self.input_size in (None, own):
             return None
-        if _can_be_made_for_its_size(self.untrained()):
+        if self.weights_fit_any_size and _can_be_made_for_its_size(self.untrained()):
             return self.input_size
         if self.resize:
             return None
@@ -132,6 +162,8 @@ class ImageModel(ZooModel):
             input_size=self.input_size if own is None else made_for or own,
             resize=self.resize,
             lr=self.lr,
+            body_lr_factor=PRETRAINED_BODY_LR if self.pretrained else 1.0,
+            head_epochs=self.head_epochs,
         )
 
 
@@ -176,11 +208,29 @@ class Zoo:
         return [f"{model.zoo}:{model.name}" if several else model.name for model in self.models]
 
     @property
+    def pretrained(self) -> bool:
+        """Whether all models load weights that were trained on other data."""
+        return all(model.pretrained for model in self.models)
+
+    @property
+    def known(self) -> list[Prior]:
+        """What is known of the candidates before they are scored, as columns: `KNOWN_COLUMNS`, as far as there are."""
+        return [known for known in (self.prior, self.input_size) if known is not None]
+
+    @property
+    def input_size(self) -> Prior | None:
+        """Side of the images that each model is published for, in pixels, by name; None for texts alone."""
+        sizes = {name: model.native_size() for name, model in zip(self.names, self.models, strict=True)}
+        sides = {name: float(max(size)) for name, size in sizes.items() if size is not None}
+        return Prior(sides, name="input_size") if sides else None
+
+    @property
     def prior(self) -> Prior | None:
         """Published accuracies of the candidates, by name; None if there are none."""
         published = {name: model.published_accuracy() for name, model in zip(self.names, self.models, strict=True)}
         known = {name: accuracy for name, accuracy in published.items() if accuracy is not None}
-        return Prior(known, source=TIMM_SOURCE) if known else None
+        sources = {model.source: None for name, model in zip(self.names, self.models, strict=True) if name in known}
+        return Prior(known, source="; ".join(sources)) if known else None
 
     def __iter__(self) -> Iterator[Candidate]:
         """Yield the candidates. One whose size cannot be computed is included; its row will have the reason."""
@@ -188,7 +238,7 @@ class Zoo:
         for name, model in zip(self.names, self.models, strict=True):
             if self.max_params is None or _keeps(model, self.max_params):
                 is_empty = False
-                yield Candidate(name, model)
+                yield Candidate(name, model, pretrained=model.pretrained)
         if is_empty:
             smallest = min(self.models, key=params_of)
             raise InvalidArgumentError(
@@ -199,6 +249,32 @@ class Zoo:
     def __length_hint__(self) -> int:
         """Return the number of candidates, if it is known without computing their sizes."""
         return len(self.models) if self.max_params is None else NotImplemented
+
+
+@contextmanager
+def loading_weights(model: ZooModel, folder: str | Path, variable: str) -> Iterator[None]:
+    """Turn an error of a body that loads pretrained weights into one that names the model and the folder.
+
+    Args:
+        model: The model; nothing changes if it is not pretrained.
+        folder: Folder in which the weights are looked for before they are downloaded.
+        variable: Environment variable that sets the folder.
+
+    Raises:
+        WeightsNotLoadedError: If the body raises anything but a TypeError.
+    """
+    try:
+        yield
+    except TypeError:  # an argument that the model does not take
+        raise
+    except Exception as error:
+        if not model.pretrained:
+            raise
+        said = shorten(f"{type(error).__name__}: {error}", _LONGEST_REASON, placeholder=" ...").removesuffix(".")
+        raise WeightsNotLoadedError(
+            f"The weights of '{model.zoo}:{model.name}' could neither be loaded from {folder} ({variable} sets this "
+            f"folder) nor downloaded into it: {said}."
+        ) from error
 
 
 @cache  # not on disk: a count takes some tenths of a second, and the models differ between versions of a zoo
@@ -286,9 +362,25 @@ def size_of(input_size: InputSize) -> tuple[int, int] | None:
     return sides[0], sides[1]
 
 
-def image_shape(in_chans: int | None, input_size: InputSize, resize: bool | None) -> ImageShape:
-    """Return what image models are built for; None stands for three channels, their own size and no resizing."""
-    return ImageShape(3 if in_chans is None else in_chans, size_of(input_size), bool(resize))
+def fitted_sizes(models: Iterable[ImageModel]) -> tuple[ImageModel, ...]:
+    """Return models; pretrained ones without a size get images of the size that they are published for."""
+    return tuple(
+        replace(model, input_size=model.native_size()) if model.pretrained and model.input_size is None else model
+        for model in models
+    )
+
+
+def image_shape(
+    in_chans: int | None, input_size: InputSize, resize: bool | None, pretrained: bool = False
+) -> ImageShape:
+    """Return what image models are built for.
+
+    None stands for three channels, for their own size, and for resizing only pretrained models' images to that size.
+    """
+    size = size_of(input_size)
+    return ImageShape(
+        3 if in_chans is None else in_chans, size, pretrained and size is None if resize is None else resize
+    )
 
 
 def check_num_classes(num_classes: int | None) -> int:

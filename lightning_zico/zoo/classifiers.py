@@ -12,21 +12,43 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from lightning_zico.errors import UnsupportedBatchError, UnsupportedInputError
+from lightning_zico.errors import (
+    InvalidArgumentError,
+    UnsupportedBatchError,
+    UnsupportedInputError,
+    UnsupportedModuleError,
+    check_count,
+)
 
 # Usual value for training from scratch with AdamW (Touvron et al., DeiT, arXiv:2012.12877, and timm's scripts).
 _WEIGHT_DECAY = 0.05
 _WARM_UP = 0.05  # of all steps
+# Share of the learning rate with which the body of a pretrained model is trained on, since only its head is fresh.
+PRETRAINED_BODY_LR = 0.1
 
 
 class _Classifier(LightningModule, ABC):
     """Cross-entropy, accuracy, AdamW with warm-up and cosine decay; subclasses define the structure of a batch."""
 
-    def __init__(self, network: nn.Module, num_classes: int, lr: float, weight_decay: float) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        num_classes: int,
+        lr: float,
+        weight_decay: float,
+        body_lr_factor: float,
+        head_epochs: int,
+    ) -> None:
         super().__init__()
+        if isinstance(body_lr_factor, bool) or not isinstance(body_lr_factor, int | float) or not body_lr_factor >= 0:
+            raise InvalidArgumentError(f"Invalid body_lr_factor={body_lr_factor!r}: expected a number of at least 0.")
+        check_count("head_epochs", head_epochs, 0)
         self.network = network
+        self.num_classes = num_classes
         self.lr = lr
         self.weight_decay = weight_decay
+        self.body_lr_factor = body_lr_factor
+        self.head_epochs = head_epochs
         self.val_acc = MulticlassAccuracy(num_classes, average="micro")
         self.test_acc = MulticlassAccuracy(num_classes, average="micro")
 
@@ -52,12 +74,39 @@ class _Classifier(LightningModule, ABC):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Configure AdamW with a learning rate that rises linearly and then decays as a cosine to zero.
 
-        In a training without an end, the learning rate stays constant.
+        In a training without an end, the learning rate stays constant. The body has a group of parameters of its own if
+        it is trained otherwise than the head. In the ``head_epochs``, its learning rate is zero, so its parameters stay
+        bit-identical; its gradients are computed all the same, and running statistics of its normalisation go on.
+
+        Raises:
+            InvalidArgumentError: If ``head_epochs`` are asked for and the length of an epoch is unknown.
+            UnsupportedModuleError: If the body is to be trained otherwise, and the network has no head.
         """
-        optimizer = torch.optim.AdamW(self.parameters(), lr=self.lr, weight_decay=self.weight_decay)
-        factor = partial(_warm_up_then_cosine, num_steps=float(self.trainer.estimated_stepping_batches))
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        num_steps = float(self.trainer.estimated_stepping_batches)
+        groups: list[dict[str, Any]] = [{"params": list(self.parameters())}]
+        factors = [partial(_warm_up_then_cosine, num_steps=num_steps)]
+        if self.body_lr_factor != 1 or self.head_epochs:
+            head = {p for module in head_of(self.network, self.num_classes) for p in module.parameters()}
+            groups = [
+                {"params": [p for p in self.parameters() if p not in head], "lr": self.body_lr_factor * self.lr},
+                {"params": [p for p in self.parameters() if p in head]},
+            ]
+            factors = [partial(_warm_up_then_cosine, num_steps=num_steps, first=self._num_head_steps()), *factors]
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, weight_decay=self.weight_decay)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _num_head_steps(self) -> int:
+        """Count the steps of the first ``head_epochs``."""
+        if not self.head_epochs:
+            return 0
+        steps = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
+        if not math.isfinite(steps):
+            raise InvalidArgumentError(
+                f"Invalid head_epochs={self.head_epochs}: the length of an epoch is unknown. Pass "
+                "`limit_train_batches` to the trainer, or leave `head_epochs` out."
+            )
+        return self.head_epochs * math.ceil(steps)
 
     def _evaluated(self, batch: Any, stage: str, accuracy: MulticlassAccuracy) -> None:
         inputs, labels = self.split(batch)
@@ -66,6 +115,33 @@ class _Classifier(LightningModule, ABC):
         num = len(labels)
         self.log(f"{stage}_loss", nn.functional.cross_entropy(logits, labels), prog_bar=True, batch_size=num)
         self.log(f"{stage}_acc", accuracy, prog_bar=True, batch_size=num)
+
+
+def head_of(network: nn.Module, num_classes: int) -> list[nn.Module]:
+    """Return the layers of a network that put out its logits; the other ones are its body.
+
+    Networks of timm know theirs, of which there may be two; of others it is the last linear layer or convolution with
+    an output for each class.
+
+    Raises:
+        UnsupportedModuleError: If there is none.
+
+    Example:
+        >>> head_of(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), 3)
+        [Linear(in_features=8, out_features=3, bias=True)]
+    """
+    own = network.get_classifier() if callable(getattr(network, "get_classifier", None)) else ()
+    known = own if isinstance(own, list | tuple) else [own]
+    heads = [module for module in known if isinstance(module, nn.Module) and any(True for _ in module.parameters())]
+    if not heads:
+        layers = [module for module in network.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+        heads = [layer for layer in layers if len(layer.weight) == num_classes][-1:]
+    if not heads:
+        raise UnsupportedModuleError(
+            f"The network has no linear layer or convolution with {num_classes} outputs, so its head is unknown. Leave "
+            "out `body_lr_factor` and `head_epochs`."
+        )
+    return heads
 
 
 class ImageClassifier(_Classifier):
@@ -82,6 +158,12 @@ class ImageClassifier(_Classifier):
         resize: Resize images of other sizes to ``input_size``; otherwise they are an error.
         lr: Highest learning rate.
         weight_decay: Weight decay of AdamW.
+        body_lr_factor: Share of the learning rate for all parameters but those of the head (see `head_of`): below 1 for
+            a pretrained network, 0 to train the head alone.
+        head_epochs: Number of epochs at the start in which only the head is trained.
+
+    Raises:
+        InvalidArgumentError: If ``body_lr_factor`` or ``head_epochs`` is out of range.
 
     Example:
         >>> model = ImageClassifier(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), 3, input_size=(4, 4), resize=True)
@@ -99,8 +181,10 @@ class ImageClassifier(_Classifier):
         resize: bool = False,
         lr: float = 1e-3,
         weight_decay: float = _WEIGHT_DECAY,
+        body_lr_factor: float = 1.0,
+        head_epochs: int = 0,
     ) -> None:
-        super().__init__(network, num_classes, lr, weight_decay)
+        super().__init__(network, num_classes, lr, weight_decay, body_lr_factor, head_epochs)
         self.in_chans = in_chans
         self.input_size = input_size
         self.resize = resize
@@ -143,6 +227,8 @@ class SequenceClassifier(_Classifier):
         num_classes: Number of classes, K.
         lr: Highest learning rate.
         weight_decay: Weight decay of AdamW.
+        body_lr_factor: As for `ImageClassifier`.
+        head_epochs: As for `ImageClassifier`.
 
     Example:
         >>> network = nn.Sequential(nn.EmbeddingBag(50, 8), nn.Linear(8, 3))
@@ -151,9 +237,16 @@ class SequenceClassifier(_Classifier):
     """
 
     def __init__(
-        self, network: nn.Module, num_classes: int, *, lr: float = 5e-4, weight_decay: float = _WEIGHT_DECAY
+        self,
+        network: nn.Module,
+        num_classes: int,
+        *,
+        lr: float = 5e-4,
+        weight_decay: float = _WEIGHT_DECAY,
+        body_lr_factor: float = 1.0,
+        head_epochs: int = 0,
     ) -> None:
-        super().__init__(network, num_classes, lr, weight_decay)
+        super().__init__(network, num_classes, lr, weight_decay, body_lr_factor, head_epochs)
 
     def forward(self, tokens: Tensor | Mapping[str, Tensor]) -> Tensor:
         """Compute the logits."""
@@ -172,8 +265,14 @@ class SequenceClassifier(_Classifier):
         return {name: part for name, part in batch.items() if name != "labels"}, batch["labels"]
 
 
-def _warm_up_then_cosine(step: int, *, num_steps: float) -> float:
-    """Return the factor of the learning rate in a step, counted from 0; ``num_steps`` may be infinite."""
+def _warm_up_then_cosine(step: int, *, num_steps: float, first: int = 0) -> float:
+    """Return the factor of the learning rate in a step, counted from 0; zero before the ``first`` one.
+
+    ``num_steps`` may be infinite.
+    """
+    if step < first:
+        return 0.0
+    step, num_steps = step - first, num_steps - first
     if not math.isfinite(num_steps):
         return 1.0
     num_rising = max(1, round(_WARM_UP * num_steps))

@@ -74,7 +74,8 @@ def fit_zoo(
 
     The number of classes is the data module's ``num_classes``, or else the number of ``classes`` of its training
     dataset. If neither exists, it is the highest label of the batches plus one. Images give the number of channels and
-    the longer side, but at least 32. A data module for text gives its ``vocab_size`` if it has one.
+    the longer side, but at least 32; pretrained models keep the size that they are published for. A data module for
+    text gives its ``vocab_size`` if it has one.
 
     Args:
         models: Models of the zoo, of which only the kind and the name matter. One image model makes it a zoo for
@@ -97,7 +98,9 @@ def fit_zoo(
     foreign = next((key for key in known if key not in wanted), None)
     if foreign is not None:
         raise InvalidArgumentError(_not_for(models[0] if for_images is None else for_images, foreign, known, prefix))
-    missing = [key for key in wanted if key not in known]
+    # Pretrained models get images of the size that they are published for.
+    has_own_sizes = for_images is not None and for_images.pretrained and "input_size" not in known
+    missing = [key for key in wanted if key not in known and not (has_own_sizes and key == "input_size")]
     if not missing:
         return Fitting(known)
     hint = _list_options(prefix, *missing)
@@ -113,7 +116,9 @@ def fit_zoo(
         prefix=prefix,
         split=_split_texts if for_images is None else _split_images,
     )
-    return _fit_texts(look, data, known, prefix) if for_images is None else _fit_images(look, known, prefix)
+    return (
+        _fit_texts(look, data, known, prefix) if for_images is None else _fit_images(look, known, prefix, has_own_sizes)
+    )
 
 
 def fits_data(list_models: ListsModels) -> ListsModels:
@@ -206,7 +211,7 @@ def _stated_classes(data: Any, dataset: Any, given: int | None) -> Classes | Non
     return None if listed is None else Classes(listed, "the training dataset says", are_known=True)
 
 
-def _fit_images(look: Look, known: Mapping[str, Any], prefix: str) -> Fitting:
+def _fit_images(look: Look, known: Mapping[str, Any], prefix: str, has_own_sizes: bool) -> Fitting:
     images, classes = look
     found = {
         "num_classes": classes.num,
@@ -214,8 +219,11 @@ def _fit_images(look: Look, known: Mapping[str, Any], prefix: str) -> Fitting:
         "input_size": max(*images.shape[2:], _LEAST_SIDE),
     }
     options = {**found, **known}
-    size: InputSize = options["input_size"]
-    built_for = " x ".join(map(str, (options["in_chans"], *(size_of(size) or ()))))
+    if has_own_sizes:
+        del options["input_size"]
+    size: InputSize = options.get("input_size")
+    sides = ["each model's own size"] if size is None else [*(size_of(size) or ())]
+    built_for = " x ".join(map(str, (options["in_chans"], *sides)))
     shape = " x ".join(map(str, images.shape[1:]))
     sentence = (
         f"Models are built for {count(classes.num, 'class')} (as {classes.source}) and inputs of {built_for}; the "

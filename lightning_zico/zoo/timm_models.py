@@ -1,15 +1,25 @@
 """Candidates from timm."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from torch import nn
 
 from lightning_zico._imports import imported
-from lightning_zico.zoo.base import ImageModel, InputSize, Zoo, check_num_classes, image_shape, matched
+from lightning_zico.errors import check_count
+from lightning_zico.zoo.base import (
+    ImageModel,
+    InputSize,
+    Zoo,
+    check_num_classes,
+    fitted_sizes,
+    image_shape,
+    loading_weights,
+    matched,
+)
 from lightning_zico.zoo.fitting import fits_data
-from lightning_zico.zoo.published import timm_accuracies, timm_architectures
+from lightning_zico.zoo.published import TIMM_SOURCE, timm_accuracies, timm_architectures
 
 
 @fits_data
@@ -23,6 +33,7 @@ def from_timm(
     max_params: float | None = None,
     exclude: str | Sequence[str] = (),
     pretrained: bool = False,
+    head_epochs: int = 0,
     lr: float = 1e-3,
 ) -> Zoo:
     """List models of timm as candidates; each is only built when it is scored.
@@ -38,15 +49,20 @@ def from_timm(
         input_size: Side length, or height and width, of the images that the networks should accept. Vision transformers
             and other networks with a fixed size are built for this size if possible. Otherwise, they become rows with
             the reason, or keep their size with ``resize``. None to read it from ``data``; without ``data``,
-            networks that accept any size take images unchanged, and the others use their own size, usually 224.
+            networks that accept any size take images unchanged, and the others use their own size, usually 224. See
+            ``pretrained`` for pretrained models.
         resize: Resize images of other sizes inside the model, in each step. None for True with ``data``, otherwise
             False.
         data: A LightningDataModule, a DataLoader or a list of batches to read what is not given, see
             `fitting.fit_zoo`: classes, channels, and the longer side of the images, but at least 32.
         max_params: Models with more parameters are left out.
         exclude: Patterns of names to leave out.
-        pretrained: Download timm's weights. The scores are then no longer those of an untrained model.
-        lr: Highest learning rate.
+        pretrained: Load timm's weights, downloaded if they are not in its cache (``HF_HOME``). A network that reads
+            other than three channels gets first weights that are summed up or repeated. Without ``input_size``, each
+            model then gets images of the size that it is published for, to which they are resized unless ``resize`` is
+            False; normalise them as for ImageNet.
+        head_epochs: Number of epochs at the start in which only the head is trained, for pretrained models.
+        lr: Highest learning rate; that of all layers but the head is a tenth of it in pretrained models.
 
     Returns:
         An iterable of the candidates.
@@ -56,38 +72,41 @@ def from_timm(
         ValueError: If an argument is out of range, or no model is left.
         ModuleNotFoundError: If timm is not installed.
     """
-    num_classes, shape = check_num_classes(num_classes), image_shape(in_chans, input_size, resize)
+    num_classes, shape = check_num_classes(num_classes), image_shape(in_chans, input_size, resize, pretrained)
     timm = _imported_timm()
     known = timm.list_models()
     if any("." in pattern for pattern in patterns):
         known = [*known, *timm.list_models(pretrained=True)]
     names = matched("model of timm", patterns, known, exclude)
-    models = tuple(TimmModel(name, num_classes, lr, *shape, pretrained) for name in names)
-    return Zoo(models, max_params)
+    check_count("head_epochs", head_epochs, 0)
+    weights: dict[str, Any] = {"pretrained": pretrained, "head_epochs": head_epochs}
+    models = [TimmModel(name, num_classes, lr, *shape, **weights) for name in names]
+    return Zoo(fitted_sizes(models), max_params)
 
 
 @dataclass(frozen=True)
 class TimmModel(ImageModel):
-    """How to build one model of timm.
-
-    Args:
-        pretrained: Load timm's weights.
-    """
+    """How to build one model of timm."""
 
     zoo: ClassVar[str] = "timm"
-    pretrained: bool = False
+    source: ClassVar[str] = TIMM_SOURCE
+
+    def native_size(self) -> tuple[int, int]:
+        """Return the size in the configuration."""
+        size = _imported_timm().get_pretrained_cfg(self.name).input_size
+        return size[-2], size[-1]
 
     def own_size(self) -> tuple[int, int] | None:
         """Return the size in the configuration, if it is fixed."""
-        config = _imported_timm().get_pretrained_cfg(self.name)
-        return (config.input_size[-2], config.input_size[-1]) if config.fixed_input_size else None
+        return self.native_size() if _imported_timm().get_pretrained_cfg(self.name).fixed_input_size else None
 
     def build(self, size: tuple[int, int] | None) -> nn.Module:
         """Build the network."""
         options = {} if size is None else {"img_size": size}
-        return _imported_timm().create_model(
-            self.name, pretrained=self.pretrained, num_classes=self.num_classes, in_chans=self.in_chans, **options
-        )
+        with loading_weights(self, _weights_folder(), "HF_HOME"):
+            return _imported_timm().create_model(
+                self.name, pretrained=self.pretrained, num_classes=self.num_classes, in_chans=self.in_chans, **options
+            )
 
     def published_accuracy(self) -> float | None:
         """Return that of the checkpoint that is loaded; for an untrained model, of the best one of its architecture."""
@@ -98,9 +117,11 @@ class TimmModel(ImageModel):
         config = _imported_timm().get_pretrained_cfg(self.name)
         return None if config is None else timm_accuracies().get(f"{self.name}.{config.tag}")
 
-    def untrained(self) -> "TimmModel":
-        """Return the same model without timm's weights."""
-        return replace(self, pretrained=False)
+
+def _weights_folder() -> str:
+    """Return the folder into which timm downloads weights."""
+    constants = imported("huggingface_hub.constants", "Models of timm need huggingface_hub", "zoo")
+    return str(constants.HF_HUB_CACHE)
 
 
 def _imported_timm() -> Any:

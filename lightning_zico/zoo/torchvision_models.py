@@ -1,14 +1,27 @@
 """Candidates from torchvision."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 
 from lightning_zico._imports import imported
 from lightning_zico._registry import natural_key
-from lightning_zico.zoo.base import ImageModel, InputSize, Zoo, check_num_classes, image_shape, matched
+from lightning_zico.errors import check_count
+from lightning_zico.zoo.base import (
+    ImageModel,
+    InputSize,
+    Zoo,
+    check_num_classes,
+    fitted_sizes,
+    image_shape,
+    loading_weights,
+    matched,
+)
 from lightning_zico.zoo.fitting import fits_data
 
 # These are built for one size, and a ViT for one side length: it rejects images that are not square.
@@ -31,6 +44,8 @@ def from_torchvision(
     data: Any = None,
     max_params: float | None = None,
     exclude: str | Sequence[str] = (),
+    pretrained: bool = False,
+    head_epochs: int = 0,
     lr: float = 1e-3,
 ) -> Zoo:
     """List image models of torchvision as candidates; each is only built when it is scored.
@@ -44,22 +59,28 @@ def from_torchvision(
         data: As for `from_timm`.
         max_params: Models with more parameters are left out.
         exclude: Patterns of names to leave out.
-        lr: Highest learning rate.
+        pretrained: Load torchvision's default weights, downloaded if they are not in its cache (``TORCH_HOME``), with a
+            fresh last layer; otherwise as for `from_timm`.
+        head_epochs: Number of epochs at the start in which only the head is trained, for pretrained models.
+        lr: Highest learning rate; that of all layers but the head is a tenth of it in pretrained models.
 
     Returns:
-        An iterable of the candidates, with fresh weights and without auxiliary heads.
+        An iterable of the candidates, without auxiliary heads. Their column ``prior`` is the top-1 accuracy on
+        ImageNet-1k that torchvision lists: of the weights that are loaded, or else of the architecture's best.
 
     Raises:
         UnknownNameError: If there is no model with a given name. The message suggests similar names.
         ValueError: If an argument is out of range, or no model is left.
         ModuleNotFoundError: If torchvision is not installed.
     """
-    num_classes, shape = check_num_classes(num_classes), image_shape(in_chans, input_size, resize)
+    num_classes, shape = check_num_classes(num_classes), image_shape(in_chans, input_size, resize, pretrained)
     models = _imported_models()
     known = sorted(models.list_models(module=models), key=natural_key)
     names = matched("model of torchvision", patterns, known, exclude)
-    listed = tuple(TorchvisionModel(name, num_classes, lr, *shape) for name in names)
-    return Zoo(listed, max_params)
+    check_count("head_epochs", head_epochs, 0)
+    weights: dict[str, Any] = {"pretrained": pretrained, "head_epochs": head_epochs}
+    listed = [TorchvisionModel(name, num_classes, lr, *shape, **weights) for name in names]
+    return Zoo(fitted_sizes(listed), max_params)
 
 
 @dataclass(frozen=True)
@@ -67,30 +88,80 @@ class TorchvisionModel(ImageModel):
     """How to build one model of torchvision."""
 
     zoo: ClassVar[str] = "torchvision"
+    source: ClassVar[str] = "top-1 accuracy on ImageNet-1k as the installed torchvision lists it"
+
+    def published_accuracy(self) -> float | None:
+        """Return that of the default weights if they are loaded; for an untrained model, that of the best ones."""
+        every = _imported_models().get_model_weights(self.name)
+        weights = [every.DEFAULT] if self.pretrained else list(every)
+        known = [each.meta["_metrics"].get("ImageNet-1K", {}).get("acc@1") for each in weights]
+        return max((accuracy for accuracy in known if accuracy is not None), default=None)
+
+    def native_size(self) -> tuple[int, int]:
+        """Return the size to which the default weights' transforms crop images."""
+        size = self._weights.transforms().crop_size[0]
+        return size, size
 
     def own_size(self) -> tuple[int, int] | None:
         """Return the size, if the family has a fixed one."""
-        return _OWN_SIZE if self._family in _SIZE_ARGUMENTS else None
+        if self._family not in _SIZE_ARGUMENTS:
+            return None
+        return self.native_size() if self.pretrained else _OWN_SIZE
+
+    @property
+    def weights_fit_any_size(self) -> bool:
+        """Whether pretrained weights can be loaded into a network that is built for another size: never."""
+        return not self.pretrained
 
     def build(self, size: tuple[int, int] | None) -> nn.Module:
         """Build the network."""
+        models = _imported_models()
         options: dict[str, Any] = {}
-        if self._family in _SIZE_ARGUMENTS:
+        if self.name in _WITH_AUXILIARY_HEADS:
+            options = {"aux_logits": False} | ({} if self.pretrained else {"init_weights": True})
+        elif self._family in _SIZE_ARGUMENTS and not self.pretrained:
             options = _SIZE_ARGUMENTS[self._family](*size or _OWN_SIZE)
-        elif self.name in _WITH_AUXILIARY_HEADS:
-            options = {"aux_logits": False, "init_weights": True}
-        network = _imported_models().get_model(self.name, weights=None, num_classes=self.num_classes, **options)
+        if self.pretrained:
+            with loading_weights(self, Path(torch.hub.get_dir(), "checkpoints"), "TORCH_HOME"):
+                network = models.get_model(self.name, weights=self._weights, progress=False, **options)
+            _replace_head(network, self.num_classes)
+        else:
+            network = models.get_model(self.name, weights=None, num_classes=self.num_classes, **options)
         if self.in_chans != 3:
-            _take_channels(network, self.in_chans)
+            _take_channels(network, self.in_chans, keep=self.pretrained)
         return network
+
+    @property
+    def _weights(self) -> Any:
+        """The default weights, not loaded."""
+        return _imported_models().get_model_weights(self.name).DEFAULT
 
     @property
     def _family(self) -> str:
         return self.name.split("_")[0]
 
 
-def _take_channels(network: nn.Module, in_chans: int) -> None:
-    """Replace the first convolution, which takes three channels in every torchvision model, to take ``in_chans``."""
+def _replace_head(network: nn.Module, num_classes: int) -> None:
+    """Replace the last layer, linear or a convolution, by a fresh one with an output for each class."""
+    name, last = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
+    head = (
+        nn.Linear(last.in_features, num_classes)
+        if isinstance(last, nn.Linear)
+        else nn.Conv2d(last.in_channels, num_classes, last.kernel_size)  # type: ignore[arg-type]
+    )
+    parent, _, attribute = name.rpartition(".")
+    setattr(network.get_submodule(parent), attribute, head)
+
+
+def _take_channels(network: nn.Module, in_chans: int, keep: bool) -> None:
+    """Replace the first convolution, which takes three channels in every torchvision model, to take ``in_chans``.
+
+    Args:
+        network: The network.
+        in_chans: Number of channels.
+        keep: Keep what it has learned: its weights are summed over the channels for one channel, and otherwise repeated
+            and scaled, as timm does.
+    """
     name, first = next((n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d))
     other = nn.Conv2d(
         in_chans,
@@ -100,6 +171,12 @@ def _take_channels(network: nn.Module, in_chans: int) -> None:
         first.padding,  # type: ignore[arg-type]
         bias=first.bias is not None,
     )
+    if keep:
+        repeated = first.weight.repeat(1, math.ceil(in_chans / 3), 1, 1)[:, :in_chans] * (3 / in_chans)
+        with torch.no_grad():
+            other.weight.copy_(first.weight.sum(1, keepdim=True) if in_chans == 1 else repeated)
+            if first.bias is not None and other.bias is not None:
+                other.bias.copy_(first.bias)
     parent, _, attribute = name.rpartition(".")
     setattr(network.get_submodule(parent), attribute, other)
 

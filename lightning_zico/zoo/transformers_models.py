@@ -22,6 +22,9 @@ from lightning_zico.zoo.base import (
 from lightning_zico.zoo.classifiers import SequenceClassifier
 from lightning_zico.zoo.fitting import fits_data
 
+# Of ImageNet-1k's images, on which the checkpoints with these configurations were trained.
+_USUAL_SIZE = 224, 224
+
 
 def _encoder(width: int, depth: int, heads: int) -> dict[str, int]:
     return {
@@ -156,6 +159,10 @@ class TransformersImageModel(ImageModel):
     zoo: ClassVar[str] = "transformers"
     model_type: str
     changes: str
+
+    def native_size(self) -> tuple[int, int]:
+        """Return the size in the configuration; without one, that of the images on which all were trained."""
+        return self.own_size() or _USUAL_SIZE
 
     def own_size(self) -> tuple[int, int] | None:
         """Return the size in the configuration."""

@@ -18,6 +18,12 @@ PROMISES = {
     "04_compare_proxies.py": ["tau with truth", "az_trainability", "zico", "balanced+synflow: log_rank of macs"],
     "05_evolve.py": ["1. ZiCo", "12 archs scored, 0 without a score"],
     "06_own_proxy.py": ["   1  ", "Kendall's tau of this ranking with the trivial baselines"],
+    "08_choose_pretrained.py": [
+        "Ranked by transfer",
+        "Finals: the first 2 by score",
+        "By ridge_probe, ",
+        "accuracy 0.",
+    ],
     "07_ray.py": ["   1  ", "On Ray: the same 8 scores" if find_spec("ray") else "pip install 'lightning-zico[ray]'"],
 }
 ARGUMENTS = {"04_compare_proxies.py": ["5"], "05_evolve.py": ["12"]}  # candidates, of 8; trials, of 100

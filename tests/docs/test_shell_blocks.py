@@ -28,6 +28,7 @@ from torchvision.datasets import CIFAR10
 from lightning_zico import Leaderboard, SearchResult
 from lightning_zico.cli import main
 from tests.test_datamodules import fill
+from tests.zoo.checkpoints import CHECKPOINTS, cache_timm
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -45,6 +46,7 @@ SMALLER = {
     "--data.image_size 64": "--data.batch_size 4",
     "--num_finalists 3": f"--budget.params 15e6 --data.batch_size 4 --trainer.max_epochs 2 {FEW_STEPS}",
     "--prior results-imagenet.csv": "--data.batch_size 4 --data.image_size 32",
+    "--pretrained": "--data.batch_size 4 --num_samples_transfer 16",
     "--space plainnet": "--data.batch_size 4 --data.image_size 32 --num_trials 2",
     # As published: 100,000 networks for 1,000 classes, on a GPU where there is one, with 8 processes that read images.
     "search --config": "--data.batch_size 4 --data.image_size 32 --data.num_workers 0 --num_trials 2 --num_classes 2 "
@@ -114,7 +116,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.delitem(sys.modules, "my_pkg", raising=False)
-    monkeypatch.setattr(timm, "list_models", lambda **_: TIMM)
+    monkeypatch.setattr(timm, "list_models", lambda pretrained=False: [*CHECKPOINTS] if pretrained else TIMM)
     return tmp_path
 
 
@@ -138,6 +140,8 @@ def write_cifar10(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.filterwarnings("ignore:::jsonargparse", "ignore:::lightning.pytorch.cli", "ignore:.*tensorboardX.*")
 @pytest.mark.parametrize("page", [page for page, blocks in BLOCKS.items() if blocks])
 def test_every_shell_block_runs(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if any("--pretrained" in block for block in BLOCKS[page]):
+        cache_timm(Path("hub"), monkeypatch, *CHECKPOINTS)
     for block in BLOCKS[page]:
         assert lines_of(block), f"A block of {page} has no command:\n{block}"
         for line in map(read, lines_of(block)):

@@ -46,6 +46,9 @@ def table_rows(path):
     return {re.search("`(.+?)`", row[0]).group(1): row[1:] for row in rows[2:]}
 
 
+FOR_PRETRAINED = ("transfer", "transfer_by_size", "published")
+
+
 def recipe(**changes):
     fields = {"name": "ours", "members": ("a", "b"), "aggregate": "mean_rank", "evidence": Evidence(), "source": "here"}
     return Recipe(**{**fields, **changes})
@@ -68,13 +71,18 @@ def test_the_recipes_are_these():
         "balanced",
         "balanced+synflow",
         "block_free",
+        "published",
         "size",
+        "transfer",
+        "transfer_by_size",
         "without_blocks",
         "zico",
         "zoo",
     ]
     assert sorted(list_recipes()) == known
     assert get_recipe("default") is get_recipe("balanced+synflow")
+    assert get_recipe("default", pretrained=True) is get_recipe("transfer")
+    assert get_recipe("balanced", pretrained=True) is get_recipe("balanced")
     assert set(get_recipe("zoo").members) == {*get_recipe("balanced").members, "params"}
     assert set(get_recipe("az+synflow").members) == {*get_recipe("az").members, "synflow"}
     assert set(get_recipe("balanced+synflow").members) == {*get_recipe("balanced").members, "synflow"}
@@ -86,7 +94,7 @@ def test_every_recipe_falls_back_to_the_size_in_the_end(name):
     assert get_recipe(name).name == name
     assert chain(name)[-1] == "size"
     if name not in ("zico", "size"):
-        assert chain(name)[-2] == "without_blocks"
+        assert chain(name)[-2] == ("published" if name in FOR_PRETRAINED else "without_blocks")
 
 
 @pytest.mark.parametrize("name", list_recipes())
@@ -96,7 +104,8 @@ def test_every_recipe_says_what_speaks_for_it(name):
     assert evidence.taus == {benchmark: round(tau, 3) for benchmark, tau in taus.items() if tau is not None}
     assert evidence.remark.endswith(".")
     assert get_recipe(name).source
-    assert (not evidence.taus) == (name in ("without_blocks", "size")) == (evidence.remark == "Not measured.")
+    assert (not evidence.taus) == (name in ("without_blocks", "size", *FOR_PRETRAINED))
+    assert evidence.taus or evidence.remark.startswith("Not measured")
     assert ("afterwards" in evidence.remark) == (name in ("balanced", "zoo", "block_free"))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import timm
+import torchvision
 
 from lightning_zico import Prior, ZeroShotSelector
 from lightning_zico.errors import UnknownNameError
@@ -57,12 +58,16 @@ def test_a_checkpoint_has_its_own_accuracy_and_an_untrained_model_that_of_its_be
     assert loaded.of(plain) != prior.of(plain)
 
 
-def test_only_models_of_timm_have_one() -> None:
-    assert from_zoo("torchvision:resnet18", num_classes=3, input_size=SIZE).prior is None
-    both = from_zoo("timm:resnet18", "torchvision:resnet18", num_classes=3, input_size=SIZE).prior
+def test_models_of_torchvision_have_that_of_its_weights_and_transformers_has_none() -> None:
+    assert from_zoo("transformers:resnet-18", num_classes=3, input_size=SIZE).prior is None
+    both = from_zoo("timm:resnet50", "torchvision:resnet50", num_classes=3, input_size=SIZE).prior
     assert both is not None
-    assert both.of("timm:resnet18") == timm_architectures()["resnet18"]
-    assert both.of("torchvision:resnet18") is None
+    assert both.of("timm:resnet50") == timm_architectures()["resnet50"]
+    first, second = torchvision.models.ResNet50_Weights
+    accuracies = [weights.meta["_metrics"]["ImageNet-1K"]["acc@1"] for weights in (first, second)]
+    assert both.of("torchvision:resnet50") == max(accuracies)
+    assert both.source is not None
+    assert both.source.startswith(f"{TIMM_SOURCE}; top-1 accuracy on ImageNet-1k as the installed torchvision")
 
 
 def test_a_zoo_is_ranked_by_its_published_accuracies_without_a_file() -> None:

@@ -1,0 +1,192 @@
+"""Candidates that are pretrained: which recipe ranks them, what it falls back to, and what the notes say."""
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_zico import Candidate, Leaderboard, Prior, ZeroShotSelector, score
+from lightning_zico.candidates import iterate_candidates
+from lightning_zico.errors import InvalidArgumentError
+from lightning_zico.proxies import RidgeProbe
+from lightning_zico.selection.leaderboards import held_out_difference
+
+NUM_CLASSES, WIDTH = 3, 8
+
+
+def batches(num: int = 4) -> list[tuple[Tensor, Tensor]]:
+    """Make batches of 16 samples whose first three numbers tell the class, loudly."""
+    generator = torch.Generator().manual_seed(0)
+    made = []
+    for _ in range(num):
+        labels = torch.arange(16) % NUM_CLASSES
+        inputs = torch.randn(16, WIDTH, generator=generator)
+        inputs[torch.arange(16), labels] += 3
+        made.append((inputs, labels))
+    return made
+
+
+def network(noise: float, width: int) -> nn.Module:
+    """Build a network whose features are the inputs, drowned in the noise of fixed random numbers."""
+    body = nn.Linear(WIDTH, width)
+    with torch.no_grad():
+        body.weight.normal_(0, noise, generator=torch.Generator().manual_seed(1))
+        body.weight[:WIDTH] += torch.eye(WIDTH)[:, :WIDTH]
+    return nn.Sequential(body, nn.ReLU(), nn.Linear(width, NUM_CLASSES))
+
+
+def build(noise: float, width: int = 16) -> Callable[[], nn.Module]:
+    return partial(network, noise, width)
+
+
+NOISES = {"clear": 0.0, "dim": 0.7, "dark": 5.0}
+PUBLISHED = {"clear": 70.0, "dim": 75.0, "dark": 60.0}
+
+
+def candidates(pretrained: bool = True) -> list[Candidate]:
+    return [Candidate(name, build(noise), pretrained=pretrained) for name, noise in NOISES.items()]
+
+
+def rank(offered: object, **settings: object) -> Leaderboard:
+    settings = {"loss_fn": nn.CrossEntropyLoss(), "enable_progress_bar": False, **settings}
+    return ZeroShotSelector(**settings).rank(offered, batches())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("form", [list, tuple, lambda offered: {c.name: c for c in offered}])
+def test_the_default_of_pretrained_candidates_is_transfer(form: Callable[[list[Candidate]], object]) -> None:
+    leaderboard = rank(form(candidates()), prior=PUBLISHED)
+    assert leaderboard.provenance["rank_by"] == "transfer"
+    same = rank(candidates(), proxies="transfer", prior=PUBLISHED)
+    assert [row["score"] for row in leaderboard] == [row["score"] for row in same]
+    by_name = {row["name"]: row for row in leaderboard}
+    order = {m: sorted(NOISES, key=lambda name: by_name[name][m]) for m in ("logme", "prior")}
+    for name, row in by_name.items():
+        assert row["score"] == pytest.approx(sum(each.index(name) + 1 for each in order.values()) / 6)
+
+
+def test_default_means_the_same_within_a_list_and_as_rank_by() -> None:
+    leaderboard = rank(candidates(), proxies=["params", "default"], rank_by="default", prior=PUBLISHED)
+    assert leaderboard.provenance["rank_by"] == "transfer"
+    assert leaderboard.provenance["asked"] == ["transfer", "params", "prior"]
+
+
+def test_candidates_that_do_not_say_so_are_ranked_as_before() -> None:
+    leaderboard = rank(candidates(pretrained=False), prior=PUBLISHED)
+    assert leaderboard.provenance["rank_by"] == "balanced+synflow"
+    assert leaderboard.provenance["num_pretrained"] == 0
+    assert not any("pretrained" in note for note in leaderboard.notes)
+
+
+def test_a_mixed_list_is_ranked_as_before_and_a_note_says_so() -> None:
+    mixed = [*candidates(), Candidate("fresh", build(1.0))]
+    leaderboard = rank(mixed)
+    assert leaderboard.provenance["rank_by"] == "balanced+synflow"
+    assert any(note.startswith("3 candidates are pretrained, the other 1 not.") for note in leaderboard.notes)
+
+
+def test_candidates_of_an_iterator_are_not_asked_in_advance_and_a_note_says_so() -> None:
+    leaderboard = rank(iter(candidates()))
+    assert leaderboard.provenance["rank_by"] == "balanced+synflow"
+    assert any(note.startswith("All candidates are pretrained, and `balanced+synflow`") for note in leaderboard.notes)
+
+
+@pytest.mark.parametrize("prior", [None, {"clear": 70.0, "dim": 75.0}])
+def test_without_all_published_accuracies_size_replaces_them_for_all_and_a_note_says_so(
+    prior: dict[str, float] | None,
+) -> None:
+    sized = [
+        Candidate(name, build(noise, 16 + 8 * idx), pretrained=True) for idx, (name, noise) in enumerate(NOISES.items())
+    ]
+    leaderboard = rank(sized, prior=prior)
+    used = leaderboard.provenance["recipes"]["transfer"]
+    assert used["used"] == "transfer_by_size"
+    assert used["members"] == ["logme", "params"]
+    assert [member["member"] for member in used["lacking"]] == ["prior"]
+    assert any(note.startswith("transfer fell back to transfer_by_size") for note in leaderboard.notes)
+
+
+def test_without_labels_of_classes_what_is_published_ranks() -> None:
+    """Labels for each number of a sample are not what transfer scores are defined for."""
+    data = [(inputs, inputs.clone()) for inputs, _ in batches()]
+    autoencoders = [
+        Candidate(name, lambda: nn.Sequential(nn.Linear(WIDTH, 16), nn.ReLU(), nn.Linear(16, WIDTH)), pretrained=True)
+        for name in PUBLISHED
+    ]
+    selector = ZeroShotSelector(loss_fn=nn.MSELoss(), prior=PUBLISHED, enable_progress_bar=False)
+    leaderboard = selector.rank(autoencoders, data)
+    assert leaderboard.provenance["recipes"]["transfer"]["used"] == "published"
+    assert [row["name"] for row in leaderboard] == sorted(PUBLISHED, key=PUBLISHED.__getitem__, reverse=True)
+
+
+def test_being_pretrained_is_kept_and_checked() -> None:
+    named = list(iterate_candidates({"mine": Candidate("theirs", build(0.0), pretrained=True)}))
+    assert [(c.name, c.pretrained) for c in named] == [("mine", True)]
+    with pytest.raises(InvalidArgumentError, match="expected True or False"):
+        Candidate("wrong", build(0.0), pretrained="yes")  # type: ignore[arg-type]
+
+
+def test_a_note_compares_the_ranking_with_what_is_published() -> None:
+    leaderboard = rank(candidates(), proxies="logme", prior=PUBLISHED)
+    tau = leaderboard.provenance["kendall_with_prior"]
+    values = {row["name"]: row["logme"] for row in leaderboard}
+    agree = [
+        np.sign(values[a] - values[b]) * np.sign(PUBLISHED[a] - PUBLISHED[b]) for a in NOISES for b in NOISES if a < b
+    ]
+    assert tau == pytest.approx(np.mean(agree))
+    assert f"Kendall's tau of this ranking with the known numbers (prior): {tau:.2f}." in leaderboard.notes
+    assert not any("nearly the published order" in note for note in leaderboard.notes)
+    same = Prior({row["name"]: float(-idx) for idx, row in enumerate(leaderboard)})
+    copied = rank(candidates(), proxies="logme", prior=same)
+    assert any("This ranking is nearly the published order (1.00)" in note for note in copied.notes)
+    untrained = rank(candidates(pretrained=False), proxies="logme", prior=same)
+    assert not any("published order" in note for note in untrained.notes)
+
+
+def test_the_first_two_are_compared_sample_by_sample() -> None:
+    selector = ZeroShotSelector(
+        proxies=["transfer", "ridge_probe"], prior=PUBLISHED, loss_fn=nn.CrossEntropyLoss(), enable_progress_bar=False
+    )
+    leaderboard = selector.rank(candidates(), batches())
+    first, second = (selector.cards_[row["name"]]["ridge_probe"] for row in leaderboard.rows[:2])
+    told = leaderboard.provenance["held_out_difference"]
+    assert told["points"] == pytest.approx(first.value - second.value)
+    pairs = [(int(a), int(b)) for a, b in zip(first.details["is_right"], second.details["is_right"], strict=True)]
+    assert told["num_samples"] == len(pairs) == 64
+    assert first.value == pytest.approx(100 * np.mean([a for a, _ in pairs]))
+    won, lost = sum(a > b for a, b in pairs), sum(a < b for a, b in pairs)
+    mean = (won - lost) / 64
+    variance = (won * (1 - mean) ** 2 + lost * (1 + mean) ** 2 + (64 - won - lost) * mean**2) / 63
+    assert told["std_error"] == pytest.approx(100 * (variance / 64) ** 0.5)
+    (note,) = [note for note in leaderboard.notes if note.startswith("By ridge_probe, ")]
+    assert note.startswith(
+        f"By ridge_probe, {told['first']} is {abs(told['points']):.1f} ± {told['std_error']:.1f} accuracy"
+    )
+    assert ("cannot tell the two apart" in note) == (abs(told["points"]) <= 2 * told["std_error"])
+    assert Leaderboard.from_json(leaderboard.to_json()).notes == leaderboard.notes
+
+
+def test_without_the_probe_or_with_other_samples_nothing_is_said_of_points() -> None:
+    assert rank(candidates(), prior=PUBLISHED).provenance["held_out_difference"] is None
+    model = network(0.5, 16)
+    loss_fn = nn.CrossEntropyLoss()
+    one = score(model, batches(), proxies=[RidgeProbe()], loss_fn=loss_fn)
+    other = score(model, batches()[:2], proxies=[RidgeProbe()], loss_fn=loss_fn)
+    reversed_ = score(model, [(x.flip(0), y.flip(0)) for x, y in batches()], proxies=[RidgeProbe()], loss_fn=loss_fn)
+    assert held_out_difference(one, one) is not None
+    assert held_out_difference(one, other) is None
+    assert held_out_difference(one, reversed_) is None
+
+
+def test_repeats_have_standard_errors_of_their_own_instead() -> None:
+    leaderboard = ZeroShotSelector(
+        proxies=["transfer", "ridge_probe"],
+        prior=PUBLISHED,
+        repeats=2,
+        loss_fn=nn.CrossEntropyLoss(),
+        enable_progress_bar=False,
+    ).rank(candidates(), batches(8))
+    assert "held_out_difference" not in leaderboard.provenance
+    assert leaderboard.provenance["rank_by"] == "transfer"
