@@ -1,6 +1,6 @@
 """Between Lightning and the engine: a module's training step as a loss, and data as lists of batches."""
 
-from lightning_zico.bridge.checks import check_data, check_validation_data, pick_data
+from lightning_zico.bridge.checks import check_data, check_readable_again, check_validation_data, pick_data
 from lightning_zico.bridge.data import Reading, TrainingData
 from lightning_zico.bridge.hooks import is_lightning
 from lightning_zico.bridge.trainers import DEFAULT_SETTINGS, TrainerSettings
@@ -11,6 +11,7 @@ __all__ = [
     "TrainerSettings",
     "TrainingData",
     "check_data",
+    "check_readable_again",
     "check_validation_data",
     "is_lightning",
     "pick_data",

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_zico.candidates import Candidate
-from lightning_zico.errors import UnsupportedBatchError
+from lightning_zico.errors import InvalidArgumentError, UnsupportedBatchError
 
 _EXPECTED = "expected a LightningDataModule, a DataLoader or a list of batches"
 
@@ -78,6 +78,25 @@ def check_validation_data(data: Any, val_dataloaders: Any) -> None:
             "module as `datamodule`, or pass its `val_dataloader()`."
         )
     check_data(val_dataloaders, name="val_dataloaders")
+
+
+def check_readable_again(data: Any, name: str, why: str, way_out: str) -> None:
+    """Check that data can be read more than once.
+
+    Args:
+        data: Data that passed `check_data`.
+        name: Name of the argument.
+        why: Why once is not enough, for the error message.
+        way_out: What to pass or call instead.
+
+    Raises:
+        InvalidArgumentError: If it is an iterator, or a collection that holds one.
+    """
+    once = next((leaf for leaf in tree_leaves(data) if isinstance(leaf, Iterator)), None)
+    if once is not None:
+        raise InvalidArgumentError(
+            f"Invalid {name}: a {type(once).__name__}, which can be read only once, {why}. {way_out}."
+        )
 
 
 def _problem_of(data: Any, pairs: bool) -> str | None:

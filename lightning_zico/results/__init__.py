@@ -11,13 +11,13 @@ from lightning_zico.results.rows import (
     FinalsHeld,
     Lacking,
     Provenance,
-    Reading,
+    ReadingFacts,
     Row,
     UsedRecipe,
     as_provenance,
     margin_of,
+    rank_key,
     ranks_of,
-    standing_of,
 )
 from lightning_zico.results.scores import NOT_APPLICABLE, Final, Score, ScoreCard, card_table
 from lightning_zico.results.search import SearchResult
@@ -36,7 +36,7 @@ __all__ = [
     "Lacking",
     "Leaderboard",
     "Provenance",
-    "Reading",
+    "ReadingFacts",
     "Row",
     "Score",
     "ScoreCard",
@@ -49,6 +49,6 @@ __all__ = [
     "margin_of",
     "note_on_batch_size",
     "note_on_reading",
+    "rank_key",
     "ranks_of",
-    "standing_of",
 ]

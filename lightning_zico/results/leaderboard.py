@@ -2,7 +2,6 @@
 
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, overload
 
@@ -30,11 +29,12 @@ from lightning_zico.results.rows import (
     as_provenance,
     check_rows,
     columns_of,
-    number_places,
+    number_ranks,
     proxies_of,
+    rank_key,
+    ranks_of,
     read_json,
     reasons_of,
-    standing_of,
     write_text,
 )
 from lightning_zico.results.scores import Final, ScoreCard, layers_of
@@ -101,17 +101,16 @@ class Leaderboard:
                 numbers are missing, and ``covered`` if layer scores cover less than nine tenths of the trainable
                 weights, and not all that have two or more dimensions.
         """
-        differing = _differing_hyperparameters(cards)
+        differing = _list_differing(cards)
         rows = [_row_of(card, rank_by, columns, differing, uncertainty) for card in cards]
-        ranked = [row for row in rows if row["score"] is not None]
-        standing = partial(standing_of, higher_is_better=higher_is_better)
-        ranked.sort(key=standing, reverse=True)  # stable, also in reverse
-        for row, rank in zip(ranked, number_places([standing(row) for row in ranked]), strict=True):
+        keys = [rank_key(row["score"], row.get("num_repeats"), higher_is_better) for row in rows]
+        for row, rank in zip(rows, ranks_of(keys), strict=True):
             row["rank"] = rank
-        failed = [row for row in rows if row["score"] is None]
+        ranked = sorted((row for row in rows if row["rank"] is not None), key=lambda row: row["rank"])  # stable
+        failed = [row for row in rows if row["rank"] is None]
         scored = {row["name"] for row in ranked}
-        missing = _missing(scored, cards, columns)
-        covered = _covered(
+        missing = _collect_missing(scored, cards, columns)
+        covered = _collect_covered(
             scored, cards, [name for name in columns if name not in (provenance or {}).get("kendall_with", {})]
         )
         recorded = as_provenance({"rank_by": rank_by, "higher_is_better": higher_is_better, **(provenance or {})})
@@ -151,10 +150,10 @@ class Leaderboard:
         ranked = [row for row in others if row["rank"] is not None]
         rows = []
         for final, rank in zip(
-            finished, number_places([(final.num_epochs, final.value) for final in finished]), strict=True
+            finished, number_ranks([(final.num_epochs, final.value) for final in finished]), strict=True
         ):
             rows.append(_with_final(row_of[final.name], final) | {"rank": rank, "final_rank": rank})
-        for row, rank in zip(ranked, number_places([row["rank"] for row in ranked]), strict=True):
+        for row, rank in zip(ranked, number_ranks([row["rank"] for row in ranked]), strict=True):
             rows.append(_with_final(row, None) | {"rank": len(finished) + rank})
         for final in failed:
             rows.append(_with_final(row_of[final.name], final) | {"rank": None, "error": f"finals: {final.error}"})
@@ -223,7 +222,7 @@ class Leaderboard:
         return as_html(self.head(_MOST_IN_A_NOTEBOOK)._table() if len(self) > _MOST_IN_A_NOTEBOOK else self._table())
 
     def _table(self) -> Table:
-        return views.table(self.rows, self.provenance, self.notes, views.asked_of(self.rows, self.provenance))
+        return views.table(self.rows, self.provenance, self.notes, views.columns_to_print(self.rows, self.provenance))
 
     @property
     def notes(self) -> list[str]:
@@ -407,7 +406,7 @@ def leaderboard_table(leaderboard: Leaderboard, title: str | None = None) -> Ric
     return for_terminal(views.table(rows, leaderboard.provenance, leaderboard.notes, proxies_of(rows), title))
 
 
-def _differing_hyperparameters(cards: Sequence[ScoreCard]) -> list[str]:
+def _list_differing(cards: Sequence[ScoreCard]) -> list[str]:
     """List the hyperparameters that tell candidates apart; one that only some of them have does, too."""
     names = dict.fromkeys(name for card in cards for name in card.hyperparameters)
     seen = {name: {repr(card.hyperparameters.get(name, "")) for card in cards if card.weights} for name in names}
@@ -437,7 +436,7 @@ def _row_of(
     }
 
 
-def _missing(scored: Container[str], cards: Sequence[ScoreCard], columns: Sequence[str]) -> list[Missing]:
+def _collect_missing(scored: Container[str], cards: Sequence[ScoreCard], columns: Sequence[str]) -> list[Missing]:
     """Collect why numbers are missing.
 
     One cause often makes many proxies fail for the same candidates. Each reason and each list of names is then stored
@@ -461,7 +460,7 @@ def _missing(scored: Container[str], cards: Sequence[ScoreCard], columns: Sequen
     ]
 
 
-def _covered(scored: Container[str], cards: Sequence[ScoreCard], columns: Sequence[str]) -> list[Covered]:
+def _collect_covered(scored: Container[str], cards: Sequence[ScoreCard], columns: Sequence[str]) -> list[Covered]:
     """Collect which layer scores look at too few of a candidate's trainable weights.
 
     Returns:

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Sequence
 
-from lightning_zico.results.rows import FinalsHeld, Lacking, Provenance, Reading, Row, reasons_of
+from lightning_zico.results.rows import FinalsHeld, Lacking, Provenance, ReadingFacts, Row, reasons_of
 from lightning_zico.results.scores import NOT_APPLICABLE
 
 # Above this tau, a ranking is reported as almost the same as the baseline's.
@@ -74,7 +74,7 @@ def first_of_a_zoo(rows: Sequence[Row], provenance: Provenance) -> list[str]:
     return first if is_open and len(first) > 1 else []
 
 
-def note_on_reading(reading: Reading | None) -> str | None:
+def note_on_reading(reading: ReadingFacts | None) -> str | None:
     """Describe how the batches were read if the training data had fewer than asked for; None if it had enough."""
     if reading is None:
         return None
@@ -188,7 +188,7 @@ def _notes_on_zoos(rows: Sequence[Row], provenance: Provenance) -> list[str]:
     notes.append(
         "These are models of a zoo: across families, the training recipe matters more than any proxy. Do not "
         f"assume that the first is the best; train the first {len(first)} for a while: "
-        f"`ZeroShotSelector(trainer=..., finalists={len(first)})` with these candidates: {', '.join(first)}."
+        f"`ZeroShotSelector(trainer=..., num_finalists={len(first)})` with these candidates: {', '.join(first)}."
     )
     return notes
 

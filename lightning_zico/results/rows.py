@@ -25,7 +25,7 @@ WHOLE_NUMBERS = ("rank", "final_rank", "final_epochs", "rank_low", "rank_high", 
 RESERVED_NAMES = FIXED_COLUMNS | {MISSING_COLUMN, "controlled", "default", "all"}
 
 
-class Reading(TypedDict):
+class ReadingFacts(TypedDict):
     """How batches were read from data that has fewer than were requested.
 
     Attributes:
@@ -60,12 +60,12 @@ class Lacking(TypedDict):
 
 
 class Beside(TypedDict):
-    """The recipe that places the few candidates that the recipe in use does not apply to.
+    """The recipe that ranks the few candidates that the recipe in use does not apply to.
 
     Attributes:
         used: Name of that recipe.
         members: Its members.
-        names: The candidates that it places.
+        names: The candidates that it ranks.
     """
 
     used: str
@@ -197,7 +197,7 @@ class Provenance(TypedDict, total=False):
     kendall_with: dict[str, float | None]
     batch_size: int | None
     num_larger_batches: int
-    reading: Reading | None
+    reading: ReadingFacts | None
     repeats: int
     race: bool
     num_instances: int
@@ -233,18 +233,26 @@ def columns_of(rows: Sequence[Row]) -> list[str]:
 
 def proxies_of(rows: Sequence[Row]) -> list[str]:
     """Return the names of the columns that hold a proxy's or a recipe's numbers."""
-    others = FIXED_COLUMNS.union(hyperparameters_of(rows))
+    others = FIXED_COLUMNS.union(hyperparameter_columns(rows))
     return [column for column in columns_of(rows) if column not in others]
 
 
-def hyperparameters_of(rows: Sequence[Row]) -> list[str]:
+def hyperparameter_columns(rows: Sequence[Row]) -> list[str]:
     """Return the names of the columns that hold the candidates' hyperparameters."""
     return [column for column in columns_of(rows) if column.startswith(HYPERPARAMETER)]
 
 
-def standing_of(row: Row, higher_is_better: bool) -> tuple[int, float]:
-    """Return the sort key of a row with a score, higher is better: a row with more repeats stayed longer in a race."""
-    return row.get("num_repeats") or 0, row["score"] if higher_is_better else -row["score"]
+def rank_key(score: float | None, num_repeats: int | None, higher_is_better: bool) -> tuple[int, float] | None:
+    """Return the value to rank a candidate by, the highest first: more repeats, then the score.
+
+    A candidate with more repeats stayed longer in a race.
+
+    Args:
+        score: Its score; None if it has none, and so no rank.
+        num_repeats: Number of its repeats; None if nothing was repeated.
+        higher_is_better: Direction of the score.
+    """
+    return None if score is None else (num_repeats or 0, score if higher_is_better else -score)
 
 
 def margin_of(row: Mapping[str, Any]) -> str:
@@ -252,8 +260,8 @@ def margin_of(row: Mapping[str, Any]) -> str:
     return "" if row.get("std_error") is None else f" ± {row['std_error']:.2g}"
 
 
-def number_places(values: Sequence[Any]) -> list[int]:
-    """Number places from 1; equal neighbours share a place."""
+def number_ranks(values: Sequence[Any]) -> list[int]:
+    """Number values that are in order from 1; equal neighbours share a rank."""
     ranks: list[int] = []
     for position, value in enumerate(values):
         tied = position > 0 and value == values[position - 1]
@@ -262,7 +270,7 @@ def number_places(values: Sequence[Any]) -> list[int]:
 
 
 def ranks_of(scores: Sequence[Any], higher_is_better: bool = True) -> list[int | None]:
-    """Return the place of each score, 1 for the best; equal scores share a place, and a missing score has none.
+    """Return the rank of each score, 1 for the best; equal scores share a rank, and a missing score has none.
 
     Args:
         scores: Numbers, or other values that can be compared with each other; None for no score.
@@ -273,8 +281,8 @@ def ranks_of(scores: Sequence[Any], higher_is_better: bool = True) -> list[int |
         [2, None, 1, 2]
     """
     ordered = sorted((score for score in scores if score is not None), reverse=higher_is_better)
-    places = dict(zip(reversed(ordered), reversed(number_places(ordered)), strict=True))
-    return [None if score is None else places[score] for score in scores]
+    ranks = dict(zip(reversed(ordered), reversed(number_ranks(ordered)), strict=True))
+    return [None if score is None else ranks[score] for score in scores]
 
 
 def as_candidates(history: Sequence[Row]) -> tuple[Row, ...]:

@@ -27,7 +27,7 @@ class Score:
         layers: What each layer added to the value, by parameter name; empty if the proxy has no such parts.
         details: How the number was computed: which differentiation, on which device, in which precision, ...
         std_error: Standard error of the mean, from the deviation between repeats; None for fewer than two.
-        repeats: The numbers that the value is the mean of, one per repeat; empty if nothing was repeated.
+        by_repeat: The numbers that the value is the mean of, one per repeat; empty if nothing was repeated.
         traceback: Traceback of the exception behind ``error``; None if there was none, or the reason is complete.
     """
 
@@ -38,7 +38,7 @@ class Score:
     layers: Mapping[str, float] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
     std_error: float | None = None
-    repeats: tuple[float, ...] = ()
+    by_repeat: tuple[float, ...] = ()
     traceback: str | None = None
 
     def __repr__(self) -> str:
@@ -50,7 +50,7 @@ class Score:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Score":
         """Make a score from its fields, as returned by ``dataclasses.asdict`` or read from JSON."""
-        return cls(**{**data, "repeats": tuple(data.get("repeats", ()))})  # JSON has no tuples
+        return cls(**{**data, "by_repeat": tuple(data.get("by_repeat", ()))})  # JSON has no tuples
 
 
 @dataclass(frozen=True, repr=False)

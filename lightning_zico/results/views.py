@@ -29,11 +29,11 @@ from lightning_zico.results.rows import (
     Row,
     as_candidates,
     columns_of,
-    hyperparameters_of,
+    hyperparameter_columns,
     margin_of,
     proxies_of,
+    rank_key,
     ranks_of,
-    standing_of,
 )
 from lightning_zico.texts import shortened
 
@@ -44,35 +44,35 @@ SearchFigureKind: TypeAlias = Literal["history", "pareto", "agreement"]
 _COSTS = {"macs": "MACs", "cost_macs": "MACs", "latency": "latency in seconds"}
 
 
-def ranked_by(provenance: Provenance) -> str:
+def deciding_score(provenance: Provenance) -> str:
     """Return the name of the score that decides."""
     return str(provenance.get("rank_by", "score"))
 
 
-def scored(rows: Sequence[Row]) -> list[Row]:
+def with_score(rows: Sequence[Row]) -> list[Row]:
     """List the rows with a score, best first, including candidates that failed in finals."""
     return [row for row in rows if row["score"] is not None]
 
 
-def places(rows: Sequence[Row], provenance: Provenance) -> list[int]:
+def ranks_by_score(rows: Sequence[Row], provenance: Provenance) -> list[int]:
     """Rank the rows with a score as the leaderboard did before any finals: 1 is best, equal scores share a rank.
 
     Returns:
-        One rank for each of `scored`.
+        One rank for each of `with_score`.
     """
     higher_is_better = provenance.get("higher_is_better", True)
-    ranks = ranks_of([standing_of(row, higher_is_better) for row in scored(rows)])
-    return [rank for rank in ranks if rank is not None]
+    keys = [rank_key(row["score"], row.get("num_repeats"), higher_is_better) for row in with_score(rows)]
+    return [rank for rank in ranks_of(keys) if rank is not None]
 
 
 def ranks(rows: Sequence[Row], provenance: Provenance) -> Ranks:
     """Show the ranks by score of the first candidates, with their intervals."""
-    pairs = list(zip(scored(rows), places(rows, provenance), strict=True))
+    pairs = list(zip(with_score(rows), ranks_by_score(rows, provenance), strict=True))
     dots = tuple(
-        RankDot(row["name"], place, row["score"], row.get("rank_low"), row.get("rank_high"), row.get("p_best"))
-        for row, place in pairs[:MOST_NAMES]
+        RankDot(row["name"], rank, row["score"], row.get("rank_low"), row.get("rank_high"), row.get("p_best"))
+        for row, rank in pairs[:MOST_NAMES]
     )
-    return Ranks(ranked_by(provenance), dots, len(pairs))
+    return Ranks(deciding_score(provenance), dots, len(pairs))
 
 
 def trade_off(rows: Sequence[Row], provenance: Provenance, cost: str = "macs") -> TradeOff:
@@ -91,14 +91,14 @@ def trade_off(rows: Sequence[Row], provenance: Provenance, cost: str = "macs") -
     if rows and cost not in proxies_of(rows):
         columns = ", ".join(proxies_of(rows)) or "none"
         raise ValueError(f"Invalid cost='{cost}': this leaderboard has no such column. Expected one of {columns}.")
-    with_cost = [row for row in scored(rows) if row[cost] is not None]
+    with_cost = [row for row in with_score(rows) if row[cost] is not None]
     higher_is_better = provenance.get("higher_is_better", True)
     sign = 1 if higher_is_better else -1
     front = first_front([(sign * row["score"], -row[cost]) for row in with_cost])
     shown = sorted({*range(min(len(with_cost), MOST_DOTS)), *front})
     position = {idx: drawn_idx for drawn_idx, idx in enumerate(shown)}
     return TradeOff(
-        ranked_by(provenance),
+        deciding_score(provenance),
         _COSTS.get(cost, cost.removeprefix("cost_")),
         tuple(TradeOffDot(row["name"], row[cost], row["score"], row.get("std_error")) for row in _at(with_cost, shown)),
         tuple(position[idx] for idx in sorted(front, key=lambda idx: with_cost[idx][cost])),
@@ -110,13 +110,13 @@ def trade_off(rows: Sequence[Row], provenance: Provenance, cost: str = "macs") -
 def agreement(rows: Sequence[Row], provenance: Provenance) -> Agreement:
     """Compare every two columns by Kendall's tau-b, on the candidates that have both.
 
-    The ranking (by score, before any finals) comes first and counts from the last place up; other columns are used as
+    The ranking (by score, before any finals) comes first, as negative ranks; other columns are used as
     they are, even if lower is better.
     """
-    columns: dict[str, list[float | None]] = {"ranking": [-float(place) for place in places(rows, provenance)]}
+    columns: dict[str, list[float | None]] = {"ranking": [-float(rank) for rank in ranks_by_score(rows, provenance)]}
     for name in proxies_of(rows):
-        if name != ranked_by(provenance):
-            columns[name] = [row[name] for row in scored(rows)]
+        if name != deciding_score(provenance):
+            columns[name] = [row[name] for row in with_score(rows)]
     taus = tuple(tuple(kendall_where_both(a, b) for b in columns.values()) for a in columns.values())
     return Agreement(tuple(columns), taus)
 
@@ -129,10 +129,10 @@ def finals(rows: Sequence[Row], provenance: Provenance) -> Finals:
     """
     held = provenance.get("finals")
     if held is None:
-        raise ValueError("This leaderboard has no finals: call `fit` with `finalists=` above 1 first.")
+        raise ValueError("This leaderboard has no finals: call `fit` with `num_finalists=` above 1 first.")
     dots = tuple(
-        FinalDot(row["name"], row["final"], row["final_epochs"], place)
-        for row, place in zip(scored(rows), places(rows, provenance), strict=True)
+        FinalDot(row["name"], row["final"], row["final_epochs"], rank)
+        for row, rank in zip(with_score(rows), ranks_by_score(rows, provenance), strict=True)
         if row.get("final_epochs") is not None
     )
     return Finals(held["monitor"], held["mode"] == "min", dots)
@@ -140,14 +140,14 @@ def finals(rows: Sequence[Row], provenance: Provenance) -> Finals:
 
 def history(trials: Sequence[Row], provenance: Provenance) -> History:
     """Show how a search went; if there are very many trials, only one of every few is shown."""
-    with_score = [row for row in trials if row["rank"] is not None]
-    shown = with_score[:: -(-len(with_score) // MOST_DOTS) or 1]
+    ranked = [row for row in trials if row["rank"] is not None]
+    shown = ranked[:: -(-len(ranked) // MOST_DOTS) or 1]
     better: list[Row] = []
-    for row in with_score:
+    for row in ranked:
         if not better or row["rank"] < better[-1]["rank"]:
             better.append(row)
     dots, best = (tuple(TrialDot(row["trial"], row["score"], row["arch"]) for row in part) for part in (shown, better))
-    return History(ranked_by(provenance), dots, best, len(trials), len(with_score))
+    return History(deciding_score(provenance), dots, best, len(trials), len(ranked))
 
 
 def figure_of(kind: FigureKind, rows: Sequence[Row], provenance: Provenance, cost: str = "macs") -> Figure:
@@ -184,7 +184,7 @@ def search_figure_of(kind: SearchFigureKind, trials: Sequence[Row], provenance: 
 
 def page(rows: Sequence[Row], provenance: Provenance, notes: Sequence[str], layers: Layers | None = None) -> Page:
     """Return the page of a leaderboard with the figures that it has numbers for, and the layers of one candidate."""
-    some = scored(rows)
+    some = with_score(rows)
     figures: list[Figure] = [ranks(rows, provenance)] if some else []
     if any(row.get("macs") is not None for row in some):
         figures.append(trade_off(rows, provenance))
@@ -194,18 +194,18 @@ def page(rows: Sequence[Row], provenance: Provenance, notes: Sequence[str], laye
         figures.append(layers)
     if some:
         figures.append(agreement(rows, provenance))
-    return _page(f"Ranking by {ranked_by(provenance)}", notes, rows, figures, provenance)
+    return _page(f"Ranking by {deciding_score(provenance)}", notes, rows, figures, provenance)
 
 
 def search_page(trials: Sequence[Row], provenance: Provenance, notes: Sequence[str]) -> Page:
     """Return the page of a search: its history, the score against costs, and the agreement of the scores."""
     rows = as_candidates(trials)
     figures: list[Figure] = []
-    if scored(rows):
+    if with_score(rows):
         fronts = [trade_off(rows, provenance, cost) for cost in _costs_of(trials, provenance)]
         figures = [history(trials, provenance), *fronts, agreement(rows, provenance)]
     space = f"of {provenance['space']} " if "space" in provenance else ""
-    return _page(f"Search {space}by {ranked_by(provenance)}", notes, rows, figures, provenance)
+    return _page(f"Search {space}by {deciding_score(provenance)}", notes, rows, figures, provenance)
 
 
 def table(
@@ -224,7 +224,7 @@ def table(
         proxies: Names of the proxies to show.
         title: Title above the table; None to name the ranked score.
     """
-    decisive = ranked_by(provenance)
+    decisive = deciding_score(provenance)
     columns = [
         Column("rank", tuple(str(row["rank"] or "-") for row in rows), is_needed=True),
         Column("name", tuple(row["name"] for row in rows), is_text=True, is_needed=True),
@@ -232,7 +232,7 @@ def table(
     for final in (column for column in columns_of(rows) if column in FINAL_COLUMNS):
         cells = tuple("-" if row[final] is None else f"{row[final]:.4g}" for row in rows)
         columns.append(Column(final, cells, is_needed=final == "final"))
-    for name in hyperparameters_of(rows):
+    for name in hyperparameter_columns(rows):
         cells = tuple("-" if row[name] is None else str(row[name]) for row in rows)
         plain = name.removeprefix(HYPERPARAMETER)
         columns.append(Column(name if plain in rows[0] else plain, cells))
@@ -250,10 +250,10 @@ def table(
 def brief(kind: str, count: str, provenance: Provenance, best: str | None, num_failed: int) -> str:
     """Return the ``repr`` of a result: how many of what, what they are ranked by, the best, and how many failed."""
     failed = f", {num_failed} failed" if num_failed else ""
-    return f"<{kind} of {count} by {shortened(ranked_by(provenance))}, best {shortened(best)}{failed}>"
+    return f"<{kind} of {count} by {shortened(deciding_score(provenance))}, best {shortened(best)}{failed}>"
 
 
-def asked_of(rows: Sequence[Row], provenance: Provenance) -> list[str]:
+def columns_to_print(rows: Sequence[Row], provenance: Provenance) -> list[str]:
     """Return the names of the proxies and recipes to print: those that the user asked for, and the one that decides.
 
     Members of recipes and trivial baselines that were only computed beside them are left out. A leaderboard that does
@@ -261,7 +261,7 @@ def asked_of(rows: Sequence[Row], provenance: Provenance) -> list[str]:
     """
     if "asked" not in provenance:
         return proxies_of(rows)
-    beside = {*provenance.get("proxies", ())} - {*provenance["asked"], ranked_by(provenance)}
+    beside = {*provenance.get("proxies", ())} - {*provenance["asked"], deciding_score(provenance)}
     return [name for name in proxies_of(rows) if name not in beside]
 
 
@@ -270,7 +270,7 @@ def _at(rows: Sequence[Row], idxs: Sequence[int]) -> list[Row]:
 
 
 def _costs_of(trials: Sequence[Row], provenance: Provenance) -> list[str]:
-    """Return the names of the cost columns to draw the score against: those that the search kept low, and MACs."""
+    """Return the names of the cost columns to draw the score against: those in ``against``, and MACs."""
     columns = trials[0] if trials else {}
     named = dict.fromkeys([*provenance.get("against", []), "macs"])
     found = ["latency" if cost == "latency_s" else f"cost_{cost}" for cost in named]

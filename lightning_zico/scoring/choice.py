@@ -71,14 +71,14 @@ class Choice:
         missing = [name for name in wanted if name not in names]
         first = next(iter(recipes)) if named[0] in recipe_names else names[0]
         choice = cls((*resolved, *(resolve_proxies(missing) if missing else [])), recipes, first, (*recipes, *names))
-        return choice if rank_by is None else choice.ranked_by(rank_by)
+        return choice if rank_by is None else choice.with_rank_by(rank_by)
 
     @property
     def columns(self) -> list[str]:
         """Names of all scores: recipes, then proxies."""
         return [*self.recipes, *(proxy.name for proxy in self.proxies)]
 
-    def ranked_by(self, name: str) -> "Choice":
+    def with_rank_by(self, name: str) -> "Choice":
         """Return the same choice with another score to rank by.
 
         Raises:
@@ -107,7 +107,7 @@ class Choice:
         name = self.rank_by if name is None else name
         return name in self.recipes or next(p.higher_is_better for p in self.proxies if p.name == name)
 
-    def directed(self, card: ScoreCard, name: str | None = None) -> float | None:
+    def direct_score(self, card: ScoreCard, name: str | None = None) -> float | None:
         """Return a candidate's score, negated if lower is better; None if it cannot be ranked by this score.
 
         Args:
@@ -120,16 +120,16 @@ class Choice:
             return None
         return value if self.higher_is_better(name) else -value
 
-    def used(self, recipe: Recipe, cards: Sequence[ScoreCard]) -> "Used":
-        """Choose the recipe to use in place of a named one, as `used_for` does.
+    def choose_recipes(self, recipe: Recipe, cards: Sequence[ScoreCard]) -> "Used":
+        """Choose the recipe to use in place of a named one, as `choose_recipes` does.
 
         Args:
             recipe: The recipe that the user named.
             cards: The cards of all candidates; those that do not train are ignored.
         """
-        return used_for([lacking_of(card) for card in cards if trains(card)], recipe)
+        return choose_recipes([lacking_of(card) for card in cards if trains(card)], recipe)
 
-    def combined(
+    def combine(
         self, cards: Sequence[ScoreCard], recipe: Recipe, used: "Used | None" = None
     ) -> tuple[list[ScoreCard], "Used"]:
         """Add the score of a recipe to cards.
@@ -142,9 +142,9 @@ class Choice:
         Returns:
             The cards with one more score, and the recipes that were used.
         """
-        used = used or self.used(recipe, cards)
+        used = used or self.choose_recipes(recipe, cards)
         members = [*used.recipe.members, *(used.beside.members if used.beside else ())]
-        values = used.values({name: [self.directed(card, name) for card in cards] for name in members})
+        values = used.values({name: [self.direct_score(card, name) for card in cards] for name in members})
         added = []
         for card, value in zip(cards, values, strict=True):
             missing = next((card[name].error for name in used.recipe.members if card[name].value is None), None)
@@ -171,7 +171,7 @@ def _named(proxies: Proxies, beside: Sequence[Proxy]) -> Sequence[ProxyLike]:
 
 @dataclass(frozen=True)
 class Used:
-    """The recipes that rank in place of the recipe that the user asked for; see `used_for`.
+    """The recipes that rank in place of the recipe that the user asked for; see `choose_recipes`.
 
     Args:
         recipe: The recipe that is combined.
@@ -193,7 +193,7 @@ class Used:
 _MOST_BESIDE = 0.1
 
 
-def used_for(lacking: Sequence[Set[str]], recipe: Recipe) -> Used:
+def choose_recipes(lacking: Sequence[Set[str]], recipe: Recipe) -> Used:
     """Choose the recipe to use if some candidates lack some of the numbers.
 
     A recipe applies to a candidate if every member has a number for it. Numbers of different recipes cannot be

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from lightning_zico.ranking import crowding_distances, front_numbers
 from lightning_zico.results import ScoreCard
-from lightning_zico.scoring.choice import Choice, lacking_of, trains, used_for
+from lightning_zico.scoring.choice import Choice, choose_recipes, lacking_of, trains
 from lightning_zico.spaces import SearchSpace
 
 
@@ -127,14 +127,14 @@ class Population:
             return
         self._members.append(member)
         for name, column in self._columns.items():
-            column.append(self._choice.directed(member.card, name))
+            column.append(self._choice.direct_score(member.card, name))
         self._low.append(tuple(-cost for cost in member.costs))
         self._lacking.append(lacking_of(member.card))
         scores = self._scores()
         for idx in [idx for idx, score in enumerate(scores) if score is None][::-1]:
             self._remove(idx)
-        kept = [score for score in scores if score is not None]
-        self._standings = _Standings([(score, *low) for score, low in zip(kept, self._low, strict=True)])
+        defined = [score for score in scores if score is not None]
+        self._standings = _Standings([(score, *low) for score, low in zip(defined, self._low, strict=True)])
         if len(self) > self._size:
             self._remove(self._standings.remove_worst())
 
@@ -149,14 +149,15 @@ class Population:
         return self._members[self._standings.best()].arch if self._members else None
 
     def _fails(self, card: ScoreCard) -> bool:
-        used = used_for([lacking_of(card)], self._recipe).recipe.members if self._recipe else (self._choice.rank_by,)
+        recipe = None if self._recipe is None else choose_recipes([lacking_of(card)], self._recipe).recipe
+        used = (self._choice.rank_by,) if recipe is None else recipe.members
         return not trains(card) or any(card[name].value is None for name in used)
 
     def _scores(self) -> list[float | None]:
         """Score the members as one set, as `scores_of` does."""
         if self._recipe is None:
             return list(self._columns[self._choice.rank_by])
-        return used_for(self._lacking, self._recipe).values(self._columns)
+        return choose_recipes(self._lacking, self._recipe).values(self._columns)
 
     def _remove(self, idx: int) -> None:
         del self._members[idx], self._lacking[idx], self._low[idx]
@@ -167,8 +168,8 @@ class Population:
 def scores_of(cards: Sequence[ScoreCard], choice: Choice) -> list[float | None]:
     """Score archs as one set, so that higher is better; None for archs without a score to rank by."""
     if choice.recipe is not None:
-        cards, _ = choice.combined(cards, choice.recipe)
-    return [None if card.error is not None else choice.directed(card) for card in cards]
+        cards, _ = choice.combine(cards, choice.recipe)
+    return [None if card.error is not None else choice.direct_score(card) for card in cards]
 
 
 class _Standings:

@@ -10,7 +10,7 @@ from torch import nn
 from lightning_zico.candidates import Candidate
 from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.search.evolution import Evolution, Population
-from lightning_zico.search.trials import Trials, imported_optuna
+from lightning_zico.search.trials import Trials, import_optuna
 from lightning_zico.spaces import SearchSpace
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Proposer:
     def __init__(self, space: SearchSpace[Any], sampler: "SamplerLike", seed: int) -> None:
         self._space, self._seed = space, seed
         self.evolution = Evolution() if sampler == "evolution" else sampler if isinstance(sampler, Evolution) else None
-        self.optunas = sampler if isinstance(sampler, imported_optuna().samplers.BaseSampler) else None
+        self.optunas = sampler if isinstance(sampler, import_optuna().samplers.BaseSampler) else None
         if sampler != "random" and self.evolution is None and self.optunas is None:
             raise ValueError(
                 f'Invalid sampler={sampler!r}: expected "evolution", "random", an `Evolution` or a sampler of Optuna.'

@@ -20,7 +20,7 @@ from lightning_zico.scoring.scorer import Scorer
 from lightning_zico.search.costs import LATENCY, ArchCosts
 from lightning_zico.search.evolution import Member, Population, scores_of
 from lightning_zico.search.proposals import Offer, Proposer
-from lightning_zico.search.trials import Finished, Trials, imported_optuna
+from lightning_zico.search.trials import Finished, Trials, import_optuna
 from lightning_zico.spaces import SearchSpace
 from lightning_zico.texts import printable
 
@@ -178,9 +178,10 @@ class SearchRun:
 
     def _facts(self, cards: Sequence[ScoreCard]) -> dict[str, Any]:
         recipe = self._choice.recipe
+        used = None if recipe is None else self._choice.choose_recipes(recipe, cards)
         return {
             "higher_is_better": self._choice.higher_is_better(),
-            "recipes": {recipe.name: recipe_facts(self._choice.used(recipe, cards), recipe, cards)} if recipe else {},
+            "recipes": {} if recipe is None or used is None else {recipe.name: recipe_facts(used, recipe, cards)},
             "study": self._trials.study.study_name,
             "num_trials": self._num_trials,
             "num_rejected": self._num_rejected,
@@ -188,18 +189,18 @@ class SearchRun:
             "exhausted": self._exhausted,
             "broke_off": self._broke_off,
             **self._seconds,
-            "versions": {**versions(), "optuna": imported_optuna().__version__},
+            "versions": {**versions(), "optuna": import_optuna().__version__},
         }
 
     def _on_front(self, cards: Sequence[ScoreCard], scores: Sequence[float | None]) -> set[int]:
         """Return the indices of the cards that no other dominates."""
         points = {}
         for idx, (card, score) in enumerate(zip(cards, scores, strict=True)):
-            low = self._kept_low(card)
+            low = self._costs_to_lower(card)
             if score is not None and low is not None:
                 points[idx] = (score, *(-cost for cost in low))
-        places = list(points)
-        return {places[position] for position in first_front(list(points.values()))}
+        idxs = list(points)
+        return {idxs[position] for position in first_front(list(points.values()))}
 
     def _jobs(self) -> Iterator[Job]:
         """Propose archs, one whenever the executor can take it, so that a proposal uses all scores so far."""
@@ -258,13 +259,13 @@ class SearchRun:
     def _take_in(self, news: Sequence[Finished]) -> None:
         for trial in news:
             self._num_rejected += trial.num_rejected
-            score = None if self._choice.recipe is not None else self._choice.directed(trial.card)
+            score = None if self._choice.recipe is not None else self._choice.direct_score(trial.card)
             if score is not None:
                 self._best = score if self._best is None else max(self._best, score)
-            if self._proposer.evolution is not None and (low := self._kept_low(trial.card)) is not None:
+            if self._proposer.evolution is not None and (low := self._costs_to_lower(trial.card)) is not None:
                 self._population.add(Member(trial.arch, trial.card, low))
 
-    def _kept_low(self, card: ScoreCard) -> tuple[float, ...] | None:
+    def _costs_to_lower(self, card: ScoreCard) -> tuple[float, ...] | None:
         """Return the costs to keep low; None if a latency could not be measured."""
         if not self._against:
             return ()
@@ -277,7 +278,7 @@ class SearchRun:
     def _values(self, card: ScoreCard) -> list[float | None]:
         """List the numbers for Optuna."""
         values = [card.scores[name].value for name in self._choice.chains[0]]
-        low = self._kept_low(card)
+        low = self._costs_to_lower(card)
         return [*values, *([None] if low is None else low)]
 
 

@@ -92,7 +92,7 @@ class Trials:
         directions: Sequence[str],
         sampler: "BaseSampler | None" = None,
     ) -> None:
-        optuna = imported_optuna()
+        optuna = import_optuna()
         self._optuna: Any = optuna
         self.study: Study = optuna.create_study(
             storage=_storage_of(storage),
@@ -110,7 +110,7 @@ class Trials:
         self._settled: set[str] = set()  # their archs
         self._open: dict[int, str] = {}  # trials that count and come after those, and their archs
         self._finished: dict[str, Finished] = {}
-        self._let_go = {trial.number for trial in self._unsettled() if _may_pass(trial)}
+        self._let_go = {trial.number for trial in self._list_unsettled() if _may_pass(trial)}
         self._owner = begin_run()
         self.update()
 
@@ -147,14 +147,14 @@ class Trials:
         """
         news = []
         self._open = {}
-        for trial in self._unsettled():
+        for trial in self._list_unsettled():
             ended = trial.state.is_finished()
             if not ended and trial.number not in self._mine and _lives(trial) is False:
                 self.discard(trial.number, "its process is gone")
                 continue
             if ended and self._counts(trial) and trial.number not in self._done:
                 self._done.add(trial.number)
-                news.append(_finished_of(trial))
+                news.append(_read_finished(trial))
             if ended and trial.number == self._num_settled:
                 self._num_settled += 1
                 self._done.discard(trial.number)
@@ -180,7 +180,7 @@ class Trials:
         try:
             trial.set_user_attr(_CLAIM, self._claim_of(None))
             return trial.number, suggest(trial)
-        except self._ended_elsewhere:
+        except self._error_if_ended:
             del self._mine[trial.number]
             return None
 
@@ -204,7 +204,7 @@ class Trials:
         else:
             try:
                 self._storage.set_trial_user_attr(self._id(number), _CLAIM, claim)
-            except self._ended_elsewhere:
+            except self._error_if_ended:
                 del self._mine[number]
                 return None
         self._mine[number] = arch
@@ -212,7 +212,7 @@ class Trials:
         # are claimed at the same time, each sees the other, and both give way.
         others = [
             other
-            for other in self._unsettled()
+            for other in self._list_unsettled()
             if self._counts(other) and (other.number != number if was_asked else other.number < number)
         ]
         if arch in self._settled or any(arch == other.user_attrs[_CLAIM]["arch"] for other in others):
@@ -235,13 +235,13 @@ class Trials:
             card: Score card of the trial, stored without layers and details.
             values: Numbers for Optuna; if one is missing, Optuna records the trial as failed.
         """
-        kept = {"error": card.error, "untrainable": card.untrainable, "seconds": card.seconds}
+        rest = {"error": card.error, "untrainable": card.untrainable, "seconds": card.seconds}
         scores = {name: [score.value, score.error] for name, score in card.scores.items()}
         given = [value for value in values if value is not None]
         complete = len(given) == len(values) and card.error is None and card.untrainable is None
         states = self._optuna.trial.TrialState
         state = states.COMPLETE if complete else states.FAIL
-        self._end(number, _CARD, {"scores": scores, **kept}, state, given if complete else None)
+        self._end(number, _CARD, {"scores": scores, **rest}, state, given if complete else None)
 
     def close(self) -> None:
         """Take back this process's own claims that have no result."""
@@ -250,12 +250,12 @@ class Trials:
         end_run(self._owner)
 
     def _counts(self, trial: "FrozenTrial") -> bool:
-        kept = trial.user_attrs
-        if _DISCARDED in kept or trial.number in self._let_go or kept.get(_CLAIM, {}).get("arch") is None:
+        stored = trial.user_attrs
+        if _DISCARDED in stored or trial.number in self._let_go or stored.get(_CLAIM, {}).get("arch") is None:
             return False
-        return _CARD in kept or not trial.state.is_finished()
+        return _CARD in stored or not trial.state.is_finished()
 
-    def _unsettled(self) -> "list[FrozenTrial]":
+    def _list_unsettled(self) -> "list[FrozenTrial]":
         return self.study.get_trials(deepcopy=False)[self._num_settled :]
 
     @property
@@ -266,7 +266,7 @@ class Trials:
         return self._storage.get_trial_id_from_study_id_trial_number(self.study._study_id, number)
 
     @property
-    def _ended_elsewhere(self) -> type[Exception]:
+    def _error_if_ended(self) -> type[Exception]:
         error: type[Exception] = self._optuna.exceptions.UpdateFinishedTrialError
         return error
 
@@ -279,9 +279,9 @@ class Trials:
         trial_id = self._storage.create_new_trial(self.study._study_id, template_trial=begun)
         return self._storage.get_trial_number_from_id(trial_id)
 
-    def _end(self, number: int, key: str, told: Any, state: Any, values: Sequence[float] | None = None) -> None:
-        with suppress(self._ended_elsewhere):
-            self._storage.set_trial_user_attr(self._id(number), key, told)
+    def _end(self, number: int, key: str, content: Any, state: Any, values: Sequence[float] | None = None) -> None:
+        with suppress(self._error_if_ended):
+            self._storage.set_trial_user_attr(self._id(number), key, content)
             self.study.tell(number, values, state, skip_if_finished=True)
         self._mine.pop(number, None)
 
@@ -304,19 +304,19 @@ class Trials:
             )
 
 
-def imported_optuna() -> Any:
+def import_optuna() -> Any:
     """Import Optuna.
 
     Raises:
         ModuleNotFoundError: If it is not installed.
     """
-    return imported("optuna", "`ZeroShotSearch` keeps its trials with Optuna", "search")
+    return imported("optuna", "`ZeroShotSearch` stores its trials with Optuna", "search")
 
 
 @contextmanager
 def quiet_optuna() -> Iterator[None]:
     """Silence Optuna's messages below warnings while the body runs."""
-    optuna = imported_optuna()
+    optuna = import_optuna()
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(max(verbosity, optuna.logging.WARNING))
     try:
@@ -326,7 +326,7 @@ def quiet_optuna() -> Iterator[None]:
 
 
 def _storage_of(storage: "StorageLike | None") -> "BaseStorage":
-    optuna = imported_optuna()
+    optuna = import_optuna()
     if storage is None:
         return optuna.storages.InMemoryStorage()
     if not isinstance(storage, str | os.PathLike | optuna.storages.BaseStorage):
@@ -356,7 +356,7 @@ def _in_file(path: Path) -> "RDBStorage":
     # As a URI, in which SQLite reads `?`, `#` and `%` of the path literally.
     address = URL.create("sqlite", database=path.as_uri(), query={"uri": "true"}).render_as_string()
     arguments = {"connect_args": {"timeout": BUSY_TIMEOUT_S}}
-    made: RDBStorage = imported_optuna().storages.RDBStorage(address, engine_kwargs=arguments)
+    made: RDBStorage = import_optuna().storages.RDBStorage(address, engine_kwargs=arguments)
     return made
 
 
@@ -429,12 +429,12 @@ def _may_pass(trial: "FrozenTrial") -> bool:
     """Whether a trial failed for a reason that may be gone, in a run that is not known to go on."""
     if not trial.state.is_finished() or _CARD not in trial.user_attrs:
         return False
-    card = _finished_of(trial).card
+    card = _read_finished(trial).card
     return not is_lasting([card.error, *(score.error for score in card.scores.values())]) and not _lives(trial)
 
 
-def _finished_of(trial: "FrozenTrial") -> Finished:
-    claim, kept = trial.user_attrs[_CLAIM], trial.user_attrs[_CARD]
-    scores = {name: Score(name, value, error) for name, (value, error) in kept["scores"].items()}
-    card = ScoreCard(claim["arch"], scores, kept["error"], kept["seconds"], kept["untrainable"])
+def _read_finished(trial: "FrozenTrial") -> Finished:
+    claim, stored = trial.user_attrs[_CLAIM], trial.user_attrs[_CARD]
+    scores = {name: Score(name, value, error) for name, (value, error) in stored["scores"].items()}
+    card = ScoreCard(claim["arch"], scores, stored["error"], stored["seconds"], stored["untrainable"])
     return Finished(trial.number, claim["arch"], card, claim["num_rejected"])

@@ -16,7 +16,6 @@ from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch import nn
 from torch.nn.parameter import is_lazy
-from torch.utils._pytree import tree_leaves
 
 from lightning_zico.bridge.hooks import is_lightning
 from lightning_zico.engine.lazy import copied
@@ -75,8 +74,8 @@ class Finalist:
         self.error: str | None = None
         self.logs_monitor = False
         self.not_logged: NotLoggedError | None = None
-        self._checkpoint = checkpoint
-        self._classes: list[Any] | None = None  # see `_classes_in`
+        self.checkpoint = checkpoint
+        self._classes: list[Any] | None = None  # see `_list_classes`
         self._put_back_rng: Callable[[], None] | None = None
 
     @property
@@ -111,18 +110,19 @@ class Finalist:
         def check(trainer: Any, _: LightningModule) -> None:
             # The metrics of an epoch are complete when the next one begins, and not before.
             if trainer.current_epoch > start and (has_validated or not trainer.enable_validation):
-                self._look_for(monitor, trainer.callback_metrics)
+                self._check_logged(monitor, trainer.callback_metrics)
 
         def stop(trainer: Any, _: LightningModule) -> None:
             trainer.should_stop = trainer.should_stop or trainer.current_epoch + 1 >= until
 
         def pause(trainer: Any, _: LightningModule) -> None:
             self.num_epochs = trainer.current_epoch
-            self._look_for(monitor, trainer.callback_metrics)
-            self.value = trainer.strategy.broadcast(_monitored(trainer.callback_metrics, monitor))  # one for all ranks
-            self._checkpoint = trainer.strategy.broadcast(self._checkpoint)
-            trainer.save_checkpoint(self._checkpoint)
-            new = _classes_in(self._checkpoint)  # besides those that are allowed now, from the checkpoint before
+            self._check_logged(monitor, trainer.callback_metrics)
+            value = _read_monitor(trainer.callback_metrics, monitor)
+            self.value = trainer.strategy.broadcast(value)  # one for all ranks
+            self.checkpoint = trainer.strategy.broadcast(self.checkpoint)
+            trainer.save_checkpoint(self.checkpoint)
+            new = _list_classes(self.checkpoint)  # besides those that are allowed now, from the checkpoint before
             self._classes = None if new is None else [*(self._classes or []), *new]
             self._put_back_rng = rng_restorer()
 
@@ -136,7 +136,7 @@ class Finalist:
         ]
         with kept_process_state(keep_environment=True) as state:
             try:
-                self.train(trainer, _apart(self.build), data)
+                self.train(trainer, _build_apart(self.build), data)
                 if self.value is None:
                     raise RuntimeError("the trainer trained no epoch. Give it batches to train on.")
             except BaseException as raised:
@@ -148,7 +148,7 @@ class Finalist:
             else:
                 self.num_rounds += 1
 
-    def _look_for(self, monitor: str, metrics: Mapping[str, Any]) -> None:
+    def _check_logged(self, monitor: str, metrics: Mapping[str, Any]) -> None:
         """Check that the monitored metric was logged.
 
         Raises:
@@ -178,7 +178,7 @@ class Finalist:
             raise TypeError(f"it is a {type(model).__name__}, but a `Trainer` only trains LightningModules.")
         arguments: dict[str, Any] = dict(data)
         if self._put_back_rng is not None:
-            arguments["ckpt_path"] = self._checkpoint
+            arguments["ckpt_path"] = self.checkpoint
             # Lightning before 2.6 has no such argument.
             if "weights_only" in inspect.signature(trainer.fit).parameters:
                 arguments["weights_only"] = self._classes is not None
@@ -205,7 +205,7 @@ class Finalist:
         trainer.fit_loop._resuming_from_checkpoint = False
 
 
-def check_finals(finalists: int, final_epochs: int, monitor: str, mode: str) -> None:
+def check_finals(num_finalists: int, final_epochs: int, monitor: str, mode: str) -> None:
     """Check the arguments of finals.
 
     Raises:
@@ -213,7 +213,7 @@ def check_finals(finalists: int, final_epochs: int, monitor: str, mode: str) -> 
         ValueError: If ``mode`` is neither ``"min"`` nor ``"max"``.
         TypeError: If ``monitor`` is not a string.
     """
-    for name, number in {"finalists": finalists, "final_epochs": final_epochs}.items():
+    for name, number in {"num_finalists": num_finalists, "final_epochs": final_epochs}.items():
         whole_number(name, number, 1)
     if not isinstance(monitor, str):
         raise TypeError(f"Invalid monitor={monitor!r}: expected the name of a logged metric, such as 'val_loss'.")
@@ -248,36 +248,28 @@ def check_will_train(trainer: Any) -> None:
         )
 
 
-def check_trainer(trainer: Any, data: Mapping[str, Any], *, finalists: int, final_epochs: int) -> None:
+def check_trainer(trainer: Any, data: Mapping[str, Any], *, num_finalists: int, final_epochs: int) -> None:
     """Check that a trainer can train several finalists on some data, and then continue with one of them.
 
     Args:
         trainer: The trainer as the user made it.
         data: Arguments of `Trainer.fit`.
-        finalists: Maximum number of finalists.
+        num_finalists: Maximum number of finalists.
         final_epochs: Number of epochs in each round.
 
     Raises:
         ValueError: If the trainer cannot do that.
-        TypeError: If the validation data can be read only once.
     """
     if trainer.current_epoch or trainer.global_step:
         raise ValueError(
             f"`trainer` has already trained {trainer.current_epoch} epochs and would continue from there. Finals need "
             "a trainer that has not trained: pass a new `Trainer`."
         )
-    validation = data.get("val_dataloaders")
-    for leaf in tree_leaves(validation):
-        if isinstance(leaf, Iterator):
-            raise TypeError(
-                f"Invalid validation data: a {type(leaf).__name__}, which can be read only once, so the first finalist "
-                "would use it up. Pass a DataLoader."
-            )
     changing = [type(callback).__name__ for callback in trainer.callbacks if _changes_training(callback)]
     if changing:
         raise ValueError(
             f"`trainer` has {', '.join(changing)}, which changes training, but finals train without callbacks. Leave "
-            "it out, do the same in the module, or pass `finalists=1`."
+            "it out, do the same in the module, or pass `num_finalists=1`."
         )
     if trainer.fast_dev_run:
         return
@@ -286,16 +278,18 @@ def check_trainer(trainer: Any, data: Mapping[str, Any], *, finalists: int, fina
             f"`trainer` ends after `max_steps={trainer.max_steps}`. With this limit, Lightning counts an epoch in "
             "which nothing is trained when it continues from a checkpoint. For finals, use `max_epochs` instead."
         )
-    num_rounds = (finalists - 1).bit_length() if finalists > MOST_AT_ONCE else 1
+    num_rounds = (num_finalists - 1).bit_length() if num_finalists > MOST_AT_ONCE else 1
     most = num_rounds * final_epochs
     if trainer.max_epochs not in (None, -1) and most >= trainer.max_epochs:
         raise ValueError(
-            f"`trainer` ends after `max_epochs={trainer.max_epochs}`, but {finalists} finalists are trained for up to "
-            f"{most} epochs ({num_rounds} x `final_epochs={final_epochs}`), so no epoch would be left to train the "
+            f"`trainer` ends after `max_epochs={trainer.max_epochs}`, but {num_finalists} finalists are trained for up "
+            f"to {most} epochs ({num_rounds} x `final_epochs={final_epochs}`), so no epoch would be left to train the "
             "winner with callbacks and loggers. Raise `max_epochs`, or lower `final_epochs`."
         )
     every = trainer.check_val_every_n_epoch
-    validates = trainer.limit_val_batches != 0 and (validation is not None or data.get("datamodule") is not None)
+    validates = trainer.limit_val_batches != 0 and any(
+        data.get(name) is not None for name in ("val_dataloaders", "datamodule")
+    )
     if validates and every is not None and final_epochs % every:
         raise ValueError(
             f"`trainer` validates every {every} epochs (`check_val_every_n_epoch`), but finals read `monitor` every "
@@ -344,25 +338,25 @@ def hold_finals(
     """
     sign = 1 if mode == "min" else -1
 
-    def place(finalist: Finalist) -> tuple[bool, int, float]:
+    def rank_key(finalist: Finalist) -> tuple[bool, int, float]:
         value = math.inf if finalist.value is None else sign * finalist.value
         return finalist.error is not None, -finalist.num_rounds, value
 
-    left = list(finalists)
+    remaining = list(finalists)
     try:
         with _borrowed(trainer) as rewind, preserved_rng():
-            while left:
-                for finalist in left:
+            while remaining:
+                for finalist in remaining:
                     rewind()
                     finalist.play(trainer, data, final_epochs, monitor)
                     if finalist.not_logged and not any(other.logs_monitor for other in finalists):
                         finalist.error, text = None, str(finalist.not_logged)
                         raise NotLoggedError(f"Invalid monitor={monitor!r}. In '{finalist.name}', {text}")
-                better = sorted(left, key=place)[: math.ceil(len(left) / 2)]
+                better = sorted(remaining, key=rank_key)[: math.ceil(len(remaining) / 2)]
                 better = [finalist for finalist in better if finalist.error is None]
-                left = better if len(finalists) > MOST_AT_ONCE and len(better) > 1 else []
+                remaining = better if len(finalists) > MOST_AT_ONCE and len(better) > 1 else []
     finally:
-        finalists.sort(key=place)
+        finalists.sort(key=rank_key)
 
 
 def train_best(
@@ -424,7 +418,7 @@ def train_best(
         winner.train(trainer, model, data)
 
 
-def _classes_in(checkpoint: Path) -> list[Any] | None:
+def _list_classes(checkpoint: Path) -> list[Any] | None:
     """List the classes in a checkpoint that torch only loads with ``weights_only=True`` if they are declared safe.
 
     Returns:
@@ -440,14 +434,14 @@ def _changes_training(callback: Any) -> bool:
     return not _CHANGING_TRAINING.isdisjoint(base.__name__ for base in type(callback).__mro__)
 
 
-def _monitored(metrics: Mapping[str, Any], monitor: str) -> float:
+def _read_monitor(metrics: Mapping[str, Any], monitor: str) -> float:
     value = float(metrics[monitor])
     if not math.isfinite(value):
         raise ValueError(f"`{monitor}` is {value} after training.")
     return value
 
 
-def _apart(build: Callable[[], nn.Module]) -> nn.Module:
+def _build_apart(build: Callable[[], nn.Module]) -> nn.Module:
     """Build a model that shares no memory with others: only the winner trains the user's own instance or backbone."""
     model, other = build(), build()
     return copied(other) if model is other or _memory(model) & _memory(other) else other

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from lightning_zico.candidates import Built, Candidate, Candidates, iterate_candidates
 from lightning_zico.ranking.racing import race
-from lightning_zico.selection.tally import Tally, direct_repeats
+from lightning_zico.selection.tally import Tally, direct_scores
 
 
 def hold_race(
@@ -39,7 +39,7 @@ def hold_race(
         raise
 
     def numbers() -> dict[str, list[float] | None]:
-        return {card.name: direct_repeats(card, tally.choice) for card in tally.merged()}
+        return {card.name: direct_scores(card, tally.choice) for card in tally.merge()}
 
     first = numbers()
     runners = [candidate for candidate in offered if first[candidate.name] is not None]

@@ -51,12 +51,12 @@ class Run:
         shortlist = Shortlist(self.tally.choice, top_k)
         repeats = self.tally.repeats
 
-        def shortlisted(candidate: Candidate, cards: list[ScoreCard]) -> None:
+        def add_to_shortlist(candidate: Candidate, cards: list[ScoreCard]) -> None:
             if len(cards) == repeats:
                 shortlist.add(candidate, self.tally.offer_idx(candidate.name), cards)
 
         try:
-            self._score(candidates, range(repeats), shortlisted)
+            self._score(candidates, range(repeats), add_to_shortlist)
         except BaseException:
             self.tally.cut(repeats, least=repeats)
             raise
@@ -69,22 +69,23 @@ class Run:
     def _score(
         self,
         candidates: Candidates,
-        repeats: Sequence[int],
-        done: Callable[[Candidate, list[ScoreCard]], None] = lambda candidate, cards: None,
+        repeat_idxs: Sequence[int],
+        on_done: Callable[[Candidate, list[ScoreCard]], None] = lambda candidate, cards: None,
     ) -> None:
         """Score candidates in some repeats, and show the progress."""
-        total = length_hint(candidates) * len(repeats) or None
+        total = length_hint(candidates) * len(repeat_idxs) or None
         with progress_bar("Ranking", is_shown=is_interactive(self._enable_progress_bar)) as progress:
             task = progress.add_task("", total=total)
 
-            def shown() -> Iterator[Candidate]:
+            def show_names() -> Iterator[Candidate]:
                 for candidate in iterate_candidates(candidates):
                     progress.update(task, description=printable(candidate.name))
                     yield candidate
 
-            with closing(score_jobs(self._executor, self.scorers, self.tally.jobs(shown(), repeats))) as finished:
+            jobs = self.tally.jobs(show_names(), repeat_idxs)
+            with closing(score_jobs(self._executor, self.scorers, jobs)) as finished:
                 for job, card in finished:
-                    done(job.candidate, self.tally.add(job, card))
+                    on_done(job.candidate, self.tally.add(job, card))
                     progress.advance(task)
 
     def build_again(self, candidate: Candidate) -> nn.Module:

@@ -1,6 +1,6 @@
 """Rank candidates on a few batches, then train the winner."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -9,7 +9,14 @@ from typing import Any
 from lightning.pytorch import Trainer
 from torch import nn
 
-from lightning_zico.bridge import TrainerSettings, TrainingData, check_validation_data, is_lightning, pick_data
+from lightning_zico.bridge import (
+    TrainerSettings,
+    TrainingData,
+    check_readable_again,
+    check_validation_data,
+    is_lightning,
+    pick_data,
+)
 from lightning_zico.budget import Budget
 from lightning_zico.candidates import Candidates, check_candidates, nothing_offered
 from lightning_zico.errors import IdenticalBatchesError, UnknownNameError
@@ -27,8 +34,8 @@ from lightning_zico.scoring.arguments import (
 from lightning_zico.scoring.choice import Choice
 from lightning_zico.scoring.settings import ScoringSettings
 from lightning_zico.selection.finals import Mode, check_finals, check_trainer, check_will_train, train_best
+from lightning_zico.selection.leaderboards import leaderboard_of
 from lightning_zico.selection.run import Run, show
-from lightning_zico.selection.standings import leaderboard_of
 from lightning_zico.zoo import Zoo
 
 
@@ -57,8 +64,8 @@ class ZeroShotSelector(ScoringSettings):
             the leaderboard shows how certain each rank is.
         race: Repeat only candidates that can still become finalists: at most half of all repeats are spent
             (`ranking.racing.race`). In a recipe, a candidate that dropped out keeps its last scores.
-        finalists: How many of the best candidates by score `fit` trains for a while to choose the winner among them; 1
-            for no finals. With more than four, the better half goes on from round to round
+        num_finalists: How many of the best candidates by score `fit` trains for a while to choose the winner among
+            them; 1 for no finals. With more than four, the better half goes on from round to round
             (`selection.finals.hold_finals`).
         final_epochs: Number of epochs that a finalist is trained in each round.
         monitor: Name of the logged metric that decides the finals.
@@ -93,20 +100,19 @@ class ZeroShotSelector(ScoringSettings):
     budget: Budget | None = None
     repeats: int = 1
     race: bool = False
-    finalists: int = 1
+    num_finalists: int = 1
     final_epochs: int = 1
     monitor: str = "val_loss"
     mode: Mode = "min"
     leaderboard_: Leaderboard = field(init=False)
     cards_: dict[str, ScoreCard] = field(init=False)
     best_model_: nn.Module | None = field(init=False)
-    _finalists: dict[str, Callable[[], nn.Module]] = field(init=False)
 
     def __post_init__(self) -> None:
         check_is_trainer(self.trainer)
         super().__post_init__()
         check_budget(self.budget)
-        check_finals(self.finalists, self.final_epochs, self.monitor, self.mode)
+        check_finals(self.num_finalists, self.final_epochs, self.monitor, self.mode)
         if self.prior is not None:
             self.prior = prior_of(self.prior)
         self.repeats = whole_number("repeats", self.repeats, 1, "About 5 show how much scores vary.")
@@ -166,7 +172,7 @@ class ZeroShotSelector(ScoringSettings):
         val_dataloaders: Any = None,
         datamodule: Any = None,
     ) -> "ZeroShotSelector":
-        """Rank the candidates, hold finals among the best if ``finalists`` is above 1, then train the winner.
+        """Rank the candidates, hold finals among the best if ``num_finalists`` is above 1, then train the winner.
 
         Finals use the trainer itself, stopped after ``final_epochs`` and without its callbacks and loggers; these only
         see the rest of the winner's training. Lightning's callbacks that change training, such as
@@ -193,7 +199,8 @@ class ZeroShotSelector(ScoringSettings):
             ValueError: If there is no trainer, or it would train nothing. With finals, also if the trainer has trained
                 before, has a callback that changes training, ends after ``max_steps``, ends before or with the finals,
                 or does not validate when a round ends.
-            TypeError: If the data can be read only once, or the winner is not a LightningModule.
+            InvalidArgumentError: If the data can be read only once.
+            TypeError: If the winner is not a LightningModule.
             RuntimeError: If every candidate, or every finalist, failed.
             NotLoggedError: If the first finalist that is trained does not log ``monitor``.
         """
@@ -205,16 +212,20 @@ class ZeroShotSelector(ScoringSettings):
         data = pick_data(train_dataloaders, datamodule, pairs=self.loss_fn is not None)
         check_validation_data(data, val_dataloaders)
         check_will_train(self.trainer)
-        if isinstance(data, Iterator):
-            raise TypeError(
-                f"Invalid train_dataloaders: a {type(data).__name__}, which can be read only once, and ranking would "
-                "use it up. Pass a data module, a DataLoader or a list of batches, or call `rank`."
-            )
+        check_readable_again(
+            data,
+            "train_dataloaders",
+            "and ranking would use it up",
+            "Pass a data module, a DataLoader or a list of batches, or call `rank`",
+        )
         training_data = TrainingData(data, TrainerSettings.of(self.trainer))
         arguments = training_data.fit_arguments(val_dataloaders)
-        if self.finalists > 1:
-            check_trainer(self.trainer, arguments, finalists=self.finalists, final_epochs=self.final_epochs)
-        self._rank(candidates, training_data)
+        if self.num_finalists > 1:
+            check_readable_again(
+                val_dataloaders, "val_dataloaders", "so the first finalist would use it up", "Pass a DataLoader"
+            )
+            check_trainer(self.trainer, arguments, num_finalists=self.num_finalists, final_epochs=self.final_epochs)
+        entrants = self._rank(candidates, training_data)
         show(self.leaderboard_, enabled=self.enable_progress_bar)
         if self.best_model_ is None:
             name, reason = next(iter(self.leaderboard_.errors.items()))
@@ -222,7 +233,7 @@ class ZeroShotSelector(ScoringSettings):
                 f"All {len(self.leaderboard_)} candidates failed, so there is no winner to train. '{name}' failed "
                 f"with: {reason} See `leaderboard_.errors` for the others."
             )
-        if self.finalists == 1:
+        if self.num_finalists == 1:
             if not is_lightning(self.best_model_):
                 raise TypeError(
                     f"The winner is a {type(self.best_model_).__name__}, but a `Trainer` only trains LightningModules. "
@@ -231,7 +242,6 @@ class ZeroShotSelector(ScoringSettings):
             self.trainer.fit(self.best_model_, **arguments)  # type: ignore[arg-type]
             return self
         self.best_model_ = None
-        entrants, self._finalists = self._finalists, {}
         train_best(
             entrants,
             self.trainer,
@@ -245,7 +255,8 @@ class ZeroShotSelector(ScoringSettings):
         )
         return self
 
-    def _rank(self, candidates: Candidates, data: TrainingData) -> None:
+    def _rank(self, candidates: Candidates, data: TrainingData) -> dict[str, Callable[[], nn.Module]]:
+        """Rank the candidates, and return the functions that build the first ``num_finalists``, by name."""
         choice = self._choice(self.rank_by, self._prior_for(candidates))
         with data:
             readings = self.readings(data, choice.proxies, self.repeats)
@@ -253,9 +264,9 @@ class ZeroShotSelector(ScoringSettings):
             run = Run(scorers, choice, self._executor, enable_progress_bar=self.enable_progress_bar)
             try:
                 if self.race:
-                    shortlist = run.hold_race(candidates, top_k=self.finalists, seed=self.seed)
+                    shortlist = run.hold_race(candidates, top_k=self.num_finalists, seed=self.seed)
                 else:
-                    shortlist = run.score_all(candidates, top_k=self.finalists)
+                    shortlist = run.score_all(candidates, top_k=self.num_finalists)
             except BaseException:
                 self.best_model_ = None
                 self._store(run, broke_off=True)
@@ -265,11 +276,9 @@ class ZeroShotSelector(ScoringSettings):
                 raise nothing_offered(candidates)
             self._check_variation()
             by_name = {candidate.name: candidate for candidate in shortlist}
-            first = [row["name"] for row in self.leaderboard_.rows[: self.finalists] if row["rank"]]
+            first = [row["name"] for row in self.leaderboard_.rows[: self.num_finalists] if row["rank"]]
             self.best_model_ = run.build_again(by_name[first[0]]) if first else None
-            self._finalists = (
-                {name: partial(scorers[0].build, by_name[name]) for name in first} if self.finalists > 1 else {}
-            )
+            return {name: partial(scorers[0].build, by_name[name]) for name in first}
 
     def _add_finals(self, finals: list[Final], how: FinalsHeld) -> None:
         self.leaderboard_ = self.leaderboard_.with_finals(finals, how)

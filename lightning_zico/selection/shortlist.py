@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from itertools import compress
 
 import numpy as np
 
@@ -18,9 +19,9 @@ class Shortlist:
     (equal scores keep that order) or is better by a member of each recipe. A candidate behind a dropped one is also
     behind those that caused the drop, so only the candidates that are held need to be counted.
 
-    A candidate without the numbers of a recipe may be placed among those that have them, and how high is not known
+    A candidate without the numbers of a recipe may be ranked among those that have them, and how high is not known
     before. So it is only compared with candidates that lack the numbers of the same recipes, and because it may share a
-    place with them, it is behind those that were offered earlier.
+    rank with them, it is behind those that were offered earlier.
 
     With a single score, k candidates are held. With a recipe, there may be many, and with several repeats
     almost all: built modules from a generator then stay in memory, while factories take none.
@@ -48,7 +49,8 @@ class Shortlist:
             offer_idx: Its position in the order in which candidates were offered, from 0.
             cards: The cards of all its repeats; each of them counts.
         """
-        values = [[self._choice.directed(card, name) for card in cards for name in names] for names in self._members]
+        direct = self._choice.direct_score
+        values = [[direct(card, name) for card in cards for name in names] for names in self._members]
         scores = [[-math.inf if value is None else value for value in of_recipe] for of_recipe in values]
         row = np.array([score for of_recipe in scores for score in of_recipe])
         others = np.empty((0, len(row))) if self._scores is None else self._scores
@@ -56,14 +58,14 @@ class Shortlist:
         lacks = np.array([-math.inf in of_recipe for of_recipe in scores])
         others_lack = np.empty((0, len(lacks)), dtype=bool) if self._lacks is None else self._lacks
         alike = (others_lack == lacks).all(axis=1)
-        # in each recipe, and not a candidate that may be placed beside others
+        # in each recipe, and not a candidate that a fallback may rank among others
         differs = np.logical_or.reduceat(others != row, starts, axis=1).all(axis=1) & (not lacks.any())
         num_ahead = np.sum(alike & (others >= row).all(axis=1) & (differs | (self._offer_idxs < offer_idx)))
         if num_ahead >= self._top_k or lacks.all():
             return
         self._num_ahead += alike & (others <= row).all(axis=1) & (differs | (self._offer_idxs > offer_idx))
         stays = self._num_ahead < self._top_k
-        self._candidates = [held for held, kept in zip(self._candidates, stays, strict=True) if kept] + [candidate]
+        self._candidates = [*compress(self._candidates, stays), candidate]
         self._scores = np.vstack([others[stays], row])
         self._lacks = np.vstack([others_lack[stays], lacks])
         self._offer_idxs = np.append(self._offer_idxs[stays], offer_idx)

@@ -32,12 +32,12 @@ class Tally:
         self._built: set[str] = set()
         self.num_of_a_zoo = 0
 
-    def jobs(self, candidates: Iterable[Candidate], repeats: Iterable[int]) -> Iterator[Job]:
+    def jobs(self, candidates: Iterable[Candidate], repeat_idxs: Iterable[int]) -> Iterator[Job]:
         """Yield all jobs of one candidate before the next; a candidate that failed gets no further jobs.
 
         Args:
             candidates: Candidates, taken one at a time.
-            repeats: Indices of the repeats.
+            repeat_idxs: Indices of the repeats.
         """
         for candidate in candidates:
             if candidate.name not in self._cards:
@@ -47,7 +47,7 @@ class Tally:
                     self._built.add(candidate.name)
                 self.num_of_a_zoo += isinstance(candidate.build, ZooModel)
             cards = self._cards[candidate.name]
-            for repeat_idx in repeats:
+            for repeat_idx in repeat_idxs:
                 if not any(_cannot_rank(card) for card in cards.values()):
                     yield Job(candidate, repeat_idx)
 
@@ -69,7 +69,7 @@ class Tally:
         """
         cards = self._cards[job.candidate.name]
         cards[job.repeat_idx] = card
-        return _by_repeat(cards)
+        return _in_order(cards)
 
     def offer_idx(self, name: str) -> int:
         """Return the position of a candidate in the order they were offered, from 0."""
@@ -79,17 +79,17 @@ class Tally:
         """Drop the cards of an unfinished round, so that the remaining cards can be compared.
 
         Args:
-            most: Maximum number of repeats to keep of a candidate; the first ones are kept.
+            most: Maximum number of repeats of a candidate; later ones are dropped.
             least: A candidate with fewer repeats than that is dropped, unless it failed.
         """
-        kept = {}
+        remaining = {}
         for name, cards in self._cards.items():
             first = {repeat_idx: card for repeat_idx, card in cards.items() if repeat_idx < most}
             if len(first) >= least or any(_cannot_rank(card) for card in first.values()):
-                kept[name] = first
-        self._cards = kept
+                remaining[name] = first
+        self._cards = remaining
 
-    def merged(self) -> list[ScoreCard]:
+    def merge(self) -> list[ScoreCard]:
         """Combine recipes in each repeat, and average.
 
         Like a proxy, a recipe has one number per repeat: its members' scores in that repeat, combined over all
@@ -97,15 +97,15 @@ class Tally:
         give a score without repeats, whose uncertainty is unknown; and the mean of a heavy-tailed member would depend
         on its largest value, which counts only as one rank when ranks are averaged.
 
-        A candidate that left a race keeps its last scores in later repeats, so that a rank is always a rank among all
+        In the repeats after a candidate left a race, its last scores count, so that a rank is always a rank among all
         candidates. Otherwise, ranks would change whenever a candidate leaves.
 
         Returns:
             One card per candidate, in the order they were offered.
         """
         if self.repeats == 1:
-            return self._combined([cards[0] for cards in self._cards.values()], self.used())
-        return [_averaged(cards) for cards in self._in_repeats().values()]
+            return self._combine_recipes([cards[0] for cards in self._cards.values()], self.choose_recipes())
+        return [_average(cards) for cards in self._list_by_repeat().values()]
 
     def uncertainty(self, *, seed: int = 0) -> dict[str, Row]:
         """Compute the uncertainty of each candidate's rank; candidates that cannot be ranked are left out.
@@ -119,10 +119,10 @@ class Tally:
             equal because the weights are equal give no uncertainty.
         """
         by_name: dict[str, Row] = {}
-        in_repeats = self._in_repeats()
-        for count in sorted({len(cards) for cards in in_repeats.values()}):
-            reached = [_averaged(cards[:count]) for cards in in_repeats.values() if len(cards) >= count]
-            numbers = {card.name: direct_repeats(card, self.choice) for card in reached}
+        by_candidate = self._list_by_repeat()
+        for count in sorted({len(cards) for cards in by_candidate.values()}):
+            reached = [_average(cards[:count]) for cards in by_candidate.values() if len(cards) >= count]
+            numbers = {card.name: direct_scores(card, self.choice) for card in reached}
             table = {name: values for name, values in numbers.items() if values is not None}
             by_name |= {
                 name: {**row, "p_best": None, "tie": None} for name, row in by_name.items() if name not in table
@@ -146,53 +146,53 @@ class Tally:
         """
         if set(self.choice.chains[0]) <= {*BASELINES, "prior"}:
             return []
-        scores = {name: direct_repeats(_averaged(row), self.choice) for name, row in self._in_repeats().items()}
+        scores = {name: direct_scores(_average(row), self.choice) for name, row in self._list_by_repeat().items()}
         return [
             name
             for name, values in scores.items()
             if values is not None and len(set(values)) == 1 and _have_same_weights(self._cards[name].values())
         ]
 
-    def used(self) -> dict[str, Used]:
+    def choose_recipes(self) -> dict[str, Used]:
         """Choose the recipes to use in place of the named ones, once for all repeats, from all candidates."""
-        first = self.settled()
-        return {recipe.name: self.choice.used(recipe, first) for recipe in self.choice.recipes.values()}
+        first = self.first_cards()
+        return {recipe.name: self.choice.choose_recipes(recipe, first) for recipe in self.choice.recipes.values()}
 
-    def settled(self) -> list[ScoreCard]:
+    def first_cards(self) -> list[ScoreCard]:
         """List the first card of each candidate; a score that failed in any repeat counts as failed."""
         return [row[0] for row in self._rows().values()]
 
     def _rows(self) -> dict[str, list[ScoreCard]]:
         """List each candidate's cards by repeat; a score that failed in one repeat counts as failed in all."""
-        rows = {name: _by_repeat(cards) for name, cards in self._cards.items()}
-        return rows if self.repeats == 1 else {name: _settled(row) for name, row in rows.items()}
+        rows = {name: _in_order(cards) for name, cards in self._cards.items()}
+        return rows if self.repeats == 1 else {name: _spread_failures(row) for name, row in rows.items()}
 
-    def _in_repeats(self) -> dict[str, list[ScoreCard]]:
+    def _list_by_repeat(self) -> dict[str, list[ScoreCard]]:
         """Combine recipes in each repeat, and list each candidate's cards by repeat."""
-        rows, used = self._rows(), self.used()
+        rows, used = self._rows(), self.choose_recipes()
         most = max(map(len, rows.values()), default=0)
-        repeats = [
-            self._combined([row[min(repeat_idx, len(row) - 1)] for row in rows.values()], used)
+        tables = [
+            self._combine_recipes([row[min(repeat_idx, len(row) - 1)] for row in rows.values()], used)
             for repeat_idx in range(most)
         ]
-        columns = zip(*repeats, strict=True)  # [R, n] -> [n, R]
+        columns = zip(*tables, strict=True)  # [R, n] -> [n, R]
         return {name: list(cards[: len(rows[name])]) for name, cards in zip(rows, columns, strict=True)}
 
-    def _combined(self, cards: list[ScoreCard], used: Mapping[str, Used]) -> list[ScoreCard]:
+    def _combine_recipes(self, cards: list[ScoreCard], used: Mapping[str, Used]) -> list[ScoreCard]:
         for recipe in self.choice.recipes.values():
-            cards, _ = self.choice.combined(cards, recipe, used[recipe.name])
+            cards, _ = self.choice.combine(cards, recipe, used[recipe.name])
         return cards
 
 
-def direct_repeats(card: ScoreCard, choice: Choice) -> list[float] | None:
+def direct_scores(card: ScoreCard, choice: Choice) -> list[float] | None:
     """List a candidate's scores in all repeats, negated if lower is better; None if it cannot be ranked by them."""
-    if choice.directed(card) is None:
+    if choice.direct_score(card) is None:
         return None
     sign = 1 if choice.higher_is_better() else -1
-    return [sign * value for value in card[choice.rank_by].repeats]
+    return [sign * value for value in card[choice.rank_by].by_repeat]
 
 
-def _by_repeat(cards: Mapping[int, ScoreCard]) -> list[ScoreCard]:
+def _in_order(cards: Mapping[int, ScoreCard]) -> list[ScoreCard]:
     return [cards[repeat_idx] for repeat_idx in sorted(cards)]
 
 
@@ -205,7 +205,7 @@ def _have_same_weights(cards: Collection[ScoreCard]) -> bool:
     return len(cards) > 1 and len(found) == 1 and None not in found
 
 
-def _settled(cards: list[ScoreCard]) -> list[ScoreCard]:
+def _spread_failures(cards: list[ScoreCard]) -> list[ScoreCard]:
     """Mark a score that failed in one repeat as failed in all, because a mean over the others is not comparable.
 
     Args:
@@ -247,7 +247,7 @@ def _with_repeat(error: str, repeat_idx: int) -> str:
     return f"{sentence} (in repeat {repeat_idx}){error[len(sentence) :]}"
 
 
-def _averaged(cards: Sequence[ScoreCard]) -> ScoreCard:
+def _average(cards: Sequence[ScoreCard]) -> ScoreCard:
     """Merge the cards of all repeats into one; reasons are the same in all of them."""
     first = cards[0]
     scores = {name: _mean([card[name] for card in cards]) for name in first}
@@ -273,5 +273,5 @@ def _mean(scores: Sequence[Score]) -> Score:
         # A layer without a value in a repeat added nothing to the score.
         layers={layer: statistics.fmean(score.layers.get(layer, 0.0) for score in scores) for layer in layers},
         std_error=standard_error(values),
-        repeats=values,
+        by_repeat=values,
     )

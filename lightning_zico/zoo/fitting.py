@@ -1,7 +1,7 @@
 """What models of a zoo must know of the data: the number of classes, channels, image size and vocabulary."""
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from functools import wraps
 from operator import index
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
-from lightning_zico.bridge import TrainingData, check_data
+from lightning_zico.bridge import TrainingData, check_data, check_readable_again
 from lightning_zico.errors import InvalidArgumentError
 from lightning_zico.zoo.base import ImageModel, InputSize, Zoo, ZooModel, size_of
 
@@ -169,11 +169,12 @@ def look_at(
         ValueError: If a batch does not have the expected form.
     """
     check_data(data)
-    if isinstance(data, Iterator):
-        raise InvalidArgumentError(
-            f"Invalid data: a {type(data).__name__}, which can be read only once, so nothing would be left to score "
-            "on. Pass a LightningDataModule, a DataLoader or a list of batches."
-        )
+    check_readable_again(
+        data,
+        "data",
+        "so nothing would be left to score on",
+        "Pass a LightningDataModule, a DataLoader or a list of batches",
+    )
     split = split or _split_images
     with TrainingData(data) as training_data:
         batches, loader, *_ = training_data.read(1, seed=seed)

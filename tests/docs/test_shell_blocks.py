@@ -43,7 +43,7 @@ FEW_STEPS = "--trainer.limit_train_batches 1 --trainer.limit_val_batches 1 --tra
 SMALLER = {
     "rank --zoo 'timm:resnet*'": "--data.batch_size 4",
     "--data.image_size 64": "--data.batch_size 4",
-    "--finalists 3": f"--budget.params 15e6 --data.batch_size 4 --trainer.max_epochs 2 {FEW_STEPS}",
+    "--num_finalists 3": f"--budget.params 15e6 --data.batch_size 4 --trainer.max_epochs 2 {FEW_STEPS}",
     "--prior results-imagenet.csv": "--data.batch_size 4 --data.image_size 32",
     "--space plainnet": "--data.batch_size 4 --data.image_size 32 --num_trials 2",
     # As published: 100,000 networks for 1,000 classes, on a GPU where there is one, with 8 processes that read images.
@@ -216,7 +216,7 @@ def files_of(words: list[str]) -> list[Path]:
     """Name what a command is to leave."""
     name = {"rank": "leaderboard", "search": "search"}.get(words[0])
     files = [Path("zico-results", f"{name}.{suffix}") for suffix in ("json", "csv", "html")] if name else []
-    files += [Path("zico-results", "winner.ckpt")] if "--finalists" in words else []
+    files += [Path("zico-results", "winner.ckpt")] if "--num_finalists" in words else []
     options = {"-o", "--storage"} if words[0] in ("report", "search") else set()
     return files + [Path(value) for option, value in pairwise(words) if option in options]
 

@@ -17,7 +17,7 @@ FEW = st.integers(0, 4).map(float)
 
 
 def places(board: Leaderboard) -> list[int]:
-    return views.places(board.rows, board.provenance)
+    return views.ranks_by_score(board.rows, board.provenance)
 
 
 def trade_off(board: Leaderboard, cost: str = "macs") -> TradeOff:
@@ -56,7 +56,7 @@ def test_places_are_the_ranks_of_the_leaderboard(scores: list[float], higher: bo
 
 
 def test_places_go_by_the_score_after_finals_and_by_repeats_after_a_race() -> None:
-    names = [row["name"] for row in views.scored(with_finals().rows)]
+    names = [row["name"] for row in views.with_score(with_finals().rows)]
     assert dict(zip(names, places(with_finals()), strict=True)) == {
         "good": 2, "best": 1, "small": 4, "no macs": 5, "dear": 3,
     }  # fmt: skip
@@ -128,9 +128,9 @@ def test_the_history_keeps_each_improvement() -> None:
 def test_what_was_only_computed_beside_is_not_printed_unless_it_decides() -> None:
     asked = {"proxies": ["zico", "macs", "params"], "asked": ["zico"]}
     board = plain(**asked)
-    assert views.asked_of(board.rows, board.provenance) == ["zico"]
+    assert views.columns_to_print(board.rows, board.provenance) == ["zico"]
     by_size = plain(**asked | {"rank_by": "params"})
-    assert views.asked_of(by_size.rows, by_size.provenance) == ["zico", "params"]
+    assert views.columns_to_print(by_size.rows, by_size.provenance) == ["zico", "params"]
     controlled = [{**row, "controlled": 0.5} for row in board]  # computed for the user, but no proxy
-    assert views.asked_of(controlled, board.provenance) == ["zico", "controlled"]
-    assert views.asked_of(plain().rows, plain().provenance) == ["zico", "macs", "params"]  # not recorded
+    assert views.columns_to_print(controlled, board.provenance) == ["zico", "controlled"]
+    assert views.columns_to_print(plain().rows, plain().provenance) == ["zico", "macs", "params"]  # not recorded

@@ -65,12 +65,12 @@ def test_names_are_told_apart_and_the_first_is_ranked_by() -> None:
 def test_every_recipe_comes_with_its_members_and_those_of_its_fallbacks() -> None:
     choice = Choice.of([name for name in list_recipes() if name not in list_proxies()])
     for recipe in choice.recipes.values():
-        chains = choice.ranked_by(recipe.name).chains
+        chains = choice.with_rank_by(recipe.name).chains
         assert chains[0] == recipe.members
         for members in chains:
             assert set(members) <= {proxy.name for proxy in choice.proxies}
-    assert choice.ranked_by("balanced+synflow").chains == [recipe.members for recipe in CHAIN]
-    assert choice.ranked_by("macs").chains == [("macs",)]
+    assert choice.with_rank_by("balanced+synflow").chains == [recipe.members for recipe in CHAIN]
+    assert choice.with_rank_by("macs").chains == [("macs",)]
 
 
 def test_unknown_names_are_answered_with_the_nearest_of_both_kinds() -> None:
@@ -103,13 +103,13 @@ def test_what_is_neither_a_name_nor_a_proxy_is_refused(wrong: Any) -> None:
 def test_only_what_is_computed_can_be_ranked_by() -> None:
     choice = Choice.of(["zico", "default"])
     assert choice.rank_by == "zico"
-    assert choice.ranked_by("default") == choice.ranked_by("balanced+synflow")
-    assert choice.ranked_by("default").rank_by == "balanced+synflow"
-    assert choice.ranked_by("macs").rank_by == Choice.of(["zico", "default"], "macs").rank_by == "macs"
+    assert choice.with_rank_by("default") == choice.with_rank_by("balanced+synflow")
+    assert choice.with_rank_by("default").rank_by == "balanced+synflow"
+    assert choice.with_rank_by("macs").rank_by == Choice.of(["zico", "default"], "macs").rank_by == "macs"
     with pytest.raises(
         UnknownNameError, match=r"Invalid rank_by='zoo': it is not computed\. Add it .* balanced\+synflow, zico"
     ):
-        choice.ranked_by("zoo")
+        choice.with_rank_by("zoo")
 
 
 def test_the_members_of_the_default_recipe_need_no_labels() -> None:
@@ -128,7 +128,7 @@ def scores_by(members: tuple[str, ...], table: list[dict[str, Any]]) -> dict[int
 @given(tables("n/a", "failed"))
 def test_a_recipe_is_the_first_of_its_chain_that_holds_for_all_whatever_the_reason(table: list[dict[str, Any]]) -> None:
     cards = [card_of(str(idx), values) for idx, values in enumerate(table)]
-    added, used = Choice.of("default").combined(cards, CHAIN[0])
+    added, used = Choice.of("default").combine(cards, CHAIN[0])
 
     # Of so few candidates one is more than a tenth, so that nobody is placed beside the others.
     holding = [r for r in CHAIN if not any(values[m] in MISSING for values in table for m in r.members)]
@@ -155,7 +155,7 @@ def test_a_few_are_placed_beside_the_others_at_the_quantile_of_the_fallback(
     for idx in few:
         table[idx] |= {member: why}
     cards = [card_of(str(idx), values) for idx, values in enumerate(table)]
-    added, used = Choice.of("default").combined(cards, CHAIN[0])
+    added, used = Choice.of("default").combine(cards, CHAIN[0])
 
     beside = next(r for r in CHAIN if member not in r.members)
     assert used == Used(CHAIN[0], beside)
@@ -181,7 +181,7 @@ def test_a_few_are_placed_beside_the_others_at_the_quantile_of_the_fallback(
         assert score.value == pytest.approx(expected, abs=1e-6)
 
     order = data.draw(st.permutations(range(num_candidates)))
-    again, _ = Choice.of("default").combined([cards[idx] for idx in order], CHAIN[0])
+    again, _ = Choice.of("default").combine([cards[idx] for idx in order], CHAIN[0])
     assert [card["balanced+synflow"] for card in again] == [added[idx]["balanced+synflow"] for idx in order]
 
 
@@ -190,7 +190,7 @@ def test_more_than_a_tenth_make_all_fall_back_and_who_does_not_train_does_not_co
         lacking = [card_of(f"lacking{idx}", complete(synflow="failed")) for idx in range(num_lacking)]
         broken = [replace(card_of(f"b{idx}", complete(naswot="n/a")), untrainable="nan") for idx in range(num_broken)]
         others = [card_of(f"c{idx}", complete()) for idx in range(20 - num_lacking)]
-        return Choice.of("default").combined([*lacking, *broken, *others], CHAIN[0])[1]
+        return Choice.of("default").combine([*lacking, *broken, *others], CHAIN[0])[1]
 
     assert used(0, 5) == Used(CHAIN[0])
     assert used(2, 5) == Used(CHAIN[0], CHAIN[1])
@@ -200,8 +200,8 @@ def test_more_than_a_tenth_make_all_fall_back_and_who_does_not_train_does_not_co
 @given(tables())
 def test_members_of_which_lower_is_better_enter_negated(table: list[dict[str, Any]]) -> None:
     turned = [values | {"macs": -values["macs"]} for values in table]
-    plain, _ = Choice.of("default").combined([card_of("a", v) for v in table], CHAIN[0])
-    lower, _ = Choice.of(["default", Fixed("macs", False)]).combined([card_of("a", v) for v in turned], CHAIN[0])
+    plain, _ = Choice.of("default").combine([card_of("a", v) for v in table], CHAIN[0])
+    lower, _ = Choice.of(["default", Fixed("macs", False)]).combine([card_of("a", v) for v in turned], CHAIN[0])
     assert [card["balanced+synflow"].value for card in lower] == [card["balanced+synflow"].value for card in plain]
 
 
@@ -209,8 +209,8 @@ def test_a_candidate_that_does_not_train_changes_neither_the_recipe_nor_the_othe
     good = [card_of("a", complete(macs=2)), card_of("b", complete(naswot=3))]
     broken = replace(card_of("c", complete(naswot="failed")), untrainable="its loss is nan")
     bad = [broken, ScoreCard.failed("d", MEMBERS, f"{NOT_APPLICABLE}: over budget")]
-    alone, _ = Choice.of("default").combined(good, CHAIN[0])
-    beside, used = Choice.of("default").combined([*good, *bad], CHAIN[0])
+    alone, _ = Choice.of("default").combine(good, CHAIN[0])
+    beside, used = Choice.of("default").combine([*good, *bad], CHAIN[0])
     assert used == Used(CHAIN[0])
     assert beside[:2] == alone
     assert [card["balanced+synflow"].value for card in beside[2:]] == [None, None]
@@ -221,13 +221,13 @@ def test_a_candidate_that_does_not_train_changes_neither_the_recipe_nor_the_othe
 def test_nobody_that_trains_is_left_out_because_every_other_member_failed() -> None:
     broken = dict.fromkeys(set(MEMBERS) - {"params"}, "failed")
     cards = [card_of("a", complete(params=2) | broken), card_of("b", complete())]
-    added, used = Choice.of("default").combined(cards, CHAIN[0])
+    added, used = Choice.of("default").combine(cards, CHAIN[0])
     assert used == Used(LAST_RESORT)
     assert [card["balanced+synflow"].value for card in added] == [2.0, 1.0]
 
 
 def test_a_baseline_of_ones_own_that_fails_is_the_end_of_the_chain() -> None:
     cards = [card_of("a", complete(params="n/a", naswot="n/a")), card_of("b", complete())]
-    added, used = Choice.of("default").combined(cards, CHAIN[0])
+    added, used = Choice.of("default").combine(cards, CHAIN[0])
     assert used == Used(LAST_RESORT)
     assert [card["balanced+synflow"].error for card in added] == [MISSING["n/a"], None]

@@ -119,8 +119,8 @@ def trainer_of(max_epochs: int = 4, **kwargs: Any) -> Trainer:
     return Trainer(max_epochs=max_epochs, **options)
 
 
-def selector_of(trainer: Trainer | None = None, finalists: int = 2, **kwargs: Any) -> ZeroShotSelector:
-    return ZeroShotSelector(trainer or trainer_of(), Fixed("own"), finalists=finalists, seed=5, **kwargs)
+def selector_of(trainer: Trainer | None = None, num_finalists: int = 2, **kwargs: Any) -> ZeroShotSelector:
+    return ZeroShotSelector(trainer or trainer_of(), Fixed("own"), num_finalists=num_finalists, seed=5, **kwargs)
 
 
 def trained_without_pause(build: Callable[[], LightningModule], data: Any, **kwargs: Any) -> LightningModule:
@@ -132,16 +132,16 @@ def trained_without_pause(build: Callable[[], LightningModule], data: Any, **kwa
 
 
 @pytest.mark.parametrize(("shuffle", "dropout"), [(False, 0.0), (True, 0.5)])
-@pytest.mark.parametrize("finalists", [2, 5])
+@pytest.mark.parametrize("num_finalists", [2, 5])
 def test_the_winner_ends_as_if_it_had_been_trained_without_a_pause(
-    shuffle: bool, dropout: float, finalists: int
+    shuffle: bool, dropout: float, num_finalists: int
 ) -> None:
     kwargs = {"accumulate_grad_batches": 2, "gradient_clip_val": 0.5}
     builds = {f"{idx}": partial(Net, -idx, 10 ** -(1 + idx % 3), dropout) for idx in range(6)}
     trainer, data = trainer_of(5, **kwargs), Data(shuffle)
-    selector = selector_of(trainer, finalists).fit(builds, data)
+    selector = selector_of(trainer, num_finalists).fit(builds, data)
     rows = selector.leaderboard_.rows
-    rounds = {2: [2], 5: [5, 3, 2]}[finalists]
+    rounds = {2: [2], 5: [5, 3, 2]}[num_finalists]
     assert sorted((row["final_epochs"] or 0 for row in rows), reverse=True) == [
         sum(idx < size for size in rounds) for idx in range(6)
     ]
@@ -181,7 +181,7 @@ def test_finals_decide_and_the_leaderboard_shows_both_stages() -> None:
         "broken": lambda: 3,
     }
     for mode, order in {"min": ["second", "third", "first"], "max": ["first", "second", "third"]}.items():
-        selector = selector_of(finalists=3, mode=mode).fit(builds, Data())
+        selector = selector_of(num_finalists=3, mode=mode).fit(builds, Data())
         leaderboard = selector.leaderboard_
         assert [row["name"] for row in leaderboard] == [*order, "fourth", "broken"]
         ranks = {"min": [1, 1, 3], "max": [1, 2, 2]}[mode]
@@ -201,8 +201,8 @@ def test_finals_decide_and_the_leaderboard_shows_both_stages() -> None:
         )
 
 
-@pytest.mark.parametrize("finalists", [4, 5, 8])
-def test_more_than_four_are_halved_until_one_is_left(finalists: int) -> None:
+@pytest.mark.parametrize("num_finalists", [4, 5, 8])
+def test_more_than_four_are_halved_until_one_is_left(num_finalists: int) -> None:
     trained: list[str] = []
 
     class Counting(Saying):
@@ -211,40 +211,40 @@ def test_more_than_four_are_halved_until_one_is_left(finalists: int) -> None:
 
     # The later a candidate was offered, the better it looks after one epoch; after three, the third is the best.
     builds = {
-        str(idx): partial(Counting, -idx, 1 - idx / 10, 1 - idx / 10, 0.0 if idx == finalists - 2 else 0.5)
+        str(idx): partial(Counting, -idx, 1 - idx / 10, 1 - idx / 10, 0.0 if idx == num_finalists - 2 else 0.5)
         for idx in range(10)
     }
     trainer = trainer_of(4)
-    leaderboard = selector_of(trainer, finalists).fit(builds, Data()).leaderboard_
-    rounds = {4: [4], 5: [5, 3, 2], 8: [8, 4, 2]}[finalists]
-    expected = [-idx for size in rounds for idx in sorted(range(finalists), reverse=True)[:size]]
+    leaderboard = selector_of(trainer, num_finalists).fit(builds, Data()).leaderboard_
+    rounds = {4: [4], 5: [5, 3, 2], 8: [8, 4, 2]}[num_finalists]
+    expected = [-idx for size in rounds for idx in sorted(range(num_finalists), reverse=True)[:size]]
     num_left = 4 - len(rounds)
     assert sorted(trained[: sum(rounds)]) == sorted(expected)
     assert len(trained) == sum(rounds) + num_left
-    best = finalists - 1 if len(rounds) == 1 else finalists - 2
+    best = num_finalists - 1 if len(rounds) == 1 else num_finalists - 2
     assert leaderboard.best == str(best)
-    epochs = [row["final_epochs"] for row in leaderboard.rows[:finalists]]
+    epochs = [row["final_epochs"] for row in leaderboard.rows[:num_finalists]]
     assert epochs == sorted(epochs, reverse=True)
     assert sum(epochs) == sum(rounds)
     assert leaderboard.provenance["finals"]["halving"] == (len(rounds) > 1)
     assert ("the better half for 1 more" in leaderboard.notes[0]) == (len(rounds) > 1)
 
 
-@pytest.mark.parametrize("finalists", [4, 5])
-def test_whoever_is_trained_to_the_end_keeps_its_value(finalists: int) -> None:
+@pytest.mark.parametrize("num_finalists", [4, 5])
+def test_whoever_is_trained_to_the_end_keeps_its_value(num_finalists: int) -> None:
     builds = {str(idx): partial(Saying, -idx, 1 - idx / 10) for idx in range(5)}
     trainer = trainer_of(fast_dev_run=True)
-    selector = selector_of(trainer, finalists, final_epochs=3).fit(builds, Data())
-    assert [row["final_epochs"] for row in selector.leaderboard_.rows[:finalists]] == [1] * finalists
-    assert selector.leaderboard_.best == str(finalists - 1)
+    selector = selector_of(trainer, num_finalists, final_epochs=3).fit(builds, Data())
+    assert [row["final_epochs"] for row in selector.leaderboard_.rows[:num_finalists]] == [1] * num_finalists
+    assert selector.leaderboard_.best == str(num_finalists - 1)
     assert trainer.current_epoch == 1
-    by_hand = trained_without_pause(builds[str(finalists - 1)], Data(), fast_dev_run=True)
+    by_hand = trained_without_pause(builds[str(num_finalists - 1)], Data(), fast_dev_run=True)
     assert_same(by_hand.state_dict(), selector.best_model_.state_dict())
 
 
 def test_one_finalist_is_no_finals() -> None:
     torch.manual_seed(3)
-    selector = selector_of(finalists=1).fit([Net], Data(True))
+    selector = selector_of(num_finalists=1).fit([Net], Data(True))
     assert "final" not in selector.leaderboard_.rows[0]
     assert "finals" not in selector.leaderboard_.provenance
     with preserved_rng(5):
@@ -280,7 +280,7 @@ def test_factories_that_share_a_backbone_are_trained_apart_and_only_the_winner_t
             backbone = make_network()[0]
         offered: Any = (lambda: backbone) if shared else (lambda: deepcopy(backbone))
         builds = {str(lr): lambda lr=lr: Headed(-lr, lr, offered()) for lr in (0.001, 0.01, 0.03)}
-        return selector_of(finalists=3).fit(builds, Data(True)), backbone
+        return selector_of(num_finalists=3).fit(builds, Data(True)), backbone
 
     (together, backbone), (apart, untrained) = fitted(shared=True), fitted(shared=False)
     rows = [{**row, "seconds": None} for row in together.leaderboard_]
@@ -304,7 +304,7 @@ def test_a_finalist_that_fails_is_out_with_its_reason() -> None:
         "good": partial(Saying, 6, 0.5),
         "reserve": partial(Saying, 5, 0.1),
     }
-    selector = selector_of(finalists=4).fit(builds, Data())
+    selector = selector_of(num_finalists=4).fit(builds, Data())
     leaderboard = selector.leaderboard_
     assert [row["name"] for row in leaderboard] == ["good", "reserve", "raises", "nan", "silent"]
     assert [row["rank"] for row in leaderboard] == [1, 2, None, None, None]
@@ -321,16 +321,16 @@ def test_a_finalist_that_fails_is_out_with_its_reason() -> None:
 def test_a_finalist_that_fails_in_a_later_round_makes_way_for_one_that_does_not() -> None:
     values = {"a": [0.1, float("nan")], "b": [0.2, float("nan")], "c": [0.3, 0.3], "d": [0.4], "e": [0.5]}
     builds = {name: partial(Saying, -idx, *own) for idx, (name, own) in enumerate(values.items())}
-    leaderboard = selector_of(finalists=5).fit(builds, Data()).leaderboard_
+    leaderboard = selector_of(num_finalists=5).fit(builds, Data()).leaderboard_
     assert [row["name"] for row in leaderboard] == ["c", "d", "e", "a", "b"]
     assert [row["final_epochs"] for row in leaderboard] == [2, 1, 1, 2, 2]
 
 
 @pytest.mark.parametrize("final_epochs", [1, 2, 3])
-@pytest.mark.parametrize("finalists", [2, 5])
+@pytest.mark.parametrize("num_finalists", [2, 5])
 @pytest.mark.parametrize("trains_first", [True, False])
 def test_a_wrong_monitor_is_found_before_a_second_finalist_is_trained(
-    finalists: int, final_epochs: int, trains_first: bool
+    num_finalists: int, final_epochs: int, trains_first: bool
 ) -> None:
     epochs: list[str] = []
 
@@ -342,7 +342,7 @@ def test_a_wrong_monitor_is_found_before_a_second_finalist_is_trained(
     if not trains_first:
         builds["5"] = partial(Raising, 5)
     trainer = trainer_of(10, limit_train_batches=2)
-    selector = selector_of(trainer, finalists, monitor="val_los", final_epochs=final_epochs)
+    selector = selector_of(trainer, num_finalists, monitor="val_los", final_epochs=final_epochs)
     name = "5" if trains_first else "4"
     told = rf"Invalid monitor='val_los'\. In '{name}', .*logged: val_loss\. Did you mean 'val_loss'"
     with pytest.raises(NotLoggedError, match=told):
@@ -500,7 +500,7 @@ def test_ctrl_c_goes_on_and_the_finalists_that_are_done_are_kept(num_done: int) 
 
     builds = {str(idx): partial(Interrupted, -idx, 1 - idx / 10) for idx in range(4)}
     trainer = trainer_of(callbacks=[Watching()])
-    selector = selector_of(trainer, finalists=4)
+    selector = selector_of(trainer, num_finalists=4)
     before, handler = list(trainer.callbacks), signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         selector.fit(builds, Data())
@@ -534,7 +534,7 @@ def test_hyperparameters_may_be_any_objects() -> None:
 
     builds = {str(idx): lambda idx=idx: Hyper(idx, nn.Linear(1, 1)) for idx in range(5)}
     with pytest.warns(UserWarning, match="is an instance of `nn.Module`"):
-        selector = selector_of(finalists=5).fit(builds, Data())
+        selector = selector_of(num_finalists=5).fit(builds, Data())
     assert selector.leaderboard_.errors == {}
     assert selector.trainer.current_epoch == 4
 
@@ -549,9 +549,9 @@ def test_a_checkpoint_that_someone_has_put_in_place_of_ours_runs_nothing(
     train = Finalist.train
 
     def plant(finalist: Finalist, *args: Any) -> None:
-        if finalist._put_back_rng is not None:
-            checkpoint = torch.load(finalist._checkpoint, weights_only=False)
-            torch.save({**checkpoint, "planted": Planted()}, finalist._checkpoint)
+        if finalist.num_rounds:
+            checkpoint = torch.load(finalist.checkpoint, weights_only=False)
+            torch.save({**checkpoint, "planted": Planted()}, finalist.checkpoint)
         train(finalist, *args)
 
     monkeypatch.setattr(Finalist, "train", plant)
@@ -596,7 +596,7 @@ def test_a_trainer_of_pytorch_lightning_serves_as_well() -> None:
 
 
 def test_a_dry_run_goes_through() -> None:
-    selector = selector_of(trainer_of(fast_dev_run=True), finalists=5)
+    selector = selector_of(trainer_of(fast_dev_run=True), num_finalists=5)
     selector.fit({str(idx): partial(Net, idx) for idx in range(6)}, Data())
     assert selector.leaderboard_.errors == {}
 
@@ -604,8 +604,8 @@ def test_a_dry_run_goes_through() -> None:
 @pytest.mark.parametrize(
     ("kwargs", "error", "match"),
     [
-        ({"finalists": 0}, ValueError, "Invalid finalists=0: expected a whole number of at least 1"),
-        ({"finalists": True}, ValueError, "Invalid finalists=True"),
+        ({"num_finalists": 0}, ValueError, "Invalid num_finalists=0: expected a whole number of at least 1"),
+        ({"num_finalists": True}, ValueError, "Invalid num_finalists=True"),
         ({"final_epochs": 0.5}, ValueError, r"Invalid final_epochs=0\.5"),
         ({"final_epochs": True}, ValueError, "Invalid final_epochs=True"),
         ({"repeats": True}, ValueError, "Invalid repeats=True: expected a whole number of at least 1"),
@@ -622,10 +622,10 @@ class Accumulating(GradientAccumulationScheduler):
     """A child of a callback that changes training."""
 
 
-def refused(match: str, error: type[Exception] = ValueError, finalists: int = 2, **kwargs: Any) -> None:
+def refused(match: str, error: type[Exception] = ValueError, num_finalists: int = 2, **kwargs: Any) -> None:
     """Check that `fit` refuses before it builds any candidate."""
     epochs = kwargs.pop("final_epochs", 1)
-    selector = selector_of(trainer_of(**kwargs), finalists, final_epochs=epochs)
+    selector = selector_of(trainer_of(**kwargs), num_finalists, final_epochs=epochs)
     with pytest.raises(error, match=match):
         selector.fit([lambda: pytest.fail("built")], Data())
     assert not hasattr(selector, "leaderboard_")
@@ -636,7 +636,8 @@ def test_trainers_that_cannot_hold_finals_are_refused_before_the_ranking() -> No
     for callback in (Accumulating({0: 2}), StochasticWeightAveraging(0.01), BackboneFinetuning()):
         refused(f"`trainer` has {type(callback).__name__}, which changes training", callbacks=[callback])
     refused("`max_epochs=4`, but 2 finalists are trained for up to 4 epochs", final_epochs=4)
-    refused("`max_epochs=6`, but 5 finalists are trained for up to 6 epochs", finalists=5, final_epochs=2, max_epochs=6)
+    too_short = {"num_finalists": 5, "final_epochs": 2, "max_epochs": 6}
+    refused("`max_epochs=6`, but 5 finalists are trained for up to 6 epochs", **too_short)
     refused("validates every 2 epochs", check_val_every_n_epoch=2)
     refused("validates every 2 epochs", check_val_every_n_epoch=2, final_epochs=3)
     selector = selector_of().fit([Net, Net], Data())
@@ -646,25 +647,25 @@ def test_trainers_that_cannot_hold_finals_are_refused_before_the_ranking() -> No
 
 def test_trainers_whose_finals_can_be_held_are_let_pass() -> None:
     scheduler = GradientAccumulationScheduler({0: 2})
-    for finalists, kwargs in {
+    for num_finalists, kwargs in {
         1: {"callbacks": [scheduler]},
         2: {"check_val_every_n_epoch": 2},
         3: {"fast_dev_run": True, "check_val_every_n_epoch": 5},
     }.items():
-        selector = selector_of(trainer_of(**kwargs), finalists, final_epochs=2).fit([Net, partial(Net, 1)], Data())
+        selector = selector_of(trainer_of(**kwargs), num_finalists, final_epochs=2).fit([Net, partial(Net, 1)], Data())
         assert selector.leaderboard_.errors == {}
 
 
 def test_validation_data_that_can_be_read_once_is_refused() -> None:
     batches = make_batches()
     for once in (iter(batches), [iter(batches)]):
-        with pytest.raises(TypeError, match="Invalid validation data: a list_iterator, which can be read only once"):
+        with pytest.raises(TypeError, match="Invalid val_dataloaders: a list_iterator, which can be read only once"):
             selector_of().fit([lambda: pytest.fail("built")], batches, once)
 
 
 @given(st.lists(st.tuples(*[st.integers(0, 2)] * 2), min_size=1, max_size=8), st.integers(1, 5), st.data())
 def test_finalists_are_the_first_of_the_ranking_whatever_the_scores(
-    numbers: list[tuple[int, int]], finalists: int, data: st.DataObject
+    numbers: list[tuple[int, int]], num_finalists: int, data: st.DataObject
 ) -> None:
     # What a recipe ranks first is not known before the last candidate is there.
     members = get_recipe("balanced").members
@@ -676,14 +677,12 @@ def test_finalists_are_the_first_of_the_ranking_whatever_the_scores(
     selector = ZeroShotSelector(
         proxies=["balanced", *map(Fixed, members)],
         loss_fn=nn.functional.cross_entropy,
-        finalists=finalists,
+        num_finalists=num_finalists,
         enable_progress_bar=False,
     )
     leaderboard = selector.rank({str(idx): module for idx, module in enumerate(modules)}, make_batches())
-    first = [row["name"] for row in leaderboard][:finalists]
+    first = [row["name"] for row in leaderboard][:num_finalists]
     assert selector.best_model_ is modules[int(first[0])]
-    if finalists > 1:
-        assert list(selector._finalists) == first
 
 
 def board() -> Leaderboard:

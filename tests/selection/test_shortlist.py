@@ -40,7 +40,7 @@ def test_the_first_of_the_ranking_are_among_the_shortlist(
         if len(cards) == repeats:
             shortlist.add(job.candidate, tally.offer_idx(card.name), cards)
     board = Leaderboard.of(
-        tally.merged(),
+        tally.merge(),
         rank_by=CHOICE.rank_by,
         columns=NAMES,
         uncertainty=tally.uncertainty() if repeats > 1 else None,
@@ -72,7 +72,7 @@ def test_who_shares_the_first_place_and_was_offered_earlier_is_not_let_go() -> N
     jobs = list(tally.jobs([Candidate(str(idx), Classifier) for idx in range(len(values))], range(1)))
     for idx, job in enumerate(jobs):
         shortlist.add(job.candidate, idx, tally.add(job, card_of(idx, values[idx], set())))
-    first, second = (card[CHOICE.rank_by].value for card in tally.merged()[:2])
+    first, second = (card[CHOICE.rank_by].value for card in tally.merge()[:2])
     assert first == second is not None
     assert "0" in {candidate.name for candidate in shortlist.candidates}
 

@@ -75,7 +75,7 @@ def test_one_repeat_is_what_there_was() -> None:
     assert before.columns == after.columns
     assert not set(SAID) & set(after.columns)
     assert [{**row, "seconds": 0} for row in before] == [{**row, "seconds": 0} for row in after]
-    assert all(s.repeats == () and s.std_error is None for card in one.cards_.values() for s in card.scores.values())
+    assert all(s.by_repeat == () and s.std_error is None for card in one.cards_.values() for s in card.scores.values())
 
 
 def test_each_repeat_is_the_ranking_of_its_own_seed_and_the_score_is_their_mean() -> None:
@@ -89,7 +89,7 @@ def test_each_repeat_is_the_ranking_of_its_own_seed_and_the_score_is_their_mean(
         card = selector.cards_[row["name"]]
         for name in card:
             expected = [single.cards_[row["name"]][name].value for single in alone]
-            assert list(card[name].repeats) == expected
+            assert list(card[name].by_repeat) == expected
             assert card[name].value == row[name] == pytest.approx(np.mean(expected), rel=1e-12)  # another order
             assert card[name].std_error == pytest.approx(np.std(expected, ddof=1) / math.sqrt(3), abs=1e-9)
         layers = [single.cards_[row["name"]]["zico"].layers for single in alone]
@@ -105,9 +105,9 @@ def test_a_built_module_keeps_its_weights_and_the_notes_say_so() -> None:
     torch.manual_seed(1)
     selector = ZeroShotSelector(proxies=["zico", "l2_norm"], repeats=3)
     leaderboard = selector.rank({"built": Classifier(), "factory": Classifier}, Data())
-    assert len(set(selector.cards_["built"]["l2_norm"].repeats)) == 1
-    assert len(set(selector.cards_["factory"]["l2_norm"].repeats)) == 3
-    assert len(set(selector.cards_["built"]["zico"].repeats)) == 3
+    assert len(set(selector.cards_["built"]["l2_norm"].by_repeat)) == 1
+    assert len(set(selector.cards_["factory"]["l2_norm"].by_repeat)) == 3
+    assert len(set(selector.cards_["built"]["zico"].by_repeat)) == 3
     said = (
         "1 of the candidates were passed as built models and keep their weights: "
         "their repeats differ only in the batches."
@@ -134,7 +134,7 @@ def test_factories_that_make_the_same_weights_are_counted_and_a_file_of_scores_k
         assert "1 of the factories makes the same weights in every repeat" in notes
         assert leaderboard.provenance["equal_repeats"] == []
         for name, card in selector.cards_.items():
-            assert len(set(card["zico"].repeats)) == 3  # by the batches
+            assert len(set(card["zico"].by_repeat)) == 3  # by the batches
             assert card["zico"].std_error > 0
             assert card["params"].std_error == 0  # is as sure as it looks
             assert (card["l2_norm"].std_error is None) == (name != "fresh")
@@ -180,7 +180,7 @@ def test_a_recipe_is_combined_within_each_repeat() -> None:
     ]
     for row in leaderboard:
         expected = [values[int(row["name"][1:])] for values in by_repeat]
-        assert list(selector.cards_[row["name"]]["size"].repeats) == expected
+        assert list(selector.cards_[row["name"]]["size"].by_repeat) == expected
         assert row["score"] == pytest.approx(np.mean(expected))
 
 
@@ -212,7 +212,7 @@ def test_what_repeats_say_survives_every_form() -> None:
     assert frame["rank_low"].tolist()[:2] == [1, 2]
     assert frame["num_repeats"].isna().tolist() == [False, False, True]
     card = selector.cards_["c0"]
-    assert card["played"].repeats == (1.0, 2.0)
+    assert card["played"].by_repeat == (1.0, 2.0)
     assert ScoreCard.from_dict(json.loads(json.dumps(card.to_dict()))) == card
 
 
@@ -228,7 +228,7 @@ def test_what_fails_in_one_repeat_has_failed_and_the_error_names_it() -> None:
     assert leaderboard.errors == {"c1": "RuntimeError: no luck (in repeat 1)"}
     assert [row["rank"] for row in leaderboard] == [1, 2, None]
     assert all(leaderboard.rows[-1][column] is None for column in SAID)
-    assert selector.cards_["c1"]["played"].repeats == ()
+    assert selector.cards_["c1"]["played"].by_repeat == ()
     assert selector.cards_["c1"]["params"].value is not None  # which did not fail
 
 
@@ -299,8 +299,8 @@ def test_cards_may_come_in_any_order() -> None:
         return tally
 
     forward, backward = tallied(list), tallied(lambda jobs: jobs[::-1])
-    assert [card.name for card in forward.merged()] == ["a", "b", "c"]
-    assert forward.merged() == backward.merged()
+    assert [card.name for card in forward.merge()] == ["a", "b", "c"]
+    assert forward.merge() == backward.merge()
     assert forward.uncertainty() == backward.uncertainty()
 
 
@@ -379,7 +379,9 @@ def test_a_race_by_a_recipe_has_the_full_runs_winner_in_95_of_100_simulations() 
             else:
                 score(candidates, range(repeats))
             said = tally.uncertainty()
-            best = max(tally.merged(), key=lambda card: (len(card[choice.rank_by].repeats), card[choice.rank_by].value))
+            best = max(
+                tally.merge(), key=lambda card: (len(card[choice.rank_by].by_repeat), card[choice.rank_by].value)
+            )
             assert len(said) == num_candidates
             winners.append(best.name)
             counts.append(count)
@@ -403,7 +405,7 @@ def test_a_raced_leaderboard_is_ordered_by_how_far_candidates_came(luck: float) 
     for row in rows:
         idx, count = int(row["name"][1:]), row["num_repeats"]
         assert count == selector.proxies.counts[idx]
-        assert list(selector.cards_[row["name"]]["played"].repeats) == table[idx][:count]
+        assert list(selector.cards_[row["name"]]["played"].by_repeat) == table[idx][:count]
         assert row["score"] == pytest.approx(np.mean(table[idx][:count]))
         assert (row["std_error"] is None) == (row["rank_low"] is None) == (count == 1)
     keys = [(-row["num_repeats"], -row["score"]) for row in rows]

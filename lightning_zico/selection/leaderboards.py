@@ -1,4 +1,4 @@
-"""From all cards to the leaderboard: standings, agreement with the trivial baselines, and one's part removed."""
+"""Make the leaderboard from all cards, with its agreement with the baselines and the part that one does not explain."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -6,7 +6,7 @@ from typing import Any
 
 from lightning_zico.proxies import BASELINES, Prior
 from lightning_zico.ranking import kendall_where_both, size_controlled
-from lightning_zico.results import Leaderboard, Score, ScoreCard
+from lightning_zico.results import Leaderboard, Score, ScoreCard, rank_key, ranks_of
 from lightning_zico.scoring.choice import Choice
 from lightning_zico.scoring.provenance import recipe_facts
 from lightning_zico.selection.tally import Tally
@@ -26,10 +26,10 @@ def leaderboard_of(
     Returns:
         The leaderboard, and the cards behind it, in the order in which candidates were offered.
     """
-    cards, choice = tally.merged(), tally.choice
-    standings = standings_of(cards, choice)
+    cards, choice = tally.merge(), tally.choice
+    order = order_by_score(cards, choice)
     if controlled_by is not None:
-        cards = with_controlled(cards, standings, choice, controlled_by)
+        cards = with_controlled(cards, order, choice, controlled_by)
     leaderboard = Leaderboard.of(
         cards,
         rank_by=choice.rank_by,
@@ -40,20 +40,20 @@ def leaderboard_of(
             **provenance,
             **_facts(tally),
             "controlled_by": controlled_by,
-            "kendall_with": agreement_with_baselines(cards, standings),
+            "kendall_with": agreement_with_baselines(cards, order),
         },
     )
     return leaderboard, cards
 
 
 def _facts(tally: Tally) -> dict[str, Any]:
-    choice, cards = tally.choice, tally.settled()
+    choice, cards, in_use = tally.choice, tally.first_cards(), tally.choose_recipes()
     facts = {
         "rank_by": choice.rank_by,
         "higher_is_better": choice.higher_is_better(),
         "proxies": [proxy.name for proxy in choice.proxies],
         "asked": list(choice.asked),
-        "recipes": {name: recipe_facts(used, choice.recipes[name], cards) for name, used in tally.used().items()},
+        "recipes": {name: recipe_facts(used, choice.recipes[name], cards) for name, used in in_use.items()},
         "repeats": tally.repeats,
         "num_instances": tally.num_instances,
         "num_of_a_zoo": tally.num_of_a_zoo,
@@ -67,21 +67,18 @@ def _facts(tally: Tally) -> dict[str, Any]:
     return facts
 
 
-def standings_of(cards: Sequence[ScoreCard], choice: Choice) -> list[float | None]:
-    """Number the places from the last up, in the leaderboard's order: more repeats, as in a race, come first."""
-    scores = [choice.directed(card) for card in cards]
-    keys = [
-        None if s is None else (len(card[choice.rank_by].repeats), s) for card, s in zip(cards, scores, strict=True)
-    ]
-    places = {key: float(place) for place, key in enumerate(sorted({key for key in keys if key is not None}))}
-    return [None if key is None else places[key] for key in keys]
+def order_by_score(cards: Sequence[ScoreCard], choice: Choice) -> list[float | None]:
+    """Return the rank of each card as in the leaderboard, negated so that higher is better; None if it has none."""
+    scores = [(choice.direct_score(card), len(card[choice.rank_by].by_repeat)) for card in cards]
+    ranks = ranks_of([rank_key(score, num_repeats, higher_is_better=True) for score, num_repeats in scores])
+    return [None if rank is None else -float(rank) for rank in ranks]
 
 
 def with_controlled(
-    cards: Sequence[ScoreCard], standings: Sequence[float | None], choice: Choice, baseline: str
+    cards: Sequence[ScoreCard], order: Sequence[float | None], choice: Choice, baseline: str
 ) -> list[ScoreCard]:
     """Add the column ``controlled`` to cards: the part of the ranking that a baseline does not explain."""
-    residuals = size_controlled(standings, [card[baseline].value for card in cards])
+    residuals = size_controlled(order, [card[baseline].value for card in cards])
     added = []
     for card, residual in zip(cards, residuals, strict=True):
         error = None if residual is not None else card[choice.rank_by].error or card[baseline].error or card.untrainable
@@ -89,10 +86,10 @@ def with_controlled(
     return added
 
 
-def agreement_with_baselines(cards: Sequence[ScoreCard], standings: Sequence[float | None]) -> dict[str, float | None]:
+def agreement_with_baselines(cards: Sequence[ScoreCard], order: Sequence[float | None]) -> dict[str, float | None]:
     """Compare a ranking with that by each trivial baseline, on the candidates that have both.
 
     Returns:
         Kendall's tau by baseline; None if it is not defined.
     """
-    return {name: kendall_where_both(standings, [card[name].value for card in cards]) for name in BASELINES}
+    return {name: kendall_where_both(order, [card[name].value for card in cards]) for name in BASELINES}
