@@ -10,7 +10,7 @@ from lightning_zico.__about__ import __version__
 from lightning_zico._typing import Batch
 from lightning_zico.bridge.data import Reread
 from lightning_zico.ranking import Recipe, chain_of
-from lightning_zico.results import Beside, Lacking, Reading, ScoreCard, UsedRecipe
+from lightning_zico.results import Beside, Lacking, ReadingFacts, ScoreCard, UsedRecipe
 from lightning_zico.scoring.choice import Used, lacking_of, trains
 
 
@@ -24,7 +24,7 @@ def versions() -> dict[str, str]:
     }
 
 
-def reading_facts(batches: Sequence[Batch]) -> Reading | None:
+def reading_facts(batches: Sequence[Batch]) -> ReadingFacts | None:
     """Return how batches were read if a loader had fewer than asked for; None if it had enough."""
     if not isinstance(batches, Reread):
         return None
