@@ -180,7 +180,7 @@ class ZeroShotSelector(ScoringSettings):
         starts from the selector's seed, on its fresh weights. An instance that was offered is copied, and so is a
         module that shares parameters with one that you hold. Hooks such as ``on_train_end`` run at every pause. The
         winner itself is trained, not a copy, and so are modules that its factory shares with others. It continues from
-        its checkpoint and ends as if training had not paused (see `selection.finals.Finalist` for the exact
+        its checkpoint and ends as if training had not paused (see `selection.finalist.Finalist` for the exact
         conditions). ``leaderboard_`` then shows both stages. If finals are interrupted by Ctrl-C, it has the finalists
         that are done, and the exception propagates.
 

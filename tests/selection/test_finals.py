@@ -38,7 +38,7 @@ from lightning_zico.engine.scope import preserved_rng, seed_all
 from lightning_zico.errors import NotLoggedError
 from lightning_zico.ranking import get_recipe
 from lightning_zico.results import Final, leaderboard_table
-from lightning_zico.selection.finals import Finalist
+from lightning_zico.selection.finalist import Finalist
 from tests.modules import Classifier, Fixed, Numbered, assert_same, assert_untouched, make_batches, make_network
 
 
