@@ -29,6 +29,7 @@ Record: TypeAlias = dict[str, Any]
 Numbers: TypeAlias = np.ndarray[Any, Any]
 
 SAMPLES = {"nas-bench-201": 300, "nas-bench-101": 200, "transnas-micro": 200}
+SEEDS = {"nas-bench-201": 782, "nas-bench-101": 781, "transnas-micro": 781}
 CHOOSERS = ("random", "params", "macs", "first by score", "learned")
 ENTRANTS = (4, 8, 16, 32, 64)
 LABELS = {"clean": 0.0, "noisy": math.sqrt(math.sin(0.45 * math.pi) ** -2 - 1)}  # Kendall's tau with the truth is 0.9
@@ -228,7 +229,6 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--benchmark", action="append", choices=SAMPLES, help="may be repeated; default all")
     made.add_argument("--sample", type=positive, help="archs that are scored; default 300 and twice 200")
     made.add_argument("--pools", type=positive, default=40, help="pools of three quarters of the archs")
-    made.add_argument("--seed", type=int, default=781)
     made.add_argument("--workers", type=positive, default=1, help="processes, each with one thread")
     add_folders(made)
     return made
@@ -237,7 +237,6 @@ def parser() -> argparse.ArgumentParser:
 def main(words: Sequence[str] | None = None) -> None:
     """Compute missing scores, choose in many pools, print and save."""
     arguments = (usage := parser()).parse_args(words)
-    protocol = Protocol(arguments.data / "cifar10_subset.npz", seed=arguments.seed)
     choice = Choice.of("default", with_baselines=True)
     try:
         tables = [LOADERS[name](arguments.data) for name in dict.fromkeys(arguments.benchmark or SAMPLES)]
@@ -246,10 +245,12 @@ def main(words: Sequence[str] | None = None) -> None:
     console = Console(width=None if Console().is_terminal else 200)  # a file or a pipe has no width: nothing is cut
     studies, losses, orders = [], {}, {}
     for table in tables:
-        drawn = sampled(table, arguments.sample or SAMPLES[table.benchmark], arguments.seed)
+        seed = SEEDS[table.benchmark]
+        protocol = Protocol(arguments.data / "cifar10_subset.npz", seed=seed)
+        drawn = sampled(table, arguments.sample or SAMPLES[table.benchmark], seed)
         own = study(drawn, choice, protocol, Running(arguments.workers), arguments.cache, with_times=False)
         studies.append(own)
-        pools = pools_of(len(drawn.rows), 3 * len(drawn.rows) // 4, arguments.pools, arguments.seed)
+        pools = pools_of(len(drawn.rows), 3 * len(drawn.rows) // 4, arguments.pools, seed)
         say(console, f"\n{table.benchmark}: {len(pools)} pools of {len(pools[0])} of {len(drawn.rows)} archs.")
         for kind, noise in LABELS.items():
             losses[table.benchmark, kind] = losses_of(own, pools, noise)

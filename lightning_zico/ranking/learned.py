@@ -78,14 +78,15 @@ def choose_next(scores: Values, members: Mapping[str, Values], labels: Mapping[i
     r"""Choose the candidate to train next, in order to find the best one.
 
     The first `FEWEST_LABELS` are the best by score. After these, it is the one with the greatest expected
-    improvement over the best label:
+    improvement over the best of the trained ones:
 
     .. math::
         \operatorname{EI}_i = \sigma_i \bigl(\varphi(u_i) + u_i \Phi(u_i)\bigr), \qquad
-        u_i = \frac{\mu_i - \max_L t}{\sigma_i}
+        u_i = \frac{\mu_i - \max_{l \in L} \mu_l}{\sigma_i}
 
     with :math:`\mu_i` and :math:`\sigma_i` mean and standard deviation of :math:`f_i` given the labels (see the top of
-    this module).
+    this module). The best label itself would be too high a bar, since labels have noise and the best one has more of it
+    than others.
 
     Args:
         scores: One score per candidate, higher is better; None for a candidate that cannot be ranked and is not chosen.
@@ -107,8 +108,10 @@ def choose_next(scores: Values, members: Mapping[str, Values], labels: Mapping[i
 
     Source:
         Jones, Schonlau & Welch, *Efficient global optimization of expensive black-box functions*, Journal of Global
-        Optimization 1998, for the expected improvement. The prior and the labels by rank are ours
-        (benchmarks/README.md, ``finals.py``).
+        Optimization 1998, for the expected improvement; Picheny, Wagner & Ginsbourger, *A benchmark of kriging-based
+        infill criteria for noisy optimization*, Structural and Multidisciplinary Optimization 2013, section 3, for the
+        best mean as the bar ("plug-in"). The prior and the labels by rank are ours (benchmarks/README.md,
+        ``finals.py``).
     """
     pool = _Pool.of(scores, members, labels)
     left = np.setdiff1d(np.arange(len(pool.prior)), pool.tried)
@@ -117,7 +120,7 @@ def choose_next(scores: Values, members: Mapping[str, Values], labels: Mapping[i
     gain = pool.prior
     if len(pool.trained) >= FEWEST_LABELS:
         mean, variance, _ = pool.posterior()
-        gain = expected_improvement(mean, np.sqrt(variance), float(pool.labels.max()))
+        gain = expected_improvement(mean, np.sqrt(variance), float(mean[pool.trained].max()))
     # Where improvement is hopeless for all, rounding makes it equal; then the score decides.
     order = np.lexsort((-pool.prior[left], -gain[left]))
     return int(pool.positions[left[order[0]]])

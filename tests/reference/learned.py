@@ -69,7 +69,7 @@ def gains(scores, members, labels):
     found = {}
     for idx in mean:
         if idx not in labels:
-            better = np.maximum(mean[idx] + math.sqrt(variance[idx]) * at - max(t.values()), 0)
+            better = np.maximum(mean[idx] + math.sqrt(variance[idx]) * at - max(mean[j] for j in t), 0)
             found[idx] = float(np.sum(better * stats.norm.pdf(at)) * (at[1] - at[0]))
     return found
 
