@@ -16,6 +16,7 @@ from lightning_zico.results.rows import (
     FINAL_COLUMNS,
     FIRST_COLUMNS,
     HYPERPARAMETER,
+    LEARNED_COLUMNS,
     MISSING_COLUMN,
     UNCERTAINTY_COLUMNS,
     WHOLE_NUMBERS,
@@ -57,7 +58,8 @@ class Leaderboard:
             ``tie`` (number of the group that cannot be distinguished from its first) and ``num_repeats``; all of them
             describe the ranking by score. After finals also, and None for candidates that were not in them: ``final``
             (the monitored metric), ``final_rank`` (among the finalists) and ``final_epochs`` (number of epochs that the
-            candidate was trained for).
+            candidate was trained for). After finals with ``learn="rank"`` also ``learned`` (the expected rank of the
+            candidate after training), ``learned_low`` and ``learned_high`` (its 95 % interval).
         provenance: Everything that the numbers depend on, in plain values; see `results.rows.Provenance`. If a
             candidate has a score but other numbers are missing, also ``missing``, which `missing` reads.
 
@@ -122,13 +124,16 @@ class Leaderboard:
             recorded["process_changes"] = changes
         return cls((*ranked, *failed), recorded)
 
-    def with_finals(self, finals: Sequence[Final], provenance: FinalsHeld) -> "Leaderboard":
+    def with_finals(
+        self, finals: Sequence[Final], provenance: FinalsHeld, learned: Mapping[str, Row] | None = None
+    ) -> "Leaderboard":
         """Rank again after finals: the finalists first, ordered by the result of training, then the others.
 
         Args:
             finals: Results of the finals, best first. A finalist that failed loses its rank, and its row says why.
             provenance: How the finals were held: ``monitor``, ``mode``, ``finalists``, ``final_epochs``, ``halving``,
                 and whether they ``broke_off``.
+            learned: What was learned about each candidate (`LEARNED_COLUMNS`); None if nothing was.
 
         Example:
             >>> from lightning_zico import Score
@@ -158,6 +163,9 @@ class Leaderboard:
         for final in failed:
             rows.append(_with_final(row_of[final.name], final) | {"rank": None, "error": f"finals: {final.error}"})
         rows += [_with_final(row, None) for row in others if row["rank"] is None]
+        if learned is not None:
+            columns = (*FIRST_COLUMNS, *FINAL_COLUMNS, *LEARNED_COLUMNS)
+            rows = [{**dict.fromkeys(columns), **learned.get(row["name"], {}), **row} for row in rows]
         return Leaderboard(tuple(rows), {**self.provenance, "finals": provenance})
 
     def head(self, n: int = 5) -> "Leaderboard":

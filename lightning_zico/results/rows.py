@@ -14,13 +14,17 @@ Row: TypeAlias = dict[str, Any]
 # Columns of every leaderboard; the proxies' columns come between the first and the last ones.
 FIRST_COLUMNS = ("rank", "name", "score")
 FINAL_COLUMNS = ("final", "final_rank", "final_epochs")  # only after finals
+LEARNED_COLUMNS = ("learned", "learned_low", "learned_high")  # only after finals with `learn="rank"`
 LAST_COLUMNS = ("error", "seconds")
 # After the first columns, if candidates were scored in several repeats.
 UNCERTAINTY_COLUMNS = ("std_error", "rank_low", "rank_high", "p_best", "tie", "num_repeats")
-FIXED_COLUMNS = frozenset(FIRST_COLUMNS + FINAL_COLUMNS + UNCERTAINTY_COLUMNS + LAST_COLUMNS)
+FIXED_COLUMNS = frozenset(FIRST_COLUMNS + FINAL_COLUMNS + LEARNED_COLUMNS + UNCERTAINTY_COLUMNS + LAST_COLUMNS)
 HYPERPARAMETER = "hparams/"  # prefix of the columns of hyperparameters, as in TensorBoard
 MISSING_COLUMN = "missing"  # the last one of a file of comma-separated values
-WHOLE_NUMBERS = ("rank", "final_rank", "final_epochs", "rank_low", "rank_high", "tie", "num_repeats")
+WHOLE_NUMBERS = (
+    *("rank", "final_rank", "final_epochs", "learned_low", "learned_high", "rank_low", "rank_high", "tie"),
+    "num_repeats",
+)
 # Names that no proxy may have.
 RESERVED_NAMES = FIXED_COLUMNS | {MISSING_COLUMN, "controlled", "default", "all"}
 
@@ -143,9 +147,14 @@ class FinalsHeld(_FinalsHeld, total=False):
         finalists: Number of candidates that took part.
         final_epochs: Number of epochs of the first round.
         halving: Whether only the better half was trained on after each round.
+        learn: Whether the finalists were chosen by the results before them, or ``"rank"`` if they were spread over the
+            ranking; False if absent: the first by score.
+        first_by: Name of the score by which the first ones were chosen.
         broke_off: Whether the finals were interrupted.
     """
 
+    learn: bool | str
+    first_by: str
     broke_off: bool
 
 

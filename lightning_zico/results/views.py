@@ -232,6 +232,8 @@ def table(
     for final in (column for column in columns_of(rows) if column in FINAL_COLUMNS):
         cells = tuple("-" if row[final] is None else f"{row[final]:.4g}" for row in rows)
         columns.append(Column(final, cells, is_needed=final == "final"))
+    if "learned" in columns_of(rows):
+        columns += [Column(name, cells) for name, cells in _learned(rows).items()]
     for name in hyperparameter_columns(rows):
         cells = tuple("-" if row[name] is None else str(row[name]) for row in rows)
         plain = name.removeprefix(HYPERPARAMETER)
@@ -282,6 +284,16 @@ def _page(
 ) -> Page:
     plain: Mapping[str, Any] = {**provenance}
     return Page(title, notes, columns_of(rows), rows, figures, provenance.get("missing", ()), plain)
+
+
+def _learned(rows: Sequence[Row]) -> dict[str, tuple[str, ...]]:
+    """Return the cells that show the ranks learned from finals, by column."""
+    return {
+        "learned": tuple("-" if row["learned"] is None else f"{row['learned']:.1f}" for row in rows),
+        "learned 95 %": tuple(
+            "-" if row["learned"] is None else f"{row['learned_low']}-{row['learned_high']}" for row in rows
+        ),
+    }
 
 
 def _uncertainty(rows: Sequence[Row]) -> dict[str, list[str]]:

@@ -1,7 +1,7 @@
 """Finals: train the best few of a ranking for a while to choose the one to train to the end."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -13,8 +13,10 @@ from torch import nn
 from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.errors import InvalidArgumentError, NotLoggedError
 from lightning_zico.folders import temporary_folder
-from lightning_zico.results import Final, FinalsHeld
+from lightning_zico.ranking.learned import FEWEST_LABELS
+from lightning_zico.results import Final, FinalsHeld, Row
 from lightning_zico.scoring.arguments import whole_number
+from lightning_zico.selection.entrants import Entrants, Learn
 from lightning_zico.selection.finalist import Finalist
 
 Mode: TypeAlias = Literal["min", "max"]
@@ -35,13 +37,14 @@ _CHANGING_TRAINING = {
 }
 
 
-def check_finals(num_finalists: int, final_epochs: int, monitor: str, mode: str) -> None:
+def check_finals(num_finalists: int, final_epochs: int, monitor: str, mode: str, learn: Any) -> None:
     """Check the arguments of finals.
 
     Raises:
         InvalidArgumentError: If a count is not a whole number of at least 1.
         ValueError: If ``mode`` is neither ``"min"`` nor ``"max"``.
         TypeError: If ``monitor`` is not a string.
+        InvalidArgumentError: See `check_learn`.
     """
     for name, number in {"num_finalists": num_finalists, "final_epochs": final_epochs}.items():
         whole_number(name, number, 1)
@@ -52,6 +55,7 @@ def check_finals(num_finalists: int, final_epochs: int, monitor: str, mode: str)
             f"Invalid mode={mode!r}: expected 'min' if lower values of `monitor` are better, or 'max' if higher values "
             "are."
         )
+    check_learn(learn, num_finalists)
 
 
 def check_will_train(trainer: Any) -> None:
@@ -76,6 +80,27 @@ def check_will_train(trainer: Any) -> None:
             "`trainer` has `limit_train_batches=0`, so it would train nothing. Raise it. To rank without training, "
             "call `rank`."
         )
+
+
+def check_learn(learn: Any, num_finalists: int) -> Learn:
+    """Validate ``learn``, and return what None stands for.
+
+    Raises:
+        InvalidArgumentError: If it is something else, or there are too few finalists to learn an order.
+    """
+    if learn is None:
+        return num_finalists > FEWEST_LABELS
+    if not isinstance(learn, bool) and learn != "rank":
+        raise InvalidArgumentError(
+            f"Invalid learn={learn!r}: expected True to find the best candidate, 'rank' to learn the order of all, "
+            f"False to train the first by score, or None for True with more than {FEWEST_LABELS} finalists."
+        )
+    if learn == "rank" and num_finalists < FEWEST_LABELS:
+        raise InvalidArgumentError(
+            f"Invalid num_finalists={num_finalists} with `learn='rank'`: expected at least {FEWEST_LABELS}, since "
+            "fewer results do not show how certain the learned ranks are."
+        )
+    return learn
 
 
 def check_trainer(trainer: Any, data: Mapping[str, Any], *, num_finalists: int, final_epochs: int) -> None:
@@ -129,10 +154,11 @@ def check_trainer(trainer: Any, data: Mapping[str, Any], *, num_finalists: int, 
 
 
 def hold_finals(
-    finalists: list[Finalist],
+    entrants: Iterable[Finalist],
     trainer: Any,
     data: Mapping[str, Any],
     *,
+    finalists: list[Finalist],
     final_epochs: int,
     monitor: str,
     mode: Mode,
@@ -151,9 +177,10 @@ def hold_finals(
     of them for :math:`e` epochs each, which takes :math:`e \sum_r k_r < e\,(2k + \log_2 k)` epochs in all.
 
     Args:
-        finalists: Finalists, best by score first; equal values keep that order. The list is sorted in place.
+        entrants: The finalists of the first round; each is taken after the one before it was trained.
         trainer: The trainer. Its callbacks, loggers, limits and progress are restored afterwards.
         data: Arguments of `Trainer.fit`.
+        finalists: An empty list, which the finalists are put into; equal values keep the order of the first round.
         final_epochs: Number of epochs in each round.
         monitor: Name of the logged metric that decides.
         mode: Whether lower (``"min"``) or higher is better.
@@ -172,30 +199,40 @@ def hold_finals(
         value = math.inf if finalist.value is None else sign * finalist.value
         return finalist.error is not None, -finalist.num_rounds, value
 
-    remaining = list(finalists)
+    def better_half(round_: list[Finalist]) -> list[Finalist]:
+        better = sorted(round_, key=rank_key)[: math.ceil(len(round_) / 2)]
+        better = [finalist for finalist in better if finalist.error is None]
+        return better if len(finalists) > MOST_AT_ONCE and len(better) > 1 else []
+
     try:
         with _borrowed(trainer) as rewind, preserved_rng():
+
+            def train(finalist: Finalist) -> None:
+                rewind()
+                finalist.play(trainer, data, final_epochs, monitor)
+                if finalist.not_logged and not any(other.logs_monitor for other in finalists):
+                    finalist.error, text = None, str(finalist.not_logged)
+                    raise NotLoggedError(f"Invalid monitor={monitor!r}. In '{finalist.name}', {text}")
+
+            for finalist in entrants:
+                finalists.append(finalist)
+                train(finalist)
+            remaining = better_half(finalists)
             while remaining:
                 for finalist in remaining:
-                    rewind()
-                    finalist.play(trainer, data, final_epochs, monitor)
-                    if finalist.not_logged and not any(other.logs_monitor for other in finalists):
-                        finalist.error, text = None, str(finalist.not_logged)
-                        raise NotLoggedError(f"Invalid monitor={monitor!r}. In '{finalist.name}', {text}")
-                better = sorted(remaining, key=rank_key)[: math.ceil(len(remaining) / 2)]
-                better = [finalist for finalist in better if finalist.error is None]
-                remaining = better if len(finalists) > MOST_AT_ONCE and len(better) > 1 else []
+                    train(finalist)
+                remaining = better_half(remaining)
     finally:
         finalists.sort(key=rank_key)
 
 
 def train_best(
-    entrants: Mapping[str, Callable[[], nn.Module]],
+    entrants: Entrants,
     trainer: Any,
     data: Mapping[str, Any],
     *,
     seed: int,
-    report: Callable[[list[Final], FinalsHeld], None],
+    report: Callable[[list[Final], FinalsHeld, dict[str, Row] | None], None],
     on_winner: Callable[[nn.Module], None],
     final_epochs: int,
     monitor: str,
@@ -204,11 +241,12 @@ def train_best(
     """Hold finals among some candidates, and train the best one to the end.
 
     Args:
-        entrants: Functions that build the candidates, by name, best by score first.
+        entrants: The candidates.
         trainer: See `hold_finals`.
         data: See `hold_finals`.
         seed: See `Finalist`.
-        report: Called when the finals end, also if they break off, with the results so far and how they were held.
+        report: Called when the finals end, also if they break off, with the results so far, how they were held, and
+            what was learned about each candidate (`Entrants.learned`).
         on_winner: Called with the winner before it is trained to the end.
         final_epochs: See `hold_finals`.
         monitor: See `hold_finals`.
@@ -218,25 +256,27 @@ def train_best(
         RuntimeError: If all finalists failed.
     """
     with temporary_folder() as folder:
-        finalists = [
-            Finalist(name, build, Path(folder, f"{idx}.ckpt"), seed)
-            for idx, (name, build) in enumerate(entrants.items())
-        ]
+        finalists: list[Finalist] = []
         held: FinalsHeld = {
             "final_epochs": final_epochs,
             "monitor": monitor,
             "mode": mode,
-            "finalists": len(finalists),
-            "halving": len(finalists) > MOST_AT_ONCE,
+            "finalists": entrants.num,
+            "halving": entrants.num > MOST_AT_ONCE,
+            "learn": entrants.learn,
+            "first_by": entrants.first_by,
             "broke_off": True,
         }
         try:
-            hold_finals(finalists, trainer, data, final_epochs=final_epochs, monitor=monitor, mode=mode)
+            coming = entrants.finalists(Path(folder), seed=seed, higher_is_better=mode == "max")
+            hold_finals(
+                coming, trainer, data, finalists=finalists, final_epochs=final_epochs, monitor=monitor, mode=mode
+            )
             held["broke_off"] = False
         finally:
             finals = [finalist.final for finalist in finalists if finalist.is_done]
             if finals:
-                report(finals, held)
+                report(finals, held, None if held["broke_off"] else entrants.learned())
         winner = finalists[0]
         if winner.error is not None:
             raise RuntimeError(
