@@ -26,6 +26,7 @@ _MEANINGS = {
     "final": "the monitored metric after training in the finals",
     "final_rank": "rank among the finalists",
     "final_epochs": "number of epochs that the candidate was trained for in the finals",
+    "final_std_error": "standard error of the monitored metric over the seeds",
     "learned": "rank that the candidate is expected to have after training, learned from the finals",
     "learned_low": "lower end of the 95 % interval of the learned rank",
     "learned_high": "upper end of the 95 % interval of the learned rank",

@@ -1,5 +1,6 @@
 """Sentences about results that you should read before you trust them."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -254,6 +255,12 @@ def _notes_on_finals(rows: Sequence[Row], finals: FinalsHeld) -> list[str]:
     halving = f", then the better half for {epochs} more, and so on" if finals["halving"] else ""
     end = "lowest" if finals["mode"] == "min" else "highest"
     notes = [f"Finals: {trained}{halving}; the {end} {finals['monitor']} won."]
+    if len(tie := finals.get("tie", ())) > 1:
+        cheapest = min((row for row in rows if row["name"] in tie), key=lambda row: row.get("params") or math.inf)
+        least = f" {cheapest['name']} has the fewest parameters of these." if cheapest.get("params") else ""
+        notes.append(
+            f"{len(tie)} finalists are a tie that {finals['seeds']} seeds cannot distinguish: {_listed(tie)}.{least}"
+        )
     if learn == "rank" and any(row.get("learned") is not None for row in rows):
         notes.append(
             "`learned` is the rank by the first round that a candidate is expected to have among all, and its 95 % "

@@ -14,11 +14,14 @@ Row: TypeAlias = dict[str, Any]
 # Columns of every leaderboard; the proxies' columns come between the first and the last ones.
 FIRST_COLUMNS = ("rank", "name", "score")
 FINAL_COLUMNS = ("final", "final_rank", "final_epochs")  # only after finals
+SEED_COLUMNS = ("final_std_error",)  # only after finals with several seeds
 LEARNED_COLUMNS = ("learned", "learned_low", "learned_high")  # only after finals with `learn="rank"`
 LAST_COLUMNS = ("error", "seconds")
 # After the first columns, if candidates were scored in several repeats.
 UNCERTAINTY_COLUMNS = ("std_error", "rank_low", "rank_high", "p_best", "tie", "num_repeats")
-FIXED_COLUMNS = frozenset(FIRST_COLUMNS + FINAL_COLUMNS + LEARNED_COLUMNS + UNCERTAINTY_COLUMNS + LAST_COLUMNS)
+FIXED_COLUMNS = frozenset(
+    FIRST_COLUMNS + FINAL_COLUMNS + SEED_COLUMNS + LEARNED_COLUMNS + UNCERTAINTY_COLUMNS + LAST_COLUMNS
+)
 HYPERPARAMETER = "hparams/"  # prefix of the columns of hyperparameters, as in TensorBoard
 MISSING_COLUMN = "missing"  # the last one of a file of comma-separated values
 WHOLE_NUMBERS = (
@@ -150,11 +153,16 @@ class FinalsHeld(_FinalsHeld, total=False):
         learn: Whether the finalists were chosen by the results before them, or ``"rank"`` if they were spread over the
             ranking; False if absent: the first by score.
         first_by: Name of the score by which the first ones were chosen.
+        seeds: Number of seeds with which each finalist was trained; 1 if absent.
+        tie: Names of the finalists that cannot be distinguished from the winner, with the winner first; absent with one
+            seed.
         broke_off: Whether the finals were interrupted.
     """
 
     learn: bool | str
     first_by: str
+    seeds: int
+    tie: list[str]
     broke_off: bool
 
 

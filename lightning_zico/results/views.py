@@ -25,6 +25,7 @@ from lightning_zico.report.table import Column, Table, number
 from lightning_zico.results.rows import (
     FINAL_COLUMNS,
     HYPERPARAMETER,
+    SEED_COLUMNS,
     Provenance,
     Row,
     as_candidates,
@@ -229,7 +230,7 @@ def table(
         Column("rank", tuple(str(row["rank"] or "-") for row in rows), is_needed=True),
         Column("name", tuple(row["name"] for row in rows), is_text=True, is_needed=True),
     ]
-    for final in (column for column in columns_of(rows) if column in FINAL_COLUMNS):
+    for final in (column for column in columns_of(rows) if column in FINAL_COLUMNS + SEED_COLUMNS):
         cells = tuple("-" if row[final] is None else f"{row[final]:.4g}" for row in rows)
         columns.append(Column(final, cells, is_needed=final == "final"))
     if "learned" in columns_of(rows):

@@ -1,6 +1,7 @@
 """Who takes part in finals: the first by score, or the candidates that the results so far make the most promising."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -11,16 +12,17 @@ from lightning_zico.ranking.aggregate import Values
 from lightning_zico.ranking.learned import choose_next, choose_spread, learned_ranks
 from lightning_zico.results import LEARNED_COLUMNS, Leaderboard, Row, ranks_of
 from lightning_zico.scoring.choice import Choice
-from lightning_zico.selection.finalist import Finalist
+from lightning_zico.selection.finalist import Finalist, Training
 
 Learn: TypeAlias = bool | Literal["rank"]
+Build: TypeAlias = Callable[[int], nn.Module]  # of a seed
 
 
 class Entrants:
     """The candidates of finals.
 
     Args:
-        builds: Functions that build the candidates that may take part, by name, best by score first.
+        builds: Functions that build the candidates that may take part under a seed, by name, best by score first.
         scores: Their scores; higher is better.
         members: Their scores by each member of the recipe; higher is better, None if missing.
         num: Number of candidates that take part; all if there are no more.
@@ -31,7 +33,7 @@ class Entrants:
 
     def __init__(
         self,
-        builds: Mapping[str, Callable[[], nn.Module]],
+        builds: Mapping[str, Build],
         scores: Values,
         members: Mapping[str, Values],
         *,
@@ -48,18 +50,24 @@ class Entrants:
         self.learn = learn
         self.first_by = first_by
 
-    def finalists(self, folder: Path, *, seed: int, higher_is_better: bool) -> Iterator[Finalist]:
+    def finalists(self, folder: Path, *, seeds: Sequence[int], higher_is_better: bool) -> Iterator[Finalist]:
         """Yield the finalists of the first round; each must have been trained before the next is taken.
 
         Args:
             folder: Folder for their checkpoints.
-            seed: See `Finalist`.
+            seeds: The seed of each of their trainings.
             higher_is_better: Direction of their values.
         """
         sign = 1 if higher_is_better else -1
         for idx, chosen in enumerate(self._choices()):
             name = self._names[chosen]
-            finalist = Finalist(name, self._builds[name], Path(folder, f"{idx}.ckpt"), seed)
+            build = self._builds[name]
+            finalist = Finalist(
+                [
+                    Training(name, partial(build, seed), Path(folder, f"{idx}-{seed_idx}.ckpt"), seed)
+                    for seed_idx, seed in enumerate(seeds)
+                ]
+            )
             yield finalist
             self._labels[chosen] = None if finalist.error or finalist.value is None else sign * finalist.value
 
@@ -87,7 +95,7 @@ class Entrants:
 def entrants_of(
     leaderboard: Leaderboard,
     choice: Choice,
-    builds: Mapping[str, Callable[[], nn.Module]],
+    builds: Mapping[str, Build],
     *,
     num: int,
     learn: Learn,
@@ -100,7 +108,8 @@ def entrants_of(
     Args:
         leaderboard: The ranking, before finals.
         choice: The proxies and recipes that were computed.
-        builds: Functions that build candidates, by name: all that were ranked, or without learning the first ``num``.
+        builds: Functions that build candidates under a seed, by name: all that were ranked, or without learning the
+            first ``num``.
         num: Number of finalists.
         learn: See `Entrants`.
     """

@@ -1,10 +1,11 @@
-"""One candidate in the finals: trained for some epochs at a time."""
+"""One candidate in the finals: trained for some epochs at a time, with one or more seeds."""
 
 import difflib
 import inspect
 import math
 import pkgutil
-from collections.abc import Callable, Mapping
+import statistics
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,16 +25,84 @@ from lightning_zico.scoring.reasons import describe
 
 
 class Finalist:
-    """A candidate in the finals: trained for some epochs at a time, continuing from where it paused.
+    """A candidate in the finals.
+
+    Args:
+        trainings: Its trainings, one per seed. If it wins, the first one continues.
+
+    Attributes:
+        value: The mean of the monitored metric over the trainings, after the last round that all of them finished.
+        by_seed: The metric of each training in that round.
+        num_rounds: Number of rounds that all of them finished.
+        error: Why a training failed; None if none did.
+    """
+
+    def __init__(self, trainings: Sequence["Training"]) -> None:
+        self.trainings = tuple(trainings)
+        self.name = self.trainings[0].name
+        self.value: float | None = None
+        self.by_seed: tuple[float, ...] = ()
+        self.num_rounds = 0
+        self.error: str | None = None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether training gave a value or an error."""
+        return self.value is not None or self.error is not None
+
+    @property
+    def logs_monitor(self) -> bool:
+        """Whether a training has logged the monitored metric."""
+        return any(training.logs_monitor for training in self.trainings)
+
+    @property
+    def not_logged(self) -> NotLoggedError | None:
+        """The error if a training did not log the monitored metric."""
+        return next((training.not_logged for training in self.trainings if training.not_logged), None)
+
+    @property
+    def final(self) -> Final:
+        """The result of its training."""
+        num_epochs = self.trainings[0].num_epochs
+        if self.error is not None:
+            return Final(self.name, None, num_epochs, self.error)
+        return Final(self.name, self.value, num_epochs, by_seed=self.by_seed)
+
+    def play(
+        self, trainer: Any, data: Mapping[str, Any], num_epochs: int, monitor: str, rewind: Callable[[], None]
+    ) -> None:
+        """Train it for some more epochs with each seed; a failure is recorded in ``error``, and ends the round.
+
+        Args:
+            trainer: See `Training.play`.
+            data: See `Training.play`.
+            num_epochs: See `Training.play`.
+            monitor: See `Training.play`.
+            rewind: Function that resets the trainer to the start of training.
+        """
+        values = []
+        for training in self.trainings:
+            rewind()
+            training.play(trainer, data, num_epochs, monitor)
+            if training.value is None or training.error is not None:
+                self.error = training.error
+                return
+            values.append(training.value)
+        self.value, self.by_seed = statistics.fmean(values), tuple(values)
+        self.num_rounds += 1
+
+
+class Training:
+    """A training of a finalist, for some epochs at a time, continuing from where it paused.
 
     The trainer is set up to train to the end, so that a learning rate schedule covers the whole training, and is
     stopped after the given epochs. The checkpoint is Lightning's; the states of the generators of Python, NumPy and
-    torch are stored next to it. A finalist that paused therefore ends with the same weights, bit for bit, as one that
+    torch are stored next to it. A training that paused therefore ends with the same weights, bit for bit, as one that
     did not, provided that the trainer's callbacks do not change training, and that its data and loaders carry no state
     from one epoch to the next except in these generators.
 
     To Lightning, every pause is an end of training: the module's hooks from ``setup`` and ``on_fit_start`` to
-    ``on_train_end`` and ``teardown``, and those of the data module, run each time the finalist is trained.
+    ``on_train_end`` and ``teardown``, and those of the data module, run each time.
 
     Args:
         name: Name of the candidate.
@@ -46,7 +115,6 @@ class Finalist:
         self.name = name
         self.build = build
         self.seed = seed
-        self.num_rounds = 0
         self.num_epochs = 0
         self.value: float | None = None
         self.error: str | None = None
@@ -56,23 +124,13 @@ class Finalist:
         self._classes: list[Any] | None = None  # see `_list_classes`
         self._put_back_rng: Callable[[], None] | None = None
 
-    @property
-    def is_done(self) -> bool:
-        """Whether training gave a value or an error."""
-        return self.value is not None or self.error is not None
-
-    @property
-    def final(self) -> Final:
-        """The result of its training."""
-        return Final(self.name, self.value if self.error is None else None, self.num_epochs, self.error)
-
     def play(self, trainer: Any, data: Mapping[str, Any], num_epochs: int, monitor: str) -> None:
         """Train a copy for some more epochs; a failure is recorded in ``error``.
 
         Args:
             trainer: The trainer, set up by `_borrowed`.
             data: Arguments of `Trainer.fit`.
-            num_epochs: Number of epochs; fewer if training ends earlier. A finalist trained to the end keeps its value.
+            num_epochs: Number of epochs; fewer if training ends earlier. Trained to the end, it keeps its value.
             monitor: Name of the metric to read.
 
         Raises:
@@ -123,8 +181,6 @@ class Finalist:
                 is_exit = isinstance(raised, SystemExit) and isinstance(raised.__context__, KeyboardInterrupt)
                 self.error = describe(raised.__context__ if is_exit and raised.__context__ else raised)
                 self.not_logged = NotLoggedError(str(raised)) if isinstance(raised, NotLoggedError) else None
-            else:
-                self.num_rounds += 1
 
     def _check_logged(self, monitor: str, metrics: Mapping[str, Any]) -> None:
         """Check that the monitored metric was logged.
@@ -142,7 +198,7 @@ class Finalist:
         self.logs_monitor = True
 
     def train(self, trainer: Any, model: nn.Module, data: Mapping[str, Any]) -> None:
-        """Train a model until the trainer ends, from where this finalist paused.
+        """Train a model until the trainer ends, from where this training paused.
 
         Args:
             trainer: The trainer, with the callbacks and loggers to use. Its ``ckpt_path`` is restored afterwards.

@@ -1,7 +1,7 @@
 """Finals: train the best few of a ranking for a while to choose the one to train to the end."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
@@ -14,6 +14,7 @@ from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.errors import InvalidArgumentError, NotLoggedError
 from lightning_zico.folders import temporary_folder
 from lightning_zico.ranking.learned import FEWEST_LABELS
+from lightning_zico.ranking.uncertainty import difference_interval
 from lightning_zico.results import Final, FinalsHeld, Row
 from lightning_zico.scoring.arguments import whole_number
 from lightning_zico.selection.entrants import Entrants, Learn
@@ -37,8 +38,14 @@ _CHANGING_TRAINING = {
 }
 
 
-def check_finals(num_finalists: int, final_epochs: int, monitor: str, mode: str, learn: Any) -> None:
+def check_finals(counts: Mapping[str, Any], monitor: str, mode: str, learn: Any) -> None:
     """Check the arguments of finals.
+
+    Args:
+        counts: ``num_finalists``, ``final_epochs`` and ``final_seeds``.
+        monitor: See `hold_finals`.
+        mode: See `hold_finals`.
+        learn: See `check_learn`.
 
     Raises:
         InvalidArgumentError: If a count is not a whole number of at least 1.
@@ -46,7 +53,7 @@ def check_finals(num_finalists: int, final_epochs: int, monitor: str, mode: str,
         TypeError: If ``monitor`` is not a string.
         InvalidArgumentError: See `check_learn`.
     """
-    for name, number in {"num_finalists": num_finalists, "final_epochs": final_epochs}.items():
+    for name, number in counts.items():
         whole_number(name, number, 1)
     if not isinstance(monitor, str):
         raise TypeError(f"Invalid monitor={monitor!r}: expected the name of a logged metric, such as 'val_loss'.")
@@ -55,7 +62,7 @@ def check_finals(num_finalists: int, final_epochs: int, monitor: str, mode: str,
             f"Invalid mode={mode!r}: expected 'min' if lower values of `monitor` are better, or 'max' if higher values "
             "are."
         )
-    check_learn(learn, num_finalists)
+    check_learn(learn, counts["num_finalists"])
 
 
 def check_will_train(trainer: Any) -> None:
@@ -208,8 +215,7 @@ def hold_finals(
         with _borrowed(trainer) as rewind, preserved_rng():
 
             def train(finalist: Finalist) -> None:
-                rewind()
-                finalist.play(trainer, data, final_epochs, monitor)
+                finalist.play(trainer, data, final_epochs, monitor, rewind)
                 if finalist.not_logged and not any(other.logs_monitor for other in finalists):
                     finalist.error, text = None, str(finalist.not_logged)
                     raise NotLoggedError(f"Invalid monitor={monitor!r}. In '{finalist.name}', {text}")
@@ -231,7 +237,7 @@ def train_best(
     trainer: Any,
     data: Mapping[str, Any],
     *,
-    seed: int,
+    seeds: Sequence[int],
     report: Callable[[list[Final], FinalsHeld, dict[str, Row] | None], None],
     on_winner: Callable[[nn.Module], None],
     final_epochs: int,
@@ -244,7 +250,7 @@ def train_best(
         entrants: The candidates.
         trainer: See `hold_finals`.
         data: See `hold_finals`.
-        seed: See `Finalist`.
+        seeds: The seed of each training of a finalist; that of the winner with the first one continues.
         report: Called when the finals end, also if they break off, with the results so far, how they were held, and
             what was learned about each candidate (`Entrants.learned`).
         on_winner: Called with the winner before it is trained to the end.
@@ -265,14 +271,17 @@ def train_best(
             "halving": entrants.num > MOST_AT_ONCE,
             "learn": entrants.learn,
             "first_by": entrants.first_by,
+            "seeds": len(seeds),
             "broke_off": True,
         }
         try:
-            coming = entrants.finalists(Path(folder), seed=seed, higher_is_better=mode == "max")
+            coming = entrants.finalists(Path(folder), seeds=seeds, higher_is_better=mode == "max")
             hold_finals(
                 coming, trainer, data, finalists=finalists, final_epochs=final_epochs, monitor=monitor, mode=mode
             )
             held["broke_off"] = False
+            if len(seeds) > 1:
+                held["tie"] = find_tie(finalists)
         finally:
             finals = [finalist.final for finalist in finalists if finalist.is_done]
             if finals:
@@ -283,9 +292,31 @@ def train_best(
                 f"All {len(finalists)} finalists failed. '{winner.name}' failed with: {winner.error} See "
                 "`leaderboard_.errors` for the others."
             )
-        model = winner.build()
+        training = winner.trainings[0]
+        model = training.build()
         on_winner(model)
-        winner.train(trainer, model, data)
+        training.train(trainer, model, data)
+
+
+def find_tie(finalists: Sequence[Finalist]) -> list[str]:
+    """Find the finalists that seeds cannot distinguish from the first one.
+
+    They have been trained as long as the first one, and the 95 % interval of the mean difference, seed by seed
+    (`ranking.uncertainty.difference_interval`), includes zero.
+
+    Args:
+        finalists: Finalists with two or more seeds, best first.
+
+    Returns:
+        Their names, with the first one.
+    """
+    first = finalists[0]
+    tied = [first.name]
+    for other in finalists[1:]:
+        if first.error is None and other.error is None and other.num_rounds == first.num_rounds:
+            low, high = difference_interval(first.by_seed, other.by_seed)
+            tied += [other.name] if low <= 0 <= high else []
+    return tied
 
 
 def _changes_training(callback: Any) -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from operator import length_hint
 
@@ -99,7 +100,11 @@ class Run:
         self, leaderboard: Leaderboard, candidates: Iterable[Candidate], *, num: int, learn: Learn
     ) -> Entrants:
         """Return the candidates of finals; see `entrants_of`."""
-        builds = {candidate.name: partial(self.scorers[0].build, candidate) for candidate in candidates}
+
+        def build(candidate: Candidate, seed: int) -> nn.Module:
+            return replace(self.scorers[0], seed=seed).build(candidate)
+
+        builds = {candidate.name: partial(build, candidate) for candidate in candidates}
         return entrants_of(leaderboard, self.tally.choice, builds, num=num, learn=learn)
 
     def build_again(self, candidate: Candidate) -> nn.Module:

@@ -88,6 +88,10 @@ class ZeroShotSelector(ScoringSettings):
             most promising ones. For candidates of different families, pass ``rank_by="params"`` or ``rank_by="prior"``;
             with candidates of a zoo, learning starts from one of these by itself.
         final_epochs: Number of epochs that a finalist is trained in each round.
+        final_seeds: Number of seeds with which a finalist is trained in each round: ``seed``, ``seed + 1`` and so on,
+            each with its own weights and order of the data. The mean decides, ``final_std_error`` is its standard
+            error, and a note names the finalists that the seeds cannot distinguish from the winner, and the smallest of
+            them. It takes three or more to tell candidates apart.
         monitor: Name of the logged metric that decides the finals.
         mode: Whether the lowest (``"min"``) or the highest (``"max"``) value of ``monitor`` wins.
 
@@ -123,6 +127,7 @@ class ZeroShotSelector(ScoringSettings):
     num_finalists: int = 1
     learn: bool | Literal["rank"] | None = None
     final_epochs: int = 1
+    final_seeds: int = 1
     monitor: str = "val_loss"
     mode: Mode = "min"
     leaderboard_: Leaderboard = field(init=False)
@@ -133,7 +138,8 @@ class ZeroShotSelector(ScoringSettings):
         check_is_trainer(self.trainer)
         super().__post_init__()
         check_budget(self.budget)
-        check_finals(self.num_finalists, self.final_epochs, self.monitor, self.mode, self.learn)
+        counts = {name: getattr(self, name) for name in ("num_finalists", "final_epochs", "final_seeds")}
+        check_finals(counts, self.monitor, self.mode, self.learn)
         if self.prior is not None:
             self.prior = prior_of(self.prior)
         self.repeats = whole_number("repeats", self.repeats, 1, "About 5 show how much scores vary.")
@@ -201,7 +207,7 @@ class ZeroShotSelector(ScoringSettings):
         starts from the selector's seed, on its fresh weights. An instance that was offered is copied, and so is a
         module that shares parameters with one that you hold. Hooks such as ``on_train_end`` run at every pause. The
         winner itself is trained, not a copy, and so are modules that its factory shares with others. It continues from
-        its checkpoint and ends as if training had not paused (see `selection.finalist.Finalist` for the exact
+        its checkpoint and ends as if training had not paused (see `selection.finalist.Training` for the exact
         conditions). ``leaderboard_`` then shows both stages. If finals are interrupted by Ctrl-C, it has the finalists
         that are done, and the exception propagates.
 
@@ -267,7 +273,7 @@ class ZeroShotSelector(ScoringSettings):
             entrants,
             self.trainer,
             arguments,
-            seed=self.seed,
+            seeds=range(self.seed, self.seed + self.final_seeds),
             report=self._add_finals,
             on_winner=partial(setattr, self, "best_model_"),
             final_epochs=self.final_epochs,

@@ -33,7 +33,7 @@ def entrants(**kwargs: Any) -> Entrants:
 def play(own: Entrants, failing: tuple[str, ...] = (), *, higher_is_better: bool = True) -> list[str]:
     """Train without training: each finalist gets its true value, or fails."""
     played = []
-    for finalist in own.finalists(Path("nowhere"), seed=0, higher_is_better=higher_is_better):
+    for finalist in own.finalists(Path("nowhere"), seeds=[0], higher_is_better=higher_is_better):
         played.append(finalist.name)
         if finalist.name in failing:
             finalist.error = "broken"
