@@ -255,6 +255,12 @@ def _notes_on_finals(rows: Sequence[Row], finals: FinalsHeld) -> list[str]:
     halving = f", then the better half for {epochs} more, and so on" if finals["halving"] else ""
     end = "lowest" if finals["mode"] == "min" else "highest"
     notes = [f"Finals: {trained}{halving}; the {end} {finals['monitor']} won."]
+    for own in finals.get("agreement", ()):
+        if own["tau"] is not None:
+            notes.append(
+                f"Kendall's tau between rounds {own['round']} and {own['round'] + 1} of the finals, on the {own['n']} "
+                f"finalists of both: {own['tau']:.2f} [{own['low']:.2f}, {own['high']:.2f}]."
+            )
     if len(tie := finals.get("tie", ())) > 1:
         cheapest = min((row for row in rows if row["name"] in tie), key=lambda row: row.get("params") or math.inf)
         least = f" {cheapest['name']} has the fewest parameters of these." if cheapest.get("params") else ""

@@ -133,6 +133,24 @@ class Covered(TypedDict):
     count: int
 
 
+class Agreement(TypedDict):
+    """How much two rounds of finals agree, on the finalists that took part in both.
+
+    Attributes:
+        round: Number of the first of the two rounds, from 1.
+        n: Number of these finalists.
+        tau: Kendall's tau of their values in the two rounds; None if it is not defined.
+        low: Lower end of its 95 % interval (`ranking.kendall_interval`).
+        high: Upper end of its 95 % interval.
+    """
+
+    round: int
+    n: int
+    tau: float | None
+    low: float | None
+    high: float | None
+
+
 class _FinalsHeld(TypedDict):
     monitor: str
     mode: str
@@ -156,6 +174,7 @@ class FinalsHeld(_FinalsHeld, total=False):
         seeds: Number of seeds with which each finalist was trained; 1 if absent.
         tie: Names of the finalists that cannot be distinguished from the winner, with the winner first; absent with one
             seed.
+        agreement: How much each round agrees with the next, as long as four or more finalists took part in both.
         broke_off: Whether the finals were interrupted.
     """
 
@@ -163,6 +182,7 @@ class FinalsHeld(_FinalsHeld, total=False):
     first_by: str
     seeds: int
     tie: list[str]
+    agreement: list[Agreement]
     broke_off: bool
 
 

@@ -33,7 +33,7 @@ class Finalist:
     Attributes:
         value: The mean of the monitored metric over the trainings, after the last round that all of them finished.
         by_seed: The metric of each training in that round.
-        num_rounds: Number of rounds that all of them finished.
+        by_round: That mean after each round that all of them finished.
         error: Why a training failed; None if none did.
     """
 
@@ -42,13 +42,18 @@ class Finalist:
         self.name = self.trainings[0].name
         self.value: float | None = None
         self.by_seed: tuple[float, ...] = ()
-        self.num_rounds = 0
+        self.by_round: list[float] = []
         self.error: str | None = None
 
     @property
     def is_done(self) -> bool:
         """Whether training gave a value or an error."""
         return self.value is not None or self.error is not None
+
+    @property
+    def num_rounds(self) -> int:
+        """Number of rounds that all of its trainings finished."""
+        return len(self.by_round)
 
     @property
     def logs_monitor(self) -> bool:
@@ -89,7 +94,7 @@ class Finalist:
                 return
             values.append(training.value)
         self.value, self.by_seed = statistics.fmean(values), tuple(values)
-        self.num_rounds += 1
+        self.by_round.append(self.value)
 
 
 class Training:

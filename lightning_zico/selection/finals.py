@@ -13,9 +13,10 @@ from torch import nn
 from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.errors import InvalidArgumentError, NotLoggedError
 from lightning_zico.folders import temporary_folder
+from lightning_zico.ranking import kendall, kendall_interval
 from lightning_zico.ranking.learned import FEWEST_LABELS
 from lightning_zico.ranking.uncertainty import difference_interval
-from lightning_zico.results import Final, FinalsHeld, Row
+from lightning_zico.results import Agreement, Final, FinalsHeld, Row
 from lightning_zico.scoring.arguments import whole_number
 from lightning_zico.selection.entrants import Entrants, Learn
 from lightning_zico.selection.finalist import Finalist
@@ -24,6 +25,9 @@ Mode: TypeAlias = Literal["min", "max"]
 
 # With more finalists than this, the number is halved from round to round.
 MOST_AT_ONCE = 4
+
+# Two rounds are compared on this number of finalists or more.
+_FEWEST_IN_BOTH = 4
 
 # Lightning's callbacks that change weights, gradients, learning rates or batches, instead of only watching or ending
 # training. They are names because not every version has them all, and `pytorch_lightning` has its own.
@@ -280,6 +284,8 @@ def train_best(
                 coming, trainer, data, finalists=finalists, final_epochs=final_epochs, monitor=monitor, mode=mode
             )
             held["broke_off"] = False
+            if held["halving"]:
+                held["agreement"] = compare_rounds(finalists)
             if len(seeds) > 1:
                 held["tie"] = find_tie(finalists)
         finally:
@@ -296,6 +302,21 @@ def train_best(
         model = training.build()
         on_winner(model)
         training.train(trainer, model, data)
+
+
+def compare_rounds(finalists: Sequence[Finalist]) -> list[Agreement]:
+    """Compute how much each round agrees with the next, by Kendall's tau of the finalists that finished both.
+
+    A low tau means that a round is too short to choose by. Rounds with fewer than four such finalists are left out.
+    """
+    found: list[Agreement] = []
+    for idx in range(max(finalist.num_rounds for finalist in finalists) - 1):
+        both = [finalist.by_round[idx : idx + 2] for finalist in finalists if finalist.num_rounds > idx + 1]
+        if len(both) >= _FEWEST_IN_BOTH:
+            tau = kendall([before for before, _ in both], [after for _, after in both])
+            low, high = (None, None) if tau is None else kendall_interval(tau, len(both))
+            found.append({"round": idx + 1, "n": len(both), "tau": tau, "low": low, "high": high})
+    return found
 
 
 def find_tie(finalists: Sequence[Finalist]) -> list[str]:
