@@ -76,17 +76,17 @@ class ZeroShotSelector(ScoringSettings):
             (`ranking.racing.race`). In a recipe, a candidate that dropped out keeps its last scores.
         num_finalists: How many candidates `fit` trains for a while to choose the winner among them; 1 for no finals.
             With more than four, the better half goes on from round to round (`selection.finals.hold_finals`).
-        learn: How the finalists are chosen. False: the best by score. True: the eight best by score, then one after the
-            other the candidate with the greatest expected improvement, given the results so far
-            (`ranking.learned.choose_next`). ``"rank"``: candidates spread over the ranking, from which the order of all
-            is learned, as the columns ``learned``, ``learned_low`` and ``learned_high``
-            (`ranking.learned.learned_ranks`). None for True with more than eight finalists. Use one finalist if the
-            score is all you can afford, and up to eight to correct it: then `learn` makes no difference. Use more than
-            eight if training is cheap beside a wrong choice; learning then takes all candidates into account, so all of
-            them are kept until the finals. Pass False to compare finals of the first by score with those of others. Use
-            ``"rank"`` if you want to know the order of all candidates, not only the best one: its finalists are not the
-            most promising ones. For candidates of different families, pass ``rank_by="params"`` or ``rank_by="prior"``;
-            with candidates of a zoo, learning starts from one of these by itself.
+        learn: How the finalists are chosen. False for the best by score. True for the eight best by score, and then one
+            after the other the candidate with the greatest expected improvement, given the results so far
+            (`ranking.learned.choose_next`). ``"rank"`` for candidates spread over the ranking, from which the order of
+            all is learned (`ranking.learned.learned_ranks`). None for True with more than eight finalists.
+
+            Use one finalist if you cannot train more, and up to eight to correct a wrong score; learning makes no
+            difference then. Use more than eight, with learning, if you do not know how good the score is for your
+            candidates. Use False if you know that it is good, or if candidates are modules from a generator: learning
+            keeps all of them until the finals. Use ``"rank"`` to learn about all candidates and not to find the best
+            one. For candidates of different families, rank by ``params`` or ``prior``; with candidates of a zoo,
+            learning starts from the prior, or from ``params`` if there is none, by itself.
         final_epochs: Number of epochs that a finalist is trained in each round.
         final_seeds: Number of seeds with which a finalist is trained in each round: ``seed``, ``seed + 1`` and so on,
             each with its own weights and order of the data. The mean decides, ``final_std_error`` is its standard
