@@ -6,11 +6,13 @@ from lightning_zico.ranking.correlation import (
     Interval,
     bootstrap_interval,
     kendall,
+    kendall_interval,
     kendall_where_both,
     ndcg,
     regret_at_k,
     spearman,
 )
+from lightning_zico.ranking.learned import LearnedRank, choose_next, choose_spread, learned_ranks
 from lightning_zico.ranking.pareto import crowding_distances, first_front, front_numbers
 from lightning_zico.ranking.racing import check_race, race
 from lightning_zico.ranking.recipes import (
@@ -34,18 +36,23 @@ __all__ = [
     "RECIPES",
     "Evidence",
     "Interval",
+    "LearnedRank",
     "Recipe",
     "Uncertainty",
     "bootstrap_interval",
     "chain_of",
     "check_race",
+    "choose_next",
+    "choose_spread",
     "combine",
     "crowding_distances",
     "first_front",
     "front_numbers",
     "get_recipe",
     "kendall",
+    "kendall_interval",
     "kendall_where_both",
+    "learned_ranks",
     "list_recipes",
     "log_rank",
     "mean_rank",

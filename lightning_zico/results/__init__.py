@@ -5,8 +5,10 @@ from lightning_zico.results.notes import note_on_batch_size, note_on_reading
 from lightning_zico.results.rows import (
     FINAL_COLUMNS,
     FIXED_COLUMNS,
+    LEARNED_COLUMNS,
     RESERVED_NAMES,
     UNCERTAINTY_COLUMNS,
+    Agreement,
     Beside,
     FinalsHeld,
     HeldOutDifference,
@@ -27,9 +29,11 @@ from lightning_zico.results.views import FigureKind, SearchFigureKind
 __all__ = [
     "FINAL_COLUMNS",
     "FIXED_COLUMNS",
+    "LEARNED_COLUMNS",
     "NOT_APPLICABLE",
     "RESERVED_NAMES",
     "UNCERTAINTY_COLUMNS",
+    "Agreement",
     "Beside",
     "FigureKind",
     "Final",

@@ -10,11 +10,10 @@ from rich.table import Table as RichTable
 from lightning_zico._imports import imported
 from lightning_zico.report import Table, as_html, as_text, draw, for_terminal, html_of, log_ranking
 from lightning_zico.results import views
+from lightning_zico.results.finals import rows_with_finals
 from lightning_zico.results.notes import LEAST_COVERED, first_of_a_zoo, leaderboard_notes
 from lightning_zico.results.ranked import Ranked, first_rows
 from lightning_zico.results.rows import (
-    FINAL_COLUMNS,
-    FIRST_COLUMNS,
     HYPERPARAMETER,
     MISSING_COLUMN,
     UNCERTAINTY_COLUMNS,
@@ -28,7 +27,6 @@ from lightning_zico.results.rows import (
     as_provenance,
     check_rows,
     columns_of,
-    number_ranks,
     proxies_of,
     rank_key,
     ranks_of,
@@ -58,7 +56,9 @@ class Leaderboard(Ranked):
             ``tie`` (number of the group that cannot be distinguished from its first) and ``num_repeats``; all of them
             describe the ranking by score. After finals also, and None for candidates that were not in them: ``final``
             (the monitored metric), ``final_rank`` (among the finalists) and ``final_epochs`` (number of epochs that the
-            candidate was trained for).
+            candidate was trained for); with several seeds also ``final_std_error`` of ``final``. After finals with
+            ``learn="rank"`` also ``learned`` (the expected rank of the candidate after training), ``learned_low`` and
+            ``learned_high`` (its 95 % interval).
         provenance: Everything that the numbers depend on, in plain values; see `results.rows.Provenance`. If a
             candidate has a score but other numbers are missing, also ``missing``, which `missing` reads.
 
@@ -130,13 +130,16 @@ class Leaderboard(Ranked):
             recorded["process_changes"] = changes
         return cls((*ranked, *failed), recorded)
 
-    def with_finals(self, finals: Sequence[Final], provenance: FinalsHeld) -> "Leaderboard":
+    def with_finals(
+        self, finals: Sequence[Final], provenance: FinalsHeld, learned: Mapping[str, Row] | None = None
+    ) -> "Leaderboard":
         """Rank again after finals: the finalists first, ordered by the result of training, then the others.
 
         Args:
             finals: Results of the finals, best first. A finalist that failed loses its rank, and its row says why.
             provenance: How the finals were held: ``monitor``, ``mode``, ``finalists``, ``final_epochs``, ``halving``,
                 and whether they ``broke_off``.
+            learned: What was learned about each candidate (`LEARNED_COLUMNS`); None if nothing was.
 
         Example:
             >>> from lightning_zico import Score
@@ -151,21 +154,7 @@ class Leaderboard(Ranked):
                3  c         -           -             -     1        0
             Finals: the first 2 by score were trained for 1 epoch; the lowest val_loss won.
         """
-        finished = [final for final in finals if final.error is None]
-        failed = [final for final in finals if final.error is not None]
-        row_of = {row["name"]: row for row in self.rows}
-        others = [row for row in self.rows if row["name"] not in {final.name for final in finals}]
-        ranked = [row for row in others if row["rank"] is not None]
-        rows = []
-        for final, rank in zip(
-            finished, number_ranks([(final.num_epochs, final.value) for final in finished]), strict=True
-        ):
-            rows.append(_with_final(row_of[final.name], final) | {"rank": rank, "final_rank": rank})
-        for row, rank in zip(ranked, number_ranks([row["rank"] for row in ranked]), strict=True):
-            rows.append(_with_final(row, None) | {"rank": len(finished) + rank})
-        for final in failed:
-            rows.append(_with_final(row_of[final.name], final) | {"rank": None, "error": f"finals: {final.error}"})
-        rows += [_with_final(row, None) for row in others if row["rank"] is None]
+        rows = rows_with_finals(self.rows, finals, learned)
         return Leaderboard(tuple(rows), {**self.provenance, "finals": provenance})
 
     def head(self, n: int = 5) -> "Leaderboard":
@@ -436,9 +425,3 @@ def _collect_covered(scored: Container[str], cards: Sequence[ScoreCard], columns
         {"proxies": proxies, "share": share, "name": name, "count": count}
         for (share, name, count), proxies in alike.items()
     ]
-
-
-def _with_final(row: Row, final: Final | None) -> Row:
-    """Insert the columns of the finals after those of the score."""
-    cells = {"final": final.value, "final_epochs": final.num_epochs} if final else {}
-    return {**dict.fromkeys((*FIRST_COLUMNS, *FINAL_COLUMNS)), **cells, **row}

@@ -1,9 +1,11 @@
 """Sentences about results that you should read before you trust them."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 
 from lightning_zico.ranking import get_recipe
+from lightning_zico.ranking.learned import FEWEST_LABELS
 from lightning_zico.results.rows import (
     FinalsHeld,
     HeldOutDifference,
@@ -45,7 +47,7 @@ def leaderboard_notes(rows: Sequence[Row], provenance: Provenance) -> list[str]:
         )
     finals = provenance.get("finals")
     if finals:
-        notes.append(_note_on_finals(finals))
+        notes += _notes_on_finals(rows, finals)
     ranking = "the ranking by score" if finals else "this ranking"
     notes += _if_there(note_on_reading(provenance.get("reading")))
     notes += _if_there(note_on_batch_size(provenance.get("num_larger_batches"), provenance.get("batch_size")))
@@ -308,14 +310,40 @@ def _why_lacking(lacking: Sequence[Lacking]) -> str:
     return f": {'; '.join(reasons)}." if reasons else "."
 
 
-def _note_on_finals(finals: FinalsHeld) -> str:
+def _notes_on_finals(rows: Sequence[Row], finals: FinalsHeld) -> list[str]:
+    num, epochs, learn = finals["finalists"], finals["final_epochs"], finals.get("learn", False)
+    who = f"the first {num} by score"
+    if learn == "rank":
+        who = f"{num} candidates, spread over the ranking,"
+    elif learn and num > FEWEST_LABELS:
+        first = f"the first {FEWEST_LABELS} by {finals.get('first_by', 'score')}"
+        who = f"{num} candidates, {first} and then the most promising by the results so far,"
     if finals.get("broke_off"):
-        return f"Finals of the first {finals['finalists']} by score were interrupted; those trained so far come first."
-    epochs = finals["final_epochs"]
-    trained = f"the first {finals['finalists']} by score were trained for {count(epochs, 'epoch')}"
+        return [f"Finals of {who} were interrupted; those trained so far come first."]
+    trained = f"{who} were trained for {count(epochs, 'epoch')}"
     halving = f", then the better half for {epochs} more, and so on" if finals["halving"] else ""
     end = "lowest" if finals["mode"] == "min" else "highest"
-    return f"Finals: {trained}{halving}; the {end} {finals['monitor']} won."
+    notes = [f"Finals: {trained}{halving}; the {end} {finals['monitor']} won."]
+    for own in finals.get("agreement", ()):
+        if own["tau"] is not None:
+            notes.append(
+                f"Kendall's tau between rounds {own['round']} and {own['round'] + 1} of the finals, on the {own['n']} "
+                f"finalists of both: {own['tau']:.2f} [{own['low']:.2f}, {own['high']:.2f}]."
+            )
+    if len(tie := finals.get("tie", ())) > 1:
+        cheapest = min((row for row in rows if row["name"] in tie), key=lambda row: row.get("params") or math.inf)
+        least = f" {cheapest['name']} has the fewest parameters of these." if cheapest.get("params") else ""
+        notes.append(
+            f"{len(tie)} finalists are a tie that {finals['seeds']} seeds cannot distinguish: {_listed(tie)}.{least}"
+        )
+    if learn == "rank" and any(row.get("learned") is not None for row in rows):
+        notes.append(
+            "`learned` is the rank by the first round that a candidate is expected to have among all, and its 95 % "
+            "interval, learned from the results of that round."
+        )
+    elif learn == "rank":
+        notes.append(f"Fewer than {FEWEST_LABELS} finalists have a result, so the order of all was not learned.")
+    return notes
 
 
 def _if_there(note: str | None) -> list[str]:

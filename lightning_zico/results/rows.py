@@ -14,13 +14,20 @@ Row: TypeAlias = dict[str, Any]
 # Columns of every leaderboard; the proxies' columns come between the first and the last ones.
 FIRST_COLUMNS = ("rank", "name", "score")
 FINAL_COLUMNS = ("final", "final_rank", "final_epochs")  # only after finals
+SEED_COLUMNS = ("final_std_error",)  # only after finals with several seeds
+LEARNED_COLUMNS = ("learned", "learned_low", "learned_high")  # only after finals with `learn="rank"`
 LAST_COLUMNS = ("error", "seconds")
 # After the first columns, if candidates were scored in several repeats.
 UNCERTAINTY_COLUMNS = ("std_error", "rank_low", "rank_high", "p_best", "tie", "num_repeats")
-FIXED_COLUMNS = frozenset(FIRST_COLUMNS + FINAL_COLUMNS + UNCERTAINTY_COLUMNS + LAST_COLUMNS)
+FIXED_COLUMNS = frozenset(
+    FIRST_COLUMNS + FINAL_COLUMNS + SEED_COLUMNS + LEARNED_COLUMNS + UNCERTAINTY_COLUMNS + LAST_COLUMNS
+)
 HYPERPARAMETER = "hparams/"  # prefix of the columns of hyperparameters, as in TensorBoard
 MISSING_COLUMN = "missing"  # the last one of a file of comma-separated values
-WHOLE_NUMBERS = ("rank", "final_rank", "final_epochs", "rank_low", "rank_high", "tie", "num_repeats")
+WHOLE_NUMBERS = (
+    *("rank", "final_rank", "final_epochs", "learned_low", "learned_high", "rank_low", "rank_high", "tie"),
+    "num_repeats",
+)
 # Names that no proxy may have.
 RESERVED_NAMES = FIXED_COLUMNS | {MISSING_COLUMN, "controlled", "default", "all"}
 
@@ -144,6 +151,24 @@ class Covered(TypedDict):
     count: int
 
 
+class Agreement(TypedDict):
+    """How much two rounds of finals agree, on the finalists that took part in both.
+
+    Attributes:
+        round: Number of the first of the two rounds, from 1.
+        n: Number of these finalists.
+        tau: Kendall's tau of their values in the two rounds; None if it is not defined.
+        low: Lower end of its 95 % interval (`ranking.kendall_interval`).
+        high: Upper end of its 95 % interval.
+    """
+
+    round: int
+    n: int
+    tau: float | None
+    low: float | None
+    high: float | None
+
+
 class _FinalsHeld(TypedDict):
     monitor: str
     mode: str
@@ -161,9 +186,21 @@ class FinalsHeld(_FinalsHeld, total=False):
         finalists: Number of candidates that took part.
         final_epochs: Number of epochs of the first round.
         halving: Whether only the better half was trained on after each round.
+        learn: Whether the finalists were chosen by the results before them, or ``"rank"`` if they were spread over the
+            ranking; False if absent: the first by score.
+        first_by: Name of the score by which the first ones were chosen.
+        seeds: Number of seeds with which each finalist was trained; 1 if absent.
+        tie: Names of the finalists that cannot be distinguished from the winner, with the winner first; absent with one
+            seed.
+        agreement: How much each round agrees with the next, as long as four or more finalists took part in both.
         broke_off: Whether the finals were interrupted.
     """
 
+    learn: bool | str
+    first_by: str
+    seeds: int
+    tie: list[str]
+    agreement: list[Agreement]
     broke_off: bool
 
 

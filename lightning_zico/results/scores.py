@@ -169,12 +169,14 @@ class Final:
         value: The monitored metric; None if training failed.
         num_epochs: Number of epochs that it was trained for.
         error: Why there is no value; None if there is one.
+        by_seed: The metric with each seed, of which the value is the mean; empty if training failed.
     """
 
     name: str
     value: float | None
     num_epochs: int
     error: str | None = None
+    by_seed: tuple[float, ...] = ()
 
 
 def layers_of(card: ScoreCard, proxy: str) -> Layers:

@@ -25,6 +25,7 @@ from lightning_zico.report.table import Column, Table, number
 from lightning_zico.results.rows import (
     FINAL_COLUMNS,
     HYPERPARAMETER,
+    SEED_COLUMNS,
     Provenance,
     Row,
     as_candidates,
@@ -229,9 +230,11 @@ def table(
         Column("rank", tuple(str(row["rank"] or "-") for row in rows), is_needed=True),
         Column("name", tuple(row["name"] for row in rows), is_text=True, is_needed=True),
     ]
-    for final in (column for column in columns_of(rows) if column in FINAL_COLUMNS):
+    for final in (column for column in columns_of(rows) if column in FINAL_COLUMNS + SEED_COLUMNS):
         cells = tuple("-" if row[final] is None else f"{row[final]:.4g}" for row in rows)
         columns.append(Column(final, cells, is_needed=final == "final"))
+    if "learned" in columns_of(rows):
+        columns += [Column(name, cells) for name, cells in _learned(rows).items()]
     for name in hyperparameter_columns(rows):
         cells = tuple("-" if row[name] is None else str(row[name]) for row in rows)
         plain = name.removeprefix(HYPERPARAMETER)
@@ -282,6 +285,16 @@ def _page(
 ) -> Page:
     plain: Mapping[str, Any] = {**provenance}
     return Page(title, notes, columns_of(rows), rows, figures, provenance.get("missing", ()), plain)
+
+
+def _learned(rows: Sequence[Row]) -> dict[str, tuple[str, ...]]:
+    """Return the cells that show the ranks learned from finals, by column."""
+    return {
+        "learned": tuple("-" if row["learned"] is None else f"{row['learned']:.1f}" for row in rows),
+        "learned 95 %": tuple(
+            "-" if row["learned"] is None else f"{row['learned_low']}-{row['learned_high']}" for row in rows
+        ),
+    }
 
 
 def _uncertainty(rows: Sequence[Row]) -> dict[str, list[str]]:

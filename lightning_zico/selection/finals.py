@@ -1,37 +1,34 @@
 """Finals: train the best few of a ranking for a while to choose the one to train to the end."""
 
-import difflib
-import inspect
 import math
-import pkgutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-import torch
-from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.loggers.logger import DummyLogger
 from torch import nn
-from torch.nn.parameter import is_lazy
 
-from lightning_zico.bridge.hooks import is_lightning
-from lightning_zico.engine.lazy import copied
-from lightning_zico.engine.scope import preserved_rng, rng_restorer, seed_all
+from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.errors import InvalidArgumentError, NotLoggedError
 from lightning_zico.folders import temporary_folder
-from lightning_zico.results import Final, FinalsHeld
+from lightning_zico.ranking import kendall, kendall_interval
+from lightning_zico.ranking.learned import FEWEST_LABELS
+from lightning_zico.ranking.uncertainty import difference_interval
+from lightning_zico.results import Agreement, Final, FinalsHeld, Row
 from lightning_zico.scoring.arguments import whole_number
-from lightning_zico.scoring.process_state import preserved_process_state
-from lightning_zico.scoring.reasons import describe
+from lightning_zico.selection.entrants import Entrants, Learn
+from lightning_zico.selection.finalist import Finalist
 from lightning_zico.texts import all_of, count
 
 Mode: TypeAlias = Literal["min", "max"]
 
 # With more finalists than this, the number is halved from round to round.
 MOST_AT_ONCE = 4
+
+# Two rounds are compared on this number of finalists or more.
+_FEWEST_IN_BOTH = 4
 
 # Lightning's callbacks that change weights, gradients, learning rates or batches, instead of only watching or ending
 # training. They are names because not every version has them all, and `pytorch_lightning` has its own.
@@ -46,175 +43,22 @@ _CHANGING_TRAINING = {
 }
 
 
-class Finalist:
-    """A candidate in the finals: trained for some epochs at a time, continuing from where it paused.
-
-    The trainer is set up to train to the end, so that a learning rate schedule covers the whole training, and is
-    stopped after the given epochs. The checkpoint is Lightning's; the states of the generators of Python, NumPy and
-    torch are stored next to it. A finalist that paused therefore ends with the same weights, bit for bit, as one that
-    did not, provided that the trainer's callbacks do not change training, and that its data and loaders carry no state
-    from one epoch to the next except in these generators.
-
-    To Lightning, every pause is an end of training: the module's hooks from ``setup`` and ``on_fit_start`` to
-    ``on_train_end`` and ``teardown``, and those of the data module, run each time the finalist is trained.
+def check_finals(counts: Mapping[str, Any], monitor: str, mode: str, learn: Any) -> None:
+    """Check the arguments of finals.
 
     Args:
-        name: Name of the candidate.
-        build: Function that builds it, always with the same weights.
-        checkpoint: File for the state of its training.
-        seed: The seed of the generators, set before each setup of data and model and before the first epoch.
-    """
-
-    def __init__(self, name: str, build: Callable[[], nn.Module], checkpoint: Path, seed: int) -> None:
-        self.name = name
-        self.build = build
-        self.seed = seed
-        self.num_rounds = 0
-        self.num_epochs = 0
-        self.value: float | None = None
-        self.error: str | None = None
-        self.logs_monitor = False
-        self.not_logged: NotLoggedError | None = None
-        self.checkpoint = checkpoint
-        self._classes: list[Any] | None = None  # see `_list_classes`
-        self._put_back_rng: Callable[[], None] | None = None
-
-    @property
-    def is_done(self) -> bool:
-        """Whether training gave a value or an error."""
-        return self.value is not None or self.error is not None
-
-    @property
-    def final(self) -> Final:
-        """The result of its training."""
-        return Final(self.name, self.value if self.error is None else None, self.num_epochs, self.error)
-
-    def play(self, trainer: Any, data: Mapping[str, Any], num_epochs: int, monitor: str) -> None:
-        """Train a copy for some more epochs; a failure is recorded in ``error``.
-
-        Args:
-            trainer: The trainer, set up by `_borrowed`.
-            data: Arguments of `Trainer.fit`.
-            num_epochs: Number of epochs; fewer if training ends earlier. A finalist trained to the end keeps its value.
-            monitor: Name of the metric to read.
-
-        Raises:
-            KeyboardInterrupt: If the user presses Ctrl-C, which Lightning turns into a SystemExit.
-        """
-        start, until = self.num_epochs, self.num_epochs + num_epochs
-        has_validated = False
-
-        def note_validation(trainer: Any, _: LightningModule) -> None:
-            nonlocal has_validated
-            has_validated = has_validated or not trainer.sanity_checking
-
-        def check(trainer: Any, _: LightningModule) -> None:
-            # The metrics of an epoch are complete when the next one begins, and not before.
-            if trainer.current_epoch > start and (has_validated or not trainer.enable_validation):
-                self._check_logged(monitor, trainer.callback_metrics)
-
-        def stop(trainer: Any, _: LightningModule) -> None:
-            trainer.should_stop = trainer.should_stop or trainer.current_epoch + 1 >= until
-
-        def pause(trainer: Any, _: LightningModule) -> None:
-            self.num_epochs = trainer.current_epoch
-            self._check_logged(monitor, trainer.callback_metrics)
-            value = _read_monitor(trainer.callback_metrics, monitor)
-            self.value = trainer.strategy.broadcast(value)  # one for all ranks
-            self.checkpoint = trainer.strategy.broadcast(self.checkpoint)
-            trainer.save_checkpoint(self.checkpoint)
-            new = _list_classes(self.checkpoint)  # besides those that are allowed now, from the checkpoint before
-            self._classes = None if new is None else [*(self._classes or []), *new]
-            self._put_back_rng = rng_restorer()
-
-        trainer.callbacks = [
-            LambdaCallback(
-                on_train_epoch_start=check,
-                on_validation_end=note_validation,
-                on_train_epoch_end=stop,
-                on_train_end=pause,
-            )
-        ]
-        with preserved_process_state(keep_environment=True) as state:
-            try:
-                self.train(trainer, _build_apart(self.build), data)
-                if self.value is None:
-                    raise RuntimeError("the trainer trained no epoch. Give it batches to train on.")
-            except BaseException as raised:
-                state.raise_interrupt()
-                # Lightning exits the process at any KeyboardInterrupt, also at one that a candidate raises.
-                is_exit = isinstance(raised, SystemExit) and isinstance(raised.__context__, KeyboardInterrupt)
-                self.error = describe(raised.__context__ if is_exit and raised.__context__ else raised)
-                self.not_logged = NotLoggedError(str(raised)) if isinstance(raised, NotLoggedError) else None
-            else:
-                self.num_rounds += 1
-
-    def _check_logged(self, monitor: str, metrics: Mapping[str, Any]) -> None:
-        """Check that the monitored metric was logged.
-
-        Raises:
-            NotLoggedError: If it was not; the message has the closest names.
-        """
-        if monitor not in metrics:
-            nearest = difflib.get_close_matches(monitor, list(metrics), n=3, cutoff=0.4)
-            hint = f" Did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
-            raise NotLoggedError(
-                f"`{monitor}` was not logged; logged: {', '.join(metrics) or 'nothing'}.{hint} Log it, pass validation "
-                "data, or name another `monitor`."
-            )
-        self.logs_monitor = True
-
-    def train(self, trainer: Any, model: nn.Module, data: Mapping[str, Any]) -> None:
-        """Train a model until the trainer ends, from where this finalist paused.
-
-        Args:
-            trainer: The trainer, with the callbacks and loggers to use. Its ``ckpt_path`` is restored afterwards.
-            model: A model as ``build`` builds it; it is trained in place.
-            data: Arguments of `Trainer.fit`.
-
-        Raises:
-            TypeError: If the model is not a LightningModule.
-        """
-        if not is_lightning(model):
-            raise TypeError(f"it is a {type(model).__name__}, but a `Trainer` only trains LightningModules.")
-        arguments: dict[str, Any] = dict(data)
-        if self._put_back_rng is not None:
-            arguments["ckpt_path"] = self.checkpoint
-            # Lightning before 2.6 has no such argument.
-            if "weights_only" in inspect.signature(trainer.fit).parameters:
-                arguments["weights_only"] = self._classes is not None
-        # Setup draws the same random numbers again, such as a split of the data; then training continues.
-        go_on = LambdaCallback(on_train_epoch_start=self._go_on)
-        trainer.callbacks = [go_on, *trainer.callbacks]
-        trainer.should_stop = False  # in Lightning 2.4, `fit` leaves it as the last training set it
-        connector = trainer._checkpoint_connector  # the setter of `trainer.ckpt_path` would also have `fit` load it
-        ckpt_path, user_managed = connector._ckpt_path, connector._user_managed
-        seed_all(self.seed)
-        try:
-            # Hyperparameters may be any objects: allow the classes that were saved, and no others.
-            with torch.serialization.safe_globals(self._classes or []):
-                trainer.fit(model, **arguments)
-        finally:
-            connector._ckpt_path, connector._user_managed = ckpt_path, user_managed
-            trainer.callbacks = [callback for callback in trainer.callbacks if callback is not go_on]
-
-    def _go_on(self, trainer: Any, _: LightningModule) -> None:
-        if self._put_back_rng is None or trainer.current_epoch != self.num_epochs:
-            return
-        self._put_back_rng()
-        # Otherwise Lightning would keep the iterator that it made, and drew a seed for, during setup.
-        trainer.fit_loop._resuming_from_checkpoint = False
-
-
-def check_finals(num_finalists: int, final_epochs: int, monitor: str, mode: str) -> None:
-    """Check the arguments of finals.
+        counts: ``num_finalists``, ``final_epochs`` and ``final_seeds``.
+        monitor: See `hold_finals`.
+        mode: See `hold_finals`.
+        learn: See `check_learn`.
 
     Raises:
         InvalidArgumentError: If a count is not a whole number of at least 1.
         ValueError: If ``mode`` is neither ``"min"`` nor ``"max"``.
         TypeError: If ``monitor`` is not a string.
+        InvalidArgumentError: See `check_learn`.
     """
-    for name, number in {"num_finalists": num_finalists, "final_epochs": final_epochs}.items():
+    for name, number in counts.items():
         whole_number(name, number, 1)
     if not isinstance(monitor, str):
         raise TypeError(f"Invalid monitor={monitor!r}: expected the name of a logged metric, such as 'val_loss'.")
@@ -223,6 +67,7 @@ def check_finals(num_finalists: int, final_epochs: int, monitor: str, mode: str)
             f"Invalid mode={mode!r}: expected 'min' if lower values of `monitor` are better, or 'max' if higher values "
             "are."
         )
+    check_learn(learn, counts["num_finalists"])
 
 
 def check_will_train(trainer: Any) -> None:
@@ -247,6 +92,27 @@ def check_will_train(trainer: Any) -> None:
             "`trainer` has `limit_train_batches=0`, so it would train nothing. Raise it. To rank without training, "
             "call `rank`."
         )
+
+
+def check_learn(learn: Any, num_finalists: int) -> Learn:
+    """Validate ``learn``, and return what None stands for.
+
+    Raises:
+        InvalidArgumentError: If it is something else, or there are too few finalists to learn an order.
+    """
+    if learn is None:
+        return num_finalists > FEWEST_LABELS
+    if not isinstance(learn, bool) and learn != "rank":
+        raise InvalidArgumentError(
+            f"Invalid learn={learn!r}: expected True to find the best candidate, 'rank' to learn the order of all, "
+            f"False to train the first by score, or None for True with more than {FEWEST_LABELS} finalists."
+        )
+    if learn == "rank" and num_finalists < FEWEST_LABELS:
+        raise InvalidArgumentError(
+            f"Invalid num_finalists={num_finalists} with `learn='rank'`: expected at least {FEWEST_LABELS}, since "
+            "fewer results do not show how certain the learned ranks are."
+        )
+    return learn
 
 
 def check_trainer(trainer: Any, data: Mapping[str, Any], *, num_finalists: int, final_epochs: int) -> None:
@@ -300,10 +166,11 @@ def check_trainer(trainer: Any, data: Mapping[str, Any], *, num_finalists: int, 
 
 
 def hold_finals(
-    finalists: list[Finalist],
+    entrants: Iterable[Finalist],
     trainer: Any,
     data: Mapping[str, Any],
     *,
+    finalists: list[Finalist],
     final_epochs: int,
     monitor: str,
     mode: Mode,
@@ -322,9 +189,10 @@ def hold_finals(
     of them for :math:`e` epochs each, which takes :math:`e \sum_r k_r < e\,(2k + \log_2 k)` epochs in all.
 
     Args:
-        finalists: Finalists, best by score first; equal values keep that order. The list is sorted in place.
+        entrants: The finalists of the first round; each is taken after the one before it was trained.
         trainer: The trainer. Its callbacks, loggers, limits and progress are restored afterwards.
         data: Arguments of `Trainer.fit`.
+        finalists: An empty list, which the finalists are put into; equal values keep the order of the first round.
         final_epochs: Number of epochs in each round.
         monitor: Name of the logged metric that decides.
         mode: Whether lower (``"min"``) or higher is better.
@@ -343,30 +211,39 @@ def hold_finals(
         value = math.inf if finalist.value is None else sign * finalist.value
         return finalist.error is not None, -finalist.num_rounds, value
 
-    remaining = list(finalists)
+    def better_half(round_: list[Finalist]) -> list[Finalist]:
+        better = sorted(round_, key=rank_key)[: math.ceil(len(round_) / 2)]
+        better = [finalist for finalist in better if finalist.error is None]
+        return better if len(finalists) > MOST_AT_ONCE and len(better) > 1 else []
+
     try:
         with _borrowed(trainer) as rewind, preserved_rng():
+
+            def train(finalist: Finalist) -> None:
+                finalist.play(trainer, data, final_epochs, monitor, rewind)
+                if finalist.not_logged and not any(other.logs_monitor for other in finalists):
+                    finalist.error, text = None, str(finalist.not_logged)
+                    raise NotLoggedError(f"Invalid monitor={monitor!r}. In '{finalist.name}', {text}")
+
+            for finalist in entrants:
+                finalists.append(finalist)
+                train(finalist)
+            remaining = better_half(finalists)
             while remaining:
                 for finalist in remaining:
-                    rewind()
-                    finalist.play(trainer, data, final_epochs, monitor)
-                    if finalist.not_logged and not any(other.logs_monitor for other in finalists):
-                        finalist.error, text = None, str(finalist.not_logged)
-                        raise NotLoggedError(f"Invalid monitor={monitor!r}. In '{finalist.name}', {text}")
-                better = sorted(remaining, key=rank_key)[: math.ceil(len(remaining) / 2)]
-                better = [finalist for finalist in better if finalist.error is None]
-                remaining = better if len(finalists) > MOST_AT_ONCE and len(better) > 1 else []
+                    train(finalist)
+                remaining = better_half(remaining)
     finally:
         finalists.sort(key=rank_key)
 
 
 def train_best(
-    entrants: Mapping[str, Callable[[], nn.Module]],
+    entrants: Entrants,
     trainer: Any,
     data: Mapping[str, Any],
     *,
-    seed: int,
-    report: Callable[[list[Final], FinalsHeld], None],
+    seeds: Sequence[int],
+    report: Callable[[list[Final], FinalsHeld, dict[str, Row] | None], None],
     on_winner: Callable[[nn.Module], None],
     final_epochs: int,
     monitor: str,
@@ -375,11 +252,12 @@ def train_best(
     """Hold finals among some candidates, and train the best one to the end.
 
     Args:
-        entrants: Functions that build the candidates, by name, best by score first.
+        entrants: The candidates.
         trainer: See `hold_finals`.
         data: See `hold_finals`.
-        seed: See `Finalist`.
-        report: Called when the finals end, also if they break off, with the results so far and how they were held.
+        seeds: The seed of each training of a finalist; that of the winner with the first one continues.
+        report: Called when the finals end, also if they break off, with the results so far, how they were held, and
+            what was learned about each candidate (`Entrants.learned`).
         on_winner: Called with the winner before it is trained to the end.
         final_epochs: See `hold_finals`.
         monitor: See `hold_finals`.
@@ -389,69 +267,82 @@ def train_best(
         RuntimeError: If all finalists failed.
     """
     with temporary_folder() as folder:
-        finalists = [
-            Finalist(name, build, Path(folder, f"{idx}.ckpt"), seed)
-            for idx, (name, build) in enumerate(entrants.items())
-        ]
+        finalists: list[Finalist] = []
         held: FinalsHeld = {
             "final_epochs": final_epochs,
             "monitor": monitor,
             "mode": mode,
-            "finalists": len(finalists),
-            "halving": len(finalists) > MOST_AT_ONCE,
+            "finalists": entrants.num,
+            "halving": entrants.num > MOST_AT_ONCE,
+            "learn": entrants.learn,
+            "first_by": entrants.first_by,
+            "seeds": len(seeds),
             "broke_off": True,
         }
         try:
-            hold_finals(finalists, trainer, data, final_epochs=final_epochs, monitor=monitor, mode=mode)
+            coming = entrants.finalists(Path(folder), seeds=seeds, higher_is_better=mode == "max")
+            hold_finals(
+                coming, trainer, data, finalists=finalists, final_epochs=final_epochs, monitor=monitor, mode=mode
+            )
             held["broke_off"] = False
+            if held["halving"]:
+                held["agreement"] = compare_rounds(finalists)
+            if len(seeds) > 1:
+                held["tie"] = find_tie(finalists)
         finally:
             finals = [finalist.final for finalist in finalists if finalist.is_done]
             if finals:
-                report(finals, held)
+                report(finals, held, None if held["broke_off"] else entrants.learned())
         winner = finalists[0]
         if winner.error is not None:
             raise RuntimeError(
                 f"{all_of(len(finalists), 'finalist')} failed. '{winner.name}' failed with: {winner.error} "
                 "`leaderboard_.errors` has the reasons of all."
             )
-        model = winner.build()
+        training = winner.trainings[0]
+        model = training.build()
         on_winner(model)
-        winner.train(trainer, model, data)
+        training.train(trainer, model, data)
 
 
-def _list_classes(checkpoint: Path) -> list[Any] | None:
-    """List the classes in a checkpoint that torch only loads with ``weights_only=True`` if they are declared safe.
+def compare_rounds(finalists: Sequence[Finalist]) -> list[Agreement]:
+    """Compute how much each round agrees with the next, by Kendall's tau of the finalists that finished both.
+
+    A low tau means that a round is too short to choose by. Rounds with fewer than four such finalists are left out.
+    """
+    found: list[Agreement] = []
+    for idx in range(max(finalist.num_rounds for finalist in finalists) - 1):
+        both = [finalist.by_round[idx : idx + 2] for finalist in finalists if finalist.num_rounds > idx + 1]
+        if len(both) >= _FEWEST_IN_BOTH:
+            tau = kendall([before for before, _ in both], [after for _, after in both])
+            low, high = (None, None) if tau is None else kendall_interval(tau, len(both))
+            found.append({"round": idx + 1, "n": len(both), "tau": tau, "low": low, "high": high})
+    return found
+
+
+def find_tie(finalists: Sequence[Finalist]) -> list[str]:
+    """Find the finalists that seeds cannot distinguish from the first one.
+
+    They have been trained as long as the first one, and the 95 % interval of the mean difference, seed by seed
+    (`ranking.uncertainty.difference_interval`), includes zero.
+
+    Args:
+        finalists: Finalists with two or more seeds, best first.
 
     Returns:
-        The classes; None if they are unknown: for a folder, as sharded strategies write, and with torch 2.5.
+        Their names, with the first one.
     """
-    list_names = getattr(torch.serialization, "get_unsafe_globals_in_checkpoint", None)
-    if list_names is None or not checkpoint.is_file():
-        return None
-    return [pkgutil.resolve_name(name) for name in list_names(checkpoint)]
+    first = finalists[0]
+    tied = [first.name]
+    for other in finalists[1:]:
+        if first.error is None and other.error is None and other.num_rounds == first.num_rounds:
+            low, high = difference_interval(first.by_seed, other.by_seed)
+            tied += [other.name] if low <= 0 <= high else []
+    return tied
 
 
 def _changes_training(callback: Any) -> bool:
     return not _CHANGING_TRAINING.isdisjoint(base.__name__ for base in type(callback).__mro__)
-
-
-def _read_monitor(metrics: Mapping[str, Any], monitor: str) -> float:
-    value = float(metrics[monitor])
-    if not math.isfinite(value):
-        raise ValueError(f"`{monitor}` is {value} after training.")
-    return value
-
-
-def _build_apart(build: Callable[[], nn.Module]) -> nn.Module:
-    """Build a model that shares no memory with others: only the winner trains the user's own instance or backbone."""
-    model, other = build(), build()
-    return copied(other) if model is other or _memory(model) & _memory(other) else other
-
-
-def _memory(model: nn.Module) -> set[int]:
-    """Return ids of the memory of a model's parameters and buffers, valid while it lives; lazy ones have none yet."""
-    tensors = (*model.parameters(), *model.buffers())
-    return {id(tensor) if is_lazy(tensor) else tensor.untyped_storage()._cdata for tensor in tensors}
 
 
 @contextmanager

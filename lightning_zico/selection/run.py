@@ -1,7 +1,9 @@
 """Score every candidate in every repeat, or in a race, and hold those that can still become finalists."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from operator import length_hint
 
 from rich import get_console
@@ -16,6 +18,7 @@ from lightning_zico.scoring.process_state import preserved_process_state
 from lightning_zico.scoring.progress import is_interactive, progress_bar
 from lightning_zico.scoring.reasons import describe
 from lightning_zico.scoring.scorer import Scorer
+from lightning_zico.selection.entrants import Entrants, Learn, entrants_of
 from lightning_zico.selection.race import hold_race
 from lightning_zico.selection.shortlist import Shortlist
 from lightning_zico.selection.tally import Tally
@@ -43,24 +46,29 @@ class Run:
         self._executor = executor
         self._enable_progress_bar = enable_progress_bar
 
-    def score_all(self, candidates: Candidates, *, top_k: int) -> list[Candidate]:
-        """Score every candidate in every repeat, and return those that may be among the first ``top_k``.
+    def score_all(self, candidates: Candidates, *, top_k: int | None) -> list[Candidate]:
+        """Score every candidate in every repeat, and return those that may be among the first ``top_k``; None for all.
 
         If it is interrupted, the tally holds the candidates that are done.
         """
-        shortlist = Shortlist(self.tally.choice, top_k)
+        shortlist = None if top_k is None else Shortlist(self.tally.choice, top_k)
+        everyone: list[Candidate] = []
         repeats = self.tally.repeats
 
-        def add_to_shortlist(candidate: Candidate, cards: list[ScoreCard]) -> None:
-            if len(cards) == repeats:
+        def hold(candidate: Candidate, cards: list[ScoreCard]) -> None:
+            if len(cards) < repeats:
+                return
+            if shortlist is None:
+                everyone.append(candidate)
+            else:
                 shortlist.add(candidate, self.tally.offer_idx(candidate.name), cards)
 
         try:
-            self._score(candidates, range(repeats), add_to_shortlist)
+            self._score(candidates, range(repeats), hold)
         except BaseException:
             self.tally.cut(repeats, least=repeats)
             raise
-        return shortlist.candidates
+        return everyone if shortlist is None else shortlist.candidates
 
     def hold_race(self, candidates: Candidates, *, top_k: int, seed: int) -> list[Candidate]:
         """Score every candidate once, race them, and return all of them."""
@@ -87,6 +95,17 @@ class Run:
                 for job, card in finished:
                     on_done(job.candidate, self.tally.add(job, card))
                     progress.advance(task)
+
+    def entrants(
+        self, leaderboard: Leaderboard, candidates: Iterable[Candidate], *, num: int, learn: Learn
+    ) -> Entrants:
+        """Return the candidates of finals; see `entrants_of`."""
+
+        def build(candidate: Candidate, seed: int) -> nn.Module:
+            return replace(self.scorers[0], seed=seed).build(candidate)
+
+        builds = {candidate.name: partial(build, candidate) for candidate in candidates}
+        return entrants_of(leaderboard, self.tally.choice, builds, num=num, learn=learn)
 
     def build_again(self, candidate: Candidate) -> nn.Module:
         """Build a candidate as it was scored in the first repeat.

@@ -1,10 +1,10 @@
 """Rank candidates on a few batches, then train the winner."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import KW_ONLY, asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from lightning.pytorch import Trainer
 from torch import nn
@@ -22,7 +22,7 @@ from lightning_zico.candidates import Candidates, are_pretrained, check_candidat
 from lightning_zico.errors import IdenticalBatchesError, UnknownNameError
 from lightning_zico.proxies import BASELINES, Prior, Proxies, UnknownPrior, prior_of
 from lightning_zico.ranking import check_race
-from lightning_zico.results import Final, FinalsHeld, Leaderboard, ScoreCard
+from lightning_zico.results import Final, FinalsHeld, Leaderboard, Row, ScoreCard
 from lightning_zico.scoring.arguments import (
     check_budget,
     check_is_trainer,
@@ -33,10 +33,20 @@ from lightning_zico.scoring.arguments import (
 )
 from lightning_zico.scoring.choice import Choice
 from lightning_zico.scoring.settings import ScoringSettings
-from lightning_zico.selection.finals import Mode, check_finals, check_trainer, check_will_train, train_best
+from lightning_zico.selection.finals import (
+    Mode,
+    check_finals,
+    check_learn,
+    check_trainer,
+    check_will_train,
+    train_best,
+)
 from lightning_zico.selection.leaderboards import leaderboard_of
 from lightning_zico.selection.run import Run, show
 from lightning_zico.zoo import KNOWN_COLUMNS, Zoo
+
+if TYPE_CHECKING:
+    from lightning_zico.selection.entrants import Entrants, Learn
 
 
 @dataclass(repr=False, eq=False)
@@ -65,10 +75,24 @@ class ZeroShotSelector(ScoringSettings):
             the leaderboard shows how certain each rank is.
         race: Repeat only candidates that can still become finalists: at most half of all repeats are spent
             (`ranking.racing.race`). In a recipe, a candidate that dropped out keeps its last scores.
-        num_finalists: How many of the best candidates by score `fit` trains for a while to choose the winner among
-            them; 1 for no finals. With more than four, the better half goes on from round to round
-            (`selection.finals.hold_finals`).
+        num_finalists: How many candidates `fit` trains for a while to choose the winner among them; 1 for no finals.
+            With more than four, the better half goes on from round to round (`selection.finals.hold_finals`).
+        learn: How the finalists are chosen. False for the best by score. True for the eight best by score, and then one
+            after the other the candidate with the greatest expected improvement, given the results so far
+            (`ranking.learned.choose_next`). ``"rank"`` for candidates spread over the ranking, from which the order of
+            all is learned (`ranking.learned.learned_ranks`). None for True with more than eight finalists.
+
+            Use one finalist if you cannot train more, and up to eight to correct a wrong score; learning makes no
+            difference then. Use more than eight, with learning, if you do not know how good the score is for your
+            candidates. Use False if you know that it is good, or if candidates are modules from a generator: learning
+            keeps all of them until the finals. Use ``"rank"`` to learn about all candidates and not to find the best
+            one. For candidates of different families, rank by ``params`` or ``prior``; with candidates of a zoo,
+            learning starts from the prior, or from ``params`` if there is none, by itself.
         final_epochs: Number of epochs that a finalist is trained in each round.
+        final_seeds: Number of seeds with which a finalist is trained in each round: ``seed``, ``seed + 1`` and so on,
+            each with its own weights and order of the data. The mean decides, ``final_std_error`` is its standard
+            error, and a note names the finalists that the seeds cannot distinguish from the winner, and the smallest of
+            them. It takes three or more to tell candidates apart.
         monitor: Name of the logged metric that decides the finals.
         mode: Whether the lowest (``"min"``) or the highest (``"max"``) value of ``monitor`` wins.
 
@@ -102,7 +126,9 @@ class ZeroShotSelector(ScoringSettings):
     repeats: int = 1
     race: bool = False
     num_finalists: int = 1
+    learn: bool | Literal["rank"] | None = None
     final_epochs: int = 1
+    final_seeds: int = 1
     monitor: str = "val_loss"
     mode: Mode = "min"
     leaderboard_: Leaderboard = field(init=False)
@@ -113,7 +139,8 @@ class ZeroShotSelector(ScoringSettings):
         check_is_trainer(self.trainer)
         super().__post_init__()
         check_budget(self.budget)
-        check_finals(self.num_finalists, self.final_epochs, self.monitor, self.mode)
+        counts = {name: getattr(self, name) for name in ("num_finalists", "final_epochs", "final_seeds")}
+        check_finals(counts, self.monitor, self.mode, self.learn)
         if self.prior is not None:
             self.prior = prior_of(self.prior)
         self.repeats = whole_number("repeats", self.repeats, 1, "About 5 show how much scores vary.")
@@ -179,7 +206,7 @@ class ZeroShotSelector(ScoringSettings):
         starts from the selector's seed, on its fresh weights. An instance that was offered is copied, and so is a
         module that shares parameters with one that you hold. Hooks such as ``on_train_end`` run at every pause. The
         winner itself is trained, not a copy, and so are modules that its factory shares with others. It continues from
-        its checkpoint and ends as if training had not paused (see `selection.finals.Finalist` for the exact
+        its checkpoint and ends as if training had not paused (see `selection.finalist.Training` for the exact
         conditions). ``leaderboard_`` then shows both stages. If finals are interrupted by Ctrl-C, it has the finalists
         that are done, and the exception propagates.
 
@@ -224,7 +251,7 @@ class ZeroShotSelector(ScoringSettings):
                 val_dataloaders, "val_dataloaders", "so the first finalist would use it up", "Pass a DataLoader"
             )
             check_trainer(self.trainer, arguments, num_finalists=self.num_finalists, final_epochs=self.final_epochs)
-        entrants = self._rank(candidates, training_data)
+        entrants = self._rank(candidates, training_data, learn=check_learn(self.learn, self.num_finalists))
         show(self.leaderboard_, enabled=self.enable_progress_bar)
         if self.best_model_ is None:
             raise RuntimeError(
@@ -244,7 +271,7 @@ class ZeroShotSelector(ScoringSettings):
             entrants,
             self.trainer,
             arguments,
-            seed=self.seed,
+            seeds=range(self.seed, self.seed + self.final_seeds),
             report=self._add_finals,
             on_winner=partial(setattr, self, "best_model_"),
             final_epochs=self.final_epochs,
@@ -253,8 +280,8 @@ class ZeroShotSelector(ScoringSettings):
         )
         return self
 
-    def _rank(self, candidates: Candidates, data: TrainingData) -> dict[str, Callable[[], nn.Module]]:
-        """Rank the candidates, and return the functions that build the first ``num_finalists``, by name."""
+    def _rank(self, candidates: Candidates, data: TrainingData, *, learn: "Learn" = False) -> "Entrants":
+        """Rank the candidates, and return those of finals."""
         choice = self._choice(candidates)
         with data:
             readings = self.readings(data, choice.proxies, self.repeats)
@@ -264,7 +291,7 @@ class ZeroShotSelector(ScoringSettings):
                 if self.race:
                     shortlist = run.hold_race(candidates, top_k=self.num_finalists, seed=self.seed)
                 else:
-                    shortlist = run.score_all(candidates, top_k=self.num_finalists)
+                    shortlist = run.score_all(candidates, top_k=None if learn else self.num_finalists)
             except BaseException:
                 self.best_model_ = None
                 self._store(run, broke_off=True)
@@ -274,12 +301,12 @@ class ZeroShotSelector(ScoringSettings):
                 raise nothing_offered(candidates)
             self._check_variation()
             by_name = {candidate.name: candidate for candidate in shortlist}
-            first = [row["name"] for row in self.leaderboard_.rows[: self.num_finalists] if row["rank"]]
-            self.best_model_ = run.build_again(by_name[first[0]]) if first else None
-            return {name: partial(scorers[0].build, by_name[name]) for name in first}
+            best = self.leaderboard_.best
+            self.best_model_ = None if best is None else run.build_again(by_name[best])
+            return run.entrants(self.leaderboard_, shortlist, num=self.num_finalists, learn=learn)
 
-    def _add_finals(self, finals: list[Final], how: FinalsHeld) -> None:
-        self.leaderboard_ = self.leaderboard_.with_finals(finals, how)
+    def _add_finals(self, finals: list[Final], how: FinalsHeld, learned: dict[str, Row] | None) -> None:
+        self.leaderboard_ = self.leaderboard_.with_finals(finals, how, learned)
         if not how["broke_off"]:
             show(self.leaderboard_, enabled=self.enable_progress_bar)
 

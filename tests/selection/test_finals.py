@@ -38,7 +38,7 @@ from lightning_zico.engine.scope import preserved_rng, seed_all
 from lightning_zico.errors import NotLoggedError
 from lightning_zico.ranking import get_recipe
 from lightning_zico.results import Final, leaderboard_table
-from lightning_zico.selection.finals import Finalist
+from lightning_zico.selection.finalist import Training
 from tests.modules import Classifier, Fixed, Numbered, assert_same, assert_untouched, make_batches, make_network
 
 
@@ -546,15 +546,15 @@ def test_a_checkpoint_that_someone_has_put_in_place_of_ours_runs_nothing(
         def __reduce__(self) -> Any:
             return (os.mkdir, (str(tmp_path / "ran"),))
 
-    train = Finalist.train
+    train = Training.train
 
-    def plant(finalist: Finalist, *args: Any) -> None:
-        if finalist.num_rounds:
-            checkpoint = torch.load(finalist.checkpoint, weights_only=False)
-            torch.save({**checkpoint, "planted": Planted()}, finalist.checkpoint)
-        train(finalist, *args)
+    def plant(training: Training, *args: Any) -> None:
+        if training.num_epochs:
+            checkpoint = torch.load(training.checkpoint, weights_only=False)
+            torch.save({**checkpoint, "planted": Planted()}, training.checkpoint)
+        train(training, *args)
 
-    monkeypatch.setattr(Finalist, "train", plant)
+    monkeypatch.setattr(Training, "train", plant)
     with pytest.raises(pickle.UnpicklingError, match="Weights only load failed"):
         selector_of().fit([Net, Net], Data())
     assert not (tmp_path / "ran").exists()

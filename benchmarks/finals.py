@@ -1,0 +1,288 @@
+"""How much finals lose if they learn which candidate to train next, against those of the first candidates by score.
+
+README.md beside this file tells how.
+"""
+
+import argparse
+import math
+import random
+import statistics
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from fidelity import Study, keep, positive, sampled, say, study
+from regret import best_first, pools_of
+from rich.console import Console
+from scores import Protocol, Running
+from speed import print_table
+from tables import LOADERS, add_folders
+
+from lightning_zico.ranking import Interval, bootstrap_interval, combine, get_recipe, kendall
+from lightning_zico.ranking.aggregate import Values
+from lightning_zico.ranking.learned import FEWEST_LABELS, choose_next, choose_spread, learned_ranks, normal_scores
+from lightning_zico.scoring.choice import Choice
+
+Record: TypeAlias = dict[str, Any]
+Numbers: TypeAlias = np.ndarray[Any, Any]
+
+SAMPLES = {"nas-bench-201": 300, "nas-bench-101": 200, "transnas-micro": 200}
+SEEDS = {"nas-bench-201": 782, "nas-bench-101": 781, "transnas-micro": 781}
+CHOOSERS = ("random", "params", "macs", "first by score", "learned")
+ENTRANTS = (4, 8, 16, 32, 64)
+LABELS = {"clean": 0.0, "noisy": math.sqrt(math.sin(0.45 * math.pi) ** -2 - 1)}  # Kendall's tau with the truth is 0.9
+NUM_RANDOM = 20  # orders at random in a pool, of which the mean counts
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Archs to choose from, as all choosers see them.
+
+    Args:
+        scores: Their scores by the default recipe, among these archs.
+        members: Their scores by each of its members.
+        sizes: Their params and macs.
+        truths: Their accuracies after training.
+        labels: What training them shows.
+    """
+
+    scores: Values
+    members: Mapping[str, Values]
+    sizes: Mapping[str, Values]
+    truths: Numbers
+    labels: Numbers
+
+
+def pool_of(own: Study, idxs: Sequence[int], target: str, noise: float, seed: int) -> Pool:
+    """Take some archs of a study."""
+    recipe = get_recipe("default")
+    columns = {name: [own.scores[name][idx] for idx in idxs] for name in {*recipe.members, "params", "macs"}}
+    truths = np.array([own.truths(target)[idx] for idx in idxs])
+    labels = normal_scores(truths) + noise * np.random.default_rng(seed).normal(size=len(idxs))
+    members = {name: columns[name] for name in recipe.members}
+    sizes = {name: columns[name] for name in ("params", "macs")}
+    return Pool(combine(recipe, columns), members, sizes, truths, labels)
+
+
+def orders_of(pool: Pool, most: int, seed: int) -> dict[str, list[list[int]]]:
+    """List the orders in which each chooser trains archs of a pool, at most so many; several for chance."""
+    everyone = range(len(pool.truths))
+    generator = random.Random(seed)
+    found = {"random": [generator.sample(everyone, len(everyone)) for _ in range(NUM_RANDOM)]}
+    for name, scores in {**pool.sizes, "first by score": pool.scores}.items():
+        found[name] = [best_first(everyone, scores)]
+    labels: dict[int, float | None] = {}
+    while len(labels) < most and (chosen := choose_next(pool.scores, pool.members, labels)) is not None:
+        labels[chosen] = float(pool.labels[chosen])
+    return {**found, "learned": [list(labels)]}
+
+
+def loss(pool: Pool, order: Sequence[int], k: int) -> float:
+    """Compute what is lost by choosing the best by label of the first ``k``, in % of best - median of the pool."""
+    chosen = max(order[:k], key=lambda idx: pool.labels[idx])
+    best = pool.truths.max()
+    return float(100 * (best - pool.truths[chosen]) / (best - np.median(pool.truths)))
+
+
+def losses_of(own: Study, pools: Sequence[Sequence[int]], noise: float) -> dict[tuple[str, int], list[float]]:
+    """Let all choosers choose in every pool: for each chooser and ``k``, one loss per pool, in %, mean over targets."""
+    found: dict[tuple[str, int], list[float]] = {}
+    for seed, idxs in enumerate(pools):
+        lost: dict[tuple[str, int], list[float]] = {}
+        for target in own.table.targets:
+            pool = pool_of(own, idxs, target, noise, seed)
+            for name, orders in orders_of(pool, max(ENTRANTS), seed).items():
+                for k in ENTRANTS:
+                    lost.setdefault((name, k), []).extend(loss(pool, order, k) for order in orders)
+        for key, values in lost.items():
+            found.setdefault(key, []).append(statistics.fmean(values))
+    return found
+
+
+@dataclass(frozen=True)
+class Order:
+    """How well the order of all is learned from ``k`` archs spread over the ranking, mean over pools and targets.
+
+    Args:
+        k: Number of archs that were trained.
+        by_score: Kendall's tau of the score with the accuracies of the archs that were not trained.
+        learned: That of the learned order.
+        inside: Share of all archs whose rank is in its interval.
+        inside_trained: The same share of the archs that were trained.
+        width: Mean width of the intervals, as a share of the ranks.
+    """
+
+    k: int
+    by_score: float
+    learned: float
+    inside: float
+    inside_trained: float
+    width: float
+
+
+def learned_order(own: Study, pools: Sequence[Sequence[int]], noise: float, k: int) -> Order:
+    """Learn the order of all in every pool."""
+    rows = []
+    for seed, idxs in enumerate(pools):
+        for target in own.table.targets:
+            pool = pool_of(own, idxs, target, noise, seed)
+            rows.append(order_figures(pool, k))
+    return Order(k, *(statistics.fmean(column) for column in zip(*rows, strict=True)))
+
+
+def order_figures(pool: Pool, k: int) -> tuple[float, ...]:
+    """Compute the figures of `Order` for a pool; archs without a score are left out."""
+    chosen = choose_spread(pool.scores, k)
+    found = learned_ranks(pool.scores, pool.members, {idx: float(pool.labels[idx]) for idx in chosen})
+    there = [idx for idx, rank in enumerate(found) if rank is not None]
+    truths = pool.truths[there]
+    better, equal = (np.sum(compare(truths[None, :], truths[:, None]), axis=1) for compare in (np.greater, np.equal))
+    first, last = 1 + better, better + equal  # those of equal accuracy share these ranks
+    ranks = [rank for rank in found if rank is not None]
+    inside = [
+        rank.low <= high and low <= rank.high
+        for rank, low, high in zip(ranks, first.tolist(), last.tolist(), strict=True)
+    ]
+    rest = [place for place, idx in enumerate(there) if idx not in chosen]
+    taus = [
+        kendall([values[place] for place in rest], truths[rest])
+        for values in ([pool.scores[idx] or 0.0 for idx in there], [-rank.expected for rank in ranks])
+    ]
+    trained = [own for own, idx in zip(inside, there, strict=True) if idx in chosen]
+    width = statistics.fmean(rank.high - rank.low for rank in ranks) / len(ranks)
+    return (*(tau or 0.0 for tau in taus), statistics.fmean(inside), statistics.fmean(trained), width)
+
+
+# --- what is printed and kept --------------------------------------------------------------------
+
+
+def mean_of(values: Sequence[float]) -> tuple[float, Interval]:
+    """Average over pools, with an interval of 1000 resamples of the pools."""
+    interval = bootstrap_interval(lambda a, _: float(a.mean()), values, values)
+    assert interval is not None
+    return statistics.fmean(values), interval
+
+
+def told(values: Sequence[float], sign: str = "") -> str:
+    """Write a mean over pools and its interval."""
+    mean, interval = mean_of(values)
+    return f"{mean:{sign}.1f} [{interval.low:{sign}.1f}, {interval.high:{sign}.1f}]"
+
+
+def gaps_of(losses: Mapping[tuple[str, int], Sequence[float]], k: int) -> list[float]:
+    """Subtract the loss of the first by score from that of learned finals, in every pool."""
+    pairs = zip(losses["learned", k], losses["first by score", k], strict=True)
+    return [learned - first for learned, first in pairs]
+
+
+def print_losses(console: Console, title: str, losses: Mapping[tuple[str, int], Sequence[float]]) -> None:
+    """Print the losses of all choosers, and how much less those lose that learn."""
+    rows = [[name, *(told(losses[name, k]) for k in ENTRANTS)] for name in CHOOSERS]
+    rows.append(["learned - first by score", *(told(gaps_of(losses, k), "+") for k in ENTRANTS)])
+    print_table(console, title, ["chooser", *(f"k = {k}" for k in ENTRANTS)], rows)
+
+
+def print_orders(console: Console, title: str, orders: Sequence[Order]) -> None:
+    """Print how well the order of all is learned."""
+    rows = [
+        [str(o.k), *(f"{value:.3f}" for value in (o.by_score, o.learned, o.inside, o.inside_trained)), f"{o.width:.2f}"]
+        for o in orders
+    ]
+    columns = ["k", "tau by score", "tau learned", "ranks in the interval", "of the trained", "width / n"]
+    print_table(console, title, columns, rows)
+
+
+def laws(
+    losses: Mapping[tuple[str, str], Mapping[tuple[str, int], Sequence[float]]],
+    orders: Mapping[tuple[str, str], Sequence[Order]],
+) -> list[str]:
+    """Say which laws hold, on all benchmarks and with both kinds of labels."""
+    worse = [
+        f"{name}, {kind}, k = {k}"
+        for (name, kind), own in losses.items()
+        for k in ENTRANTS
+        if mean_of(gaps_of(own, k))[1].low > 0
+    ]
+    outside = [
+        f"{name}, {kind}, k = {own.k} ({100 * own.inside:.0f} %)"
+        for (name, kind), row in orders.items()
+        for own in row
+        if not 0.90 <= own.inside <= 0.98
+    ]
+    lines = []
+    for law, broken in {
+        "learned finals are nowhere worse than finals of the first by score": worse,
+        "90 to 98 % of the ranks are in their 95 % interval": outside,
+    }.items():
+        lines.append(f"{law}: {'DOES NOT HOLD: ' + '; '.join(broken) if broken else 'holds'}")
+    return lines
+
+
+# --- the command line ----------------------------------------------------------------------------
+
+
+def parser() -> argparse.ArgumentParser:
+    """Build the parser of the command line."""
+    made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    made.add_argument("--benchmark", action="append", choices=SAMPLES, help="may be repeated; default all")
+    made.add_argument("--sample", type=positive, help="archs that are scored; default 300 and twice 200")
+    made.add_argument("--pools", type=positive, default=40, help="pools of three quarters of the archs")
+    made.add_argument("--workers", type=positive, default=1, help="processes, each with one thread")
+    add_folders(made)
+    return made
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Compute missing scores, choose in many pools, print and save."""
+    arguments = (usage := parser()).parse_args(words)
+    choice = Choice.of("default", with_baselines=True)
+    try:
+        tables = [LOADERS[name](arguments.data) for name in dict.fromkeys(arguments.benchmark or SAMPLES)]
+    except OSError as error:
+        usage.error(str(error))
+    console = Console(width=None if Console().is_terminal else 200)  # a file or a pipe has no width: nothing is cut
+    studies, losses, orders = [], {}, {}
+    for table in tables:
+        seed = SEEDS[table.benchmark]
+        protocol = Protocol(arguments.data / "cifar10_subset.npz", seed=seed)
+        drawn = sampled(table, arguments.sample or SAMPLES[table.benchmark], seed)
+        own = study(drawn, choice, protocol, Running(arguments.workers), arguments.cache, with_times=False)
+        studies.append(own)
+        pools = pools_of(len(drawn.rows), 3 * len(drawn.rows) // 4, arguments.pools, seed)
+        say(console, f"\n{table.benchmark}: {len(pools)} pools of {len(pools[0])} of {len(drawn.rows)} archs.")
+        for kind, noise in LABELS.items():
+            losses[table.benchmark, kind] = losses_of(own, pools, noise)
+            title = f"{table.benchmark}, {kind} labels: loss in % of best - median [95 %]"
+            print_losses(console, title, losses[table.benchmark, kind])
+            counts = [k for k in ENTRANTS if k >= FEWEST_LABELS]
+            orders[table.benchmark, kind] = [learned_order(own, pools, noise, k) for k in counts]
+            print_orders(console, f"{table.benchmark}, {kind} labels: the order of all", orders[table.benchmark, kind])
+    for kind in LABELS:
+        over = [losses[table.benchmark, kind] for table in tables]
+        mean = {
+            key: [statistics.fmean(column) for column in zip(*(own[key] for own in over), strict=True)]
+            for key in over[0]
+        }
+        print_losses(console, f"mean of the benchmarks, {kind} labels: loss in % of best - median [95 %]", mean)
+    for line in laws(losses, orders):
+        say(console, line)
+    record: Record = {
+        "losses": [
+            {"benchmark": name, "labels": kind, "chooser": chooser, "k": k, "mean": statistics.fmean(values)}
+            for (name, kind), own in losses.items()
+            for (chooser, k), values in own.items()
+        ],
+        "orders": [
+            {"benchmark": name, "labels": kind, **asdict(own)} for (name, kind), row in orders.items() for own in row
+        ],
+    }
+    keep(arguments.results / "finals.json", studies, record)
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("Stopped. The same command goes on from here.")

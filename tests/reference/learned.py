@@ -1,0 +1,104 @@
+"""The learned ranking by loops and an inverted matrix."""
+
+import math
+
+import numpy as np
+from scipy import stats
+
+from tests.reference.ranking import rank
+
+RHO = 0.8
+
+
+def normal_scores(values):
+    return [float(stats.norm.ppf((r - 0.5) / len(values))) for r in rank(values)]
+
+
+def seen(scores, members):
+    """The prior's s and the features x, by position of each candidate that has a score."""
+    ranked = [idx for idx, score in enumerate(scores) if score is not None]
+    s = dict(zip(ranked, normal_scores([scores[idx] for idx in ranked]), strict=True))
+    x = {idx: [] for idx in ranked}
+    for values in members.values():
+        there = [idx for idx in ranked if values[idx] is not None]
+        known = dict(zip(there, normal_scores([values[idx] for idx in there]), strict=True))
+        for idx in ranked:
+            x[idx].append(known.get(idx, s[idx]))
+    return s, x if members else {idx: [s[idx]] for idx in ranked}
+
+
+def targets(s, labels):
+    mean = sum(s[idx] for idx in labels) / len(labels)
+    variance = sum((s[idx] - mean) ** 2 for idx in labels) / len(labels)
+    spread = math.sqrt(RHO**2 * variance + 1 - RHO**2)
+    return {idx: RHO * mean + spread * z for idx, z in zip(labels, normal_scores(list(labels.values())), strict=True)}
+
+
+def kernel(a, b):
+    d2 = sum((u - v) ** 2 for u, v in zip(a, b, strict=True)) / len(a)
+    return (1 - RHO**2) * math.exp(-d2 / 2)
+
+
+def posterior(scores, members, labels):
+    """Mean and variance of f by position, t, and the factor of the variances."""
+    s, x = seen(scores, members)
+    labels = {idx: label for idx, label in labels.items() if label is not None}
+    t = targets(s, labels)
+    known = list(labels)
+    covariance = np.array([[kernel(x[i], x[j]) + (i == j) * 0.5 * (1 - RHO**2) for j in known] for i in known])
+    inverse = np.linalg.inv(covariance)
+    residuals = np.array([t[i] - RHO * s[i] for i in known])
+    mean, variance = {}, {}
+    for i in s:
+        k = np.array([kernel(x[i], x[j]) for j in known])
+        mean[i] = RHO * s[i] + k @ inverse @ residuals
+        variance[i] = kernel(x[i], x[i]) - k @ inverse @ k
+    return mean, variance, t, (4 + residuals @ inverse @ residuals) / (4 + len(known))
+
+
+def first_left(scores, labels):
+    """The position of the best by score that was not tried."""
+    left = [idx for idx, score in enumerate(scores) if score is not None and idx not in labels]
+    return max(left, key=lambda idx: scores[idx])
+
+
+def gains(scores, members, labels):
+    """Integrate the improvement over the normal distribution of f, by position of each candidate that is left."""
+    mean, variance, t, _ = posterior(scores, members, labels)
+    at = np.linspace(-9, 9, 4001)
+    found = {}
+    for idx in mean:
+        if idx not in labels:
+            better = np.maximum(mean[idx] + math.sqrt(variance[idx]) * at - max(mean[j] for j in t), 0)
+            found[idx] = float(np.sum(better * stats.norm.pdf(at)) * (at[1] - at[0]))
+    return found
+
+
+def ranks(scores, members, labels):
+    """Expected rank and the unrounded ends of its interval, by position."""
+    s, _ = seen(scores, members)
+    mean, variance, t, scale = posterior(scores, members, labels)
+    noise = 0.5 * (1 - RHO**2)
+    deviation = {i: math.sqrt(scale * (variance[i] + (0 if i in t else noise))) for i in s}
+    quantile = stats.t.ppf(0.975, 4 + len(t))
+    n, num = len(s), len(t)
+    found = {}
+    for i in s:
+        others = [j for j in s if j != i]
+        if i in t:
+            ahead = sum(t[j] > t[i] for j in t) + (sum(t[j] == t[i] for j in t)) / 2
+            p = [stats.norm.sf(t[i], RHO * s[j], math.sqrt(scale * 1.5 * (1 - RHO**2))) for j in t]
+            places = (n - num) / num * math.sqrt(sum(q * (1 - q) for q in p))
+            error = math.hypot(places, n * stats.norm.pdf(stats.norm.ppf(ahead / num)) * 0.16)
+            middle = 1 + ahead - 0.5 + (n - num) * ahead / num
+            found[i] = middle, middle - quantile * error, middle + quantile * error
+        else:
+            middle = 1 + sum(
+                stats.norm.cdf((mean[j] - mean[i]) / math.hypot(deviation[i], deviation[j])) for j in others
+            )
+            ends = [mean[i] + sign * quantile * deviation[i] for sign in (1, -1)]
+            found[i] = (
+                middle,
+                *(1 + sum(stats.norm.sf(end, mean[j], deviation[j]) for j in others) for end in ends),
+            )
+    return {i: tuple(min(max(value, 1), n) for value in own) for i, own in found.items()}

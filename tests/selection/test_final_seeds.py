@@ -1,0 +1,119 @@
+"""Finals with several seeds: the mean decides, and what the seeds cannot distinguish is a tie."""
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+from lightning.pytorch.callbacks import Callback
+from scipy import stats
+
+from lightning_zico import Leaderboard, Score, ScoreCard, ZeroShotSelector
+from lightning_zico.engine.scope import preserved_rng, seed_all
+from lightning_zico.results import Final
+from lightning_zico.selection.finalist import Finalist
+from lightning_zico.selection.finals import find_tie
+from tests.modules import assert_same
+from tests.selection.test_finals import Data, Net, Raising, Saying, selector_of, trainer_of
+
+
+class Stop(Callback):
+    """Ends training after some epochs."""
+
+    def __init__(self, num_epochs: int) -> None:
+        self.num_epochs = num_epochs
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        trainer.should_stop = trainer.current_epoch + 1 >= self.num_epochs
+
+
+def losses_of(build: Any, seeds: range, num_epochs: int) -> list[float]:
+    """Train with each seed alone."""
+    losses = []
+    for seed in seeds:
+        with preserved_rng(seed):
+            model = build()
+        seed_all(seed)
+        trainer = trainer_of(4)  # the schedule covers the whole training
+        trainer.callbacks.append(Stop(num_epochs))
+        trainer.fit(model, datamodule=Data(True))
+        losses.append(trainer.callback_metrics["val_loss"].item())
+    return losses
+
+
+def test_each_seed_is_a_training_of_its_own_and_the_mean_decides() -> None:
+    builds = {"a": partial(Net, 1), "b": partial(Net, 0, 0.1)}
+    selector = selector_of(final_epochs=2, final_seeds=3).fit(builds, Data(True))
+    leaderboard = selector.leaderboard_
+    expected = {name: losses_of(build, range(5, 8), 2) for name, build in builds.items()}
+    for row in leaderboard:
+        own = expected[row["name"]]
+        assert len(set(own)) == 3
+        assert row["final"] == np.mean(own)
+        assert row["final_std_error"] == pytest.approx(stats.sem(own))
+        assert row["final_epochs"] == 2
+    assert leaderboard.best == min(expected, key=lambda name: np.mean(expected[name]))
+    assert leaderboard.columns[3:7] == ["final", "final_rank", "final_epochs", "final_std_error"]
+    assert Leaderboard.from_json(leaderboard.to_json()) == leaderboard
+    # The winner goes on from its first seed.
+    one = selector_of(final_epochs=2).fit({leaderboard.best: builds[leaderboard.best], "z": Raising}, Data(True))
+    assert_same(selector.best_model_.state_dict(), one.best_model_.state_dict())
+
+
+def test_one_seed_changes_nothing() -> None:
+    builds = {"a": partial(Net, 1), "b": partial(Net, 0, 0.1)}
+    plain, other = (selector_of(**kwargs).fit(builds, Data()).leaderboard_ for kwargs in ({}, {"final_seeds": 1}))
+    assert [dict(row, seconds=0) for row in plain] == [dict(row, seconds=0) for row in other]
+    assert "final_std_error" not in plain.columns
+    assert plain.notes == other.notes
+
+
+def test_a_failure_with_one_seed_is_a_failure() -> None:
+    class Fragile(Saying):
+        def on_train_start(self) -> None:
+            if self.trainer is trainer and self.network[0].weight.flatten()[0] != first:
+                raise RuntimeError("not with these weights")
+
+    with preserved_rng(5):
+        first = Fragile(1.0, 0.0).network[0].weight.flatten()[0].item()
+    trainer = trainer_of()
+    selector = selector_of(trainer, final_seeds=2)
+    leaderboard = selector.fit({"a": partial(Fragile, 1.0, 0.0), "b": partial(Saying, 0.0, 1.0)}, Data()).leaderboard_
+    assert leaderboard.best == "b"
+    assert "not with these weights" in leaderboard.errors["a"]
+
+
+def finalist(name: str, by_seed: tuple[float, ...], num_rounds: int = 1, error: str | None = None) -> Finalist:
+    own = Finalist([type("T", (), {"name": name})()])  # type: ignore[list-item]
+    own.by_seed, own.by_round, own.error = by_seed, [0.0] * num_rounds, error
+    return own
+
+
+def test_a_tie_is_what_a_paired_t_test_cannot_distinguish() -> None:
+    rng = np.random.default_rng(0)
+    rows = [rng.normal(loc=loc, scale=0.3, size=4) for loc in (0.0, 0.1, 0.5, 2.0)]
+    own = [finalist(str(idx), tuple(row.tolist())) for idx, row in enumerate(rows)]
+    expected = [str(idx) for idx, row in enumerate(rows) if not idx or stats.ttest_rel(rows[0], row).pvalue >= 0.05]
+    assert find_tie(own) == expected
+    assert 1 < len(expected) < 4
+    assert find_tie([own[0], finalist("x", own[0].by_seed, num_rounds=0)]) == ["0"]
+    assert find_tie([own[0], finalist("x", (), error="broken")]) == ["0"]
+    assert find_tie([own[0], finalist("x", own[0].by_seed)]) == ["0", "x"]
+
+
+def test_a_note_names_the_tie_and_the_smallest_of_it() -> None:
+    sizes = {"a": 30.0, "b": 10.0, "c": 1.0}
+    cards = [ScoreCard(name, {"params": Score("params", size)}) for name, size in sizes.items()]
+    leaderboard = Leaderboard.of(cards, rank_by="params", columns=["params"])
+    held = {"monitor": "m", "mode": "min", "finalists": 3, "final_epochs": 1, "halving": False, "seeds": 3}
+    finals = [Final(name, 0.5, 1, by_seed=(0.4, 0.5, 0.6)) for name in "abc"]
+    tied = leaderboard.with_finals(finals, {**held, "tie": ["a", "b"]})
+    said = "2 finalists are a tie that 3 seeds cannot distinguish: a, b. b has the fewest parameters of these."
+    assert said in tied.notes
+    clear = leaderboard.with_finals(finals, {**held, "tie": ["a"]})
+    assert not any("tie" in note for note in clear.notes)
+
+
+def test_the_number_of_seeds_is_checked() -> None:
+    with pytest.raises(ValueError, match="Invalid final_seeds=0: expected a whole number of at least 1"):
+        ZeroShotSelector(final_seeds=0)
