@@ -72,7 +72,7 @@ class SearchResult(Ranked):
         """
         provenance = self.provenance.copy()
         provenance["head_of"] = provenance.get("head_of", len(self))
-        shown = [row["trial"] for row in first_rows(self.best_first, n)]
+        shown = {row["trial"] for row in first_rows(self.best_first, n)}
         return SearchResult(tuple(row for row in self.history if row["trial"] in shown), provenance)
 
     def __str__(self) -> str:
