@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from fidelity import Record, keep, number, say
+from fidelity import Record, keep, number, positive, say
 from figures import Difference, Numbers
 from numpy.typing import NDArray
 from rich.console import Console
@@ -416,6 +416,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     made.add_argument("--part", action="append", choices=PARTS, help="may be repeated; default all")
     made.add_argument("--size", type=int, default=128, help="height and width of the images of `imagenet`, in pixels")
+    made.add_argument("--times", type=positive, default=1, help="train the zoo so many times as long")
     made.add_argument("--quick", action="store_true", help="show in a minute or two that it runs, with other classes")
     add_folders(made)
     return made
@@ -425,7 +426,7 @@ def main(words: Sequence[str] | None = None) -> None:
     """Train, score, compare, decide, print and save."""
     arguments = (usage := parser()).parse_args(words)
     parts = tuple(dict.fromkeys(arguments.part or PARTS))
-    settings = QUICK if arguments.quick else Settings()
+    settings = (QUICK if arguments.quick else Settings()).longer(arguments.times)
     variants = (0,) if arguments.quick else tuple(ACCURACIES)
     num_resamples = 20 if arguments.quick else NUM_RESAMPLES
     try:

@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -67,6 +67,11 @@ class Settings:
     batch_size: int = 50
     pretraining_lr: float = 2e-3
     lr: float = 1e-3
+
+    def longer(self, times: int) -> "Settings":
+        """Return the same with so many times as many epochs."""
+        epochs = tuple((target, times * num_epochs) for target, num_epochs in self.epochs)
+        return replace(self, pretraining_epochs=times * self.pretraining_epochs, epochs=epochs)
 
 
 @dataclass(frozen=True)
