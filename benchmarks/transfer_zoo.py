@@ -35,6 +35,7 @@ Build: TypeAlias = Callable[[int], nn.Module]
 
 SCORES = ("logme", "hscore", "ridge_probe", "knn", "parc", "nleep", "transrate", "leep", "nce")
 SIZES = ("params", "macs")
+VERSIONS = ("torch", "timm", "torchvision", "lightning_zico")  # packages that the zoo depends on
 HINTS = {
     "timm": "pip install timm torchvision",
     "torchvision": "pip install timm torchvision",
@@ -511,7 +512,7 @@ class Transfer:
 
 def kept_in(folder: Path, settings: Settings) -> Kept:
     """Open the file of the results, whose name depends on everything that they depend on."""
-    own = asdict(settings) | {name: version(name) for name in ("torch", "timm", "torchvision", "lightning_zico")}
+    own = asdict(settings) | {name: version(name) for name in VERSIONS}
     digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
     return Kept(folder / f"transfer-{digest[:12]}.jsonl")
 
