@@ -392,8 +392,8 @@ def accuracies(network: nn.Module, data: Data) -> tuple[float, float]:
 
 def probe_accuracy(network: nn.Module, head: str, data: Data) -> float:
     """Compute the test accuracy, in %, of a logistic regression on the frozen inputs of the head."""
-    features = [taken_inputs(network, head, images).numpy() for images in (data.images, data.test_images)]
-    return linear_probe(*features, data.labels.numpy(), data.test_labels.numpy())
+    rows, test_rows = (taken_inputs(network, head, images).numpy() for images in (data.images, data.test_images))
+    return linear_probe(rows, test_rows, data.labels.numpy(), data.test_labels.numpy())
 
 
 def taken_inputs(network: nn.Module, name: str, images: Tensor) -> Tensor:
@@ -405,14 +405,14 @@ def taken_inputs(network: nn.Module, name: str, images: Tensor) -> Tensor:
     return torch.cat(taken).flatten(1)
 
 
-def linear_probe(train_rows: Any, test_rows: Any, labels: Any, test_labels: Any) -> float:
+def linear_probe(rows: Any, test_rows: Any, labels: Any, test_labels: Any) -> float:
     """Fit a logistic regression on standardised features, and compute its accuracy on test features, in %."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=2000))
-    return 100 * float(model.fit(train_rows, labels).score(test_rows, test_labels))
+    return 100 * float(model.fit(rows, labels).score(test_rows, test_labels))
 
 
 # --- the zoo -------------------------------------------------------------------------------------
