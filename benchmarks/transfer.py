@@ -9,22 +9,24 @@ import csv
 import itertools
 import statistics
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import torch
-from fidelity import Record, keep, number, say
+from fidelity import Record, keep, number, positive, say
 from figures import Difference, Numbers
 from numpy.typing import NDArray
 from rich.console import Console
 from scipy import stats
 from speed import print_table
 from tables import add_folders, found
-from transfer_imagenet import ACCURACIES, measurements, targets_in, weights_file
-from transfer_zoo import SCORES, SIZES, Settings, Transfer, check_installed, kept_in, transfers
+from transfer_imagenet import ACCURACIES, SOURCES, measurements, targets_in, weights_file
+from transfer_zoo import SCORES, SIZES, VERSIONS, Settings, Transfer, check_installed, kept_in, transfers
 
 from lightning_zico.ranking import Interval, kendall, mean_rank, regret_at_k
 
@@ -355,18 +357,13 @@ def print_imagenet(console: Console, found_here: Mapping[str, Mapping[str, Recor
         print_table(console, f"imagenet, {target}", ["network", "linear probe, %", *SCORES], rows)
         for variant, score in itertools.product(ACCURACIES, SCORES):
             pair = [
-                records.get(f"lite{variant} {source}", {}).get("values", {}) for source in ("pretrained", "untrained")
+                records[name]["values"][score] for source in SOURCES if (name := f"lite{variant} {source}") in records
             ]
-            trained, untrained = (values.get(score) for values in pair)
-            if trained is not None and untrained is not None:
-                wins[score].append(trained > untrained)
+            if len(pair) == 2 and None not in pair:
+                wins[score].append(pair[0] > pair[1])
     counted = {score: f"{sum(own)} of {len(own)}" for score, own in wins.items()}
-    print_table(
-        console,
-        "Pretrained above untrained, networks and targets",
-        ["score", "preferred"],
-        [list(p) for p in counted.items()],
-    )
+    title = "Pretrained above untrained, networks and targets"
+    print_table(console, title, ["score", "preferred"], [list(pair) for pair in counted.items()])
     return counted
 
 
@@ -392,7 +389,8 @@ def print_contest(console: Console, targets: Sequence[Target], taus: Taus) -> Re
             f"{', '.join(WITHOUT_PRIOR[str(fallback)])}."
         )
     say(console, line)
-    return {"winner": winner, "without_prior": fallback}
+    gains = {name: asdict(taus.difference(name, PRIOR)) for name in (*CONTESTANTS, *WITHOUT_PRIOR)}
+    return {"winner": winner, "without_prior": fallback, "gains": gains}
 
 
 # --- the command line ----------------------------------------------------------------------------
@@ -416,6 +414,7 @@ def parser() -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     made.add_argument("--part", action="append", choices=PARTS, help="may be repeated; default all")
     made.add_argument("--size", type=int, default=128, help="height and width of the images of `imagenet`, in pixels")
+    made.add_argument("--times", type=positive, default=1, help="train the zoo so many times as long")
     made.add_argument("--quick", action="store_true", help="show in a minute or two that it runs, with other classes")
     add_folders(made)
     return made
@@ -424,39 +423,47 @@ def parser() -> argparse.ArgumentParser:
 def main(words: Sequence[str] | None = None) -> None:
     """Train, score, compare, decide, print and save."""
     arguments = (usage := parser()).parse_args(words)
-    parts = tuple(dict.fromkeys(arguments.part or PARTS))
-    settings = QUICK if arguments.quick else Settings()
+    arguments.part = tuple(dict.fromkeys(arguments.part or PARTS))
     variants = (0,) if arguments.quick else tuple(ACCURACIES)
     num_resamples = 20 if arguments.quick else NUM_RESAMPLES
     try:
-        check_needs(parts, arguments.data, variants)
+        check_needs(arguments.part, arguments.data, variants)
     except (ImportError, OSError) as error:
         usage.error(str(error))
     torch.set_num_threads(1)
     console = Console(width=None if Console().is_terminal else 200)  # a file or a pipe has no width: nothing is cut
-    errors = Console(stderr=True)
-    tell: Callable[[str], Any] = lambda line: say(errors, line)  # noqa: E731
-    kept, own = kept_in(arguments.cache, settings), Found()
-    if "zoo" in parts:
-        zoo = transfers(arguments.data, settings, kept, tell)
-        own.targets += [target_of_zoo(name, transfer, num_resamples) for name, transfer in zoo.items()]
-        for name, transfer in zoo.items():
-            for score, reason in transfer.errors.items():
-                say(console, f"zoo, {name}: no {score}: {reason}")
-    if "imagenet" in parts:
-        num_images, size = (40, 64) if arguments.quick else (250, arguments.size)
-        images = targets_in(arguments.data, num_images)
-        own.record["imagenet"] = measurements(images, variants, size, kept, tell)
-        own.record["preferred"] = print_imagenet(console, own.record["imagenet"])
-    if "published" in parts:
+    own = Found()
+    if {"zoo", "imagenet"} & set(arguments.part):
+        compute(console, arguments, variants, own, num_resamples)
+    if "published" in arguments.part:
         own.targets += published_targets()
     if own.targets:
         compare(console, own, num_resamples)
+    keep(arguments.results / "transfer.json", [], own.record)
+
+
+def compute(
+    console: Console, arguments: argparse.Namespace, variants: Sequence[int], own: Found, num_resamples: int
+) -> None:
+    """Train and score the zoo, and score networks with ImageNet weights; both resume."""
+    settings = (QUICK if arguments.quick else Settings()).longer(arguments.times)
+    kept = kept_in(arguments.cache, settings)
+    tell = partial(say, Console(stderr=True))
+    if "zoo" in arguments.part:
+        zoo = transfers(arguments.data, settings, kept, tell)
+        own.targets += [target_of_zoo(name, transfer, num_resamples) for name, transfer in zoo.items()]
+        for name, transfer in zoo.items():
+            for reason in dict.fromkeys(transfer.errors.values()):
+                scores = ", ".join(score for score, error in transfer.errors.items() if error == reason)
+                say(console, f"zoo, {name}: no {scores}: {reason}")
+    if "imagenet" in arguments.part:
+        num_images, size = (40, 64) if arguments.quick else (250, arguments.size)
+        measured = measurements(targets_in(arguments.data, num_images), variants, size, kept, tell)
+        own.record |= {"imagenet": measured, "preferred": print_imagenet(console, measured)}
     seconds = {kind: kept.seconds(kind) for kind in ("pretrain", "tune", "random", "score", "probe", "imagenet")}
-    told = ", ".join(f"{kind} {of / 60:.1f}" for kind, of in seconds.items() if of)
-    if told:
-        say(console, f"Minutes: {told}.")
-    keep(arguments.results / "transfer.json", [], {**own.record, "seconds": seconds})
+    say(console, f"Minutes: {', '.join(f'{kind} {of / 60:.1f}' for kind, of in seconds.items() if of)}.")
+    packages = {name: version(name) for name in VERSIONS}
+    own.record |= {"settings": asdict(settings), "versions": packages, "seconds": seconds}
 
 
 def check_needs(parts: Sequence[str], data: Path, variants: Sequence[int]) -> None:

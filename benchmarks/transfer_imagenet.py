@@ -2,6 +2,7 @@
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -72,11 +73,11 @@ def measured(variant: int, images: Data, size: int, *, is_pretrained: bool) -> R
     loader = DataLoader(TensorDataset(train, images.labels), batch_size=25)
     candidate = Candidate(f"lite{variant}", lambda: network)
     card = score(candidate, loader, SCORES, nn.CrossEntropyLoss(), num_samples_transfer=len(train), batch_size=25)
-    features = [taken_inputs(network, "classifier", some).numpy() for some in (train, test)]
+    rows, test_rows = (taken_inputs(network, "classifier", some).numpy() for some in (train, test))
     return {
         "values": {name: card[name].value for name in SCORES},
         "errors": {name: card[name].error for name in SCORES if card[name].error is not None},
-        "probe": linear_probe(*features, images.labels.numpy(), images.test_labels.numpy()),
+        "probe": linear_probe(rows, test_rows, images.labels.numpy(), images.test_labels.numpy()),
     }
 
 
@@ -101,11 +102,7 @@ def measurements(
         for variant in variants:
             for source in SOURCES:
                 name = f"lite{variant} {source}"
-                own[name] = kept.once(
-                    f"imagenet {target} {name} {size} {len(images.images)}",
-                    lambda variant=variant, source=source, images=images: measured(  # type: ignore[misc]
-                        variant, images, size, is_pretrained=source == "pretrained"
-                    ),
-                )
+                measure = partial(measured, variant, images, size, is_pretrained=source == "pretrained")
+                own[name] = kept.once(f"imagenet {target} {name} {size} {len(images.images)}", measure)
                 say(f"{target}, {name}: {own[name]['probe']:.1f} % by a linear probe")
     return found

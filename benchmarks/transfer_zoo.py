@@ -11,7 +11,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache, partial
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -35,6 +35,7 @@ Build: TypeAlias = Callable[[int], nn.Module]
 
 SCORES = ("logme", "hscore", "ridge_probe", "knn", "parc", "nleep", "transrate", "leep", "nce")
 SIZES = ("params", "macs")
+VERSIONS = ("torch", "timm", "torchvision", "lightning_zico")  # packages that the zoo depends on
 HINTS = {
     "timm": "pip install timm torchvision",
     "torchvision": "pip install timm torchvision",
@@ -67,6 +68,11 @@ class Settings:
     batch_size: int = 50
     pretraining_lr: float = 2e-3
     lr: float = 1e-3
+
+    def longer(self, times: int) -> "Settings":
+        """Return the same with so many times as many epochs."""
+        epochs = tuple((target, times * num_epochs) for target, num_epochs in self.epochs)
+        return replace(self, pretraining_epochs=times * self.pretraining_epochs, epochs=epochs)
 
 
 @dataclass(frozen=True)
@@ -386,8 +392,8 @@ def accuracies(network: nn.Module, data: Data) -> tuple[float, float]:
 
 def probe_accuracy(network: nn.Module, head: str, data: Data) -> float:
     """Compute the test accuracy, in %, of a logistic regression on the frozen inputs of the head."""
-    features = [taken_inputs(network, head, images).numpy() for images in (data.images, data.test_images)]
-    return linear_probe(*features, data.labels.numpy(), data.test_labels.numpy())
+    rows, test_rows = (taken_inputs(network, head, images).numpy() for images in (data.images, data.test_images))
+    return linear_probe(rows, test_rows, data.labels.numpy(), data.test_labels.numpy())
 
 
 def taken_inputs(network: nn.Module, name: str, images: Tensor) -> Tensor:
@@ -399,14 +405,14 @@ def taken_inputs(network: nn.Module, name: str, images: Tensor) -> Tensor:
     return torch.cat(taken).flatten(1)
 
 
-def linear_probe(train_rows: Any, test_rows: Any, labels: Any, test_labels: Any) -> float:
+def linear_probe(rows: Any, test_rows: Any, labels: Any, test_labels: Any) -> float:
     """Fit a logistic regression on standardised features, and compute its accuracy on test features, in %."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=2000))
-    return 100 * float(model.fit(train_rows, labels).score(test_rows, test_labels))
+    return 100 * float(model.fit(rows, labels).score(test_rows, test_labels))
 
 
 # --- the zoo -------------------------------------------------------------------------------------
@@ -506,7 +512,7 @@ class Transfer:
 
 def kept_in(folder: Path, settings: Settings) -> Kept:
     """Open the file of the results, whose name depends on everything that they depend on."""
-    own = asdict(settings) | {name: version(name) for name in ("torch", "timm", "torchvision", "lightning_zico")}
+    own = asdict(settings) | {name: version(name) for name in VERSIONS}
     digest = hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
     return Kept(folder / f"transfer-{digest[:12]}.jsonl")
 
