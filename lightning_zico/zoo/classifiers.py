@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -84,7 +84,7 @@ class _Classifier(LightningModule, ABC):
         """
         num_steps = float(self.trainer.estimated_stepping_batches)
         groups: list[dict[str, Any]] = [{"params": list(self.parameters())}]
-        factors = [partial(_warm_up_then_cosine, num_steps=num_steps)]
+        factors: list[Callable[[int], float]] = [partial(_warm_up_then_cosine, num_steps=num_steps)]
         if self.body_lr_factor != 1 or self.head_epochs:
             head = {p for module in head_of(self.network, self.num_classes) for p in module.parameters()}
             groups = [
@@ -130,12 +130,13 @@ def head_of(network: nn.Module, num_classes: int) -> list[nn.Module]:
         >>> head_of(nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), 3)
         [Linear(in_features=8, out_features=3, bias=True)]
     """
-    own = network.get_classifier() if callable(getattr(network, "get_classifier", None)) else ()
+    get_own = getattr(network, "get_classifier", None)
+    own = get_own() if callable(get_own) else ()
     known = own if isinstance(own, list | tuple) else [own]
     heads = [module for module in known if isinstance(module, nn.Module) and any(True for _ in module.parameters())]
     if not heads:
         layers = [module for module in network.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-        heads = [layer for layer in layers if len(layer.weight) == num_classes][-1:]
+        heads += [layer for layer in layers if len(layer.weight) == num_classes][-1:]
     if not heads:
         raise UnsupportedModuleError(
             f"The network has no linear layer or convolution with {num_classes} outputs, so its head is unknown. Leave "
