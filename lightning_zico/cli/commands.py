@@ -58,7 +58,7 @@ _NOT_OPTIONS = frozenset({"proxies", "budget", "loss_fn", "step", "trainer", "ex
 _NOT_IN_RANK = _NOT_OPTIONS | {"prior"}
 _NOT_IN_SCORE = _NOT_IN_RANK | {
     *("rank_by", "controlled_by", "repeats", "race", "cache", "enable_progress_bar"),
-    *("num_finalists", "learn", "final_epochs", "final_seeds", "monitor", "mode"),
+    *("finalists", "learn", "final_epochs", "final_seeds", "monitor", "mode"),
 }
 _NOT_IN_SEARCH = _NOT_OPTIONS | {"space", "against", "sampler", "storage", "num_classes", "wrap"}
 
@@ -109,8 +109,8 @@ def rank(
             f"Pass {'either' if zoo is None else 'only one of'} `--zoo`, such as --zoo 'timm:resnet*', or "
             "`--candidates`, such as --candidates my_pkg.my_candidates."
         )
-    if settings["num_finalists"] > 1 and trainer is None:
-        raise ValueError("`--num_finalists` needs a trainer to train them: add --trainer.max_epochs 10.")
+    if settings["finalists"] > 1 and trainer is None:
+        raise ValueError("`--finalists` needs a trainer to train them: add --trainer.max_epochs 10.")
     known = read_prior(**prior)
     datamodule = with_enough_batches(datamodule_of(data), settings["num_batches"])
     if zoo is not None:

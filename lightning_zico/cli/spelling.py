@@ -107,5 +107,5 @@ def finals_command(given: list[str], zoo: str) -> str:
         if before != "--zoo" and arg != "--zoo" and not arg.startswith("--zoo=")
     ]
     num_finalists = len(zoo.split(","))
-    finals = ["--zoo", zoo, "--num_finalists", str(num_finalists), "--trainer.max_epochs", "10"]
+    finals = ["--zoo", zoo, "--finalists", str(num_finalists), "--trainer.max_epochs", "10"]
     return shlex.join([PROG, *others, *finals])

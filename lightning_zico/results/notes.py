@@ -60,7 +60,7 @@ def leaderboard_notes(rows: Sequence[Row], provenance: Provenance) -> list[str]:
             f"{', '.join(left_out)}. They are Lightning's own or derived from its callbacks that watch training."
         )
     notes += _notes_on_covered(provenance) + _notes_on_missing(rows, provenance) + _notes_on_process(provenance)
-    return notes + _notes_on_pretrained(rows, provenance) + _notes_on_finals(rows, provenance)
+    return notes + _notes_on_pretrained(rows, provenance) + _recommend_finals(rows, provenance)
 
 
 def search_notes(trials: Sequence[Row], provenance: Provenance) -> list[str]:
@@ -199,7 +199,7 @@ def _notes_on_process(provenance: Provenance) -> list[str]:
     return [f"{begin} {_listed(named)}."] if changes else []
 
 
-def _notes_on_finals(rows: Sequence[Row], provenance: Provenance) -> list[str]:
+def _recommend_finals(rows: Sequence[Row], provenance: Provenance) -> list[str]:
     first = _finalists(rows, provenance)
     if not first or not (provenance.get("num_of_a_zoo") or provenance.get("num_pretrained")):
         return []

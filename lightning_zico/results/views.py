@@ -130,7 +130,7 @@ def finals(rows: Sequence[Row], provenance: Provenance) -> Finals:
     """
     held = provenance.get("finals")
     if held is None:
-        raise ValueError("This leaderboard has no finals: call `fit` with `num_finalists=` above 1 first.")
+        raise ValueError("This leaderboard has no finals: call `fit` with `finalists=` above 1 first.")
     dots = tuple(
         FinalDot(row["name"], row["final"], row["final_epochs"], rank)
         for row, rank in zip(with_score(rows), ranks_by_score(rows, provenance), strict=True)

@@ -47,7 +47,7 @@ def check_finals(counts: Mapping[str, Any], monitor: str, mode: str, learn: Any)
     """Check the arguments of finals.
 
     Args:
-        counts: ``num_finalists``, ``final_epochs`` and ``final_seeds``.
+        counts: ``finalists``, ``final_epochs`` and ``final_seeds``.
         monitor: See `hold_finals`.
         mode: See `hold_finals`.
         learn: See `check_learn`.
@@ -67,7 +67,7 @@ def check_finals(counts: Mapping[str, Any], monitor: str, mode: str, learn: Any)
             f"Invalid mode={mode!r}: expected 'min' if lower values of `monitor` are better, or 'max' if higher values "
             "are."
         )
-    check_learn(learn, counts["num_finalists"])
+    check_learn(learn, counts["finalists"])
 
 
 def check_will_train(trainer: Any) -> None:
@@ -109,7 +109,7 @@ def check_learn(learn: Any, num_finalists: int) -> Learn:
         )
     if learn == "rank" and num_finalists < FEWEST_LABELS:
         raise InvalidArgumentError(
-            f"Invalid num_finalists={num_finalists} with `learn='rank'`: expected at least {FEWEST_LABELS}, since "
+            f"Invalid finalists={num_finalists} with `learn='rank'`: expected at least {FEWEST_LABELS}, since "
             "fewer results do not show how certain the learned ranks are."
         )
     return learn
@@ -136,7 +136,7 @@ def check_trainer(trainer: Any, data: Mapping[str, Any], *, num_finalists: int, 
     if changing:
         raise ValueError(
             f"`trainer` has {', '.join(changing)}, which changes training, but finals train without callbacks. Leave "
-            "it out, do the same in the module, or pass `num_finalists=1`."
+            "it out, do the same in the module, or pass `finalists=1`."
         )
     if trainer.fast_dev_run:
         return

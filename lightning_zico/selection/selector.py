@@ -75,7 +75,7 @@ class ZeroShotSelector(ScoringSettings):
             the leaderboard shows how certain each rank is.
         race: Repeat only candidates that can still become finalists: at most half of all repeats are spent
             (`ranking.racing.race`). In a recipe, a candidate that dropped out keeps its last scores.
-        num_finalists: How many candidates `fit` trains for a while to choose the winner among them; 1 for no finals.
+        finalists: How many candidates `fit` trains for a while to choose the winner among them; 1 for no finals.
             With more than four, the better half goes on from round to round (`selection.finals.hold_finals`).
         learn: How the finalists are chosen. False for the best by score. True for the eight best by score, and then one
             after the other the candidate with the greatest expected improvement, given the results so far
@@ -125,7 +125,7 @@ class ZeroShotSelector(ScoringSettings):
     budget: Budget | None = None
     repeats: int = 1
     race: bool = False
-    num_finalists: int = 1
+    finalists: int = 1
     learn: bool | Literal["rank"] | None = None
     final_epochs: int = 1
     final_seeds: int = 1
@@ -139,7 +139,7 @@ class ZeroShotSelector(ScoringSettings):
         check_is_trainer(self.trainer)
         super().__post_init__()
         check_budget(self.budget)
-        counts = {name: getattr(self, name) for name in ("num_finalists", "final_epochs", "final_seeds")}
+        counts = {name: getattr(self, name) for name in ("finalists", "final_epochs", "final_seeds")}
         check_finals(counts, self.monitor, self.mode, self.learn)
         if self.prior is not None:
             self.prior = prior_of(self.prior)
@@ -198,7 +198,7 @@ class ZeroShotSelector(ScoringSettings):
         val_dataloaders: Any = None,
         datamodule: Any = None,
     ) -> "ZeroShotSelector":
-        """Rank the candidates, hold finals among the best if ``num_finalists`` is above 1, then train the winner.
+        """Rank the candidates, hold finals among the best if ``finalists`` is above 1, then train the winner.
 
         Finals use the trainer itself, stopped after ``final_epochs`` and without its callbacks and loggers; these only
         see the rest of the winner's training. Lightning's callbacks that change training, such as
@@ -246,19 +246,19 @@ class ZeroShotSelector(ScoringSettings):
         )
         training_data = TrainingData(data, TrainerSettings.of(self.trainer))
         arguments = training_data.fit_arguments(val_dataloaders)
-        if self.num_finalists > 1:
+        if self.finalists > 1:
             check_readable_again(
                 val_dataloaders, "val_dataloaders", "so the first finalist would use it up", "Pass a DataLoader"
             )
-            check_trainer(self.trainer, arguments, num_finalists=self.num_finalists, final_epochs=self.final_epochs)
-        entrants = self._rank(candidates, training_data, learn=check_learn(self.learn, self.num_finalists))
+            check_trainer(self.trainer, arguments, num_finalists=self.finalists, final_epochs=self.final_epochs)
+        entrants = self._rank(candidates, training_data, learn=check_learn(self.learn, self.finalists))
         show(self.leaderboard_, enabled=self.enable_progress_bar)
         if self.best_model_ is None:
             raise RuntimeError(
                 f"There is no winner to train: {self.leaderboard_.describe_failures()} `leaderboard_.errors` has the "
                 "reasons of all."
             )
-        if self.num_finalists == 1:
+        if self.finalists == 1:
             if not is_lightning(self.best_model_):
                 raise TypeError(
                     f"The winner is a {type(self.best_model_).__name__}, but a `Trainer` only trains LightningModules. "
@@ -289,9 +289,9 @@ class ZeroShotSelector(ScoringSettings):
             run = Run(scorers, choice, self._executor, enable_progress_bar=self.enable_progress_bar)
             try:
                 if self.race:
-                    shortlist = run.hold_race(candidates, top_k=self.num_finalists, seed=self.seed)
+                    shortlist = run.hold_race(candidates, top_k=self.finalists, seed=self.seed)
                 else:
-                    shortlist = run.score_all(candidates, top_k=None if learn else self.num_finalists)
+                    shortlist = run.score_all(candidates, top_k=None if learn else self.finalists)
             except BaseException:
                 self.best_model_ = None
                 self._store(run, broke_off=True)
@@ -303,7 +303,7 @@ class ZeroShotSelector(ScoringSettings):
             by_name = {candidate.name: candidate for candidate in shortlist}
             best = self.leaderboard_.best
             self.best_model_ = None if best is None else run.build_again(by_name[best])
-            return run.entrants(self.leaderboard_, shortlist, num=self.num_finalists, learn=learn)
+            return run.entrants(self.leaderboard_, shortlist, num=self.finalists, learn=learn)
 
     def _add_finals(self, finals: list[Final], how: FinalsHeld, learned: dict[str, Row] | None) -> None:
         self.leaderboard_ = self.leaderboard_.with_finals(finals, how, learned)

@@ -56,7 +56,7 @@ def test_a_chooser_that_is_read_from_curves_is_what_finals_do() -> None:
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = Noting(max_epochs=3, accelerator="cpu", enable_checkpointing=False, **quiet)
     candidates = {name: digits_candidates()[name] for name in names}
-    selector = ZeroShotSelector(trainer, "params", seed=1, num_finalists=2, monitor="val_acc", mode="max")
+    selector = ZeroShotSelector(trainer, "params", seed=1, finalists=2, monitor="val_acc", mode="max")
     data = regret.HeldOutDigits()
     leaderboard = selector.fit(candidates, data).leaderboard_
     curves = {name: regret.trained(name, 1, 3) for name in names}

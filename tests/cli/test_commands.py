@@ -52,7 +52,7 @@ def test_memory_bytes_ends_what_takes_more(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_a_trainer_trains_the_winner_of_the_finals() -> None:
-    finals = ["--num_finalists", "2", "--monitor", "val_acc", "--mode", "max"]
+    finals = ["--finalists", "2", "--monitor", "val_acc", "--mode", "max"]
     assert main(["rank", *DIGITS, "--proxies", "params", "--trainer.max_epochs", "2", *QUIET, *finals]) == 0
     first, second, *others = rows_of()
     assert first["final"] >= second["final"]

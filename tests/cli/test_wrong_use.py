@@ -41,7 +41,7 @@ FILES = {
         ("rank --data digits --candidates my_pkg.nix", "Invalid --candidates=my_pkg.nix: it cannot be imported"),
         ("rank --data digits --candidates my_pkg.Mlp", "it is a single model; expected the import path of a"),
         ("rank --data digits --candidates my_pkg.my_candidates --proxies zicoo", "Did you mean 'zico'"),
-        ("rank --data digits --candidates my_pkg.my_candidates --num_finalists 2", "needs a trainer"),
+        ("rank --data digits --candidates my_pkg.my_candidates --finalists 2", "needs a trainer"),
         ("rank --data digits --candidates my_pkg.my_candidates --num_workers 2", "needs `--executor processes`"),
         (
             "rank --data digits --candidates my_pkg.my_candidates --vocab_size 9",

@@ -12,7 +12,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
 PROMISES = {
     "01_callback.py": ["epoch 2: zico/score", "validation accuracy 0.9"],
     "02_select_and_train.py": ["Chosen without training:", "tau with truth", "vit-32x2", "cnn-bn-32x4"],
-    "03_prescreen_timm.py": ["Ranked by params", "the training recipe matters more than any proxy", "num_finalists=5"]
+    "03_prescreen_timm.py": ["Ranked by params", "the training recipe matters more than any proxy", "finalists=5"]
     if find_spec("timm")
     else ["pip install 'lightning-zico[zoo]'"],
     "04_compare_proxies.py": ["tau with truth", "az_trainability", "zico", "balanced+synflow: log_rank of macs"],

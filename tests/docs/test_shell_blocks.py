@@ -44,7 +44,7 @@ FEW_STEPS = "--trainer.limit_train_batches 1 --trainer.limit_val_batches 1 --tra
 SMALLER = {
     "rank --zoo 'timm:resnet*'": "--data.batch_size 4",
     "--data.image_size 64": "--data.batch_size 4",
-    "--num_finalists 3": f"--budget.params 15e6 --data.batch_size 4 --trainer.max_epochs 2 {FEW_STEPS}",
+    "--finalists 3": f"--budget.params 15e6 --data.batch_size 4 --trainer.max_epochs 2 {FEW_STEPS}",
     "--prior results-imagenet.csv": "--data.batch_size 4 --data.image_size 32",
     "--pretrained": "--data.batch_size 4 --num_samples_transfer 16",
     "--space plainnet": "--data.batch_size 4 --data.image_size 32 --num_trials 2",
@@ -220,7 +220,7 @@ def files_of(words: list[str]) -> list[Path]:
     """Name what a command is to leave."""
     name = {"rank": "leaderboard", "search": "search"}.get(words[0])
     files = [Path("zico-results", f"{name}.{suffix}") for suffix in ("json", "csv", "html")] if name else []
-    files += [Path("zico-results", "winner.ckpt")] if "--num_finalists" in words else []
+    files += [Path("zico-results", "winner.ckpt")] if "--finalists" in words else []
     options = {"-o", "--storage"} if words[0] in ("report", "search") else set()
     return files + [Path(value) for option, value in pairwise(words) if option in options]
 

@@ -97,7 +97,7 @@ def wrong_arguments() -> Any:
         ),
         ({"prior": 3}, "Invalid prior=3: expected a mapping from names to numbers", ("selector",)),
         ({"prior": {"a": "b"}}, "`prior` of 'a' is 'b': expected a finite number", ("selector",)),
-        ({"num_finalists": 2.0}, r"Invalid num_finalists=2\.0", ("selector",)),
+        ({"finalists": 2.0}, r"Invalid finalists=2\.0", ("selector",)),
         ({"num_trials": 1e3}, r"Invalid num_trials=1000\.0", ("search",)),
         ({"budget": {"macs": 3}}, "Invalid budget={'macs': 3}: expected a `Budget`", ("selector", "search")),
         (

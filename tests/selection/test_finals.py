@@ -120,7 +120,7 @@ def trainer_of(max_epochs: int = 4, **kwargs: Any) -> Trainer:
 
 
 def selector_of(trainer: Trainer | None = None, num_finalists: int = 2, **kwargs: Any) -> ZeroShotSelector:
-    return ZeroShotSelector(trainer or trainer_of(), Fixed("own"), num_finalists=num_finalists, seed=5, **kwargs)
+    return ZeroShotSelector(trainer or trainer_of(), Fixed("own"), finalists=num_finalists, seed=5, **kwargs)
 
 
 def trained_without_pause(build: Callable[[], LightningModule], data: Any, **kwargs: Any) -> LightningModule:
@@ -604,8 +604,8 @@ def test_a_dry_run_goes_through() -> None:
 @pytest.mark.parametrize(
     ("kwargs", "error", "match"),
     [
-        ({"num_finalists": 0}, ValueError, "Invalid num_finalists=0: expected a whole number of at least 1"),
-        ({"num_finalists": True}, ValueError, "Invalid num_finalists=True"),
+        ({"finalists": 0}, ValueError, "Invalid finalists=0: expected a whole number of at least 1"),
+        ({"finalists": True}, ValueError, "Invalid finalists=True"),
         ({"final_epochs": 0.5}, ValueError, r"Invalid final_epochs=0\.5"),
         ({"final_epochs": True}, ValueError, "Invalid final_epochs=True"),
         ({"repeats": True}, ValueError, "Invalid repeats=True: expected a whole number of at least 1"),
@@ -677,7 +677,7 @@ def test_finalists_are_the_first_of_the_ranking_whatever_the_scores(
     selector = ZeroShotSelector(
         proxies=["balanced", *map(Fixed, members)],
         loss_fn=nn.functional.cross_entropy,
-        num_finalists=num_finalists,
+        finalists=num_finalists,
         enable_progress_bar=False,
     )
     leaderboard = selector.rank({str(idx): module for idx, module in enumerate(modules)}, make_batches())

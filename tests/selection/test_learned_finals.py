@@ -239,7 +239,7 @@ def test_finals_that_break_off_teach_nothing() -> None:
 def test_a_ranking_without_finals_is_untouched(learn: Any) -> None:
     modules = {name: Saying(float(idx), 1.0) for idx, name in enumerate(NAMES[:12])}
     boards = []
-    for kwargs in ({"num_finalists": 1}, {"num_finalists": 12, "learn": learn}):
+    for kwargs in ({"finalists": 1}, {"finalists": 12, "learn": learn}):
         selector = selector_of(**kwargs)
         boards.append(selector.rank(modules, Data()))
         assert selector.best_model_ is modules["c11"]
@@ -253,8 +253,8 @@ def test_a_ranking_without_finals_is_untouched(learn: Any) -> None:
     [
         ({"learn": "best"}, "Invalid learn='best': expected True"),
         ({"learn": 1}, "Invalid learn=1: expected True"),
-        ({"learn": "rank"}, "Invalid num_finalists=1 with `learn='rank'`: expected at least 8"),
-        ({"learn": "rank", "num_finalists": 7}, "Invalid num_finalists=7 with `learn='rank'`"),
+        ({"learn": "rank"}, "Invalid finalists=1 with `learn='rank'`: expected at least 8"),
+        ({"learn": "rank", "finalists": 7}, "Invalid finalists=7 with `learn='rank'`"),
     ],
 )
 def test_what_cannot_be_learned_is_refused(kwargs: dict[str, Any], match: str) -> None:
