@@ -57,7 +57,7 @@ def targets_of(link: Any) -> Iterator[Any]:
 
 
 def restore_attribute(obj: Any, name: str, value: Any) -> None:
-    """Give an attribute a value, unless it has it."""
+    """Assign a value to an attribute, unless it has it."""
     if getattr(obj, name) is not value:
         setattr(obj, name, value)
 

@@ -239,7 +239,7 @@ def test_finals_that_break_off_teach_nothing() -> None:
 def test_a_ranking_without_finals_is_untouched(learn: Any) -> None:
     modules = {name: Saying(float(idx), 1.0) for idx, name in enumerate(NAMES[:12])}
     boards = []
-    for kwargs in ({"finalists": 1}, {"finalists": 12, "learn": learn}):
+    for kwargs in ({"num_finalists": 1}, {"num_finalists": 12, "learn": learn}):
         selector = selector_of(**kwargs)
         boards.append(selector.rank(modules, Data()))
         assert selector.best_model_ is modules["c11"]
