@@ -1,9 +1,13 @@
 """Every code block of the documentation runs, page by page, as a reader would type it."""
 
+import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from lightning_zico import errors
 
 ROOT = Path(__file__).parents[2]
 PAGES = {
@@ -31,3 +35,22 @@ def test_pages_with_code_were_found() -> None:
 def test_every_page_is_in_the_navigation() -> None:
     navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     assert [page for page in PAGES if f": {page}\n" not in navigation] == []
+
+
+def said() -> Iterator[str]:
+    """Yield the texts of the package, f-strings with an ellipsis for each value."""
+    for path in sorted((ROOT / "lightning_zico").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                yield node.value
+            elif isinstance(node, ast.JoinedStr):
+                yield "".join(str(part.value) if isinstance(part, ast.Constant) else "..." for part in node.values)
+
+
+def test_the_reasons_that_are_explained_are_those_of_the_package() -> None:
+    page = (ROOT / "docs" / "how_to" / "troubleshooting.md").read_text(encoding="utf-8")
+    firsts = re.findall(r"^\| (`.*?) \|", page, re.MULTILINE)
+    reasons = [reason for first in firsts for reason in re.findall("`(.+?)`", first)]
+    texts = list(said())
+    assert len(reasons) >= 25
+    assert [reason for reason in reasons if not hasattr(errors, reason) and not any(reason in t for t in texts)] == []
