@@ -248,8 +248,17 @@ def _notes_on_ranking(provenance: Provenance, ranking: str) -> list[str]:
 
 def _notes_on_prior(provenance: Provenance, ranking: str) -> list[str]:
     """Describe how close the ranking is to that by known numbers."""
-    tau = provenance.get("kendall_with_prior")
-    if tau is None or provenance.get("rank_by") == "prior":
+    tau, rank_by = provenance.get("kendall_with_prior"), provenance.get("rank_by", "")
+    used = provenance.get("recipes", {}).get(rank_by)
+    if rank_by == "prior" or (used and "beside" not in used and used["members"] == ["prior"]):
+        own = provenance.get("kendall_of_probe_with_prior")
+        if own is None:
+            return []
+        return [
+            f"{ranking.capitalize()} is the order of the known numbers (prior), which your data does not change. "
+            f"Kendall's tau of ridge_probe, which looks at your data, with it: {own:.2f}."
+        ]
+    if tau is None:
         return []
     notes = [f"Kendall's tau of {ranking} with the known numbers (prior): {tau:.2f}."]
     if tau > _SAME_RANKING and provenance.get("num_pretrained"):

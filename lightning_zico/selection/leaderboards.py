@@ -46,6 +46,7 @@ def leaderboard_of(
             "controlled_by": controlled_by,
             "kendall_with": agreement_with_baselines(cards, order),
             "kendall_with_prior": agreement_with_prior(cards, order, choice),
+            "kendall_of_probe_with_prior": agreement_with_prior(cards, [_value_of(card) for card in cards], choice),
         },
     )
     if tally.repeats == 1:
@@ -110,6 +111,10 @@ def agreement_with_prior(cards: Sequence[ScoreCard], order: Sequence[float | Non
     if "prior" not in choice.columns:
         return None
     return kendall_where_both(order, [choice.direct_score(card, "prior") for card in cards])
+
+
+def _value_of(card: ScoreCard) -> float | None:
+    return card[_PROBE].value if _PROBE in card.scores else None
 
 
 def held_out_difference(first: ScoreCard, second: ScoreCard) -> HeldOutDifference | None:

@@ -23,7 +23,7 @@ def test_patterns_of_checkpoints_are_ranked_on_a_folder_of_images(
     assert {row["name"] for row in rows_of()} == set(CHECKPOINTS)
     assert all(row["score"] == row["transfer"] and row["ridge_probe"] is not None for row in rows_of())
     assert "2 classes (as the data module says) and inputs of 3 x each model's own size" in printed.err
-    assert "transfer: mean_rank of logme, prior." in printed.out
+    assert "transfer: the score of prior." in printed.out
     assert "By ridge_probe, " in printed.out
     first = ",".join(row["name"] for row in rows_of())
     assert f"--pretrained --num_samples_transfer 16 --batch_size 8 --data {images}" in printed.err

@@ -46,7 +46,7 @@ def table_rows(path):
     return {re.search("`(.+?)`", row[0]).group(1): row[1:] for row in rows[2:]}
 
 
-FOR_PRETRAINED = ("transfer", "transfer_by_size", "published")
+FOR_PRETRAINED = ("transfer", "probe")
 
 
 def recipe(**changes):
@@ -71,10 +71,9 @@ def test_the_recipes_are_these():
         "balanced",
         "balanced+synflow",
         "block_free",
-        "published",
+        "probe",
         "size",
         "transfer",
-        "transfer_by_size",
         "without_blocks",
         "zico",
         "zoo",
@@ -93,8 +92,8 @@ def test_the_recipes_are_these():
 def test_every_recipe_falls_back_to_the_size_in_the_end(name):
     assert get_recipe(name).name == name
     assert chain(name)[-1] == "size"
-    if name not in ("zico", "size"):
-        assert chain(name)[-2] == ("published" if name in FOR_PRETRAINED else "without_blocks")
+    if name not in ("zico", "size", "probe"):
+        assert chain(name)[-2] == ("probe" if name == "transfer" else "without_blocks")
 
 
 @pytest.mark.parametrize("name", list_recipes())
