@@ -60,6 +60,14 @@ class Originals:
     def __init__(self) -> None:
         self._functions = [each.read(each.attributes) for each in list_watched()]
         self._names = [each.names_now() for each in list_watched()]
+        # Functions that came later, such as the ``step`` that torch adds to AdamW when the first one is created.
+        self._late = [
+            (each, name, each.attributes[name])
+            for each, names in zip(list_watched(), self._names, strict=True)
+            if names is not each.all_names
+            for name in set(names) - set(each.all_names)
+            if isinstance(each.owner, type) and _is_watched(each.owner, name)
+        ]
         self._codes = [list(map(attribute.read, attribute.functions)) for attribute in _codes()]
         self._keywords = [dict(defaults or {}) for defaults in self._codes[-1]]
         self._kernels = set(torch.library._impls)
@@ -73,16 +81,17 @@ class Originals:
             if _are_same(each, functions):
                 continue
             for name, function in zip(each.names, functions, strict=True):
-                now = each.attributes.get(name, _ABSENT)
-                if now is not function and not _is_profiled(now, function) and not _is_of_compiler(now):
-                    yield Patch(each.name_of(name), partial(setattr, each.owner, name, function))
+                yield from _compare(each, name, function)
+        for each, name, function in self._late:
+            yield from _compare(each, name, function)
 
     def _find_added(self) -> Iterator[Patch]:
         """List methods that hide those of a base class."""
         for each, names in zip(list_watched(), self._names, strict=True):
             if len(each.attributes) > len(names) and isinstance(each.owner, type):
                 for name in each.attributes.keys() - set(names):
-                    if _hides(each.owner, name) and not _is_of_compiler(each.attributes[name]):
+                    hidden, now = _hidden_by(each.owner, name), each.attributes[name]
+                    if hidden is not None and not _is_profiled(now, hidden) and not _is_of_compiler(now):
                         yield Patch(each.name_of(name), partial(delattr, each.owner, name))
 
     def _find_rewritten(self) -> Iterator[Patch]:
@@ -191,6 +200,13 @@ def _codes() -> list[_Attribute]:
     ]
 
 
+def _compare(each: Watched, name: str, function: Any) -> Iterator[Patch]:
+    """Yield a patch if a function is no longer the one that it was."""
+    now = each.attributes.get(name, _ABSENT)
+    if now is not function and not _is_profiled(now, function) and not _is_of_compiler(now):
+        yield Patch(each.name_of(name), partial(setattr, each.owner, name, function))
+
+
 def _are_same(each: Watched, functions: tuple[Any, ...]) -> bool:
     try:
         return all(map(is_, each.read(each.attributes), functions))
@@ -214,14 +230,28 @@ def _is_function(owner: Any, name: str, value: Any) -> bool:
     return is_shown and (callable(value) or isinstance(value, classmethod))
 
 
-def _hides(owner: type, name: str) -> bool:
-    """Whether an attribute of a class overrides one of its bases."""
-    return _is_function(owner, name, vars(owner)[name]) and any(name in vars(base) for base in owner.__mro__[1:])
+def _hidden_by(owner: type, name: str) -> Any:
+    """Return the attribute of a base class that a function of a class overrides; None if it overrides none."""
+    if not _is_function(owner, name, vars(owner)[name]):
+        return None
+    return next((vars(base)[name] for base in owner.__mro__[1:] if name in vars(base)), None)
 
 
 def _is_profiled(step: Any, before: Any) -> bool:
-    """Whether a function is an optimiser's ``step``, which torch wraps when the first optimiser is created."""
-    return getattr(step, "hooked", False) and getattr(step, "__wrapped__", None) is before
+    """Whether a function is an optimiser's ``step``, which torch wraps when the first optimiser is created.
+
+    A class without a ``step`` of its own, such as AdamW, gets the wrapped one of its base.
+    """
+    return _is_wrapper(step) and step.__wrapped__ is (before.__wrapped__ if _is_wrapper(before) else before)
+
+
+def _is_wrapper(step: Any) -> bool:
+    return getattr(step, "__code__", None) is _code_of_wrapper()
+
+
+@cache
+def _code_of_wrapper() -> Any:
+    return torch.optim.Optimizer.profile_hook_step(len).__code__
 
 
 def _is_of_compiler(function: Any) -> bool:
