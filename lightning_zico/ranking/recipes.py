@@ -249,10 +249,10 @@ for _recipe in (
         None,
         _TRANSFER_EVIDENCE,
         "Renggli et al., Which Model to Transfer?, CVPR 2022, arXiv:2010.06402 (task-agnostic search); ours",
-        fallback="probe",
+        fallback="linear_probe",
     ),
     Recipe(
-        "probe",
+        "linear_probe",
         ("ridge_probe",),
         None,
         _TRANSFER_EVIDENCE,

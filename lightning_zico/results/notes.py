@@ -251,7 +251,7 @@ def _notes_on_prior(provenance: Provenance, ranking: str) -> list[str]:
     tau, rank_by = provenance.get("kendall_with_prior"), provenance.get("rank_by", "")
     used = provenance.get("recipes", {}).get(rank_by)
     if rank_by == "prior" or (used and "beside" not in used and used["members"] == ["prior"]):
-        own = provenance.get("kendall_of_probe_with_prior")
+        own = provenance.get("kendall_of_ridge_probe_with_prior")
         if own is None:
             return []
         return [

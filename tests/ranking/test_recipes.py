@@ -46,7 +46,7 @@ def table_rows(path):
     return {re.search("`(.+?)`", row[0]).group(1): row[1:] for row in rows[2:]}
 
 
-FOR_PRETRAINED = ("transfer", "probe")
+FOR_PRETRAINED = ("transfer", "linear_probe")
 
 
 def recipe(**changes):
@@ -71,7 +71,7 @@ def test_the_recipes_are_these():
         "balanced",
         "balanced+synflow",
         "block_free",
-        "probe",
+        "linear_probe",
         "size",
         "transfer",
         "without_blocks",
@@ -92,8 +92,8 @@ def test_the_recipes_are_these():
 def test_every_recipe_falls_back_to_the_size_in_the_end(name):
     assert get_recipe(name).name == name
     assert chain(name)[-1] == "size"
-    if name not in ("zico", "size", "probe"):
-        assert chain(name)[-2] == ("probe" if name == "transfer" else "without_blocks")
+    if name not in ("zico", "size", "linear_probe"):
+        assert chain(name)[-2] == ("linear_probe" if name == "transfer" else "without_blocks")
 
 
 @pytest.mark.parametrize("name", list_recipes())

@@ -99,11 +99,11 @@ def test_without_all_published_accuracies_the_probe_ranks_all_and_a_note_says_so
     ]
     leaderboard = rank(sized, prior=prior)
     used = leaderboard.provenance["recipes"]["transfer"]
-    assert used["used"] == "probe"
+    assert used["used"] == "linear_probe"
     assert used["members"] == ["ridge_probe"]
     assert [row["name"] for row in leaderboard] == list(NOISES)
     assert [member["member"] for member in used["lacking"]] == ["prior"]
-    assert any(note.startswith("transfer fell back to probe") for note in leaderboard.notes)
+    assert any(note.startswith("transfer fell back to linear_probe") for note in leaderboard.notes)
 
 
 def test_without_labels_of_classes_what_is_published_ranks() -> None:
