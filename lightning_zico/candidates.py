@@ -24,7 +24,7 @@ class Candidate:
     Args:
         name: Name in the leaderboard; unique within one ranking.
         build: Function that builds the model, on the CPU, with fresh weights. It is called under the ranking's seed,
-            once for scoring and once more if the candidate wins; in finals, twice more per round.
+            once for scoring and once more if the candidate wins; in finals, twice more per round and seed.
         blocks: Names of the submodules that are the network's blocks, in the order in which they run, for proxies that
             look at blocks; None to find them.
         num_samples: Number of samples in a batch for this candidate, instead of the ranking's; see

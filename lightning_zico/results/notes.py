@@ -1,6 +1,5 @@
 """Sentences about results that you should read before you trust them."""
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 
@@ -152,8 +151,8 @@ def _notes_on_repeats(rows: Sequence[Row], provenance: Provenance) -> list[str]:
         )
     if equal := provenance.get("equal_repeats"):
         notes.append(
-            f"The repeats of {_listed(equal)} are equal: the weights are the same in each, "
-            f"and `{provenance['rank_by']}` depends on nothing else. They do not show how certain a rank is."
+            f"The repeats of {_listed(equal)} are equal: the weights are the same in each, and other batches give the "
+            f"same `{provenance['rank_by']}`. They do not show how certain a rank is."
         )
     return notes
 
@@ -293,9 +292,10 @@ def _notes_on_pretrained(rows: Sequence[Row], provenance: Provenance) -> list[st
 
 def _note_on_difference(apart: HeldOutDifference) -> str:
     points, std_error = apart["points"], apart["std_error"]
+    better = "better" if points >= 0 else "worse"
+    how = f"{abs(points):.1f} ± {std_error:.1f} accuracy points {better} than" if points or std_error else "as good as"
     note = (
-        f"By ridge_probe, {apart['first']} is {abs(points):.1f} ± {std_error:.1f} accuracy points "
-        f"{'better' if points >= 0 else 'worse'} than {apart['second']}: linear models on their features, each sample "
+        f"By ridge_probe, {apart['first']} is {how} {apart['second']}: linear models on their features, each sample "
         f"predicted from the other {apart['num_samples'] - 1:,}; ± is one standard error."
     )
     is_clear = abs(points) > 2 * std_error
@@ -321,11 +321,12 @@ def _why_lacking(lacking: Sequence[Lacking]) -> str:
 
 def _notes_on_finals(rows: Sequence[Row], finals: FinalsHeld) -> list[str]:
     num, epochs, learn = finals["finalists"], finals["final_epochs"], finals.get("learn", False)
-    who = f"the first {num} by score"
+    first_by = finals.get("first_by", "score") if learn else "score"
+    who = f"the first {num} by {first_by}"
     if learn == "rank":
-        who = f"{num} candidates, spread over the ranking,"
+        who = f"{num} candidates, spread over the ranking by {first_by},"
     elif learn and num > FEWEST_LABELS:
-        first = f"the first {FEWEST_LABELS} by {finals.get('first_by', 'score')}"
+        first = f"the first {FEWEST_LABELS} by {first_by}"
         who = f"{num} candidates, {first} and then the most promising by the results so far,"
     if finals.get("broke_off"):
         return [f"Finals of {who} were interrupted; those trained so far come first."]
@@ -340,8 +341,10 @@ def _notes_on_finals(rows: Sequence[Row], finals: FinalsHeld) -> list[str]:
                 f"finalists of both: {own['tau']:.2f} [{own['low']:.2f}, {own['high']:.2f}]."
             )
     if len(tie := finals.get("tie", ())) > 1:
-        cheapest = min((row for row in rows if row["name"] in tie), key=lambda row: row.get("params") or math.inf)
-        least = f" {cheapest['name']} has the fewest parameters of these." if cheapest.get("params") else ""
+        sizes = {row["name"]: row.get("params") for row in rows if row["name"] in tie}
+        known = {name: size for name, size in sizes.items() if size}
+        is_known = len(known) == len(tie)  # not if fewer rows are shown
+        least = f" {min(known, key=known.__getitem__)} has the fewest parameters of these." if is_known else ""
         notes.append(
             f"{len(tie)} finalists are a tie that {finals['seeds']} seeds cannot distinguish: {_listed(tie)}.{least}"
         )

@@ -220,7 +220,7 @@ class Provenance(TypedDict, total=False):
         recipes: What was combined for each recipe, by the name that the user gave.
         kendall_with: Kendall's tau of the ranking with each trivial baseline; None where it is not defined.
         kendall_with_prior: The same with known numbers, such as published accuracies; None without these.
-        kendall_of_ridge_probe_with_prior: Kendall's tau of `ridge_probe` with these numbers; None without one of the two.
+        kendall_of_ridge_probe_with_prior: Kendall's tau of `ridge_probe` with these numbers; None without one of them.
         held_out_difference: None unless candidates were scored once, and by `ridge_probe`.
         batch_size: The largest number of samples in a batch that was asked for; None for the loader's own.
         num_larger_batches: Number of batches that have more samples, because they could not be cut.

@@ -89,13 +89,12 @@ class Choice:
         Raises:
             UnknownNameError: If the score is not computed.
         """
-        own = get_recipe(name).name if name == "default" else name
-        if own not in self.columns:
+        if name not in self.columns:
             raise UnknownNameError(
                 f"Invalid rank_by={name!r}: it is not computed. Add it to `proxies`, or choose one of "
                 f"{', '.join(self.columns)}."
             )
-        return replace(self, rank_by=own)
+        return replace(self, rank_by=name)
 
     @property
     def recipe(self) -> Recipe | None:

@@ -85,7 +85,7 @@ def score(
     check_data(data, pairs=loss_fn is not None)
     shared = ScoringSettings(loss_fn=loss_fn, **settings)
     check_is_trainer(trainer)
-    computed = Choice.of(proxies).proxies
+    computed = Choice.of(proxies, pretrained=isinstance(model, Candidate) and model.pretrained).proxies
     if num_batches is not None:
         num_batches = whole_number("num_batches", num_batches, 1)
         replace(shared, num_batches=num_batches).check_enough_batches(computed)

@@ -124,7 +124,8 @@ def entrants_of(
     members = {name: directed(name) for name in used["members"]} if used else {}
     first_by, scores = choice.rank_by, [-float(row["rank"]) for row in rows]
     if learn and used and facts.get("num_of_a_zoo"):
-        first_by = "prior" if "prior" in choice.columns else "params"
+        is_known = "prior" in choice.columns and any(row["prior"] is not None for row in rows)
+        first_by = "prior" if is_known else "params"
         values = placed_beside(directed(first_by), directed("params"))
         places = ranks_of([None if v is None else (v, s) for v, s in zip(values, scores, strict=True)])
         scores = [-float(len(rows) + 1 if place is None else place) for place in places]

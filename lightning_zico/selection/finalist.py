@@ -32,6 +32,7 @@ class Finalist:
 
     Attributes:
         value: The mean of the monitored metric over the trainings, after the last round that all of them finished.
+        num_epochs: Number of epochs up to the end of that round.
         by_seed: The metric of each training in that round.
         by_round: That mean after each round that all of them finished.
         error: Why a training failed; None if none did.
@@ -41,6 +42,7 @@ class Finalist:
         self.trainings = tuple(trainings)
         self.name = self.trainings[0].name
         self.value: float | None = None
+        self.num_epochs = 0
         self.by_seed: tuple[float, ...] = ()
         self.by_round: list[float] = []
         self.error: str | None = None
@@ -68,10 +70,9 @@ class Finalist:
     @property
     def final(self) -> Final:
         """The result of its training."""
-        num_epochs = self.trainings[0].num_epochs
         if self.error is not None:
-            return Final(self.name, None, num_epochs, self.error)
-        return Final(self.name, self.value, num_epochs, by_seed=self.by_seed)
+            return Final(self.name, None, self.trainings[0].num_epochs, self.error)
+        return Final(self.name, self.value, self.num_epochs, by_seed=self.by_seed)
 
     def play(
         self, trainer: Any, data: Mapping[str, Any], num_epochs: int, monitor: str, rewind: Callable[[], None]
@@ -94,6 +95,7 @@ class Finalist:
                 return
             values.append(training.value)
         self.value, self.by_seed = statistics.fmean(values), tuple(values)
+        self.num_epochs = self.trainings[0].num_epochs
         self.by_round.append(self.value)
 
 
@@ -133,7 +135,7 @@ class Training:
         """Train a copy for some more epochs; a failure is recorded in ``error``.
 
         Args:
-            trainer: The trainer, set up by `_borrowed`.
+            trainer: The trainer, set up by `finals._borrowed`.
             data: Arguments of `Trainer.fit`.
             num_epochs: Number of epochs; fewer if training ends earlier. Trained to the end, it keeps its value.
             monitor: Name of the metric to read.

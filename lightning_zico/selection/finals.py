@@ -53,10 +53,9 @@ def check_finals(counts: Mapping[str, Any], monitor: str, mode: str, learn: Any)
         learn: See `check_learn`.
 
     Raises:
-        InvalidArgumentError: If a count is not a whole number of at least 1.
+        InvalidArgumentError: If a count is not a whole number of at least 1; see also `check_learn`.
         ValueError: If ``mode`` is neither ``"min"`` nor ``"max"``.
         TypeError: If ``monitor`` is not a string.
-        InvalidArgumentError: See `check_learn`.
     """
     for name, number in counts.items():
         whole_number(name, number, 1)

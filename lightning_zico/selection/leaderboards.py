@@ -46,7 +46,9 @@ def leaderboard_of(
             "controlled_by": controlled_by,
             "kendall_with": agreement_with_baselines(cards, order),
             "kendall_with_prior": agreement_with_prior(cards, order, choice),
-            "kendall_of_ridge_probe_with_prior": agreement_with_prior(cards, [_value_of(card) for card in cards], choice),
+            "kendall_of_ridge_probe_with_prior": agreement_with_prior(
+                cards, [_read_probe(card) for card in cards], choice
+            ),
         },
     )
     if tally.repeats == 1:
@@ -113,7 +115,7 @@ def agreement_with_prior(cards: Sequence[ScoreCard], order: Sequence[float | Non
     return kendall_where_both(order, [choice.direct_score(card, "prior") for card in cards])
 
 
-def _value_of(card: ScoreCard) -> float | None:
+def _read_probe(card: ScoreCard) -> float | None:
     return card[_PROBE].value if _PROBE in card.scores else None
 
 

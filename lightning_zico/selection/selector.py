@@ -66,7 +66,7 @@ class ZeroShotSelector(ScoringSettings):
             this baseline does not explain (`ranking.size_controlled`); higher is better.
         prior: Known values of candidates by name, such as published accuracies: a mapping, the path of a CSV file with
             two columns, or a `Prior`. They become the column ``prior``, which you can rank by and use as a member of a
-            recipe. None for the published accuracies that a zoo of timm's models brings along, if any.
+            recipe. None for the published accuracies that models of timm and torchvision bring along, if any.
         budget: Limits on cost. Candidates above it are dropped before they are scored; the leaderboard shows why.
         repeats: How often every candidate is scored. Repeat r uses the seed ``seed + r``: factories draw other weights,
             data modules and loaders give other batches, the same for all candidates. A module that is offered built
@@ -86,13 +86,13 @@ class ZeroShotSelector(ScoringSettings):
             difference then. Use more than eight, with learning, if you do not know how good the score is for your
             candidates. Use False if you know that it is good, or if candidates are modules from a generator: learning
             keeps all of them until the finals. Use ``"rank"`` to learn about all candidates and not to find the best
-            one. For candidates of different families, rank by ``params`` or ``prior``; with candidates of a zoo,
-            learning starts from the prior, or from ``params`` if there is none, by itself.
+            one. For candidates of different families, rank by ``params`` or ``prior``; if a recipe ranks candidates
+            of a zoo, learning starts from the prior, or from ``params`` if there is none.
         final_epochs: Number of epochs that a finalist is trained in each round.
         final_seeds: Number of seeds with which a finalist is trained in each round: ``seed``, ``seed + 1`` and so on,
             each with its own weights and order of the data. The mean decides, ``final_std_error`` is its standard
             error, and a note names the finalists that the seeds cannot distinguish from the winner, and the smallest of
-            them. It takes three or more to tell candidates apart.
+            these by parameters. It takes three or more to tell candidates apart.
         monitor: Name of the logged metric that decides the finals.
         mode: Whether the lowest (``"min"``) or the highest (``"max"``) value of ``monitor`` wins.
 
@@ -202,8 +202,8 @@ class ZeroShotSelector(ScoringSettings):
 
         Finals use the trainer itself, stopped after ``final_epochs`` and without its callbacks and loggers; these only
         see the rest of the winner's training. Lightning's callbacks that change training, such as
-        GradientAccumulationScheduler, raise an error; your own callbacks must not change training either. Each finalist
-        starts from the selector's seed, on its fresh weights. An instance that was offered is copied, and so is a
+        GradientAccumulationScheduler, raise an error; your own callbacks must not change training either. Each training
+        of a finalist starts from its seed, on fresh weights. An instance that was offered is copied, and so is a
         module that shares parameters with one that you hold. Hooks such as ``on_train_end`` run at every pause. The
         winner itself is trained, not a copy, and so are modules that its factory shares with others. It continues from
         its checkpoint and ends as if training had not paused (see `selection.finalist.Training` for the exact
@@ -332,7 +332,9 @@ class ZeroShotSelector(ScoringSettings):
         """
         beside = [] if self.prior is None else [prior_of(self.prior)]
         if candidates is None:
-            rank_by = None if self.rank_by in KNOWN_COLUMNS and self.prior is None else self.rank_by
+            # A zoo may bring such a column along.
+            known = {proxy.name for proxy in Choice.of(self.proxies, beside=beside).proxies}
+            rank_by = None if self.rank_by in {*KNOWN_COLUMNS} - known else self.rank_by
             return Choice.of(self.proxies, rank_by, beside=beside, with_baselines=True)
         pretrained = candidates.pretrained if isinstance(candidates, Zoo) else are_pretrained(candidates)
         if isinstance(candidates, Zoo):

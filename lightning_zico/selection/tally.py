@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from lightning_zico.candidates import Built, Candidate
-from lightning_zico.proxies import BASELINES
+from lightning_zico.proxies import BASELINES, Prior
 from lightning_zico.ranking.uncertainty import standard_error, uncertainties
 from lightning_zico.results import Row, Score, ScoreCard
 from lightning_zico.scoring.choice import Choice, Used
@@ -108,7 +108,7 @@ class Tally:
         """
         if self.repeats == 1:
             return self._combine_recipes([cards[0] for cards in self._cards.values()], self.choose_recipes())
-        return [_average(cards) for cards in self._list_by_repeat().values()]
+        return [_average(cards, self._certain) for cards in self._list_by_repeat().values()]
 
     def uncertainty(self, *, seed: int = 0) -> dict[str, Row]:
         """Compute the uncertainty of each candidate's rank; candidates that cannot be ranked are left out.
@@ -124,7 +124,7 @@ class Tally:
         by_name: dict[str, Row] = {}
         by_candidate = self._list_by_repeat()
         for count in sorted({len(cards) for cards in by_candidate.values()}):
-            reached = [_average(cards[:count]) for cards in by_candidate.values() if len(cards) >= count]
+            reached = [_average(cards[:count], self._certain) for cards in by_candidate.values() if len(cards) >= count]
             numbers = {card.name: direct_scores(card, self.choice) for card in reached}
             table = {name: values for name, values in numbers.items() if values is not None}
             by_name |= {
@@ -145,16 +145,26 @@ class Tally:
     def equal_repeats(self) -> list[str]:
         """List the candidates whose scores are equal in all repeats because their weights are equal.
 
-        Counts of weights or operations are excluded: they are equal in all repeats for every candidate, and certain.
+        Counts of weights or operations, and known numbers, are excluded: they are equal in all repeats for every
+        candidate, and certain.
         """
-        if set(self.choice.chains[0]) <= {*BASELINES, "prior"}:
+        used = self.choose_recipes().get(self.choice.rank_by)
+        if {*(used.recipe.members if used else (self.choice.rank_by,))} <= self._certain:
             return []
-        scores = {name: direct_scores(_average(row), self.choice) for name, row in self._list_by_repeat().items()}
+        scores = {
+            name: direct_scores(_average(row, self._certain), self.choice)
+            for name, row in self._list_by_repeat().items()
+        }
         return [
             name
             for name, values in scores.items()
             if values is not None and len(set(values)) == 1 and _have_same_weights(self._cards[name].values())
         ]
+
+    @property
+    def _certain(self) -> set[str]:
+        """Names of the scores that no weights and no data change."""
+        return {*BASELINES, *(proxy.name for proxy in self.choice.proxies if isinstance(proxy, Prior))}
 
     def choose_recipes(self) -> dict[str, Used]:
         """Choose the recipes to use in place of the named ones, once for all repeats, from all candidates."""
@@ -250,13 +260,13 @@ def _with_repeat(error: str, repeat_idx: int) -> str:
     return f"{sentence} (in repeat {repeat_idx}){error[len(sentence) :]}"
 
 
-def _average(cards: Sequence[ScoreCard]) -> ScoreCard:
+def _average(cards: Sequence[ScoreCard], certain: Collection[str]) -> ScoreCard:
     """Merge the cards of all repeats into one; reasons are the same in all of them."""
     first = cards[0]
     scores = {name: _mean([card[name] for card in cards]) for name in first}
     if _have_same_weights(cards):
-        # With the same weights, a deviation of zero does not mean certainty; counts are certain in any case.
-        unsure = [name for name, score in scores.items() if score.std_error == 0 and name not in (*BASELINES, "prior")]
+        # With the same weights, a deviation of zero does not mean certainty.
+        unsure = [name for name, score in scores.items() if score.std_error == 0 and name not in certain]
         scores |= {name: replace(scores[name], std_error=None) for name in unsure}
     return replace(first, scores=scores, seconds=sum(card.seconds for card in cards))
 

@@ -101,6 +101,30 @@ def test_a_tie_is_what_a_paired_t_test_cannot_distinguish() -> None:
     assert find_tie([own[0], finalist("x", own[0].by_seed)]) == ["0", "x"]
 
 
+def test_a_round_that_was_interrupted_between_two_seeds_does_not_count() -> None:
+    class Interrupted(KeyboardInterrupt):
+        pass
+
+    class Played:
+        name, error, value, num_epochs = "a", None, None, 0
+
+        def __init__(self, values: list[float]) -> None:
+            self.values = iter(values)
+
+        def play(self, trainer: Any, data: Any, num_epochs: int, monitor: str) -> None:
+            value = next(self.values, None)
+            if value is None:
+                raise Interrupted
+            self.value, self.num_epochs = value, self.num_epochs + num_epochs
+
+    trainings: Any = [Played([0.5, 0.1]), Played([0.7])]
+    own = Finalist(trainings)
+    own.play(None, {}, 2, "val_loss", lambda: None)
+    with pytest.raises(Interrupted):
+        own.play(None, {}, 2, "val_loss", lambda: None)
+    assert own.final == Final("a", 0.6, 2, by_seed=(0.5, 0.7))
+
+
 def test_a_note_names_the_tie_and_the_smallest_of_it() -> None:
     sizes = {"a": 30.0, "b": 10.0, "c": 1.0}
     cards = [ScoreCard(name, {"params": Score("params", size)}) for name, size in sizes.items()]
@@ -110,6 +134,8 @@ def test_a_note_names_the_tie_and_the_smallest_of_it() -> None:
     tied = leaderboard.with_finals(finals, {**held, "tie": ["a", "b"]})
     said = "2 finalists are a tie that 3 seeds cannot distinguish: a, b. b has the fewest parameters of these."
     assert said in tied.notes
+    for num in (0, 1):  # of the rows that are not shown, nothing is known
+        assert not any("fewest parameters" in note for note in tied.head(num).notes)
     clear = leaderboard.with_finals(finals, {**held, "tie": ["a"]})
     assert not any("tie" in note for note in clear.notes)
 

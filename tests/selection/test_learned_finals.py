@@ -141,6 +141,13 @@ def test_the_prior_of_a_zoo_is_what_is_published_or_the_size(
     assert own.num == 3  # who has no score takes no part
 
 
+def test_a_prior_that_no_candidate_has_is_none() -> None:
+    choice, facts = by_recipe(Fixed("prior"))
+    leaderboard = board(choice, {**SIZES, "prior": [None] * 4}, num_of_a_zoo=4, **facts)
+    builds = {name: partial(pytest.fail, "built") for name in NAMES}
+    assert entrants_of(leaderboard, choice, builds, num=3, learn=True).first_by == "params"
+
+
 def test_a_zoo_that_is_ranked_by_one_proxy_keeps_its_order() -> None:
     choice = Choice.of([Fixed("own", higher_is_better=False)], with_baselines=True)
     numbers: dict[str, list[float | None]] = {"own": [3.0, 1.0, 2.0], "params": [1.0, 2.0, 3.0]}
@@ -204,7 +211,7 @@ def test_the_order_of_all_is_learned_from_the_first_round() -> None:
     assert "learned  learned 95 %" in header
     assert f"{leaderboard[0]['learned_low']}-{leaderboard[0]['learned_high']}" in first
     assert str(leaderboard.to_pandas()["learned_low"].dtype) == "Int64"
-    assert any("8 candidates, spread over the ranking, were trained" in note for note in leaderboard.notes)
+    assert any("8 candidates, spread over the ranking by " in note for note in leaderboard.notes)
     assert any(note.startswith("`learned` is the rank by the first round") for note in leaderboard.notes)
 
 
@@ -268,7 +275,7 @@ def test_notes_of_finals_that_were_interrupted_say_who_took_part() -> None:
     held = {"monitor": "m", "mode": "min", "finalists": 9, "final_epochs": 1, "halving": True, "first_by": "own"}
     for learn, who in {
         True: "9 candidates, the first 8 by own and then the most promising by the results so far,",
-        "rank": "9 candidates, spread over the ranking,",
+        "rank": "9 candidates, spread over the ranking by own,",
         False: "the first 9 by score",
     }.items():
         own = leaderboard.with_finals([Final("c00", 1.0, 1)], {**held, "learn": learn, "broke_off": True})

@@ -17,14 +17,14 @@ from lightning_zico.selection.leaderboards import held_out_difference
 NUM_CLASSES, WIDTH = 3, 8
 
 
-def batches(num: int = 4) -> list[tuple[Tensor, Tensor]]:
+def batches(num: int = 4, shift: float = 3.0) -> list[tuple[Tensor, Tensor]]:
     """Make batches of 16 samples whose first three numbers tell the class, loudly."""
     generator = torch.Generator().manual_seed(0)
     made = []
     for _ in range(num):
         labels = torch.arange(16) % NUM_CLASSES
         inputs = torch.randn(16, WIDTH, generator=generator)
-        inputs[torch.arange(16), labels] += 3
+        inputs[torch.arange(16), labels] += shift
         made.append((inputs, labels))
     return made
 
@@ -52,7 +52,8 @@ def candidates(pretrained: bool = True) -> list[Candidate]:
 
 def rank(offered: object, **settings: object) -> Leaderboard:
     settings = {"loss_fn": nn.CrossEntropyLoss(), "enable_progress_bar": False, **settings}
-    return ZeroShotSelector(**settings).rank(offered, batches())  # type: ignore[arg-type]
+    data = settings.pop("data", batches())
+    return ZeroShotSelector(**settings).rank(offered, data)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("form", [list, tuple, lambda offered: {c.name: c for c in offered}])
@@ -117,6 +118,31 @@ def test_without_labels_of_classes_what_is_published_ranks() -> None:
     leaderboard = selector.rank(autoencoders, data)
     assert leaderboard.provenance["recipes"]["transfer"]["used"] == "transfer"
     assert [row["name"] for row in leaderboard] == sorted(PUBLISHED, key=PUBLISHED.__getitem__, reverse=True)
+
+
+def test_a_score_of_one_pretrained_candidate_has_the_same_members() -> None:
+    candidate = candidates()[0]
+    card = score(candidate, batches(), proxies="default", loss_fn=nn.CrossEntropyLoss())
+    assert card["ridge_probe"].value == rank([candidate])[0]["ridge_probe"]
+    assert "synflow" not in card.scores
+
+
+def test_equal_repeats_of_the_probe_show_no_certainty_and_known_numbers_are_certain() -> None:
+    """Every repeat of the probe is right in all cases."""
+    built = {name: network(0.0, 16) for name in ("a", "b")}
+    offered = [Candidate(name, partial(lambda model: model, model), pretrained=True) for name, model in built.items()]
+    by_probe = rank(offered, repeats=2, data=batches(8, shift=100.0))
+    assert [row["ridge_probe"] for row in by_probe] == [100.0, 100.0]
+    assert by_probe.provenance["equal_repeats"] == ["a", "b"]
+    assert all(row["std_error"] is None for row in by_probe)
+    known = rank(offered, repeats=2, prior=Prior({"a": 1.0, "b": 2.0}, name="acc"), rank_by="acc", data=batches(8))
+    assert known.provenance["equal_repeats"] == []
+    assert all(row["std_error"] == 0.0 for row in known)
+
+
+@pytest.mark.parametrize("known", [Prior({"a": 1.0}, name="acc"), {"a": 1.0}])
+def test_a_column_that_a_zoo_may_bring_along_can_be_ranked_by(known: object) -> None:
+    assert ZeroShotSelector(rank_by="input_size", prior=known).rank_by == "input_size"  # type: ignore[arg-type]
 
 
 def test_being_pretrained_is_kept_and_checked() -> None:

@@ -118,7 +118,7 @@ def test_equal_repeats_show_no_certainty(race: bool) -> None:
     assert set(leaderboard.provenance["equal_repeats"]) == set(names)
     (note,) = [note for note in leaderboard.notes if "are equal" in note]
     assert all(name in note for name in names)
-    assert "`l2_norm` depends on nothing else" in note
+    assert "other batches give the same `l2_norm`" in note
     assert "±" not in "".join(line for line in str(leaderboard).splitlines() if "seeded" in line)
     assert leaderboard_table(leaderboard).row_count == 4
     counted = ZeroShotSelector(proxies="params", repeats=3).rank(candidates, Data())
