@@ -12,6 +12,7 @@ from types import BuiltinMethodType, MethodWrapperType, WrapperDescriptorType
 from typing import Any
 
 _MOST_ELEMENTS = 1000
+_MOST_BYTES_OF_CHARACTER = 4
 
 
 def is_live(kind: Any) -> bool:
@@ -20,12 +21,13 @@ def is_live(kind: Any) -> bool:
 
 
 def _is_iterator(kind: Any) -> bool:
-    # Classes written in Python keep their place in attributes, and those of generators and files say nothing of it.
+    # Classes written in Python keep their place in attributes, and those of generators, files and, since Python 3.14,
+    # itertools say nothing of it.
     next_method = getattr(kind, "__next__", None)
     return isinstance(next_method, WrapperDescriptorType) and kind.__reduce__ is not object.__reduce__
 
 
-def copied_iterator(value: Any, copies: dict[int, Any]) -> Any:
+def copy_iterator(value: Any, copies: dict[int, Any]) -> Any:
     """Copy an iterator, with those that it reads, or its bound method; what they yield is shared.
 
     Args:
@@ -34,9 +36,10 @@ def copied_iterator(value: Any, copies: dict[int, Any]) -> Any:
 
     Raises:
         TypeError: If it cannot be copied, since it reads a generator, for example.
+        RuntimeError: If it reads a dictionary or a set that has changed its size, so that it yields nothing any more.
     """
     if isinstance(value, (MethodWrapperType, BuiltinMethodType)) and _is_iterator(type(value.__self__)):
-        return getattr(copied_iterator(value.__self__, copies), value.__name__)
+        return getattr(copy_iterator(value.__self__, copies), value.__name__)
     if not _is_iterator(type(value)):
         if hasattr(type(value), "__next__"):
             raise TypeError(f"cannot copy a {type(value).__name__}")
@@ -45,53 +48,81 @@ def copied_iterator(value: Any, copies: dict[int, Any]) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # itertools say so since Python 3.12
             make, args, *rest = value.__reduce__()
-            copy = make(*(_copied_source(each, copies) for each in args))
+            copy = make(*(_copy_source(each, copies) for each in args))
             if rest and rest[0] is not None:
-                copy.__setstate__(_copied_state(rest[0], copies))
+                copy.__setstate__(_copy_state(rest[0], copies))
         copies[id(value)] = copy
     return copies[id(value)]
 
 
-def _copied_source(value: Any, copies: dict[int, Any]) -> Any:
+def _copy_source(value: Any, copies: dict[int, Any]) -> Any:
     """Copy what an iterator reads from, if it is one, or has some among its first elements, as that of a `chain`."""
     if type(value) in (tuple, list) and any(_is_iterator(type(each)) for each in value[:_MOST_ELEMENTS]):
-        return type(value)(_copied_source(each, copies) for each in value)
-    return copied_iterator(value, copies)
+        return type(value)(_copy_source(each, copies) for each in value)
+    return copy_iterator(value, copies)
 
 
-def _copied_state(state: Any, copies: dict[int, Any]) -> Any:
+def _copy_state(state: Any, copies: dict[int, Any]) -> Any:
     if not isinstance(state, tuple):
         return state
     # `itertools.cycle` appends to the list in its state
-    return tuple(list(each) if type(each) is list else _copied_source(each, copies) for each in state)
+    return tuple(list(each) if type(each) is list else _copy_source(each, copies) for each in state)
 
 
-def position_restorer(file: io.IOBase) -> Callable[[], Any] | None:
+def has_position(file: io.IOBase) -> bool:
+    """Whether a file is only read, or is in memory, and tells its position."""
+    try:
+        if isinstance(file, (io.BytesIO, io.StringIO)) or (file.seekable() and not file.writable()):
+            return file.tell() >= 0
+    except (OSError, ValueError):  # a line of text is being read, or it is closed
+        pass
+    return False
+
+
+def position_restorer(file: Any, take_room: Callable[[int], bool]) -> Callable[[], Any] | None:
     """Remember the position of a file that is only read, and the content of one in memory; None for others.
+
+    Args:
+        file: The file.
+        take_room: Whether so many bytes may be copied. If not, only the position of a file in memory is remembered.
 
     Returns:
         A function that puts it back.
     """
-    try:
-        if isinstance(file, (io.BytesIO, io.StringIO)):
-            return partial(_rewrite, file, file.getvalue(), file.tell())
-        if file.seekable() and not file.writable():
-            return partial(_seek, file, file.tell())
-    except (OSError, ValueError):  # closed, or a line of text is being read
-        pass
-    return None
+    if not has_position(file):
+        return None
+    position = file.tell()
+    if isinstance(file, io.BytesIO):
+        with file.getbuffer() as view:
+            num_bytes = view.nbytes
+        if take_room(num_bytes):
+            return partial(_rewrite, io.BytesIO, file, io.BytesIO.__getstate__(file))
+    elif isinstance(file, io.StringIO):
+        num_characters = file.seek(0, io.SEEK_END)
+        file.seek(position)
+        if take_room(_MOST_BYTES_OF_CHARACTER * num_characters):
+            return partial(_rewrite, io.StringIO, file, io.StringIO.__getstate__(file))
+    return partial(_seek, file, position)
 
 
-def _rewrite(file: Any, content: Any, position: int) -> None:
-    if file.getvalue() != content:
-        file.seek(0)
-        file.truncate()
-        file.write(content)
-    _seek(file, position)
+def _rewrite(base: Any, file: Any, state: Any) -> None:
+    """Restore content and position of a file in memory."""
+    content, present = state[0], base.getvalue(file)
+    if present != content:
+        if base is io.BytesIO and len(present) == len(content):  # also while somebody holds its buffer
+            with base.getbuffer(file) as view:
+                view[:] = content
+        else:
+            base.__setstate__(file, state)  # unlike `write`, it does not translate ends of lines
+    _seek(file, state[-2])
 
 
 def _seek(file: Any, position: int) -> None:
-    if file.tell() != position:
+    try:
+        is_there = file.tell() == position
+    except OSError:  # between two lines of text, a file does not tell its position until it is given one
+        is_there = False
+    if not is_there:
         file.seek(position)
 
 

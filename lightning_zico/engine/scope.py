@@ -23,7 +23,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim.optimizer import Optimizer, register_optimizer_step_pre_hook
 
 from lightning_zico.engine.interrupts import finally_called, uninterrupted
-from lightning_zico.engine.live import copied_iterator, is_live, position_restorer
+from lightning_zico.engine.live import copy_iterator, has_position, is_live, position_restorer
 from lightning_zico.engine.places import LINKS, attributes_of, has_slots
 from lightning_zico.engine.tensors import (
     copy_of,
@@ -51,6 +51,9 @@ def preserved(module: nn.Module, *others: Any) -> Iterator[Callable[[], None]]:
     body runs, so that not even a write in place, by whatever reference, reaches their values; in the places of views
     and of tensors with a history stand clones. Of tensors that plain objects hold, those of more than 16 MB are left
     as they are, unless they have the shape of a parameter.
+
+    In the place of an iterator stands a copy while the body runs. An iterator that is in a set, or that Python cannot
+    copy, stays where the body leaves it: generators, what reads one, and since Python 3.14 those of `itertools`.
 
     Not looked into are classes, trainers, loggers, threads, and what shares a lock with them, such as a queue that a
     thread waits for.
@@ -308,12 +311,14 @@ class _ModuleState(Remembered):
     def found_live(self, setter: Any, holder: Any, key: Any, value: Any) -> None:
         """Remember an iterator for `exchange`, or the position of a file."""
         if isinstance(value, IOBase):
-            restore = position_restorer(value)
-            if restore is not None:
-                self.restorers.append((value, restore))
+            if id(value) not in self.seen:
+                self.seen[id(value)] = value
+                restore = position_restorer(value, self.take_room)
+                if restore is not None:
+                    self.restorers.append((value, restore))
             return
-        with suppress(Exception):
-            if setter is not None and copied_iterator(value, {}) is not value:
+        with suppress(TypeError, RuntimeError):  # it cannot be copied, see `copy_iterator`
+            if setter is not None and copy_iterator(value, {}) is not value:
                 self._places.append((setter, holder, key, value))
         if id(value) not in self.seen:
             self.seen[id(value)] = value
@@ -343,7 +348,7 @@ class _ModuleState(Remembered):
         copies: dict[int, Any] = {}
         for setter, holder, key, value in self._places:
             if not isinstance(value, Tensor):
-                setter(holder, key, copied_iterator(value, copies))
+                setter(holder, key, copy_iterator(value, copies))
                 continue
             if id(value) not in copies:
                 copies[id(value)] = copy_of(value).requires_grad_(value.requires_grad)
@@ -413,7 +418,7 @@ def is_plain(obj: Any) -> bool:
 def _is_at_work(value: Any) -> bool:
     """Whether a value shows that the object which has it is used by others at the same time."""
     kind = cast(Any, type(value))  # by class, as `is_plain` does
-    return issubclass(kind, _LOCKS) and not (issubclass(kind, IOBase) and position_restorer(value) is not None)
+    return issubclass(kind, _LOCKS) and not (issubclass(kind, IOBase) and has_position(value))
 
 
 @lru_cache(maxsize=4096)

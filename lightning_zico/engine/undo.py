@@ -112,10 +112,11 @@ class Remembered:
             error = next((raised for _, raised in failures if not isinstance(raised, Exception)), failures[0][1])
             if not isinstance(error, Exception):
                 raise error
-            names = ", ".join(dict.fromkeys(type(obj).__name__ for obj, _ in failures))
+            names = list(dict.fromkeys(type(obj).__name__ for obj, _ in failures))
+            its, it = ("its", "it") if len(names) == 1 else ("their", "them")
             raise NotPutBackError(
-                f"{names} could not be restored to its state before scoring "
-                f"({type(error).__name__}: {error}). Score a copy of the module, or a module that does not hold it."
+                f"{', '.join(names)} could not be restored to {its} state before scoring "
+                f"({type(error).__name__}: {error}). Score a copy of the module, or a module that does not hold {it}."
             ) from error
 
     def undone(self) -> list[tuple[Any, BaseException]]:
@@ -206,7 +207,7 @@ class Remembered:
             name = "array"
         elif issubclass(kind, bytearray | array.array):
             name = "buffer"
-        elif is_generator(kind):
+        elif _generator_base(kind) is not None:
             name = "generator"
         elif issubclass(kind, CellType):
             name = "cell"
@@ -233,9 +234,7 @@ class Remembered:
         elif kind == "buffer":
             self._open_buffer(value)
         elif kind == "generator":
-            restore = restorer_of(value)
-            if restore is not None:
-                self.restorers.append((value, restore))
+            self.restorers.append((value, _generator_restorer(value)))
         elif kind == "cell":
             content = content_of(value)
             self.restorers.append((value, partial(fill_cell, value, content)))
@@ -314,9 +313,13 @@ class Remembered:
 
     def fits(self, value: Any) -> bool:
         """Whether there is room for a copy of a tensor or an array; if so, it is taken."""
-        if value.nbytes > min(MOST_BYTES, self.room):
+        return self.take_room(value.nbytes)
+
+    def take_room(self, num_bytes: int) -> bool:
+        """Whether there is room for a copy of so many bytes; if so, it is taken."""
+        if num_bytes > min(MOST_BYTES, self.room):
             return False
-        self.room -= value.nbytes
+        self.room -= num_bytes
         return True
 
     def _open_array(self, view: Any) -> None:
@@ -335,35 +338,26 @@ class Remembered:
     def _open_buffer(self, value: Any) -> None:
         """Remember the content of a ``bytearray`` or an ``array.array``."""
         base: Any = bytearray if isinstance(value, bytearray) else array.array
-        num_bytes = memoryview(value).nbytes
-        if num_bytes <= min(MOST_BYTES, self.room):
-            self.room -= num_bytes
+        if self.take_room(memoryview(value).nbytes):
             self.restorers.append((value, partial(_put_buffer_back, base, value, base.__getitem__(value, slice(None)))))
 
 
-def restorer_of(obj: Any) -> Callable[[], Any] | None:
-    """Remember the state of a generator of torch, NumPy or Python; None for any other object.
-
-    Returns:
-        A function that puts the state back.
-    """
-    numpy = sys.modules.get("numpy")
-    if isinstance(obj, random.Random):
-        return partial(random.Random.setstate, obj, random.Random.getstate(obj))
-    for base in (torch.Generator, *((numpy.random.RandomState,) if numpy else ())):
-        if isinstance(obj, base):
-            return partial(base.set_state, obj, base.get_state(obj))
-    if numpy and isinstance(obj, (numpy.random.Generator, numpy.random.BitGenerator)):
-        bits = getattr(obj, "bit_generator", obj)
-        return partial(setattr, bits, "state", copy.deepcopy(bits.state))
-    return None
-
-
-def is_generator(kind: type) -> bool:
-    """Whether `restorer_of` knows a class."""
+def _generator_base(kind: type) -> Any:
+    """Return the class of a generator of torch, NumPy or Python that a class derives from; None for any other."""
     numpy = sys.modules.get("numpy")
     of_numpy = (numpy.random.RandomState, numpy.random.Generator, numpy.random.BitGenerator) if numpy else ()
-    return issubclass(kind, (torch.Generator, random.Random, *of_numpy))
+    return next((base for base in (random.Random, torch.Generator, *of_numpy) if issubclass(kind, base)), None)
+
+
+def _generator_restorer(generator: Any) -> Callable[[], Any]:
+    """Remember the state of a generator; return a function that puts it back."""
+    base = _generator_base(type(generator))
+    if base is random.Random:
+        return partial(base.setstate, generator, base.getstate(generator))
+    if hasattr(base, "set_state"):
+        return partial(base.set_state, generator, base.get_state(generator))
+    bits = getattr(generator, "bit_generator", generator)
+    return partial(setattr, bits, "state", copy.deepcopy(bits.state))
 
 
 def refill(container: Any, saved: Any) -> None:

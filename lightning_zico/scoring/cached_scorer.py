@@ -182,7 +182,7 @@ class CachedScorer(Scorer):
             except Exception as error:
                 if self._missing(entries):
                     raise
-                self._warn_once(f"{describe(error).rstrip('.')}.")  # the scores are there, only storing them failed
+                self._warn_not_stored(describe(error).rstrip("."))
         return replace(self._card(candidate.name, entries), **identity)
 
     def is_held(self, claimed: Claimed) -> bool:
@@ -247,10 +247,13 @@ class CachedScorer(Scorer):
         untrainable = next((entry.untrainable for entry in in_order if entry.untrainable is not None), None)
         return ScoreCard(name, {e.score.name: e.score for e in in_order}, None, seconds, untrainable)
 
-    def _warn_once(self, reason: str) -> None:
+    def _warn_not_stored(self, reason: str) -> None:
         if reason not in self._warned:
             self._warned.add(reason)
-            _warn(reason)
+            message = (
+                f"Scores could not be stored in the cache: {reason}. They are on the leaderboard, and are computed"
+            )
+            warnings.warn(f"{message} again next time.", stacklevel=2)
 
     @cached_property
     def _warned(self) -> set[str]:

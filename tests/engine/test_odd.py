@@ -1,5 +1,6 @@
 """Whatever a module holds, wherever it holds it: scored by a step that changes it, it is the same object as before."""
 
+import csv
 import io
 import itertools
 import operator
@@ -26,6 +27,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lightning_zico import score
+from lightning_zico.engine.scope import preserved
+from lightning_zico.errors import NotPutBackError
 from tests.modules import Classifier, make_batches
 
 
@@ -130,6 +133,11 @@ def advanced(iterator: Iterator[Any]) -> Iterator[Any]:
     return iterator
 
 
+def advanced_by_line(file: Any) -> Any:
+    file.readline()
+    return file
+
+
 def iterating(make: Callable[[], Any]) -> Odd:
     return Odd(make, next, first)
 
@@ -219,7 +227,15 @@ ODD = {
     ),
     "text in memory": Odd(lambda: io.StringIO("a\nb\nc"), lambda file: (file.readline(), file.truncate(0)), first),
     "file of bytes": Odd(lambda: advanced(PATH.open("rb")), methodcaller("read", 9), read_to_end),
+    "text in memory with Windows' ends of lines": Odd(
+        lambda: io.StringIO("a\r\nb", newline="\r\n"),
+        lambda file: (file.read(1), file.write("long text\n")),
+        lambda file: (file.tell(), file.getvalue(), file.read()),
+    ),
     "file of text": Odd(PATH.open, methodcaller("readline"), read_to_end),
+    "file of text, by next": Odd(PATH.open, next, read_to_end),
+    "file of text, by lines up to its end": Odd(lambda: advanced_by_line(PATH.open()), list, read_to_end),
+    "file of text, by csv": Odd(PATH.open, lambda file: next(csv.reader(file)), read_to_end),
     "random.Random that refuses": Odd(lambda: RefusingRandom(1), lambda rng: rng.random(), lambda rng: rng.random()),
     "random.SystemRandom": Odd(random.SystemRandom, lambda rng: rng.random(), id),
     "numpy.random.PCG64": Odd(lambda: np.random.PCG64(1), methodcaller("random_raw"), methodcaller("random_raw")),
@@ -421,3 +437,103 @@ def test_what_is_held_in_several_places_is_as_before(drawn: list[tuple[str, list
             hidings.append(HIDINGS[place])
             made.append(one)
     check_same(odd, hidings, made)
+
+
+class Numbers(Classifier):
+    """Each step reads a number from a file that only an iterator refers to."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.numbers = map(int, path.open())
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return super().training_step(batch, batch_idx) * next(self.numbers)
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+def test_an_iterator_over_a_file_is_at_the_same_line_as_before(tmp_path: Path) -> None:
+    path = tmp_path / "numbers.txt"
+    path.write_text("1\n2\n3\n")
+    module = Numbers(path)
+    card = score(module, make_batches(), proxies="zico")
+    assert card["zico"].error is None
+    assert list(module.numbers) == [1, 2, 3]
+
+
+def test_bytes_in_memory_are_as_before_while_their_buffer_is_held() -> None:
+    module, file = torch.nn.Linear(1, 1), io.BytesIO(b"abc")
+    module.file = file
+    with file.getbuffer() as view:
+        with preserved(module):
+            view[0] = ord("x")
+            file.read(2)
+        assert (file.tell(), bytes(view)) == (0, b"abc")
+
+
+def test_a_file_in_memory_that_is_too_large_to_copy_gets_its_position_back() -> None:
+    module = torch.nn.Linear(1, 1)
+    large = [io.BytesIO(bytes(2**24 + 1)), io.StringIO("a" * (2**22 + 1))]
+    small = [io.BytesIO(bytes(2**24)), io.StringIO("a" * 2**22)]
+    module.files = [*large, *small]
+    contents = [file.getvalue() for file in small]
+    with preserved(module):
+        for file in module.files:
+            file.read(1)
+            file.write(b"x" if isinstance(file, io.BytesIO) else "x")
+    assert [file.tell() for file in module.files] == [0, 0, 0, 0]
+    assert [file.getvalue() for file in small] == contents
+    assert [file.getvalue()[1] for file in large] == [ord("x"), "x"]
+
+
+def test_a_file_in_several_places_is_copied_once() -> None:
+    module, files = torch.nn.Linear(1, 1), [io.BytesIO(bytes(2**24)) for _ in range(2)]
+    module.files = files[:1] * 100 + files[1:]  # more than all that may be copied, if each place counted
+    with preserved(module):
+        for file in files:
+            file.write(b"x")
+    assert all(file.getvalue() == bytes(2**24) for file in files)
+
+
+def test_an_iterator_that_yields_nothing_any_more_is_no_obstacle() -> None:
+    module, held = torch.nn.Linear(1, 1), {"a": 1, "b": 2}
+    module.iterator = iterator = iter(held)
+    held["c"] = 3
+    with preserved(module):
+        pass
+    assert module.iterator is iterator
+
+
+def test_an_iterator_in_a_set_stays_where_the_step_left_it() -> None:
+    module, iterator = torch.nn.Linear(1, 1), iter([1, 2])
+    module.held = {iterator}
+    with preserved(module):
+        next(iterator)
+    assert module.held == {iterator}
+    assert list(iterator) == [2]
+
+
+def test_the_error_names_all_that_could_not_be_put_back() -> None:
+    module = torch.nn.Linear(1, 1)
+    module.held = [bytearray(b"a"), array("d", [1.0])]
+    views: list[memoryview] = []
+
+    def spoil() -> None:
+        with preserved(module):
+            for held in module.held:
+                held.append(2)
+                views.append(memoryview(held))
+
+    with pytest.raises(NotPutBackError, match=r"could not be restored to their state .* does not hold them") as raised:
+        spoil()
+    assert set(str(raised.value).partition(" could")[0].split(", ")) == {"bytearray", "array"}
+
+
+@pytest.mark.parametrize("make", [PATH.open, lambda: io.BytesIO(b"a"), lambda: io.StringIO("a")])
+def test_a_file_that_the_step_closes_is_named(make: Callable[[], Any]) -> None:
+    module, file = torch.nn.Linear(1, 1), make()
+    module.file = file
+    with (
+        pytest.raises(NotPutBackError, match=f"^{type(file).__name__} could not be restored to its"),
+        preserved(module),
+    ):
+        file.close()

@@ -562,9 +562,11 @@ def test_scores_that_cannot_be_stored_are_on_the_leaderboard_with_one_warning(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
         full = ZeroShotSelector(proxies="zico", cache=cache).rank(candidates, make_batches())
-    own = [str(warning.message) for warning in caught if "not stored in the cache" in str(warning.message)]
+    own = [str(warning.message) for warning in caught if "stored in the cache" in str(warning.message)]
     assert len(own) == 1
+    assert own[0].startswith("Scores could not be stored in the cache: ")
     assert "disk is full" in own[0] or "No space left" in own[0]
+    assert own[0].endswith(". They are on the leaderboard, and are computed again next time.")
     monkeypatch.undo()
     expected = ZeroShotSelector(proxies="zico").rank(candidates, make_batches())
     assert [(row["name"], row["score"]) for row in full] == [(row["name"], row["score"]) for row in expected]
