@@ -46,7 +46,9 @@ def leaderboard_of(
             "controlled_by": controlled_by,
             "kendall_with": agreement_with_baselines(cards, order),
             "kendall_with_prior": agreement_with_prior(cards, order, choice),
-            "kendall_of_ridge_probe_with_prior": agreement_with_prior(cards, [_value_of(card) for card in cards], choice),
+            "kendall_of_ridge_probe_with_prior": agreement_with_prior(
+                cards, [_value_of(card) for card in cards], choice
+            ),
         },
     )
     if tally.repeats == 1:
