@@ -65,11 +65,7 @@ class Prior(Proxy):
         self.higher_is_better = higher_is_better  # type: ignore[misc]  # per object
         self.name = name
         self.source = source
-        best = max if higher_is_better else min
-        self._of_untagged: dict[str, float] = {}
-        for key, value in self.values.items():
-            untagged = key.split(".")[0]
-            self._of_untagged[untagged] = best(value, self._of_untagged.get(untagged, value))
+        self._of_untagged = best_of_tags(self.values, higher_is_better=higher_is_better)
 
     @classmethod
     def from_csv(
@@ -125,7 +121,8 @@ class Prior(Proxy):
     def of(self, candidate: str) -> float | None:
         """Return the value of a candidate; None if there is none."""
         without_zoo = candidate.partition(":")[2]
-        known = [of.get(name) for name in (candidate, without_zoo) for of in (self.values, self._of_untagged)]
+        names = [candidate, without_zoo] if without_zoo else [candidate]
+        known = [of.get(name) for name in names for of in (self.values, self._of_untagged)]
         return next((value for value in known if value is not None), None)
 
     def measure(self, probe: Probe) -> float:
@@ -134,6 +131,21 @@ class Prior(Proxy):
         if value is None:
             raise NotApplicableError(f"the prior has no value for '{probe.name}'.")
         return value
+
+
+def best_of_tags(values: Mapping[str, float], *, higher_is_better: bool = True) -> dict[str, float]:
+    """Return the best value of each name without its tag, which is all from the first dot on.
+
+    Example:
+        >>> best_of_tags({"resnet50.a1_in1k": 80.2, "resnet50.tv_in1k": 76.1})
+        {'resnet50': 80.2}
+    """
+    best = max if higher_is_better else min
+    found: dict[str, float] = {}
+    for name, value in values.items():
+        untagged = name.partition(".")[0]
+        found[untagged] = best(value, found.get(untagged, value))
+    return found
 
 
 class UnknownPrior(Proxy):

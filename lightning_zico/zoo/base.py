@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
+from pickle import UnpicklingError
 from textwrap import shorten
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeAlias
 
@@ -30,6 +31,9 @@ PRETRAINED_PROXIES = ("default", "ridge_probe")
 
 # Columns of what a zoo knows of its models by name (`Zoo.known`).
 KNOWN_COLUMNS = ("prior", "input_size")
+
+# Packages that download or read weights and whose errors are not all OSErrors.
+_LOADERS = ("httpx", "httpx2", "huggingface_hub", "safetensors")
 
 _LONGEST_REASON = 120  # characters of another package's error
 
@@ -261,20 +265,28 @@ def loading_weights(model: ZooModel, folder: str | Path, variable: str) -> Itera
         variable: Environment variable that sets the folder.
 
     Raises:
-        WeightsNotLoadedError: If the body raises anything but a TypeError.
+        WeightsNotLoadedError: If the weights cannot be read or downloaded, or do not fit. Other errors of the body,
+            such as that of an argument that the model does not take, are not changed.
     """
     try:
         yield
-    except TypeError:  # an argument that the model does not take
-        raise
     except Exception as error:
-        if not model.pretrained:
+        if not model.pretrained or not _comes_from_loading(error):
             raise
         said = shorten(f"{type(error).__name__}: {error}", _LONGEST_REASON, placeholder=" ...").removesuffix(".")
         raise WeightsNotLoadedError(
             f"The weights of '{model.zoo}:{model.name}' could neither be loaded from {folder} ({variable} sets this "
-            f"folder) nor downloaded into it: {said}."
+            f"folder) nor downloaded into it: {said}. Connect to the internet, put the file there, or leave the model "
+            "out with `exclude`."
         ) from error
+
+
+def _comes_from_loading(error: Exception) -> bool:
+    """Whether an error is one of reading, downloading or fitting weights; `load_state_dict` raises a RuntimeError."""
+    if isinstance(error, NotImplementedError | torch.OutOfMemoryError):  # RuntimeErrors as well
+        return False
+    packages = {base.__module__.partition(".")[0] for base in type(error).__mro__}
+    return isinstance(error, OSError | EOFError | UnpicklingError | RuntimeError) or not packages.isdisjoint(_LOADERS)
 
 
 @cache  # not on disk: a count takes some tenths of a second, and the models differ between versions of a zoo
@@ -362,7 +374,7 @@ def size_of(input_size: InputSize) -> tuple[int, int] | None:
     return sides[0], sides[1]
 
 
-def fitted_sizes(models: Iterable[ImageModel]) -> tuple[ImageModel, ...]:
+def fill_native_sizes(models: Iterable[ImageModel]) -> tuple[ImageModel, ...]:
     """Return models; pretrained ones without a size get images of the size that they are published for."""
     return tuple(
         replace(model, input_size=model.native_size()) if model.pretrained and model.input_size is None else model

@@ -139,8 +139,9 @@ def head_of(network: nn.Module, num_classes: int) -> list[nn.Module]:
         heads += [layer for layer in layers if len(layer.weight) == num_classes][-1:]
     if not heads:
         raise UnsupportedModuleError(
-            f"The network has no linear layer or convolution with {num_classes} outputs, so its head is unknown. Leave "
-            "out `body_lr_factor` and `head_epochs`."
+            f"The network has no linear layer or convolution with {num_classes} outputs, so its head is unknown. "
+            "Leave the model out, or put its network into a classifier with `body_lr_factor=1` and `head_epochs=0`, "
+            "which trains all layers alike."
         )
     return heads
 

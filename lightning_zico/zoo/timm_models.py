@@ -13,7 +13,7 @@ from lightning_zico.zoo.base import (
     InputSize,
     Zoo,
     check_num_classes,
-    fitted_sizes,
+    fill_native_sizes,
     image_shape,
     loading_weights,
     matched,
@@ -81,7 +81,7 @@ def from_timm(
     check_count("head_epochs", head_epochs, 0)
     weights: dict[str, Any] = {"pretrained": pretrained, "head_epochs": head_epochs}
     models = [TimmModel(name, num_classes, lr, *shape, **weights) for name in names]
-    return Zoo(fitted_sizes(models), max_params)
+    return Zoo(fill_native_sizes(models), max_params)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from lightning_zico.zoo.base import (
     InputSize,
     Zoo,
     check_num_classes,
-    fitted_sizes,
+    fill_native_sizes,
     image_shape,
     loading_weights,
     matched,
@@ -80,7 +80,7 @@ def from_torchvision(
     check_count("head_epochs", head_epochs, 0)
     weights: dict[str, Any] = {"pretrained": pretrained, "head_epochs": head_epochs}
     listed = [TorchvisionModel(name, num_classes, lr, *shape, **weights) for name in names]
-    return Zoo(fitted_sizes(listed), max_params)
+    return Zoo(fill_native_sizes(listed), max_params)
 
 
 @dataclass(frozen=True)
@@ -116,16 +116,20 @@ class TorchvisionModel(ImageModel):
     def build(self, size: tuple[int, int] | None) -> nn.Module:
         """Build the network."""
         models = _imported_models()
-        options: dict[str, Any] = {}
-        if self.name in _WITH_AUXILIARY_HEADS:
-            options = {"aux_logits": False} | ({} if self.pretrained else {"init_weights": True})
-        elif self._family in _SIZE_ARGUMENTS and not self.pretrained:
-            options = _SIZE_ARGUMENTS[self._family](*size or _OWN_SIZE)
         if self.pretrained:
             with loading_weights(self, Path(torch.hub.get_dir(), "checkpoints"), "TORCH_HOME"):
-                network = models.get_model(self.name, weights=self._weights, progress=False, **options)
+                network = models.get_model(self.name, weights=self._weights, progress=False)
+            if self.name == "inception_v3":  # torchvision drops those of googlenet itself
+                network.aux_logits, network.AuxLogits = False, None
+            if self.name in _WITH_AUXILIARY_HEADS and self.in_chans != 3:
+                network.transform_input = False  # it normalises three channels anew, and drops others
             _replace_head(network, self.num_classes)
         else:
+            options: dict[str, Any] = {}
+            if self.name in _WITH_AUXILIARY_HEADS:
+                options = {"aux_logits": False, "init_weights": True}
+            elif self._family in _SIZE_ARGUMENTS:
+                options = _SIZE_ARGUMENTS[self._family](*size or _OWN_SIZE)
             network = models.get_model(self.name, weights=None, num_classes=self.num_classes, **options)
         if self.in_chans != 3:
             _take_channels(network, self.in_chans, keep=self.pretrained)

@@ -63,6 +63,11 @@ def test_candidates_of_several_zoos_are_known_with_and_without_the_name_of_the_z
     assert [prior.of(name) for name in ("timm:resnet18", "torchvision:resnet18", "resnet18")] == [0.0, 1.0, 1.0]
     assert [prior.of(name) for name in ("timm:vgg", "torchvision:vgg", "vgg")] == [2.0, 3.0, 3.0]
     assert prior.of("timm:vit") is None
+
+
+def test_a_candidate_without_a_name_is_not_what_others_are_known_by() -> None:
+    prior = Prior({"": 50.0, "a": 1.0})
+    assert [prior.of(name) for name in ("", "a", "b", "timm:", "timm:a")] == [50.0, 1.0, None, None, 1.0]
     with pytest.raises(ValueError, match="`prior` of 'resnet18' is nan: expected a finite number"):
         Prior({"resnet18": float("nan")})
 

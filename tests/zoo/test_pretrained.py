@@ -1,15 +1,22 @@
 """Zoos of pretrained models: their weights, their own sizes, the default recipe, and weights that cannot be loaded."""
 
+import urllib.error
+from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 
+import huggingface_hub.errors
 import pytest
+import safetensors
 import timm
 import torch
 import torchvision
 from torch import nn
 
 from lightning_zico import ZeroShotSelector
+from lightning_zico.errors import UnsupportedModuleError, WeightsNotLoadedError
 from lightning_zico.zoo import PRETRAINED_PROXIES, ImageClassifier, from_timm, from_torchvision, from_transformers
+from lightning_zico.zoo.classifiers import head_of
 from lightning_zico.zoo.published import timm_accuracies
 from tests.zoo.checkpoints import CHECKPOINTS, cache_timm, cache_torchvision
 from tests.zoo.data import NUM_CLASSES, image_batches
@@ -69,6 +76,62 @@ def test_weights_that_are_not_there_are_a_row_that_names_the_model_and_the_folde
     error = leaderboard.errors[CHECKPOINTS[2]]
     assert f"The weights of 'timm:{CHECKPOINTS[2]}' could neither be loaded from {tmp_path} (HF_HOME" in error
     assert "\n" not in error
+    assert error.endswith("Connect to the internet, put the file there, or leave the model out with `exclude`.")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionError("refused"),
+        urllib.error.URLError("no route"),
+        RuntimeError("Error(s) in loading state_dict for LcNet"),
+        UnpicklingError("invalid load key"),
+        EOFError("Ran out of input"),
+        huggingface_hub.errors.EntryNotFoundError("no such file"),
+        safetensors.SafetensorError("header too large"),
+    ],
+)
+def test_errors_of_loading_say_what_to_do(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    monkeypatch.setattr(timm, "create_model", raising(error))
+    (model,) = from_timm("lcnet_050", num_classes=3, pretrained=True).models
+    with pytest.raises(WeightsNotLoadedError, match=f"{type(error).__name__}: .*Connect to the internet") as caught:
+        model.network()
+    assert caught.value.__cause__ is error
+    (untrained,) = from_timm("lcnet_050", num_classes=3).models
+    with pytest.raises(type(error)) as caught:
+        untrained.network()
+    assert caught.value is error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ValueError("patch size"),
+        MemoryError(),
+        torch.OutOfMemoryError(),
+        NotImplementedError("no such pool"),
+        TypeError("img_size"),
+        KeyError("depth"),
+    ],
+)
+def test_other_errors_of_building_stay_as_they_are(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    monkeypatch.setattr(timm, "create_model", raising(error))
+    (model,) = from_timm("lcnet_050", num_classes=3, pretrained=True).models
+    with pytest.raises(type(error)) as caught:
+        model.network()
+    assert caught.value is error
+
+
+def raising(error: Exception) -> Callable[..., nn.Module]:
+    def create_model(*_: object, **__: object) -> nn.Module:
+        raise error
+
+    return create_model
+
+
+def test_the_error_of_an_unknown_head_also_fits_models_of_a_zoo() -> None:
+    with pytest.raises(UnsupportedModuleError, match="Leave the model out, or put its network into a classifier with"):
+        head_of(nn.Sequential(nn.Linear(4, 8)), 3)
 
 
 def test_an_argument_that_the_network_does_not_take_is_no_question_of_weights(
@@ -107,27 +170,51 @@ def test_torchvision_without_a_connection_names_its_folder(tmp_path: Path, monke
         model()
 
 
+def untrained_state(monkeypatch: pytest.MonkeyPatch, name: str) -> list[object]:
+    """Let weights of torchvision be those of an untrained network; the list has the weights that were asked for."""
+    asked: list[object] = []
+
+    def state(weights: object, *_: object, **__: object) -> dict[str, torch.Tensor]:
+        asked.append(weights)
+        more = {"init_weights": False} if name in ("inception_v3", "googlenet") else {}
+        network: nn.Module = torchvision.models.get_model(name, weights=None, **more)
+        return network.state_dict()
+
+    monkeypatch.setattr(type(torchvision.models.get_model_weights(name).DEFAULT), "get_state_dict", state)
+    return asked
+
+
+@pytest.mark.parametrize("in_chans", [1, 3, 4])
 @pytest.mark.parametrize("name", ["inception_v3", "googlenet", "vit_b_16", "maxvit_t"])
 def test_every_family_of_torchvision_takes_its_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+    monkeypatch: pytest.MonkeyPatch, name: str, in_chans: int
 ) -> None:
-    """The weights are only looked up, since they are large; with them, a network is otherwise as published."""
-    (model,) = from_torchvision(name, num_classes=3, pretrained=True, input_size=32, resize=True).models
-    asked = {}
-
-    def without_weights(name: str, weights: object, progress: bool, **options: object) -> nn.Module:
-        asked[name] = weights
-        more = {"init_weights": False} if name in ("inception_v3", "googlenet") else {}
-        return torchvision.models.get_model_builder(name)(weights=None, **more, **options)
-
-    monkeypatch.setattr(torchvision.models, "get_model", without_weights)
+    """On the meta device, since the weights are large; torchvision builds and loads as it does with published ones."""
+    options = {"num_classes": 3, "in_chans": in_chans, "input_size": 32, "resize": True}
+    (model,) = from_torchvision(name, pretrained=True, **options).models
+    asked = untrained_state(monkeypatch, name)
     with torch.device("meta"):
         network = model.network()
-    assert asked == {name: torchvision.models.get_model_weights(name).DEFAULT}
-    size = model.native_size()
-    assert size == ((299, 299) if name == "inception_v3" else (224, 224))
-    with torch.device("meta"):
-        assert network.eval()(torch.empty(2, 3, *size)).shape == (2, 3)
+        assert asked == [torchvision.models.get_model_weights(name).DEFAULT]
+        size = model.native_size()
+        assert size == ((299, 299) if name == "inception_v3" else (224, 224))
+        for training in (True, False):  # no auxiliary heads, whose outputs would come along in training
+            assert network.train(training)(torch.empty(2, in_chans, *size)).shape == (2, 3)
+    assert {name.partition(".")[0] for name in network.state_dict()}.isdisjoint({"AuxLogits", "aux1", "aux2"})
+
+
+@pytest.mark.parametrize("in_chans", [3, 4])
+def test_every_channel_counts_also_where_weights_bring_a_normalisation_of_three(
+    monkeypatch: pytest.MonkeyPatch, in_chans: int
+) -> None:
+    (model,) = from_torchvision("googlenet", num_classes=3, in_chans=in_chans, pretrained=True).models
+    untrained_state(monkeypatch, "googlenet")
+    torch.manual_seed(0)
+    network = model.network().eval()
+    images = torch.randn(2, in_chans, 64, 64, requires_grad=True)
+    network(images).sum().backward()
+    assert (images.grad.abs().sum((0, 2, 3)) > 0).all()
+    assert network.transform_input == (in_chans == 3)
 
 
 def test_a_zoo_knows_the_size_that_its_models_are_published_for() -> None:

@@ -7,6 +7,8 @@ from functools import cache
 from importlib.resources import files
 from types import MappingProxyType
 
+from lightning_zico.proxies.prior import best_of_tags
+
 # Source and date of the table, for notes.
 TIMM_SOURCE = "top-1 accuracy on ImageNet-1k as timm published it, read in November 2026"
 
@@ -39,8 +41,4 @@ def timm_architectures() -> Mapping[str, float]:
         >>> timm_architectures()["resnet50"] >= timm_accuracies()["resnet50.a1_in1k"]
         True
     """
-    best: dict[str, float] = {}
-    for name, accuracy in timm_accuracies().items():
-        architecture = name.partition(".")[0]
-        best[architecture] = max(accuracy, best.get(architecture, 0.0))
-    return MappingProxyType(best)
+    return MappingProxyType(best_of_tags(timm_accuracies()))
