@@ -63,7 +63,7 @@ _TOGETHER = 1_000_000
 class LearnedRank(NamedTuple):
     """The rank that a candidate is expected to have after training, 1 is best.
 
-    Args:
+    Attributes:
         expected: Mean of the rank.
         low: Best rank in the 95 % interval.
         high: Worst rank in the 95 % interval.

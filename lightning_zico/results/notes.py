@@ -324,10 +324,10 @@ def _notes_on_finals(rows: Sequence[Row], finals: FinalsHeld) -> list[str]:
     first_by = finals.get("first_by", "score") if learn else "score"
     who = f"the first {num} by {first_by}"
     if learn == "rank":
-        who = f"{num} candidates, spread over the ranking by {first_by},"
+        who = f"{count(num, 'candidate')}, spread over the ranking by {first_by},"
     elif learn and num > FEWEST_LABELS:
         first = f"the first {FEWEST_LABELS} by {first_by}"
-        who = f"{num} candidates, {first} and then the most promising by the results so far,"
+        who = f"{count(num, 'candidate')}, {first} and then the most promising by the results so far,"
     if finals.get("broke_off"):
         return [f"Finals of {who} were interrupted; those trained so far come first."]
     trained = f"{who} were trained for {count(epochs, 'epoch')}"
@@ -336,18 +336,18 @@ def _notes_on_finals(rows: Sequence[Row], finals: FinalsHeld) -> list[str]:
     notes = [f"Finals: {trained}{halving}; the {end} {finals['monitor']} won."]
     for own in finals.get("agreement", ()):
         if own["tau"] is not None:
+            both = count(own["n"], "finalist")
             notes.append(
-                f"Kendall's tau between rounds {own['round']} and {own['round'] + 1} of the finals, on the {own['n']} "
-                f"finalists of both: {own['tau']:.2f} [{own['low']:.2f}, {own['high']:.2f}]."
+                f"Kendall's tau between rounds {own['round']} and {own['round'] + 1} of the finals, on the {both} "
+                f"of both: {own['tau']:.2f} [{own['low']:.2f}, {own['high']:.2f}]."
             )
     if len(tie := finals.get("tie", ())) > 1:
         sizes = {row["name"]: row.get("params") for row in rows if row["name"] in tie}
         known = {name: size for name, size in sizes.items() if size}
         is_known = len(known) == len(tie)  # not if fewer rows are shown
         least = f" {min(known, key=known.__getitem__)} has the fewest parameters of these." if is_known else ""
-        notes.append(
-            f"{len(tie)} finalists are a tie that {finals['seeds']} seeds cannot distinguish: {_listed(tie)}.{least}"
-        )
+        seeds = count(finals["seeds"], "seed")
+        notes.append(f"{count(len(tie), 'finalist')} are a tie that {seeds} cannot distinguish: {_listed(tie)}.{least}")
     if learn == "rank" and any(row.get("learned") is not None for row in rows):
         notes.append(
             "`learned` is the rank by the first round that a candidate is expected to have among all, and its 95 % "
