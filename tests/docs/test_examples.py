@@ -26,14 +26,17 @@ PROMISES = {
     ],
     "07_ray.py": ["   1  ", "On Ray: the same 8 scores" if find_spec("ray") else "pip install 'lightning-zico[ray]'"],
 }
-ARGUMENTS = {"04_compare_proxies.py": ["5"], "05_evolve.py": ["12"]}  # candidates, of 8; trials, of 100
+ARGUMENTS = {"04_compare_proxies.py": ["3"], "05_evolve.py": ["12"]}  # candidates, of 8; trials, of 100
 
 
 def test_every_example_is_tested() -> None:
     assert sorted(PROMISES) == sorted(path.name for path in EXAMPLES.glob("*.py"))
 
 
-@pytest.mark.parametrize("name", sorted(PROMISES))
+@pytest.mark.parametrize(
+    "name",  # a cluster takes half a minute to start; tests/scoring/test_ray.py has what the example relies on
+    [pytest.param(name, marks=pytest.mark.slow if name == "07_ray.py" else ()) for name in sorted(PROMISES)],
+)
 def test_example_runs(name: str, tmp_path: Path) -> None:
     command = [sys.executable, str(EXAMPLES / name), *ARGUMENTS.get(name, [])]
     own = os.environ | {"OMP_NUM_THREADS": "1"}  # several threads would wait for each other where cores are shared

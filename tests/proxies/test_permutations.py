@@ -2,6 +2,7 @@
 
 import copy
 from fractions import Fraction
+from typing import Any
 
 import pytest
 import torch
@@ -35,6 +36,12 @@ def batches(seed: int, shape: tuple[int, ...], num_samples: int = 6) -> list[tup
     ]
 
 
+def expect(value: float | None, name: str) -> Any:
+    """Expect a number but for rounding; PARC ranks distances, of which two that are as good as equal may swap."""
+    # 1e-6: sums of float64 in another order, of which ZiCo divides by small deviations
+    return None if value is None else pytest.approx(value, rel=1e-6, abs=1e-5 if name == "parc" else None)
+
+
 def numbers(network: nn.Module, data: list[tuple[Tensor, Tensor]], names: list[str]) -> dict[str, float | None]:
     card = score(network.double(), data, names, F.cross_entropy)
     return {name: card[name].value for name in names}
@@ -51,8 +58,7 @@ def test_the_order_of_the_samples_changes_no_number(build: type[nn.Module], shap
     shuffled = [(x[order], y[order]) for (x, y), order in zip(data, orders, strict=True)]
     found, expected = numbers(network, shuffled, names), numbers(network, data, names)
     for name in names:
-        # 1e-6: sums of float64 in another order, of which ZiCo divides by small deviations
-        assert found[name] == (None if expected[name] is None else pytest.approx(expected[name], rel=1e-6)), name
+        assert found[name] == expect(expected[name], name), name
 
 
 @settings(max_examples=3)
@@ -70,7 +76,7 @@ def test_the_order_of_hidden_units_changes_no_number(seed: int) -> None:
     data = batches(seed, (9,))
     found, expected = numbers(other, data, names), numbers(network, data, names)
     for name in names:
-        assert found[name] == (None if expected[name] is None else pytest.approx(expected[name], rel=1e-6)), name
+        assert found[name] == expect(expected[name], name), name
 
 
 @given(st.integers(2, 12), st.integers(1, 16), st.integers(0, 99))
