@@ -24,6 +24,7 @@ PROMISES = {
         "By ridge_probe, ",
         "accuracy 0.",
     ],
+    "09_optuna.py": ["The best trial, ", "Its proposals:", "   1  depth=", "Ranked by balanced+synflow"],
     "07_ray.py": ["   1  ", "On Ray: the same 8 scores" if find_spec("ray") else "pip install 'lightning-zico[ray]'"],
 }
 ARGUMENTS = {"04_compare_proxies.py": ["3"], "05_evolve.py": ["12"]}  # candidates, of 8; trials, of 100

@@ -17,8 +17,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 # Packages and modules that users import from. The others are internal, or are documented by what calls them.
-PUBLIC = ["", "callbacks", "datamodules", "demos", "errors", "metrics", "proxies", "ranking", "results", "scoring"]
-PUBLIC += ["search", "selection", "spaces", "zoo"]
+PUBLIC = ["", "callbacks", "datamodules", "demos", "errors", "integrations", "metrics", "proxies", "ranking", "results"]
+PUBLIC += ["scoring", "search", "selection", "spaces", "zoo"]
 
 
 def build(folder: Path, site: Path) -> subprocess.CompletedProcess[str]:
