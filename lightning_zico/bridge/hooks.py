@@ -21,7 +21,7 @@ from lightning_zico.bridge.trainers import (
     takes_part,
     without_chatter,
 )
-from lightning_zico.errors import HookError, SkippedBatchError, SurroundingsError, ZiCoError, blame
+from lightning_zico.errors import HookError, SkippedBatchError, SurroundingsError, ZiCoError, blame, message_of
 
 TRANSFER_HOOKS = ("on_before_batch_transfer", "transfer_batch_to_device", "on_after_batch_transfer")
 # Hooks of a module that may write to its parameters, in Lightning's order. `configure_optimizers` is left out: every
@@ -185,11 +185,8 @@ def refusal(trainer: Any) -> str | None:
 
 
 def describe_error(error: BaseException) -> str:
-    """Return an error's type and its message, if the message can be computed."""
-    try:
-        return f"{type(error).__name__}: {error}"
-    except Exception:  # a `__str__` of the user's own that fails
-        return type(error).__name__
+    """Return an error's type and its message, as `message_of` cuts it."""
+    return f"{type(error).__name__}: {message_of(error)}".rstrip(": ")
 
 
 def check_surroundings(error: Exception, name: str, left_out: Sequence[str]) -> None:

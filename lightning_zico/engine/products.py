@@ -11,7 +11,7 @@ from lightning_zico.engine.graphs import check_graph
 from lightning_zico.engine.scope import preserved, seed_all
 from lightning_zico.engine.stateless import Stateless, check_depends, differentiated
 from lightning_zico.engine.transforms import real_view
-from lightning_zico.errors import NoGradientError, NotApplicableError
+from lightning_zico.errors import NoGradientError, NotApplicableError, message_of
 
 # What torch says of its own operations, such as `hardsigmoid`.
 _NO_SECOND_DERIVATIVE = re.compile("derivative for .* is not implemented")
@@ -61,7 +61,7 @@ def hessian_times_gradient(
             except RuntimeError as error:
                 if not _NO_SECOND_DERIVATIVE.search(str(error)):
                     raise
-                raise NotApplicableError(f"an operation has no second derivative: {error}") from error
+                raise NotApplicableError(f"an operation has no second derivative: {message_of(error)}") from error
 
         with stateless.holding(own) as (leaves, placed):
             weights: Params = {name: leaves[name] for name in names}

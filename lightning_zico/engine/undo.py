@@ -38,7 +38,7 @@ from lightning_zico.engine.places import (
     targets_of,
 )
 from lightning_zico.engine.tensors import has_numbers, tensor_restorer
-from lightning_zico.errors import NotPutBackError
+from lightning_zico.errors import NotPutBackError, in_words
 
 # A tensor or array that is larger (2 million indices as int64) holds samples, and is not looked after.
 MOST_BYTES = 2**24
@@ -116,7 +116,7 @@ class Remembered:
             its, it = ("its", "it") if len(names) == 1 else ("their", "them")
             raise NotPutBackError(
                 f"{', '.join(names)} could not be restored to {its} state before scoring "
-                f"({type(error).__name__}: {error}). Score a copy of the module, or a module that does not hold {it}."
+                f"({in_words(error)}). Score a copy of the module, or a module that does not hold {it}."
             ) from error
 
     def undone(self) -> list[tuple[Any, BaseException]]:

@@ -2,7 +2,15 @@
 
 # Importing a proxy's file registers it.
 from lightning_zico.proxies.az import AZExpressivity, AZExpressivityMean, AZProgressivity, AZTrainability
-from lightning_zico.proxies.base import Measurement, Proxies, Proxy, list_proxies, register_proxy, resolve_proxies
+from lightning_zico.proxies.base import (
+    Measurement,
+    Proxies,
+    Proxy,
+    list_proxies,
+    register_proxy,
+    resolve_proxies,
+    saturation,
+)
 from lightning_zico.proxies.epe_nas import EPENAS
 from lightning_zico.proxies.fisher import Fisher
 from lightning_zico.proxies.grad_norm import GradNorm
@@ -93,4 +101,5 @@ __all__ = [
     "prior_of",
     "register_proxy",
     "resolve_proxies",
+    "saturation",
 ]

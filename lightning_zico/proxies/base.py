@@ -25,6 +25,28 @@ class Measurement(NamedTuple):
     details: Mapping[str, Any] = {}
 
 
+def saturation(is_maximum: bool, num_samples: int, more_samples: str | None) -> dict[str, Any]:
+    """Return the details that say that a value is the maximum that its number of samples allows.
+
+    Candidates at the same maximum cannot be told apart; `Leaderboard.notes` says so if there are several.
+
+    Args:
+        is_maximum: Whether the value is the maximum.
+        num_samples: Number of samples that the value is computed from.
+        more_samples: Name of the setting that raises the number of samples; None if more would not help.
+
+    Returns:
+        ``saturated``, which is True, ``num_samples`` and ``more_samples``; empty if the value is not the maximum.
+
+    Example:
+        >>> saturation(4.0 == 2**2, 2, "batch_size")
+        {'saturated': True, 'num_samples': 2, 'more_samples': 'batch_size'}
+        >>> saturation(3.0 == 2**2, 2, "batch_size")
+        {}
+    """
+    return {"saturated": True, "num_samples": num_samples, "more_samples": more_samples} if is_maximum else {}
+
+
 class Proxy(ABC):
     """A rule that assigns a number to a candidate that is not trained on the data.
 

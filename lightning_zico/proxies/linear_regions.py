@@ -14,49 +14,35 @@ from torch import Tensor, nn
 from lightning_zico._typing import Batch
 from lightning_zico.engine.batches import map_tensors, tensors_of
 from lightning_zico.engine.cutting import cut_length
-from lightning_zico.engine.observers import Observer, Rows, per_sample
+from lightning_zico.engine.observers import per_sample
 from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.weights import gaussian_batch
 from lightning_zico.errors import NotApplicableError
-from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
+from lightning_zico.proxies.activations import ACTIVATION_FUNCTIONS, Activations
+from lightning_zico.proxies.base import Measurement, Proxy, register_proxy, saturation
 
 # As published.
 NUM_INPUTS = 1000
 RESOLUTION = 3
 
-_SEEING = "its activation functions"
-
 
 @dataclass(unsafe_hash=True)
-class _Codes(Observer):
+class _Codes(Activations):
     """Encode each sample by the signs of the inputs of all activation functions."""
 
     def start(self, module: nn.Module) -> None:
         """Reset the observations."""
-        self.rows = Rows()
+        super().start(module)
         self._codes: list[np.ndarray[Any, Any]] = []  # [N, bytes] each
 
-    def activation(self, before: Tensor, after: Tensor) -> None:
+    def look(self, before: Tensor) -> None:
         """Add the samples' codes."""
-        if before.ndim == 0:
-            return
-        self.rows.see(before)
-        codes = np.packbits(per_sample(before > 0).cpu().numpy(), axis=1)
-        if self._codes and len(self._codes[0]) != len(codes):
-            raise NotApplicableError("its activation functions see different numbers of samples.")
-        self._codes.append(codes)
+        self._codes.append(np.packbits(per_sample(before > 0).cpu().numpy(), axis=1))
 
     @property
     def count(self) -> int:
         """Number of distinct codes."""
-        if not self._codes:
-            raise NotApplicableError("the network has no activation function.")
         return len({code.tobytes() for code in np.concatenate(self._codes, axis=1)})
-
-    @property
-    def num_samples(self) -> int:
-        """Number of samples."""
-        return len(self._codes[0])
 
 
 @register_proxy("linear_regions")
@@ -65,7 +51,7 @@ class LinearRegions(Proxy):
 
     It uses a thousand Gaussian images of 3 x 3 pixels, as published, if the network accepts them. Otherwise it uses as
     many Gaussian inputs of the original size as the batch has samples. Those usually all differ, so the number is then
-    hardly informative. The details contain which inputs were used.
+    hardly informative. The details contain which inputs were used, and whether all of them differ (`saturation`).
 
     Source:
         Chen et al., *TE-NAS*, ICLR 2021, arXiv:2102.11535. There, the network is built for one input channel with
@@ -86,13 +72,15 @@ class LinearRegions(Proxy):
             generator = torch.Generator().manual_seed(probe.seed)
             small = gaussian_batch(_shrunk(batch, probe.num_samples), generator, probe.inputs)
             probe.forward(codes, batch=small, fed=None)
-            codes.rows.check(NUM_INPUTS, _SEEING)
+            codes.rows.check(NUM_INPUTS, ACTIVATION_FUNCTIONS)
         except Exception:  # the network does not accept such small images, or any images
             codes, inputs = _Codes(), "own size"
             generator = torch.Generator().manual_seed(probe.seed)
             probe.forward(codes, batch=gaussian_batch(batch, generator, probe.inputs), fed="Gaussian inputs")
-            probe.check_rows(codes.rows, _SEEING)
-        return Measurement(float(codes.count), details={"inputs": inputs, "num_inputs": codes.num_samples})
+            probe.check_rows(codes.rows, ACTIVATION_FUNCTIONS)
+        count, num_inputs = codes.count, codes.num_rows
+        details = {"inputs": inputs, "num_inputs": num_inputs} | saturation(count == num_inputs, num_inputs, None)
+        return Measurement(float(count), details=details)
 
 
 def _shrunk(batch: Batch, count: int | None) -> Batch:

@@ -15,7 +15,7 @@ from lightning_zico.engine.moments import Moments
 from lightning_zico.engine.probe import Probe
 from lightning_zico.errors import IdenticalBatchesError
 from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
-from lightning_zico.proxies.swap import SignPatterns, num_patterns
+from lightning_zico.proxies.swap import SignPatterns, sign_patterns
 
 
 def steadiness(moments: Mapping[str, Moments]) -> dict[str, float]:
@@ -87,6 +87,6 @@ class LSWAG(Proxy):
         names = list(moments)
         first, last = (round(share * len(names)) for share in self.depths)
         layers = steadiness({name: moments[name] for name in names[first : max(last, first + 1)]})
-        patterns = num_patterns(probe)
+        patterns = sign_patterns(probe).count
         details = {"patterns": patterns, "steadiness": layers, "covered": probe.covered()}
         return Measurement(math.fsum(layers.values()) * patterns, details=details)

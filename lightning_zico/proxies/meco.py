@@ -93,11 +93,16 @@ class FeatureMaps(Observer):
         """Sum up the eigenvalues."""
         if not self._num_maps:
             raise NotApplicableError("no submodule outputs a feature map with at least two positions and two channels.")
+        if not self._maps:
+            raise NotApplicableError(
+                "no feature map has more positions than channels that are compared, so every smallest eigenvalue is "
+                "zero, whatever the network computes."
+            )
         sums = []
         for shape, maps in self._maps.items():
             factors = torch.tensor(self._factors[shape], dtype=torch.float64, device=maps[0].device)
             sums.append((least_eigenvalue(torch.stack(maps)) * factors).sum())
-        self.total = math.fsum(torch.stack(sums).tolist()) if sums else 0.0
+        self.total = math.fsum(torch.stack(sums).tolist())
         self._maps = {}
 
 
@@ -109,8 +114,9 @@ class MeCo(Proxy):
         \sum_l \lambda_{\min}\bigl(\operatorname{corr}(f_l)\bigr)
         \qquad\text{or, on } n \text{ channels,}\qquad \sum_l \frac{C_l}{n} \lambda_{\min}
 
-    A map with more channels than positions contributes zero, so among networks that differ in width, the
-    correlation with accuracy changes its sign. The variant with few channels (``meco_opt``) fixes that.
+    A map with at least as many channels as positions contributes zero, so among networks that differ in width, the
+    correlation with accuracy changes its sign. If all maps are such, as in a transformer that is wider than its
+    sequences are long, the proxy is not applicable. The variant with few channels (``meco_opt``) fixes that.
 
     Args:
         num_channels: Number of channels to draw from each map, the same for all candidates; None for all, as first

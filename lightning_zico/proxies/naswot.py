@@ -7,15 +7,15 @@ Index conventions:
 
 import math
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_zico.engine.observers import Observer, Rows, signs
+from lightning_zico.engine.observers import signs
 from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.spectra import rank_of
 from lightning_zico.errors import NotApplicableError
+from lightning_zico.proxies.activations import Activations, ActivationsOfNetwork, observed_activations
 from lightning_zico.proxies.base import Proxy, register_proxy
 
 
@@ -58,81 +58,38 @@ def naswot_score(agreements: Tensor, num_units: int | None = None) -> float:
     return float(torch.linalg.slogdet(matrix).logabsdet)
 
 
-class _RowsDifferError(NotApplicableError):
-    """Activation functions see different numbers of rows."""
-
-
 @dataclass(unsafe_hash=True)
-class Agreements(Observer):
+class Agreements(Activations):
     """Count all units and, for each pair of samples, the units on which they agree."""
 
     def start(self, module: nn.Module) -> None:
         """Begin at zero."""
-        self.rows = Rows()
+        super().start(module)
         self.num_units = 0  # per sample
         self._both: Tensor | None = None  # [N, N], units that are on for both samples
 
-    def activation(self, before: Tensor, after: Tensor) -> None:
+    def look(self, before: Tensor) -> None:
         """Compare the samples' codes."""
-        if before.ndim == 0:
-            return
         codes = signs(before)  # [N, U]
         both = (codes @ codes.T).double()  # [N, U] @ [U, N] -> [N, N]
-        if self._both is None:
-            self._both = torch.zeros_like(both)
-        if self._both.shape != both.shape:
-            self.differ()
-            return
-        self.rows.see(before)
-        self._both += both
+        self._both = both if self._both is None else self._both.add_(both)
         self.num_units += codes.shape[1]
-
-    def differ(self) -> None:
-        """Handle an activation function whose number of rows differs from those before it."""
-        raise _RowsDifferError("its activation functions see different numbers of samples.")
 
     @property
     def matrix(self) -> Tensor:
         """The counts, ``[N, N]``."""
-        if self._both is None:
-            raise NotApplicableError("the network has no activation function.")
+        assert self._both is not None  # `ended` raises before
         on = self._both.diagonal()
         return 2 * self._both + self.num_units - on.unsqueeze(0) - on.unsqueeze(1)  # on for both or for neither
 
-    def ended(self) -> None:
-        """Raise if the network has no activation functions."""
-        _ = self.matrix
-
 
 @dataclass(unsafe_hash=True)
-class _AgreementsOfNetwork(Agreements):
-    """Ignore activation functions with other rows after the last layer: they belong to the loss, as in a hinge loss.
-
-    It observes the calls of submodules, which takes time, so `Agreements` is tried first.
-    """
-
-    def start(self, module: nn.Module) -> None:
-        """Begin at zero."""
-        super().start(module)
-        self._have_differed = False
-
-    def differ(self) -> None:
-        """Note the difference, and wait for another layer."""
-        self._have_differed = True
-
-    def module_call(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        """Raise if a layer follows an activation function with other rows."""
-        if self._have_differed and id(module) in self.layout.holding:
-            super().differ()
+class _AgreementsOfNetwork(ActivationsOfNetwork, Agreements):
+    """The same without the loss."""
 
 
 def _agreements(probe: Probe) -> Agreements:
-    try:
-        seen = probe.observed(Agreements())
-    except _RowsDifferError:
-        seen = probe.observed(_AgreementsOfNetwork())
-    probe.check_rows(seen.rows, "its activation functions")
-    return seen
+    return observed_activations(probe, Agreements(), _AgreementsOfNetwork())
 
 
 @register_proxy("naswot")

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from lightning_zico.engine.probe import Probe
-from lightning_zico.proxies.base import Measurement, register_proxy
-from lightning_zico.proxies.transfer import SourceHeadProxy, one_hot
+from lightning_zico.proxies.base import Measurement, register_proxy, saturation
+from lightning_zico.proxies.transfer import MORE_SAMPLES, SourceHeadProxy, one_hot
 
 
 def nce_score(source: Tensor, labels: Tensor) -> float:
@@ -46,4 +46,5 @@ class NCE(SourceHeadProxy):
     def measure(self, probe: Probe) -> Measurement:
         """Compare the likeliest class of the head with the labels."""
         head = self.source_head(probe)
-        return Measurement(nce_score(head.outputs.argmax(1), head.targets), details=head.details)
+        value = nce_score(head.outputs.argmax(1), head.targets)
+        return Measurement(value, details=head.details | saturation(value == 0, len(head.targets), MORE_SAMPLES))

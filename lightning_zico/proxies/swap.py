@@ -12,10 +12,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from lightning_zico.engine.observers import Observer, Rows, signs
+from lightning_zico.engine.observers import signs
 from lightning_zico.engine.probe import Probe
-from lightning_zico.errors import NotApplicableError
-from lightning_zico.proxies.base import Proxy, register_proxy
+from lightning_zico.proxies.activations import Activations, ActivationsOfNetwork, observed_activations
+from lightning_zico.proxies.base import Measurement, Proxy, register_proxy, saturation
 
 # Up to this many samples, a table of all 2 ** N patterns is faster than sorting the patterns that occur.
 _TABLE_SAMPLES = 20
@@ -62,21 +62,18 @@ def _weights(num_samples: int, device: torch.device) -> Tensor:
 
 
 @dataclass(unsafe_hash=True)
-class SignPatterns(Observer):
+class SignPatterns(Activations):
     """Count the distinct patterns that units show over the samples of a batch."""
 
     def start(self, module: nn.Module) -> None:
         """Reset the observations."""
-        self.rows = Rows()
+        super().start(module)
         self._table: Tensor | None = None  # [2 ** N], which patterns occurred
         self._seen: list[Tensor] = []
         self._num_kept = 0
 
-    def activation(self, before: Tensor, after: Tensor) -> None:
+    def look(self, before: Tensor) -> None:
         """Add the patterns of an activation function."""
-        if before.ndim == 0:
-            return
-        self.rows.see(before)
         patterns = patterns_of(before)
         if len(before) <= _TABLE_SAMPLES:
             if self._table is None:
@@ -91,24 +88,23 @@ class SignPatterns(Observer):
 
     def ended(self) -> None:
         """Count them."""
-        if self._table is not None:
-            self.count = int(self._table.sum())
-        elif self._seen:
-            self.count = len(torch.cat(self._seen).unique())
-        else:
-            raise NotApplicableError("the network has no activation function.")
+        super().ended()
+        self.count = int(self._table.sum()) if self._table is not None else len(torch.cat(self._seen).unique())
         self._table, self._seen = None, []
 
 
-def num_patterns(probe: Probe) -> int:
+@dataclass(unsafe_hash=True)
+class _SignPatternsOfNetwork(ActivationsOfNetwork, SignPatterns):
+    """The same without the loss."""
+
+
+def sign_patterns(probe: Probe) -> SignPatterns:
     """Count the patterns on the first batch.
 
     Raises:
-        NotApplicableError: If the network has no activation function, or sees only part of the batch at a time.
+        NotApplicableError: See `observed_activations`.
     """
-    seen = probe.observed(SignPatterns())
-    probe.check_rows(seen.rows, "its activation functions")
-    return seen.count
+    return observed_activations(probe, SignPatterns(), _SignPatternsOfNetwork())
 
 
 @register_proxy("swap")
@@ -116,7 +112,7 @@ class SWAP(Proxy):
     r"""Number of distinct sample-wise activation patterns (Peng et al., ICLR 2024).
 
     A pattern consists of the signs of one unit over the ``N`` samples of a batch, so there are at most ``2 ** N``: with
-    few samples, all large networks reach the maximum.
+    few samples, all large networks reach the maximum, which the details then say (`saturation`).
 
     Args:
         mu: Preferred size, in parameters. With ``sigma``, the score is multiplied by
@@ -141,9 +137,10 @@ class SWAP(Proxy):
         self.sigma = sigma
         self.name = name
 
-    def measure(self, probe: Probe) -> float:
+    def measure(self, probe: Probe) -> Measurement:
         """Count the patterns on the first batch."""
-        count = float(num_patterns(probe))
+        seen = sign_patterns(probe)
         if self.mu is None or self.sigma is None:
-            return count
-        return count * math.exp(-((probe.params - self.mu) ** 2) / self.sigma)
+            is_maximum = seen.count == 2**seen.num_rows
+            return Measurement(float(seen.count), details=saturation(is_maximum, seen.num_rows, "batch_size"))
+        return Measurement(seen.count * math.exp(-((probe.params - self.mu) ** 2) / self.sigma))

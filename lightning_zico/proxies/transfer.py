@@ -9,9 +9,10 @@ from torch import Tensor
 from lightning_zico.engine.features import FeatureLayers, Features, FeatureSource
 from lightning_zico.engine.probe import Probe
 from lightning_zico.errors import InvalidArgumentError, NotApplicableError
-from lightning_zico.proxies.base import Proxy
+from lightning_zico.proxies.base import Proxy, saturation
 
 _LEAST_SAMPLES = 4  # fewer leave nothing to compare
+MORE_SAMPLES = "num_samples_transfer"  # the setting, for `saturation`
 
 
 class TransferProxy(Proxy):
@@ -121,7 +122,8 @@ def one_hot(labels: Tensor) -> Tensor:
     return torch.nn.functional.one_hot(idx, len(classes)).double()
 
 
-def details_of_accuracy(is_right: Tensor) -> dict[str, float]:
-    """Return the standard error of an accuracy in percent, from whether each sample is right, ``[N]``."""
+def details_of_accuracy(is_right: Tensor) -> dict[str, Any]:
+    """Return the standard error of an accuracy in percent, and its saturation; ``[N]``, which samples are right."""
     accuracy = float(is_right.double().mean())
-    return {"standard_error": 100 * math.sqrt(accuracy * (1 - accuracy) / len(is_right))}
+    standard_error = 100 * math.sqrt(accuracy * (1 - accuracy) / len(is_right))
+    return {"standard_error": standard_error} | saturation(bool(is_right.all()), len(is_right), MORE_SAMPLES)

@@ -33,6 +33,7 @@ from lightning_zico.results.rows import (
     reasons_of,
     write_text,
 )
+from lightning_zico.results.saturated import collect_saturated
 from lightning_zico.results.scores import Final, ScoreCard, layers_of
 from lightning_zico.results.views import FigureKind
 from lightning_zico.texts import all_of
@@ -106,8 +107,9 @@ class Leaderboard(Ranked):
             uncertainty: For each candidate that can be ranked, what its repeats show (`UNCERTAINTY_COLUMNS`); None if
                 nothing was repeated. Candidates with fewer repeats than others left a race, and are ranked behind them.
             provenance: Kept as it is. ``rank_by`` and ``higher_is_better`` are added if they are absent, ``missing`` if
-                numbers are missing, and ``covered`` if layer scores cover less than nine tenths of the trainable
-                weights, and not all that have two or more dimensions.
+                numbers are missing, ``saturated`` if scores are at their maximum for several candidates, and
+                ``covered`` if layer scores cover less than nine tenths of the trainable weights, and not all that have
+                two or more dimensions.
         """
         differing = _list_differing(cards)
         rows = [_row_of(card, rank_by, columns, differing, uncertainty) for card in cards]
@@ -126,6 +128,8 @@ class Leaderboard(Ranked):
             recorded["missing"] = missing
         if covered:
             recorded["covered"] = covered
+        if saturated := collect_saturated(scored, cards, columns):
+            recorded["saturated"] = saturated
         if changes := {card.name: list(card.process_changes) for card in cards if card.process_changes}:
             recorded["process_changes"] = changes
         return cls((*ranked, *failed), recorded)
@@ -199,9 +203,10 @@ class Leaderboard(Ranked):
         can distinguish the first candidates, which candidates left a race, and which ones keep their weights; what the
         recipe that ranks combines, and which one replaced a recipe whose members do not apply; Kendall's tau of the
         ranking with each trivial baseline on the same candidates, and whether one of them gives almost the same
-        ranking; which layer scores look at few of the trainable weights; which callbacks of the trainer took no part;
-        why numbers are missing; which candidates changed settings of the process; and, for a zoo's candidates, what
-        matters more than any score.
+        ranking; which scores are at their maximum for several candidates, and cannot tell them apart; which layer
+        scores look at few of the trainable weights; which callbacks of the trainer took no part; why numbers are
+        missing; which candidates changed settings of the process; and, for a zoo's candidates, what matters more than
+        any score.
         """
         return leaderboard_notes(self.rows, self.provenance)
 

@@ -58,7 +58,8 @@ def leaderboard_notes(rows: Sequence[Row], provenance: Provenance) -> list[str]:
             "Hooks before the first training step did not run for these callbacks of the trainer: "
             f"{', '.join(left_out)}. They are Lightning's own or derived from its callbacks that watch training."
         )
-    notes += _notes_on_covered(provenance) + _notes_on_missing(rows, provenance) + _notes_on_process(provenance)
+    notes += _notes_on_saturated(provenance) + _notes_on_covered(provenance)
+    notes += _notes_on_missing(rows, provenance) + _notes_on_process(provenance)
     return notes + _notes_on_pretrained(rows, provenance) + _recommend_finals(rows, provenance)
 
 
@@ -83,7 +84,7 @@ def search_notes(trials: Sequence[Row], provenance: Provenance) -> list[str]:
     notes += _if_there(note_on_batch_size(provenance.get("num_larger_batches"), provenance.get("batch_size")))
     for reason, num_times in Counter(errors).most_common(1):
         notes.append(f"Most frequent reason for a missing score ({num_times} of {len(errors)}): {reason}")
-    return notes + _notes_on_ranking(provenance, "this ranking")
+    return notes + _notes_on_saturated(provenance) + _notes_on_ranking(provenance, "this ranking")
 
 
 def first_of_a_zoo(rows: Sequence[Row], provenance: Provenance) -> list[str]:
@@ -153,6 +154,19 @@ def _notes_on_repeats(rows: Sequence[Row], provenance: Provenance) -> list[str]:
         notes.append(
             f"The repeats of {_listed(equal)} are equal: the weights are the same in each, and other batches give the "
             f"same `{provenance['rank_by']}`. They do not show how certain a rank is."
+        )
+    return notes
+
+
+def _notes_on_saturated(provenance: Provenance) -> list[str]:
+    notes = []
+    for group in provenance.get("saturated", ()):
+        is_one, more = len(group["proxies"]) == 1, group["more_samples"]
+        are, cannot = ("is at its", "it cannot") if is_one else ("are at their", "they cannot")
+        notes.append(
+            f"{_listed(group['proxies'])} {are} maximum for {group['count']} of "
+            f"{count(group['num_scored'], 'candidate')} with {count(group['num_samples'], 'sample')}, so {cannot} tell "
+            f"them apart. {f'Raise `{more}`' if more else 'Choose another proxy'}."
         )
     return notes
 

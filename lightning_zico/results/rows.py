@@ -151,6 +151,24 @@ class Covered(TypedDict):
     count: int
 
 
+class Saturated(TypedDict):
+    """Scores that are at the maximum that their number of samples allows, for two or more candidates.
+
+    Attributes:
+        proxies: Names of the columns that agree in what follows.
+        count: Number of candidates at the maximum.
+        num_scored: Number of candidates with a number.
+        num_samples: Number of samples that the scores are computed from.
+        more_samples: Name of the setting that raises the number of samples; None if more would not help.
+    """
+
+    proxies: list[str]
+    count: int
+    num_scored: int
+    num_samples: int
+    more_samples: str | None
+
+
 class Agreement(TypedDict):
     """How much two rounds of finals agree, on the finalists that took part in both.
 
@@ -237,6 +255,7 @@ class Provenance(TypedDict, total=False):
         process_changes: Settings of the process that candidates changed, by candidate.
         missing: Reasons of missing numbers of candidates with a score.
         covered: Layer scores that look at few of the trainable weights.
+        saturated: Scores that are at their maximum for two or more candidates.
         finals: How finals were held; absent if there were none.
         broke_off: Whether the ranking or the search was interrupted.
         space: Name of the space that was searched.
@@ -272,6 +291,7 @@ class Provenance(TypedDict, total=False):
     process_changes: dict[str, list[str]]
     missing: list[Missing]
     covered: list[Covered]
+    saturated: list[Saturated]
     finals: FinalsHeld
     broke_off: bool
     space: str

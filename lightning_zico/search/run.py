@@ -11,6 +11,7 @@ from rich.progress import TimeRemainingColumn
 from lightning_zico.errors import ZiCoError
 from lightning_zico.ranking import first_front, kendall_where_both
 from lightning_zico.results import Row, ScoreCard, SearchResult, as_provenance, ranks_of
+from lightning_zico.results.saturated import collect_saturated
 from lightning_zico.scoring.cached_scorer import score_jobs
 from lightning_zico.scoring.choice import Choice
 from lightning_zico.scoring.executors.base import Executor, Job
@@ -173,8 +174,20 @@ class SearchRun:
             )
         return SearchResult(
             tuple(rows),
-            as_provenance({**settings, **self._facts(cards), "kendall_with": _agreement_with_costs(rows, scores)}),
+            as_provenance(
+                {
+                    **settings,
+                    **self._facts(cards),
+                    "kendall_with": _agreement_with_costs(rows, scores),
+                    **self._saturated(cards, scores),
+                }
+            ),
         )
+
+    def _saturated(self, cards: Sequence[ScoreCard], scores: Sequence[float | None]) -> dict[str, Any]:
+        scored = {card.name for card, score in zip(cards, scores, strict=True) if score is not None}
+        saturated = collect_saturated(scored, cards, [proxy.name for proxy in self._choice.proxies])
+        return {"saturated": saturated} if saturated else {}
 
     def _facts(self, cards: Sequence[ScoreCard]) -> dict[str, Any]:
         recipe = self._choice.recipe

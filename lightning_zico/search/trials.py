@@ -14,6 +14,7 @@ from lightning_zico._imports import imported
 from lightning_zico.errors import ZiCoError
 from lightning_zico.owners import Owner, begin_run, end_run
 from lightning_zico.results import Score, ScoreCard
+from lightning_zico.results.saturated import saturation_of
 from lightning_zico.scoring.cache import BUSY_TIMEOUT_S, made_whole, objects_in
 from lightning_zico.scoring.cached_scorer import is_lasting
 
@@ -48,7 +49,7 @@ class Finished:
     Args:
         number: Number of the trial in its study.
         arch: String of the arch.
-        card: All its scores, without layers and details.
+        card: All its scores, without layers, and of the details only those that say that a score is at its maximum.
         num_rejected: Number of archs over the budget that were proposed for this trial before this arch.
     """
 
@@ -236,16 +237,17 @@ class Trials:
 
         Args:
             number: Number of a trial that was claimed.
-            card: Score card of the trial, stored without layers and details.
+            card: Score card of the trial, stored as `Finished` describes.
             values: Numbers for Optuna; if one is missing, Optuna records the trial as failed.
         """
+        saturated = {name: found for name, score in card.scores.items() if (found := saturation_of(score))}
         rest = {"error": card.error, "untrainable": card.untrainable, "seconds": card.seconds}
         scores = {name: [score.value, score.error] for name, score in card.scores.items()}
         given = [value for value in values if value is not None]
         complete = len(given) == len(values) and card.error is None and card.untrainable is None
         states = self._optuna.trial.TrialState
         state = states.COMPLETE if complete else states.FAIL
-        self._end(number, _CARD, {"scores": scores, **rest}, state, given if complete else None)
+        self._end(number, _CARD, {"scores": scores, "saturated": saturated, **rest}, state, given if complete else None)
 
     def close(self) -> None:
         """Take back this process's own claims that have no result."""
@@ -439,6 +441,10 @@ def _may_pass(trial: "FrozenTrial") -> bool:
 
 def _read_finished(trial: "FrozenTrial") -> Finished:
     claim, stored = trial.user_attrs[_CLAIM], trial.user_attrs[_CARD]
-    scores = {name: Score(name, value, error) for name, (value, error) in stored["scores"].items()}
+    saturated = stored.get("saturated", {})  # absent in studies of earlier versions
+    scores = {
+        name: Score(name, value, error, details=saturated.get(name, {}))
+        for name, (value, error) in stored["scores"].items()
+    }
     card = ScoreCard(claim["arch"], scores, stored["error"], stored["seconds"], stored["untrainable"])
     return Finished(trial.number, claim["arch"], card, claim["num_rejected"])

@@ -51,7 +51,7 @@ OF_LAYERS = frozenset(
 )
 NOT_APPLICABLE = {
     *(("tokens", name) for name in _NO_NUMBERS_TO_CHANGE),
-    *(("mlp", name) for name in _NO_MAPS),
+    *((kind, name) for kind in ("mlp", "tokens") for name in _NO_MAPS),  # tokens: fewer positions than channels
     *(("mixed", name) for name in _NO_BLOCKS),
 }
 

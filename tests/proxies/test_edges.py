@@ -443,7 +443,7 @@ class Hinged(Classifier):
 def hinged(in_loss: str) -> dict[str, Score]:
     torch.manual_seed(0)
     batches = [(torch.randn(8, 4), torch.zeros(8))]
-    card = score(Hinged(in_loss), batches, ["naswot", "log_neurons"])
+    card = score(Hinged(in_loss), batches, ["naswot", "log_neurons", "swap"])
     return {name: card[name] for name in card}
 
 
