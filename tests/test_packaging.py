@@ -112,6 +112,7 @@ def test_public_names_are_pickled_by_their_own_modules(name: str) -> None:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, so that torch is imported only once")
+@pytest.mark.slow
 def test_every_module_can_be_imported_first() -> None:
     code = """
 import os, pkgutil, sys

@@ -27,6 +27,8 @@ PROMISES = {
     "09_optuna.py": ["The best trial, ", "Its proposals:", "   1  depth=", "Ranked by balanced+synflow"],
     "07_ray.py": ["   1  ", "On Ray: the same 8 scores" if find_spec("ray") else "pip install 'lightning-zico[ray]'"],
 }
+# `make demo` runs the second; a cluster takes half a minute to start.
+SLOW = {"02_select_and_train.py", "04_compare_proxies.py", "07_ray.py"}
 ARGUMENTS = {"04_compare_proxies.py": ["3"], "05_evolve.py": ["12"]}  # candidates, of 8; trials, of 100
 
 
@@ -35,8 +37,7 @@ def test_every_example_is_tested() -> None:
 
 
 @pytest.mark.parametrize(
-    "name",  # a cluster takes half a minute to start; tests/scoring/test_ray.py has what the example relies on
-    [pytest.param(name, marks=pytest.mark.slow if name == "07_ray.py" else ()) for name in sorted(PROMISES)],
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in sorted(PROMISES)]
 )
 def test_example_runs(name: str, tmp_path: Path) -> None:
     command = [sys.executable, str(EXAMPLES / name), *ARGUMENTS.get(name, [])]

@@ -30,6 +30,7 @@ def test_a_race_finds_the_full_runs_winner_on_half_of_the_repeats() -> None:
         assert raced[1].provenance["race"] is True
 
 
+@pytest.mark.slow
 def test_a_race_by_a_recipe_has_the_full_runs_winner_in_95_of_100_simulations() -> None:
     choice, num_candidates, repeats = Choice.of("default"), 32, 10
     names = [proxy.name for proxy in choice.proxies]
