@@ -24,13 +24,13 @@ import numpy as np
 import torch
 from torch import nn
 
+from lightning_zico.engine.places import ABSENT
 from lightning_zico.engine.undo import refill
 
 # torch's compiler replaces functions of torch when it is first used, and needs these replacements.
 _OF_COMPILER = ("torch._dynamo", "torch._inductor")
 # Packages whose modules import torch's functions and modules under names of their own, as torch.nn.modules does.
 _PACKAGES = ("torch.nn.", "torch.optim.", "torch.autograd.")
-_ABSENT = object()
 # Kernels for these dispatch keys compute numbers. Those for others, such as for vmap, torch registers itself, when they
 # are first needed.
 _COMPUTING = frozenset(
@@ -202,7 +202,7 @@ def _codes() -> list[_Attribute]:
 
 def _compare(each: Watched, name: str, function: Any) -> Iterator[Patch]:
     """Yield a patch if a function is no longer the one that it was."""
-    now = each.attributes.get(name, _ABSENT)
+    now = each.attributes.get(name, ABSENT)
     if now is not function and not _is_profiled(now, function) and not _is_of_compiler(now):
         yield Patch(each.name_of(name), partial(setattr, each.owner, name, function))
 
