@@ -25,7 +25,7 @@ def collect_saturated(scored: Container[str], cards: Sequence[ScoreCard], column
     for column in columns:
         scores = [card.scores[column] for card in cards if card.name in scored and column in card.scores]
         scores = [score for score in scores if score.value is not None]
-        maxima = Counter((score.value, *saturation_of(score).values()) for score in scores if saturation_of(score))
+        maxima = Counter((score.value, *found) for score in scores if (found := tuple(saturation_of(score).values())))
         for (_, _, num_samples, more_samples), count in maxima.items():
             if count > 1:
                 alike.setdefault((count, len(scores), num_samples, more_samples), []).append(column)
