@@ -108,7 +108,7 @@ class Tally:
         """
         if self.repeats == 1:
             return self._combine_recipes([cards[0] for cards in self._cards.values()], self.choose_recipes())
-        return [_average(cards, self._certain) for cards in self._list_by_repeat().values()]
+        return [_average(cards, self._certain) for cards in self._combine_by_repeat()[0].values()]
 
     def uncertainty(self, *, seed: int = 0) -> dict[str, Row]:
         """Compute the uncertainty of each candidate's rank; candidates that cannot be ranked are left out.
@@ -122,7 +122,7 @@ class Tally:
             equal because the weights are equal give no uncertainty.
         """
         by_name: dict[str, Row] = {}
-        by_candidate = self._list_by_repeat()
+        by_candidate, used = self._combine_by_repeat()
         for count in sorted({len(cards) for cards in by_candidate.values()}):
             reached = [_average(cards[:count], self._certain) for cards in by_candidate.values() if len(cards) >= count]
             numbers = {card.name: direct_scores(card, self.choice) for card in reached}
@@ -134,7 +134,7 @@ class Tally:
                 name: uncertainty._asdict()
                 for name, uncertainty in zip(table, uncertainties(list(table.values()), seed=seed), strict=True)
             }
-        for name in self.equal_repeats():
+        for name in self._find_equal_repeats(by_candidate, used):
             by_name[name] |= dict.fromkeys(("std_error", "rank_low", "rank_high", "p_best"))
         return by_name
 
@@ -148,13 +148,15 @@ class Tally:
         Counts of weights or operations, and known numbers, are excluded: they are equal in all repeats for every
         candidate, and certain.
         """
-        used = self.choose_recipes().get(self.choice.rank_by)
+        return self._find_equal_repeats(*self._combine_by_repeat())
+
+    def _find_equal_repeats(
+        self, by_candidate: Mapping[str, list[ScoreCard]], used_recipes: Mapping[str, Used]
+    ) -> list[str]:
+        used = used_recipes.get(self.choice.rank_by)
         if {*(used.recipe.members if used else (self.choice.rank_by,))} <= self._certain:
             return []
-        scores = {
-            name: direct_scores(_average(row, self._certain), self.choice)
-            for name, row in self._list_by_repeat().items()
-        }
+        scores = {name: direct_scores(_average(row, self._certain), self.choice) for name, row in by_candidate.items()}
         return [
             name
             for name, values in scores.items()
@@ -180,8 +182,12 @@ class Tally:
         rows = {name: _in_order(cards) for name, cards in self._cards.items()}
         return rows if self.repeats == 1 else {name: _spread_failures(row) for name, row in rows.items()}
 
-    def _list_by_repeat(self) -> dict[str, list[ScoreCard]]:
-        """Combine recipes in each repeat, and list each candidate's cards by repeat."""
+    def _combine_by_repeat(self) -> tuple[dict[str, list[ScoreCard]], dict[str, Used]]:
+        """Combine recipes in each repeat.
+
+        Returns:
+            Each candidate's cards by repeat, and the recipes that were used in place of the named ones.
+        """
         rows, used = self._rows(), self.choose_recipes()
         most = max(map(len, rows.values()), default=0)
         tables = [
@@ -189,7 +195,7 @@ class Tally:
             for repeat_idx in range(most)
         ]
         columns = zip(*tables, strict=True)  # [R, n] -> [n, R]
-        return {name: list(cards[: len(rows[name])]) for name, cards in zip(rows, columns, strict=True)}
+        return {name: list(cards[: len(rows[name])]) for name, cards in zip(rows, columns, strict=True)}, used
 
     def _combine_recipes(self, cards: list[ScoreCard], used: Mapping[str, Used]) -> list[ScoreCard]:
         for recipe in self.choice.recipes.values():
