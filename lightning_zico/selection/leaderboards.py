@@ -49,12 +49,9 @@ def leaderboard_of(
             "kendall_of_ridge_probe_with_prior": agreement_with_prior(
                 cards, [_read_probe(card) for card in cards], choice
             ),
+            **({"held_out_difference": _compare_first(cards, order)} if tally.repeats == 1 else {}),
         },
     )
-    if tally.repeats == 1:
-        by_name = {card.name: card for card in cards}
-        first = [by_name[row["name"]] for row in leaderboard.rows[:2] if row["rank"]]
-        leaderboard.provenance["held_out_difference"] = held_out_difference(*first) if len(first) == 2 else None
     return leaderboard, cards
 
 
@@ -117,6 +114,13 @@ def agreement_with_prior(cards: Sequence[ScoreCard], order: Sequence[float | Non
 
 def _read_probe(card: ScoreCard) -> float | None:
     return card[_PROBE].value if _PROBE in card.scores else None
+
+
+def _compare_first(cards: Sequence[ScoreCard], order: Sequence[float | None]) -> HeldOutDifference | None:
+    """Compare the first two candidates of a ranking; None if fewer than two have a rank."""
+    ranked = [(score, card) for score, card in zip(order, cards, strict=True) if score is not None]
+    first = [card for _, card in sorted(ranked, key=lambda pair: -pair[0])[:2]]  # stable
+    return held_out_difference(*first) if len(first) == 2 else None
 
 
 def held_out_difference(first: ScoreCard, second: ScoreCard) -> HeldOutDifference | None:
