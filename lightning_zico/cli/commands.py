@@ -50,8 +50,8 @@ from lightning_zico.scoring import ProcessExecutor
 from lightning_zico.search import Evolution, ZeroShotSearch
 from lightning_zico.selection.selector import ZeroShotSelector
 from lightning_zico.texts import count
-from lightning_zico.zoo import PRETRAINED_PROXIES, ZOO_PROXIES, Zoo, fit_zoo, from_zoo
-from lightning_zico.zoo.fitting import look_at
+from lightning_zico.zoo import PRETRAINED_PROXIES, ZOO_PROXIES, Zoo, from_zoo
+from lightning_zico.zoo.fitting import list_for_data, look_at
 
 # Parameters that a command writes out itself, or that no text can give.
 _NOT_OPTIONS = frozenset({"proxies", "budget", "loss_fn", "step", "trainer", "executor", "timeout_s"})
@@ -212,15 +212,15 @@ def _fit_zoo(
     max_params: float | None = None,
 ) -> Zoo:
     """List models of zoos, built for the data, and print what was found there."""
-    specs = split_specs(zoo)
-    weights = {"pretrained": True} if given["pretrained"] else {}  # transformers has no such option
-    models = from_zoo(*specs, num_classes=2, **weights).models  # only to see their kind; none is built
+    # Options that are not given are left out: transformers has no `pretrained`.
+    options = {name: value for name, value in given.items() if value is not None and value is not False}
     reading = {name: settings[name] for name in ("num_batches", "repeats", "seed") if name in settings}
-    shapes = {name: value for name, value in given.items() if name != "pretrained"}
-    fitting = fit_zoo(models, datamodule, shapes, **reading, prefix="--")
+    models, fitting = list_for_data(
+        from_zoo, split_specs(zoo), datamodule, {**options, "max_params": max_params}, **reading, prefix="--"
+    )
     if fitting.sentence is not None:
         say(fitting.sentence)
-    return from_zoo(*specs, **fitting.options, **weights, resize=True, max_params=max_params)
+    return models
 
 
 def search(

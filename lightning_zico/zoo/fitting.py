@@ -121,18 +121,41 @@ def fit_zoo(
     )
 
 
-def fits_data(list_models: ListsModels) -> ListsModels:
-    """Decorate a function that lists models, so that it reads from ``data`` what is not given (see `fit_zoo`).
+def list_for_data(
+    list_models: Callable[..., Zoo], names: Sequence[str], data: Any, options: Mapping[str, Any], **reading: Any
+) -> tuple[Zoo, Fitting]:
+    """List models that suit the data.
 
-    The models are then listed twice: first only to see whether they are for images or for text.
+    The models are listed twice: first only to see whether they are for images or for text.
+
+    Args:
+        list_models: Function that lists them, such as `from_zoo`.
+        names: Its positional arguments.
+        data: As for `fit_zoo`.
+        options: Its keyword arguments; None for those to be read from the data. Images are resized unless ``resize`` is
+            given.
+        reading: Further arguments of `fit_zoo`.
+
+    Returns:
+        The models, and what they were built for.
     """
+    shapes = (*_IMAGE_OPTIONS, "vocab_size")
+    others = {name: value for name, value in options.items() if name not in shapes}
+    models = list_models(*names, num_classes=2, **others).models
+    fitting = fit_zoo(models, data, {name: options.get(name) for name in shapes}, **reading)
+    if others.get("resize") is None:
+        others["resize"] = True
+    return list_models(*names, **fitting.options, **others), fitting
+
+
+def fits_data(list_models: ListsModels) -> ListsModels:
+    """Decorate a function that lists models, so that it reads from ``data`` what is not given (see `fit_zoo`)."""
 
     @wraps(list_models)
     def list_fitting(*names: Any, data: Any = None, **options: Any) -> Zoo:
         if data is None:
             return list_models(*names, **options)
-        given = {name: options.pop(name, None) for name in (*_IMAGE_OPTIONS, "vocab_size")}
-        fitting = fit_zoo(list_models(*names, num_classes=2, **options).models, data, given)
+        zoo, fitting = list_for_data(list_models, names, data, options)
         if not fitting.are_classes_known:
             warnings.warn(
                 f"Models are built for {count(fitting.options['num_classes'], 'class')}, the highest label of "
@@ -140,9 +163,7 @@ def fits_data(list_models: ListsModels) -> ListsModels:
                 "are. If there are more, pass `num_classes`.",
                 stacklevel=2,
             )
-        if options.get("resize") is None:
-            options["resize"] = True
-        return list_models(*names, **fitting.options, **options)
+        return zoo
 
     return cast(ListsModels, list_fitting)
 
