@@ -124,14 +124,14 @@ class Choice:
             return None
         return value if self.higher_is_better(name) else -value
 
-    def choose_recipes(self, recipe: Recipe, cards: Sequence[ScoreCard]) -> "Used":
-        """Choose the recipe to use in place of a named one, as `choose_recipes` does.
+    def recipes_for(self, cards: Sequence[ScoreCard], recipe: Recipe) -> "Used":
+        """Choose the recipe to use in place of a named one, as `choose_applicable` does.
 
         Args:
-            recipe: The recipe that the user named.
             cards: The cards of all candidates; those that do not train are ignored.
+            recipe: The recipe that the user named.
         """
-        return choose_recipes([lacking_of(card) for card in cards if trains(card)], recipe)
+        return choose_applicable([lacking_of(card) for card in cards if trains(card)], recipe)
 
     def combine(
         self, cards: Sequence[ScoreCard], recipe: Recipe, used: "Used | None" = None
@@ -146,7 +146,7 @@ class Choice:
         Returns:
             The cards with one more score, and the recipes that were used.
         """
-        used = used or self.choose_recipes(recipe, cards)
+        used = used or self.recipes_for(cards, recipe)
         members = [*used.recipe.members, *(used.beside.members if used.beside else ())]
         values = used.values({name: [self.direct_score(card, name) for card in cards] for name in members})
         added = []
@@ -180,7 +180,7 @@ def _resolve(names: Sequence[str]) -> list[Proxy]:
 
 @dataclass(frozen=True)
 class Used:
-    """The recipes that rank in place of the recipe that the user asked for; see `choose_recipes`.
+    """The recipes that rank in place of the recipe that the user asked for; see `choose_applicable`.
 
     Args:
         recipe: The recipe that is combined.
@@ -202,7 +202,7 @@ class Used:
 _MOST_BESIDE = 0.1
 
 
-def choose_recipes(lacking: Sequence[Set[str]], recipe: Recipe) -> Used:
+def choose_applicable(lacking: Sequence[Set[str]], recipe: Recipe) -> Used:
     """Choose the recipe to use if some candidates lack some of the numbers.
 
     A recipe applies to a candidate if every member has a number for it. Numbers of different recipes cannot be

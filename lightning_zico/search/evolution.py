@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from lightning_zico.ranking import crowding_distances, front_numbers
 from lightning_zico.results import ScoreCard
-from lightning_zico.scoring.choice import Choice, choose_recipes, lacking_of, trains
+from lightning_zico.scoring.choice import Choice, choose_applicable, lacking_of, trains
 from lightning_zico.spaces import SearchSpace
 
 
@@ -152,7 +152,7 @@ class Population:
         return self.members[self._standings.best()].arch if self.members else None
 
     def _fails(self, card: ScoreCard) -> bool:
-        recipe = None if self._recipe is None else choose_recipes([lacking_of(card)], self._recipe).recipe
+        recipe = None if self._recipe is None else choose_applicable([lacking_of(card)], self._recipe).recipe
         used = (self._choice.rank_by,) if recipe is None else recipe.members
         return not trains(card) or any(card[name].value is None for name in used)
 
@@ -160,7 +160,7 @@ class Population:
         """Score the members as one set, as `scores_of` does."""
         if self._recipe is None:
             return list(self._columns[self._choice.rank_by])
-        return choose_recipes(self._lacking, self._recipe).values(self._columns)
+        return choose_applicable(self._lacking, self._recipe).values(self._columns)
 
     def _remove(self, idx: int) -> None:
         del self.members[idx], self._lacking[idx], self._low[idx]

@@ -191,7 +191,7 @@ class SearchRun:
 
     def _facts(self, cards: Sequence[ScoreCard]) -> dict[str, Any]:
         recipe = self._choice.recipe
-        used = None if recipe is None else self._choice.choose_recipes(recipe, cards)
+        used = None if recipe is None else self._choice.recipes_for(cards, recipe)
         return {
             "higher_is_better": self._choice.higher_is_better(),
             "recipes": {} if recipe is None or used is None else {recipe.name: recipe_facts(used, recipe, cards)},

@@ -56,7 +56,7 @@ def leaderboard_of(
 
 
 def _facts(tally: Tally) -> dict[str, Any]:
-    choice, cards, in_use = tally.choice, tally.first_cards(), tally.choose_recipes()
+    choice, cards, in_use = tally.choice, tally.first_cards(), tally.recipes_in_use()
     facts = {
         "rank_by": choice.rank_by,
         "higher_is_better": choice.higher_is_better(),

@@ -107,7 +107,7 @@ class Tally:
             One card per candidate, in the order they were offered.
         """
         if self.repeats == 1:
-            return self._combine_recipes([cards[0] for cards in self._cards.values()], self.choose_recipes())
+            return self._combine_recipes([cards[0] for cards in self._cards.values()], self.recipes_in_use())
         return [_average(cards, self._certain) for cards in self._combine_by_repeat()[0].values()]
 
     def uncertainty(self, *, seed: int = 0) -> dict[str, Row]:
@@ -168,10 +168,10 @@ class Tally:
         """Names of the scores that no weights and no data change."""
         return {*BASELINES, *(proxy.name for proxy in self.choice.proxies if isinstance(proxy, Prior))}
 
-    def choose_recipes(self) -> dict[str, Used]:
+    def recipes_in_use(self) -> dict[str, Used]:
         """Choose the recipes to use in place of the named ones, once for all repeats, from all candidates."""
         first = self.first_cards()
-        return {recipe.name: self.choice.choose_recipes(recipe, first) for recipe in self.choice.recipes.values()}
+        return {recipe.name: self.choice.recipes_for(first, recipe) for recipe in self.choice.recipes.values()}
 
     def first_cards(self) -> list[ScoreCard]:
         """List the first card of each candidate; a score that failed in any repeat counts as failed."""
@@ -188,7 +188,7 @@ class Tally:
         Returns:
             Each candidate's cards by repeat, and the recipes that were used in place of the named ones.
         """
-        rows, used = self._rows(), self.choose_recipes()
+        rows, used = self._rows(), self.recipes_in_use()
         most = max(map(len, rows.values()), default=0)
         tables = [
             self._combine_recipes([row[min(repeat_idx, len(row) - 1)] for row in rows.values()], used)
