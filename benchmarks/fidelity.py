@@ -253,7 +253,7 @@ def print_contest(console: Console, studies: Sequence[Study], contest: Contest) 
     """Print a comparison of the contestants, and return the figures."""
     print_overview(console, studies, contest.contestants)
     left = not_surely_behind(studies, contest.contestants)
-    say(console, f"Not surely behind in the worst case, best mean first: {', '.join(left)}.")
+    say(console, f"Not significantly behind in the worst case, best mean first: {', '.join(left)}.")
     rows, kept = [], []
     opponents = dict.fromkeys([*OPPONENTS, INCUMBENT])
     for name, own in itertools.product(contest.contestants, studies):

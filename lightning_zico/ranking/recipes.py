@@ -165,8 +165,8 @@ def _measured(remark: str, *taus: float) -> Evidence:
 
 
 _TRANSFER_EVIDENCE = Evidence(
-    remark="Not measured on these benchmarks. By the contest in benchmarks/README.md, no score of features adds surely "
-    "to the published accuracy, and where that is unknown, `ridge_probe` ranks best."
+    remark="Not measured on these benchmarks. By the contest in benchmarks/README.md, no score of features adds "
+    "significantly to the published accuracy, and where that is unknown, `ridge_probe` ranks best."
 )
 
 _AFTERWARDS = "Found afterwards, on tables of these benchmarks with throw-away code, so expect less elsewhere."

@@ -244,7 +244,7 @@ def _notes_on_ranking(provenance: Provenance, ranking: str) -> list[str]:
         if beside := recipe.get("beside"):
             placed = _listed(beside["names"])
             notes.append(
-                f"{recipe['used']} does not hold for {placed}; these are placed among the others by {beside['used']} "
+                f"{recipe['used']} does not apply to {placed}; these are placed among the others by {beside['used']} "
                 f"({', '.join(beside['members'])}), at the same quantile of the scores{why}"
             )
     taus = {name: tau for name, tau in provenance.get("kendall_with", {}).items() if tau is not None}
@@ -326,7 +326,7 @@ def _why_lacking(lacking: Sequence[Lacking]) -> str:
     reasons = []
     for (candidates, full_reason), names in members.items():
         is_undefined = full_reason.startswith(NOT_APPLICABLE)
-        verb = ("does not hold" if len(names) == 1 else "do not hold") if is_undefined else "failed"
+        verb = plural(len(names), "has no number", "have no number") if is_undefined else "failed"
         reason = full_reason.removeprefix(f"{NOT_APPLICABLE}: ").rstrip(".")
         listed = " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
         reasons.append(f"{listed} {verb} for {candidates}: {reason}")

@@ -592,7 +592,7 @@ def test_what_trains_is_ranked_and_what_has_nothing_to_train_is_not() -> None:
     assert {row["name"] for row in board if row["rank"]} == {"plain", "zero head", "two samples"}
     assert board.errors["frozen"].startswith("untrainable: its loss depends on none of its parameters")
     assert board.provenance["recipes"]["balanced+synflow"]["used"] == "balanced"
-    assert "synflow does not hold for zero head: nothing flows from the input to the output" in board.notes[0]
+    assert "synflow has no number for zero head: nothing flows from the input to the output" in board.notes[0]
 
 
 @pytest.mark.parametrize("name", ["gradsign", "knas", "fisher", "grasp", "zico", "snip", "plain", "grad_norm"])

@@ -63,8 +63,8 @@ def test_the_note_on_a_replaced_recipe_is_not_repeated() -> None:
     recipe["lacking"] = [lacking("snip", "not applicable: it has none.")]
     errors = [("not applicable: a", "not applicable: it has none."), (None, None)]
     assert missing(*errors, recipes={"mine": recipe}).notes == [
-        "mine fell back to size (the score of params) for all of these candidates: snip does not hold for c0: it has "
-        "none.",
+        "mine fell back to size (the score of params) for all of these candidates: snip has no number for c0: it "
+        "has none.",
         "zico has no number for 1 of 2 scored candidates: not applicable: a",
     ]
     assert "snip" in missing(*errors, recipes={"mine": recipe}).missing
@@ -76,9 +76,9 @@ def test_a_reason_that_several_members_share_is_listed_once() -> None:
     shared = [lacking(member, reason, 3) for member in ("snip", "zen", "naswot")]
     recipe["lacking"] = [*shared, lacking("ntk", reason, 2), lacking("fisher", "KeyError: 'x'", 3)]
     assert missing(recipes={"mine": recipe}).notes == [
-        "mine fell back to size (the score of params) for all of these candidates: snip, zen and naswot do not hold "
-        "for c0 and 2 more: it has none; ntk does not hold for c0 and 1 more: it has none; fisher failed for c0 and 2 "
-        "more: KeyError: 'x'."
+        "mine fell back to size (the score of params) for all of these candidates: snip, zen and naswot have no "
+        "number for c0 and 2 more: it has none; ntk has no number for c0 and 1 more: it has none; fisher failed for c0 "
+        "and 2 more: KeyError: 'x'."
     ]
 
 
@@ -88,7 +88,7 @@ def test_notes_name_the_candidates_that_a_fallback_ranks_and_why() -> None:
     recipe["lacking"] = [lacking("snip", "KeyError: 'x'", count=2, num_reasons=2)]
     board = missing(recipes={"mine": recipe})
     placed = (
-        "mine does not hold for c0, c1; these are placed among the others by size (params), "
+        "mine does not apply to c0, c1; these are placed among the others by size (params), "
         "at the same quantile of the scores: "
         "snip failed for c0 and 1 more (the most frequent of 2 reasons): KeyError: 'x'."
     )

@@ -473,7 +473,7 @@ def test_one_candidate_without_blocks_makes_all_fall_back_and_the_notes_say_so()
     assert leaderboard.provenance["recipes"]["balanced+synflow"]["used"] == "without_blocks"
     assert leaderboard.notes[0].startswith(
         "balanced+synflow fell back to without_blocks (log_rank of macs, naswot) for all of these candidates: "
-        "az_expressivity_mean and az_trainability do not hold for without: the network has no blocks"
+        "az_expressivity_mean and az_trainability have no number for without: the network has no blocks"
     )
     table = {name: [row[name] for row in leaderboard] for name in ("macs", "naswot")}
     assert [row["score"] for row in leaderboard] == combine(get_recipe("without_blocks"), table)
@@ -505,7 +505,7 @@ def test_one_candidate_whose_flow_leaves_float64_makes_all_fall_back_to_the_reci
     assert "exceeds the range of float64" in reason
     assert leaderboard.provenance["recipes"]["balanced+synflow"]["used"] == "balanced"
     assert leaderboard.notes[0].startswith("balanced+synflow fell back to balanced (log_rank of ")
-    assert "synflow does not hold for 12 blocks: the flow at" in leaderboard.notes[0]
+    assert "synflow has no number for 12 blocks: the flow at" in leaderboard.notes[0]
     assert not leaderboard.errors
     members = get_recipe("balanced").members
     table = {name: [row[name] for row in leaderboard] for name in members}
@@ -526,7 +526,7 @@ def test_tokens_make_a_recipe_that_differentiates_inputs_fall_back() -> None:
     assert leaderboard.notes[0] == "size: log_rank of params, macs."
     assert leaderboard.notes[1].startswith(
         "block_free fell back to without_blocks (log_rank of macs, naswot) for all of these candidates: jacob_cov "
-        "does not hold for build and 1 more: the network reads no floating-point tensor"
+        "has no number for build and 1 more: the network reads no floating-point tensor"
     )
 
 
