@@ -15,6 +15,7 @@ from rich.console import Console
 import lightning_zico.callbacks  # noqa: F401  # so that ZiCoCallback can be given by name
 from lightning_zico.budget import Budget
 from lightning_zico.candidates import Candidate, Candidates
+from lightning_zico.cli.class_options import OptionsOf
 from lightning_zico.cli.inputs import (
     ExecutorLike,
     ZooOptions,
@@ -27,7 +28,6 @@ from lightning_zico.cli.inputs import (
     with_enough_batches,
     zoo_spec,
 )
-from lightning_zico.cli.options import OptionsOf
 from lightning_zico.cli.output import (
     evidence_of,
     first_sentence,

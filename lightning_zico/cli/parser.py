@@ -10,8 +10,8 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from lightning_zico.__about__ import __version__
 from lightning_zico._imports import imported
+from lightning_zico.cli.class_options import OptionsOf
 from lightning_zico.cli.messages import in_plain_words
-from lightning_zico.cli.options import OptionsOf
 from lightning_zico.cli.program import ENV_PREFIX, PROG
 from lightning_zico.cli.specs import ZooSpec, check_model
 from lightning_zico.errors import InvalidArgumentError
