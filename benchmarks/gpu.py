@@ -29,6 +29,7 @@ from speed import Batches, backward, plain, print_table, published, random_batch
 from torch import nn
 
 from lightning_zico import Candidate, ProcessExecutor, score
+from lightning_zico.bridge import Reading
 from lightning_zico.candidates import Built
 from lightning_zico.proxies import Proxies
 from lightning_zico.scoring.choice import Choice
@@ -179,7 +180,7 @@ def small_networks(device: Device, size: Size) -> Iterator[Line]:
             own = own.to(memory_format=torch.channels_last) if channels_last else own
             placement = Placement((device.device,), precision, channels_last)
             for name, members in proxies.items():
-                scorer = Scorer(batches, members, loss_fn=_loss_fn, placement=placement)
+                scorer = Scorer(Reading.of(batches), members, loss_fn=_loss_fn, placement=placement)
                 functions[f"{name}, {way}"] = partial(scorer.score, Candidate(candidate.name, Built(own)))
         for name, seconds in zip(functions, device.seconds(list(functions.values()), size.num_rounds), strict=True):
             columns.setdefault(name, []).append(statistics.median(seconds))
@@ -210,7 +211,7 @@ def workers(device: Device, size: Size) -> Iterator[Line]:
     """Count the networks that several worker processes score in a second on one device."""
     candidates, batches = networks(size.num_nets), random_batches(NUM_BATCHES, BATCH_SIZE)
     placement = Placement((device.device,))
-    scorer = Scorer(batches, Choice.of("default").proxies, loss_fn=_loss_fn, placement=placement)
+    scorer = Scorer(Reading.of(batches), Choice.of("default").proxies, loss_fn=_loss_fn, placement=placement)
     first = None
     for num_workers in size.workers:
         rate = networks_per_second(scorer, candidates, num_workers)

@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, interpolate
 
 from lightning_zico import Budget, Candidate, Score, ScoreCard
+from lightning_zico.bridge import Reading
 from lightning_zico.demos import DigitsDataModule
 from lightning_zico.proxies import resolve_proxies
 from lightning_zico.scoring.executors.base import Job
@@ -83,7 +84,7 @@ def batches_of(data: Path, batch_size: int, resolution: int) -> Batches:
 def scored(search: ZeroShotSearch, batches: Batches, texts: Mapping[str, str]) -> dict[str, float]:
     """Score archs as a search does."""
     proxies = resolve_proxies([search.proxies])
-    scorer = Scorer(batches, proxies, loss_fn=cross_entropy, seed=search.seed)
+    scorer = Scorer(Reading.of(batches), proxies, loss_fn=cross_entropy, seed=search.seed)
     scores = {}
     for name, text in texts.items():
         arch = search.space.parse(text)

@@ -31,6 +31,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 from lightning_zico import Candidate, ZiCo, score
+from lightning_zico.bridge import Reading
 from lightning_zico.candidates import Built
 from lightning_zico.proxies import resolve_proxies
 from lightning_zico.ranking.correlation import bootstrap_interval, spearman
@@ -265,7 +266,9 @@ def measure_precisions(num_nets: int, batch_size: int, num_batches: int) -> list
         ZiCo with float32's with a bootstrap interval, and the number of networks that have a score in all of them.
     """
     batches, (zico,) = random_batches(num_batches, batch_size), resolve_proxies(["zico"])
-    scorers = [Scorer(batches, [zico], loss_fn=_loss_fn, placement=placement) for placement in PLACEMENTS.values()]
+    scorers = [
+        Scorer(Reading.of(batches), [zico], loss_fn=_loss_fn, placement=placement) for placement in PLACEMENTS.values()
+    ]
     scores: list[list[float]] = []
     ratios: list[list[float]] = []
     for idx, candidate in enumerate(get_space("nas_bench_201").candidates(num_nets, seed=PRECISION_SEED)):

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_zico import Candidate, ProcessExecutor, ZeroShotSelector
+from lightning_zico.bridge import Reading
 from lightning_zico.scoring.choice import Choice
 from lightning_zico.scoring.executors.base import Executor, Job
 from lightning_zico.scoring.executors.pool import resident_bytes
@@ -73,7 +74,7 @@ def rate(executor: Executor, num_workers: int, scorer: Scorer, candidates: Seque
 
 def compare_workers(num_nets: int, num_rounds: int) -> None:
     """Print the speed of two workers against one, and the overhead of an executor."""
-    scorer = Scorer(batches_of(16), Choice.of("default").proxies, loss_fn=loss_fn)
+    scorer = Scorer(Reading.of(batches_of(16)), Choice.of("default").proxies, loss_fn=loss_fn)
     ratios, idle, serial_idle = [], [], []
     nets, size = networks(num_nets), max(1, num_nets // num_rounds)
     for start in range(0, size * num_rounds, size):
@@ -95,7 +96,7 @@ def compare_workers(num_nets: int, num_rounds: int) -> None:
 def compare_with_passes(num_nets: int) -> None:
     """Print the time of scoring ZiCo against building the network and passing forward and backward."""
     batches = batches_of(64)
-    scorer = Scorer(batches, Choice.of("zico").proxies, loss_fn=loss_fn)
+    scorer = Scorer(Reading.of(batches), Choice.of("zico").proxies, loss_fn=loss_fn)
     ratios = []
     for candidate in networks(num_nets):
         ours = plain = float("inf")

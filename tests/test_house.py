@@ -86,19 +86,18 @@ SIGNATURES = {
     "ScoringSettings": "scoring/settings.py",
     "ZeroShotSelector": "selection/selector.py",
     "ZeroShotSearch": "search/zero_shot.py",
+    "RunOptions": "cli/inputs.py",
     "rank": "cli/commands.py",
     "score": "cli/commands.py",
     "search": "cli/commands.py",
     "Scorer": "scoring/scorer.py",
 }
 SCORE = "scoring/single.py"  # the function `score`
-# What is worked on, and where results go: these are no settings.
-WORKED_ON = {"data", "datamodule", "model", "candidates", "zoo", "batches", "loader", "output", "layers"}
 MOST_SETTINGS = 80
 
 
 def declared(name: str, file: str) -> list[str]:
-    """List the parameters of a function, or the fields of a dataclass, that declare a setting.
+    """List the parameters of a function, or the fields of a dataclass, except fields that are not arguments.
 
     A parameter that stands for the options of a class (`OptionsOf`) declares none, nor do ``**settings``.
     """
@@ -116,7 +115,7 @@ def declared(name: str, file: str) -> list[str]:
     return [
         argument
         for argument, kind in written
-        if argument not in WORKED_ON and not kind.startswith(("KW_ONLY", "ClassVar")) and "OptionsOf" not in kind
+        if not kind.startswith(("KW_ONLY", "ClassVar")) and "OptionsOf" not in kind
     ]
 
 
@@ -126,4 +125,4 @@ def test_settings_are_written_once() -> None:
     assert {"num_batches", "seed", "precision"} <= set(found["ScoringSettings"])
     shared = set(found["ScoringSettings"])
     own = [found[name] for name in ("ZeroShotSelector", "ZeroShotSearch", "rank", "search")]
-    assert [shared & set(names) - {"executor"} for names in own] == [set()] * 4
+    assert [shared & set(names) for names in own] == [set()] * 4

@@ -87,6 +87,12 @@ class Reading(NamedTuple):
     num_whole: int = 0
     transfer_batches: Sequence[Batch] = ()
 
+    @classmethod
+    def of(cls, batches: Iterable[Batch]) -> "Reading":
+        """Return a reading of exactly these batches."""
+        batches = list(batches)
+        return cls(batches, TrainingLoader(batches))
+
 
 class TrainingData:
     """Training data that is read for scoring; a data module stays set up until the context ends.
@@ -234,7 +240,7 @@ class TrainingData:
                 return TrainingData(batches, self.settings).read(
                     len(batches), seed=seed, num_samples=num_samples, **size
                 )
-            return Reading(batches, TrainingLoader(batches))
+            return Reading.of(batches)
         size["num_samples_transfer"] = num_samples_transfer
         return self.read(num_batches or 2, seed=seed, num_samples=num_samples, **size)
 

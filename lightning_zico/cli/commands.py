@@ -17,7 +17,7 @@ from lightning_zico.budget import Budget
 from lightning_zico.candidates import Candidate, Candidates
 from lightning_zico.cli.class_options import OptionsOf
 from lightning_zico.cli.inputs import (
-    ExecutorLike,
+    RunOptions,
     ZooOptions,
     datamodule_of,
     import_candidates,
@@ -65,7 +65,7 @@ _NOT_IN_SEARCH = _NOT_OPTIONS | {"space", "against", "sampler", "storage", "num_
 
 def rank(
     *,
-    data: LightningDataModule | str,
+    run: Annotated[Mapping[str, Any], OptionsOf(RunOptions)],
     zoo: str | list[str] | None = None,
     candidates: str | None = None,
     fitting: Annotated[Mapping[str, Any], OptionsOf(ZooOptions)],
@@ -73,10 +73,8 @@ def rank(
     proxies: str | list[str] | None = None,
     prior: Annotated[Mapping[str, Any], OptionsOf(read_prior)],
     settings: Annotated[Mapping[str, Any], OptionsOf(ZeroShotSelector, _NOT_IN_RANK)],
-    executor: ExecutorLike = "serial",
     limits: Annotated[Mapping[str, Any], OptionsOf(ProcessExecutor)],
     trainer: Trainer | None = None,
-    output: str = "zico-results",
 ) -> str | None:
     """Rank candidates on a few batches; with a trainer, also train the winner.
 
@@ -84,9 +82,7 @@ def rank(
     scored so far are written.
 
     Args:
-        data: A folder with one subfolder of images per class, the class path of a LightningDataModule, or a name:
-            digits, cifar10, cifar100, mnist, fashion_mnist, kmnist, svhn or stl10. Its options follow as
-            --data.batch_size 64.
+        run: Data, executor and folder for the results.
         zoo: Models of a library: timm:resnet18,mobilenetv3* or torchvision:*, separated by commas.
         candidates: Import path of a mapping or an iterable of candidates, or of a function that returns one.
         fitting: What models of a zoo are built for.
@@ -95,11 +91,8 @@ def rank(
             parameters and the default recipe; with --pretrained, the recipe transfer and ridge_probe.
         prior: Known numbers of candidates.
         settings: Settings of the selector.
-        executor: Where candidates are scored: serial, processes, ray, or a class path, whose options follow as
-            --executor.num_gpus 1. --n_jobs 2 stands for --executor processes --num_workers 2.
         limits: Limits of the executor.
         trainer: Trains the winner; its options follow as --trainer.max_epochs 10.
-        output: Folder for the results; also -o.
 
     Returns:
         The value of `--zoo` for finals among the first, if finals are advisable and were not held.
@@ -112,7 +105,7 @@ def rank(
     if settings["finalists"] > 1 and trainer is None:
         raise ValueError("`--finalists` needs a trainer to train them: add --trainer.max_epochs 10.")
     known = read_prior(**prior)
-    datamodule = with_enough_batches(datamodule_of(data), settings["num_batches"])
+    datamodule = with_enough_batches(datamodule_of(run["data"]), settings["num_batches"])
     if zoo is not None:
         offered: Candidates = _fit_zoo(zoo, datamodule, fitting, settings, max_params=budget.limits.get("params"))
     else:
@@ -123,11 +116,11 @@ def rank(
         split_names(proxies) or (_zoo_proxies(offered) if isinstance(offered, Zoo) else "default"),
         prior=known,
         budget=budget,
-        executor=make_executor(executor, limits),
+        executor=make_executor(run["executor"], limits),
         **settings,
     )
-    make_folder(output)
-    _rank(selector, offered, datamodule, Path(output))
+    make_folder(run["output"])
+    _rank(selector, offered, datamodule, Path(run["output"]))
     return zoo_spec(selector.leaderboard_.first_of_a_zoo, offered) if zoo is not None and trainer is None else None
 
 
@@ -160,7 +153,7 @@ def _rank(selector: ZeroShotSelector, offered: Candidates, datamodule: Lightning
 def score(
     *,
     model: ZooSpec | Callable[[], LightningModule] | str,
-    data: LightningDataModule | str,
+    run: Annotated[Mapping[str, Any], OptionsOf(RunOptions, frozenset({"executor", "output"}))],
     fitting: Annotated[Mapping[str, Any], OptionsOf(ZooOptions)],
     proxies: str | list[str] = "zico",
     settings: Annotated[Mapping[str, Any], OptionsOf(ZeroShotSelector, _NOT_IN_SCORE)],
@@ -171,14 +164,14 @@ def score(
     Args:
         model: The class path of a LightningModule, whose options follow as --model.width 64; or a model of a zoo, such
             as timm:resnet18. --model may be omitted if the model comes first.
-        data: As for rank.
+        run: The data.
         fitting: What models of a zoo are built for.
         proxies: Names of proxies, separated by commas; a recipe stands for its members. The baselines are always
             computed.
         settings: Settings of the selector.
         layers: Also print what each layer added to a score.
     """
-    datamodule = with_enough_batches(datamodule_of(data), settings["num_batches"])
+    datamodule = with_enough_batches(datamodule_of(run["data"]), settings["num_batches"])
     if isinstance(model, str):
         check_model(model)
         candidates = list(_fit_zoo(model, datamodule, fitting, settings))
@@ -225,7 +218,7 @@ def _fit_zoo(
 
 def search(
     *,
-    data: LightningDataModule | str,
+    run: Annotated[Mapping[str, Any], OptionsOf(RunOptions)],
     space: str,
     budget: Budget = Budget(),  # noqa: B008  # frozen
     proxies: str | list[str] = "default",
@@ -234,9 +227,7 @@ def search(
     storage: str | None = None,
     num_classes: int | None = None,
     settings: Annotated[Mapping[str, Any], OptionsOf(ZeroShotSearch, _NOT_IN_SEARCH)],
-    executor: ExecutorLike = "serial",
     limits: Annotated[Mapping[str, Any], OptionsOf(ProcessExecutor)],
-    output: str = "zico-results",
 ) -> None:
     """Search a space of architectures within a budget.
 
@@ -244,7 +235,7 @@ def search(
     with --storage, the same command resumes the search.
 
     Args:
-        data: As for rank.
+        run: As for rank.
         space: Name of the space, such as nas_bench_201 or plainnet.
         budget: Limits on cost; an architecture that is known to exceed them is rejected before anything is built.
         proxies: Names of proxies and recipes, separated by commas.
@@ -253,11 +244,9 @@ def search(
         storage: File for the trials, or address of a database; several processes may share it.
         num_classes: Number of classes of the networks. None: as many as the data has.
         settings: Settings of the search.
-        executor: As for rank.
         limits: Limits of the executor.
-        output: Folder for the results; also -o.
     """
-    datamodule = with_enough_batches(datamodule_of(data), settings["num_batches"])
+    datamodule = with_enough_batches(datamodule_of(run["data"]), settings["num_batches"])
     if num_classes is None:
         reading = {name: settings[name] for name in ("num_batches", "seed")}
         classes = look_at(datamodule, "--num_classes", **reading, prefix="--").classes
@@ -271,17 +260,17 @@ def search(
         sampler=sampler,
         storage=storage,
         num_classes=num_classes,
-        executor=make_executor(executor, limits),
+        executor=make_executor(run["executor"], limits),
         **settings,
     )
-    make_folder(output)
+    make_folder(run["output"])
     result: SearchResult | None = None
     try:
         searching.run(datamodule)
     finally:
         result = getattr(searching, "result_", None)
         if result is not None and len(result):
-            write_result(result, Path(output, "search"))
+            write_result(result, Path(run["output"], "search"))
             print_result(result)
     if result is not None and result.best is None:
         raise RuntimeError(f"No arch has a score. {result.notes[-1]}")

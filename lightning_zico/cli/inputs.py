@@ -23,6 +23,24 @@ from lightning_zico.zoo import ZooModel
 ExecutorLike: TypeAlias = Literal["serial", "processes", "ray"] | Executor
 
 
+@dataclass(frozen=True)
+class RunOptions:
+    """What `rank` and `search` read, where they score, and where they write.
+
+    Args:
+        data: A folder with one subfolder of images per class, the class path of a LightningDataModule, or a name:
+            digits, cifar10, cifar100, mnist, fashion_mnist, kmnist, svhn or stl10. Its options follow as
+            --data.batch_size 64.
+        executor: Where candidates are scored: serial, processes, ray, or a class path, whose options follow as
+            --executor.num_gpus 1. --n_jobs 2 stands for --executor processes --num_workers 2.
+        output: Folder for the results; also -o.
+    """
+
+    data: LightningDataModule | str
+    executor: ExecutorLike = "serial"
+    output: str = "zico-results"
+
+
 def read_result(path: Path) -> Leaderboard | SearchResult:
     """Read what `rank` or `search` wrote.
 

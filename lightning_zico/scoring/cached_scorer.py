@@ -13,7 +13,6 @@ from typing import Any
 
 from lightning_zico.bridge.data import overrides_transfer
 from lightning_zico.bridge.modules import OPTIMIZERS_FAIL, unwrap_compiled
-from lightning_zico.bridge.trainers import TrainingLoader
 from lightning_zico.candidates import Candidate
 from lightning_zico.errors import (
     IdenticalBatchesError,
@@ -352,21 +351,22 @@ def with_cache(scorer: Scorer, cache: ScoreCache) -> Scorer:
     """
     named = {each.name: getattr(scorer, each.name) for each in fields(scorer)}
     seen = {
+        "batches": scorer.batches,
         **named,
         "datamodule": scorer.datamodule if overrides_transfer(scorer.datamodule) else None,
         "placement": scorer.placement.kind,
         "settings": scorer.settings.facts,
-        "loader": (scorer.loader or TrainingLoader(scorer.batches)).facts,
+        "loader": scorer.reading.loader.facts,
+        **({} if scorer.reading.cut is None else {"cut": scorer.reading.cut}),
     }
-    del seen["proxies"], seen["num_whole"], seen["transfer_batches"]
-    if scorer.cut is None:
-        del seen["cut"]
+    del seen["proxies"], seen["reading"]
     is_timed = scorer.budget is not None and scorer.budget.latency_s is not None
     context = fingerprint_or_warning(seen, platform.node() if is_timed else None)
     if context is None:
         return scorer
     keyed = [proxy for proxy in scorer.proxies if not proxy.reads_name]
-    features = fingerprint_or_warning(scorer.transfer_batches) if scorer.transfer_batches else ""
+    samples = scorer.reading.transfer_batches
+    features = fingerprint_or_warning(samples) if samples else ""
     keys = {proxy.name: key for proxy in keyed if (key := _key_of(proxy, features)) is not None}
     return CachedScorer(**named, cache=cache, context=context, keys=keys)
 

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from lightning_zico._typing import Axis, Batch, LossFn, NumSamples, Step
-from lightning_zico.bridge.batch_size import Cut
+from lightning_zico.bridge.data import Reading
 from lightning_zico.bridge.modules import Bridge, bridged, unwrap_compiled
-from lightning_zico.bridge.trainers import DEFAULT_SETTINGS, TrainerSettings, TrainingLoader
+from lightning_zico.bridge.trainers import DEFAULT_SETTINGS, TrainerSettings
 from lightning_zico.budget import Budget
 from lightning_zico.candidates import Built, Candidate, hyperparameters_of
 from lightning_zico.engine.contents import weights_digest
@@ -42,7 +42,8 @@ class Scorer:
     """Scores candidates on the batches of one repeat, and holds everything that this needs except the candidates.
 
     Args:
-        batches: Batches that `check_batches` has checked.
+        reading: Batches that `check_batches` has checked, with their loader, and batches of the samples whose features
+            proxies look at; if there are none, they look at the same batches.
         proxies: Proxies, in the order in which they are computed.
         loss_fn: See `score`.
         axis: See `score`.
@@ -54,13 +55,9 @@ class Scorer:
         step: See `score`.
         num_samples: See `score`; a candidate's own value takes precedence.
         settings: Settings of the trainer that candidates see.
-        loader: The loader of the batches; None for a loader of exactly these.
-        cut: Batch sizes before and after batches were made smaller; None if they are as the data gave them.
-        num_whole: Number of batches that may be larger than requested, because they could not be counted or cut.
-        transfer_batches: Batches of the samples whose features proxies look at; empty for ``batches``.
     """
 
-    batches: Sequence[Batch]
+    reading: Reading
     proxies: Sequence[Proxy]
     loss_fn: LossFn | None = None
     axis: Axis = "batch"
@@ -72,10 +69,11 @@ class Scorer:
     step: Step | None = None
     num_samples: NumSamples | None = None
     settings: TrainerSettings = DEFAULT_SETTINGS
-    loader: TrainingLoader | None = None
-    cut: Cut | None = None
-    num_whole: int = 0
-    transfer_batches: Sequence[Batch] = ()
+
+    @property
+    def batches(self) -> Sequence[Batch]:
+        """The batches that candidates are scored on."""
+        return self.reading.batches
 
     @property
     def names(self) -> list[str]:
@@ -167,6 +165,7 @@ class Scorer:
         scores: dict[str, Score] = {}
         error = untrainable = traceback = None
         num_samples = self.num_samples if num_samples is None else num_samples
+        cut = self.reading.cut
         try:
             model = own_if_lazy(unwrap_compiled(model))
             with (
@@ -179,7 +178,7 @@ class Scorer:
                     step=self.step,
                     datamodule=self.datamodule,
                     settings=self.settings,
-                    loader=self.loader or TrainingLoader(self.batches),
+                    loader=self.reading.loader,
                     precision=self.placement.plugin(model),
                     device=self.placement.devices[0] if self.placement.devices else None,
                     place=self.placement.place,
@@ -195,8 +194,8 @@ class Scorer:
                     seed=self.seed,
                     blocks=blocks,
                     name=name,
-                    num_samples=num_samples if self.cut is None else self.cut.scale(num_samples),
-                    transfer_batches=self.transfer_batches,
+                    num_samples=num_samples if cut is None else cut.scale(num_samples),
+                    transfer_batches=self.reading.transfer_batches,
                 )
                 error = self.budget.excess(probe) if self.budget else None
                 if error is None:
@@ -226,7 +225,8 @@ class Scorer:
             return probe.untrainable
         if probe.step_error is not None:
             reason = why_unranked(probe.step_error, is_own_step=self.loss_fn is None and self.step is None)
-            return reason if self.cut is None else f"{reason.removesuffix('.')}. {self.cut.way_back}"
+            cut = self.reading.cut
+            return reason if cut is None else f"{reason.removesuffix('.')}. {cut.way_back}"
         return None if bridge.refused is None else f"untrainable: {' '.join(bridge.refused.split())}"
 
 

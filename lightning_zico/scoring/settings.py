@@ -60,6 +60,7 @@ class ScoringSettings:
     """How candidates are scored; the arguments that `ZeroShotSelector` and `ZeroShotSearch` share.
 
     Args:
+        rank_by: Name of the proxy or recipe to rank by; the first of ``proxies`` if None.
         num_batches: Number of batches that every candidate is scored on, the same for all. Two is the published
             setting; four or more give steadier scores.
         batch_size: The largest number of samples in a batch that candidates are scored on: on the tables of
@@ -110,6 +111,7 @@ class ScoringSettings:
         enable_progress_bar: Show a progress bar, and the leaderboard at the end, if the terminal is interactive.
     """
 
+    rank_by: str | None = None
     num_batches: int = 2
     batch_size: int | None = 16
     num_samples_transfer: int = 1000
@@ -191,7 +193,7 @@ class ScoringSettings:
             num_samples = self.num_samples if one.cut is None else one.cut.scale(self.num_samples)
             check_batches(one.batches, proxies, self.axis, num_samples)
             scorer = Scorer(
-                one.batches,
+                one,
                 proxies,
                 loss_fn=loss_fn,
                 step=self.step,
@@ -203,10 +205,6 @@ class ScoringSettings:
                 placement=placement,
                 num_samples=self.num_samples,
                 settings=data.settings,
-                loader=one.loader,
-                cut=one.cut,
-                num_whole=one.num_whole,
-                transfer_batches=one.transfer_batches,
             )
             scorers.append(scorer)
         if self.cache is None:
@@ -251,7 +249,7 @@ class ScoringSettings:
             "axis": self.axis,
             "num_batches": self.num_batches,
             "batch_size": self.batch_size,
-            "num_larger_batches": scorer.num_whole,
+            "num_larger_batches": scorer.reading.num_whole,
             "batch_shapes": [list(tensor.shape) for tensor in tensors_of(scorer.batches[0])],
             "batches_hash": fingerprint_or_none(scorer.batches),
             "reading": reading_facts(scorer.batches),

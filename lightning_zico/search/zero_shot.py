@@ -55,7 +55,6 @@ class ZeroShotSearch(ScoringSettings):
         budget: Limits on costs. MACs, parameters and depth are known from the arch; latency and memory are measured,
             and an arch above their limits is a trial with an error.
         proxies: As for `ZeroShotSelector`.
-        rank_by: Name of the proxy or recipe that decides; the first of ``proxies`` if None.
         against: Costs to keep low as well, from ``macs``, ``params``, ``depth`` and ``latency_s``: the population is
             then ordered as in NSGA-II, and ``result.front`` holds the best trade-offs.
         num_trials: Total number of archs to score, including those of earlier runs and of other processes on the same
@@ -97,7 +96,6 @@ class ZeroShotSearch(ScoringSettings):
     budget: Budget | None = None
     proxies: Proxies = "default"
     _: KW_ONLY
-    rank_by: str | None = None
     against: Sequence[str] = ()
     num_trials: int = 1000
     sampler: "SamplerLike" = "evolution"
@@ -183,7 +181,7 @@ class ZeroShotSearch(ScoringSettings):
                 try:
                     run.score_all()
                 finally:
-                    sizes = {"batch_size": self.batch_size, "num_larger_batches": scorer.num_whole}
+                    sizes = {"batch_size": self.batch_size, "num_larger_batches": scorer.reading.num_whole}
                     self.result_ = run.result({**study.settings, **sizes})
         return self.result_
 

@@ -61,7 +61,6 @@ class ZeroShotSelector(ScoringSettings):
             ``"default"`` for the default recipe, or ``"all"``, which ranks by the default recipe. That is the recipe
             ``transfer`` if the candidates are a zoo, list or mapping in which all are pretrained (see `Candidate`). The
             baselines ``params``, ``macs``, ``num_layers`` and ``sum_log_numel`` are always computed as well.
-        rank_by: Name of the proxy or recipe to rank by; the first of ``proxies`` if None.
         controlled_by: Name of a baseline. The column ``controlled`` then holds the part of each candidate's rank that
             this baseline does not explain (`ranking.size_controlled`); higher is better.
         prior: Known values of candidates by name, such as published accuracies: a mapping, the path of a CSV file with
@@ -119,7 +118,6 @@ class ZeroShotSelector(ScoringSettings):
     trainer: Trainer | None = None
     proxies: Proxies = "default"
     _: KW_ONLY
-    rank_by: str | None = None
     controlled_by: str | None = None
     prior: Prior | Mapping[str, float] | str | Path | None = None
     budget: Budget | None = None

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from lightning_zico import Candidate, ProcessExecutor, RayExecutor, ZeroShotSelector, score
+from lightning_zico.bridge import Reading
 from lightning_zico.candidates import iterate_candidates
 from lightning_zico.errors import CacheError
 from lightning_zico.scoring.choice import Choice
@@ -51,7 +52,7 @@ def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
 
 
 def scorer_of(proxies: str = "zico", seed: int = 0) -> Scorer:
-    return Scorer(make_batches(seed=seed), Choice.of(proxies).proxies, seed=seed)
+    return Scorer(Reading.of(make_batches(seed=seed)), Choice.of(proxies).proxies, seed=seed)
 
 
 def values(cards: Any) -> dict[str, Any]:
@@ -97,7 +98,7 @@ def test_settings_of_torch_are_those_of_here(executor: Executor) -> None:
     torch.set_default_dtype(torch.float64)
     try:
         batches = [(images.double(), labels) for images, labels in make_batches()]
-        scorer = Scorer(batches, Choice.of("zico").proxies)
+        scorer = Scorer(Reading.of(batches), Choice.of("zico").proxies)
         ((_, card),) = executor.run([scorer], map(Job, iterate_candidates([Classifier])))
     finally:
         torch.set_default_dtype(torch.float32)
@@ -327,7 +328,7 @@ def test_another_number_of_threads_moves_scores_by_rounding_alone() -> None:
 
 def test_cores_are_shared_out_and_no_worker_has_more_threads_than_here() -> None:
     def threads_with(num_workers: int) -> float:
-        scorer = Scorer(make_batches(), [_Threads()], loss_fn=nn.functional.cross_entropy)
+        scorer = Scorer(Reading.of(make_batches()), [_Threads()], loss_fn=nn.functional.cross_entropy)
         jobs = map(Job, iterate_candidates([Classifier]))
         ((_, card),) = ProcessExecutor(num_workers).run([scorer], jobs)
         assert card["threads"].value is not None, card["threads"].error

@@ -17,6 +17,7 @@ from ray.cluster_utils import Cluster
 from torch import nn
 
 from lightning_zico import RayExecutor
+from lightning_zico.bridge import Reading
 from lightning_zico.candidates import iterate_candidates
 from lightning_zico.scoring.cache import SQLiteCache
 from lightning_zico.scoring.cached_scorer import with_cache
@@ -50,7 +51,7 @@ def main() -> None:
     (folder / "started").mkdir()
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     head, node = cluster.head_node.node_id, cluster.add_node(num_cpus=1)
-    scorers = [with_cache(Scorer(make_batches(), Choice.of("zico").proxies), Noting(folder / "scores.db"))]
+    scorers = [with_cache(Scorer(Reading.of(make_batches()), Choice.of("zico").proxies), Noting(folder / "scores.db"))]
     candidates = {str(width): partial(noted, folder / "started", width) for width in range(4, 16)}
     found: list[tuple[str, Any]] = []
     removed = None
@@ -64,7 +65,7 @@ def main() -> None:
     cluster.shutdown()
     started = {path.name: path.read_text().split() for path in (folder / "started").iterdir()}
     expected = SerialExecutor().run(
-        [Scorer(scorers[0].batches, scorers[0].proxies)], map(Job, iterate_candidates(candidates))
+        [Scorer(scorers[0].reading, scorers[0].proxies)], map(Job, iterate_candidates(candidates))
     )
     scores = {job.candidate.name: card["zico"].value for job, card in expected}
     said = {"found": found, "expected": scores, "removed": removed, "started": started}

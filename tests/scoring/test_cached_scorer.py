@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 import lightning_zico.scoring.cached_scorer
 from lightning_zico import Budget, Candidate, Proxy, ScoreCard, ZeroShotSelector, ZiCo
+from lightning_zico.bridge import Reading
 from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.errors import CacheError
 from lightning_zico.proxies import resolve_proxies
@@ -89,7 +90,7 @@ def classifier() -> nn.Module:
 
 
 def scorer(**changes: Any) -> Scorer:
-    return replace(Scorer(make_batches(), [Counting(), *resolve_proxies(["zico", "params"])]), **changes)
+    return replace(Scorer(Reading.of(make_batches()), [Counting(), *resolve_proxies(["zico", "params"])]), **changes)
 
 
 def cards(*scorers: Scorer, build: Callable[[], nn.Module] = classifier) -> list[ScoreCard]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lightning_zico import Candidate, ZeroShotSelector, owners
+from lightning_zico.bridge import Reading
 from lightning_zico.errors import CacheError
 from lightning_zico.proxies import resolve_proxies
 from lightning_zico.scoring import SerialExecutor, SQLiteCache, cache
@@ -160,7 +161,7 @@ class Noting(SQLiteCache):
 
 
 def scorer_in(kept: SQLiteCache) -> CachedScorer:
-    scorer = with_cache(Scorer(make_batches(), resolve_proxies(["params"])), kept)
+    scorer = with_cache(Scorer(Reading.of(make_batches()), resolve_proxies(["params"])), kept)
     assert isinstance(scorer, CachedScorer)
     return scorer
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_zico import Candidate, Leaderboard, ProcessExecutor, ScoreCard, ZeroShotSelector
+from lightning_zico.bridge import Reading
 from lightning_zico.candidates import iterate_candidates
 from lightning_zico.scoring.executors.base import Job
 from lightning_zico.scoring.executors.pool import resident_bytes
@@ -194,7 +195,7 @@ def _loaded_slowly() -> SlowToLoad:
 def test_what_all_candidates_share_is_charged_to_none() -> None:
     batches = [(torch.randn(20, 1_000_000), torch.zeros(20, dtype=torch.long)) for _ in range(2)]  # 160 MB
     executor = ProcessExecutor(num_workers=1, timeout_s=5, memory_bytes=120_000_000)
-    scorer = Scorer(batches, [Fixed("a")], loss_fn=SlowToLoad())
+    scorer = Scorer(Reading.of(batches), [Fixed("a")], loss_fn=SlowToLoad())
     candidates = {"first": lambda: Numbered({"a": 1.0}), "second": lambda: Numbered({"a": 2.0})}
     done = executor.run([scorer], map(Job, iterate_candidates(candidates)))
     assert {job.candidate.name: (card.error, card["a"].value) for job, card in done} == {

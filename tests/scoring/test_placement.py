@@ -14,6 +14,7 @@ from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from torch import Tensor, nn
 
 from lightning_zico import Candidate, ScoreCard, ZeroShotSelector, score
+from lightning_zico.bridge import Reading
 from lightning_zico.candidates import Built
 from lightning_zico.proxies import BASELINES, Proxy, list_proxies, resolve_proxies
 from lightning_zico.scoring import MemoryCache
@@ -68,7 +69,7 @@ def test_mixed_precision_is_autocast_around_the_forward_pass_and_nothing_else(ax
     offered, own = twice(build)
     batches = make_batches(num_batches=3)
     card = Scorer(
-        batches,
+        Reading.of(batches),
         resolve_proxies(["zico"]),
         loss_fn=nn.functional.cross_entropy,
         axis=axis,
@@ -226,7 +227,7 @@ def test_every_proxy_that_has_a_score_has_one_in_every_precision(placement: Plac
     names = [name for name in list_proxies() if name not in ("latency", "seen")]
 
     def card_in(placement: Placement) -> ScoreCard:
-        scorer = Scorer(make_batches(), resolve_proxies(names), placement=placement)
+        scorer = Scorer(Reading.of(make_batches()), resolve_proxies(names), placement=placement)
         return scorer.score(Candidate("any", partial(Classifier, width=8)))
 
     plain, placed = card_in(Placement()), card_in(placement)
@@ -249,11 +250,14 @@ def test_a_second_precision_misses_the_cache_and_another_device_of_a_kind_does_n
     ]  # seconds as well
     first, second = (
         with_cache(
-            Scorer(make_batches(), resolve_proxies(["zico"]), placement=Placement((torch.device("cuda", k),))), cache
+            Scorer(
+                Reading.of(make_batches()), resolve_proxies(["zico"]), placement=Placement((torch.device("cuda", k),))
+            ),
+            cache,
         )
         for k in range(2)
     )
-    here = with_cache(Scorer(make_batches(), resolve_proxies(["zico"])), cache)
+    here = with_cache(Scorer(Reading.of(make_batches()), resolve_proxies(["zico"])), cache)
     assert first.context == second.context != here.context
 
 

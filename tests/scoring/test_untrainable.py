@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_zico import Proxy, ZeroShotSelector, score
+from lightning_zico.bridge import Reading
 from lightning_zico.candidates import Candidate
 from lightning_zico.proxies import resolve_proxies
 from lightning_zico.scoring.cache import MemoryCache
@@ -167,7 +168,7 @@ class Unlucky(Classifier):
 def test_a_failure_that_may_pass_is_in_no_cache(tmp_path: Path) -> None:
     path = tmp_path / "occupied"
     path.touch()
-    bare = Scorer(make_batches(), resolve_proxies(["params", "zico"]))
+    bare = Scorer(Reading.of(make_batches()), resolve_proxies(["params", "zico"]))
     caching = with_cache(bare, MemoryCache())
     candidate = Candidate("unlucky", lambda: Unlucky(str(path)))
     assert caching.score(candidate).untrainable == "untrainable: its training step fails: OSError: try again"

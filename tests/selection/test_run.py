@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lightning_zico import Candidate, Score, ScoreCard
+from lightning_zico.bridge import Reading
 from lightning_zico.scoring.choice import Choice
 from lightning_zico.scoring.executors.base import Job
 from lightning_zico.scoring.scorer import Scorer
@@ -32,7 +33,7 @@ class ByTable:
 
 def run_of(table: list[list[float]], **kwargs: Any) -> Run:
     choice = Choice.of("params")
-    scorers = [Scorer(make_batches(1), choice.proxies, seed=seed) for seed in range(len(table[0]))]
+    scorers = [Scorer(Reading.of(make_batches(1)), choice.proxies, seed=seed) for seed in range(len(table[0]))]
     return Run(scorers, choice, ByTable(table, **kwargs), enable_progress_bar=False)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from lightning_zico import list_proxies
+from lightning_zico.bridge import Reading
 from lightning_zico.proxies import resolve_proxies
 from lightning_zico.results import NOT_APPLICABLE, ScoreCard
 from lightning_zico.scoring.checks import check_batches
@@ -56,7 +57,7 @@ def card_of(spec: str) -> ScoreCard:
     batches: list[Any] = text_batches(8) if is_text else list(image_batches(SIZE, 8))
     proxies = resolve_proxies("all")
     check_batches(batches, proxies, "batch")
-    return Scorer(batches, proxies).score(candidate)
+    return Scorer(Reading.of(batches), proxies).score(candidate)
 
 
 def assert_every_score_is_a_number_or_not_applicable(spec: str) -> None:
