@@ -2,13 +2,12 @@
 
 from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, ClassVar, overload
+from typing import Any, ClassVar
 
 from rich.table import Table as RichTable
 
 from lightning_zico._imports import imported
-from lightning_zico.report import Table, as_html, as_text, draw, for_terminal, html_of, log_ranking
+from lightning_zico.report import Layers, Page, Table, as_html, as_text, draw, for_terminal, log_ranking
 from lightning_zico.results import views
 from lightning_zico.results.finals import rows_with_finals
 from lightning_zico.results.notes import LEAST_COVERED, first_of_a_zoo, leaderboard_notes
@@ -31,10 +30,9 @@ from lightning_zico.results.rows import (
     rank_key,
     ranks_of,
     reasons_of,
-    write_text,
 )
 from lightning_zico.results.saturated import collect_saturated
-from lightning_zico.results.scores import Final, ScoreCard, layers_of
+from lightning_zico.results.scores import Final, ScoreCard
 from lightning_zico.results.views import FigureKind
 from lightning_zico.texts import all_of
 
@@ -301,26 +299,8 @@ class Leaderboard(Ranked):
         """
         return draw(views.figure_of(kind, self.rows, self.provenance, cost), ax)
 
-    @overload
-    def to_html(self, path: None = None, card: ScoreCard | None = None) -> str: ...
-    @overload
-    def to_html(self, path: str | Path, card: ScoreCard | None = None) -> Path: ...
-    def to_html(self, path: str | Path | None = None, card: ScoreCard | None = None) -> str | Path:
-        """Return one page for a browser that needs no network; with a path, write it and return the path.
-
-        The page has the table, figures, reasons of failures, and what the numbers depend on.
-
-        Args:
-            path: Path of the file; an existing one is overwritten.
-            card: Score card of one candidate, such as ``selector.cards_[leaderboard.best]``: one of the figures then
-                shows what its layers added to ZiCo.
-
-        Raises:
-            ValueError: If the card has no layers of ZiCo.
-            ModuleNotFoundError: If vl-convert-python is not installed.
-        """
-        layers = None if card is None else layers_of(card, "zico")
-        return write_text(html_of(views.page(self.rows, self.provenance, self.notes, layers)), path)
+    def _page(self, layers: Layers | None) -> Page:
+        return views.page(self.rows, self.provenance, self.notes, layers)
 
     def log(self, logger: Any) -> None:
         """Log the ranking to a Lightning logger, such as CSV or TensorBoard; see `report.logs.log_ranking`.

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 from lightning_zico._registry import unknown_name
+from lightning_zico.report import Layers, Page, html_of
 from lightning_zico.results import views
 from lightning_zico.results.rows import Provenance, Row, as_json, read_json, write_text
+from lightning_zico.results.scores import ScoreCard, layers_of
 from lightning_zico.texts import count
 
 if TYPE_CHECKING:
@@ -43,6 +45,9 @@ class Ranked(ABC):
 
     @abstractmethod
     def _csv(self) -> str: ...
+
+    @abstractmethod
+    def _page(self, layers: Layers | None) -> Page: ...
 
     @overload
     def __getitem__(self, key: int | str) -> Row: ...
@@ -113,6 +118,26 @@ class Ranked(ABC):
         for a formula has an apostrophe before it.
         """
         return write_text(self._csv(), path)
+
+    @overload
+    def to_html(self, path: None = None, card: ScoreCard | None = None) -> str: ...
+    @overload
+    def to_html(self, path: str | Path, card: ScoreCard | None = None) -> Path: ...
+    def to_html(self, path: str | Path | None = None, card: ScoreCard | None = None) -> str | Path:
+        """Return one page for a browser that needs no network; with a path, write it and return the path.
+
+        The page has the table, figures, reasons of failures, and what the numbers depend on.
+
+        Args:
+            path: Path of the file; an existing one is overwritten.
+            card: Score card of one candidate, such as ``selector.cards_[leaderboard.best]``: one of the figures then
+                shows what its layers added to ZiCo.
+
+        Raises:
+            ValueError: If the card has no layers of ZiCo.
+            ModuleNotFoundError: If vl-convert-python is not installed.
+        """
+        return write_text(html_of(self._page(None if card is None else layers_of(card, "zico"))), path)
 
 
 def first_rows(rows: tuple[Row, ...], n: int) -> tuple[Row, ...]:

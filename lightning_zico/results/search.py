@@ -1,11 +1,10 @@
 """The result of a search over a space."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, ClassVar, overload
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
-from lightning_zico.report import as_html, draw, html_of
+from lightning_zico.report import Layers, Page, as_html, draw
 from lightning_zico.results import views
 from lightning_zico.results.leaderboard import Leaderboard
 from lightning_zico.results.notes import search_notes
@@ -18,7 +17,6 @@ from lightning_zico.results.rows import (
     as_provenance,
     check_rows,
     proxies_of,
-    write_text,
 )
 from lightning_zico.results.views import SearchFigureKind
 from lightning_zico.texts import printable
@@ -138,14 +136,6 @@ class SearchResult(Ranked):
         """
         return draw(views.search_figure_of(kind, self.history, self.provenance), ax)
 
-    @overload
-    def to_html(self, path: None = None) -> str: ...
-    @overload
-    def to_html(self, path: str | Path) -> Path: ...
-    def to_html(self, path: str | Path | None = None) -> str | Path:
-        """Return one page for a browser that needs no network; with a path, write it and return the path.
-
-        Raises:
-            ModuleNotFoundError: If vl-convert-python is not installed.
-        """
-        return write_text(html_of(views.search_page(self.history, self.provenance, self.notes)), path)
+    def _page(self, layers: Layers | None) -> Page:
+        page = views.search_page(self.history, self.provenance, self.notes)
+        return page if layers is None else replace(page, figures=[*page.figures, layers])

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lightning_zico import Leaderboard, SearchResult
+from lightning_zico import Leaderboard, Score, ScoreCard, SearchResult
 from lightning_zico.errors import UnknownNameError
-from lightning_zico.results import ranks_of
+from lightning_zico.results import ranked, ranks_of
 from tests.results.boards import card, make
 
 SCORES = st.lists(st.none() | st.integers(-3, 3).map(float), max_size=6)
@@ -93,6 +93,16 @@ def test_results_survive_json_and_are_shown_shortly(kind: str, scores: list[floa
     assert "<table" in result._repr_html_()
     noun = {"leaderboard": "candidate", "search": "arch"}[kind]
     assert f" of {len(scores)} {noun}{'s' * (len(scores) != 1)} by " in repr(result)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_page_of_a_card_has_one_more_figure(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ranked, "html_of", lambda page: str(len(page.figures)))
+    result = result_of(kind, [1.0, 2.0])
+    best = ScoreCard("c1", {"zico": Score("zico", 2.0, layers={"0.weight": 2.0})})
+    assert int(result.to_html(card=best)) == int(result.to_html()) + 1
+    with pytest.raises(ValueError, match="it has no parts by layer for 'c0'"):
+        result.to_html(card=card("c0", 1.0))
 
 
 def test_a_history_stays_in_the_order_of_the_trials() -> None:
