@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import Any
 
 
-def imported(module: str, need: str, extra: str, *, otherwise: str = "") -> Any:
+def import_optional(module: str, need: str, extra: str, *, otherwise: str = "") -> Any:
     """Import a module of an optional package.
 
     Args:
@@ -17,7 +17,7 @@ def imported(module: str, need: str, extra: str, *, otherwise: str = "") -> Any:
         ModuleNotFoundError: If the package is not installed. The message says how to install it.
 
     Example:
-        >>> imported("no_such_package", "Drawing needs paint", "paint")
+        >>> import_optional("no_such_package", "Drawing needs paint", "paint")
         Traceback (most recent call last):
         ModuleNotFoundError: Drawing needs paint: `pip install 'lightning-zico[paint]'`.
     """

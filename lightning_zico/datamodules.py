@@ -15,7 +15,7 @@ from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Subset
 
-from lightning_zico._imports import imported
+from lightning_zico._imports import import_optional
 from lightning_zico.errors import check_count
 
 # ImageNet's mean and deviation, which every model zoo uses: https://pytorch.org/vision/stable/models.html.
@@ -364,4 +364,4 @@ def _patience() -> Iterator[None]:
 
 
 def _imported_torchvision() -> Any:
-    return imported("torchvision", "Images need torchvision", "zoo")
+    return import_optional("torchvision", "Images need torchvision", "zoo")

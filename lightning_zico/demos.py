@@ -10,7 +10,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer, see
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset, random_split
 
-from lightning_zico._imports import imported
+from lightning_zico._imports import import_optional
 from lightning_zico.errors import check_count
 
 _NUM_CLASSES = 10
@@ -38,7 +38,7 @@ class DigitsDataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Read the images and split them, always in the same way."""
-        datasets = imported("sklearn.datasets", "The digits come with scikit-learn", "demo")
+        datasets = import_optional("sklearn.datasets", "The digits come with scikit-learn", "demo")
         images, labels = datasets.load_digits(return_X_y=True)
         data = TensorDataset(torch.tensor(images).float().view(-1, 1, 8, 8) / 16, torch.tensor(labels).long())
         parts = [_NUM_TRAIN, len(data) - _NUM_TRAIN]

@@ -120,14 +120,14 @@ def blame(error: BaseException, name: str) -> None:
     vars(error).setdefault(_BLAMED, name)
 
 
-def blamed(error: BaseException) -> str | None:
+def name_to_blame(error: BaseException) -> str | None:
     """Return the name that `blame` recorded for an error; None for the scored module."""
     name: str | None = vars(error).get(_BLAMED)
     return name
 
 
 _MOST_CODE = 80
-_MOST_SAID = 300  # characters; torch lists every backend if an operation is missing
+_MOST_TEXT = 300  # characters; torch lists every backend if an operation is missing
 
 # Attribute of an error with the place that raised it.
 _PLACE = "__zico_place__"
@@ -161,8 +161,8 @@ def meaning_of(error: BaseException) -> str:
     """Return an exception's message in one line; internal messages of torch are explained."""
     if isinstance(error, ZiCoError | LookupError | ImportError):
         return message_of(error)
-    said = _said_by(error)
-    return next((words for part, words in _INTERNAL.items() if part in said), message_of(error))
+    text = _text_of(error)
+    return next((words for part, words in _INTERNAL.items() if part in text), message_of(error))
 
 
 def message_of(error: BaseException) -> str:
@@ -170,13 +170,13 @@ def message_of(error: BaseException) -> str:
 
     Long messages are cut, except those of this package, which end with what to do.
     """
-    message = _said_by(error)
-    if len(message) > _MOST_SAID and not isinstance(error, ZiCoError):
-        message = f"{message[: _MOST_SAID - 4].rsplit(' ', 1)[0]} ..."
+    message = _text_of(error)
+    if len(message) > _MOST_TEXT and not isinstance(error, ZiCoError):
+        message = f"{message[: _MOST_TEXT - 4].rsplit(' ', 1)[0]} ..."
     return message or vars(error).get(_PLACE) or _place_of(error)
 
 
-def _said_by(error: BaseException) -> str:
+def _text_of(error: BaseException) -> str:
     try:
         return " ".join(str(error).split())
     except BaseException:  # the user's own `__str__` fails
@@ -191,7 +191,7 @@ def _place_of(error: BaseException) -> str:
     return f"`{shorten(code, _MOST_CODE, placeholder=' ...')}` ({place})" if code else f"({place})"
 
 
-def kept(error: Exception) -> Exception:
+def without_frames(error: Exception) -> Exception:
     """Strip the frames from a caught exception, so that storing it keeps no tensors and graphs alive.
 
     The lines of the traceback become a note, which Python 3.11 and later print with the error.

@@ -1,6 +1,7 @@
 """Laws on the shape of the code: short signatures, short functions, short files, no cycles and no exceptions."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -126,3 +127,51 @@ def test_settings_are_written_once() -> None:
     shared = set(found["ScoringSettings"])
     own = [found[name] for name in ("ZeroShotSelector", "ZeroShotSearch", "rank", "search")]
     assert [shared & set(names) for names in own] == [set()] * 4
+
+
+UPPER_HALF = [
+    "bridge",
+    "callbacks",
+    "cli",
+    "integrations",
+    "report",
+    "results",
+    "scoring",
+    "search",
+    "selection",
+    "zoo",
+]
+# As the first word of a name; not "need" or "seed", nor verbs that look like their participles, such as "read".
+PARTICIPLE = re.compile(
+    r"(?:not_)?(?:[a-z]*[^e]ed|bound|broken|brought|built|caught|chosen|done|drawn|found|given|gone|heard|held|hidden|kept"
+    r"|known|left|lost|made|met|said|seen|sent|shown|spent|spoken|taken|thrown|told|torn|won|worn|written)(?![a-z])"
+)
+# Noun phrases, and the public constructor `ScoreCard.failed`.
+ALLOWED = {"_saved_tensors", "_stated_classes", "failed", "held_out_difference", "published_accuracy"}
+# Names that are still to be changed.
+ALLOWED |= {"_evaluated", "_imported_models", "_imported_timm", "_learned", "matched", "untrained"}
+
+
+def test_functions_have_the_names_of_verbs_or_nouns() -> None:
+    """Properties may read as adjectives, and context managers as the state in their body (`preserved_process_state`)."""
+    found = set()
+    for file in FILES:
+        if file.relative_to(PACKAGE).parts[0] not in UPPER_HALF:
+            continue
+        for _, function in functions(file):
+            decorators = {ast.unparse(each).rpartition(".")[2] for each in function.decorator_list}
+            if decorators & {"property", "cached_property", "contextmanager"}:
+                continue
+            if PARTICIPLE.match(function.name.strip("_")):
+                found.add(function.name)
+    assert found <= ALLOWED
+
+
+@pytest.mark.parametrize("name", ["listed", "made_here", "not_loaded", "chosen", "kept"])
+def test_a_participle_is_found(name: str) -> None:
+    assert PARTICIPLE.match(name)
+
+
+@pytest.mark.parametrize("name", ["list", "read", "seed_all", "need", "reseed", "cut", "fit", "madelon", "is_used"])
+def test_a_verb_is_no_participle(name: str) -> None:
+    assert not PARTICIPLE.match(name)

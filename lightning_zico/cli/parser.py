@@ -9,7 +9,7 @@ from functools import partial
 from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from lightning_zico.__about__ import __version__
-from lightning_zico._imports import imported
+from lightning_zico._imports import import_optional
 from lightning_zico.cli.class_options import OptionsOf
 from lightning_zico.cli.messages import in_plain_words
 from lightning_zico.cli.program import ENV_PREFIX, PROG
@@ -91,7 +91,7 @@ def build_parser(args: Sequence[str]) -> Parser:
     Raises:
         ModuleNotFoundError: If jsonargparse is not installed.
     """
-    parser_of: Any = imported("jsonargparse", f"`{PROG}` needs jsonargparse", "cli").ArgumentParser
+    parser_of: Any = import_optional("jsonargparse", f"`{PROG}` needs jsonargparse", "cli").ArgumentParser
     parser = parser_of(
         prog=PROG,
         description="Rank untrained models on a few batches.",
@@ -121,10 +121,10 @@ def build_parser(args: Sequence[str]) -> Parser:
 def _command_parser(name: str) -> Any:
     """Make the parser of one command, in the order of its parameters."""
     function = _function(name)
-    imported("jsonargparse.typing", "", "cli").register_type(
+    import_optional("jsonargparse.typing", "", "cli").register_type(
         ZooSpec, serializer=lambda model: str(ZooSpec(model)), fail_already_registered=False
     )
-    parser: Any = imported("jsonargparse", "", "cli").ArgumentParser(description=COMMANDS[name], **_SETTINGS)
+    parser: Any = import_optional("jsonargparse", "", "cli").ArgumentParser(description=COMMANDS[name], **_SETTINGS)
     parser.add_argument("--config", action="config", help="Path of a YAML file with options.")
     every = [parameter for parameter, _ in _parameters(function)]
     for parameter, group in _parameters(function):
@@ -181,7 +181,7 @@ class _PrintCompletion(argparse.Action):
         Raises:
             ModuleNotFoundError: If shtab is not installed.
         """
-        shtab: Any = imported("shtab", "`--print_completion` needs shtab", "cli")
+        shtab: Any = import_optional("shtab", "`--print_completion` needs shtab", "cli")
         plain = argparse.ArgumentParser(prog=PROG)
         commands_of_it = plain.add_subparsers()
         for name in COMMANDS:
@@ -213,7 +213,7 @@ def run_fit(args: list[str]) -> None:
         InvalidArgumentError: If an argument is wrong.
         ModuleNotFoundError: If jsonargparse is not installed.
     """
-    imported("jsonargparse", f"`{PROG}` needs jsonargparse", "cli")
+    import_optional("jsonargparse", f"`{PROG}` needs jsonargparse", "cli")
     from lightning.pytorch.cli import LightningCLI
 
     from lightning_zico.cli import commands  # noqa: F401  # so that what they use can be given by name

@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from lightning_zico._imports import imported
+from lightning_zico._imports import import_optional
 from lightning_zico.cli.inputs import short_data
 from lightning_zico.cli.program import ENV_PREFIX, PROG
 
@@ -63,7 +63,7 @@ def _spell_out_config(config: str) -> str:
     """Replace the path of a file that gives data in short form by the file's text, with the data spelled out."""
     if not Path(config).is_file():
         return config  # the parser reports what is wrong with it
-    yaml: Any = imported("yaml", f"`{PROG}` needs PyYAML", "cli")
+    yaml: Any = import_optional("yaml", f"`{PROG}` needs PyYAML", "cli")
     try:
         read = yaml.safe_load(Path(config).read_text(encoding="utf-8"))
     except (ValueError, yaml.YAMLError):

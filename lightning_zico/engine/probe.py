@@ -23,7 +23,7 @@ from lightning_zico.errors import (
     ZiCoError,
     again,
     in_words,
-    kept,
+    without_frames,
 )
 
 O = TypeVar("O", bound=Observer)  # noqa: E741
@@ -183,7 +183,7 @@ class Probe(Anatomy):
         except Exception as error:
             if axis == "batch":
                 raise
-            raise self._blamed(kept(error), "one sample at a time") from None
+            raise self._blamed(without_frames(error), "one sample at a time") from None
         if facts.skipped:
             reason = list(facts.skipped.values())[-1]
             if num_batches is not None:
@@ -225,7 +225,7 @@ class Probe(Anatomy):
         try:
             self.past_skipped(run)
         except Exception as error:
-            failure = kept(error)
+            failure = without_frames(error)
         if failure is not None:
             self._broke_off = True
             observers = self._passed_again(observers, watch, failure, bool(learners), axis)
@@ -322,7 +322,7 @@ class Probe(Anatomy):
                 seed_all(self.seed)
                 stateless.run(tensors, run, trainable)
         except Exception as error:
-            return kept(error)
+            return without_frames(error)
         return None
 
     def whole_run(self, is_cut: bool) -> Callable[[Sequence[str]], bool] | None:
@@ -362,7 +362,7 @@ class Probe(Anatomy):
                 except Exception as error:
                     if is_out_of_memory(error):
                         raise
-                    watch.errors[observer] = kept(error)
+                    watch.errors[observer] = without_frames(error)
             for finish in left_to_do:
                 if finish is not None:
                     finish()

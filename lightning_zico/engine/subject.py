@@ -19,7 +19,7 @@ from lightning_zico.errors import (
     SurroundingsError,
     UnsupportedModuleError,
     again,
-    kept,
+    without_frames,
 )
 
 T = TypeVar("T")
@@ -169,7 +169,7 @@ class Subject:
             try:
                 self._computed[compute] = self.past_skipped(lambda: compute(self))
             except Exception as error:
-                self._computed[compute] = kept(error)
+                self._computed[compute] = without_frames(error)
         result = self._computed[compute]
         if isinstance(result, Exception):
             raise again(result)

@@ -23,7 +23,7 @@ from lightning_zico.engine.layers import Layout
 from lightning_zico.engine.observers import Observer, floating_tensor_in, listens, samples_first
 from lightning_zico.engine.scope import unfused
 from lightning_zico.engine.transforms import is_transforming, outside_transforms, real_view, unwrapped
-from lightning_zico.errors import NotApplicableError, kept
+from lightning_zico.errors import NotApplicableError, without_frames
 
 # Functions that are applied to every number of a layer's output. Gates (sigmoid) are among them.
 _NAMES = (
@@ -298,7 +298,7 @@ class Watch:
         try:
             method(*args)
         except Exception as error:
-            self.errors[observer] = kept(error)
+            self.errors[observer] = without_frames(error)
             self.observers = [other for other in self.observers if other is not observer]
             self._listeners.clear()
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from lightning_zico._imports import imported
+from lightning_zico._imports import import_optional
 from lightning_zico.bridge import check_data, check_readable_again
 from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.errors import InvalidArgumentError, check_count
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import BaseTrial, FrozenTrial, TrialState
 else:
-    optuna = imported("optuna", "`ScreeningSampler` needs Optuna", "search")
+    optuna = import_optional("optuna", "`ScreeningSampler` needs Optuna", "search")
 
 # Key of the attribute of a trial that holds the leaderboard of its proposals.
 SCREENING = "screening"

@@ -14,7 +14,7 @@ from html import escape
 from importlib import resources
 from typing import Any
 
-from lightning_zico._imports import imported
+from lightning_zico._imports import import_optional
 from lightning_zico.report.figures import MOST_NAMES, Agreement, Figure
 from lightning_zico.report.vega import min_width_of, spec_of
 from lightning_zico.texts import count, printable
@@ -318,6 +318,6 @@ def _part(name: str) -> str:
 def _vega() -> str:
     """Return Vega, Vega-Lite and Vega-Embed as one script, which vl-convert contains (0.9 MB; takes two seconds)."""
     need, otherwise = "`to_html` needs vl-convert-python", "`to_json` and `to_csv` work without it."
-    vl_convert = imported("vl_convert", need, "report", otherwise=otherwise)
+    vl_convert = import_optional("vl_convert", need, "report", otherwise=otherwise)
     bundle: str = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;")
     return bundle.replace("</script", "<\\/script")

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import singledispatch
 from typing import Any
 
-from lightning_zico._imports import imported
+from lightning_zico._imports import import_optional
 from lightning_zico.report.figures import Agreement, Figure, Finals, History, Layers, Ranks, TradeOff
 from lightning_zico.texts import printable
 
@@ -130,7 +130,7 @@ def _history(history: History, ax: Any) -> tuple[Any, Any]:
 def _axes(ax: Any, num_names: int = 0, size: tuple[float, float] | None = None) -> tuple[Any, Any]:
     if ax is not None:
         return ax.get_figure(), ax
-    pyplot = imported("matplotlib.pyplot", "Figures need matplotlib", "report")
+    pyplot = import_optional("matplotlib.pyplot", "Figures need matplotlib", "report")
     height = max(3.5, 1.2 + _ROW * num_names)
     return pyplot.subplots(figsize=size or (6.4, height), layout="constrained")
 

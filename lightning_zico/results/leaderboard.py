@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from rich.table import Table as RichTable
 
-from lightning_zico._imports import imported
+from lightning_zico._imports import import_optional
 from lightning_zico.report import Layers, Page, Table, as_html, as_text, draw, for_terminal, log_ranking
 from lightning_zico.results import views
 from lightning_zico.results.finals import rows_with_finals
@@ -276,7 +276,7 @@ class Leaderboard(Ranked):
             ModuleNotFoundError: If pandas is not installed.
         """
         otherwise = "`to_csv` and `to_dict` work without it."
-        pandas = imported("pandas", "`to_pandas` needs pandas", "pandas", otherwise=otherwise)
+        pandas = import_optional("pandas", "`to_pandas` needs pandas", "pandas", otherwise=otherwise)
         whole = {column: "Int64" for column in self.columns if column in WHOLE_NUMBERS}
         return pandas.DataFrame(list(self.rows), columns=self.columns).astype(whole)
 

@@ -128,7 +128,7 @@ def _notes_on_repeats(rows: Sequence[Row], provenance: Provenance) -> list[str]:
     tied = [row["name"] for row in rows if row.get("tie") == 1]
     if len(tied) > 1:
         first = f"{'By score, the' if 'finals' in provenance else 'The'} first {len(tied)} are a tie"
-        notes.append(f"{first} that these repeats cannot distinguish: {_listed(tied)}.")
+        notes.append(f"{first} that these repeats cannot distinguish: {_list_names(tied)}.")
     counts = [row["num_repeats"] for row in rows if row.get("num_repeats")]
     if provenance.get("race") and counts and max(counts) == 1:
         notes.append(
@@ -152,8 +152,8 @@ def _notes_on_repeats(rows: Sequence[Row], provenance: Provenance) -> list[str]:
         )
     if equal := provenance.get("equal_repeats"):
         notes.append(
-            f"The repeats of {_listed(equal)} are equal: the weights are the same in each, and other batches give the "
-            f"same `{provenance['rank_by']}`. They do not show how certain a rank is."
+            f"The repeats of {_list_names(equal)} are equal: the weights are the same in each, and other batches give "
+            f"the same `{provenance['rank_by']}`. They do not show how certain a rank is."
         )
     return notes
 
@@ -164,7 +164,7 @@ def _notes_on_saturated(provenance: Provenance) -> list[str]:
         is_one, more = len(group["proxies"]) == 1, group["more_samples"]
         are, cannot = ("is at its", "it cannot") if is_one else ("are at their", "they cannot")
         notes.append(
-            f"{_listed(group['proxies'])} {are} maximum for {group['count']} of "
+            f"{_list_names(group['proxies'])} {are} maximum for {group['count']} of "
             f"{count(group['num_scored'], 'candidate')} with {count(group['num_samples'], 'sample')}, so {cannot} tell "
             f"them apart. {f'Raise `{more}`' if more else 'Choose another proxy'}."
         )
@@ -174,7 +174,7 @@ def _notes_on_saturated(provenance: Provenance) -> list[str]:
 def _notes_on_covered(provenance: Provenance) -> list[str]:
     notes = []
     for group in provenance.get("covered", ()):
-        note = f"{_listed(group['proxies'])} looked at {100 * group['share']:.2g} % of "
+        note = f"{_list_names(group['proxies'])} looked at {100 * group['share']:.2g} % of "
         note += f"{group['name']}'s trainable weights"
         if rest := group["count"] - 1:
             note += f", and at less than {100 * LEAST_COVERED:.0f} % in {count(rest, 'other candidate')}"
@@ -197,7 +197,7 @@ def _notes_on_missing(rows: Sequence[Row], provenance: Provenance) -> list[str]:
     notes = []
     for counts, proxies in ordered[:_MOST_MISSING]:
         missing, (reason, num_times) = sum(num for _, num in counts), counts[0]
-        have = f"{_listed(proxies)} {plural(len(proxies), 'has', 'have')}"
+        have = f"{_list_names(proxies)} {plural(len(proxies), 'has', 'have')}"
         among = f" (the most frequent of {len(counts)} reasons, {count(num_times, 'time')})" if len(counts) > 1 else ""
         notes.append(f"{have} no number for {missing} of {num_scored} scored candidates{among}: {reason}")
     if rest := sum(len(proxies) for _, proxies in ordered[_MOST_MISSING:]):
@@ -209,7 +209,7 @@ def _notes_on_process(provenance: Provenance) -> list[str]:
     changes = provenance.get("process_changes", {})
     named = [f"{name} ({', '.join(settings[:_MOST_NAMES])})" for name, settings in changes.items()]
     begin = "Settings of the whole process were changed while candidates were built or scored, and put back after each:"
-    return [f"{begin} {_listed(named)}."] if changes else []
+    return [f"{begin} {_list_names(named)}."] if changes else []
 
 
 def _recommend_finals(rows: Sequence[Row], provenance: Provenance) -> list[str]:
@@ -242,7 +242,7 @@ def _notes_on_ranking(provenance: Provenance, ranking: str) -> list[str]:
         elif name == provenance.get("rank_by"):
             notes.append(f"{name}: {members}.")
         if beside := recipe.get("beside"):
-            placed = _listed(beside["names"])
+            placed = _list_names(beside["names"])
             notes.append(
                 f"{recipe['used']} does not apply to {placed}; these are placed among the others by {beside['used']} "
                 f"({', '.join(beside['members'])}), at the same quantile of the scores{why}"
@@ -361,7 +361,9 @@ def _notes_on_finals(rows: Sequence[Row], finals: FinalsHeld) -> list[str]:
         is_known = len(known) == len(tie)  # not if fewer rows are shown
         least = f" {min(known, key=known.__getitem__)} has the fewest parameters of these." if is_known else ""
         seeds = count(finals["seeds"], "seed")
-        notes.append(f"{count(len(tie), 'finalist')} are a tie that {seeds} cannot distinguish: {_listed(tie)}.{least}")
+        notes.append(
+            f"{count(len(tie), 'finalist')} are a tie that {seeds} cannot distinguish: {_list_names(tie)}.{least}"
+        )
     if learn == "rank" and any(row.get("learned") is not None for row in rows):
         notes.append(
             "`learned` is the rank by the first round that a candidate is expected to have among all, and its 95 % "
@@ -376,7 +378,7 @@ def _if_there(note: str | None) -> list[str]:
     return [] if note is None else [note]
 
 
-def _listed(names: Sequence[str]) -> str:
+def _list_names(names: Sequence[str]) -> str:
     """Return the first names in one line, and how many more there are."""
     more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
     return f"{', '.join(names[:_MOST_NAMES])}{more}"

@@ -34,7 +34,7 @@ LEASE_S = 1800
 # A claim is not renewed for longer: nobody waits for ever for an owner that hangs.
 LONGEST_CLAIM_S = 24 * 3600
 
-Keep: TypeAlias = Callable[[Mapping[str, str]], None]
+Store: TypeAlias = Callable[[Mapping[str, str]], None]
 
 
 @runtime_checkable
@@ -63,7 +63,7 @@ class ScoreCache(Protocol):
 class ClaimingCache(ScoreCache, Protocol):
     """A cache that several processes share, and in which they record what they are about to score."""
 
-    def claim(self, candidate: str) -> AbstractContextManager[Keep | None]:
+    def claim(self, candidate: str) -> AbstractContextManager[Store | None]:
         """Claim a candidate while the body runs, unless another live run has claimed it.
 
         Yields:
@@ -137,7 +137,7 @@ class SQLiteCache:
         self._check_size(header, log)
         self._check_schema()
         # A reader cannot move what the log holds into a file that may be damaged.
-        with self._opened("ro" if has_log else "rw") as connection:
+        with self._open("ro" if has_log else "rw") as connection:
             found = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
         if found != "ok":
             raise CacheError(self._describe_damage(found))
@@ -148,7 +148,7 @@ class SQLiteCache:
         Raises:
             CacheError: If the file cannot be read, or an entry was changed after it was written.
         """
-        with self._opened("rw") as connection:
+        with self._open("rw") as connection:
             rows = connection.execute("SELECT proxy, entry, hash FROM scores WHERE candidate = ?", (candidate,))
             entries = {proxy: (entry, written) for proxy, entry, written in rows}
         for proxy, (entry, written) in entries.items():
@@ -162,11 +162,11 @@ class SQLiteCache:
         Raises:
             CacheError: If the file cannot be written.
         """
-        with self._opened("rw") as connection, _transaction(connection):
+        with self._open("rw") as connection, _transaction(connection):
             _insert(connection, candidate, entries)
 
     @contextmanager
-    def claim(self, candidate: str) -> Iterator[Keep | None]:
+    def claim(self, candidate: str) -> Iterator[Store | None]:
         """Claim a candidate while the body runs, unless another live run has claimed it.
 
         Yields:
@@ -180,7 +180,7 @@ class SQLiteCache:
         entries: dict[str, str] = {}
         try:
             # The connection stays open, because closing it waits until the data is safe.
-            with self._opened("rw") as connection:
+            with self._open("rw") as connection:
                 if not _claim(connection, candidate, owner):
                     yield None
                     return
@@ -211,7 +211,7 @@ class SQLiteCache:
         until = time.monotonic() + LONGEST_CLAIM_S
         while not ended.wait(LEASE_S / 3) and time.monotonic() < until:
             # The thread that scores reports a file that cannot be used.
-            with suppress(CacheError), self._opened("rw") as connection:
+            with suppress(CacheError), self._open("rw") as connection:
                 renewed = time.time(), candidate, owner.to_json()
                 connection.execute("UPDATE claims SET since = ? WHERE candidate = ? AND owner = ?", renewed)
 
@@ -221,7 +221,7 @@ class SQLiteCache:
         Raises:
             CacheError: If the file cannot be read.
         """
-        with self._opened("rw") as connection:
+        with self._open("rw") as connection:
             return "claims" in _objects(connection) and _is_claimed(connection, candidate)
 
     def _make(self) -> None:
@@ -293,7 +293,7 @@ class SQLiteCache:
         return f"'{self.path}' is damaged: {reason}. It was not changed. Pass another path, or delete the file."
 
     @contextmanager
-    def _opened(self, mode: str) -> Iterator[sqlite3.Connection]:
+    def _open(self, mode: str) -> Iterator[sqlite3.Connection]:
         try:
             with closing(_connect(self.path, f"mode={mode}")) as connection:
                 connection.execute(

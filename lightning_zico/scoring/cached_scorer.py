@@ -27,7 +27,7 @@ from lightning_zico.errors import (
 )
 from lightning_zico.proxies import Proxy
 from lightning_zico.results import NOT_APPLICABLE, Score, ScoreCard
-from lightning_zico.scoring.cache import ClaimingCache, Keep, ScoreCache
+from lightning_zico.scoring.cache import ClaimingCache, ScoreCache, Store
 from lightning_zico.scoring.executors.base import Executor, Job
 from lightning_zico.scoring.fingerprint import fingerprint, surroundings
 from lightning_zico.scoring.process_state import ProcessState, one_ranking
@@ -154,7 +154,7 @@ class CachedScorer(Scorer):
         try:
             model = self.build(candidate)
         except BaseException as raised:
-            return replace(self._not_built(candidate, raised), seconds=time.perf_counter() - start)
+            return replace(self._card_of_failure(candidate, raised), seconds=time.perf_counter() - start)
         identity = identity_of(model)
         key = fingerprint_or_warning(
             self.context, surroundings(), unwrap_compiled(model), candidate.blocks, candidate.num_samples
@@ -162,14 +162,14 @@ class CachedScorer(Scorer):
         if key is None:
             card = self._score_built(candidate, model)
             return replace(card, seconds=time.perf_counter() - start, **identity)
-        entries = self._known(key)
+        entries = self._read_entries(key)
         if self._missing(entries):
             try:
-                with self._claim(key) as keep:
-                    if keep is None:
+                with self._claim(key) as store:
+                    if store is None:
                         reason = "is being scored by another process"
                         return Claimed(candidate.name, {}, reason, key=key, **identity)
-                    entries = self._known(key)  # the previous owner may have scored it in the meantime
+                    entries = self._read_entries(key)  # the previous owner may have scored it in the meantime
                     if missing := self._missing(entries):
                         card = replace(self, proxies=missing)._score_built(candidate, model)
                         state.raise_interrupt()
@@ -177,7 +177,7 @@ class CachedScorer(Scorer):
                         entries |= scored
                         # If the candidate changed the process, its numbers may depend on that.
                         if not state.list_changes():
-                            keep(texts)
+                            store(texts)
             except Exception as error:
                 if self._missing(entries):
                     raise
@@ -188,32 +188,32 @@ class CachedScorer(Scorer):
         """Whether another process is still scoring a candidate."""
         return isinstance(self.cache, ClaimingCache) and self.cache.is_claimed(claimed.key)
 
-    def found(self, claimed: Claimed) -> ScoreCard | None:
+    def read_claimed(self, claimed: Claimed) -> ScoreCard | None:
         """Return the card with the scores of another process; None if some scores are missing."""
-        entries = self._known(claimed.key)
+        entries = self._read_entries(claimed.key)
         if self._missing(entries):
             return None
         card = self._card(claimed.name, entries)
         return replace(card, weights=claimed.weights, hyperparameters=claimed.hyperparameters)
 
     @contextmanager
-    def _claim(self, candidate: str) -> Iterator[Keep | None]:
+    def _claim(self, candidate: str) -> Iterator[Store | None]:
         """Claim a candidate while the body runs; with a cache without claims, this always succeeds."""
         if isinstance(self.cache, ClaimingCache):
-            with self.cache.claim(candidate) as keep:
-                yield keep
+            with self.cache.claim(candidate) as store:
+                yield store
             return
-        kept: dict[str, str] = {}
-        yield kept.update
-        if kept:
-            self.cache.write(candidate, kept)
+        stored: dict[str, str] = {}
+        yield stored.update
+        if stored:
+            self.cache.write(candidate, stored)
 
     def _missing(self, entries: Mapping[str, Entry]) -> list[Proxy]:
         return [proxy for proxy in self.proxies if proxy.name not in entries]
 
-    def _known(self, candidate: str) -> dict[str, Entry]:
-        kept = self.cache.read(candidate)
-        entries = {name: Entry.from_json(kept[key]) for name, key in self.keys.items() if key in kept}
+    def _read_entries(self, candidate: str) -> dict[str, Entry]:
+        texts = self.cache.read(candidate)
+        entries = {name: Entry.from_json(texts[key]) for name, key in self.keys.items() if key in texts}
         return {name: entry for name, entry in entries.items() if entry.holds_among(self._company)}
 
     def _entries_of(self, card: ScoreCard) -> tuple[dict[str, Entry], dict[str, str]]:
@@ -281,7 +281,7 @@ def score_jobs(
     claimed: list[tuple[Job, Claimed]] = []  # never more than other processes are scoring at the same time
     again: deque[Job] = deque()
 
-    def offered(fresh: Iterable[Job]) -> Iterator[Job]:
+    def offer(fresh: Iterable[Job]) -> Iterator[Job]:
         for job in fresh:
             while again:
                 yield again.popleft()
@@ -289,30 +289,30 @@ def score_jobs(
         while again:
             yield again.popleft()
 
-    def settled() -> Iterator[tuple[Job, ScoreCard]]:
+    def settle() -> Iterator[tuple[Job, ScoreCard]]:
         for pair in list(claimed):
             job, card = pair
             scorer = scorers[job.repeat_idx]
             assert isinstance(scorer, CachedScorer)
             if not scorer.is_held(card):
                 claimed.remove(pair)
-                found = scorer.found(card)
+                found = scorer.read_claimed(card)
                 if found is None:
                     again.append(job)
                 else:
                     yield job, found
 
     while True:
-        with one_ranking(), closing(executor.run(scorers, offered(jobs))) as coming:
+        with one_ranking(), closing(executor.run(scorers, offer(jobs))) as coming:
             for job, card in coming:
                 if isinstance(card, Claimed):
                     claimed.append((job, card))
                 else:
                     yield job, card
-                yield from settled()
+                yield from settle()
         while claimed and not again:
             time.sleep(_POLL_S)
-            yield from settled()
+            yield from settle()
         if not again:
             return
         jobs = list(again)

@@ -90,7 +90,7 @@ class Originals:
         for each, names in zip(list_watched(), self._names, strict=True):
             if len(each.attributes) > len(names) and isinstance(each.owner, type):
                 for name in each.attributes.keys() - set(names):
-                    hidden, now = _hidden_by(each.owner, name), each.attributes[name]
+                    hidden, now = _base_attribute(each.owner, name), each.attributes[name]
                     if hidden is not None and not _is_profiled(now, hidden) and not _is_of_compiler(now):
                         yield Patch(each.name_of(name), partial(delattr, each.owner, name))
 
@@ -230,7 +230,7 @@ def _is_function(owner: Any, name: str, value: Any) -> bool:
     return is_shown and (callable(value) or isinstance(value, classmethod))
 
 
-def _hidden_by(owner: type, name: str) -> Any:
+def _base_attribute(owner: type, name: str) -> Any:
     """Return the attribute of a base class that a function of a class overrides; None if it overrides none."""
     if not _is_function(owner, name, vars(owner)[name]):
         return None

@@ -1,6 +1,13 @@
 """Why a candidate or a score failed, as one line."""
 
-from lightning_zico.errors import NotApplicableError, UnsupportedModuleError, ZiCoError, blamed, meaning_of, message_of
+from lightning_zico.errors import (
+    NotApplicableError,
+    UnsupportedModuleError,
+    ZiCoError,
+    meaning_of,
+    message_of,
+    name_to_blame,
+)
 from lightning_zico.results import NOT_APPLICABLE
 
 # Prefix of a card's `untrainable` if the module raised an exception; the exception follows.
@@ -20,13 +27,14 @@ def describe(error: BaseException) -> str:
     """
     kind = NOT_APPLICABLE if isinstance(error, NotApplicableError) else type(error).__name__
     reason = f"{kind}: {meaning_of(error)}".rstrip(": ")
-    name = None if isinstance(error, ZiCoError) else blamed(error)  # this package's own errors name it themselves
+    # This package's own errors name it themselves.
+    name = None if isinstance(error, ZiCoError) else name_to_blame(error)
     return _without_middle(reason if name is None else f"{name} raised {reason}")
 
 
 def why_unranked(failure: Exception, *, is_own_step: bool) -> str:
     """Return why a candidate whose step failed has no rank; it is untrainable if its own module raised the error."""
-    if blamed(failure) is not None:
+    if name_to_blame(failure) is not None:
         return _without_middle(message_of(failure)) if isinstance(failure, ZiCoError) else describe(failure)
     if isinstance(failure, UnsupportedModuleError):
         reason = _without_middle(message_of(failure))

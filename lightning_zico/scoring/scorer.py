@@ -126,12 +126,12 @@ class Scorer:
             model = self.build(candidate)
             identity = identity_of(model)
         except BaseException as raised:
-            card = self._not_built(candidate, raised)
+            card = self._card_of_failure(candidate, raised)
         else:
             card = self._score_built(candidate, model)
         return replace(card, seconds=time.perf_counter() - start, **identity)
 
-    def _not_built(self, candidate: Candidate, raised: BaseException) -> ScoreCard:
+    def _card_of_failure(self, candidate: Candidate, raised: BaseException) -> ScoreCard:
         error = f"does not build: {describe(raised)}"
         return ScoreCard.failed(candidate.name, self.names, error, traceback=traceback_of(raised))
 

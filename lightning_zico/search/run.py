@@ -179,12 +179,12 @@ class SearchRun:
                     **settings,
                     **self._facts(cards),
                     "kendall_with": _agreement_with_costs(rows, scores),
-                    **self._saturated(cards, scores),
+                    **self._saturation_facts(cards, scores),
                 }
             ),
         )
 
-    def _saturated(self, cards: Sequence[ScoreCard], scores: Sequence[float | None]) -> dict[str, Any]:
+    def _saturation_facts(self, cards: Sequence[ScoreCard], scores: Sequence[float | None]) -> dict[str, Any]:
         scored = {card.name for card, score in zip(cards, scores, strict=True) if score is not None}
         saturated = collect_saturated(scored, cards, [proxy.name for proxy in self._choice.proxies])
         return {"saturated": saturated} if saturated else {}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from urllib.parse import unquote, urlsplit
 
-from lightning_zico._imports import imported
+from lightning_zico._imports import import_optional
 from lightning_zico.errors import ZiCoError
 from lightning_zico.owners import Owner, begin_run, end_run
 from lightning_zico.results import Score, ScoreCard
@@ -316,7 +316,7 @@ def import_optuna() -> Any:
     Raises:
         ModuleNotFoundError: If it is not installed.
     """
-    return imported("optuna", "`ZeroShotSearch` stores its trials with Optuna", "search")
+    return import_optional("optuna", "`ZeroShotSearch` stores its trials with Optuna", "search")
 
 
 @contextmanager

@@ -80,7 +80,7 @@ class Entrants:
             assert chosen is not None  # there are at least ``num`` candidates
             yield chosen
 
-    def learned(self) -> dict[str, Row] | None:
+    def predict_cells(self) -> dict[str, Row] | None:
         """Return the cells of `LEARNED_COLUMNS` by candidate; None if the order of all was not to be learned."""
         if self.learn != "rank":
             return None
@@ -117,16 +117,16 @@ def entrants_of(
     facts = leaderboard.provenance
     used = facts["recipes"].get(choice.rank_by)
 
-    def directed(name: str) -> list[float | None]:
+    def orient(name: str) -> list[float | None]:
         sign = 1 if choice.higher_is_better(name) else -1
         return [None if row.get(name) is None else sign * row[name] for row in rows]
 
-    members = {name: directed(name) for name in used["members"]} if used else {}
+    members = {name: orient(name) for name in used["members"]} if used else {}
     first_by, scores = choice.rank_by, [-float(row["rank"]) for row in rows]
     if learn and used and facts.get("num_of_a_zoo"):
         is_known = "prior" in choice.columns and any(row["prior"] is not None for row in rows)
         first_by = "prior" if is_known else "params"
-        values = placed_beside(directed(first_by), directed("params"))
+        values = placed_beside(orient(first_by), orient("params"))
         places = ranks_of([None if v is None else (v, s) for v, s in zip(values, scores, strict=True)])
         scores = [-float(len(rows) + 1 if place is None else place) for place in places]
     order = sorted(range(len(rows)), key=lambda idx: -scores[idx])

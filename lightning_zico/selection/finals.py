@@ -291,7 +291,7 @@ def train_best(
         finally:
             finals = [finalist.final for finalist in finalists if finalist.is_done]
             if finals:
-                report(finals, held, None if held["broke_off"] else entrants.learned())
+                report(finals, held, None if held["broke_off"] else entrants.predict_cells())
         winner = finalists[0]
         if winner.error is not None:
             raise RuntimeError(

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from lightning_zico._imports import imported
+from lightning_zico._imports import import_optional
 from lightning_zico.errors import check_count
 from lightning_zico.zoo.base import (
     ImageModel,
@@ -120,9 +120,9 @@ class TimmModel(ImageModel):
 
 def _weights_folder() -> str:
     """Return the folder into which timm downloads weights."""
-    constants = imported("huggingface_hub.constants", "Models of timm need huggingface_hub", "zoo")
+    constants = import_optional("huggingface_hub.constants", "Models of timm need huggingface_hub", "zoo")
     return str(constants.HF_HUB_CACHE)
 
 
 def _imported_timm() -> Any:
-    return imported("timm", "Models of timm need timm", "zoo")
+    return import_optional("timm", "Models of timm need timm", "zoo")

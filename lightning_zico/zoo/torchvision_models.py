@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from lightning_zico._imports import imported
+from lightning_zico._imports import import_optional
 from lightning_zico._registry import natural_key
 from lightning_zico.errors import check_count
 from lightning_zico.zoo.base import (
@@ -186,4 +186,4 @@ def _take_channels(network: nn.Module, in_chans: int, keep: bool) -> None:
 
 
 def _imported_models() -> Any:
-    return imported("torchvision.models", "Models of torchvision need torchvision", "zoo")
+    return import_optional("torchvision.models", "Models of torchvision need torchvision", "zoo")

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from lightning_zico._imports import imported
+from lightning_zico._imports import import_optional
 from lightning_zico.errors import UnsupportedModuleError
 from lightning_zico.zoo.base import (
     ImageModel,
@@ -225,6 +225,6 @@ def _plain(config: Any) -> tuple[str, dict[str, Any]]:
 def _model_types() -> tuple[frozenset[str], frozenset[str]]:
     """Return the model types that classify images, and those that classify text."""
     module = "transformers.models.auto.modeling_auto"
-    modeling_auto = imported(module, "Models of transformers need transformers", "transformers")
+    modeling_auto = import_optional(module, "Models of transformers need transformers", "transformers")
     images = frozenset(modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES)
     return images, frozenset(modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES)

@@ -72,7 +72,7 @@ def test_spread_finalists_teach_the_order_of_all() -> None:
     assert played == [NAMES[idx] for idx in choose_spread(SCORES, 14)]
     labels = {NAMES.index(name): None if name == "c01" else TRUTH[NAMES.index(name)] for name in played}
     expected = learned_ranks(SCORES, MEMBERS, labels)
-    learned = own.learned()
+    learned = own.predict_cells()
     assert learned is not None
     assert [tuple(learned[name].values()) for name in NAMES] == expected
     assert all(tuple(cells) == LEARNED_COLUMNS for cells in learned.values())
@@ -82,10 +82,10 @@ def test_only_spread_finalists_teach_and_only_if_enough_finish() -> None:
     for learn in (True, False):
         own = entrants(learn=learn)
         play(own)
-        assert own.learned() is None
+        assert own.predict_cells() is None
     own = entrants(learn="rank", num=8)
     play(own, ("c01",))
-    assert own.learned() == {}
+    assert own.predict_cells() == {}
 
 
 # --- from a leaderboard ---------------------------------------------------------------------------

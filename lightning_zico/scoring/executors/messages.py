@@ -65,13 +65,13 @@ def answer(function: Callable[[Any], Any], message: bytes | bytearray) -> bytes:
     try:
         item = pickle.loads(message)
         stage, start = "", time.monotonic()
-        said = cloudpickle.dumps(Outcome[Any](function(item), None, seconds=time.monotonic() - start))
-        if len(said) > _MOST_ANSWERED:
+        packed = cloudpickle.dumps(Outcome[Any](function(item), None, seconds=time.monotonic() - start))
+        if len(packed) > _MOST_ANSWERED:
             raise ValueError(
-                f"its result takes {len(said) / 1e6:,.0f} MB, above the limit of {_MOST_ANSWERED / 1e6:,.0f} MB. "
+                f"its result takes {len(packed) / 1e6:,.0f} MB, above the limit of {_MOST_ANSWERED / 1e6:,.0f} MB. "
                 "Keep large objects out of the details of a score."
             )
-        return said
+        return packed
     except CacheError as raised:
         return pickle.dumps(CacheError(str(raised)))
     except BaseException as raised:  # the item itself raised a KeyboardInterrupt: workers ignore Ctrl-C
@@ -86,12 +86,12 @@ def _reason(error: BaseException) -> str:
         return type(error).__name__
 
 
-def report_unloaded(error: BaseException) -> bytes:
+def report_loading_error(error: BaseException) -> bytes:
     """Return the message that a function cannot be loaded, for `read_answer`."""
     return pickle.dumps(_reason(error))
 
 
-def not_loaded(reason: str) -> RuntimeError:
+def loading_error(reason: str) -> RuntimeError:
     """Return the exception for a function that a worker cannot load."""
     return RuntimeError(
         "A worker process cannot load what scoring needs (batches, proxies, loss function, data "
@@ -107,12 +107,12 @@ def read_answer(message: bytes) -> Outcome[Any] | None:
         CacheError: If the cache failed.
     """
     try:
-        said = pickle.loads(message)
+        content = pickle.loads(message)
     except Exception as raised:
         return Outcome(None, f"its result cannot be loaded here: {describe(raised)}", traceback_of(raised))
-    if isinstance(said, CacheError):
-        raise said
-    if isinstance(said, str):
-        raise not_loaded(said)
-    outcome: Outcome[Any] | None = said
+    if isinstance(content, CacheError):
+        raise content
+    if isinstance(content, str):
+        raise loading_error(content)
+    outcome: Outcome[Any] | None = content
     return outcome

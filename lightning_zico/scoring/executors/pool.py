@@ -25,15 +25,22 @@ from pathlib import Path
 from typing import Any, Generic, NamedTuple, TypeVar
 
 from lightning_zico.scoring.executors.messages import Outcome as Outcome
-from lightning_zico.scoring.executors.messages import Parcel, answer, not_loaded, pack, read_answer, report_unloaded
+from lightning_zico.scoring.executors.messages import (
+    Parcel,
+    answer,
+    loading_error,
+    pack,
+    read_answer,
+    report_loading_error,
+)
 from lightning_zico.scoring.executors.warden import (
     ENDING_S,
     Warden,
     children,
     end_family,
+    has_survivors,
     lead_family,
     new_mark,
-    outlived,
 )
 from lightning_zico.scoring.process_state import one_ranking
 
@@ -231,33 +238,33 @@ class _Worker(Generic[T, R]):
         """
         is_alive = self.process.is_alive()  # checked first, so that everything it sent can be read
         self._send_on()
-        while (frame := self._heard()) is not None:
+        while (frame := self._next_frame()) is not None:
             if (frame.pid, frame.task_idx) != (self.pid, self.num_tasks):
                 continue  # sent by a process that a candidate forked
-            said = read_answer(frame.message)
-            if said is not None:
+            outcome = read_answer(frame.message)
+            if outcome is not None:
                 self.is_spent = frame.is_last
-                return said
+                return outcome
             self.is_ready = True
             self._send_task()
         if not is_alive:
             tries = f", in {self.task.num_attempts} attempts" if self.task.num_attempts > 1 else ""
-            return self._failed(f"the process died ({ending(self.process.exitcode)}){tries}", may_be_others=True)
+            return self._fail(f"the process died ({ending(self.process.exitcode)}){tries}", may_be_others=True)
         if self._hears_others:
-            return self._failed(
+            return self._fail(
                 "its process sent something other than an answer. Do not write to file descriptors that you did not "
                 "open",
                 may_be_others=self.num_tasks > 1,
             )
         if time.monotonic() - self.hung_up > _HUNG_UP_S:
-            return self._failed(
+            return self._fail(
                 "its process can no longer answer. Do not close file descriptors that you did not open",
                 may_be_others=self.num_tasks > 1,
             )
         if self.is_ready:
             return self._over_limit()
         if time.monotonic() - self.born > LOADING_S:
-            raise not_loaded(f"it took more than {LOADING_S:g} s")
+            raise loading_error(f"it took more than {LOADING_S:g} s")
         return None
 
     def end(self) -> None:
@@ -299,7 +306,7 @@ class _Worker(Generic[T, R]):
         except ConnectionError:  # `outcome` finds the reason
             self.outgoing.clear()
 
-    def _heard(self) -> _Frame | None:
+    def _next_frame(self) -> _Frame | None:
         """Return the next message; None if there is no complete one at the moment."""
         while not self._hears_others:
             size = _FROM_WORKER.size
@@ -329,15 +336,15 @@ class _Worker(Generic[T, R]):
 
     def _over_limit(self) -> Outcome[R] | None:
         if self.limits.timeout_s is not None and self._seconds > self.limits.timeout_s:
-            return self._failed(f"took more than {self.limits.timeout_s:g} s")
+            return self._fail(f"took more than {self.limits.timeout_s:g} s")
         if self.limits.memory_bytes is not None:
             taken = resident_bytes(self.pid) - self.bytes_before
             if taken > self.limits.memory_bytes:
                 limit = f"{self.limits.memory_bytes / 1e6:,.0f} MB"
-                return self._failed(f"took {taken / 1e6:,.0f} MB of memory, above the limit of {limit}")
+                return self._fail(f"took {taken / 1e6:,.0f} MB of memory, above the limit of {limit}")
         return None
 
-    def _failed(self, reason: str, *, may_be_others: bool = False) -> Outcome[R]:
+    def _fail(self, reason: str, *, may_be_others: bool = False) -> Outcome[R]:
         """Abandon the process.
 
         Args:
@@ -424,11 +431,11 @@ def _serve(line: socket.socket, secret: bytes, mark: str, idx: int) -> None:
         line.sendall(_FROM_WORKER.pack(secret, pid, task_idx, is_last, len(message)) + message)
 
     with suppress(EOFError, ConnectionError), one_ranking():  # the former when the parent is killed
-        setup = _received(line)
+        setup = _receive(line)
         try:
             function = pickle.loads(setup)
         except BaseException as raised:
-            say(0, report_unloaded(raised))
+            say(0, report_loading_error(raised))
             return
         del setup
         # Imported objects stay. A full collection, about once in twenty scores, would go through them, which takes
@@ -437,13 +444,13 @@ def _serve(line: socket.socket, secret: bytes, mark: str, idx: int) -> None:
         before = children()
         say(0, pickle.dumps(None))
         for task_idx in itertools.count(1):
-            message = answer(function, _received(line))
+            message = answer(function, _receive(line))
             if os.getpid() != pid:
                 os._exit(0)  # forked by the candidate; the parent sends the answer
-            say(task_idx, message, is_last=_is_tainted or outlived(before))
+            say(task_idx, message, is_last=_is_tainted or has_survivors(before))
 
 
-def _received(line: socket.socket) -> bytearray:
+def _receive(line: socket.socket) -> bytearray:
     (length,) = _TO_WORKER.unpack(_read(line, _TO_WORKER.size))
     return _read(line, length)
 

@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lightning_zico._imports import imported
+from lightning_zico._imports import import_optional
 from lightning_zico.errors import CacheError
 from lightning_zico.results import ScoreCard
 from lightning_zico.scoring.arguments import positive
@@ -24,10 +24,10 @@ from lightning_zico.scoring.executors.messages import (
     Outcome,
     Parcel,
     answer,
-    not_loaded,
+    loading_error,
     pack,
     read_answer,
-    report_unloaded,
+    report_loading_error,
 )
 from lightning_zico.scoring.executors.processes import JobRunner
 from lightning_zico.scoring.reasons import describe
@@ -69,7 +69,7 @@ class RayExecutor:
                 "least 0 GPUs per candidate."
             )
         self.timeout_s = positive("timeout_s", timeout_s)
-        _imported_ray()
+        _import_ray()
         self.address = address
         self.num_cpus = num_cpus
         self.num_gpus = num_gpus
@@ -82,7 +82,7 @@ class RayExecutor:
                 or takes longer than `pool.LOADING_S`.
             CacheError: If a scorer's cache fails.
         """
-        ray = _imported_ray()
+        ray = _import_ray()
         is_own = not ray.is_initialized()
         if is_own:
             ray.init(address=self.address, log_to_driver=False, logging_level=logging.WARNING)
@@ -91,8 +91,8 @@ class RayExecutor:
             scoring = JobRunner.by(_with_caches_here(ray, scorers), num_threads=max(1, int(self.num_cpus)))
             shared = ray.put(pack(scoring))
             resources = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
-            answered = ray.remote(**resources, max_retries=_MAX_RETRIES)(_answered)
-            late = _made_here(ray, _Late).remote()
+            answer_task = ray.remote(**resources, max_retries=_MAX_RETRIES)(_answer_task)
+            late = _actor_here(ray, _Late).remote()
             parcels, task_idxs = map(Parcel, jobs), itertools.count()
             while True:
                 while len(pending) < self._window(ray) and (parcel := next(parcels, None)):
@@ -100,7 +100,7 @@ class RayExecutor:
                         yield parcel.item, scoring.card(parcel.item, parcel.unsent)
                         continue
                     limit = _TimeLimit(pool.LOADING_S, self.timeout_s, late, next(task_idxs))
-                    ref = answered.remote(shared, parcel.message, limit)
+                    ref = answer_task.remote(shared, parcel.message, limit)
                     pending[ref] = parcel.item, limit, time.monotonic()
                 if not pending:
                     return
@@ -159,31 +159,31 @@ class _TimeLimit:
 
     def answer(self) -> bytes | None:
         """Return the answer of the task if it took too long, else None."""
-        said: bytes | None = _imported_ray().get(self.late.get.remote(self.task_idx))
-        return said
+        late_answer: bytes | None = _import_ray().get(self.late.get.remote(self.task_idx))
+        return late_answer
 
     def for_loading(self) -> AbstractContextManager[None]:
         """End the process if the body takes longer than `loading_s`."""
-        return self._kept(self.loading_s, pickle.dumps(f"it took more than {self.loading_s:g} s"))
+        return self._end_after(self.loading_s, pickle.dumps(f"it took more than {self.loading_s:g} s"))
 
     def for_scoring(self) -> AbstractContextManager[None]:
         """End the process if the body takes longer than `seconds`."""
         if self.seconds is None:
             return nullcontext()
         outcome = Outcome[Any](None, f"took more than {self.seconds:g} s", seconds=self.seconds)
-        return self._kept(self.seconds, pickle.dumps(outcome))
+        return self._end_after(self.seconds, pickle.dumps(outcome))
 
     @contextmanager
-    def _kept(self, seconds: float, said: bytes) -> Iterator[None]:
-        timer = threading.Timer(seconds, self._end, [said])
+    def _end_after(self, seconds: float, late_answer: bytes) -> Iterator[None]:
+        timer = threading.Timer(seconds, self._end, [late_answer])
         timer.start()
         try:
             yield
         finally:
             timer.cancel()
 
-    def _end(self, said: bytes) -> None:
-        _imported_ray().get(self.late.add.remote(self.task_idx, said))
+    def _end(self, late_answer: bytes) -> None:
+        _import_ray().get(self.late.add.remote(self.task_idx, late_answer))
         os._exit(1)
 
 
@@ -207,14 +207,14 @@ class _CacheElsewhere:
     keeper: Any
 
     def read(self, candidate: str) -> dict[str, str]:
-        entries: dict[str, str] = self._said(self.keeper.read.remote(candidate))
+        entries: dict[str, str] = self._fetch(self.keeper.read.remote(candidate))
         return entries
 
     def write(self, candidate: str, entries: Mapping[str, str]) -> None:
-        self._said(self.keeper.write.remote(candidate, dict(entries)))
+        self._fetch(self.keeper.write.remote(candidate, dict(entries)))
 
-    def _said(self, ref: Any) -> Any:
-        ray = _imported_ray()
+    def _fetch(self, ref: Any) -> Any:
+        ray = _import_ray()
         try:
             return ray.get(ref)
         except ray.exceptions.RayTaskError as raised:
@@ -223,7 +223,7 @@ class _CacheElsewhere:
             raise CacheError(f"The cache on the driver's machine cannot be reached: {_plain(raised)}.") from None
 
 
-def _made_here(ray: Any, kind: type) -> Any:
+def _actor_here(ray: Any, kind: type) -> Any:
     """Return a remote class whose actors run on this machine."""
     here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
         ray.get_runtime_context().get_node_id(), soft=False
@@ -232,7 +232,7 @@ def _made_here(ray: Any, kind: type) -> Any:
 
 
 def _with_caches_here(ray: Any, scorers: Sequence[Scorer]) -> list[Scorer]:
-    actor = _made_here(ray, _Keeper)
+    actor = _actor_here(ray, _Keeper)
     caches: dict[int, _CacheElsewhere] = {}
     for scorer in scorers:
         if isinstance(scorer, CachedScorer) and id(scorer.cache) not in caches:
@@ -243,14 +243,14 @@ def _with_caches_here(ray: Any, scorers: Sequence[Scorer]) -> list[Scorer]:
     ]
 
 
-def _answered(scoring: bytes, message: bytes, limit: _TimeLimit) -> bytes:
-    if said := limit.answer():
-        return said
+def _answer_task(scoring: bytes, message: bytes, limit: _TimeLimit) -> bytes:
+    if late_answer := limit.answer():
+        return late_answer
     try:
         with limit.for_loading():
             function = pickle.loads(scoring)
     except Exception as raised:
-        return report_unloaded(raised)
+        return report_loading_error(raised)
     with limit.for_scoring():
         return answer(function, message)
 
@@ -260,19 +260,19 @@ def _outcome(ray: Any, ref: Any, limit: _TimeLimit, started: float) -> Outcome[A
         return _read(ray.get(ref))
     except ray.exceptions.RayTaskError as raised:
         if isinstance(raised.cause, Exception):  # not from a candidate, since `answer` catches those
-            raise not_loaded(_plain(raised.cause)) from None
+            raise loading_error(_plain(raised.cause)) from None
         reason = _plain(raised.cause)
     except ray.exceptions.WorkerCrashedError:
-        if said := limit.answer():
-            return _read(said)
+        if late_answer := limit.answer():
+            return _read(late_answer)
         reason = f"the process died, in {1 + _MAX_RETRIES} attempts"
     except ray.exceptions.RayError as raised:
         reason = _plain(raised)
     return Outcome(None, reason, seconds=time.monotonic() - started)
 
 
-def _read(said: bytes) -> Outcome[Any]:
-    outcome = read_answer(said)
+def _read(message: bytes) -> Outcome[Any]:
+    outcome = read_answer(message)
     assert outcome is not None  # a task never reports that it is ready for the next item
     return outcome
 
@@ -282,5 +282,7 @@ def _plain(error: BaseException) -> str:
     return re.sub(r"\x1b\[[0-9;]*m", "", describe(error))
 
 
-def _imported_ray() -> Any:
-    return imported("ray", "`RayExecutor` needs Ray", "ray", otherwise="`ProcessExecutor` needs no extra package.")
+def _import_ray() -> Any:
+    return import_optional(
+        "ray", "`RayExecutor` needs Ray", "ray", otherwise="`ProcessExecutor` needs no extra package."
+    )

@@ -68,7 +68,7 @@ def children() -> set[int]:
     return {pid for pid in found if (process := _look_up(pid)) is not None and process.is_alive}
 
 
-def outlived(before: set[int]) -> bool:
+def has_survivors(before: set[int]) -> bool:
     """Whether a child process that was not there before is still alive after a moment to end."""
     until = time.monotonic() + _LEAVING_S
     while children() - before:
@@ -141,7 +141,7 @@ class Warden:
     def __init__(self, executable: str | bytes) -> None:
         self._executable = executable
         self._families: dict[int, str] = {}
-        self.process = self._started()
+        self.process = self._start()
 
     def watch(self, leader: int, mark: str) -> None:
         """Watch a worker."""
@@ -169,11 +169,11 @@ class Warden:
             self.process.stdin.write(f"{line}\n".encode())
         except BrokenPipeError:  # a candidate, or the system, has killed it
             self.close()
-            self.process = self._started()
+            self.process = self._start()
             for leader, mark in self._families.items():
                 self._tell(f"{leader} {mark}")
 
-    def _started(self) -> subprocess.Popen[bytes]:
+    def _start(self) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             [self._executable, "-I", "-S", __file__],
             stdin=subprocess.PIPE,
