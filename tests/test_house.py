@@ -153,7 +153,7 @@ ALLOWED |= {"_evaluated", "_imported_models", "_imported_timm", "_learned", "mat
 
 
 def test_functions_have_the_names_of_verbs_or_nouns() -> None:
-    """Properties may read as adjectives, and context managers as the state in their body (`preserved_process_state`)."""
+    """Properties may read as adjectives, and context managers as the state that holds in their body."""
     found = set()
     for file in FILES:
         if file.relative_to(PACKAGE).parts[0] not in UPPER_HALF:
