@@ -136,7 +136,7 @@ def _command_parser(name: str) -> Any:
         else:
             parser.add_function_arguments(group.source, as_group=False, skip=set(group.leave_out))
     for action in parser._actions:
-        action.help = action.help and action.help.replace("As for `ZeroShotSelector`.", "As for rank.").replace("`", "")
+        action.help = action.help and action.help.replace("`", "")
     parser.dump = partial(_dump, parser.dump)
     return parser
 

@@ -107,7 +107,7 @@ def test_help_is_complete(command: str, capsys: pytest.CaptureFixture[str]) -> N
 def test_n_jobs_is_short_for_workers(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["search", "--space", "plainnet", "--data", "digits", *line.split(), "--print_config"]) == 0
     printed = capsys.readouterr().out
-    assert "\nexecutor: processes\nnum_workers: 3\n" in printed
+    assert {"executor: processes", "num_workers: 3"} <= set(printed.splitlines())
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="there is no bash")
@@ -180,10 +180,9 @@ def test_the_help_of_all_commands_begins_as_the_help_of_each() -> None:
         assert what == (getattr(commands, name).__doc__ or "").split("\n\n")[0]
 
 
-def test_settings_of_a_search_are_described_by_reference(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_help_of_a_search_is_that_of_a_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["search", "--help"]) == 0
     printed = capsys.readouterr().out
-    assert "As for rank." in printed
     assert "ZeroShotSelector" not in printed
     assert "`" not in printed
 

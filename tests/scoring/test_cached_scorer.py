@@ -147,9 +147,9 @@ def other_batches() -> list[Any]:
 
 
 DIFFERENT: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "batches": ({}, {"batches": other_batches()}),
-    "order of batches": ({}, {"batches": make_batches()[::-1]}),
-    "labels": ({}, {"batches": [(images, labels.flip(0)) for images, labels in make_batches()]}),
+    "batches": ({}, {"reading": Reading.of(other_batches())}),
+    "order of batches": ({}, {"reading": Reading.of(make_batches()[::-1])}),
+    "labels": ({}, {"reading": Reading.of((images, labels.flip(0)) for images, labels in make_batches())}),
     "setting of a proxy": ({"proxies": [Counting()]}, {"proxies": [Counting(factor=2.0)]}),
     "setting of a proxy of ours": ({"proxies": [ZiCo()]}, {"proxies": [ZiCo(std_of="abs")]}),
     "seed": ({}, {"seed": 1}),

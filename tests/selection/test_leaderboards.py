@@ -102,7 +102,7 @@ def test_members_that_a_fallback_dropped_are_listed_once() -> None:
     assert set(dropped) == set(recipe.members) - set(used.members)
     assert set(leaderboard.missing) <= set(dropped)
     assert leaderboard.missing["az_trainability"]
-    assert not any("no number" in note for note in leaderboard.notes)
+    assert not any("scored candidates" in note for note in leaderboard.notes)
 
 
 @given(st.lists(st.tuples(st.none() | st.integers(-2, 2).map(float), st.integers(1, 3)), min_size=1, max_size=7))
