@@ -155,7 +155,7 @@ class Noting(SQLiteCache):
 
     noted: list[str]
 
-    def claim(self, candidate: str) -> AbstractContextManager[cache.Keep | None]:
+    def claim(self, candidate: str) -> AbstractContextManager[cache.Store | None]:
         self.noted.append(candidate)
         return super().claim(candidate)
 
