@@ -290,10 +290,8 @@ class _Counter(TorchDispatchMode):
 
 
 def _same_shape(tensor: Tensor) -> Tensor:
-    """Make a meta tensor of the same shape and strides, faster than `torch.empty_like`, which is written in Python."""
-    if not tensor.is_contiguous():  # entries may share memory
-        return torch.empty_like(tensor)
-    return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=tensor.device)
+    """Make a meta tensor of the same shape and layout; `torch.empty_like` is written in Python there, and slower."""
+    return tensor.new_empty(tensor.shape) if tensor.is_contiguous() else torch.empty_like(tensor)
 
 
 class _Functions(TorchFunctionMode):
