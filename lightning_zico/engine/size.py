@@ -289,6 +289,11 @@ class _Counter(TorchDispatchMode):
         return outs[0] if is_known and bool(predicate) else outs[1]
 
 
+def _same_shape(tensor: Tensor) -> Tensor:
+    """Make a meta tensor of the same shape and layout; `torch.empty_like` is written in Python there, and slower."""
+    return tensor.new_empty(tensor.shape) if tensor.is_contiguous() else torch.empty_like(tensor)
+
+
 class _Functions(TorchFunctionMode):
     """Sees what loss functions compare, and passes by what takes most of the time on the meta device.
 
@@ -318,11 +323,11 @@ class _Functions(TorchFunctionMode):
             given = args[0] if args else kwargs["input"]
             if given.is_meta:
                 in_place = func is not F.batch_norm and is_in_place(func, args, kwargs)
-                return given if in_place else torch.empty_like(given)
+                return given if in_place else _same_shape(given)
         if func in _SUMS and len(args) == 2 and not kwargs and all(isinstance(arg, Tensor) for arg in args):
             a, b = args
             if a.is_meta and b.is_meta and (a.shape, a.dtype) == (b.shape, b.dtype):
-                return torch.empty_like(a)
+                return _same_shape(a)
         return func(*args, **kwargs)
 
     def _note(self, compared: list[Tensor], func: Any) -> None:
