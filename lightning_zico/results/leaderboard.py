@@ -288,7 +288,8 @@ class Leaderboard(Ranked):
         Args:
             kind: ``"ranks"``: each candidate's rank by score, with its 95 % interval if there were repeats, for the
                 first 40; ``"pareto"``: score against a cost, with the candidates that no other beats in both;
-                ``"agreement"``: Kendall's tau of the proxies and baselines; or ``"finals"``.
+                ``"agreement"``: Kendall's tau of the proxies and baselines; ``"profiles"``: the first 40 as lines
+                across all columns (parallel coordinates); or ``"finals"``.
             ax: Axes to draw in; new ones if None.
             cost: Name of the column with the cost of ``"pareto"``; lower is better.
 
@@ -302,25 +303,36 @@ class Leaderboard(Ranked):
         return draw(views.figure_of(kind, self.rows, self.provenance, cost), ax)
 
     @overload
-    def to_html(self, path: None = None, card: ScoreCard | None = None) -> str: ...
+    def to_html(
+        self, path: None = None, card: ScoreCard | None = None, cards: Mapping[str, ScoreCard] | None = None
+    ) -> str: ...
     @overload
-    def to_html(self, path: str | Path, card: ScoreCard | None = None) -> Path: ...
-    def to_html(self, path: str | Path | None = None, card: ScoreCard | None = None) -> str | Path:
+    def to_html(
+        self, path: str | Path, card: ScoreCard | None = None, cards: Mapping[str, ScoreCard] | None = None
+    ) -> Path: ...
+    def to_html(
+        self,
+        path: str | Path | None = None,
+        card: ScoreCard | None = None,
+        cards: Mapping[str, ScoreCard] | None = None,
+    ) -> str | Path:
         """Return one page for a browser that needs no network; with a path, write it and return the path.
 
-        The page has the table, figures, reasons of failures, and what the numbers depend on.
+        The page has figures, the table, reasons of failures, and what the numbers depend on.
 
         Args:
             path: Path of the file; an existing one is overwritten.
             card: Score card of one candidate, such as ``selector.cards_[leaderboard.best]``: one of the figures then
                 shows what its layers added to ZiCo.
+            cards: Score cards of the candidates, such as ``selector.cards_``: a click on a name then also shows
+                hyperparameters, repeats, layers and tracebacks, for the first hundred ranked and failed candidates.
 
         Raises:
             ValueError: If the card has no layers of ZiCo.
             ModuleNotFoundError: If vl-convert-python is not installed.
         """
         layers = None if card is None else layers_of(card, "zico")
-        return write_text(html_of(views.page(self.rows, self.provenance, self.notes, layers)), path)
+        return write_text(html_of(views.page(self.rows, self.provenance, self.notes, layers, cards)), path)
 
     def log(self, logger: Any) -> None:
         """Log the ranking to a Lightning logger, such as CSV or TensorBoard; see `report.logs.log_ranking`.

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 from lightning_zico._registry import unknown_name
+from lightning_zico.report import Table, as_markdown
 from lightning_zico.results import views
 from lightning_zico.results.rows import Provenance, Row, as_json, read_json, write_text
 from lightning_zico.texts import count
@@ -43,6 +44,9 @@ class Ranked(ABC):
 
     @abstractmethod
     def _csv(self) -> str: ...
+
+    @abstractmethod
+    def _table(self) -> Table: ...
 
     @overload
     def __getitem__(self, key: int | str) -> Row: ...
@@ -113,6 +117,17 @@ class Ranked(ABC):
         for a formula has an apostrophe before it.
         """
         return write_text(self._csv(), path)
+
+    @overload
+    def to_markdown(self, path: None = None) -> str: ...
+    @overload
+    def to_markdown(self, path: str | Path) -> Path: ...
+    def to_markdown(self, path: str | Path | None = None) -> str | Path:
+        """Return a table in Markdown, for a pull request or a README; with a path, write it and return the path.
+
+        It has the reasons of failures and the notes as a list below. `head` makes it shorter.
+        """
+        return write_text(as_markdown(self._table()) + "\n", path)
 
 
 def first_rows(rows: tuple[Row, ...], n: int) -> tuple[Row, ...]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, overload
 
-from lightning_zico.report import as_html, draw, html_of
+from lightning_zico.report import Table, as_html, draw, html_of
 from lightning_zico.results import views
 from lightning_zico.results.leaderboard import Leaderboard
 from lightning_zico.results.notes import search_notes
@@ -85,6 +85,10 @@ class SearchResult(Ranked):
         best = as_candidates(self.ranked[:_NUM_SHOWN])
         return as_html(views.table(best, self.provenance, self.notes, proxies_of(best)))
 
+    def _table(self) -> Table:
+        rows = as_candidates(self.history)
+        return views.table(rows, self.provenance, self.notes, proxies_of(rows))
+
     @property
     def notes(self) -> list[str]:
         """Sentences that you should read before you trust the result of the search."""
@@ -126,7 +130,8 @@ class SearchResult(Ranked):
 
         Args:
             kind: ``"history"``: the score of each trial, and the best so far; ``"pareto"``: score against the first
-                cost that was kept low, or against MACs; or ``"agreement"``: Kendall's tau of the proxies and costs.
+                cost that was kept low, or against MACs; ``"agreement"``: Kendall's tau of the proxies and costs; or
+                ``"profiles"``: the first 40 archs as lines across all columns.
             ax: Axes to draw in; new ones if None.
 
         Returns:
