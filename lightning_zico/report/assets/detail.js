@@ -31,7 +31,7 @@ function comparison(rows, records, hasBars) {
   const header = heads.map((text) => element("th", { scope: "col", className: "plain", textContent: text }));
   const body = lines.map(([key, parts]) => {
     const cells = parts.map((value) => {
-      const cell = element("td", { className: typeof value === "string" ? "text" : "number", textContent: format(value) });
+      const cell = element("td", { className: String(value).length > 40 ? "text" : "number", textContent: format(value) });
       if (hasBars && value !== null) cell.append(barOf(value, largest));
       return cell;
     });
