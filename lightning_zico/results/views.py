@@ -144,7 +144,7 @@ def profiles(rows: Sequence[Row], provenance: Provenance) -> Profiles:
         if name != deciding_score(provenance):
             columns[name] = [row[name] for row in some]
     heights = [_heights(values) for values in columns.values()]
-    shown = {**columns, "ranking": [float(rank) for rank in places]}
+    shown: dict[str, list[float | None]] = {**columns, "ranking": [float(rank) for rank in places]}
     lines = tuple(
         ProfileLine(row["name"], places[idx], tuple(v[idx] for v in shown.values()), tuple(h[idx] for h in heights))
         for idx, row in enumerate(some)
