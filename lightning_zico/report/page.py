@@ -168,7 +168,8 @@ def html_of(page: Page) -> str:
 {"".join(_section(title, content) for title, content in sections.items())}
 </main>
 <dialog id="detail" aria-labelledby="detail-title">
-<header><h2 id="detail-title"></h2><button type="button" id="close">Close</button></header>
+<button type="button" id="close">Close</button>
+<h2 id="detail-title"></h2>
 <div id="detail-content"></div>
 </dialog>
 <script type="application/json" id="data">{_json_in_html(_data_of(page))}</script>
@@ -292,6 +293,7 @@ def _data_of(page: Page) -> dict[str, Any]:
         if detail := page.details.get(rows[idx]["name"]):
             details[idx] = _plain_detail(detail, tracebacks)
     return {
+        "longName": _LONG_NAME,
         "step": _STEP,
         "numFailuresFirst": _FIRST_FAILURES,
         "numRanked": len(ranked),

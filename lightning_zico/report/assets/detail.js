@@ -21,13 +21,22 @@ function barOf(value, largest) {
   return bar;
 }
 
+// Long names would leave no room for numbers.
+const areLong = (rows) => rows.some((row) => names[row].length > data.longName);
+const headsOf = (rows) => (areLong(rows) ? ["first", "second"].slice(0, rows.length) : rows.map((row) => names[row]));
+
+function titleOf(rows) {
+  if (rows.length === 1) return names[rows[0]];
+  return areLong(rows) ? `First: ${names[rows[0]]}\nSecond: ${names[rows[1]]}` : rows.map((row) => names[row]).join(" and ");
+}
+
 // A line for each key of the records; with two candidates also the difference of their numbers.
 function comparison(rows, records, hasBars) {
   const lines = [...new Set(records.flatMap(Object.keys))].map((key) => [key, records.map((record) => record[key] ?? null)]);
   const areNumbers = (parts) => parts.length === 2 && parts.every((value) => typeof value === "number");
   const hasDifference = lines.some(([, parts]) => areNumbers(parts));
   const largest = hasBars ? Math.max(...lines.flatMap(([, parts]) => parts.map(Math.abs))) : 0;
-  const heads = ["", ...rows.map((row) => names[row]), ...(hasDifference ? ["difference"] : [])];
+  const heads = ["", ...headsOf(rows), ...(hasDifference ? ["difference"] : [])];
   const header = heads.map((text) => element("th", { scope: "col", className: "plain", textContent: text }));
   const body = lines.map(([key, parts]) => {
     const cells = parts.map((value) => {
@@ -35,7 +44,7 @@ function comparison(rows, records, hasBars) {
       if (hasBars && value !== null) cell.append(barOf(value, largest));
       return cell;
     });
-    if (hasDifference) cells.push(element("td", { textContent: areNumbers(parts) ? format(parts[1] - parts[0]) : "" }));
+    if (hasDifference) cells.push(element("td", { className: "number", textContent: areNumbers(parts) ? format(parts[1] - parts[0]) : "" }));
     return element("tr", {}, element("th", { scope: "row", className: "text", textContent: key }), ...cells);
   });
   const head = element("thead", { hidden: rows.length === 1 }, element("tr", {}, ...header));
@@ -57,7 +66,7 @@ function show(rows) {
   const details = rows.map((row) => data.details[row] ?? {});
   const part = (name) => details.map((detail) => detail[name] ?? {});
   const proxies = [...new Set(part("added").flatMap(Object.keys))];
-  title.textContent = rows.map((row) => names[row]).join(" and ");
+  title.textContent = titleOf(rows);
   content.replaceChildren(
     ...rows.filter((row) => errors[row] !== null).map((row) => element("p", { className: "reason", textContent: errors[row] })),
     ...details.flatMap(({ traceback }) => (traceback == null ? [] : [element("pre", { textContent: data.tracebacks[traceback] })])),
