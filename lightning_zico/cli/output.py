@@ -51,7 +51,7 @@ def write_ranking(selector: ZeroShotSelector, offered: Any, folder: Path) -> Non
             are = plural(num_left_out, "was", "were")
             models = count(num_left_out, "model")
             say(f"{models} with more than {offered.max_params:,.0f} parameters {are} left out.")
-    write_result(leaderboard, folder / "leaderboard")
+    write_result(leaderboard, folder / "leaderboard", cards=selector.cards_)
 
 
 def print_ranking(selector: ZeroShotSelector) -> None:
@@ -67,12 +67,12 @@ def write_winner(trainer: Trainer, leaderboard: Leaderboard, folder: Path) -> No
     say(f"Written: {folder / 'winner.ckpt'} ({leaderboard.best} after {count(trainer.current_epoch, 'epoch')}).")
 
 
-def write_result(results: Leaderboard | SearchResult, path: Path) -> None:
-    """Write results in each format, and print where."""
+def write_result(results: Leaderboard | SearchResult, path: Path, **page: Any) -> None:
+    """Write results in each format, and print where; `page` has options of `to_html`."""
     results.to_json(path.with_suffix(".json"))
     results.to_csv(path.with_suffix(".csv"))
     try:
-        results.to_html(path.with_suffix(".html"))
+        results.to_html(path.with_suffix(".html"), **page)
     except ModuleNotFoundError as error:
         say(f"Written: {path}.json, .csv. The page could not be written: {error}")
     else:

@@ -4,25 +4,28 @@ Nothing here computes results or knows their classes. `lightning_zico.results` c
 `to_html`, `log` and similar methods.
 """
 
-from lightning_zico.report.figures import Agreement, Figure, Finals, History, Layers, Ranks, TradeOff
+from lightning_zico.report.figures import Agreement, Figure, Finals, History, Layers, Profiles, Ranks, TradeOff
 from lightning_zico.report.logs import log_ranking
-from lightning_zico.report.page import Page, html_of
+from lightning_zico.report.page import Detail, Page, html_of
 from lightning_zico.report.plots import draw
-from lightning_zico.report.table import Column, Table, as_html, as_text, for_terminal
+from lightning_zico.report.table import Column, Table, as_html, as_markdown, as_text, for_terminal
 from lightning_zico.report.vega import spec_of
 
 __all__ = [
     "Agreement",
     "Column",
+    "Detail",
     "Figure",
     "Finals",
     "History",
     "Layers",
     "Page",
+    "Profiles",
     "Ranks",
     "Table",
     "TradeOff",
     "as_html",
+    "as_markdown",
     "as_text",
     "draw",
     "for_terminal",

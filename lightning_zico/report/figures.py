@@ -17,6 +17,7 @@ MOST_DOTS = 2000
 # Shown for a tau that is not defined.
 UNDEFINED = "-"
 _LONGEST = 400  # characters of names in a caption
+_NUM_ACCENTED = 5  # lines that can be told from the others
 
 
 @dataclass(frozen=True)
@@ -162,6 +163,63 @@ class Agreement:
 
 
 @dataclass(frozen=True)
+class ProfileLine:
+    """A candidate's numbers in all columns of `Profiles`.
+
+    Args:
+        name: Name of the candidate.
+        rank: Its rank by score.
+        values: Its number in each column; None if it has none.
+        heights: Position of each number in the order of its column, from 0, the lowest, to 1, the highest.
+    """
+
+    name: str
+    rank: int
+    values: tuple[float | None, ...]
+    heights: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
+class Profiles:
+    """Parallel coordinates: a line for each candidate across all columns; the ranking comes first.
+
+    Args:
+        rank_by: Name of the score.
+        columns: Names of the columns.
+        lines: The candidates to draw, best first.
+        num_scored: Number of all candidates with a score.
+    """
+
+    rank_by: str
+    columns: tuple[str, ...]
+    lines: tuple[ProfileLine, ...]
+    num_scored: int
+
+    @property
+    def title(self) -> str:
+        """Title above the figure."""
+        num_shown = len(self.lines)
+        part = "" if num_shown == self.num_scored else f" (the first {num_shown} of {self.num_scored})"
+        return f"Profiles of the candidates{part}"
+
+    @property
+    def text(self) -> str:
+        """Description of the figure, for all readers and for those who cannot see it."""
+        return (
+            "Each line is a candidate. Its height on an axis is its position among the candidates of the figure in the "
+            "order of that column, the best of the ranking and the highest numbers on top. Lines that cross show "
+            f"columns that disagree. The first {len(self.accented)} by score are blue."
+            if len(self.lines) > 1
+            else "Each line is a candidate."
+        )
+
+    @property
+    def accented(self) -> tuple[ProfileLine, ...]:
+        """The lines to draw in the accent colour: the first ones by score."""
+        return self.lines[:_NUM_ACCENTED]
+
+
+@dataclass(frozen=True)
 class FinalDot:
     """What came of training a finalist; the value is None if training failed.
 
@@ -289,4 +347,4 @@ class History:
         return text
 
 
-Figure: TypeAlias = Ranks | TradeOff | Agreement | Finals | Layers | History
+Figure: TypeAlias = Ranks | TradeOff | Agreement | Profiles | Finals | Layers | History

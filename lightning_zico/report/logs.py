@@ -1,10 +1,18 @@
 """Log a ranking to a Lightning logger of any kind; Lightning itself is not imported."""
 
-from collections.abc import Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from lightning_zico.errors import InvalidArgumentError
+from lightning_zico.report.table import Column, Table, as_markdown
 from lightning_zico.texts import printable
+
+# MLflow's rules are the strictest. It refuses other characters and longer keys, and takes keys for paths.
+# Colons are allowed from MLflow 2.16 on only, and Lightning removes letters that are not ASCII.
+_UNSAFE, _LONGEST_KEY = re.compile(r"[^\w/. -]+", re.ASCII), 250
+_LONGEST_NAME = 200  # leaves room for what stands before and after a name in a key
 
 
 def log_ranking(
@@ -15,11 +23,15 @@ def log_ranking(
     notes: Sequence[str],
     provenance: Mapping[str, Any],
 ) -> None:
-    """Log the score and the rank of every candidate, what the numbers depend on, and the whole table as a text.
+    """Log a ranking and what its numbers depend on, in the form that suits the logger.
 
-    Metrics are ``ranking/<name>/score`` and ``ranking/<name>/rank``, at step 0; a failed candidate has none. The
-    provenance goes to the hyperparameters, under ``ranking``. A logger that accepts texts (TensorBoard) also gets the
-    table.
+    - W&B and MLflow get the table ``ranking``; MLflow as the artifact ``ranking.json``, and as ``ranking.md`` with the
+      notes.
+    - Other loggers get the metrics ``ranking/<name>/score`` and ``ranking/<name>/rank`` of each candidate that did not
+      fail, at step 0. A logger that accepts texts (TensorBoard) also gets the table.
+
+    The provenance goes to the hyperparameters, under ``ranking``. Characters that MLflow refuses in keys are replaced
+    by an underscore, for all loggers.
 
     Args:
         logger: A logger with Lightning's ``log_metrics``, ``log_hyperparams`` and ``save``.
@@ -36,55 +48,71 @@ def log_ranking(
         raise InvalidArgumentError(
             f"Invalid logger={logger!r}: expected a logger of Lightning, such as CSVLogger.{hint}"
         )
-    metrics = {}
-    for row in rows:
-        if row["rank"] is not None:
-            name = printable(row["name"])
-            metrics[f"ranking/{name}/score"] = row["score"]
-            metrics[f"ranking/{name}/rank"] = float(row["rank"])
-    if metrics:
-        logger.log_metrics(metrics, step=0)
     # Lists of names are not hyperparameters; the notes say why numbers are missing.
-    logged = {key: _printable(value) for key, value in provenance.items() if key != "missing"}
-    logger.log_hyperparams({"ranking": logged})
-    add_text = getattr(logger.experiment, "add_text", None)
-    if add_text is not None:
-        add_text("ranking", markdown(columns, rows, notes), 0)
+    logged = {key: value for key, value in provenance.items() if key != "missing"}
+    cells = {column: [_printable(row[column]) for row in rows] for column in columns}
+    experiment = logger.experiment
+    if hasattr(logger, "log_table"):  # W&B
+        logger.log_table("ranking", columns=list(cells), data=list(map(list, zip(*cells.values(), strict=True))))
+    elif hasattr(logger, "run_id") and hasattr(experiment, "log_table"):  # MLflow
+        experiment.log_table(logger.run_id, cells, "ranking.json")
+        experiment.log_text(logger.run_id, _markdown(columns, rows, notes), "ranking.md")
+    elif metrics := _metrics(rows):
+        logger.log_metrics(metrics, step=0)
+    logger.log_hyperparams({"ranking": _with_safe_keys(logged)})
+    if hasattr(experiment, "add_text"):  # TensorBoard
+        experiment.add_text("ranking", _markdown(columns, rows, notes), 0)
     logger.save()
 
 
-def markdown(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], notes: Sequence[str] = ()) -> str:
-    """Return a table in Markdown, with the notes below.
+def _metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    ranked = [row for row in rows if row["rank"] is not None]
+    metrics = {}
+    for name, row in zip(_safe_keys(row["name"] for row in ranked), ranked, strict=True):
+        metrics[f"ranking/{name}/score"] = row["score"]
+        metrics[f"ranking/{name}/rank"] = float(row["rank"])
+    return metrics
+
+
+def _safe_keys(names: Iterable[str]) -> list[str]:
+    """Return a key for each name that every logger accepts; different names have different keys.
 
     Example:
-        >>> print(markdown(["rank", "name", "error"], [{"rank": 1, "name": "a|b", "error": None}]))
-        | rank | name | error |
-        | --- | --- | --- |
-        | 1 | a&#124;b |  |
+        >>> _safe_keys(["zico+naswot", "zico|naswot", "timm//resnet18", "Mlp(width=32)"])
+        ['zico_naswot', 'zico_naswot_2', 'timm/resnet18', 'Mlp_width_32_']
     """
-    lines = [list(columns), ["---"] * len(columns), *([_cell(row[column]) for column in columns] for row in rows)]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return "\n\n".join([table, *map(_cell, notes)])
+    keys: dict[str, None] = {}
+    counts: Counter[str] = Counter()
+    for name in names:
+        parts = [part for part in _UNSAFE.sub("_", name).split("/") if part.strip(". ")]
+        key = start = "/".join(parts)[:_LONGEST_NAME].rstrip("/ ") or "_"
+        while key in keys:
+            counts[start] += 1
+            key = f"{start}_{counts[start] + 1}"
+        keys[key] = None
+    return list(keys)
+
+
+def _with_safe_keys(value: Any) -> Any:
+    """Make the texts in nested plain values printable, and the keys of mappings safe."""
+    if isinstance(value, Mapping):
+        return dict(zip(_safe_keys(value), map(_with_safe_keys, value.values()), strict=True))
+    if isinstance(value, list | tuple):
+        return type(value)(map(_with_safe_keys, value))
+    return _printable(value)
+
+
+def _markdown(columns: Sequence[str], rows: Sequence[Mapping[str, Any]], notes: Sequence[str]) -> str:
+    texts = ("name", "error")
+    shown = tuple(Column(name, tuple(_text(row[name]) for row in rows), name in texts) for name in columns)
+    return as_markdown(Table("", shown, notes=tuple(notes)))
 
 
 def _printable(value: Any) -> Any:
-    """Make all texts in nested plain values printable; their keys stay."""
-    if isinstance(value, Mapping):
-        return {key: _printable(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(map(_printable, value))
     return printable(value) if isinstance(value, str) else value
 
 
-def _cell(value: Any) -> str:
-    """Return a value as text without Markdown's marks."""
+def _text(value: Any) -> str:
     if value is None:
         return ""
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    text = " ".join(printable(str(value)).split())
-    return "".join(f"&#{ord(char)};" if char in _MARKS else char for char in text)
-
-
-# What starts a tag, ends a cell or marks up a text.
-_MARKS = frozenset("&<>|`*_[]\\~")
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

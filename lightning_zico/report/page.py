@@ -7,16 +7,16 @@ only these scripts, by their hashes, and no connection, so that a candidate's na
 import base64
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, cached_property
 from html import escape
 from importlib import resources
 from typing import Any
 
 from lightning_zico._imports import import_optional
 from lightning_zico.report.figures import MOST_NAMES, Agreement, Figure
-from lightning_zico.report.vega import min_width_of, spec_of
+from lightning_zico.report.vega import Spec, min_width_of, spec_of
 from lightning_zico.texts import count, printable
 
 # Meanings of the columns that are not named after a proxy.
@@ -45,11 +45,38 @@ _MEANINGS = {
 }
 _LONG_NAME = 40  # characters; archs have hundreds
 # With more rows or reasons of failures than this, the page would have many megabytes.
-_MOST_ROWS = 5_000
+_MOST_ROWS = 20_000
+# Rows that are shown at first, and added by each press of a button; these are also the ones in the HTML itself.
+_STEP = 100
+_FIRST_FAILURES = 20  # failures that are shown at first, so that they do not hide what comes below
+# Layers and tracebacks of more candidates than this would outweigh everything else on the page.
+_MOST_DETAILS = 100
 # Nobody reads more reasons for missing numbers than this, or more than `MOST_NAMES` names for each.
 _MOST_REASONS = 100
-_TEXTS = ("name", "error")
+# Numbers from the first limit on are rounded to integers; from the second on, a double has no more digits to write out.
+_LEAST_ROUNDED, _MOST_IN_FULL = 1e5, 1e15
+# Figures up to this width in pixels fit beside others; those above this height have two others beside them.
+_WIDEST_HALF, _HIGHEST_SHORT = 480, 600
 _SORTED = ' aria-sort="ascending"'
+
+
+@dataclass(frozen=True)
+class Detail:
+    """What a page shows of one candidate beyond its row.
+
+    Args:
+        hyperparameters: Its hyperparameters.
+        by_repeat: Its scores in each repeat, by column.
+        layers: What each layer added to a score, by column and by layer.
+        reasons: Why it has no number, by column.
+        traceback: Where the exception behind its first error was raised; None if there was none.
+    """
+
+    hyperparameters: Mapping[str, Any] = field(default_factory=dict)
+    by_repeat: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    layers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    traceback: str | None = None
 
 
 @dataclass(frozen=True)
@@ -59,12 +86,14 @@ class Page:
     Args:
         title: Title of the page.
         notes: Sentences to read before the numbers are trusted.
-        columns: Names of the columns of the table.
+        columns: Names of the columns of the table, with ``rank``, ``name`` and ``error``.
         rows: Rows of the table, with ``rank``, ``name`` and ``error``; best first, failed ones last.
         figures: Figures in their order.
         missing: Why candidates with a score have no number in some columns: each with its ``reason``, ``proxies`` and
             ``names``.
         provenance: What the numbers depend on, in plain values.
+        lower_first: Names of the columns whose lowest numbers are the best, or are read first.
+        details: More about the candidates, by name; candidates may be absent.
     """
 
     title: str
@@ -74,11 +103,24 @@ class Page:
     figures: Sequence[Figure] = ()
     missing: Sequence[Mapping[str, Any]] = ()
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    lower_first: Container[str] = ()
+    details: Mapping[str, Detail] = field(default_factory=dict)
+
+    @property
+    def ranked(self) -> list[Mapping[str, Any]]:
+        """The rows with a rank."""
+        return [row for row in self.rows if row["rank"] is not None]
 
     @property
     def failed(self) -> list[Mapping[str, Any]]:
         """The rows without a rank."""
         return [row for row in self.rows if row["rank"] is None]
+
+    @cached_property
+    def texts(self) -> frozenset[str]:
+        """Names of the columns that hold anything but numbers."""
+        found = {name for name in self.columns if any(isinstance(row[name], str | bool) for row in self.rows)}
+        return frozenset({"name", "error"} | found)
 
 
 def html_of(page: Page) -> str:
@@ -87,13 +129,23 @@ def html_of(page: Page) -> str:
     Raises:
         ModuleNotFoundError: If vl-convert-python is not installed.
     """
-    style, script, vega = _part("page.css"), _part("page.js"), _vega()
-    allowed = " ".join(map(_source_of, (script, vega)))
+    style, vega = _part("page.css"), _vega()
+    table, figures = _part("table.js") + _part("detail.js"), _part("figures.js")
+    allowed = " ".join(map(_source_of, (table, vega, figures)))
     policy = (
         # Vega sets style attributes on the marks that it draws.
         f"default-src 'none'; script-src {allowed}; style-src-elem {_source_of(style)}; "
         "style-src-attr 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
     )
+    specs = list(map(spec_of, page.figures))
+    sections = {
+        "Figures": _figures(page.figures, specs),
+        "Candidates": _candidates(page),
+        "Failed candidates": _failures(page.failed),
+        "Missing numbers": _missing(page.missing),
+        "What the numbers depend on": _provenance(page.provenance),
+    }
+    sections = {title: content for title, content in sections.items() if content}
     return f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -108,27 +160,37 @@ def html_of(page: Page) -> str:
 <header>
 <h1>{_text(page.title)}</h1>
 <p class="lead">{_text(_lead(page))}</p>
+<nav aria-label="On this page">{"".join(f'<a href="#{_id_of(title)}">{title}</a>' for title in sections)}</nav>
 </header>
 <main>
 {_join(page.notes)}
-<noscript><p class="hint">Without JavaScript the table is complete, but not sorted, filtered or drawn.</p></noscript>
-<section aria-labelledby="candidates">
-<h2 id="candidates">Candidates</h2>
-{_table(page)}
-</section>
-{_figures(page.figures)}
-{_errors(page.failed)}
-{_missing(page.missing)}
-<section aria-labelledby="provenance">
-<h2 id="provenance">What the numbers depend on</h2>
-{_provenance(page.provenance)}
-</section>
+<noscript><p class="hint">Without JavaScript there are no figures, and long lists end early.</p></noscript>
+{"".join(_section(title, content) for title, content in sections.items())}
 </main>
-<script type="application/json" id="charts">{_json_in_html([spec_of(figure) for figure in page.figures])}</script>
+<dialog id="detail" aria-labelledby="detail-title">
+<button type="button" id="close">Close</button>
+<h2 id="detail-title"></h2>
+<div id="detail-content"></div>
+</dialog>
+<script type="application/json" id="data">{_json_in_html(_data_of(page))}</script>
+<script type="application/json" id="charts">{_json_in_html(specs)}</script>
+<script type="module">{table}</script>
 <script type="module">{vega}</script>
-<script type="module">{script}</script>
+<script type="module">{figures}</script>
 </body>
 </html>
+"""
+
+
+def _id_of(title: str) -> str:
+    return title.lower().replace(" ", "-")
+
+
+def _section(title: str, content: str) -> str:
+    return f"""<section aria-labelledby="{_id_of(title)}">
+<h2 id="{_id_of(title)}">{title}</h2>
+{content}
+</section>
 """
 
 
@@ -145,84 +207,149 @@ def _join(notes: Iterable[str]) -> str:
     return f'<ul class="notes">{items}</ul>' if items else ""
 
 
-def _table(page: Page) -> str:
-    columns = page.columns
+def _candidates(page: Page) -> str:
+    columns = [column for column in page.columns if column != "error"]  # only failed candidates have one
     headers = "".join(
-        f'<th scope="col" data-kind="{"text" if column in _TEXTS else "number"}" class="{_class_of(column)}"'
+        f'<th scope="col" data-column="{page.columns.index(column)}" class="{_class_of(page, column)}"'
         f"{_SORTED if column == 'rank' else ''}>"
         f'<button type="button">{_text(column)}</button></th>'
         for column in columns
     )
-    body = "\n".join(_row(row, columns) for row in page.rows[:_MOST_ROWS])
-    num_shown = min(len(page.rows), _MOST_ROWS)
-    long = ' class="long"' if any(len(row["name"]) > _LONG_NAME for row in page.rows) else ""
-    cut = "" if num_shown == len(page.rows) else f" The first {num_shown:,} of {len(page.rows):,} are shown."
+    ranked = page.ranked
+    body = "\n".join(_row(page, row, columns) for row in ranked[:_STEP])
+    long = ' class="long"' if any(len(row["name"]) > _LONG_NAME for row in ranked) else ""
+    cut = "" if len(ranked) <= _MOST_ROWS else f" The first {_MOST_ROWS:,} of {len(ranked):,} are shown."
     meanings = "".join(
         f"<dt>{column}</dt><dd>{_text(_MEANINGS[column])}</dd>" for column in columns if column in _MEANINGS
     )
-    return f"""<div class="filter"><label for="filter">Show candidates with</label>
-<input id="filter" type="search" autocomplete="off" spellcheck="false">
-<span id="status" role="status">{num_shown} of {count(num_shown, "candidate")}</span></div>
+    return f"""<div class="controls" hidden><label for="filter">Filter</label>
+<input id="filter" type="search" placeholder="name or hyperparameter" autocomplete="off" spellcheck="false">
+<span id="status" role="status"></span></div>
+<div class="controls" hidden><button type="button" id="compare"></button>
+<button type="button" id="csv">Download CSV</button>
+<button type="button" id="markdown">Copy as Markdown</button>
+<span id="done" role="status"></span></div>
+<details class="controls" hidden><summary>Choose columns</summary><div id="columns"></div></details>
 <div class="scroll" role="region" aria-labelledby="caption" tabindex="0">
 <table id="ranking"{long}>
-<caption id="caption">Best first, failed ones last. Click a column's name to sort by it.{cut}</caption>
+<caption id="caption">Best first.{cut}</caption>
 <thead><tr>{headers}</tr></thead>
 <tbody>
 {body}
 </tbody>
 </table>
 </div>
+<button type="button" id="more" class="more" hidden></button>
 <details><summary>What the columns mean</summary><dl>{meanings}</dl></details>"""
 
 
-def _row(row: Mapping[str, Any], columns: Iterable[str]) -> str:
-    cells = "".join(_cell(column, row[column]) for column in columns)
-    return f"<tr{' class=failed' if row['rank'] is None else ''}>{cells}</tr>"
+def _row(page: Page, row: Mapping[str, Any], columns: Iterable[str]) -> str:
+    cells = ""
+    for column in columns:
+        start, end = ('<th scope="row"', "</th>") if column == "name" else ("<td", "</td>")
+        cells += f'{start} class="{_class_of(page, column)}">{_text(_format(row[column]))}{end}'
+    return f"<tr>{cells}</tr>"
 
 
-def _cell(column: str, value: Any) -> str:
-    data = "" if value is None else f' data-value="{_text(value)}"'
-    kind = f' class="{_class_of(column)}"' if column in _TEXTS else ""
-    if column == "rank" and value is None:
-        return "<td>-</td>"
-    if column == "name":
-        return f'<th scope="row"{kind}{data}>{_text(value)}</th>'
-    return f"<td{kind}{data}>{_text(_format(value))}</td>"
-
-
-def _class_of(column: str) -> str:
-    return "text name" if column == "name" else "text" if column in _TEXTS else "number"
+def _class_of(page: Page, column: str) -> str:
+    return "text name" if column == "name" else "text" if column in page.texts else "number"
 
 
 def _format(value: Any) -> str:
+    """Return a value as `format` in table.js does.
+
+    Example:
+        >>> [_format(value) for value in (None, 1234.0, 1234.5678, 123456.789, 0.00012345678, 1.5e-7, True, "adam")]
+        ['', '1,234', '1,234.6', '123,457', '0.00012346', '1.5000e-07', 'True', 'adam']
+    """
     if value is None:
         return ""
-    if isinstance(value, float):
-        return f"{value:,.0f}" if value == int(value) and abs(value) < 1e15 else f"{value:,.5g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    if isinstance(value, str | bool):
+        return str(value)
+    size = abs(value)
+    if size < _MOST_IN_FULL and (value == int(value) or size >= _LEAST_ROUNDED):
+        return f"{value:,.0f}"
+    return f"{float(f'{value:.5g}'):,}".removesuffix(".0") if 1e-4 <= size < _LEAST_ROUNDED else f"{value:.4e}"
 
 
-def _figures(figures: Sequence[Figure]) -> str:
+def _data_of(page: Page) -> dict[str, Any]:
+    """Return what the table, the list of failures and the details are drawn from, column by column."""
+    ranked, failed = page.ranked[:_MOST_ROWS], page.failed[:_MOST_ROWS]
+    rows = [*ranked, *failed]
+    columns = [
+        {
+            "name": printable(column),
+            "isText": column in page.texts,
+            "lowIsBest": column in page.texts or column in page.lower_first,
+            "isSearched": column in page.texts or column.startswith("hparams/"),
+        }
+        for column in page.columns
+    ]
+    # Ranked and failed ones apart, so that many failures do not crowd out the best.
+    with_details = [*range(len(ranked))[:_MOST_DETAILS], *range(len(ranked), len(rows))[:_MOST_DETAILS]]
+    tracebacks: dict[str, int] = {}
+    details = {}
+    for idx in with_details:
+        if detail := page.details.get(rows[idx]["name"]):
+            details[idx] = _plain_detail(detail, tracebacks)
+    return {
+        "longName": _LONG_NAME,
+        "step": _STEP,
+        "numFailuresFirst": _FIRST_FAILURES,
+        "numRanked": len(ranked),
+        "columns": columns,
+        "values": [[_plain(row[column]) for row in rows] for column in page.columns],
+        "details": details,
+        "tracebacks": list(map(printable, tracebacks)),
+    }
+
+
+def _plain_detail(detail: Detail, tracebacks: dict[str, int]) -> dict[str, Any]:
+    """Return a detail for JSON, without what is empty; equal tracebacks are kept once."""
+    layers = list(dict.fromkeys(layer for added in detail.layers.values() for layer in added))
+    parts: dict[str, Any] = {
+        "hyperparameters": {printable(name): _plain(value) for name, value in detail.hyperparameters.items()},
+        "byRepeat": {name: ", ".join(map(_format, values)) for name, values in detail.by_repeat.items()},
+        "layers": list(map(printable, layers)),
+        "added": {
+            name: [None if layer not in added else float(f"{added[layer]:.6g}") for layer in layers]
+            for name, added in detail.layers.items()
+        },
+        "reasons": {printable(name): printable(reason) for name, reason in detail.reasons.items()},
+    }
+    parts = {key: part for key, part in parts.items() if part}
+    if detail.traceback is not None:
+        parts["traceback"] = tracebacks.setdefault(detail.traceback, len(tracebacks))
+    return parts
+
+
+def _plain(value: Any) -> Any:
+    return printable(str(value)) if isinstance(value, str | bool) else value
+
+
+def _figures(figures: Sequence[Figure], specs: Sequence[Spec]) -> str:
     if not figures:
         return ""
-    drawn = "\n".join(map(_figure, figures))
+    drawn = "\n".join(map(_figure, figures, specs))
     tables = "".join(_agreement_table(figure) for figure in figures if isinstance(figure, Agreement))
-    return f"""<section aria-labelledby="figures">
-<h2 id="figures">Figures</h2>
-<div class="figures">
+    return f"""<div class="figures">
 {drawn}
 </div>
-{tables}</section>"""
+{tables}"""
 
 
-def _figure(figure: Figure) -> str:
-    drawing = '<div class="chart"></div>'
-    if min_width := min_width_of(figure):
+def _figure(figure: Figure, spec: Spec) -> str:
+    height = f"min-height: {spec['height']}px"  # so that nothing moves when the figure is drawn
+    drawing = f'<div class="chart" style="{height}"></div>'
+    min_width = min_width_of(figure)
+    place = " full" * (min_width > _WIDEST_HALF) + " tall" * (spec["height"] > _HIGHEST_SHORT)
+    if min_width:
         drawing = (
             f'<div class="wide" role="group" aria-label="{_text(figure.title)}" tabindex="0">'
-            f'<div class="chart" style="min-width: {min_width}px"></div></div>'
+            f'<div class="chart" style="{height}; min-width: {min_width}px"></div></div>'
         )
-    return f"<figure><h3>{_text(figure.title)}</h3><figcaption>{_text(figure.text)}</figcaption>{drawing}</figure>"
+    words = f"<h3>{_text(figure.title)}</h3><figcaption>{_text(figure.text)}</figcaption>"
+    return f'<figure class="{place.strip()}">{words}{drawing}</figure>'
 
 
 def _agreement_table(agreement: Agreement) -> str:
@@ -242,17 +369,12 @@ def _agreement_table(agreement: Agreement) -> str:
 """
 
 
-def _errors(failed: Sequence[Mapping[str, Any]]) -> str:
+def _failures(failed: Sequence[Mapping[str, Any]]) -> str:
     if not failed:
         return ""
-    shown = failed[:_MOST_ROWS]
-    items = "".join(f"<dt>{_text(row['name'])}</dt><dd>{_text(row['error'])}</dd>" for row in shown)
-    if len(shown) < len(failed):
-        items += f"<dt>And</dt><dd>{len(failed) - len(shown):,} more.</dd>"
-    return f"""<section aria-labelledby="errors">
-<h2 id="errors">Failed candidates</h2>
-<dl>{items}</dl>
-</section>"""
+    items = "".join(f"<dt>{_text(row['name'])}</dt><dd>{_text(row['error'])}</dd>" for row in failed[:_FIRST_FAILURES])
+    return f"""<dl id="failures" class="failed">{items}</dl>
+<button type="button" id="more-failures" class="more" hidden></button>"""
 
 
 def _missing(groups: Sequence[Mapping[str, Any]]) -> str:
@@ -267,10 +389,7 @@ def _missing(groups: Sequence[Mapping[str, Any]]) -> str:
         items += f"<dt>{_text(', '.join(group['proxies']))}</dt><dd>{_text(group['reason'])} ({_text(names)})</dd>"
     if len(groups) > _MOST_REASONS:
         items += f"<dt>And</dt><dd>{len(groups) - _MOST_REASONS:,} more reasons.</dd>"
-    return f"""<section aria-labelledby="missing">
-<h2 id="missing">Missing numbers</h2>
-<dl>{items}</dl>
-</section>"""
+    return f"<dl>{items}</dl>"
 
 
 def _provenance(provenance: Mapping[str, Any]) -> str:
@@ -301,7 +420,7 @@ def _text(value: Any) -> str:
 
 def _json_in_html(value: Any) -> str:
     """Return JSON in which nothing ends or opens a script element; `<` occurs only in JSON's strings."""
-    return json.dumps(value, allow_nan=False).replace("<", "\\u003c")
+    return json.dumps(value, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _source_of(text: str) -> str:
@@ -311,7 +430,7 @@ def _source_of(text: str) -> str:
 
 
 def _part(name: str) -> str:
-    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
+    return resources.files(__package__).joinpath("assets", name).read_text(encoding="utf-8")
 
 
 @cache

@@ -5,7 +5,7 @@ from functools import singledispatch
 from typing import Any
 
 from lightning_zico._imports import import_optional
-from lightning_zico.report.figures import Agreement, Figure, Finals, History, Layers, Ranks, TradeOff
+from lightning_zico.report.figures import Agreement, Figure, Finals, History, Layers, Profiles, Ranks, TradeOff
 from lightning_zico.texts import printable
 
 _ACCENT, _OTHER, _FRONT = "tab:blue", "tab:gray", "tab:orange"
@@ -87,6 +87,21 @@ def _agreement(agreement: Agreement, ax: Any) -> tuple[Any, Any]:
     ax.set_title(agreement.title)
     if figure is not None:
         figure.colorbar(image, ax=ax, shrink=0.8)
+    return figure, ax
+
+
+@_draw.register
+def _profiles(profiles: Profiles, ax: Any) -> tuple[Any, Any]:
+    names = list(map(printable, profiles.columns))
+    figure, ax = _axes(ax, size=(max(6.4, 0.7 * len(names)), 4.8))
+    accented = set(profiles.accented)
+    for line in reversed(profiles.lines):
+        heights = [float("nan") if height is None else height for height in line.heights]
+        look = {"color": _ACCENT} if line in accented else {"color": _OTHER, "alpha": 0.5}
+        ax.plot(range(len(names)), heights, "o-", markersize=3, linewidth=1, **look)
+    ax.set_xticks(range(len(names)), names, rotation=45, ha="right", rotation_mode="anchor", parse_math=False)
+    ax.set_yticks([0, 1], ["lowest", "highest"])
+    ax.set_title(profiles.title)
     return figure, ax
 
 

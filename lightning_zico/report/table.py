@@ -1,5 +1,6 @@
-"""Tables of texts, shown in three ways: in the terminal, as plain text, and in a notebook."""
+"""Tables of texts, shown in four ways: in the terminal, as plain text, in a notebook, and as Markdown."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
@@ -23,6 +24,8 @@ _LOOK: dict[str, Any] = {
 _GAP = 2  # characters that each column takes in addition to its texts, in this look
 # Below the first limit two decimals are too few; above the second a double has no more digits to write out.
 _LEAST_IN_DECIMALS, _MOST_IN_FULL = 0.1, 1e15
+# What starts a tag, ends a cell or marks up a text in Markdown; an underscore within a word does not.
+_MARKS = re.compile(r"[&<>|`*\[\]\\~]|\b_|_\b|(?<!\w)_(?!\w)")
 
 
 @dataclass(frozen=True)
@@ -126,6 +129,28 @@ def as_html(table: Table) -> str:
     )
 
 
+def as_markdown(table: Table) -> str:
+    """Return a table in Markdown, with its reasons and notes as a list below; no text in it is markup.
+
+    Example:
+        >>> columns = (Column("name", ("a|b", "c"), is_text=True), Column("zico", ("12", "-")))
+        >>> print(as_markdown(Table("Two", columns, ("c: no",))))
+        | name | zico |
+        | --- | ---: |
+        | a&#124;b | 12 |
+        | c | - |
+        <BLANKLINE>
+        - c: no
+    """
+    lines = [
+        [_unmarked(column.name) for column in table.columns],
+        ["---" if column.is_text else "---:" for column in table.columns],
+        *([_unmarked(cell) for cell in row] for row in table.rows),
+    ]
+    below = [f"- {_unmarked(line)}" for line in (*table.reasons, *table.notes)]
+    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), *([""] if below else []), *below])
+
+
 def for_terminal(table: Table) -> rich_table.Table:
     """Return a table for `rich.print`.
 
@@ -155,6 +180,12 @@ def _one_line(text: str) -> str:
 def _indent(text: str) -> str:
     """Indent the lines after the first one, so that a reason of several lines cannot look like rows."""
     return printable(text).replace("\n", "\n    ")
+
+
+def _unmarked(text: str) -> str:
+    """Return a text on one line, without Markdown's marks."""
+    text = " ".join(printable(text).split())
+    return _MARKS.sub(lambda mark: f"&#{ord(mark[0])};", text)
 
 
 def _escape(text: str) -> str:

@@ -7,7 +7,7 @@ or the name of a field.
 from functools import singledispatch
 from typing import Any, TypeAlias
 
-from lightning_zico.report.figures import Agreement, Figure, Finals, History, Layers, Ranks, TradeOff
+from lightning_zico.report.figures import Agreement, Figure, Finals, History, Layers, Profiles, Ranks, TradeOff
 from lightning_zico.texts import printable
 
 Spec: TypeAlias = dict[str, Any]
@@ -64,7 +64,9 @@ def spec_of(figure: Figure) -> Spec:
 
 def min_width_of(figure: Figure) -> int:
     """Return the least width of a figure in pixels, or 0 if any will do; a narrower screen can scroll it."""
-    return 170 + 32 * len(figure.names) if isinstance(figure, Agreement) else 0
+    if isinstance(figure, Agreement):
+        return 170 + 32 * len(figure.names)
+    return 60 + 56 * len(figure.columns) if isinstance(figure, Profiles) else 0
 
 
 _Parts: TypeAlias = tuple[list[dict[str, Any]], int, list[Spec]]  # data, height in pixels, layers of marks
@@ -185,6 +187,55 @@ def _agreement(agreement: Agreement) -> _Parts:
         },
     ]
     return values, len(agreement.names) * _ROW, layers
+
+
+@_parts_of.register
+def _profiles(profiles: Profiles) -> _Parts:
+    accented = set(profiles.accented)
+    values = [
+        {
+            "name": line.name,
+            "rank": line.rank,
+            "column": column,
+            "value": value,
+            "height": height,
+            "first": line in accented,
+        }
+        # The first ones are drawn last, above the others.
+        for line in reversed(profiles.lines)
+        for column, value, height in zip(profiles.columns, line.values, line.heights, strict=True)
+    ]
+    axis = {"labelAngle": -45, "labelLimit": 110, "grid": True, "gridOpacity": 0.4}
+    columns = {"domain": list(map(printable, profiles.columns)), "type": "point", "padding": 0.4}
+    x = {"field": "column", "type": "nominal", "sort": None, "title": None, "axis": axis, "scale": columns}
+    y = {
+        "field": "height",
+        "type": "quantitative",
+        "title": "lowest to highest",
+        "scale": {"domain": [0, 1], **_PADDING},
+        "axis": {"labels": False, "ticks": False, "grid": False},
+    }
+    colour = {"domain": [True, False], "range": [_ACCENT, _OTHER]}
+    shown = {
+        "x": x,
+        "y": y,
+        "color": {"field": "first", "type": "nominal", "scale": colour, "legend": None},
+        "opacity": {"condition": {"test": "datum.first", "value": 1}, "value": 0.6},
+    }
+    tooltip = [
+        _tooltip_line("name", "candidate"),
+        _tooltip_line("rank", "rank"),
+        _tooltip_line("column", "column"),
+        _tooltip_line("value", "value", ",.6~g"),
+    ]
+    layers: list[Spec] = [
+        {
+            "mark": {"type": "line", "strokeWidth": 1.5, "invalid": "break-paths-show-path-domains"},
+            "encoding": {**shown, "detail": {"field": "name", "type": "nominal"}},
+        },
+        {"mark": {"type": "point", "filled": True, "size": 45}, "encoding": {**shown, "tooltip": tooltip}},
+    ]
+    return values, 320, layers
 
 
 @_parts_of.register

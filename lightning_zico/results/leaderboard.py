@@ -286,7 +286,8 @@ class Leaderboard(Ranked):
         Args:
             kind: ``"ranks"``: each candidate's rank by score, with its 95 % interval if there were repeats, for the
                 first 40; ``"pareto"``: score against a cost, with the candidates that no other beats in both;
-                ``"agreement"``: Kendall's tau of the proxies and baselines; or ``"finals"``.
+                ``"agreement"``: Kendall's tau of the proxies and baselines; ``"profiles"``: the first 40 as lines
+                across all columns (parallel coordinates); or ``"finals"``.
             ax: Axes to draw in; new ones if None.
             cost: Name of the column with the cost of ``"pareto"``; lower is better.
 
@@ -299,8 +300,8 @@ class Leaderboard(Ranked):
         """
         return draw(views.figure_of(kind, self.rows, self.provenance, cost), ax)
 
-    def _page(self, layers: Layers | None) -> Page:
-        return views.page(self.rows, self.provenance, self.notes, layers)
+    def _page(self, layers: Layers | None, cards: Mapping[str, ScoreCard]) -> Page:
+        return views.page(self.rows, self.provenance, self.notes, layers, cards)
 
     def log(self, logger: Any) -> None:
         """Log the ranking to a Lightning logger, such as CSV or TensorBoard; see `report.logs.log_ranking`.

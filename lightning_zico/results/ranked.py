@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 from lightning_zico._registry import unknown_name
-from lightning_zico.report import Layers, Page, html_of
+from lightning_zico.report import Layers, Page, Table, as_markdown, html_of
 from lightning_zico.results import views
 from lightning_zico.results.rows import Provenance, Row, as_json, read_json, write_text
 from lightning_zico.results.scores import ScoreCard, layers_of
@@ -47,7 +47,10 @@ class Ranked(ABC):
     def _csv(self) -> str: ...
 
     @abstractmethod
-    def _page(self, layers: Layers | None) -> Page: ...
+    def _page(self, layers: Layers | None, cards: Mapping[str, ScoreCard]) -> Page: ...
+
+    @abstractmethod
+    def _table(self) -> Table: ...
 
     @overload
     def __getitem__(self, key: int | str) -> Row: ...
@@ -120,24 +123,47 @@ class Ranked(ABC):
         return write_text(self._csv(), path)
 
     @overload
-    def to_html(self, path: None = None, card: ScoreCard | None = None) -> str: ...
+    def to_html(
+        self, path: None = None, card: ScoreCard | None = None, cards: Mapping[str, ScoreCard] | None = None
+    ) -> str: ...
     @overload
-    def to_html(self, path: str | Path, card: ScoreCard | None = None) -> Path: ...
-    def to_html(self, path: str | Path | None = None, card: ScoreCard | None = None) -> str | Path:
+    def to_html(
+        self, path: str | Path, card: ScoreCard | None = None, cards: Mapping[str, ScoreCard] | None = None
+    ) -> Path: ...
+    def to_html(
+        self,
+        path: str | Path | None = None,
+        card: ScoreCard | None = None,
+        cards: Mapping[str, ScoreCard] | None = None,
+    ) -> str | Path:
         """Return one page for a browser that needs no network; with a path, write it and return the path.
 
-        The page has the table, figures, reasons of failures, and what the numbers depend on.
+        The page has figures, the table, reasons of failures, and what the numbers depend on.
 
         Args:
             path: Path of the file; an existing one is overwritten.
             card: Score card of one candidate, such as ``selector.cards_[leaderboard.best]``: one of the figures then
                 shows what its layers added to ZiCo.
+            cards: Score cards of the candidates, such as ``selector.cards_``: a click on a name then also shows
+                hyperparameters, repeats, layers and tracebacks, for the first hundred ranked and failed candidates.
 
         Raises:
             ValueError: If the card has no layers of ZiCo.
             ModuleNotFoundError: If vl-convert-python is not installed.
         """
-        return write_text(html_of(self._page(None if card is None else layers_of(card, "zico"))), path)
+        layers = None if card is None else layers_of(card, "zico")
+        return write_text(html_of(self._page(layers, cards or {})), path)
+
+    @overload
+    def to_markdown(self, path: None = None) -> str: ...
+    @overload
+    def to_markdown(self, path: str | Path) -> Path: ...
+    def to_markdown(self, path: str | Path | None = None) -> str | Path:
+        """Return a table in Markdown, for a pull request or a README; with a path, write it and return the path.
+
+        It has the reasons of failures and the notes as a list below. `head` makes it shorter.
+        """
+        return write_text(as_markdown(self._table()) + "\n", path)
 
 
 def first_rows(rows: tuple[Row, ...], n: int) -> tuple[Row, ...]:

@@ -1,10 +1,10 @@
 """The result of a search over a space."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from lightning_zico.report import Layers, Page, as_html, draw
+from lightning_zico.report import Layers, Page, Table, as_html, draw
 from lightning_zico.results import views
 from lightning_zico.results.leaderboard import Leaderboard
 from lightning_zico.results.notes import search_notes
@@ -18,6 +18,7 @@ from lightning_zico.results.rows import (
     check_rows,
     proxies_of,
 )
+from lightning_zico.results.scores import ScoreCard
 from lightning_zico.results.views import SearchFigureKind
 from lightning_zico.texts import printable
 
@@ -83,6 +84,10 @@ class SearchResult(Ranked):
         best = as_candidates(self.ranked[:_NUM_SHOWN])
         return as_html(views.table(best, self.provenance, self.notes, proxies_of(best)))
 
+    def _table(self) -> Table:
+        rows = as_candidates(self.history)
+        return views.table(rows, self.provenance, self.notes, proxies_of(rows))
+
     @property
     def notes(self) -> list[str]:
         """Sentences that you should read before you trust the result of the search."""
@@ -124,7 +129,8 @@ class SearchResult(Ranked):
 
         Args:
             kind: ``"history"``: the score of each trial, and the best so far; ``"pareto"``: score against the first
-                cost that was kept low, or against MACs; or ``"agreement"``: Kendall's tau of the proxies and costs.
+                cost that was kept low, or against MACs; ``"agreement"``: Kendall's tau of the proxies and costs; or
+                ``"profiles"``: the first 40 archs as lines across all columns.
             ax: Axes to draw in; new ones if None.
 
         Returns:
@@ -136,6 +142,5 @@ class SearchResult(Ranked):
         """
         return draw(views.search_figure_of(kind, self.history, self.provenance), ax)
 
-    def _page(self, layers: Layers | None) -> Page:
-        page = views.search_page(self.history, self.provenance, self.notes)
-        return page if layers is None else replace(page, figures=[*page.figures, layers])
+    def _page(self, layers: Layers | None, cards: Mapping[str, ScoreCard]) -> Page:
+        return views.search_page(self.history, self.provenance, self.notes, layers, cards)

@@ -14,13 +14,15 @@ from lightning_zico.report.figures import (
     Finals,
     History,
     Layers,
+    ProfileLine,
+    Profiles,
     RankDot,
     Ranks,
     TradeOff,
     TradeOffDot,
     TrialDot,
 )
-from lightning_zico.report.page import Page
+from lightning_zico.report.page import Detail, Page
 from lightning_zico.report.table import Column, Table, number
 from lightning_zico.results.rows import (
     FINAL_COLUMNS,
@@ -35,14 +37,21 @@ from lightning_zico.results.rows import (
     proxies_of,
     rank_key,
     ranks_of,
+    reasons_of,
 )
+from lightning_zico.results.scores import ScoreCard
 from lightning_zico.texts import shortened
 
-FigureKind: TypeAlias = Literal["ranks", "pareto", "agreement", "finals"]
-SearchFigureKind: TypeAlias = Literal["history", "pareto", "agreement"]
+FigureKind: TypeAlias = Literal["ranks", "pareto", "agreement", "profiles", "finals"]
+SearchFigureKind: TypeAlias = Literal["history", "pareto", "agreement", "profiles"]
 
 # Names of costs in figures, by column.
 _COSTS = {"macs": "MACs", "cost_macs": "MACs", "latency": "latency in seconds"}
+# Columns of which the lowest numbers are the best ones, or come first.
+_LOWER_FIRST = {
+    *("rank", "rank_low", "rank_high", "tie", "final_rank", "learned", "learned_low", "learned_high"),
+    *("std_error", "final_std_error", "macs", "params", "latency", "seconds"),
+}
 
 
 def deciding_score(provenance: Provenance) -> str:
@@ -122,6 +131,27 @@ def agreement(rows: Sequence[Row], provenance: Provenance) -> Agreement:
     return Agreement(tuple(columns), taus)
 
 
+def profiles(rows: Sequence[Row], provenance: Provenance) -> Profiles:
+    """Show the first candidates across all columns, each by its position in the order of the column.
+
+    The ranking (by score, before any finals) comes first, the best on top; in other columns the highest number is on
+    top, even if lower is better.
+    """
+    some = with_score(rows)[:MOST_NAMES]
+    places = ranks_by_score(rows, provenance)[:MOST_NAMES]
+    columns: dict[str, list[float | None]] = {"ranking": [-float(rank) for rank in places]}
+    for name in proxies_of(rows):
+        if name != deciding_score(provenance):
+            columns[name] = [row[name] for row in some]
+    heights = [_heights(values) for values in columns.values()]
+    shown: dict[str, list[float | None]] = {**columns, "ranking": [float(rank) for rank in places]}
+    lines = tuple(
+        ProfileLine(row["name"], places[idx], tuple(v[idx] for v in shown.values()), tuple(h[idx] for h in heights))
+        for idx, row in enumerate(some)
+    )
+    return Profiles(deciding_score(provenance), tuple(columns), lines, len(with_score(rows)))
+
+
 def finals(rows: Sequence[Row], provenance: Provenance) -> Finals:
     """Show the results of training the finalists.
 
@@ -163,9 +193,11 @@ def figure_of(kind: FigureKind, rows: Sequence[Row], provenance: Provenance, cos
         return ranks(rows, provenance)
     if kind == "agreement":
         return agreement(rows, provenance)
+    if kind == "profiles":
+        return profiles(rows, provenance)
     if kind == "finals":
         return finals(rows, provenance)
-    raise ValueError(f"Invalid kind={kind!r}: expected one of ranks, pareto, agreement, finals.")
+    raise ValueError(f"Invalid kind={kind!r}: expected one of ranks, pareto, agreement, profiles, finals.")
 
 
 def search_figure_of(kind: SearchFigureKind, trials: Sequence[Row], provenance: Provenance) -> Figure:
@@ -180,11 +212,27 @@ def search_figure_of(kind: SearchFigureKind, trials: Sequence[Row], provenance: 
         return trade_off(as_candidates(trials), provenance, next(iter(_costs_of(trials, provenance)), "cost_macs"))
     if kind == "agreement":
         return agreement(as_candidates(trials), provenance)
-    raise ValueError(f"Invalid kind={kind!r}: expected one of history, pareto, agreement.")
+    if kind == "profiles":
+        return profiles(as_candidates(trials), provenance)
+    raise ValueError(f"Invalid kind={kind!r}: expected one of history, pareto, agreement, profiles.")
 
 
-def page(rows: Sequence[Row], provenance: Provenance, notes: Sequence[str], layers: Layers | None = None) -> Page:
-    """Return the page of a leaderboard with the figures that it has numbers for, and the layers of one candidate."""
+def page(
+    rows: Sequence[Row],
+    provenance: Provenance,
+    notes: Sequence[str],
+    layers: Layers | None,
+    cards: Mapping[str, ScoreCard],
+) -> Page:
+    """Return the page of a leaderboard with the figures that it has numbers for.
+
+    Args:
+        rows: Rows of a leaderboard.
+        provenance: Its provenance.
+        notes: Its notes.
+        layers: Layers of one candidate to draw; None for none.
+        cards: Score cards of the candidates for the details, by name.
+    """
     some = with_score(rows)
     figures: list[Figure] = [ranks(rows, provenance)] if some else []
     if any(row.get("macs") is not None for row in some):
@@ -194,19 +242,29 @@ def page(rows: Sequence[Row], provenance: Provenance, notes: Sequence[str], laye
     if layers is not None:
         figures.append(layers)
     if some:
-        figures.append(agreement(rows, provenance))
-    return _page(f"Ranking by {deciding_score(provenance)}", notes, rows, figures, provenance)
+        figures += _across(rows, provenance)
+    details = _details(rows, provenance, cards)
+    return _page(f"Ranking by {deciding_score(provenance)}", notes, rows, figures, provenance, details)
 
 
-def search_page(trials: Sequence[Row], provenance: Provenance, notes: Sequence[str]) -> Page:
-    """Return the page of a search: its history, the score against costs, and the agreement of the scores."""
+def search_page(
+    trials: Sequence[Row],
+    provenance: Provenance,
+    notes: Sequence[str],
+    layers: Layers | None,
+    cards: Mapping[str, ScoreCard],
+) -> Page:
+    """Return the page of a search: its history, the score against costs, and the agreement; arguments as for `page`."""
     rows = as_candidates(trials)
     figures: list[Figure] = []
     if with_score(rows):
         fronts = [trade_off(rows, provenance, cost) for cost in _costs_of(trials, provenance)]
-        figures = [history(trials, provenance), *fronts, agreement(rows, provenance)]
+        figures = [history(trials, provenance), *fronts, *_across(rows, provenance)]
+    if layers is not None:
+        figures.append(layers)
+    details = _details(rows, provenance, cards)
     space = f"of {provenance['space']} " if "space" in provenance else ""
-    return _page(f"Search {space}by {deciding_score(provenance)}", notes, rows, figures, provenance)
+    return _page(f"Search {space}by {deciding_score(provenance)}", notes, rows, figures, provenance, details)
 
 
 def table(
@@ -281,10 +339,71 @@ def _costs_of(trials: Sequence[Row], provenance: Provenance) -> list[str]:
 
 
 def _page(
-    title: str, notes: Sequence[str], rows: Sequence[Row], figures: Sequence[Figure], provenance: Provenance
+    title: str,
+    notes: Sequence[str],
+    rows: Sequence[Row],
+    figures: Sequence[Figure],
+    provenance: Provenance,
+    details: Mapping[str, Detail],
 ) -> Page:
     plain: Mapping[str, Any] = {**provenance}
-    return Page(title, notes, columns_of(rows), rows, figures, provenance.get("missing", ()), plain)
+    columns, missing = columns_of(rows), provenance.get("missing", ())
+    return Page(title, notes, columns, rows, figures, missing, plain, _lower_first(columns, provenance), details)
+
+
+def _across(rows: Sequence[Row], provenance: Provenance) -> list[Figure]:
+    """Return the figures that compare columns; profiles need two candidates and two columns."""
+    across: list[Figure] = [agreement(rows, provenance)]
+    profile = profiles(rows, provenance)
+    return [*across, profile] if len(profile.lines) > 1 and len(profile.columns) > 1 else across
+
+
+def _details(rows: Sequence[Row], provenance: Provenance, cards: Mapping[str, ScoreCard]) -> dict[str, Detail]:
+    """Collect what is known of each candidate beyond its row: from its card, else why its numbers are missing."""
+    reasons: dict[str, dict[str, str]] = {}
+    for column, groups in reasons_of(provenance).items():
+        for reason, names in groups.items():
+            for name in names:
+                reasons.setdefault(name, {})[column] = reason
+    details = {}
+    for row in rows:
+        name = row["name"]
+        if card := cards.get(name):
+            scores = card.scores.items()
+            details[name] = Detail(
+                card.hyperparameters,
+                {proxy: score.by_repeat for proxy, score in scores if score.by_repeat},
+                {proxy: score.layers for proxy, score in scores if score.layers},
+                {proxy: score.error for proxy, score in scores if score.error and score.error != card.error},
+                card.traceback,
+            )
+        elif name in reasons:
+            details[name] = Detail(reasons=reasons[name])
+    return details
+
+
+def _lower_first(columns: Sequence[str], provenance: Provenance) -> set[str]:
+    """Choose the columns whose lowest numbers are the best, or are read first."""
+    lower = {name for name in columns if name in _LOWER_FIRST or name.startswith(("cost_", HYPERPARAMETER))}
+    if not provenance.get("higher_is_better", True):
+        lower |= {"score", deciding_score(provenance)}
+    if "finals" in provenance and provenance["finals"]["mode"] == "min":
+        lower.add("final")
+    return lower
+
+
+def _heights(values: Sequence[float | None]) -> list[float | None]:
+    """Return the position of each number in the order of all, from 0, the lowest, to 1; equal ones share the mean."""
+    present = [value for value in values if value is not None]
+    last = len(present) - 1
+    return [
+        None
+        if value is None
+        else 0.5
+        if last == 0
+        else (sum(other < value for other in present) + (sum(other == value for other in present) - 1) / 2) / last
+        for value in values
+    ]
 
 
 def _learned(rows: Sequence[Row]) -> dict[str, tuple[str, ...]]:

@@ -2,16 +2,22 @@
 
 import csv
 import html
+import inspect
+import json
+import posixpath
+import re
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
+from types import MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from lightning_zico import Leaderboard, Score, ScoreCard
-from tests.report.boards import EVIL, card, plain
+from tests.report.boards import CARDS, EVIL, card, plain
 
 
 def test_the_csv_logger_has_scores_ranks_and_provenance(tmp_path: Path) -> None:
@@ -81,6 +87,104 @@ def test_reasons_of_missing_numbers_are_text_and_no_hyperparameters() -> None:
     text = logger.calls[2][2]
     assert text.endswith(html.escape(board.notes[-1]).replace("&lt;", "&#60;").replace("&gt;", "&#62;"))
     assert "<" not in text
+
+
+class MLflow:
+    """Stands in for MLflow's client. It has the documented rules for keys, batches and the artifact of a table."""
+
+    def __init__(self) -> None:
+        self.params: dict[str, str] = {}
+        self.metrics: dict[str, float] = {}
+        self.tables: dict[str, dict[str, list[Any]]] = {}
+        self.texts: dict[str, str] = {}
+
+    def log_batch(self, run_id: str, metrics: Sequence[Any] = (), params: Sequence[Any] = ()) -> None:
+        assert run_id == "run"
+        assert len(metrics) <= 1000
+        assert len(params) <= 100
+        for entry in (*metrics, *params):
+            assert re.fullmatch(r"[/\w.\- ]+", entry.key), entry.key
+            assert len(entry.key) <= 250
+            assert posixpath.normpath(entry.key) == entry.key
+        for param in params:
+            assert self.params.setdefault(param.key, param.value) == param.value, "a parameter cannot change"
+        self.metrics.update({metric.key: metric.value for metric in metrics})
+
+    def log_table(self, run_id: str, data: dict[str, list[Any]], artifact_file: str) -> None:
+        assert run_id == "run"
+        assert artifact_file.endswith((".json", ".parquet"))
+        assert len({len(column) for column in data.values()}) == 1
+        json.dumps(data, allow_nan=False)
+        self.tables[artifact_file] = data
+
+    def log_text(self, run_id: str, text: str, artifact_file: str) -> None:
+        assert run_id == "run"
+        self.texts[artifact_file] = text
+
+
+@pytest.fixture
+def mlflow(monkeypatch: pytest.MonkeyPatch) -> MLFlowLogger:
+    modules = {name: ModuleType(name) for name in ("mlflow", "mlflow.entities", "mlflow.tracking")}
+    vars(modules["mlflow.entities"]).update(Param=SimpleNamespace, Metric=SimpleNamespace)
+    vars(modules["mlflow.tracking"]).update(MlflowClient=lambda tracking_uri: None)
+    for name, module in modules.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr("lightning.pytorch.loggers.mlflow._MLFLOW_AVAILABLE", True)
+    monkeypatch.setattr(MLFlowLogger, "run_id", "run")
+    monkeypatch.setattr(MLFlowLogger, "experiment", MLflow())
+    return MLFlowLogger(tracking_uri="http://127.0.0.1:9")
+
+
+ODD_NAMES = ["|nor_conv_3x3~0|+|none~0|", "Mlp(width=32, depth=1)", "../../etc", "timm//resnet18", "日本", "a" * 400]
+
+
+def test_mlflow_gets_a_table_and_every_key_is_one_that_it_accepts(mlflow: MLFlowLogger) -> None:
+    cards = [card(name, float(idx), 1.0) for idx, name in enumerate([*ODD_NAMES, *EVIL])]
+    taus = {"zico+naswot": 0.5, "zico|naswot": 0.25}
+    board = plain(*cards, card("bad", None, None, error="no"), kendall_with=taus, process_changes={"a" * 400: ["x"]})
+    board.log(mlflow)
+    client = mlflow.experiment
+    assert client.metrics == {}
+    table = client.tables["ranking.json"]
+    assert list(table) == ["rank", "name", "score", "zico", "macs", "params", "error"]
+    rows = [dict(zip(table, cells, strict=True)) for cells in zip(*table.values(), strict=True)]
+    assert rows == [{column: row[column] for column in table} for row in board]
+    assert board.notes[0].split(":")[0] in client.texts["ranking.md"]
+    assert client.params["ranking/kendall_with/zico_naswot"] == "0.5"
+    assert client.params["ranking/kendall_with/zico_naswot_2"] == "0.25"
+
+
+def test_metrics_of_other_loggers_have_keys_that_differ_and_are_safe() -> None:
+    logger = Recorder()
+    names = [*ODD_NAMES, "|nor_conv_3x3~0|-|none~0|", *("b" * 300 + str(idx) for idx in range(20))]
+    plain(*(card(name, float(idx), 1.0) for idx, name in enumerate(names))).log(logger)
+    _, metrics, _ = logger.calls[0]
+    assert len(metrics) == 2 * len(names)
+    entries = [SimpleNamespace(key=key, value=value) for key, value in metrics.items()]
+    MLflow().log_batch("run", metrics=entries)
+    assert sorted(value for key, value in metrics.items() if key.endswith("/score")) == list(range(len(names)))
+
+
+def test_wandb_gets_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb = ModuleType("wandb")
+    wandb.Table = lambda columns, data, dataframe: (columns, data)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    calls: list[Any] = []
+    logger = SimpleNamespace(
+        experiment=None,
+        log_metrics=lambda *args: calls.append(args),
+        log_hyperparams=lambda params: calls.append(params),
+        save=lambda: None,
+    )
+    logger.log_table = MethodType(inspect.unwrap(WandbLogger.log_table), logger)
+    board = plain(*CARDS, kendall_with={"zico+naswot": 0.5})
+    board.log(logger)
+    (metrics, _), hyperparams = calls
+    columns, data = metrics["ranking"]
+    assert [dict(zip(columns, line, strict=True)) for line in data] == [
+        {column: row[column] for column in columns} for row in board
+    ]
+    assert hyperparams["ranking"]["kendall_with"] == {"zico_naswot": 0.5}
 
 
 def test_where_all_failed_there_are_no_metrics() -> None:

@@ -16,7 +16,7 @@ from lightning_zico import Leaderboard, Score, ScoreCard, SearchResult
 from lightning_zico.report import page as html
 from lightning_zico.report.figures import MOST_DOTS
 from lightning_zico.report.page import _vega
-from tests.report.boards import EVIL, card, plain, repeated, searched, with_finals
+from tests.report.boards import CARDS, EVIL, card, plain, repeated, searched, with_finals
 
 ODD_BOARDS = {
     "empty": Leaderboard(()),
@@ -64,6 +64,12 @@ def specs_of(page: str) -> list[dict[str, Any]]:
     return json.loads(match.group(1))
 
 
+def data_of(page: str) -> dict[str, Any]:
+    match = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, flags=re.DOTALL)
+    assert match
+    return json.loads(match.group(1))
+
+
 @pytest.mark.parametrize("board", ODD_BOARDS.values(), ids=ODD_BOARDS)
 def test_elements_are_closed_and_every_name_reason_and_note_is_text(board: Leaderboard) -> None:
     reader = Reader(board.to_html())
@@ -105,29 +111,109 @@ def test_the_policy_allows_the_pages_own_scripts_and_nothing_else() -> None:
     for kind, texts in (("script-src", scripts), ("style-src-elem", styles)):
         digests = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in texts]
         assert sorted(sources[kind].split()) == sorted(f"'sha256-{digest}'" for digest in digests)
-    assert len(scripts) == 2
+    assert len(scripts) == 3
 
 
 def test_no_element_refers_to_anything_outside() -> None:
-    for tag, attributes in Reader(with_finals().to_html()).elements:
+    elements = Reader(with_finals().to_html()).elements
+    here = {f"#{attributes['id']}" for _, attributes in elements if "id" in attributes}
+    for tag, attributes in elements:
         for name in ("src", "href", "action", "srcset", "data", "poster"):
-            assert attributes.get(name) in (None, "data:,"), (tag, attributes)
+            assert attributes.get(name) in {None, "data:,", *here}, (tag, attributes)
+
+
+def test_every_section_is_linked_from_the_top() -> None:
+    lacking = ScoreCard("a", {"zico": Score("zico", 1.0), "params": Score("params", None, "no")})
+    reader = Reader(plain(lacking, *CARDS).to_html())
+    sections = [attributes["aria-labelledby"] for tag, attributes in reader.elements if tag == "section"]
+    links = [attributes["href"] for tag, attributes in reader.elements if tag == "a"]
+    assert sections == [
+        *("figures", "candidates", "failed-candidates", "missing-numbers", "what-the-numbers-depend-on")
+    ]
+    assert links == [f"#{section}" for section in sections]
+
+
+def test_the_page_has_all_rows_as_data_and_the_first_as_a_table() -> None:
+    cards = [card(f"n{idx}", -float(idx), idx / 3) for idx in range(250)]
+    board = plain(*cards, *(card(f"bad{idx}", None, None, error=f"no {idx}") for idx in range(30)))
+    page = board.to_html()
+    data = data_of(page)
+    columns = [column["name"] for column in data["columns"]]
+    assert columns == board.columns
+    assert [dict(zip(columns, row, strict=True)) for row in zip(*data["values"], strict=True)] == list(board)
+    assert data["numRanked"] == 250
+    reader = Reader(page)
+    assert [text for text in reader.of("th") if re.fullmatch(r"n\d+", text)] == [f"n{idx}" for idx in range(100)]
+    assert [text for text in reader.of("dt") if text.startswith("bad")] == [f"bad{idx}" for idx in range(20)]
+
+
+def test_a_column_with_texts_is_one_of_texts_and_the_best_come_first() -> None:
+    row = {"rank": 1, "name": "a", "score": 1.0, "error": None, "seconds": 0.0}
+    rows = [{**row, "hparams/width": 8, "hparams/optimizer": "adam", "hparams/bias": True, "zico": 1.0, "macs": 2.0}]
+    data = data_of(Leaderboard(tuple(rows), {"rank_by": "zico", "higher_is_better": False}).to_html())
+    columns = {column["name"]: column for column in data["columns"]}
+    texts = {name for name, column in columns.items() if column["isText"]}
+    assert texts == {"name", "error", "hparams/optimizer", "hparams/bias"}
+    low = {name for name, column in columns.items() if column["lowIsBest"]}
+    assert low == texts | {"rank", "score", "zico", "hparams/width", "macs", "seconds"}
+    assert not any(column["lowIsBest"] for column in data_of(plain().to_html())["columns"] if column["name"] == "zico")
+
+
+def test_details_are_those_of_the_cards() -> None:
+    trace = f"Traceback ...\n{EVIL[0]}"
+    scores = {
+        "zico": Score("zico", 1.5, layers={"fc": 1.0, EVIL[1]: -2.0}, by_repeat=(1.0, 2.0)),
+        "zen": Score("zen", 2.0, layers={"fc": 0.5}),
+        "params": Score("params", None, EVIL[2]),
+    }
+    cards = {
+        "a": ScoreCard("a", scores, hyperparameters={"width": 8, "bias": True}),
+        "b": ScoreCard.failed("b", ["zico"], "no", traceback=trace),
+        "c": ScoreCard.failed("c", ["zico"], "no", traceback=trace),
+    }
+    board = Leaderboard.of(list(cards.values()), rank_by="zico", columns=["zico", "zen", "params"])
+    data = data_of(board.to_html(cards=cards))
+    assert data["details"] == {
+        "0": {
+            "hyperparameters": {"width": 8, "bias": "True"},
+            "byRepeat": {"zico": "1, 2"},
+            "layers": ["fc", EVIL[1]],
+            "added": {"zico": [1.0, -2.0], "zen": [0.5, None]},
+            "reasons": {"params": EVIL[2]},
+        },
+        "1": {"traceback": 0},
+        "2": {"traceback": 0},
+    }
+    assert data["tracebacks"] == [trace]
+    assert data_of(board.to_html())["details"] == {"0": {"reasons": {"params": EVIL[2]}}}
+
+
+def test_of_very_many_candidates_the_first_have_details() -> None:
+    cards = {str(idx): ScoreCard(str(idx), {"zico": Score("zico", -float(idx))}) for idx in range(150)}
+    cards |= {f"bad{idx}": ScoreCard.failed(f"bad{idx}", ["zico"], "no", traceback=str(idx)) for idx in range(150)}
+    board = Leaderboard.of(list(cards.values()), rank_by="zico", columns=["zico"])
+    data = data_of(board.to_html(cards=cards))
+    assert [int(idx) for idx in data["details"]] == [*range(100), *range(150, 250)]
+    assert len(data["tracebacks"]) == 100
 
 
 def test_figures_hold_the_numbers() -> None:
     board = with_finals()
-    ranks, pareto, finals, agreement = (spec["data"]["values"] for spec in specs_of(board.to_html()))
+    ranks, pareto, finals, agreement, profiles = (spec["data"]["values"] for spec in specs_of(board.to_html()))
     assert [(v["name"], v["rank"], v["low"], v["high"]) for v in ranks][:2] == [("good", 2, 1, 3), ("best", 1, 1, 2)]
     assert {v["name"] for v in pareto if v["front"] != "beaten"} == {"small", "good", "best"}
     assert [(v["name"], v["final"]) for v in finals] == [("good", 0.25), ("best", 0.5), ("dear", None)]
     assert len(agreement) == 9
     assert next(v["tau"] for v in agreement if (v["a"], v["b"]) == ("ranking", "ranking")) == pytest.approx(1)
+    assert {v["name"]: v["value"] for v in profiles if v["column"] == "macs"} == {
+        row["name"]: row["macs"] for row in board if row["score"] is not None
+    }
 
 
 def test_the_layers_of_a_card_are_a_figure() -> None:
     layers = {"0.weight": 1.5, EVIL[0]: -0.5}
     shown = ScoreCard("a", {"zico": Score("zico", 1.0, layers=layers), "params": Score("params", 1.0)})
-    (*_, bars, _) = specs_of(plain().to_html(card=shown))
+    (*_, bars, _, _) = specs_of(plain().to_html(card=shown))
     assert {value["layer"]: value["added"] for value in bars["data"]["values"]} == layers
     with pytest.raises(ValueError, match="it has no parts by layer for 'b'"):
         plain().to_html(card=card("b", 1.0, 1.0))
@@ -139,10 +225,11 @@ def test_a_search_shows_how_it_went_and_what_it_costs() -> None:
     reader = Reader(page)
     reader.close()
     assert reader.of("h1") == ["Search of plainnet by zico"]
-    assert [cell for cell in reader.of("th") if cell in "abcde"] == ["e", "c", "d", "a", "b"]
+    assert [cell for cell in reader.of("th") if cell in "abcde"] == ["e", "c", "d", "a"]
+    assert "b" in reader.of("dt")
     assert reader.of("li") == result.notes
     assert "This ranking adds little to counting weights: it is almost the same as by macs (0.95)." in result.notes
-    history, params, latency, macs, agreement = (spec["data"]["values"] for spec in specs_of(page))
+    history, params, latency, macs, agreement, _ = (spec["data"]["values"] for spec in specs_of(page))
     assert [(v["trial"], v["score"]) for v in history if not v["best"]] == [(0, 2.0), (2, 5.0), (3, 4.0), (4, 7.0)]
     assert [(v["trial"], v["name"]) for v in history if v["best"]] == [(0, "a"), (2, "c"), (4, "e"), (4, "e")]
     assert {v["name"] for v in macs if v["front"] != "beaten"} == {"d", "e"}
@@ -159,13 +246,13 @@ def test_a_search_that_found_nothing_makes_a_page_too(result: SearchResult) -> N
 def test_of_a_long_search_the_page_shows_a_part_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(html, "_MOST_ROWS", 3)
     page = searched(num_more=3 * MOST_DOTS).to_html()
-    history, macs, _ = specs_of(page)
+    history, macs, _, _ = specs_of(page)
     assert len([v for v in history["data"]["values"] if not v["best"]]) <= MOST_DOTS
     assert "of 6004 dots" in history["description"]
     assert len(macs["data"]["values"]) == MOST_DOTS
     assert {v["name"] for v in macs["data"]["values"]} >= set("acde")
     assert f"The figure shows these and the best ones, {MOST_DOTS} in total." in macs["description"]
-    assert "The first 3 of 6,005 are shown." in page
+    assert "The first 3 of 6,004 are shown." in page
     assert "more 0" not in Reader(page).of("th")
 
 

@@ -98,10 +98,10 @@ def test_a_search_has_its_history_with_the_best_until_then_its_front_and_its_tau
     _, ax = searched().plot("agreement")
     assert names_on(ax.yaxis) == ["ranking", "latency", "cost_macs", "cost_params"]
     for found in (searched(first=EVIL[2]), SearchResult(())):
-        for kind in ("history", "pareto", "agreement"):
+        for kind in ("history", "pareto", "agreement", "profiles"):
             figure, _ = found.plot(kind)
             figure.canvas.draw()
-    with pytest.raises(ValueError, match="Invalid kind='ranks': expected one of history, pareto, agreement"):
+    with pytest.raises(ValueError, match="Invalid kind='ranks': expected one of history, pareto, agreement, profiles"):
         searched().plot("ranks")  # type: ignore[arg-type]
 
 
@@ -127,7 +127,7 @@ def test_axes_that_are_given_are_drawn_in(kind: Any) -> None:
     assert pyplot.get_fignums() == [figure.number]
 
 
-@pytest.mark.parametrize("kind", ["ranks", "pareto", "agreement"])
+@pytest.mark.parametrize("kind", ["ranks", "pareto", "agreement", "profiles"])
 @pytest.mark.parametrize(
     "board", [Leaderboard(()), plain(card("bad", None, None, error="no")), plain(card("a", 1.0, 0.0))]
 )
@@ -136,7 +136,7 @@ def test_few_or_no_candidates_are_drawn_too(kind: Any, board: Leaderboard) -> No
     figure.canvas.draw()
 
 
-@pytest.mark.parametrize("kind", ["ranks", "pareto", "agreement"])
+@pytest.mark.parametrize("kind", ["ranks", "pareto", "agreement", "profiles"])
 def test_names_are_text_and_no_formulas(kind: Any) -> None:
     figure, ax = plain(*(card(name, float(idx), 1.0 + idx) for idx, name in enumerate(EVIL)), rank_by=EVIL[2]).plot(
         kind
@@ -149,7 +149,9 @@ def test_names_are_text_and_no_formulas(kind: Any) -> None:
 
 
 def test_what_is_wrong_or_missing_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ValueError, match="Invalid kind='pie': expected one of ranks, pareto, agreement, finals"):
+    with pytest.raises(
+        ValueError, match="Invalid kind='pie': expected one of ranks, pareto, agreement, profiles, finals"
+    ):
         plain().plot("pie")  # type: ignore[arg-type]
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(ModuleNotFoundError, match=r"pip install 'lightning-zico\[report\]'"):

@@ -1,5 +1,7 @@
 """The table shows every column, the reasons and the notes, and takes names for text."""
 
+import html
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -7,6 +9,7 @@ from rich.console import Console
 
 from lightning_zico import Leaderboard
 from lightning_zico.results import leaderboard_table
+from tests.report.boards import searched
 
 TAUS = {"params": 0.95, "macs": None}
 
@@ -127,3 +130,25 @@ def test_what_decided_in_finals_is_never_left_out() -> None:
 
 
 HELD = {"monitor": "val_loss", "mode": "min", "finalists": 1, "final_epochs": 2, "halving": False}
+
+
+def test_markdown_has_the_cells_of_the_printed_table_and_no_markup_of_names() -> None:
+    rows = [{**row, "name": row["name"] + "|<b>_x_"} for row in make().rows]
+    board = Leaderboard(tuple(rows), {"rank_by": "zico", "kendall_with": TAUS})
+    table, below = board.to_markdown().split("\n\n")
+    header, line, *cells = [text.strip("| ").split(" | ") for text in table.splitlines()]
+    assert header == ["rank", "name", "zico", "params", "seconds"]
+    assert line == ["---:", "---", "---:", "---:", "---:"]
+    assert [html.unescape(cell) for cell in cells[0]] == ["1", "[b]bold|<b>_x_", "2.50", "1,234,567", "0.12"]
+    assert all(mark not in table for mark in ("<", "[", "_x", "x_"))
+    bad, *notes = below.splitlines()
+    assert html.unescape(bad) == "- bad|<b>_x_: [i]no"
+    assert [html.unescape(note) for note in notes] == [f"- {note}" for note in board.notes]
+
+
+def test_markdown_is_written_to_a_file_and_a_search_has_it_too(tmp_path: Path) -> None:
+    path = make().to_markdown(tmp_path / "board.md")
+    assert path.read_text(encoding="utf-8") == make().to_markdown()
+    lines = searched().to_markdown().splitlines()
+    assert [line.split(" | ")[1] for line in lines[2:7]] == ["e", "c", "d", "a", "b"]
+    assert make().head(1).to_markdown().count("\n| ") == 2

@@ -134,3 +134,34 @@ def test_what_was_only_computed_beside_is_not_printed_unless_it_decides() -> Non
     controlled = [{**row, "controlled": 0.5} for row in board]  # computed for the user, but no proxy
     assert views.columns_to_print(controlled, board.provenance) == ["zico", "controlled"]
     assert views.columns_to_print(plain().rows, plain().provenance) == ["zico", "macs", "params"]  # not recorded
+
+
+@given(st.lists(st.tuples(FEW, st.none() | FEW), min_size=1, max_size=8))
+def test_profiles_have_each_number_at_its_position_in_the_order(numbers: list[tuple[float, float | None]]) -> None:
+    board = plain(*(card(str(idx), zico, macs) for idx, (zico, macs) in enumerate(numbers)))
+    figure = views.profiles(board.rows, board.provenance)
+    assert figure.columns == ("ranking", "macs", "params")
+    assert [line.rank for line in figure.lines] == [row["rank"] for row in board]
+    for column in ("ranking", "macs"):
+        idx = figure.columns.index(column)
+        heights = [line.heights[idx] for line in figure.lines]
+        numbers_of = [row["score" if column == "ranking" else column] for row in board]
+        present = [number for number in numbers_of if number is not None]
+        for height, number in zip(heights, numbers_of, strict=True):
+            if number is None:
+                assert height is None
+            else:  # twice the number of others below, and once that of equals
+                below = sum(2 if other < number else other == number for other in present) - 1
+                assert height == (below / 2 / (len(present) - 1) if len(present) > 1 else 0.5)
+    assert [line.values[1] for line in figure.lines] == [row["macs"] for row in board]
+
+
+def test_profiles_are_those_of_the_first_forty() -> None:
+    figure = views.profiles(*_long())
+    assert [line.name for line in figure.lines] == [str(idx) for idx in range(40)]
+    assert figure.title == "Profiles of the candidates (the first 40 of 50)"
+
+
+def _long() -> tuple[Any, Any]:
+    board = plain(*(card(str(idx), float(-idx), 1.0) for idx in range(50)))
+    return board.rows, board.provenance
