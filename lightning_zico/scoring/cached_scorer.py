@@ -366,7 +366,9 @@ def with_cache(scorer: Scorer, cache: ScoreCache) -> Scorer:
     if context is None:
         return scorer
     keyed = [proxy for proxy in scorer.proxies if not proxy.reads_name]
-    features = fingerprint_or_warning(scorer.transfer_batches) if scorer.transfer_batches else ""
+    # one at a time, since they may be on disk
+    digests = list(map(fingerprint_or_warning, scorer.transfer_batches))
+    features = None if None in digests else "".join(map(str, digests))
     keys = {proxy.name: key for proxy in keyed if (key := _key_of(proxy, features)) is not None}
     return CachedScorer(**named, cache=cache, context=context, keys=keys)
 
