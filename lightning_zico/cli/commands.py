@@ -213,14 +213,14 @@ def _fit_zoo(
 ) -> Zoo:
     """List models of zoos, built for the data, and print what was found there."""
     specs = split_specs(zoo)
-    weights = {"pretrained": True} if given["pretrained"] else {}  # transformers has no such option
-    models = from_zoo(*specs, num_classes=2, **weights).models  # only to see their kind; none is built
+    chosen = {"pretrained": given["pretrained"], "exclude": split_names(given["exclude"]) or ()}
+    models = from_zoo(*specs, num_classes=2, **chosen).models  # only to see their kind; none is built
     reading = {name: settings[name] for name in ("num_batches", "repeats", "seed") if name in settings}
-    shapes = {name: value for name, value in given.items() if name != "pretrained"}
+    shapes = {name: value for name, value in given.items() if name not in chosen}
     fitting = fit_zoo(models, datamodule, shapes, **reading, prefix="--")
     if fitting.sentence is not None:
         say(fitting.sentence)
-    return from_zoo(*specs, **fitting.options, **weights, resize=True, max_params=max_params)
+    return from_zoo(*specs, **fitting.options, **chosen, resize=True, max_params=max_params)
 
 
 def search(
