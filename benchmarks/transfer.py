@@ -312,14 +312,14 @@ def print_target(console: Console, target: Target, taus: Taus, columns: Mapping[
         if column is None or (name, target.label) not in taus.values:
             continue
         tau, regret = kendall(column, target.truth), regret_at_k(column, target.truth, 1)
-        probe = target.columns.get("linear probe")
+        others = [target.columns.get(other) for other in ("linear probe", "width")]
         rows.append(
             [
                 name,
                 number(tau, ".2f"),
                 with_interval(taus.mean(name, [target.label])),
                 number(regret, ".2f"),
-                number(None if probe is None else kendall(column, probe), ".2f"),
+                *(number(None if other is None else kendall(column, other), ".2f") for other in others),
             ]
         )
     rows.sort(key=lambda row: -taus.values[row[0], target.label])
@@ -328,7 +328,7 @@ def print_target(console: Console, target: Target, taus: Taus, columns: Mapping[
         title += f"; pretraining adds {with_interval(target.gain, '.1f')} points"
     if not target.counts:
         title += "; it cannot test transfer"
-    names = ["ranked by", "tau", "weighted tau [95 %]", "points lost", "tau with linear probe"]
+    names = ["ranked by", "tau", "weighted tau [95 %]", "points lost", "tau with linear probe", "tau with width"]
     print_table(console, title, names, rows)
 
 

@@ -256,6 +256,14 @@ def head_of(architecture: str) -> str:
     return name
 
 
+@cache
+def width_of(architecture: str) -> int:
+    """Count the features that the head of an architecture takes."""
+    with torch.device("meta"):
+        head = ARCHITECTURES[architecture](2).get_submodule(head_of(architecture))
+    return int(head.in_features)  # type: ignore[arg-type]
+
+
 def built(architecture: str, num_classes: int, seed: int, weights: Mapping[str, Tensor] | None = None) -> nn.Module:
     """Build a network with a new head, drawn under the seed, and with pretrained weights in all other layers."""
     with preserved_rng(seed):
@@ -499,7 +507,8 @@ class Transfer:
         halves: Accuracy after fine-tuning, by architecture, seed and half of the test images, in %.
         from_random: The same from random weights, with one seed.
         probe: Accuracy of the linear probe, by architecture, in %.
-        values: Scores and static orders by name and architecture; None where there is no score.
+        values: Scores, static orders and the width of the features by name and architecture; None where there is no
+            score.
         errors: Why a score is missing.
     """
 
@@ -557,6 +566,6 @@ def transfer_of(target: str, names: Sequence[str], num_seeds: int, kept: Kept) -
         {name: [records[f"tune {target} {name} {seed}"]["halves"] for seed in range(num_seeds)] for name in names},
         {name: float(np.mean(records[f"random {target} {name}"]["halves"])) for name in names},
         {name: records[f"probe {target} {name}"]["accuracy"] for name in names},
-        scores["values"],
+        scores["values"] | {"width": {name: width_of(name) for name in names}},
         scores["errors"],
     )

@@ -20,6 +20,7 @@ from lightning_zico.bridge.batch_size import Cut, Smaller
 from lightning_zico.bridge.checks import is_datamodule
 from lightning_zico.bridge.hooks import TRANSFER_HOOKS, check_surroundings, describe_error
 from lightning_zico.bridge.private_trainer import private_trainer
+from lightning_zico.bridge.stored import hold_batches
 from lightning_zico.bridge.trainers import (
     DEFAULT_SETTINGS,
     TrainerSettings,
@@ -78,7 +79,8 @@ class Reading(NamedTuple):
         loader: The loader that they come from, as the user made it.
         cut: Batch sizes before and after batches were made smaller; None if none was.
         num_whole: Number of batches that may be larger than requested, because they could not be counted or cut.
-        transfer_batches: Batches of the samples whose features are looked at; empty if none were requested.
+        transfer_batches: Batches of the samples whose features are looked at, on disk if they are large; empty if none
+            were requested.
     """
 
     batches: list[Batch]
@@ -380,9 +382,9 @@ def _first(
     iterables = iterables if smaller is None else smaller.replace_loaders(iterables)
     read_once = partial(_one_pass, iterables, mode if has_loaders else None)
 
-    def one_pass(num_batches: int) -> list[Batch]:
+    def one_pass(num_batches: int) -> Iterator[Batch]:
         batches = read_once(num_batches)
-        return batches if smaller is None else [smaller.batch(batch) for batch in batches]
+        return batches if smaller is None else map(smaller.batch, batches)
 
     is_once = any(isinstance(leaf, Iterator) for leaf in leaves)
     is_readable_again = not is_once and (has_loaders or not isinstance(data, list | tuple))
@@ -395,7 +397,8 @@ def _first(
             sizes = [leaf.batch_size for leaf in leaves if isinstance(leaf, DataLoader)]
             known = [size for size in (batch_size, *sizes) if size is not None]
             count = _count(batches[0], num_samples if cut is None else cut.scale(num_samples))
-            more = one_pass(-(-num_samples_transfer // (count or min(known, default=1))))
+            hold = list if isinstance(data, list | tuple) and not has_loaders else hold_batches
+            more = hold(one_pass(-(-num_samples_transfer // (count or min(known, default=1)))))
     return Reading(batches, TrainingLoader(data), cut, num_whole, more)
 
 
@@ -406,10 +409,10 @@ def _count(batch: Batch, num_samples: NumSamples | None) -> int | None:
 
 
 def _read_again(
-    one_pass: Callable[[int], list[Batch]], data: Any, num_batches: int, *, is_readable_again: bool
+    one_pass: Callable[[int], Iterator[Batch]], data: Any, num_batches: int, *, is_readable_again: bool
 ) -> list[Batch]:
     """Read batches; if there are too few, read the data again as long as it gives new ones."""
-    batches = one_pass(num_batches)
+    batches = list(one_pass(num_batches))
     if not 0 < len(batches) < num_batches or not is_readable_again:
         return _enough(batches, data, num_batches)
     num_in_a_pass, num_passes = len(batches), 1
@@ -429,14 +432,14 @@ def _read_again(
     return Reread(batches, num_in_a_pass=num_in_a_pass, num_passes=num_passes)
 
 
-def _one_pass(iterables: Any, mode: Any, num_batches: int) -> list[Batch]:
+def _one_pass(iterables: Any, mode: Any, num_batches: int) -> Iterator[Batch]:
     if mode is None:
-        return list(itertools.islice(iterables, num_batches))
+        yield from itertools.islice(iterables, num_batches)
+        return
     # Copies, because a loader with persistent workers keeps them, and with them the state of their generators.
     combined = CombinedLoader(tree_map_only(DataLoader, without_iterator, iterables), mode)
-    batches = [batch for batch, _, _ in itertools.islice(combined, num_batches)]
+    yield from (batch for batch, _, _ in itertools.islice(combined, num_batches))
     combined.reset()
-    return batches
 
 
 def _enough(batches: list[Batch], data: Any, num_batches: int, again: str = "") -> list[Batch]:

@@ -205,12 +205,9 @@ def _fit_zoo(
     max_params: float | None = None,
 ) -> Zoo:
     """List models of zoos, built for the data, and print what was found there."""
-    # Options that are not given are left out: transformers has no `pretrained`.
-    options = {name: value for name, value in given.items() if value is not None and value is not False}
+    options = {**given, "exclude": split_names(given["exclude"]) or (), "max_params": max_params}
     reading = {name: settings[name] for name in ("num_batches", "repeats", "seed") if name in settings}
-    models, fitting = list_for_data(
-        from_zoo, split_specs(zoo), datamodule, {**options, "max_params": max_params}, **reading, prefix="--"
-    )
+    models, fitting = list_for_data(from_zoo, split_specs(zoo), datamodule, options, **reading, prefix="--")
     if fitting.sentence is not None:
         say(fitting.sentence)
     return models

@@ -153,8 +153,8 @@ class ZooOptions:
             images, but at least 32.
         vocab_size: Vocabulary size for text models of a zoo. None: the data module's attribute of that name if there is
             one, otherwise each model's own.
-        pretrained: Load the weights that timm or torchvision publish for models of a zoo, as in --zoo 'timm:resnet50.*'
-            --pretrained.
+        pretrained: Load published weights for models of a zoo, as in --zoo 'timm:resnet50.*' --pretrained.
+        exclude: Patterns of models of a zoo to leave out, separated by commas, as in --exclude '*_large,vgg*'.
     """
 
     num_classes: int | None = None
@@ -162,9 +162,10 @@ class ZooOptions:
     input_size: int | None = None
     vocab_size: int | None = None
     pretrained: bool = False
+    exclude: str | list[str] | None = None
 
 
-def refuse_zoo_options(given: Mapping[str, int | None]) -> None:
+def refuse_zoo_options(given: Mapping[str, Any]) -> None:
     """Check that no option for models of a zoo is given, when there are none.
 
     Raises:

@@ -7,7 +7,7 @@ Index conventions:
     Z: outputs of the head
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -37,19 +37,36 @@ class Features:
     Args:
         rows: One row per sample, ``[N, D]``, float64.
         targets: Class of each sample as an int, or a number to predict in float64, ``[N]``.
-        outputs: What the head puts out, ``[N, Z]``, float64; None if there is no head.
+        head: The head; None if there is none.
         details: Where they come from, as plain values.
     """
 
     rows: Tensor
     targets: Tensor
-    outputs: Tensor | None
+    head: "Head | None"
     details: dict[str, Any]
 
     @property
     def has_classes(self) -> bool:
         """Whether the targets are classes."""
         return not self.targets.is_floating_point()
+
+
+class Head(NamedTuple):
+    """What the head of a network takes and puts out, averaged over positions, float64 on the CPU.
+
+    Args:
+        name: Name of the layer.
+        inputs: ``[N, D]``.
+        outputs: ``[N, Z]``.
+        is_last: Whether it has one position, and its outputs are the network's: another layer in its place then puts
+            out what the network would.
+    """
+
+    name: str
+    inputs: Tensor
+    outputs: Tensor
+    is_last: bool
 
 
 @dataclass(frozen=True)
@@ -87,12 +104,15 @@ class FeatureSource:
                 raise unknown_name("submodule", self.module, known)
         layers = self.layers or ("last" if probe.inputs or self.module is not None else "mean")
         blocks = tuple(probe.blocks) if layers == "mean" else ()
-        taken, targets, last_skip = [], [], None
+        taken: list[_Taken] = []
+        targets, last_skip = [], None
         position = target_position(probe)
         for batch_idx in range(len(probe.transfer_batches)):
             batch, _ = probe.transfer_batch(batch_idx)
             target = tensors_of(batch)[position].detach().flatten().cpu()
-            observer = _Taken(len(target), _num_classes(target), self.module, blocks, mask=_mask_of(batch))
+            # To average the inputs and outputs of all that may be a head costs more than a tenth of a pass.
+            head = taken[0].head if taken else None
+            observer = _Taken(len(target), _num_classes(target), self.module, blocks, head, mask=_mask_of(batch))
             mode = _Evaluating(probe.module)
             try:
                 probe.forward(observer, batch=batch, mode=mode, fed=_IN_EVALUATION, is_cut=True)
@@ -108,21 +128,16 @@ class FeatureSource:
     def _joined(self, taken: "Sequence[_Taken]", targets: Tensor, layers: FeatureLayers) -> Features:
         """Join what was taken of each batch."""
         places = [self._place(batch, layers) for batch in taken]
-        names = {place.name for place in places}
-        if len(names) > 1:
-            raise NotApplicableError(f"the head differs between batches: {', '.join(sorted(names))}. Pass `features=`.")
-        rows = torch.cat([place.rows for place in places])
-        outputs = [batch.outputs for batch in taken if batch.outputs is not None]
-        scores = torch.cat(outputs) if len(outputs) == len(taken) else None
+        if len({place.name for place in places}) > 1:
+            raise _differing(place.name for place in places)
+        targets = _as_classes(targets)
+        labelled = torch.ones_like(targets, dtype=torch.bool) if targets.is_floating_point() else targets >= 0
+        rows = torch.cat([place.rows for place in places])[labelled]
         if not bool(rows.isfinite().all()):
             raise NonFiniteError(f"the features, {places[0].name}, have numbers that are not finite.")
-        targets = _as_classes(targets)
-        if not targets.is_floating_point() and bool((targets < 0).any()):
-            labelled = targets >= 0
-            rows, targets = rows[labelled], targets[labelled]
-            scores = None if scores is None else scores[labelled]
         details = {"features": places[0].name, "num_samples": len(rows), "width": rows.shape[1]}
-        return Features(rows, targets, scores, details)
+        head = _joined_heads([batch.taken_head for batch in taken], labelled)
+        return Features(rows, targets[labelled], head, details)
 
     def _place(self, taken: "_Taken", layers: FeatureLayers) -> "_Place":
         if self.module is not None:
@@ -137,12 +152,28 @@ class FeatureSource:
                 return _Place(f"mean of {len(same)} blocks", torch.stack(same).mean(0))
             if self.layers is not None:
                 raise NotApplicableError("the network has fewer than two blocks of equal width. Use `layers='last'`.")
-        if taken.head is None or taken.before is None:
+        if taken.taken_head is None:
+            if taken.head is not None:
+                raise _differing(f"input of '{name}'" for name in (taken.known_head, taken.head))
             raise NotApplicableError(
                 "the network calls no linear layer that puts out one row per sample with an entry per class (one entry "
                 "for numbers), so it has no head whose input could be taken. Name a submodule with `features=`."
             )
-        return _Place(f"input of '{taken.head}'", taken.before)
+        return _Place(f"input of '{taken.taken_head.name}'", taken.taken_head.inputs)
+
+
+def _differing(places: Iterable[str]) -> NotApplicableError:
+    names = ", ".join(sorted(set(places)))
+    return NotApplicableError(f"the head differs between batches: {names}. Pass `features=`.")
+
+
+def _joined_heads(heads: "Sequence[Head | None]", labelled: Tensor) -> Head | None:
+    """Join what the heads of all batches were seen to do; None if there is none, or not always the same."""
+    known = [head for head in heads if head is not None]
+    if len(known) < len(heads) or len({head.name for head in known}) > 1:
+        return None
+    inputs, outputs = (torch.cat(each)[labelled] for each in zip(*((h.inputs, h.outputs) for h in known), strict=True))
+    return Head(known[0].name, inputs, outputs, all(head.is_last for head in known))
 
 
 class _Place(NamedTuple):
@@ -161,6 +192,7 @@ class _Taken(Observer):
         num_classes: Classes that the batch shows; 0 for numbers to predict.
         module: See `FeatureSource`.
         blocks: Names of the blocks whose outputs are taken.
+        known_head: The head of an earlier batch, the only one of which more than the name is taken; None for any.
         mask: Which steps of a sequence count, ``[N, L]``; None for all.
     """
 
@@ -168,13 +200,13 @@ class _Taken(Observer):
     num_classes: int
     module: str | None
     blocks: tuple[str, ...]
+    known_head: str | None = None
     mask: Tensor | None = field(default=None, compare=False)
 
     def start(self, module: nn.Module) -> None:
         """Begin with nothing."""
         self.head: str | None = None
-        self.before: Tensor | None = None  # [N, D], the head's input
-        self.outputs: Tensor | None = None  # [N, Z]
+        self.taken_head: Head | None = None
         self.chosen: Tensor | None = None  # [N, D]
         self.by_block: dict[str, Tensor] = {}
 
@@ -192,8 +224,23 @@ class _Taken(Observer):
         if isinstance(module, (nn.Linear, *_CONVOLUTIONS)):
             is_last = isinstance(module, nn.Linear)
             if inputs and _is_tensor(inputs[0]) and _is_tensor(output) and self._fits(output, is_last):
-                self.head = name
-                self.before, self.outputs = self._pooled(inputs[0], is_last), self._pooled(output, is_last)
+                self.head, self.taken_head = name, None
+                if self.known_head in (None, name):
+                    before, after = self._pooled(inputs[0], is_last), self._pooled(output, is_last)
+                    has_one_position = (before.numel(), after.numel()) == (inputs[0].numel(), output.numel())
+                    self.taken_head = Head(name, before, after, has_one_position)
+        elif self.taken_head is not None and self.taken_head.name.startswith(f"{name}." if name else ""):
+            self.taken_head = self._checked(self.taken_head, output)
+
+    def _checked(self, head: Head, output: Any) -> Head:
+        """Return the head with the knowledge of what a module that it is in puts out."""
+        tensor = floating_tensor_in(output)
+        is_same = (
+            tensor is not None
+            and tensor.numel() == head.outputs.numel()
+            and torch.equal(_exact(tensor).reshape(head.outputs.shape), head.outputs)
+        )
+        return head if is_same else head._replace(is_last=False)
 
     def _fits(self, output: Tensor, is_last: bool) -> bool:
         """Whether an output has one row per sample, with an entry per class."""
@@ -207,12 +254,17 @@ class _Taken(Observer):
         tensor = tensor.detach()
         tensor = tensor if tensor.dtype == torch.float64 else tensor.float()
         if tensor.ndim < 3:
-            return tensor.reshape(len(tensor), -1).to("cpu", torch.float64, copy=True)
+            return _exact(tensor.reshape(len(tensor), -1))
         steps = tensor.flatten(1, -2) if is_last else tensor.flatten(2).transpose(1, 2)  # [N, L, D]
         if self.mask is None or self.mask.shape != steps.shape[:2]:
             return steps.mean(1).cpu().double()
         weights = self.mask.to(steps).unsqueeze(2)
         return ((steps * weights).sum(1) / weights.sum(1).clamp(min=1)).cpu().double()
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    """Copy to the CPU, in float64, which holds the numbers of all narrower types."""
+    return tensor.detach().to("cpu", torch.float64, copy=True)
 
 
 def _is_tensor(value: Any) -> bool:

@@ -1,10 +1,11 @@
 """What transfer proxies share: they look at the features and labels of many samples."""
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lightning_zico.engine.features import FeatureLayers, Features, FeatureSource
 from lightning_zico.engine.probe import Probe
@@ -79,6 +80,10 @@ class ClassTransferProxy(TransferProxy):
 class SourceHeadProxy(ClassTransferProxy):
     """A transfer proxy that looks at what a pretrained head predicts, in terms of its own classes.
 
+    That is the candidate's own head if it has other classes than the data. A candidate whose head is fresh may have a
+    method ``source_head``, which returns the name of that head among its submodules, and the layer that its checkpoint
+    has in that place; models of a zoo do.
+
     Args:
         name: Name of the column; None for the registered one.
     """
@@ -90,17 +95,44 @@ class SourceHeadProxy(ClassTransferProxy):
         """Take what the head puts out.
 
         Raises:
-            NotApplicableError: If the head has the classes of the data, so that it is not the pretrained one.
+            NotApplicableError: If there is no pretrained head, or another one in its place would not put out what the
+                network would.
         """
         found = self.features(probe)
-        num_classes = int(found.targets.max()) + 1
-        if found.outputs is None or found.outputs.shape[1] in (1, num_classes):
-            raise NotApplicableError(
-                f"the candidate has no pretrained head with classes of its own: its head is made for the {num_classes} "
-                "classes of the data. Offer the checkpoint with the head that it came with."
-            )
-        details = {"num_samples": len(found.rows), "num_source_classes": found.outputs.shape[1]}
-        return SourceHead(found.outputs, found.targets, details)
+        is_fresh = getattr(probe.module, "source_head", None) is not None
+        outputs = _source_outputs(*probe.once(_load_head), found) if is_fresh else _own_outputs(found)
+        details = {"num_samples": len(found.rows), "num_source_classes": outputs.shape[1]}
+        return SourceHead(outputs, found.targets, details)
+
+
+def _own_outputs(found: Features) -> Tensor:
+    """Return what the network's head puts out, if it has other classes than the data, ``[N, Z]``."""
+    num_classes = int(found.targets.max()) + 1
+    if found.head is None or found.head.outputs.shape[1] in (1, num_classes):
+        raise NotApplicableError(
+            f"the candidate has no pretrained head with classes of its own: its head is made for the {num_classes} "
+            "classes of the data. Offer the checkpoint with the head that it came with."
+        )
+    return found.head.outputs
+
+
+def _load_head(probe: Probe) -> tuple[str, nn.Module]:
+    load: Callable[[], tuple[str, nn.Module]] = probe.module.source_head  # type: ignore[assignment]
+    return load()
+
+
+def _source_outputs(name: str, layer: nn.Module, found: Features) -> Tensor:
+    """Compute what the head of a checkpoint puts out for the inputs of the fresh one, ``[N, Z]``."""
+    if found.head is None or found.head.name != name or not found.head.is_last:
+        raise NotApplicableError(
+            f"what the network puts out is not the output of '{name}' alone, so the checkpoint's own head cannot be "
+            "put in its place."
+        )
+    inputs = found.head.inputs
+    if isinstance(layer, nn.Conv2d):
+        inputs = inputs[:, :, None, None]
+    with torch.no_grad():
+        return layer.double()(inputs).flatten(1)
 
 
 class SourceHead(NamedTuple):

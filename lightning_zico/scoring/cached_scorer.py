@@ -365,8 +365,9 @@ def with_cache(scorer: Scorer, cache: ScoreCache) -> Scorer:
     if context is None:
         return scorer
     keyed = [proxy for proxy in scorer.proxies if not proxy.reads_name]
-    samples = scorer.reading.transfer_batches
-    features = fingerprint_or_warning(samples) if samples else ""
+    # one at a time, since they may be on disk
+    digests = list(map(fingerprint_or_warning, scorer.reading.transfer_batches))
+    features = None if None in digests else "".join(map(str, digests))
     keys = {proxy.name: key for proxy in keyed if (key := _key_of(proxy, features)) is not None}
     return CachedScorer(**named, cache=cache, context=context, keys=keys)
 

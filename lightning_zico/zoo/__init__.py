@@ -87,8 +87,9 @@ def zoo_model(
     num_classes: int,
     in_chans: int = 3,
     input_size: int | None = None,
-    resize: bool = False,
+    resize: bool | None = None,
     vocab_size: int | None = None,
+    pretrained: bool = False,
 ) -> LightningModule:
     """Build one model from its spec; usable as a class path: ``--model lightning_zico.zoo.zoo_model``.
 
@@ -97,16 +98,19 @@ def zoo_model(
         num_classes: Number of classes.
         in_chans: Number of channels of the images.
         input_size: Side length of the images that the network should accept.
-        resize: Resize images of other sizes.
+        resize: Resize images of other sizes. None for True if it is pretrained and ``input_size`` is None, and
+            otherwise False.
         vocab_size: For text: the vocabulary size of the tokeniser; None for that of the model.
+        pretrained: Load the weights that the zoo publishes, as for `from_timm`.
 
     Raises:
         UnknownNameError: If there is no such zoo, or no such model in it.
         ValueError: If the spec matches several models.
         TypeError: If ``vocab_size`` is given and the zoo has no models for text.
     """
+    options: dict[str, Any] = {"in_chans": in_chans, "input_size": input_size, "resize": resize}
     text = {} if vocab_size is None else {"vocab_size": vocab_size}
-    zoo = from_zoo(spec, num_classes=num_classes, in_chans=in_chans, input_size=input_size, resize=resize, **text)
+    zoo = from_zoo(spec, num_classes=num_classes, pretrained=pretrained, **options, **text)
     if len(zoo.models) != 1:
         raise ValueError(f"The spec {spec!r} matches {count(len(zoo.models), 'model')}: expected exactly one.")
     return cast(LightningModule, zoo.models[0]())

@@ -14,11 +14,18 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeAlias
 import torch
 from torch import nn
 
+from lightning_zico._imports import import_optional
 from lightning_zico._registry import unknown_name
 from lightning_zico.candidates import Candidate
 from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.engine.size import count_params
-from lightning_zico.errors import InvalidArgumentError, UnsupportedInputError, WeightsNotLoadedError, check_count
+from lightning_zico.errors import (
+    InvalidArgumentError,
+    NotApplicableError,
+    UnsupportedInputError,
+    WeightsNotLoadedError,
+    check_count,
+)
 from lightning_zico.proxies import Prior
 from lightning_zico.zoo.classifiers import PRETRAINED_BODY_LR, ImageClassifier
 
@@ -86,6 +93,17 @@ class ZooModel(ABC):
     def native_size(self) -> tuple[int, int] | None:
         """Return height and width of the images that the model is published for; None for texts."""
         return None
+
+    def source_head(self) -> tuple[str, nn.Module]:
+        """Load the head that the checkpoint came with, for `leep` and `nce`; the rest of the network is not kept.
+
+        Returns:
+            The name of the fresh head among the submodules of the LightningModule, and the layer.
+
+        Raises:
+            NotApplicableError: If the checkpoint has no head, or one of several layers.
+        """
+        raise NotApplicableError(f"'{self.zoo}:{self.name}' has no checkpoint.")
 
     def untrained(self) -> "Self":
         """Return the same model without weights that would have to be loaded."""
@@ -168,6 +186,7 @@ class ImageModel(ZooModel):
             lr=self.lr,
             body_lr_factor=PRETRAINED_BODY_LR if self.pretrained else 1.0,
             head_epochs=self.head_epochs,
+            source_head=self.source_head if self.pretrained else None,
         )
 
 
@@ -281,6 +300,12 @@ def loading_weights(model: ZooModel, folder: str | Path, variable: str) -> Itera
         ) from error
 
 
+def hub_folder() -> str:
+    """Return the folder into which Hugging Face's hub downloads weights."""
+    constants = import_optional("huggingface_hub.constants", "Pretrained models need huggingface_hub", "zoo")
+    return str(constants.HF_HUB_CACHE)
+
+
 def _comes_from_loading(error: Exception) -> bool:
     """Whether an error is one of reading, downloading or fitting weights; `load_state_dict` raises a RuntimeError."""
     if isinstance(error, NotImplementedError | torch.OutOfMemoryError):  # RuntimeErrors as well
@@ -374,10 +399,12 @@ def size_of(input_size: InputSize) -> tuple[int, int] | None:
     return sides[0], sides[1]
 
 
-def fill_native_sizes(models: Iterable[ImageModel]) -> tuple[ImageModel, ...]:
-    """Return models; pretrained ones without a size get images of the size that they are published for."""
+def fill_native_sizes(models: Iterable[ZooModel]) -> tuple[ZooModel, ...]:
+    """Return models; pretrained ones for images without a size get images of the size that they are published for."""
     return tuple(
-        replace(model, input_size=model.native_size()) if model.pretrained and model.input_size is None else model
+        replace(model, input_size=model.native_size())
+        if isinstance(model, ImageModel) and model.pretrained and model.input_size is None
+        else model
         for model in models
     )
 

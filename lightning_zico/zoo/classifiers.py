@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from lightning.pytorch import LightningModule
@@ -19,6 +19,9 @@ from lightning_zico.errors import (
     UnsupportedModuleError,
     check_count,
 )
+
+# Loads the head of a checkpoint; returns its name and the layer.
+LoadsHead: TypeAlias = Callable[[], tuple[str, nn.Module]]
 
 # Usual value for training from scratch with AdamW (Touvron et al., DeiT, arXiv:2012.12877, and timm's scripts).
 _WEIGHT_DECAY = 0.05
@@ -38,6 +41,7 @@ class _Classifier(LightningModule, ABC):
         weight_decay: float,
         body_lr_factor: float,
         head_epochs: int,
+        source_head: LoadsHead | None,
     ) -> None:
         super().__init__()
         if isinstance(body_lr_factor, bool) or not isinstance(body_lr_factor, int | float) or not body_lr_factor >= 0:
@@ -49,6 +53,7 @@ class _Classifier(LightningModule, ABC):
         self.weight_decay = weight_decay
         self.body_lr_factor = body_lr_factor
         self.head_epochs = head_epochs
+        self.source_head = source_head
         self.val_acc = MulticlassAccuracy(num_classes, average="micro")
         self.test_acc = MulticlassAccuracy(num_classes, average="micro")
 
@@ -163,6 +168,9 @@ class ImageClassifier(_Classifier):
         body_lr_factor: Share of the learning rate for all parameters but those of the head (see `head_of`): below 1 for
             a pretrained network, 0 to train the head alone.
         head_epochs: Number of epochs at the start in which only the head is trained.
+        source_head: Loads the head that the network was pretrained with, for `leep` and `nce`: returns the name of the
+            fresh one among this module's submodules, such as ``"network.fc"``, and the layer. Called only if they are
+            computed. None if the network is not pretrained, or still has its own head.
 
     Raises:
         InvalidArgumentError: If ``body_lr_factor`` or ``head_epochs`` is out of range.
@@ -185,8 +193,9 @@ class ImageClassifier(_Classifier):
         weight_decay: float = _WEIGHT_DECAY,
         body_lr_factor: float = 1.0,
         head_epochs: int = 0,
+        source_head: LoadsHead | None = None,
     ) -> None:
-        super().__init__(network, num_classes, lr, weight_decay, body_lr_factor, head_epochs)
+        super().__init__(network, num_classes, lr, weight_decay, body_lr_factor, head_epochs, source_head)
         self.in_chans = in_chans
         self.input_size = input_size
         self.resize = resize
@@ -231,6 +240,7 @@ class SequenceClassifier(_Classifier):
         weight_decay: Weight decay of AdamW.
         body_lr_factor: As for `ImageClassifier`.
         head_epochs: As for `ImageClassifier`.
+        source_head: As for `ImageClassifier`.
 
     Example:
         >>> network = nn.Sequential(nn.EmbeddingBag(50, 8), nn.Linear(8, 3))
@@ -247,8 +257,9 @@ class SequenceClassifier(_Classifier):
         weight_decay: float = _WEIGHT_DECAY,
         body_lr_factor: float = 1.0,
         head_epochs: int = 0,
+        source_head: LoadsHead | None = None,
     ) -> None:
-        super().__init__(network, num_classes, lr, weight_decay, body_lr_factor, head_epochs)
+        super().__init__(network, num_classes, lr, weight_decay, body_lr_factor, head_epochs, source_head)
 
     def forward(self, tokens: Tensor | Mapping[str, Tensor]) -> Tensor:
         """Compute the logits."""

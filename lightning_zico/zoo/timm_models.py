@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from lightning_zico._imports import import_optional
+from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.errors import check_count
 from lightning_zico.zoo.base import (
     ImageModel,
@@ -14,11 +15,13 @@ from lightning_zico.zoo.base import (
     Zoo,
     check_num_classes,
     fill_native_sizes,
+    hub_folder,
     image_shape,
     loading_weights,
     matched,
 )
 from lightning_zico.zoo.fitting import fits_data
+from lightning_zico.zoo.layers import source_head_of
 from lightning_zico.zoo.published import TIMM_SOURCE, timm_accuracies, timm_architectures
 
 
@@ -103,10 +106,16 @@ class TimmModel(ImageModel):
     def build(self, size: tuple[int, int] | None) -> nn.Module:
         """Build the network."""
         options = {} if size is None else {"img_size": size}
-        with loading_weights(self, _weights_folder(), "HF_HOME"):
+        with loading_weights(self, hub_folder(), "HF_HOME"):
             return _imported_timm().create_model(
                 self.name, pretrained=self.pretrained, num_classes=self.num_classes, in_chans=self.in_chans, **options
             )
+
+    def source_head(self) -> tuple[str, nn.Module]:
+        """Load the checkpoint's own head."""
+        with preserved_rng(), loading_weights(self, hub_folder(), "HF_HOME"):
+            network = _imported_timm().create_model(self.name, pretrained=True)
+        return source_head_of(network, network.get_classifier())
 
     def published_accuracy(self) -> float | None:
         """Return that of the checkpoint that is loaded; for an untrained model, of the best one of its architecture."""
@@ -116,12 +125,6 @@ class TimmModel(ImageModel):
             return timm_architectures().get(self.name)
         config = _imported_timm().get_pretrained_cfg(self.name)
         return None if config is None else timm_accuracies().get(f"{self.name}.{config.tag}")
-
-
-def _weights_folder() -> str:
-    """Return the folder into which timm downloads weights."""
-    constants = import_optional("huggingface_hub.constants", "Models of timm need huggingface_hub", "zoo")
-    return str(constants.HF_HUB_CACHE)
 
 
 def _imported_timm() -> Any:

@@ -1,6 +1,5 @@
 """Candidates from torchvision."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from torch import nn
 
 from lightning_zico._imports import import_optional
 from lightning_zico._registry import natural_key
+from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.errors import check_count
 from lightning_zico.zoo.base import (
     ImageModel,
@@ -23,6 +23,7 @@ from lightning_zico.zoo.base import (
     matched,
 )
 from lightning_zico.zoo.fitting import fits_data
+from lightning_zico.zoo.layers import last_layer, replace_head, source_head_of, take_channels
 
 # These are built for one size, and a ViT for one side length: it rejects images that are not square.
 _SIZE_ARGUMENTS: Mapping[str, Callable[[int, int], dict[str, Any]]] = {
@@ -117,13 +118,12 @@ class TorchvisionModel(ImageModel):
         """Build the network."""
         models = _imported_models()
         if self.pretrained:
-            with loading_weights(self, Path(torch.hub.get_dir(), "checkpoints"), "TORCH_HOME"):
-                network = models.get_model(self.name, weights=self._weights, progress=False)
+            network = self._loaded()
             if self.name == "inception_v3":  # torchvision drops those of googlenet itself
                 network.aux_logits, network.AuxLogits = False, None
             if self.name in _WITH_AUXILIARY_HEADS and self.in_chans != 3:
                 network.transform_input = False  # it normalises three channels anew, and drops others
-            _replace_head(network, self.num_classes)
+            replace_head(network, self.num_classes)
         else:
             options: dict[str, Any] = {}
             if self.name in _WITH_AUXILIARY_HEADS:
@@ -132,8 +132,19 @@ class TorchvisionModel(ImageModel):
                 options = _SIZE_ARGUMENTS[self._family](*size or _OWN_SIZE)
             network = models.get_model(self.name, weights=None, num_classes=self.num_classes, **options)
         if self.in_chans != 3:
-            _take_channels(network, self.in_chans, keep=self.pretrained)
+            take_channels(network, self.in_chans, keep=self.pretrained)
         return network
+
+    def source_head(self) -> tuple[str, nn.Module]:
+        """Load the checkpoint's own head."""
+        with preserved_rng():
+            network = self._loaded()
+        return source_head_of(network, last_layer(network)[1])
+
+    def _loaded(self) -> Any:
+        """Load the network with its own classes."""
+        with loading_weights(self, Path(torch.hub.get_dir(), "checkpoints"), "TORCH_HOME"):
+            return _imported_models().get_model(self.name, weights=self._weights, progress=False)
 
     @property
     def _weights(self) -> Any:
@@ -143,46 +154,6 @@ class TorchvisionModel(ImageModel):
     @property
     def _family(self) -> str:
         return self.name.split("_")[0]
-
-
-def _replace_head(network: nn.Module, num_classes: int) -> None:
-    """Replace the last layer, linear or a convolution, by a fresh one with an output for each class."""
-    name, last = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
-    head = (
-        nn.Linear(last.in_features, num_classes)
-        if isinstance(last, nn.Linear)
-        else nn.Conv2d(last.in_channels, num_classes, last.kernel_size)  # type: ignore[arg-type]
-    )
-    parent, _, attribute = name.rpartition(".")
-    setattr(network.get_submodule(parent), attribute, head)
-
-
-def _take_channels(network: nn.Module, in_chans: int, keep: bool) -> None:
-    """Replace the first convolution, which takes three channels in every torchvision model, to take ``in_chans``.
-
-    Args:
-        network: The network.
-        in_chans: Number of channels.
-        keep: Keep what it has learned: its weights are summed over the channels for one channel, and otherwise repeated
-            and scaled, as timm does.
-    """
-    name, first = next((n, m) for n, m in network.named_modules() if isinstance(m, nn.Conv2d))
-    other = nn.Conv2d(
-        in_chans,
-        first.out_channels,
-        first.kernel_size,  # type: ignore[arg-type]
-        first.stride,  # type: ignore[arg-type]
-        first.padding,  # type: ignore[arg-type]
-        bias=first.bias is not None,
-    )
-    if keep:
-        repeated = first.weight.repeat(1, math.ceil(in_chans / 3), 1, 1)[:, :in_chans] * (3 / in_chans)
-        with torch.no_grad():
-            other.weight.copy_(first.weight.sum(1, keepdim=True) if in_chans == 1 else repeated)
-            if first.bias is not None and other.bias is not None:
-                other.bias.copy_(first.bias)
-    parent, _, attribute = name.rpartition(".")
-    setattr(network.get_submodule(parent), attribute, other)
 
 
 def _imported_models() -> Any:

@@ -1,26 +1,39 @@
-"""Candidates from transformers, built from a configuration: no weights are loaded."""
+"""Candidates from transformers, built from a configuration or loaded from a checkpoint."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from torch import nn
 
 from lightning_zico._imports import import_optional
-from lightning_zico.errors import UnsupportedModuleError
+from lightning_zico.engine.scope import preserved_rng
+from lightning_zico.errors import (
+    InvalidArgumentError,
+    UnsupportedInputError,
+    UnsupportedModuleError,
+    WeightsNotLoadedError,
+    check_count,
+)
 from lightning_zico.zoo.base import (
     ImageModel,
     InputSize,
     Zoo,
     ZooModel,
     check_num_classes,
+    fill_native_sizes,
+    hub_folder,
     image_shape,
+    loading_weights,
     matched,
     size_of,
 )
-from lightning_zico.zoo.classifiers import SequenceClassifier
+from lightning_zico.zoo.classifiers import PRETRAINED_BODY_LR, SequenceClassifier
 from lightning_zico.zoo.fitting import fits_data
+from lightning_zico.zoo.layers import last_layer, source_head_of, take_channels
+from lightning_zico.zoo.published import TIMM_SOURCE, timm_accuracies
 
 # Of ImageNet-1k's images, on which the checkpoints with these configurations were trained.
 _USUAL_SIZE = 224, 224
@@ -75,6 +88,56 @@ CONFIGS: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "vit-base": ("vit", {}),
 }
 
+# From names of `CONFIGS` to the repositories of their checkpoints on the hub.
+CHECKPOINTS: Mapping[str, str] = {
+    "albert-base": "albert/albert-base-v2",
+    "bert-tiny": "google/bert_uncased_L-2_H-128_A-2",
+    "bert-mini": "google/bert_uncased_L-4_H-256_A-4",
+    "bert-small": "google/bert_uncased_L-4_H-512_A-8",
+    "bert-medium": "google/bert_uncased_L-8_H-512_A-8",
+    "bert-base": "google-bert/bert-base-uncased",
+    "deberta-v3-xsmall": "microsoft/deberta-v3-xsmall",
+    "distilbert-base": "distilbert/distilbert-base-uncased",
+    "electra-small": "google/electra-small-discriminator",
+    "minilm-l6": "nreimers/MiniLM-L6-H384-uncased",
+    "mobilebert": "google/mobilebert-uncased",
+    "mpnet-base": "microsoft/mpnet-base",
+    "roberta-base": "FacebookAI/roberta-base",
+    "squeezebert": "squeezebert/squeezebert-uncased",
+    "beit-base": "microsoft/beit-base-patch16-224",
+    "convnext-tiny": "facebook/convnext-tiny-224",
+    "convnextv2-atto": "facebook/convnextv2-atto-1k-224",
+    "deit-tiny": "facebook/deit-tiny-patch16-224",
+    "deit-small": "facebook/deit-small-patch16-224",
+    "dinov2-small": "facebook/dinov2-small",
+    "focalnet-tiny": "microsoft/focalnet-tiny",
+    "mobilenet-v2": "google/mobilenet_v2_1.0_224",
+    "poolformer-s12": "sail/poolformer_s12",
+    "pvt-v2-b0": "OpenGVLab/pvt_v2_b0",
+    "regnet-y-040": "facebook/regnet-y-040",
+    "resnet-18": "microsoft/resnet-18",
+    "resnet-50": "microsoft/resnet-50",
+    "swin-tiny": "microsoft/swin-tiny-patch4-window7-224",
+    "swinv2-tiny": "microsoft/swinv2-tiny-patch4-window8-256",
+    "vit-tiny": "WinKawaks/vit-tiny-patch16-224",
+    "vit-small": "WinKawaks/vit-small-patch16-224",
+    "vit-base": "google/vit-base-patch16-224",
+}
+# What the checkpoint of a name has beside its entry in `CONFIGS`.
+_CHANGES_OF_CHECKPOINTS: Mapping[str, Mapping[str, Any]] = {"swinv2-tiny": {"image_size": 256, "window_size": 8}}
+
+# Repositories with the same weights as a checkpoint of timm, whose published accuracy is then theirs.
+_OF_TIMM: Mapping[str, str] = {
+    "facebook/convnext-tiny-224": "convnext_tiny.fb_in1k",
+    "facebook/convnextv2-atto-1k-224": "convnextv2_atto.fcmae_ft_in1k",
+    "facebook/deit-tiny-patch16-224": "deit_tiny_patch16_224.fb_in1k",
+    "facebook/deit-small-patch16-224": "deit_small_patch16_224.fb_in1k",
+    "microsoft/swin-tiny-patch4-window7-224": "swin_tiny_patch4_window7_224.ms_in1k",
+    "microsoft/swinv2-tiny-patch4-window8-256": "swinv2_tiny_window8_256.ms_in1k",
+    "sail/poolformer_s12": "poolformer_s12.sail_in1k",
+    "OpenGVLab/pvt_v2_b0": "pvt_v2_b0.in1k",
+}
+
 
 @fits_data
 def from_transformers(
@@ -88,6 +151,8 @@ def from_transformers(
     pad_token_id: int = 0,
     max_params: float | None = None,
     exclude: str | Sequence[str] = (),
+    pretrained: bool = False,
+    head_epochs: int = 0,
     lr: float = 5e-4,
 ) -> Zoo:
     """List models of transformers for images or text as candidates; each is only built when it is scored.
@@ -95,7 +160,9 @@ def from_transformers(
     Args:
         models: Names of `CONFIGS` or shell patterns (``"bert*"``); model types with their default configuration
             (``"roberta"``); or configurations, such as ``BertConfig(num_hidden_layers=3)``, which are named after their
-            model type. A model for images becomes an `ImageClassifier`, one for text a `SequenceClassifier`.
+            model type. With ``pretrained``: names of `CHECKPOINTS` or shell patterns; repositories of the hub
+            (``"facebook/convnext-tiny-224"``); or folders of `save_pretrained`. A model for images becomes an
+            `ImageClassifier`, one for text a `SequenceClassifier`.
         num_classes: As for `from_timm`.
         in_chans: For images: as for `from_timm`.
         input_size: For images: as for `from_timm`. Set in every configuration that has an ``image_size``.
@@ -103,62 +170,171 @@ def from_transformers(
         data: As for `from_timm`. For text, it gives the classes, and the vocabulary if a data module has the attribute
             ``vocab_size``. All models must then be for images, or all for text.
         vocab_size: For text: the vocabulary size of the tokeniser; None to read it from ``data``, or for that of each
-            configuration.
-        pad_token_id: For text: the padding id of the tokeniser.
+            configuration. A checkpoint keeps its own vocabulary, which must not be smaller.
+        pad_token_id: For text: the padding id of the tokeniser; a checkpoint keeps its own.
         max_params: Models with more parameters are left out.
         exclude: Patterns of names to leave out.
-        lr: Highest learning rate.
+        pretrained: Load the checkpoints of these names, downloaded if they are not in the cache of the hub
+            (``HF_HOME``), with a fresh last layer; otherwise as for `from_timm`. Tokenise texts with the tokeniser of
+            the checkpoints; all checkpoints of one ranking must then have the same.
+        head_epochs: As for `from_timm`.
+        lr: Highest learning rate; that of all layers but the head is a tenth of it in pretrained models.
 
     Returns:
-        An iterable of the candidates.
+        An iterable of the candidates. A repository whose configuration cannot be loaded is a candidate that fails with
+        the reason.
 
     Raises:
         UnknownNameError: If a name is neither a configuration nor a model type. The message suggests similar names.
+        WeightsNotLoadedError: If no configuration of a repository can be loaded, and there are no other models.
         UnsupportedModuleError: If a configuration belongs to a model that classifies neither images nor text.
         ValueError: If an argument is out of range, or no model is left.
         ModuleNotFoundError: If transformers is not installed.
     """
-    num_classes, shape = check_num_classes(num_classes), image_shape(in_chans, input_size, resize)
+    num_classes = check_num_classes(num_classes)
+    shape = image_shape(in_chans, input_size, resize, pretrained)
+    check_count("head_epochs", head_epochs, 0)
     if vocab_size is not None and vocab_size < 1:
         raise ValueError(
             f"Invalid vocab_size={vocab_size}: expected a whole number of at least 1, or None for each model's own."
         )
-    image_types, text_types = _model_types()
-    configs = {name: (kind, dict(changes)) for name, (kind, changes) in CONFIGS.items()}
-    for kind in (*image_types, *text_types):
-        if kind in models:
-            configs.setdefault(kind, (kind, {}))
-    names = [model for model in models if isinstance(model, str)]
-    wanted = (
-        [(n, *configs[n]) for n in matched("model of transformers", names, list(configs), exclude)] if names else []
-    )
-    wanted += [(config.model_type, *_plain(config)) for config in models if not isinstance(config, str)]
-    if not wanted:
+    if not models:
         raise ValueError("No model was given: expected names or configurations, such as 'bert-tiny' or `BertConfig()`.")
+    image_types, text_types = _model_types()
+    weights: dict[str, Any] = {"pretrained": pretrained, "head_epochs": head_epochs}
 
-    def model_of(name: str, kind: str, changes: dict[str, Any]) -> ZooModel:
+    def model_of(name: str, kind: str, changes: dict[str, Any], checkpoint: str = "") -> ZooModel:
+        own = {**weights, "model_type": kind, "checkpoint": checkpoint}
         if kind in image_types:
-            return TransformersImageModel(name, num_classes, lr, *shape, kind, json.dumps(changes, sort_keys=True))
+            return TransformersImageModel(name, num_classes, lr, *shape, changes=_written(changes), **own)
         if kind not in text_types:
             raise UnsupportedModuleError(f"'{kind}' classifies neither images nor text in transformers.")
         changes |= {"pad_token_id": pad_token_id} | ({} if vocab_size is None else {"vocab_size": vocab_size})
-        return TransformersTextModel(name, num_classes, lr, kind, json.dumps(changes, sort_keys=True))
+        return TransformersTextModel(name, num_classes, lr, changes=_written(changes), **own)
 
-    return Zoo(tuple(model_of(*each) for each in wanted), max_params)
+    if not pretrained:
+        listed = [model_of(*each) for each in _configurations(models, image_types | text_types, exclude)]
+        return Zoo(tuple(listed), max_params)
+    found: list[ZooModel] = []
+    for name, checkpoint in _checkpoints(models, exclude):
+        try:
+            found.append(model_of(name, *_configuration_of(name, checkpoint), checkpoint))
+        except (WeightsNotLoadedError, ValueError) as error:
+            found.append(_Unavailable(name, num_classes, lr, **weights, checkpoint=checkpoint, reason=str(error)))
+    if all(isinstance(model, _Unavailable) for model in found):
+        found[0].network()
+    return Zoo(fill_native_sizes(found), max_params)
+
+
+def _configurations(
+    models: Sequence[Any], types: frozenset[str], exclude: str | Sequence[str]
+) -> list[tuple[str, str, dict[str, Any]]]:
+    """List names, model types and changes to their configurations: those of names first, then those given as such."""
+    configs = {name: (kind, dict(changes)) for name, (kind, changes) in CONFIGS.items()}
+    for kind in sorted(types.intersection(model for model in models if isinstance(model, str))):
+        configs.setdefault(kind, (kind, {}))
+    names = [model for model in models if isinstance(model, str)]
+    found = [(n, *configs[n]) for n in matched("model of transformers", names, list(configs), exclude)] if names else []
+    return found + [(config.model_type, *_plain(config)) for config in models if not isinstance(config, str)]
+
+
+def _checkpoints(models: Sequence[Any], exclude: str | Sequence[str]) -> list[tuple[str, str]]:
+    """List names and their repositories or folders.
+
+    Raises:
+        InvalidArgumentError: If a model is a configuration, which has no weights.
+    """
+    given = next((model for model in models if not isinstance(model, str)), None)
+    if given is not None:
+        raise InvalidArgumentError(
+            f"A {type(given).__name__} has no weights: with `pretrained=True`, pass names of checkpoints, such as "
+            "'bert-tiny' or 'google-bert/bert-base-uncased'."
+        )
+    others = [model for model in models if model not in CHECKPOINTS and not any(sign in model for sign in "*?[")]
+    names = matched("checkpoint of transformers", models, [*CHECKPOINTS, *others], exclude)
+    return [(name, CHECKPOINTS.get(name, name)) for name in names]
+
+
+def _configuration_of(name: str, checkpoint: str) -> tuple[str, dict[str, Any]]:
+    """Return the model type of a checkpoint, and its changes to the default configuration of that type.
+
+    The table has them for names of `CHECKPOINTS`, so that these can be listed without a connection.
+    """
+    if name in CHECKPOINTS:
+        kind, changes = CONFIGS[name]
+        return kind, {**changes, **_CHANGES_OF_CHECKPOINTS.get(name, {})}
+    with loading_weights(_Unavailable(name, 2, 0.0, pretrained=True), hub_folder(), "HF_HOME"):
+        return _plain(_loaded_config(checkpoint))
 
 
 @dataclass(frozen=True)
-class TransformersImageModel(ImageModel):
-    """How to build one model of transformers for images.
+class _TransformersModel(ZooModel):
+    """How to build one model of transformers.
 
     Args:
         model_type: Model type in transformers.
         changes: Changes to the default configuration of the type, as JSON.
+        checkpoint: The repository of the weights on the hub, or a folder, if it is pretrained.
     """
 
     zoo: ClassVar[str] = "transformers"
-    model_type: str
-    changes: str
+    source: ClassVar[str] = TIMM_SOURCE
+    kind: ClassVar[str] = ""  # of the class in transformers that adds a head
+    model_type: str = field(default="", kw_only=True)
+    changes: str = field(default="{}", kw_only=True)
+    checkpoint: str = field(default="", kw_only=True)
+
+    def published_accuracy(self) -> float | None:
+        """Return that of the same checkpoint in timm; None if there is none, or nothing is loaded."""
+        return timm_accuracies().get(_OF_TIMM.get(self.checkpoint, "")) if self.pretrained else None
+
+    def source_head(self) -> tuple[str, nn.Module]:
+        """Load the checkpoint's own head."""
+        with preserved_rng(), loading_weights(self, hub_folder(), "HF_HOME"):
+            network, missing = self._loaded(_loaded_config(self.checkpoint))
+        name, head = last_layer(network)
+        return source_head_of(network, None if f"{name}.weight" in missing else head)
+
+    def _pretrained_network(self) -> Any:
+        """Load the network with a fresh head."""
+        with loading_weights(self, hub_folder(), "HF_HOME"):
+            config = _loaded_config(self.checkpoint)
+        self._check(config)
+        with loading_weights(self, hub_folder(), "HF_HOME"):
+            return self._loaded(_with_classes(config, self.num_classes))[0]
+
+    def _check(self, config: Any) -> None:
+        """Check that the configuration of the checkpoint suits the data."""
+
+    def _loaded(self, config: Any) -> tuple[Any, set[str]]:
+        """Load the checkpoint into a network of a configuration.
+
+        Returns:
+            The network, and the names of its weights that the checkpoint does not have.
+
+        Raises:
+            RuntimeError: If weights other than those of the head have another shape.
+        """
+        auto = getattr(
+            import_optional("transformers", "Models of transformers need transformers", "transformers"), self.kind
+        )
+        with _quiet():
+            network, info = auto.from_pretrained(
+                self.checkpoint, config=config, ignore_mismatched_sizes=True, output_loading_info=True
+            )
+        head = last_layer(network)[0]
+        other = next((key for key, *_ in info["mismatched_keys"] if key.rpartition(".")[0] != head), None)
+        if other is not None:
+            raise RuntimeError(f"'{other}' has another shape in the checkpoint")
+        # In float32 and training mode, as models of other zoos are.
+        return network.float().train(), set(info["missing_keys"])
+
+
+@dataclass(frozen=True)
+class TransformersImageModel(_TransformersModel, ImageModel):
+    """How to build one model of transformers for images."""
+
+    kind: ClassVar[str] = "AutoModelForImageClassification"
 
     def native_size(self) -> tuple[int, int]:
         """Return the size in the configuration; without one, that of the images on which all were trained."""
@@ -169,11 +345,24 @@ class TransformersImageModel(ImageModel):
         size = getattr(self._config(), "image_size", None)
         return size_of(size if size is None or isinstance(size, int) else tuple(size))
 
+    @property
+    def weights_fit_any_size(self) -> bool:
+        """Whether pretrained weights can be loaded into a network that is built for another size: never."""
+        return not self.pretrained
+
     def build(self, size: tuple[int, int] | None) -> nn.Module:
         """Build the network."""
-        from transformers import AutoModelForImageClassification
+        if not self.pretrained:
+            from transformers import AutoModelForImageClassification
 
-        return AutoModelForImageClassification.from_config(self._config(size))
+            return AutoModelForImageClassification.from_config(self._config(size))
+        network: nn.Module = self._pretrained_network()
+        if self.in_chans != 3:
+            take_channels(network, self.in_chans, keep=True)
+            for part in network.modules():
+                if getattr(part, "num_channels", None) == 3:  # compared with the images
+                    part.num_channels = self.in_chans  # type: ignore[assignment]
+        return network
 
     def _config(self, size: tuple[int, int] | None = None) -> Any:
         changes = json.loads(self.changes) | {"num_channels": self.in_chans}
@@ -183,20 +372,16 @@ class TransformersImageModel(ImageModel):
 
 
 @dataclass(frozen=True)
-class TransformersTextModel(ZooModel):
-    """How to build one model of transformers for text.
+class TransformersTextModel(_TransformersModel):
+    """How to build one model of transformers for text."""
 
-    Args:
-        model_type: Model type in transformers.
-        changes: Changes to the default configuration of the type, as JSON.
-    """
-
-    zoo: ClassVar[str] = "transformers"
-    model_type: str
-    changes: str
+    kind: ClassVar[str] = "AutoModelForSequenceClassification"
 
     def network(self) -> nn.Module:
         """Build the network."""
+        if self.pretrained:
+            network: nn.Module = self._pretrained_network()
+            return network
         from transformers import AutoModelForSequenceClassification
 
         config = _config(self.model_type, json.loads(self.changes), self.num_classes)
@@ -204,16 +389,77 @@ class TransformersTextModel(ZooModel):
 
     def __call__(self) -> SequenceClassifier:
         """Build the network and its LightningModule."""
-        return SequenceClassifier(self.network(), self.num_classes, lr=self.lr)
+        return SequenceClassifier(
+            self.network(),
+            self.num_classes,
+            lr=self.lr,
+            body_lr_factor=PRETRAINED_BODY_LR if self.pretrained else 1.0,
+            head_epochs=self.head_epochs,
+            source_head=self.source_head if self.pretrained else None,
+        )
+
+    def _check(self, config: Any) -> None:
+        wanted, own = json.loads(self.changes).get("vocab_size"), getattr(config, "vocab_size", None)
+        if wanted is not None and own is not None and own < wanted:
+            raise UnsupportedInputError(
+                f"The vocabulary of the texts has {wanted:,} tokens, that of the checkpoint of '{self.name}' {own:,}. "
+                "Tokenise them with its own tokeniser, or leave the model out with `exclude`."
+            )
+
+
+@dataclass(frozen=True)
+class _Unavailable(_TransformersModel):
+    """A checkpoint whose configuration could not be loaded, so that it is unknown what it is for.
+
+    Args:
+        reason: Why.
+    """
+
+    reason: str = field(default="", kw_only=True)
+
+    def network(self) -> nn.Module:
+        """Raise the reason."""
+        raise WeightsNotLoadedError(self.reason)
+
+    def __call__(self) -> nn.Module:
+        """Raise the reason."""
+        return self.network()
 
 
 def _config(model_type: str, changes: Mapping[str, Any], num_classes: int) -> Any:
     from transformers import AutoConfig
 
-    config = AutoConfig.for_model(model_type, **changes)
+    return _with_classes(AutoConfig.for_model(model_type, **changes), num_classes)
+
+
+def _with_classes(config: Any, num_classes: int) -> Any:
     config.architectures = config.architectures or []  # some versions iterate over it even if it is None (deit, 5.24)
     config.num_labels = num_classes  # as an argument, it could contradict the class names of the configuration
     return config
+
+
+def _loaded_config(checkpoint: str) -> Any:
+    auto = import_optional("transformers", "Models of transformers need transformers", "transformers").AutoConfig
+    return auto.from_pretrained(checkpoint)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers from listing fresh weights and showing progress bars while the body runs."""
+    logging = import_optional("transformers.utils.logging", "Models of transformers need transformers", "transformers")
+    verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if has_bars:
+            logging.enable_progress_bar()
+
+
+def _written(changes: Mapping[str, Any]) -> str:
+    return json.dumps(changes, sort_keys=True)
 
 
 def _plain(config: Any) -> tuple[str, dict[str, Any]]:

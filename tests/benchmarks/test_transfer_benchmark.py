@@ -177,7 +177,9 @@ def test_an_architecture_keeps_its_pretrained_body_and_gets_a_new_head(name: str
         origin = fresh if key.rpartition(".")[0] == head else given
         assert torch.equal(value, origin.state_dict()[key]), key
     assert isinstance(own.get_submodule(head), nn.Linear)
-    assert own.eval()(torch.zeros(2, 3, 32, 32)).shape == (2, 5)
+    images = torch.zeros(2, 3, 32, 32)
+    assert own.eval()(images).shape == (2, 5)
+    assert transfer_zoo.taken_inputs(own, head, images).shape == (2, transfer_zoo.width_of(name))
     assert 1e5 <= sum(parameter.numel() for parameter in own.parameters()) <= 3e6
 
 

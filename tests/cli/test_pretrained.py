@@ -54,15 +54,35 @@ def test_one_model_can_be_scored_with_its_weights(
     assert "knn" in capsys.readouterr().out
 
 
+def test_models_can_be_left_out_by_pattern(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache_timm(tmp_path / "cache", monkeypatch, *CHECKPOINTS[:2])
+    assert main([*RANK, "--zoo", PATTERNS, "--data", "digits", "--exclude", "tf_*,*_minimal_*"]) == 0
+    assert {row["name"] for row in rows_of()} == set(CHECKPOINTS[:2])
+    assert "could neither be loaded" not in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_transformers_that_is_not_there_is_a_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache_timm(tmp_path / "cache", monkeypatch, CHECKPOINTS[0])
+    zoo = f"timm:{CHECKPOINTS[0]},transformers:vit-tiny"
+    assert main([*RANK, "--zoo", zoo, "--data", "digits"]) == 0
+    assert [row["name"] for row in rows_of() if row["rank"]] == [f"timm:{CHECKPOINTS[0]}"]
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "The weights of 'transformers:vit-tiny' could neither be loaded from" in printed
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--candidates", "my_pkg.my_candidates"], "set `Candidate(..., pretrained=True)` in your code"),
-        (["--zoo", "transformers:vit-tiny"], "transformers does not take this option"),
+        (["--pretrained"], "set `Candidate(..., pretrained=True)` in your code"),
+        (["--exclude", "vgg*"], "Unexpected --exclude=vgg*: it is only for models of a zoo"),
     ],
 )
-def test_what_has_no_published_weights_is_wrong_use(
+def test_what_is_for_zoos_alone_is_wrong_use_without_one(
     capsys: pytest.CaptureFixture[str], args: list[str], message: str
 ) -> None:
-    assert main([*RANK, *args, "--data", "digits"]) == 2
+    assert main(["rank", "--candidates", "my_pkg.my_candidates", "--data", "digits", *args]) == 2
     assert message in capsys.readouterr().err

@@ -49,7 +49,10 @@ def test_the_features_are_what_goes_into_the_head_in_evaluation_mode() -> None:
     module, (inputs, labels) = make_network(dropout=0.5), images()
     found = features_of(module, in_batches((inputs, labels), 4))
     torch.testing.assert_close(found.rows, evaluated(module[:6], inputs))
-    torch.testing.assert_close(found.outputs, evaluated(module, inputs))
+    assert found.head is not None
+    assert torch.equal(found.head.inputs, found.rows)
+    torch.testing.assert_close(found.head.outputs, evaluated(module, inputs))
+    assert (found.head.name, found.head.is_last) == ("6", True)
     assert found.targets.tolist() == labels.tolist()
     assert found.details == {"features": "input of '6'", "num_samples": 12, "width": 4}
 
@@ -177,7 +180,8 @@ def test_samples_without_a_class_are_left_out() -> None:
     kept = labels >= 0
     torch.testing.assert_close(found.rows, evaluated(module[:6], inputs)[kept])
     assert found.targets.tolist() == labels[kept].tolist()
-    assert len(found.outputs) == 10
+    assert found.head is not None
+    assert len(found.head.inputs) == len(found.head.outputs) == 10
 
 
 def test_two_classes_may_be_written_as_zero_and_one() -> None:

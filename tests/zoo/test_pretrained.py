@@ -15,8 +15,15 @@ from torch import nn
 
 from lightning_zico import ZeroShotSelector
 from lightning_zico.errors import UnsupportedModuleError, WeightsNotLoadedError
-from lightning_zico.zoo import PRETRAINED_PROXIES, ImageClassifier, from_timm, from_torchvision, from_transformers
-from lightning_zico.zoo.classifiers import head_of
+from lightning_zico.zoo import (
+    PRETRAINED_PROXIES,
+    ImageClassifier,
+    from_timm,
+    from_torchvision,
+    from_transformers,
+    zoo_model,
+)
+from lightning_zico.zoo.classifiers import PRETRAINED_BODY_LR, head_of
 from lightning_zico.zoo.published import timm_accuracies
 from tests.zoo.checkpoints import CHECKPOINTS, cache_timm, cache_torchvision
 from tests.zoo.data import NUM_CLASSES, image_batches
@@ -227,3 +234,18 @@ def test_a_zoo_knows_the_size_that_its_models_are_published_for() -> None:
     assert images.values == {"beit-base": 224, "resnet-18": 224}
     assert not zoo.pretrained
     assert from_timm("resnet18", num_classes=3, pretrained=True).pretrained
+
+
+def test_one_model_by_class_path_has_its_weights_and_its_own_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = CHECKPOINTS[1]
+    saved = cache_timm(tmp_path, monkeypatch, name)[name]
+    built = zoo_model(f"timm:{name}", NUM_CLASSES, pretrained=True)
+    assert isinstance(built, ImageClassifier)
+    assert torch.equal(built.network.state_dict()["conv_stem.weight"], saved["conv_stem.weight"])
+    assert (built.input_size, built.resize, built.body_lr_factor) == ((224, 224), True, PRETRAINED_BODY_LR)
+    assert not zoo_model(f"timm:{name}", NUM_CLASSES, input_size=64, pretrained=True).resize
+    untrained = zoo_model(f"timm:{name}", NUM_CLASSES)
+    assert not torch.equal(untrained.network.state_dict()["conv_stem.weight"], saved["conv_stem.weight"])
+    assert (untrained.resize, untrained.body_lr_factor) == (False, 1)

@@ -88,7 +88,8 @@ class RayExecutor:
             ray.init(address=self.address, log_to_driver=False, logging_level=logging.WARNING)
         pending: dict[Any, tuple[Job, _TimeLimit, float]] = {}
         try:
-            scoring = JobRunner.by(_with_caches_here(ray, scorers), num_threads=max(1, int(self.num_cpus)))
+            sent = [_without_files(scorer) for scorer in _with_caches_here(ray, scorers)]
+            scoring = JobRunner.by(sent, num_threads=max(1, int(self.num_cpus)))
             shared = ray.put(pack(scoring))
             resources = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
             answer_task = ray.remote(**resources, max_retries=_MAX_RETRIES)(_answer_task)
@@ -241,6 +242,12 @@ def _with_caches_here(ray: Any, scorers: Sequence[Scorer]) -> list[Scorer]:
         replace(scorer, cache=caches[id(scorer.cache)]) if isinstance(scorer, CachedScorer) else scorer
         for scorer in scorers
     ]
+
+
+def _without_files(scorer: Scorer) -> Scorer:
+    """Return a scorer that other nodes can load, with its samples in memory."""
+    in_memory = list(scorer.reading.transfer_batches)
+    return replace(scorer, reading=scorer.reading._replace(transfer_batches=in_memory))
 
 
 def _answer_task(scoring: bytes, message: bytes, limit: _TimeLimit) -> bytes:
