@@ -348,6 +348,7 @@ def _notes_on_finals(rows: Sequence[Row], finals: FinalsHeld) -> list[str]:
     halving = f", then the better half for {epochs} more, and so on" if finals["halving"] else ""
     end = "lowest" if finals["mode"] == "min" else "highest"
     notes = [f"Finals: {trained}{halving}; the {end} {finals['monitor']} won."]
+    notes += _if_there(_note_on_time(finals))
     for own in finals.get("agreement", ()):
         if own["tau"] is not None:
             both = count(own["n"], "finalist")
@@ -370,6 +371,14 @@ def _notes_on_finals(rows: Sequence[Row], finals: FinalsHeld) -> list[str]:
     elif learn == "rank":
         notes.append(f"Fewer than {FEWEST_LABELS} finalists have a result, so the order of all was not learned.")
     return notes
+
+
+def _note_on_time(finals: FinalsHeld) -> str | None:
+    if "time_budget_s" not in finals:
+        return None
+    (held, planned), num, most = finals["rounds"], finals["finalists"], finals["most_finalists"]
+    rounds = f", and for {held} of {count(planned, 'round')}" if held < planned else ""
+    return f"The time of {finals['time_budget_s']:g} s was enough for {num} of {count(most, 'finalist')}{rounds}."
 
 
 def _if_there(note: str | None) -> list[str]:

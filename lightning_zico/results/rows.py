@@ -211,6 +211,9 @@ class FinalsHeld(_FinalsHeld, total=False):
         tie: Names of the finalists that cannot be distinguished from the winner, with the winner first; absent with one
             seed.
         agreement: How much each round agrees with the next, as long as four or more finalists took part in both.
+        time_budget_s: Time for the finals, in seconds; absent if there was no limit.
+        most_finalists: Number of candidates that would have taken part with more time.
+        rounds: Number of rounds that were held, and number of rounds that this many finalists have.
         broke_off: Whether the finals were interrupted.
     """
 
@@ -219,6 +222,9 @@ class FinalsHeld(_FinalsHeld, total=False):
     seeds: int
     tie: list[str]
     agreement: list[Agreement]
+    time_budget_s: float
+    most_finalists: int
+    rounds: list[int]
     broke_off: bool
 
 

@@ -5,9 +5,10 @@ import inspect
 import math
 import pkgutil
 import statistics
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule
@@ -22,6 +23,24 @@ from lightning_zico.errors import NotLoggedError
 from lightning_zico.results import Final
 from lightning_zico.scoring.process_state import preserved_process_state
 from lightning_zico.scoring.reasons import describe
+
+
+class Conditions(NamedTuple):
+    """Under which all finalists are trained.
+
+    Args:
+        trainer: The trainer, set up by `rounds.borrowed`.
+        data: Arguments of `Trainer.fit`.
+        rewind: Function that resets the trainer to the start of training.
+        num_epochs: Number of epochs in a round.
+        monitor: Name of the metric to read.
+    """
+
+    trainer: Any
+    data: Mapping[str, Any]
+    rewind: Callable[[], None]
+    num_epochs: int
+    monitor: str
 
 
 class Finalist:
@@ -74,22 +93,16 @@ class Finalist:
             return Final(self.name, None, self.trainings[0].num_epochs, self.error)
         return Final(self.name, self.value, self.num_epochs, by_seed=self.by_seed)
 
-    def play(
-        self, trainer: Any, data: Mapping[str, Any], num_epochs: int, monitor: str, rewind: Callable[[], None]
-    ) -> None:
-        """Train it for some more epochs with each seed; a failure is recorded in ``error``, and ends the round.
+    @property
+    def seconds(self) -> float:
+        """Time that its trainings took, in seconds."""
+        return sum(training.seconds for training in self.trainings)
 
-        Args:
-            trainer: See `Training.play`.
-            data: See `Training.play`.
-            num_epochs: See `Training.play`.
-            monitor: See `Training.play`.
-            rewind: Function that resets the trainer to the start of training.
-        """
+    def play(self, conditions: Conditions) -> None:
+        """Train it for a round with each seed; a failure is recorded in ``error``, and ends the round."""
         values = []
         for training in self.trainings:
-            rewind()
-            training.play(trainer, data, num_epochs, monitor)
+            training.play(conditions)
             if training.value is None or training.error is not None:
                 self.error = training.error
                 return
@@ -123,6 +136,7 @@ class Training:
         self.build = build
         self.seed = seed
         self.num_epochs = 0
+        self.seconds = 0.0
         self.value: float | None = None
         self.error: str | None = None
         self.logs_monitor = False
@@ -131,19 +145,17 @@ class Training:
         self._classes: list[Any] | None = None  # see `_list_classes`
         self._put_back_rng: Callable[[], None] | None = None
 
-    def play(self, trainer: Any, data: Mapping[str, Any], num_epochs: int, monitor: str) -> None:
-        """Train a copy for some more epochs; a failure is recorded in ``error``.
+    def play(self, conditions: Conditions) -> None:
+        """Train a copy for a round; a failure is recorded in ``error``.
 
-        Args:
-            trainer: The trainer, set up by `finals._borrowed`.
-            data: Arguments of `Trainer.fit`.
-            num_epochs: Number of epochs; fewer if training ends earlier. Trained to the end, it keeps its value.
-            monitor: Name of the metric to read.
+        The round is shorter if training ends earlier. Trained to the end, it keeps its value.
 
         Raises:
             KeyboardInterrupt: If the user presses Ctrl-C, which Lightning turns into a SystemExit.
         """
-        start, until = self.num_epochs, self.num_epochs + num_epochs
+        monitor = conditions.monitor
+        begun = time.perf_counter()
+        start, until, seconds = self.num_epochs, self.num_epochs + conditions.num_epochs, self.seconds
         has_validated = False
 
         def note_validation(trainer: Any, _: LightningModule) -> None:
@@ -162,14 +174,16 @@ class Training:
             self.num_epochs = trainer.current_epoch
             self._check_logged(monitor, trainer.callback_metrics)
             value = _read_monitor(trainer.callback_metrics, monitor)
-            self.value = trainer.strategy.broadcast(value)  # one for all ranks
+            now = seconds + time.perf_counter() - begun
+            self.value, self.seconds = trainer.strategy.broadcast((value, now))  # one for all ranks
             self.checkpoint = trainer.strategy.broadcast(self.checkpoint)
             trainer.save_checkpoint(self.checkpoint)
             new = _list_classes(self.checkpoint)  # besides those that are allowed now, from the checkpoint before
             self._classes = None if new is None else [*(self._classes or []), *new]
             self._put_back_rng = rng_restorer()
 
-        trainer.callbacks = [
+        conditions.rewind()
+        conditions.trainer.callbacks = [
             LambdaCallback(
                 on_train_epoch_start=check,
                 on_validation_end=note_validation,
@@ -179,11 +193,12 @@ class Training:
         ]
         with preserved_process_state(keep_environment=True) as state:
             try:
-                self.train(trainer, _build_apart(self.build), data)
+                self.train(conditions.trainer, _build_apart(self.build), conditions.data)
                 if self.value is None:
                     raise RuntimeError("the trainer trained no epoch. Give it batches to train on.")
             except BaseException as raised:
                 state.raise_interrupt()
+                self.seconds = seconds + time.perf_counter() - begun
                 # Lightning exits the process at any KeyboardInterrupt, also at one that a candidate raises.
                 is_exit = isinstance(raised, SystemExit) and isinstance(raised.__context__, KeyboardInterrupt)
                 self.error = describe(raised.__context__ if is_exit and raised.__context__ else raised)

@@ -11,8 +11,8 @@ from scipy import stats
 from lightning_zico import Leaderboard, Score, ScoreCard, ZeroShotSelector
 from lightning_zico.engine.scope import preserved_rng, seed_all
 from lightning_zico.results import Final
-from lightning_zico.selection.finalist import Finalist
-from lightning_zico.selection.finals import find_tie
+from lightning_zico.selection.finalist import Conditions, Finalist
+from lightning_zico.selection.rounds import find_tie
 from tests.modules import assert_same
 from tests.selection.test_finals import Data, Net, Raising, Saying, selector_of, trainer_of
 
@@ -111,17 +111,18 @@ def test_a_round_that_was_interrupted_between_two_seeds_does_not_count() -> None
         def __init__(self, values: list[float]) -> None:
             self.values = iter(values)
 
-        def play(self, trainer: Any, data: Any, num_epochs: int, monitor: str) -> None:
+        def play(self, conditions: Conditions) -> None:
             value = next(self.values, None)
             if value is None:
                 raise Interrupted
-            self.value, self.num_epochs = value, self.num_epochs + num_epochs
+            self.value, self.num_epochs = value, self.num_epochs + conditions.num_epochs
 
     trainings: Any = [Played([0.5, 0.1]), Played([0.7])]
     own = Finalist(trainings)
-    own.play(None, {}, 2, "val_loss", lambda: None)
+    conditions = Conditions(None, {}, lambda: None, 2, "val_loss")
+    own.play(conditions)
     with pytest.raises(Interrupted):
-        own.play(None, {}, 2, "val_loss", lambda: None)
+        own.play(conditions)
     assert own.final == Final("a", 0.6, 2, by_seed=(0.5, 0.7))
 
 

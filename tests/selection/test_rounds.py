@@ -8,7 +8,7 @@ from scipy import stats
 
 from lightning_zico.ranking import kendall_interval
 from lightning_zico.selection.finalist import Finalist
-from lightning_zico.selection.finals import compare_rounds
+from lightning_zico.selection.rounds import compare_rounds
 from tests.selection.test_finals import Data, Saying, selector_of, trainer_of
 
 VALUES = [[1.0, 4.0, 0.5, 3.0], [2.0, 3.0, 0.4], [3.0, 2.0], [4.0, 1.0], [5.0], [6.0]]

@@ -1,0 +1,261 @@
+"""Rounds of finals: all finalists are trained for a while, then the better ones for a while longer."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from lightning.pytorch.loggers.logger import DummyLogger
+
+from lightning_zico.engine.scope import preserved_rng
+from lightning_zico.errors import InvalidArgumentError, NotLoggedError
+from lightning_zico.ranking import kendall, kendall_interval
+from lightning_zico.ranking.learned import FEWEST_LABELS
+from lightning_zico.ranking.uncertainty import difference_interval
+from lightning_zico.results import Agreement
+from lightning_zico.scoring.arguments import positive, whole_number
+from lightning_zico.selection.entrants import Learn
+from lightning_zico.selection.finalist import Conditions, Finalist
+
+# With more finalists than this, the number is halved from round to round.
+MOST_AT_ONCE = 4
+
+# Two rounds are compared on this number of finalists or more.
+_FEWEST_IN_BOTH = 4
+
+
+@dataclass(frozen=True)
+class FinalsRules:
+    """How finals are held: the arguments of `ZeroShotSelector` with these names.
+
+    Raises:
+        InvalidArgumentError: If a number is out of range, or the arguments do not go together.
+        ValueError: If ``mode`` is neither ``"min"`` nor ``"max"``.
+        TypeError: If ``monitor`` is not a string.
+    """
+
+    finalists: int = 1
+    learn: Learn | None = None
+    final_epochs: int = 1
+    final_seeds: int = 1
+    time_budget_s: float | None = None
+    monitor: str = "val_loss"
+    mode: Literal["min", "max"] = "min"
+
+    def __post_init__(self) -> None:
+        for name in ("finalists", "final_epochs", "final_seeds"):
+            whole_number(name, getattr(self, name), 1)
+        if not isinstance(self.monitor, str):
+            raise TypeError(
+                f"Invalid monitor={self.monitor!r}: expected the name of a logged metric, such as 'val_loss'."
+            )
+        if self.mode not in ("min", "max"):
+            raise ValueError(
+                f"Invalid mode={self.mode!r}: expected 'min' if lower values of `monitor` are better, or 'max' if "
+                "higher values are."
+            )
+        self._check_learn()
+        self._check_time_budget()
+
+    def _check_learn(self) -> None:
+        learn = self.learn
+        if learn is not None and not isinstance(learn, bool) and learn != "rank":
+            raise InvalidArgumentError(
+                f"Invalid learn={learn!r}: expected True to find the best candidate, 'rank' to learn the order of all, "
+                f"False to train the first by score, or None for True with more than {FEWEST_LABELS} finalists."
+            )
+        if learn == "rank" and self.finalists < FEWEST_LABELS:
+            raise InvalidArgumentError(
+                f"Invalid finalists={self.finalists} with `learn='rank'`: expected at least {FEWEST_LABELS}, since "
+                "fewer results do not show how certain the learned ranks are."
+            )
+
+    def _check_time_budget(self) -> None:
+        if positive("time_budget_s", self.time_budget_s) is None:
+            return
+        if self.finalists == 1:
+            raise InvalidArgumentError(
+                f"Invalid finalists=1 with `time_budget_s={self.time_budget_s}`: expected at least 2. It is the "
+                "largest number of finalists that the time is spent on."
+            )
+        if self.learn == "rank":
+            raise InvalidArgumentError(
+                f"Invalid time_budget_s={self.time_budget_s!r} with `learn='rank'`: expected None, since finalists are "
+                "spread over the ranking before it is known how many fit."
+            )
+
+    @property
+    def learns(self) -> Learn:
+        """What ``learn`` stands for."""
+        return self.finalists > FEWEST_LABELS if self.learn is None else self.learn
+
+    def round_sizes(self, num: int) -> list[int]:
+        """Return the number of finalists in each round.
+
+        Example:
+            >>> FinalsRules().round_sizes(4), FinalsRules().round_sizes(8)
+            ([4], [8, 4, 2])
+        """
+        sizes = [num]
+        while num > MOST_AT_ONCE and (size := math.ceil(sizes[-1] / 2)) > 1:
+            sizes.append(size)
+        return sizes
+
+    def has_time_for_another(self, finalists: Sequence[Finalist]) -> bool:
+        """Whether the time is enough for one more finalist in the first round, and for the rounds after it.
+
+        Another one is assumed to take as long as the mean of those before it. One must succeed in any case.
+        """
+        done = [finalist for finalist in finalists if finalist.error is None]
+        if self.time_budget_s is None or not done:
+            return True
+        mean = sum(finalist.seconds for finalist in done) / len(done)
+        num_left = sum(self.round_sizes(len(finalists) + 1)) - len(finalists)
+        return _seconds(finalists) + num_left * mean <= self.time_budget_s
+
+    def has_time_for(self, remaining: Sequence[Finalist], finalists: Sequence[Finalist]) -> bool:
+        """Whether the time is enough for one more round of the remaining finalists, at their own speed."""
+        coming = sum(finalist.seconds / max(finalist.num_rounds, 1) for finalist in remaining)
+        return self.time_budget_s is None or _seconds(finalists) + coming <= self.time_budget_s
+
+
+def hold_finals(
+    entrants: Iterable[Finalist],
+    trainer: Any,
+    data: Mapping[str, Any],
+    *,
+    finalists: list[Finalist],
+    rules: FinalsRules,
+) -> None:
+    r"""Train finalists for a few epochs, and sort them by the result.
+
+    The best is then first: finalists that came further come before others, then those with the better value; failed
+    ones are last. If finals are interrupted by Ctrl-C, the finalists that are done are sorted as well.
+
+    Up to four are all trained for ``final_epochs``. With more, the better half continues from where it paused, until
+    one is left (successive halving): of :math:`k` finalists, round :math:`r = 0, 1, \dots` trains
+
+    .. math::
+        k_r = \lceil k / 2^r \rceil \quad \text{while } k_r > 1
+
+    of them for :math:`e` epochs each, which takes :math:`e \sum_r k_r < e\,(2k + \log_2 k)` epochs in all.
+
+    With ``time_budget_s``, the first round takes another finalist, and a later round is held, only if there is time for
+    it. The first finalist that succeeds is trained in any case.
+
+    Args:
+        entrants: The finalists of the first round; each is taken after the one before it was trained.
+        trainer: The trainer. Its callbacks, loggers, limits and progress are restored afterwards.
+        data: Arguments of `Trainer.fit`.
+        finalists: An empty list, which the finalists are put into; equal values keep the order of the first round.
+        rules: How the finals are held.
+
+    Raises:
+        NotLoggedError: If the first finalist that is trained does not log ``monitor``; the others are not trained then.
+
+    Source:
+        Jamieson & Talwalkar, *Non-stochastic best arm identification and hyperparameter optimization*, AISTATS 2016,
+        arXiv:1502.07943, figure 3. Their version divides a total budget evenly among the rounds, so later rounds are
+        longer; here each round has ``final_epochs``.
+    """
+    sign = 1 if rules.mode == "min" else -1
+
+    def rank_key(finalist: Finalist) -> tuple[bool, int, float]:
+        value = math.inf if finalist.value is None else sign * finalist.value
+        return finalist.error is not None, -finalist.num_rounds, value
+
+    try:
+        with borrowed(trainer) as rewind, preserved_rng():
+            conditions = Conditions(trainer, data, rewind, rules.final_epochs, rules.monitor)
+
+            def train(finalist: Finalist) -> None:
+                finalist.play(conditions)
+                if finalist.not_logged and not any(other.logs_monitor for other in finalists):
+                    finalist.error, text = None, str(finalist.not_logged)
+                    raise NotLoggedError(f"Invalid monitor={rules.monitor!r}. In '{finalist.name}', {text}")
+
+            coming = iter(entrants)
+            while rules.has_time_for_another(finalists) and (finalist := next(coming, None)) is not None:
+                finalists.append(finalist)
+                train(finalist)
+            remaining = finalists
+            for _ in rules.round_sizes(len(finalists))[1:]:
+                better = sorted(remaining, key=rank_key)[: math.ceil(len(remaining) / 2)]
+                remaining = [finalist for finalist in better if finalist.error is None]
+                if len(remaining) < 2 or not rules.has_time_for(remaining, finalists):
+                    break
+                for finalist in remaining:
+                    train(finalist)
+    finally:
+        finalists.sort(key=rank_key)
+
+
+def compare_rounds(finalists: Sequence[Finalist]) -> list[Agreement]:
+    """Compute how much each round agrees with the next, by Kendall's tau of the finalists that finished both.
+
+    A low tau means that a round is too short to choose by. Rounds with fewer than four such finalists are left out.
+    """
+    found: list[Agreement] = []
+    for idx in range(max(finalist.num_rounds for finalist in finalists) - 1):
+        both = [finalist.by_round[idx : idx + 2] for finalist in finalists if finalist.num_rounds > idx + 1]
+        if len(both) >= _FEWEST_IN_BOTH:
+            tau = kendall([before for before, _ in both], [after for _, after in both])
+            low, high = (None, None) if tau is None else kendall_interval(tau, len(both))
+            found.append({"round": idx + 1, "n": len(both), "tau": tau, "low": low, "high": high})
+    return found
+
+
+def find_tie(finalists: Sequence[Finalist]) -> list[str]:
+    """Find the finalists that seeds cannot distinguish from the first one.
+
+    They have been trained as long as the first one, and the 95 % interval of the mean difference, seed by seed
+    (`ranking.uncertainty.difference_interval`), includes zero.
+
+    Args:
+        finalists: Finalists with two or more seeds, best first.
+
+    Returns:
+        Their names, with the first one.
+    """
+    first = finalists[0]
+    tied = [first.name]
+    for other in finalists[1:]:
+        if first.error is None and other.error is None and other.num_rounds == first.num_rounds:
+            low, high = difference_interval(first.by_seed, other.by_seed)
+            tied += [other.name] if low <= 0 <= high else []
+    return tied
+
+
+@contextmanager
+def borrowed(trainer: Any) -> Iterator[Callable[[], None]]:
+    """Use a trainer as Lightning's `Tuner` does: without its callbacks and loggers, which are restored at the end.
+
+    A trainer can be neither copied nor rebuilt from its attributes.
+
+    Yields:
+        A function that resets the trainer to the start of training.
+    """
+    loop = trainer.fit_loop
+    callbacks, loggers = trainer.callbacks, trainer.loggers
+    limits = loop.max_epochs, loop.min_epochs, loop.epoch_loop.min_steps
+    progress = deepcopy(loop.state_dict())
+
+    def rewind() -> None:
+        loop.load_state_dict(deepcopy(progress))
+        loop.restarting = False
+
+    trainer.loggers = [DummyLogger() for _ in loggers]
+    loop.min_epochs, loop.epoch_loop.min_steps = None, None  # these would prevent a pause
+    try:
+        yield rewind
+    finally:
+        rewind()
+        trainer.callbacks, trainer.loggers = callbacks, loggers
+        loop.max_epochs, loop.min_epochs, loop.epoch_loop.min_steps = limits
+        trainer.should_stop = False
+
+
+def _seconds(finalists: Iterable[Finalist]) -> float:
+    return sum(finalist.seconds for finalist in finalists)
