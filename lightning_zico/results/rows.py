@@ -248,6 +248,7 @@ class Provenance(TypedDict, total=False):
         held_out_difference: None unless candidates were scored once, and by `ridge_probe`.
         batch_size: The largest number of samples in a batch that was asked for; None for the loader's own.
         num_larger_batches: Number of batches that have more samples, because they could not be cut.
+        batches_hash: Hash of the batches that candidates were scored on; None if they cannot be hashed.
         reading: None if the training data had as many batches as were requested.
         repeats: Number of repeats; 1 if absent.
         race: Whether candidates could be dropped before they had all repeats.
@@ -284,6 +285,7 @@ class Provenance(TypedDict, total=False):
     held_out_difference: HeldOutDifference | None
     batch_size: int | None
     num_larger_batches: int
+    batches_hash: str | None
     reading: ReadingFacts | None
     repeats: int
     race: bool

@@ -10,7 +10,9 @@ from torch import nn
 from lightning_zico.errors import InvalidArgumentError
 from lightning_zico.folders import temporary_folder
 from lightning_zico.results import Final, FinalsHeld, Row
+from lightning_zico.scoring.cache import CacheLike
 from lightning_zico.selection.entrants import Entrants
+from lightning_zico.selection.final_cache import FinalsCache
 from lightning_zico.selection.finalist import Finalist
 from lightning_zico.selection.rounds import FinalsRules, compare_rounds, find_tie, hold_finals
 from lightning_zico.texts import all_of, count
@@ -113,6 +115,8 @@ def train_best(
     *,
     seeds: Sequence[int],
     rules: FinalsRules,
+    cache: CacheLike | None,
+    batches_hash: str | None,
     report: Callable[[list[Final], FinalsHeld, dict[str, Row] | None], None],
     on_winner: Callable[[nn.Module], None],
 ) -> None:
@@ -124,6 +128,8 @@ def train_best(
         data: See `hold_finals`.
         seeds: The seed of each training of a finalist; that of the winner with the first one continues.
         rules: See `hold_finals`.
+        cache: See `FinalsCache.of`.
+        batches_hash: See `FinalsCache.of`.
         report: Called when the finals end, also if they break off, with the results so far, how they were held, and
             what was learned about each candidate (`Entrants.learned`).
         on_winner: Called with the winner before it is trained to the end.
@@ -131,12 +137,13 @@ def train_best(
     Raises:
         RuntimeError: If all finalists failed.
     """
+    kept = FinalsCache.of(cache, trainer, data, monitor=rules.monitor, batches_hash=batches_hash)
     with temporary_folder() as folder:
         finalists: list[Finalist] = []
         has_ended = False
         try:
             coming = entrants.finalists(Path(folder), seeds=seeds, higher_is_better=rules.mode == "max")
-            hold_finals(coming, trainer, data, finalists=finalists, rules=rules)
+            hold_finals(coming, trainer, data, finalists=finalists, rules=rules, cache=kept)
             has_ended = True
         finally:
             finals = [finalist.final for finalist in finalists if finalist.is_done]

@@ -17,6 +17,7 @@ from lightning_zico.ranking.uncertainty import difference_interval
 from lightning_zico.results import Agreement
 from lightning_zico.scoring.arguments import positive, whole_number
 from lightning_zico.selection.entrants import Learn
+from lightning_zico.selection.final_cache import FinalsCache
 from lightning_zico.selection.finalist import Conditions, Finalist
 
 # With more finalists than this, the number is halved from round to round.
@@ -128,6 +129,7 @@ def hold_finals(
     *,
     finalists: list[Finalist],
     rules: FinalsRules,
+    cache: FinalsCache | None = None,
 ) -> None:
     r"""Train finalists for a few epochs, and sort them by the result.
 
@@ -151,6 +153,7 @@ def hold_finals(
         data: Arguments of `Trainer.fit`.
         finalists: An empty list, which the finalists are put into; equal values keep the order of the first round.
         rules: How the finals are held.
+        cache: Keeps the trainings; None if nothing does.
 
     Raises:
         NotLoggedError: If the first finalist that is trained does not log ``monitor``; the others are not trained then.
@@ -168,7 +171,7 @@ def hold_finals(
 
     try:
         with borrowed(trainer) as rewind, preserved_rng():
-            conditions = Conditions(trainer, data, rewind, rules.final_epochs, rules.monitor)
+            conditions = Conditions(trainer, data, rewind, rules.final_epochs, rules.monitor, cache)
 
             def train(finalist: Finalist) -> None:
                 finalist.play(conditions)
@@ -188,6 +191,7 @@ def hold_finals(
                     break
                 for finalist in remaining:
                     train(finalist)
+            _catch_up(sorted(finalists, key=rank_key), conditions)
     finally:
         finalists.sort(key=rank_key)
 
@@ -255,6 +259,15 @@ def borrowed(trainer: Any) -> Iterator[Callable[[], None]]:
         trainer.callbacks, trainer.loggers = callbacks, loggers
         loop.max_epochs, loop.min_epochs, loop.epoch_loop.min_steps = limits
         trainer.should_stop = False
+
+
+def _catch_up(finalists: Iterable[Finalist], conditions: Conditions) -> None:
+    """Prepare the first finalist to continue its training; only a cache may know more or less than is needed."""
+    for finalist in finalists if conditions.cache is not None else ():
+        if finalist.error is None:
+            finalist.catch_up(conditions)
+            if finalist.error is None:
+                return
 
 
 def _seconds(finalists: Iterable[Finalist]) -> float:

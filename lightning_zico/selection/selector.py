@@ -271,6 +271,8 @@ class ZeroShotSelector(ScoringSettings):
             arguments,
             seeds=range(self.seed, self.seed + self.final_seeds),
             rules=rules,
+            cache=self.cache,
+            batches_hash=self.leaderboard_.provenance["batches_hash"],
             report=self._add_finals,
             on_winner=partial(setattr, self, "best_model_"),
         )
