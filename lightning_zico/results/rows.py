@@ -203,7 +203,9 @@ class FinalsHeld(_FinalsHeld, total=False):
         mode: ``"min"`` if lower values of it are better, ``"max"`` if higher ones are.
         finalists: Number of candidates that took part.
         final_epochs: Number of epochs of the first round.
-        halving: Whether only the better half was trained on after each round.
+        halving: Whether only the better ones were trained on after each round.
+        reduction_factor: Factor by which their number fell; 2 if absent.
+        patience: Number of validations without improvement after which a training ended; absent if there was no limit.
         learn: Whether the finalists were chosen by the results before them, or ``"rank"`` if they were spread over the
             ranking; False if absent: the first by score.
         first_by: Name of the score by which the first ones were chosen.
@@ -222,6 +224,8 @@ class FinalsHeld(_FinalsHeld, total=False):
     seeds: int
     tie: list[str]
     agreement: list[Agreement]
+    reduction_factor: int
+    patience: int
     time_budget_s: float
     most_finalists: int
     rounds: list[int]

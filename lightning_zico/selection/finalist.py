@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule
@@ -45,6 +45,8 @@ class Conditions(NamedTuple):
         rewind: Function that resets the trainer to the start of training.
         num_epochs: Number of epochs in a round.
         monitor: Name of the metric to read.
+        mode: Whether lower (``"min"``) or higher (``"max"``) is better.
+        patience: A training ends when the metric has not improved in this number of validations; None for no limit.
         cache: Keeps the trainings; None if nothing does.
     """
 
@@ -53,6 +55,8 @@ class Conditions(NamedTuple):
     rewind: Callable[[], None]
     num_epochs: int
     monitor: str
+    mode: Literal["min", "max"] = "min"
+    patience: int | None = None
     cache: FinalsCache | None = None
 
 
@@ -121,7 +125,7 @@ class Finalist:
                 return
             values.append(training.value)
         self.value, self.by_seed = statistics.fmean(values), tuple(values)
-        self.num_epochs = self.trainings[0].num_epochs
+        self.num_epochs = max(training.num_epochs for training in self.trainings)
         self.by_round.append(self.value)
 
     def catch_up(self, conditions: Conditions) -> None:
@@ -140,8 +144,8 @@ class Training:
     from one epoch to the next except in these generators.
 
     To Lightning, every pause is an end of training: the module's hooks from ``setup`` and ``on_fit_start`` to
-    ``on_train_end`` and ``teardown``, and those of the data module, run each time. If a cache keeps the training, it
-    pauses after each epoch.
+    ``on_train_end`` and ``teardown``, and those of the data module, run each time. If a cache keeps the training, or if
+    it may run out of patience, it pauses after each epoch.
 
     Args:
         name: Name of the candidate.
@@ -190,7 +194,7 @@ class Training:
             if conditions.cache is not None and not self._epochs:
                 self._kept = conditions.cache.training(self.build(), self.seed)
             if self._kept is None:
-                self._play(conditions, num_at_once=conditions.num_epochs)
+                self._play(conditions, num_at_once=conditions.num_epochs if conditions.patience is None else 1)
                 return
             with self._kept.claimed() as is_own:
                 known = self._kept.read()
@@ -221,7 +225,11 @@ class Training:
 
     def _end_of_round(self, start: int, conditions: Conditions) -> int:
         """Return the number of epochs up to the end of a round, as far as it is known."""
-        return min([start + conditions.num_epochs, *(end for end in self._epochs.ends if end > start)])
+        ends = [end for end in self._epochs.ends if end > start]
+        if conditions.patience is not None:
+            end = _end_of_patience(self._epochs.values, conditions.patience, conditions.mode)
+            ends += [] if end is None else [max(end, start)]
+        return min([start + conditions.num_epochs, *ends])
 
     def _train_until(self, target: int, conditions: Conditions) -> None:
         """Train until the given number of epochs is complete, or until training ends by itself."""
@@ -389,6 +397,19 @@ class Training:
             return None
         # Those from the checkpoint before are declared safe now.
         return tuple(dict.fromkeys([*(self._epochs.classes or ()), *list_names(self.checkpoint)]))
+
+
+def _end_of_patience(values: Sequence[float | None], patience: int, mode: str) -> int | None:
+    """Return after how many epochs the value had not improved in the last ``patience`` validations; None if never."""
+    best, num_since = math.inf, 0
+    for num_epochs, value in enumerate(values, 1):
+        if value is None:
+            continue
+        signed = value if mode == "min" else -value
+        best, num_since = (signed, 0) if signed < best else (best, num_since + 1)
+        if num_since == patience:
+            return num_epochs
+    return None
 
 
 def _build_apart(build: Callable[[], nn.Module]) -> nn.Module:

@@ -182,15 +182,14 @@ def _describe(finalists: Sequence[Finalist], entrants: Entrants, rules: FinalsRu
         return held
     if held["halving"]:
         held["agreement"] = compare_rounds(finalists)
+        held["reduction_factor"] = rules.factor(num)
+    if rules.patience is not None:
+        held["patience"] = rules.patience
     if rules.final_seeds > 1:
         held["tie"] = find_tie(finalists)
+    held["rounds"] = [max(finalist.num_rounds for finalist in finalists), num_rounds]
     if rules.time_budget_s is not None:
-        most_rounds = max(finalist.num_rounds for finalist in finalists)
-        held |= {
-            "time_budget_s": rules.time_budget_s,
-            "most_finalists": entrants.num,
-            "rounds": [most_rounds, num_rounds],
-        }
+        held |= {"time_budget_s": rules.time_budget_s, "most_finalists": entrants.num}
     return held
 
 

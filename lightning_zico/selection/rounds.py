@@ -15,6 +15,7 @@ from lightning_zico.ranking import kendall, kendall_interval
 from lightning_zico.ranking.learned import FEWEST_LABELS
 from lightning_zico.ranking.uncertainty import difference_interval
 from lightning_zico.results import Agreement
+from lightning_zico.results.notes import LEAST_AGREEMENT
 from lightning_zico.scoring.arguments import positive, whole_number
 from lightning_zico.selection.entrants import Learn
 from lightning_zico.selection.final_cache import FinalsCache
@@ -41,6 +42,8 @@ class FinalsRules:
     learn: Learn | None = None
     final_epochs: int = 1
     final_seeds: int = 1
+    reduction_factor: int | None = None
+    patience: int | None = None
     time_budget_s: float | None = None
     monitor: str = "val_loss"
     mode: Literal["min", "max"] = "min"
@@ -48,6 +51,10 @@ class FinalsRules:
     def __post_init__(self) -> None:
         for name in ("finalists", "final_epochs", "final_seeds"):
             whole_number(name, getattr(self, name), 1)
+        if self.reduction_factor is not None:
+            whole_number("reduction_factor", self.reduction_factor, 2, "2 trains the better half in the next round.")
+        if self.patience is not None:
+            whole_number("patience", self.patience, 1)
         if not isinstance(self.monitor, str):
             raise TypeError(
                 f"Invalid monitor={self.monitor!r}: expected the name of a logged metric, such as 'val_loss'."
@@ -92,15 +99,21 @@ class FinalsRules:
         """What ``learn`` stands for."""
         return self.finalists > FEWEST_LABELS if self.learn is None else self.learn
 
+    def factor(self, num: int) -> int:
+        """Return the factor by which the number of finalists falls from round to round, for a number in the first."""
+        return self.reduction_factor or (2 if num > MOST_AT_ONCE else num)
+
     def round_sizes(self, num: int) -> list[int]:
         """Return the number of finalists in each round.
 
         Example:
             >>> FinalsRules().round_sizes(4), FinalsRules().round_sizes(8)
             ([4], [8, 4, 2])
+            >>> FinalsRules(reduction_factor=3).round_sizes(8)
+            [8, 3]
         """
         sizes = [num]
-        while num > MOST_AT_ONCE and (size := math.ceil(sizes[-1] / 2)) > 1:
+        while (size := math.ceil(sizes[-1] / self.factor(num))) > 1:
             sizes.append(size)
         return sizes
 
@@ -142,7 +155,13 @@ def hold_finals(
     .. math::
         k_r = \lceil k / 2^r \rceil \quad \text{while } k_r > 1
 
-    of them for :math:`e` epochs each, which takes :math:`e \sum_r k_r < e\,(2k + \log_2 k)` epochs in all.
+    of them for :math:`e` epochs each, which takes :math:`e \sum_r k_r < e\,(2k + \log_2 k)` epochs in all. With
+    ``reduction_factor``, any number of finalists has such rounds, and the factor stands for 2. If the order after a
+    round agrees less than 0.5 with that after the round before it (Kendall's tau of four or more finalists), nobody is
+    dropped after that round; the number of rounds stays the same.
+
+    With ``patience``, a training ends when ``monitor`` has not improved in this number of validations. It keeps its
+    last value, as one does that was trained to the end.
 
     With ``time_budget_s``, the first round takes another finalist, and a later round is held, only if there is time for
     it. The first finalist that succeeds is trained in any case.
@@ -171,7 +190,9 @@ def hold_finals(
 
     try:
         with borrowed(trainer) as rewind, preserved_rng():
-            conditions = Conditions(trainer, data, rewind, rules.final_epochs, rules.monitor, cache)
+            conditions = Conditions(
+                trainer, data, rewind, rules.final_epochs, rules.monitor, rules.mode, rules.patience, cache
+            )
 
             def train(finalist: Finalist) -> None:
                 finalist.play(conditions)
@@ -185,7 +206,8 @@ def hold_finals(
                 train(finalist)
             remaining = finalists
             for _ in rules.round_sizes(len(finalists))[1:]:
-                better = sorted(remaining, key=rank_key)[: math.ceil(len(remaining) / 2)]
+                factor = rules.factor(len(finalists)) if _agree(remaining) else 1
+                better = sorted(remaining, key=rank_key)[: math.ceil(len(remaining) / factor)]
                 remaining = [finalist for finalist in better if finalist.error is None]
                 if len(remaining) < 2 or not rules.has_time_for(remaining, finalists):
                     break
@@ -209,6 +231,13 @@ def compare_rounds(finalists: Sequence[Finalist]) -> list[Agreement]:
             low, high = (None, None) if tau is None else kendall_interval(tau, len(both))
             found.append({"round": idx + 1, "n": len(both), "tau": tau, "low": low, "high": high})
     return found
+
+
+def _agree(finalists: Sequence[Finalist]) -> bool:
+    """Whether the last round of some finalists agrees enough with the one before it to drop some of them."""
+    found = compare_rounds(finalists)[-1:]
+    num_rounds = max(finalist.num_rounds for finalist in finalists)
+    return all(own["tau"] is None or own["tau"] >= LEAST_AGREEMENT for own in found if own["round"] == num_rounds - 1)
 
 
 def find_tie(finalists: Sequence[Finalist]) -> list[str]:

@@ -86,6 +86,11 @@ class ZeroShotSelector(ScoringSettings):
             each with its own weights and order of the data. The mean decides, ``final_std_error`` is its standard
             error, and a note names the finalists that the seeds cannot distinguish from the winner, and the smallest of
             these by parameters. It takes three or more to tell candidates apart.
+        reduction_factor: How many times fewer finalists each round has than the one before. None for 2 with more than
+            four finalists, and a single round with fewer. After a round whose order agrees too little with that of the
+            round before, nobody is dropped (`selection.rounds.hold_finals`).
+        patience: End the training of a finalist when ``monitor`` has not improved in this number of validations; None
+            for no limit.
         time_budget_s: Time for the trainings of all finalists together, in seconds; scoring and the winner's training
             to the end come on top. As many of ``finalists`` are trained as fit, with all their rounds, if another one
             takes as long as the mean of those before it. The first that succeeds is trained in any case, so there is
@@ -126,6 +131,8 @@ class ZeroShotSelector(ScoringSettings):
     learn: bool | Literal["rank"] | None = None
     final_epochs: int = 1
     final_seeds: int = 1
+    reduction_factor: int | None = None
+    patience: int | None = None
     time_budget_s: float | None = None
     monitor: str = "val_loss"
     mode: Literal["min", "max"] = "min"
