@@ -61,8 +61,10 @@ class Epochs:
     @classmethod
     def from_json(cls, text: str) -> "Epochs":
         """Create it from the result of `to_json`."""
-        data: dict[str, Any] = json.loads(text)
-        return cls(**{name: tuple(part) if isinstance(part, list) else part for name, part in data.items()})
+        data: dict[str, Any] = {
+            name: tuple(part) if isinstance(part, list) else part for name, part in json.loads(text).items()
+        }
+        return cls(**data)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 from lightning_zico import ZeroShotSelector
@@ -148,3 +149,17 @@ def test_other_factors_and_patience_are_refused(kwargs: dict[str, Any], match: s
 def test_more_rounds_than_the_trainer_has_epochs_are_refused() -> None:
     with pytest.raises(ValueError, match="`max_epochs=2`, but 4 finalists are trained for up to 2 epochs"):
         selector_of(trainer_of(2), 4, reduction_factor=2).fit([lambda: pytest.fail("built")], Data())
+
+
+def test_a_finalist_that_diverges_is_a_row_with_the_reason() -> None:
+    class Diverging(Net):
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return self(batch[0]).square().mean()
+
+        def configure_optimizers(self) -> Any:
+            return torch.optim.SGD(self.parameters(), 1e12)
+
+    builds = {"diverges": partial(Diverging, 2), "trains": partial(Net, 1)}
+    selector = selector_of(trainer_of(4), 2, final_epochs=2).fit(builds, Data())
+    assert selector.leaderboard_.best == "trains"
+    assert selector.leaderboard_.errors == {"diverges": "finals: ValueError: `val_loss` is nan after training."}
