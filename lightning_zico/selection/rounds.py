@@ -1,19 +1,21 @@
 """Rounds of finals: all finalists are trained for a while, then the better ones for a while longer."""
 
 import math
+import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 from lightning.pytorch.loggers.logger import DummyLogger
+from scipy import stats
 
 from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.errors import InvalidArgumentError, NotLoggedError
 from lightning_zico.ranking import kendall, kendall_interval
 from lightning_zico.ranking.learned import FEWEST_LABELS
-from lightning_zico.ranking.uncertainty import difference_interval
 from lightning_zico.results import Agreement
 from lightning_zico.results.notes import LEAST_AGREEMENT
 from lightning_zico.scoring.arguments import positive, whole_number
@@ -243,8 +245,8 @@ def _agree(finalists: Sequence[Finalist]) -> bool:
 def find_tie(finalists: Sequence[Finalist]) -> list[str]:
     """Find the finalists that seeds cannot distinguish from the first one.
 
-    They have been trained as long as the first one, and the 95 % interval of the mean difference, seed by seed
-    (`ranking.uncertainty.difference_interval`), includes zero.
+    They have been trained as long as the first one, and the 95 % interval of the difference of the means includes zero
+    (`difference_margin`, from all that have been trained as long).
 
     Args:
         finalists: Finalists with two or more seeds, best first.
@@ -253,12 +255,47 @@ def find_tie(finalists: Sequence[Finalist]) -> list[str]:
         Their names, with the first one.
     """
     first = finalists[0]
-    tied = [first.name]
-    for other in finalists[1:]:
-        if first.error is None and other.error is None and other.num_rounds == first.num_rounds:
-            low, high = difference_interval(first.by_seed, other.by_seed)
-            tied += [other.name] if low <= 0 <= high else []
-    return tied
+    others = [own for own in finalists[1:] if own.error is None and own.num_rounds == first.num_rounds]
+    if first.error is not None or not others:
+        return [first.name]
+    margin = difference_margin([own.by_seed for own in (first, *others)])
+    best = statistics.fmean(first.by_seed)
+    return [first.name, *(own.name for own in others if abs(statistics.fmean(own.by_seed) - best) <= margin)]
+
+
+def difference_margin(table: Sequence[Sequence[float]]) -> float:
+    r"""Compute the half width of the 95 % interval of the difference of any two finalists' means.
+
+    .. math::
+        t_{0.975, \nu}\, s \sqrt{\frac{2}{R}}, \qquad \nu = (n - 1)(R - 1), \qquad
+        s^2 = \frac{1}{\nu} \sum_{i, r} (x_{ir} - \bar x_i - \bar x_r + \bar x)^2
+
+    with :math:`t` the quantile of Student's distribution. The noise is estimated from all finalists together, as if it
+    were equal for all. For two finalists, this is the paired t-test.
+
+    Args:
+        table: For each of n finalists one number per seed, [n][R].
+
+    Raises:
+        ValueError: If there are fewer than two finalists or seeds, or the finalists differ in their number.
+
+    Example:
+        >>> difference_margin([[3.0, 4.0, 5.0], [1.0, 2.0, 3.0]])
+        0.0
+
+    Source:
+        The least significant difference of a randomised block design: Fisher, *The Design of Experiments*, 1935.
+    """
+    if len({len(row) for row in table}) != 1 or len(table) < 2 or len(table[0]) < 2:
+        raise ValueError(
+            f"The table has {len(table)} finalists with {sorted({len(row) for row in table})} seeds: expected at "
+            "least 2 finalists, each with the same number of seeds of at least 2."
+        )
+    x = np.array(table, dtype=np.float64)
+    num_free = (x.shape[0] - 1) * (x.shape[1] - 1)
+    residuals = x - x.mean(axis=1, keepdims=True) - x.mean(axis=0) + x.mean()
+    deviation = math.sqrt(float((residuals**2).sum()) / num_free)
+    return float(stats.t.ppf(0.975, num_free)) * deviation * math.sqrt(2 / x.shape[1])
 
 
 @contextmanager
