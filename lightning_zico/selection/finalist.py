@@ -174,12 +174,12 @@ class Training:
         self._epochs = Epochs()  # all that are known; a cache may know more than this run has needed so far
         self._is_fetched = True  # whether the checkpoint after them is there
         self._kept: KeptTraining | None = None
-        self._begun = self._wasted_s = 0.0
+        self._wasted_s = 0.0
         self._put_back_rng: Callable[[], None] | None = None
 
     @property
     def seconds(self) -> float:
-        """Time that it took, in seconds; epochs from a cache count as they took when they were trained."""
+        """Time that it took, in seconds; epochs from a cache count as they took, other than in a round that failed."""
         return sum(self._epochs.seconds[: self.num_epochs]) + self._wasted_s
 
     def play(self, conditions: Conditions) -> None:
@@ -233,8 +233,7 @@ class Training:
 
     def _train_until(self, target: int, conditions: Conditions) -> None:
         """Train until the given number of epochs is complete, or until training ends by itself."""
-        start, self._begun = len(self._epochs), time.perf_counter()
-        monitor = conditions.monitor
+        start, begun, monitor = len(self._epochs), time.perf_counter(), conditions.monitor
         has_validated = ended = False
 
         def come_last(trainer: Any, _: LightningModule) -> None:
@@ -262,7 +261,7 @@ class Training:
                 self._check_logged(monitor, trainer.callback_metrics)
                 value = float(trainer.callback_metrics[monitor])
             # One for all ranks.
-            value, seconds = trainer.strategy.broadcast((value, time.perf_counter() - self._begun))
+            value, seconds = trainer.strategy.broadcast((value, time.perf_counter() - begun))
             self.checkpoint = trainer.strategy.broadcast(self.checkpoint)
             trainer.save_checkpoint(self.checkpoint)
             unread = num_epochs - start - 1
@@ -291,12 +290,14 @@ class Training:
     @contextmanager
     def _recorded(self) -> Iterator[None]:
         """Record a failure of the body in ``error``."""
+        begun, start = time.perf_counter(), self.num_epochs
         with preserved_process_state(keep_environment=True) as state:
             try:
                 yield
             except BaseException as raised:
                 state.raise_interrupt()
-                self._wasted_s = time.perf_counter() - self._begun
+                counted = sum(self._epochs.seconds[start : self.num_epochs])
+                self._wasted_s = max(time.perf_counter() - begun - counted, 0.0)
                 # Lightning exits the process at any KeyboardInterrupt, also at one that a candidate raises.
                 is_exit = isinstance(raised, SystemExit) and isinstance(raised.__context__, KeyboardInterrupt)
                 self.error = describe(raised.__context__ if is_exit and raised.__context__ else raised)
@@ -311,8 +312,9 @@ class Training:
             if len(self._epochs) > self.num_epochs:
                 self._forget()
             self._fetch()
-            if len(self._epochs) < self.num_epochs:
-                self._kept = None
+            before = None
+            while len(self._epochs) < self.num_epochs and len(self._epochs) != before:
+                before = len(self._epochs)
                 self._train_until(self.num_epochs, conditions)
 
     def _fetch(self) -> None:

@@ -85,8 +85,8 @@ class ZeroShotSelector(ScoringSettings):
         final_seeds: Number of seeds with which a finalist is trained in each round: ``seed``, ``seed + 1`` and so on,
             each with its own weights and order of the data. The mean decides, ``final_std_error`` is its standard
             error, and a note names the finalists that the seeds cannot distinguish from the winner, and the smallest of
-            these by parameters. The noise is estimated from all finalists that were trained
-            as long as the winner: with two of these, it takes three seeds or more to tell them apart.
+            these by parameters. The noise is estimated from all finalists that were trained as long as the
+            winner: with two of these, it takes three seeds or more to tell them apart.
         reduction_factor: How many times fewer finalists each round has than the one before. None for 2 with more than
             four finalists, and a single round with fewer. After a round whose order agrees too little with that of the
             round before, nobody is dropped (`selection.rounds.hold_finals`).

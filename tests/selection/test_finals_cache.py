@@ -34,7 +34,10 @@ def count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return counted
 
 
-@pytest.mark.parametrize(("num_finalists", "kwargs"), [(3, {"final_epochs": 2}), (5, {}), (2, {"final_seeds": 2})])
+@pytest.mark.parametrize(
+    ("num_finalists", "kwargs"),
+    [(3, {"final_epochs": 2}), (2, {"final_seeds": 2}), pytest.param(5, {}, marks=pytest.mark.slow)],
+)
 def test_finals_from_a_cache_are_those_of_training(num_finalists: int, kwargs: Any, tmp_path: Path, count: Any) -> None:
     expected = results(fit(None, num_finalists, **kwargs))
     trained = count()
@@ -77,6 +80,7 @@ def test_finals_that_were_killed_go_on_in_another_process(tmp_path: Path, count:
     assert sorted(before + count()) == sorted(trained)
 
 
+@pytest.mark.slow
 def test_more_epochs_go_on_from_those_that_are_known_and_fewer_train_only_the_winner_again(
     tmp_path: Path, count: Any
 ) -> None:
@@ -91,7 +95,9 @@ def test_more_epochs_go_on_from_those_that_are_known_and_fewer_train_only_the_wi
     assert count() == [f"{winner} {epoch}" for epoch in range(NUM_EPOCHS)]
 
 
-@pytest.mark.parametrize("harm", ["deleted", "cut", "changed"])
+@pytest.mark.parametrize(
+    "harm", ["changed", *(pytest.param(harm, marks=pytest.mark.slow) for harm in ("deleted", "cut"))]
+)
 def test_a_checkpoint_that_is_gone_or_damaged_is_made_again(harm: str, tmp_path: Path, count: Any) -> None:
     cache = tmp_path / "scores.db"
     expected = results(fit(None, 2, final_epochs=2))
@@ -110,26 +116,9 @@ def test_a_checkpoint_that_is_gone_or_damaged_is_made_again(harm: str, tmp_path:
     assert len(list(Path(f"{cache}-finals").iterdir())) == 2
 
 
-def test_other_weights_data_trainers_and_metrics_are_trained_anew(tmp_path: Path, count: Any) -> None:
-    cache = tmp_path / "scores.db"
-
-    def num_finals(**kwargs: Any) -> int:
-        fit(cache, 2, **kwargs)
-        return len(count()) - (NUM_EPOCHS - 1)
-
-    class OtherData(Data):
-        def val_dataloader(self) -> Any:
-            return torch.utils.data.DataLoader(self.val_data, 3)
-
-    assert num_finals() == 2
-    assert num_finals() == 0
-    assert num_finals(mode="max") == 0  # the same numbers, read the other way round
-    assert num_finals(trainer=trainer_of(NUM_EPOCHS, callbacks=[EarlyStopping("val_loss", patience=99)])) == 0
-    assert num_finals(data=OtherData(True)) == 2
-    assert num_finals(data=Data(False)) == 2
-    assert num_finals(builds={str(idx): partial(Counted, -idx, 0.3) for idx in range(2)}) == 2
-    assert num_finals(trainer=trainer_of(NUM_EPOCHS, gradient_clip_val=0.1)) == 2
-    assert num_finals(monitor="train_loss", builds={str(idx): partial(Logging, -idx) for idx in range(2)}) == 2
+class OtherData(Data):
+    def val_dataloader(self) -> Any:
+        return torch.utils.data.DataLoader(self.val_data, 3)
 
 
 class Logging(Counted):
@@ -137,6 +126,35 @@ class Logging(Counted):
         loss = super().training_step(batch, batch_idx)
         self.log("train_loss", loss, on_epoch=True, on_step=False)
         return loss
+
+
+@pytest.mark.parametrize(
+    ("num_trained", "kwargs"),
+    [
+        (2, lambda: {"data": OtherData(True)}),
+        (2, lambda: {"trainer": trainer_of(NUM_EPOCHS, gradient_clip_val=0.1)}),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [
+                (0, lambda: {"mode": "max"}),  # the same numbers, read the other way round
+                (0, lambda: {"trainer": trainer_of(NUM_EPOCHS, callbacks=[EarlyStopping("val_loss", patience=99)])}),
+                (2, lambda: {"data": Data(False)}),
+                (2, lambda: {"builds": {str(idx): partial(Counted, -idx, 0.3) for idx in range(2)}}),
+                (
+                    2,
+                    lambda: {"builds": {str(idx): partial(Logging, -idx) for idx in range(2)}, "monitor": "train_loss"},
+                ),
+            ]
+        ),
+    ],
+)
+def test_other_weights_data_trainers_and_metrics_are_trained_anew(
+    num_trained: int, kwargs: Any, tmp_path: Path, count: Any
+) -> None:
+    fit(tmp_path / "scores.db", 2)
+    count()
+    fit(tmp_path / "scores.db", 2, **kwargs())
+    assert len(count()) == num_trained + NUM_EPOCHS - 1
 
 
 def test_failures_and_divergence_are_the_same_with_a_cache(tmp_path: Path, count: Any) -> None:

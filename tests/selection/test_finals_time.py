@@ -2,6 +2,7 @@
 
 import math
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,8 +11,9 @@ import pytest
 from lightning_zico import ZeroShotSelector
 from lightning_zico.errors import InvalidArgumentError
 from lightning_zico.selection import finalist as finalist_module
+from lightning_zico.selection.final_cache import FinalsCache
 from lightning_zico.selection.finalist import Conditions, Finalist
-from lightning_zico.selection.rounds import FinalsRules, hold_finals
+from lightning_zico.selection.rounds import FinalsRules, borrowed, hold_finals
 from tests.selection.test_finals import Data, Raising, Saying, selector_of, trainer_of
 
 
@@ -97,6 +99,7 @@ def test_a_budget_that_is_too_small_for_one_finalist_ends_with_a_trained_winner(
     ]
 
 
+@pytest.mark.slow
 def test_the_ranker_chooses_the_same_ones_as_without_a_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     trained: list[float] = []
@@ -119,6 +122,35 @@ def test_the_ranker_chooses_the_same_ones_as_without_a_budget(monkeypatch: pytes
         assert selector.trainer.current_epoch == 5
         firsts.append(trained[:num])
     assert firsts[1] == firsts[0][:9]
+
+
+@pytest.mark.parametrize("cache", [None, "scores.db"])
+def test_seconds_are_those_of_all_epochs_and_of_failures(
+    cache: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+
+    class Timed(Saying):
+        def on_train_epoch_start(self) -> None:
+            nonlocal now
+            now += self.values[0]
+            if self.values[0] == 7:
+                raise RuntimeError("no more")
+
+    monkeypatch.setattr(finalist_module, "time", SimpleNamespace(perf_counter=lambda: now))
+    trainings = {}
+    conditions = {"num_epochs": 2, "monitor": "val_loss"}
+    for values in [(1.0,), (2.0, float("nan")), (7.0,)]:
+        build = partial(Timed, 0, *values)
+        trainings[values[0]] = finalist_module.Training("x", build, tmp_path / "checkpoint", 0)
+        trainer = trainer_of(5)
+        kept = FinalsCache.of(cache and tmp_path / cache, trainer, {}, monitor="val_loss", batches_hash=None)
+        with borrowed(trainer) as rewind:
+            own = finalist_module.Conditions(trainer, {"datamodule": Data()}, rewind, cache=kept, **conditions)
+            for _ in range(2 if values[0] == 1 else 1):
+                trainings[values[0]].play(own)
+    assert {cost: training.seconds for cost, training in trainings.items()} == {1: 4, 2: 4, 7: 7}
+    assert [training.num_epochs for training in trainings.values()] == [4, 2, 0]
 
 
 def test_a_note_says_how_far_the_time_went() -> None:
