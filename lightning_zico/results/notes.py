@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from lightning_zico.ranking import get_recipe
 from lightning_zico.ranking.learned import FEWEST_LABELS
 from lightning_zico.results.rows import (
+    Agreement,
     FinalsHeld,
     HeldOutDifference,
     Lacking,
@@ -28,6 +29,9 @@ _MOST_MISSING = 3
 
 # Number of a zoo's candidates to train before one is chosen.
 _NUM_FINALISTS = 5
+
+# Below this tau between two rounds of finals, a note advises longer ones, and nobody is dropped after the second round.
+LEAST_AGREEMENT = 0.5
 
 # A note names the layer scores that cover less than this share of a candidate's trainable weights.
 LEAST_COVERED = 0.9
@@ -345,16 +349,15 @@ def _notes_on_finals(rows: Sequence[Row], finals: FinalsHeld) -> list[str]:
     if finals.get("broke_off"):
         return [f"Finals of {who} were interrupted; those trained so far come first."]
     trained = f"{who} were trained for {count(epochs, 'epoch')}"
-    halving = f", then the better half for {epochs} more, and so on" if finals["halving"] else ""
+    if patience := finals.get("patience"):
+        trained += f", or until {finals['monitor']} had not improved in {count(patience, 'validation')}"
+    factor = finals.get("reduction_factor", 2)
+    better = "better half" if factor == 2 else f"best 1 in {factor}"
+    halving = f", then the {better} for {epochs} more, and so on" if finals["halving"] else ""
     end = "lowest" if finals["mode"] == "min" else "highest"
     notes = [f"Finals: {trained}{halving}; the {end} {finals['monitor']} won."]
-    for own in finals.get("agreement", ()):
-        if own["tau"] is not None:
-            both = count(own["n"], "finalist")
-            notes.append(
-                f"Kendall's tau between rounds {own['round']} and {own['round'] + 1} of the finals, on the {both} "
-                f"of both: {own['tau']:.2f} [{own['low']:.2f}, {own['high']:.2f}]."
-            )
+    notes += _if_there(_note_on_time(finals))
+    notes += [_note_on_agreement(own, finals) for own in finals.get("agreement", ()) if own["tau"] is not None]
     if len(tie := finals.get("tie", ())) > 1:
         sizes = {row["name"]: row.get("params") for row in rows if row["name"] in tie}
         known = {name: size for name, size in sizes.items() if size}
@@ -372,6 +375,31 @@ def _notes_on_finals(rows: Sequence[Row], finals: FinalsHeld) -> list[str]:
     elif learn == "rank":
         notes.append(f"Fewer than {FEWEST_LABELS} finalists have a result, so the order of all was not learned.")
     return notes
+
+
+def _note_on_agreement(own: Agreement, finals: FinalsHeld) -> str:
+    def after(num_rounds: int) -> str:
+        # With patience, some were trained for fewer epochs.
+        return f"round {num_rounds}" if "patience" in finals else count(num_rounds * finals["final_epochs"], "epoch")
+
+    first, second = own["round"], own["round"] + 1
+    note = (
+        f"After {after(first)} of the finals, the order of {count(own['n'], 'finalist')} agreed {own['tau']:.2f} "
+        f"[{own['low']:.2f}, {own['high']:.2f}] with that after {after(second)} (Kendall's tau)"
+    )
+    if (own["tau"] or 0) >= LEAST_AGREEMENT:
+        return f"{note}."
+    _, num_rounds = finals.get("rounds", (0, 0))
+    kept = " Nobody was dropped then." if second < num_rounds else ""
+    return f"{note}: longer finals would be safer.{kept}"
+
+
+def _note_on_time(finals: FinalsHeld) -> str | None:
+    if "time_budget_s" not in finals:
+        return None
+    (held, planned), num, most = finals["rounds"], finals["finalists"], finals["most_finalists"]
+    rounds = f", and for {held} of {count(planned, 'round')}" if held < planned else ""
+    return f"The time of {finals['time_budget_s']:g} s was enough for {num} of {count(most, 'finalist')}{rounds}."
 
 
 def _if_there(note: str | None) -> list[str]:

@@ -203,7 +203,9 @@ class FinalsHeld(_FinalsHeld, total=False):
         mode: ``"min"`` if lower values of it are better, ``"max"`` if higher ones are.
         finalists: Number of candidates that took part.
         final_epochs: Number of epochs of the first round.
-        halving: Whether only the better half was trained on after each round.
+        halving: Whether only the better ones were trained on after each round.
+        reduction_factor: Factor by which their number fell; 2 if absent.
+        patience: Number of validations without improvement after which a training ended; absent if there was no limit.
         learn: Whether the finalists were chosen by the results before them, or ``"rank"`` if they were spread over the
             ranking; False if absent: the first by score.
         first_by: Name of the score by which the first ones were chosen.
@@ -211,6 +213,9 @@ class FinalsHeld(_FinalsHeld, total=False):
         tie: Names of the finalists that cannot be distinguished from the winner, with the winner first; absent with one
             seed.
         agreement: How much each round agrees with the next, as long as four or more finalists took part in both.
+        time_budget_s: Time for the finals, in seconds; absent if there was no limit.
+        most_finalists: Number of candidates that would have taken part with more time.
+        rounds: Number of rounds that were held, and number of rounds that this many finalists have.
         broke_off: Whether the finals were interrupted.
     """
 
@@ -219,6 +224,11 @@ class FinalsHeld(_FinalsHeld, total=False):
     seeds: int
     tie: list[str]
     agreement: list[Agreement]
+    reduction_factor: int
+    patience: int
+    time_budget_s: float
+    most_finalists: int
+    rounds: list[int]
     broke_off: bool
 
 
@@ -242,6 +252,7 @@ class Provenance(TypedDict, total=False):
         held_out_difference: None unless candidates were scored once, and by `ridge_probe`.
         batch_size: The largest number of samples in a batch that was asked for; None for the loader's own.
         num_larger_batches: Number of batches that have more samples, because they could not be cut.
+        batches_hash: Hash of the batches that candidates were scored on; None if they cannot be hashed.
         reading: None if the training data had as many batches as were requested.
         repeats: Number of repeats; 1 if absent.
         race: Whether candidates could be dropped before they had all repeats.
@@ -278,6 +289,7 @@ class Provenance(TypedDict, total=False):
     held_out_difference: HeldOutDifference | None
     batch_size: int | None
     num_larger_batches: int
+    batches_hash: str | None
     reading: ReadingFacts | None
     repeats: int
     race: bool

@@ -86,7 +86,8 @@ class ScoringSettings:
             archs of a search, and training in finals.
         cache: Path of a file in which scores are saved as they come (``"scores.db"``; see `scoring.cache.SQLiteCache`),
             or a `ScoreCache`. Scores in it are not computed again, and the result is the same, ``seconds`` included.
-            See `scoring.cached_scorer.with_cache` for what a score depends on.
+            See `scoring.cached_scorer.with_cache` for what a score depends on. A file keeps finals as well, with their
+            checkpoints in a folder beside it (`selection.final_cache.FinalsCache`).
         executor: Where candidates are scored; it does not change the scores. None for this process, ``"processes"`` for
             one worker process per core, or an executor, such as ``ProcessExecutor(num_workers=2)`` or
             ``RayExecutor()``. In a search with several workers, each scores an arch of its own, which is proposed while

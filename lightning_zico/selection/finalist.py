@@ -1,13 +1,16 @@
 """One candidate in the finals: trained for some epochs at a time, with one or more seeds."""
 
 import difflib
+import importlib
 import inspect
 import math
 import pkgutil
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from lightning.pytorch import LightningModule
@@ -16,12 +19,45 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from lightning_zico.bridge.hooks import is_lightning
+from lightning_zico.bridge.trainers import package_of
 from lightning_zico.engine.lazy import copied
-from lightning_zico.engine.scope import rng_restorer, seed_all
+from lightning_zico.engine.scope import preserved_rng, rng_restorer, seed_all
 from lightning_zico.errors import NotLoggedError
 from lightning_zico.results import Final
 from lightning_zico.scoring.process_state import preserved_process_state
 from lightning_zico.scoring.reasons import describe
+from lightning_zico.selection.final_cache import (
+    Epochs,
+    FinalsCache,
+    KeptTraining,
+    generators_as_text,
+    set_generators,
+    storing,
+)
+
+
+class Conditions(NamedTuple):
+    """Under which all finalists are trained.
+
+    Args:
+        trainer: The trainer, set up by `rounds.borrowed`.
+        data: Arguments of `Trainer.fit`.
+        rewind: Function that resets the trainer to the start of training.
+        num_epochs: Number of epochs in a round.
+        monitor: Name of the metric to read.
+        mode: Whether lower (``"min"``) or higher (``"max"``) is better.
+        patience: A training ends when the metric has not improved in this number of validations; None for no limit.
+        cache: Keeps the trainings; None if nothing does.
+    """
+
+    trainer: Any
+    data: Mapping[str, Any]
+    rewind: Callable[[], None]
+    num_epochs: int
+    monitor: str
+    mode: Literal["min", "max"] = "min"
+    patience: int | None = None
+    cache: FinalsCache | None = None
 
 
 class Finalist:
@@ -74,29 +110,28 @@ class Finalist:
             return Final(self.name, None, self.trainings[0].num_epochs, self.error)
         return Final(self.name, self.value, self.num_epochs, by_seed=self.by_seed)
 
-    def play(
-        self, trainer: Any, data: Mapping[str, Any], num_epochs: int, monitor: str, rewind: Callable[[], None]
-    ) -> None:
-        """Train it for some more epochs with each seed; a failure is recorded in ``error``, and ends the round.
+    @property
+    def seconds(self) -> float:
+        """Time that its trainings took, in seconds."""
+        return sum(training.seconds for training in self.trainings)
 
-        Args:
-            trainer: See `Training.play`.
-            data: See `Training.play`.
-            num_epochs: See `Training.play`.
-            monitor: See `Training.play`.
-            rewind: Function that resets the trainer to the start of training.
-        """
+    def play(self, conditions: Conditions) -> None:
+        """Train it for a round with each seed; a failure is recorded in ``error``, and ends the round."""
         values = []
         for training in self.trainings:
-            rewind()
-            training.play(trainer, data, num_epochs, monitor)
+            training.play(conditions)
             if training.value is None or training.error is not None:
                 self.error = training.error
                 return
             values.append(training.value)
         self.value, self.by_seed = statistics.fmean(values), tuple(values)
-        self.num_epochs = self.trainings[0].num_epochs
+        self.num_epochs = max(training.num_epochs for training in self.trainings)
         self.by_round.append(self.value)
+
+    def catch_up(self, conditions: Conditions) -> None:
+        """Prepare to continue its first training; a failure is recorded in ``error``."""
+        self.trainings[0].catch_up(conditions)
+        self.error = self.trainings[0].error
 
 
 class Training:
@@ -109,13 +144,21 @@ class Training:
     from one epoch to the next except in these generators.
 
     To Lightning, every pause is an end of training: the module's hooks from ``setup`` and ``on_fit_start`` to
-    ``on_train_end`` and ``teardown``, and those of the data module, run each time.
+    ``on_train_end`` and ``teardown``, and those of the data module, run each time. If a cache keeps the training, or if
+    it may run out of patience, it pauses after each epoch.
 
     Args:
         name: Name of the candidate.
         build: Function that builds it, always with the same weights.
         checkpoint: File for the state of its training.
         seed: The seed of the generators, set before each setup of data and model and before the first epoch.
+
+    Attributes:
+        num_epochs: Number of epochs up to the end of the last round.
+        value: The monitored metric after them.
+        error: Why it failed; None if it did not.
+        logs_monitor: Whether it has logged the monitored metric.
+        not_logged: The error if it did not.
     """
 
     def __init__(self, name: str, build: Callable[[], nn.Module], checkpoint: Path, seed: int) -> None:
@@ -128,23 +171,74 @@ class Training:
         self.logs_monitor = False
         self.not_logged: NotLoggedError | None = None
         self.checkpoint = checkpoint
-        self._classes: list[Any] | None = None  # see `_list_classes`
+        self._epochs = Epochs()  # all that are known; a cache may know more than this run has needed so far
+        self._is_fetched = True  # whether the checkpoint after them is there
+        self._kept: KeptTraining | None = None
+        self._wasted_s = 0.0
         self._put_back_rng: Callable[[], None] | None = None
 
-    def play(self, trainer: Any, data: Mapping[str, Any], num_epochs: int, monitor: str) -> None:
-        """Train a copy for some more epochs; a failure is recorded in ``error``.
+    @property
+    def seconds(self) -> float:
+        """Time that it took, in seconds; epochs from a cache count as they took, other than in a round that failed."""
+        return sum(self._epochs.seconds[: self.num_epochs]) + self._wasted_s
 
-        Args:
-            trainer: The trainer, set up by `finals._borrowed`.
-            data: Arguments of `Trainer.fit`.
-            num_epochs: Number of epochs; fewer if training ends earlier. Trained to the end, it keeps its value.
-            monitor: Name of the metric to read.
+    def play(self, conditions: Conditions) -> None:
+        """Train a copy for a round; a failure is recorded in ``error``.
+
+        The round is shorter if training ends earlier. Trained to the end, it keeps its value.
 
         Raises:
             KeyboardInterrupt: If the user presses Ctrl-C, which Lightning turns into a SystemExit.
         """
-        start, until = self.num_epochs, self.num_epochs + num_epochs
-        has_validated = False
+        with self._recorded():
+            if conditions.cache is not None and not self._epochs:
+                self._kept = conditions.cache.training(self.build(), self.seed)
+            if self._kept is None:
+                self._play(conditions, num_at_once=conditions.num_epochs if conditions.patience is None else 1)
+                return
+            with self._kept.claimed() as is_own:
+                known = self._kept.read()
+                if len(known) > len(self._epochs):
+                    self._epochs, self._is_fetched = known, False
+                self._play(conditions, num_at_once=1, store=self._kept if is_own else None)
+
+    def _play(self, conditions: Conditions, *, num_at_once: int, store: KeptTraining | None = None) -> None:
+        start = self.num_epochs
+        while len(self._epochs) < (end := self._end_of_round(start, conditions)):
+            self._fetch()
+            target = min(len(self._epochs) + num_at_once, end)
+            self._train_until(target, conditions)
+            if len(self._epochs) < target:
+                break
+            if store is not None:
+                with storing():
+                    self._epochs = store.write(self._epochs, self.checkpoint)
+        self.num_epochs = min(self._end_of_round(start, conditions), len(self._epochs))
+        if not self.num_epochs:
+            raise RuntimeError("the trainer trained no epoch. Give it batches to train on.")
+        value = self._epochs.values[self.num_epochs - 1]
+        if value is None:
+            raise NotLoggedError(f"`{conditions.monitor}` was not logged in the last epoch.")
+        if not math.isfinite(value):
+            raise ValueError(f"`{conditions.monitor}` is {value} after training.")
+        self.value, self.logs_monitor = value, True
+
+    def _end_of_round(self, start: int, conditions: Conditions) -> int:
+        """Return the number of epochs up to the end of a round, as far as it is known."""
+        ends = [end for end in self._epochs.ends if end > start]
+        if conditions.patience is not None:
+            end = _end_of_patience(self._epochs.values, conditions.patience, conditions.mode)
+            ends += [] if end is None else [max(end, start)]
+        return min([start + conditions.num_epochs, *ends])
+
+    def _train_until(self, target: int, conditions: Conditions) -> None:
+        """Train until the given number of epochs is complete, or until training ends by itself."""
+        start, begun, monitor = len(self._epochs), time.perf_counter(), conditions.monitor
+        has_validated = ended = False
+
+        def come_last(trainer: Any, _: LightningModule) -> None:
+            # After the module and its callbacks, to see whether they end training.
+            trainer.callbacks = [*(callback for callback in trainer.callbacks if callback is not own), own]
 
         def note_validation(trainer: Any, _: LightningModule) -> None:
             nonlocal has_validated
@@ -156,38 +250,87 @@ class Training:
                 self._check_logged(monitor, trainer.callback_metrics)
 
         def stop(trainer: Any, _: LightningModule) -> None:
-            trainer.should_stop = trainer.should_stop or trainer.current_epoch + 1 >= until
+            nonlocal ended
+            ended = bool(trainer.should_stop)
+            trainer.should_stop = ended or trainer.current_epoch + 1 >= target
 
         def pause(trainer: Any, _: LightningModule) -> None:
-            self.num_epochs = trainer.current_epoch
-            self._check_logged(monitor, trainer.callback_metrics)
-            value = _read_monitor(trainer.callback_metrics, monitor)
-            self.value = trainer.strategy.broadcast(value)  # one for all ranks
+            value, num_epochs = None, trainer.current_epoch
+            is_last = ended or num_epochs >= self.num_epochs + conditions.num_epochs
+            if has_validated or not trainer.enable_validation or is_last:
+                self._check_logged(monitor, trainer.callback_metrics)
+                value = float(trainer.callback_metrics[monitor])
+            # One for all ranks.
+            value, seconds = trainer.strategy.broadcast((value, time.perf_counter() - begun))
             self.checkpoint = trainer.strategy.broadcast(self.checkpoint)
             trainer.save_checkpoint(self.checkpoint)
-            new = _list_classes(self.checkpoint)  # besides those that are allowed now, from the checkpoint before
-            self._classes = None if new is None else [*(self._classes or []), *new]
+            unread = num_epochs - start - 1
+            self._epochs = Epochs(
+                values=(*self._epochs.values, *[None] * unread, value),
+                seconds=(*self._epochs.seconds, *[0.0] * unread, seconds),
+                ends=(*self._epochs.ends, *[num_epochs] * ended),
+                generators=generators_as_text() if self._kept else "",
+                classes=self._list_classes(),
+            )
             self._put_back_rng = rng_restorer()
 
-        trainer.callbacks = [
-            LambdaCallback(
-                on_train_epoch_start=check,
-                on_validation_end=note_validation,
-                on_train_epoch_end=stop,
-                on_train_end=pause,
-            )
-        ]
+        callbacks = importlib.import_module(f"{package_of(conditions.trainer)}.callbacks")
+        # What saves checkpoints comes after the module and all other callbacks at the end of an epoch.
+        own = type("Pausing", (callbacks.LambdaCallback, callbacks.Checkpoint), {})(
+            on_train_start=come_last,
+            on_train_epoch_start=check,
+            on_validation_end=note_validation,
+            on_train_epoch_end=stop,
+            on_train_end=pause,
+        )
+        conditions.rewind()
+        conditions.trainer.callbacks = [own]
+        self.train(conditions.trainer, _build_apart(self.build), conditions.data)
+
+    @contextmanager
+    def _recorded(self) -> Iterator[None]:
+        """Record a failure of the body in ``error``."""
+        begun, start = time.perf_counter(), self.num_epochs
         with preserved_process_state(keep_environment=True) as state:
             try:
-                self.train(trainer, _build_apart(self.build), data)
-                if self.value is None:
-                    raise RuntimeError("the trainer trained no epoch. Give it batches to train on.")
+                yield
             except BaseException as raised:
                 state.raise_interrupt()
+                counted = sum(self._epochs.seconds[start : self.num_epochs])
+                self._wasted_s = max(time.perf_counter() - begun - counted, 0.0)
                 # Lightning exits the process at any KeyboardInterrupt, also at one that a candidate raises.
                 is_exit = isinstance(raised, SystemExit) and isinstance(raised.__context__, KeyboardInterrupt)
                 self.error = describe(raised.__context__ if is_exit and raised.__context__ else raised)
                 self.not_logged = NotLoggedError(str(raised)) if isinstance(raised, NotLoggedError) else None
+
+    def catch_up(self, conditions: Conditions) -> None:
+        """Prepare to continue after ``num_epochs``, for which it may have to be trained again.
+
+        A cache has the checkpoint after the last epoch that it knows, or none if somebody deleted it.
+        """
+        with self._recorded():
+            if len(self._epochs) > self.num_epochs:
+                self._forget()
+            self._fetch()
+            before = None
+            while len(self._epochs) < self.num_epochs and len(self._epochs) != before:
+                before = len(self._epochs)
+                self._train_until(self.num_epochs, conditions)
+
+    def _fetch(self) -> None:
+        """Fetch the checkpoint and the generators from the cache, or forget all epochs if they are not there."""
+        if self._is_fetched or self._kept is None:
+            return
+        if not self._kept.fetch(self._epochs, self.checkpoint):
+            self._forget()
+            return
+        with preserved_rng():
+            set_generators(self._epochs.generators)
+            self._put_back_rng = rng_restorer()
+        self._is_fetched = True
+
+    def _forget(self) -> None:
+        self._epochs, self._is_fetched, self._put_back_rng = Epochs(), True, None
 
     def _check_logged(self, monitor: str, metrics: Mapping[str, Any]) -> None:
         """Check that the monitored metric was logged.
@@ -222,7 +365,7 @@ class Training:
             arguments["ckpt_path"] = self.checkpoint
             # Lightning before 2.6 has no such argument.
             if "weights_only" in inspect.signature(trainer.fit).parameters:
-                arguments["weights_only"] = self._classes is not None
+                arguments["weights_only"] = self._epochs.classes is not None
         # Setup draws the same random numbers again, such as a split of the data; then training continues.
         go_on = LambdaCallback(on_train_epoch_start=self._go_on)
         trainer.callbacks = [go_on, *trainer.callbacks]
@@ -232,37 +375,43 @@ class Training:
         seed_all(self.seed)
         try:
             # Hyperparameters may be any objects: allow the classes that were saved, and no others.
-            with torch.serialization.safe_globals(self._classes or []):
+            with torch.serialization.safe_globals([*map(pkgutil.resolve_name, self._epochs.classes or ())]):
                 trainer.fit(model, **arguments)
         finally:
             connector._ckpt_path, connector._user_managed = ckpt_path, user_managed
             trainer.callbacks = [callback for callback in trainer.callbacks if callback is not go_on]
 
     def _go_on(self, trainer: Any, _: LightningModule) -> None:
-        if self._put_back_rng is None or trainer.current_epoch != self.num_epochs:
+        if self._put_back_rng is None or trainer.current_epoch != len(self._epochs):
             return
         self._put_back_rng()
         # Otherwise Lightning would keep the iterator that it made, and drew a seed for, during setup.
         trainer.fit_loop._resuming_from_checkpoint = False
 
+    def _list_classes(self) -> tuple[str, ...] | None:
+        """List the classes that torch only loads with ``weights_only=True`` if they are declared safe.
 
-def _list_classes(checkpoint: Path) -> list[Any] | None:
-    """List the classes in a checkpoint that torch only loads with ``weights_only=True`` if they are declared safe.
-
-    Returns:
-        The classes; None if they are unknown: for a folder, as sharded strategies write, and with torch 2.5.
-    """
-    list_names = getattr(torch.serialization, "get_unsafe_globals_in_checkpoint", None)
-    if list_names is None or not checkpoint.is_file():
-        return None
-    return [pkgutil.resolve_name(name) for name in list_names(checkpoint)]
+        Returns:
+            Their names; None if they are unknown: for a folder, as sharded strategies write, and with torch 2.5.
+        """
+        list_names = getattr(torch.serialization, "get_unsafe_globals_in_checkpoint", None)
+        if list_names is None or not self.checkpoint.is_file():
+            return None
+        # Those from the checkpoint before are declared safe now.
+        return tuple(dict.fromkeys([*(self._epochs.classes or ()), *list_names(self.checkpoint)]))
 
 
-def _read_monitor(metrics: Mapping[str, Any], monitor: str) -> float:
-    value = float(metrics[monitor])
-    if not math.isfinite(value):
-        raise ValueError(f"`{monitor}` is {value} after training.")
-    return value
+def _end_of_patience(values: Sequence[float | None], patience: int, mode: str) -> int | None:
+    """Return after how many epochs the value had not improved in the last ``patience`` validations; None if never."""
+    best, num_since = math.inf, 0
+    for num_epochs, value in enumerate(values, 1):
+        if value is None:
+            continue
+        signed = value if mode == "min" else -value
+        best, num_since = (signed, 0) if signed < best else (best, num_since + 1)
+        if num_since == patience:
+            return num_epochs
+    return None
 
 
 def _build_apart(build: Callable[[], nn.Module]) -> nn.Module:

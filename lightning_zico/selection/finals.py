@@ -1,34 +1,21 @@
 """Finals: train the best few of a ranking for a while to choose the one to train to the end."""
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from copy import deepcopy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
-from lightning.pytorch.loggers.logger import DummyLogger
 from torch import nn
 
-from lightning_zico.engine.scope import preserved_rng
-from lightning_zico.errors import InvalidArgumentError, NotLoggedError
+from lightning_zico.errors import InvalidArgumentError
 from lightning_zico.folders import temporary_folder
-from lightning_zico.ranking import kendall, kendall_interval
-from lightning_zico.ranking.learned import FEWEST_LABELS
-from lightning_zico.ranking.uncertainty import difference_interval
-from lightning_zico.results import Agreement, Final, FinalsHeld, Row
-from lightning_zico.scoring.arguments import whole_number
-from lightning_zico.selection.entrants import Entrants, Learn
+from lightning_zico.results import Final, FinalsHeld, Row
+from lightning_zico.scoring.cache import CacheLike
+from lightning_zico.selection.entrants import Entrants
+from lightning_zico.selection.final_cache import FinalsCache
 from lightning_zico.selection.finalist import Finalist
+from lightning_zico.selection.rounds import FinalsRules, compare_rounds, find_tie, hold_finals
 from lightning_zico.texts import all_of, count
-
-Mode: TypeAlias = Literal["min", "max"]
-
-# With more finalists than this, the number is halved from round to round.
-MOST_AT_ONCE = 4
-
-# Two rounds are compared on this number of finalists or more.
-_FEWEST_IN_BOTH = 4
 
 # Lightning's callbacks that change weights, gradients, learning rates or batches, instead of only watching or ending
 # training. They are names because not every version has them all, and `pytorch_lightning` has its own.
@@ -43,30 +30,9 @@ _CHANGING_TRAINING = {
 }
 
 
-def check_finals(counts: Mapping[str, Any], monitor: str, mode: str, learn: Any) -> None:
-    """Check the arguments of finals.
-
-    Args:
-        counts: ``finalists``, ``final_epochs`` and ``final_seeds``.
-        monitor: See `hold_finals`.
-        mode: See `hold_finals`.
-        learn: See `check_learn`.
-
-    Raises:
-        InvalidArgumentError: If a count is not a whole number of at least 1; see also `check_learn`.
-        ValueError: If ``mode`` is neither ``"min"`` nor ``"max"``.
-        TypeError: If ``monitor`` is not a string.
-    """
-    for name, number in counts.items():
-        whole_number(name, number, 1)
-    if not isinstance(monitor, str):
-        raise TypeError(f"Invalid monitor={monitor!r}: expected the name of a logged metric, such as 'val_loss'.")
-    if mode not in ("min", "max"):
-        raise ValueError(
-            f"Invalid mode={mode!r}: expected 'min' if lower values of `monitor` are better, or 'max' if higher values "
-            "are."
-        )
-    check_learn(learn, counts["finalists"])
+def finals_rules(settings: Any) -> FinalsRules:
+    """Read the rules of finals from the attributes of a selector; see `FinalsRules` for the errors."""
+    return FinalsRules(**{field.name: getattr(settings, field.name) for field in fields(FinalsRules)})
 
 
 def check_will_train(trainer: Any) -> None:
@@ -93,35 +59,13 @@ def check_will_train(trainer: Any) -> None:
         )
 
 
-def check_learn(learn: Any, num_finalists: int) -> Learn:
-    """Validate ``learn``, and return what None stands for.
-
-    Raises:
-        InvalidArgumentError: If it is something else, or there are too few finalists to learn an order.
-    """
-    if learn is None:
-        return num_finalists > FEWEST_LABELS
-    if not isinstance(learn, bool) and learn != "rank":
-        raise InvalidArgumentError(
-            f"Invalid learn={learn!r}: expected True to find the best candidate, 'rank' to learn the order of all, "
-            f"False to train the first by score, or None for True with more than {FEWEST_LABELS} finalists."
-        )
-    if learn == "rank" and num_finalists < FEWEST_LABELS:
-        raise InvalidArgumentError(
-            f"Invalid finalists={num_finalists} with `learn='rank'`: expected at least {FEWEST_LABELS}, since "
-            "fewer results do not show how certain the learned ranks are."
-        )
-    return learn
-
-
-def check_trainer(trainer: Any, data: Mapping[str, Any], *, num_finalists: int, final_epochs: int) -> None:
+def check_trainer(trainer: Any, data: Mapping[str, Any], rules: FinalsRules) -> None:
     """Check that a trainer can train several finalists on some data, and then continue with one of them.
 
     Args:
         trainer: The trainer as the user made it.
         data: Arguments of `Trainer.fit`.
-        num_finalists: Maximum number of finalists.
-        final_epochs: Number of epochs in each round.
+        rules: How the finals are held.
 
     Raises:
         ValueError: If the trainer cannot do that.
@@ -144,11 +88,11 @@ def check_trainer(trainer: Any, data: Mapping[str, Any], *, num_finalists: int, 
             f"`trainer` ends after `max_steps={trainer.max_steps}`. With this limit, Lightning counts an epoch in "
             "which nothing is trained when it continues from a checkpoint. For finals, use `max_epochs` instead."
         )
-    num_rounds = (num_finalists - 1).bit_length() if num_finalists > MOST_AT_ONCE else 1
+    final_epochs, num_rounds = rules.final_epochs, len(rules.round_sizes(rules.finalists))
     most = num_rounds * final_epochs
     if trainer.max_epochs not in (None, -1) and most >= trainer.max_epochs:
         raise ValueError(
-            f"`trainer` ends after `max_epochs={trainer.max_epochs}`, but {count(num_finalists, 'finalist')} are "
+            f"`trainer` ends after `max_epochs={trainer.max_epochs}`, but {count(rules.finalists, 'finalist')} are "
             f"trained for up to {count(most, 'epoch')} ({num_rounds} x `final_epochs={final_epochs}`), so no epoch "
             "would be left to train the winner with callbacks and loggers. Raise `max_epochs`, or lower `final_epochs`."
         )
@@ -164,89 +108,17 @@ def check_trainer(trainer: Any, data: Mapping[str, Any], *, num_finalists: int, 
         )
 
 
-def hold_finals(
-    entrants: Iterable[Finalist],
-    trainer: Any,
-    data: Mapping[str, Any],
-    *,
-    finalists: list[Finalist],
-    final_epochs: int,
-    monitor: str,
-    mode: Mode,
-) -> None:
-    r"""Train finalists for a few epochs, and sort them by the result.
-
-    The best is then first: finalists that came further come before others, then those with the better value; failed
-    ones are last. If finals are interrupted by Ctrl-C, the finalists that are done are sorted as well.
-
-    Up to four are all trained for ``final_epochs``. With more, the better half continues from where it paused, until
-    one is left (successive halving): of :math:`k` finalists, round :math:`r = 0, 1, \dots` trains
-
-    .. math::
-        k_r = \lceil k / 2^r \rceil \quad \text{while } k_r > 1
-
-    of them for :math:`e` epochs each, which takes :math:`e \sum_r k_r < e\,(2k + \log_2 k)` epochs in all.
-
-    Args:
-        entrants: The finalists of the first round; each is taken after the one before it was trained.
-        trainer: The trainer. Its callbacks, loggers, limits and progress are restored afterwards.
-        data: Arguments of `Trainer.fit`.
-        finalists: An empty list, which the finalists are put into; equal values keep the order of the first round.
-        final_epochs: Number of epochs in each round.
-        monitor: Name of the logged metric that decides.
-        mode: Whether lower (``"min"``) or higher is better.
-
-    Raises:
-        NotLoggedError: If the first finalist that is trained does not log ``monitor``; the others are not trained then.
-
-    Source:
-        Jamieson & Talwalkar, *Non-stochastic best arm identification and hyperparameter optimization*, AISTATS 2016,
-        arXiv:1502.07943, figure 3. Their version divides a total budget evenly among the rounds, so later rounds are
-        longer; here each round has ``final_epochs``.
-    """
-    sign = 1 if mode == "min" else -1
-
-    def rank_key(finalist: Finalist) -> tuple[bool, int, float]:
-        value = math.inf if finalist.value is None else sign * finalist.value
-        return finalist.error is not None, -finalist.num_rounds, value
-
-    def better_half(round_: list[Finalist]) -> list[Finalist]:
-        better = sorted(round_, key=rank_key)[: math.ceil(len(round_) / 2)]
-        better = [finalist for finalist in better if finalist.error is None]
-        return better if len(finalists) > MOST_AT_ONCE and len(better) > 1 else []
-
-    try:
-        with _borrowed(trainer) as rewind, preserved_rng():
-
-            def train(finalist: Finalist) -> None:
-                finalist.play(trainer, data, final_epochs, monitor, rewind)
-                if finalist.not_logged and not any(other.logs_monitor for other in finalists):
-                    finalist.error, text = None, str(finalist.not_logged)
-                    raise NotLoggedError(f"Invalid monitor={monitor!r}. In '{finalist.name}', {text}")
-
-            for finalist in entrants:
-                finalists.append(finalist)
-                train(finalist)
-            remaining = better_half(finalists)
-            while remaining:
-                for finalist in remaining:
-                    train(finalist)
-                remaining = better_half(remaining)
-    finally:
-        finalists.sort(key=rank_key)
-
-
 def train_best(
     entrants: Entrants,
     trainer: Any,
     data: Mapping[str, Any],
     *,
     seeds: Sequence[int],
+    rules: FinalsRules,
+    cache: CacheLike | None,
+    batches_hash: str | None,
     report: Callable[[list[Final], FinalsHeld, dict[str, Row] | None], None],
     on_winner: Callable[[nn.Module], None],
-    final_epochs: int,
-    monitor: str,
-    mode: Mode,
 ) -> None:
     """Hold finals among some candidates, and train the best one to the end.
 
@@ -255,43 +127,29 @@ def train_best(
         trainer: See `hold_finals`.
         data: See `hold_finals`.
         seeds: The seed of each training of a finalist; that of the winner with the first one continues.
+        rules: See `hold_finals`.
+        cache: See `FinalsCache.of`.
+        batches_hash: See `FinalsCache.of`.
         report: Called when the finals end, also if they break off, with the results so far, how they were held, and
             what was learned about each candidate (`Entrants.learned`).
         on_winner: Called with the winner before it is trained to the end.
-        final_epochs: See `hold_finals`.
-        monitor: See `hold_finals`.
-        mode: See `hold_finals`.
 
     Raises:
         RuntimeError: If all finalists failed.
     """
+    kept = FinalsCache.of(cache, trainer, data, monitor=rules.monitor, batches_hash=batches_hash)
     with temporary_folder() as folder:
         finalists: list[Finalist] = []
-        held: FinalsHeld = {
-            "final_epochs": final_epochs,
-            "monitor": monitor,
-            "mode": mode,
-            "finalists": entrants.num,
-            "halving": entrants.num > MOST_AT_ONCE,
-            "learn": entrants.learn,
-            "first_by": entrants.first_by,
-            "seeds": len(seeds),
-            "broke_off": True,
-        }
+        has_ended = False
         try:
-            coming = entrants.finalists(Path(folder), seeds=seeds, higher_is_better=mode == "max")
-            hold_finals(
-                coming, trainer, data, finalists=finalists, final_epochs=final_epochs, monitor=monitor, mode=mode
-            )
-            held["broke_off"] = False
-            if held["halving"]:
-                held["agreement"] = compare_rounds(finalists)
-            if len(seeds) > 1:
-                held["tie"] = find_tie(finalists)
+            coming = entrants.finalists(Path(folder), seeds=seeds, higher_is_better=rules.mode == "max")
+            hold_finals(coming, trainer, data, finalists=finalists, rules=rules, cache=kept)
+            has_ended = True
         finally:
             finals = [finalist.final for finalist in finalists if finalist.is_done]
             if finals:
-                report(finals, held, None if held["broke_off"] else entrants.predict_cells())
+                held = _describe(finalists, entrants, rules, has_ended=has_ended)
+                report(finals, held, entrants.predict_cells() if has_ended else None)
         winner = finalists[0]
         if winner.error is not None:
             raise RuntimeError(
@@ -304,70 +162,36 @@ def train_best(
         training.train(trainer, model, data)
 
 
-def compare_rounds(finalists: Sequence[Finalist]) -> list[Agreement]:
-    """Compute how much each round agrees with the next, by Kendall's tau of the finalists that finished both.
-
-    A low tau means that a round is too short to choose by. Rounds with fewer than four such finalists are left out.
-    """
-    found: list[Agreement] = []
-    for idx in range(max(finalist.num_rounds for finalist in finalists) - 1):
-        both = [finalist.by_round[idx : idx + 2] for finalist in finalists if finalist.num_rounds > idx + 1]
-        if len(both) >= _FEWEST_IN_BOTH:
-            tau = kendall([before for before, _ in both], [after for _, after in both])
-            low, high = (None, None) if tau is None else kendall_interval(tau, len(both))
-            found.append({"round": idx + 1, "n": len(both), "tau": tau, "low": low, "high": high})
-    return found
-
-
-def find_tie(finalists: Sequence[Finalist]) -> list[str]:
-    """Find the finalists that seeds cannot distinguish from the first one.
-
-    They have been trained as long as the first one, and the 95 % interval of the mean difference, seed by seed
-    (`ranking.uncertainty.difference_interval`), includes zero.
-
-    Args:
-        finalists: Finalists with two or more seeds, best first.
-
-    Returns:
-        Their names, with the first one.
-    """
-    first = finalists[0]
-    tied = [first.name]
-    for other in finalists[1:]:
-        if first.error is None and other.error is None and other.num_rounds == first.num_rounds:
-            low, high = difference_interval(first.by_seed, other.by_seed)
-            tied += [other.name] if low <= 0 <= high else []
-    return tied
+def _describe(finalists: Sequence[Finalist], entrants: Entrants, rules: FinalsRules, *, has_ended: bool) -> FinalsHeld:
+    """Describe how finals were held."""
+    # Finals that were interrupted are described as they were to be.
+    num = len(finalists) if has_ended else entrants.num
+    num_rounds = len(rules.round_sizes(num))
+    held: FinalsHeld = {
+        "final_epochs": rules.final_epochs,
+        "monitor": rules.monitor,
+        "mode": rules.mode,
+        "finalists": num,
+        "halving": num_rounds > 1,
+        "learn": entrants.learn,
+        "first_by": entrants.first_by,
+        "seeds": rules.final_seeds,
+        "broke_off": not has_ended,
+    }
+    if not has_ended:
+        return held
+    if held["halving"]:
+        held["agreement"] = compare_rounds(finalists)
+        held["reduction_factor"] = rules.factor(num)
+    if rules.patience is not None:
+        held["patience"] = rules.patience
+    if rules.final_seeds > 1:
+        held["tie"] = find_tie(finalists)
+    held["rounds"] = [max(finalist.num_rounds for finalist in finalists), num_rounds]
+    if rules.time_budget_s is not None:
+        held |= {"time_budget_s": rules.time_budget_s, "most_finalists": entrants.num}
+    return held
 
 
 def _changes_training(callback: Any) -> bool:
     return not _CHANGING_TRAINING.isdisjoint(base.__name__ for base in type(callback).__mro__)
-
-
-@contextmanager
-def _borrowed(trainer: Any) -> Iterator[Callable[[], None]]:
-    """Use a trainer as Lightning's `Tuner` does: without its callbacks and loggers, which are restored at the end.
-
-    A trainer can be neither copied nor rebuilt from its attributes.
-
-    Yields:
-        A function that resets the trainer to the start of training.
-    """
-    loop = trainer.fit_loop
-    callbacks, loggers = trainer.callbacks, trainer.loggers
-    limits = loop.max_epochs, loop.min_epochs, loop.epoch_loop.min_steps
-    progress = deepcopy(loop.state_dict())
-
-    def rewind() -> None:
-        loop.load_state_dict(deepcopy(progress))
-        loop.restarting = False
-
-    trainer.loggers = [DummyLogger() for _ in loggers]
-    loop.min_epochs, loop.epoch_loop.min_steps = None, None  # these would prevent a pause
-    try:
-        yield rewind
-    finally:
-        rewind()
-        trainer.callbacks, trainer.loggers = callbacks, loggers
-        loop.max_epochs, loop.min_epochs, loop.epoch_loop.min_steps = limits
-        trainer.should_stop = False

@@ -33,14 +33,7 @@ from lightning_zico.scoring.arguments import (
 )
 from lightning_zico.scoring.choice import Choice
 from lightning_zico.scoring.settings import ScoringSettings
-from lightning_zico.selection.finals import (
-    Mode,
-    check_finals,
-    check_learn,
-    check_trainer,
-    check_will_train,
-    train_best,
-)
+from lightning_zico.selection.finals import check_trainer, check_will_train, finals_rules, train_best
 from lightning_zico.selection.leaderboards import leaderboard_of
 from lightning_zico.selection.run import Run, show
 from lightning_zico.zoo import KNOWN_COLUMNS, Zoo
@@ -75,7 +68,7 @@ class ZeroShotSelector(ScoringSettings):
         race: Repeat only candidates that can still become finalists: at most half of all repeats are spent
             (`ranking.racing.race`). In a recipe, a candidate that dropped out keeps its last scores.
         finalists: How many candidates `fit` trains for a while to choose the winner among them; 1 for no finals.
-            With more than four, the better half goes on from round to round (`selection.finals.hold_finals`).
+            With more than four, the better half goes on from round to round (`selection.rounds.hold_finals`).
         learn: How the finalists are chosen. False for the best by score. True for the eight best by score, and then one
             after the other the candidate with the greatest expected improvement, given the results so far
             (`ranking.learned.choose_next`). ``"rank"`` for candidates spread over the ranking, from which the order of
@@ -91,7 +84,17 @@ class ZeroShotSelector(ScoringSettings):
         final_seeds: Number of seeds with which a finalist is trained in each round: ``seed``, ``seed + 1`` and so on,
             each with its own weights and order of the data. The mean decides, ``final_std_error`` is its standard
             error, and a note names the finalists that the seeds cannot distinguish from the winner, and the smallest of
-            these by parameters. It takes three or more to tell candidates apart.
+            these by parameters. The noise is estimated from all finalists that were trained as long as the
+            winner: with two of these, it takes three seeds or more to tell them apart.
+        reduction_factor: How many times fewer finalists each round has than the one before. None for 2 with more than
+            four finalists, and a single round with fewer. After a round whose order agrees too little with that of the
+            round before, nobody is dropped (`selection.rounds.hold_finals`).
+        patience: End the training of a finalist when ``monitor`` has not improved in this number of validations; None
+            for no limit.
+        time_budget_s: Time for the trainings of all finalists together, in seconds; scoring and the winner's training
+            to the end come on top. As many of ``finalists`` are trained as fit, with all their rounds, if another one
+            takes as long as the mean of those before it. The first that succeeds is trained in any case, so there is
+            always a winner.
         monitor: Name of the logged metric that decides the finals.
         mode: Whether the lowest (``"min"``) or the highest (``"max"``) value of ``monitor`` wins.
 
@@ -127,8 +130,11 @@ class ZeroShotSelector(ScoringSettings):
     learn: bool | Literal["rank"] | None = None
     final_epochs: int = 1
     final_seeds: int = 1
+    reduction_factor: int | None = None
+    patience: int | None = None
+    time_budget_s: float | None = None
     monitor: str = "val_loss"
-    mode: Mode = "min"
+    mode: Literal["min", "max"] = "min"
     leaderboard_: Leaderboard = field(init=False)
     cards_: dict[str, ScoreCard] = field(init=False)
     best_model_: nn.Module | None = field(init=False)
@@ -137,8 +143,7 @@ class ZeroShotSelector(ScoringSettings):
         check_is_trainer(self.trainer)
         super().__post_init__()
         check_budget(self.budget)
-        counts = {name: getattr(self, name) for name in ("finalists", "final_epochs", "final_seeds")}
-        check_finals(counts, self.monitor, self.mode, self.learn)
+        finals_rules(self)
         if self.prior is not None:
             self.prior = prior_of(self.prior)
         self.repeats = whole_number("repeats", self.repeats, 1, "About 5 show how much scores vary.")
@@ -232,6 +237,7 @@ class ZeroShotSelector(ScoringSettings):
             raise ValueError(
                 "`fit` needs a trainer for the winner. Pass `ZeroShotSelector(trainer=Trainer(...))`, or call `rank`."
             )
+        rules = finals_rules(self)
         check_candidates(candidates)
         data = pick_data(train_dataloaders, datamodule, pairs=self.loss_fn is not None)
         check_validation_data(data, val_dataloaders)
@@ -248,8 +254,8 @@ class ZeroShotSelector(ScoringSettings):
             check_readable_again(
                 val_dataloaders, "val_dataloaders", "so the first finalist would use it up", "Pass a DataLoader"
             )
-            check_trainer(self.trainer, arguments, num_finalists=self.finalists, final_epochs=self.final_epochs)
-        entrants = self._rank(candidates, training_data, learn=check_learn(self.learn, self.finalists))
+            check_trainer(self.trainer, arguments, rules)
+        entrants = self._rank(candidates, training_data, learn=rules.learns)
         show(self.leaderboard_, enabled=self.enable_progress_bar)
         if self.best_model_ is None:
             raise RuntimeError(
@@ -270,11 +276,11 @@ class ZeroShotSelector(ScoringSettings):
             self.trainer,
             arguments,
             seeds=range(self.seed, self.seed + self.final_seeds),
+            rules=rules,
+            cache=self.cache,
+            batches_hash=self.leaderboard_.provenance["batches_hash"],
             report=self._add_finals,
             on_winner=partial(setattr, self, "best_model_"),
-            final_epochs=self.final_epochs,
-            monitor=self.monitor,
-            mode=self.mode,
         )
         return self
 

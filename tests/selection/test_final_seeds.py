@@ -1,5 +1,6 @@
 """Finals with several seeds: the mean decides, and what the seeds cannot distinguish is a tie."""
 
+import math
 from functools import partial
 from typing import Any
 
@@ -11,8 +12,8 @@ from scipy import stats
 from lightning_zico import Leaderboard, Score, ScoreCard, ZeroShotSelector
 from lightning_zico.engine.scope import preserved_rng, seed_all
 from lightning_zico.results import Final
-from lightning_zico.selection.finalist import Finalist
-from lightning_zico.selection.finals import find_tie
+from lightning_zico.selection.finalist import Conditions, Finalist
+from lightning_zico.selection.rounds import difference_margin, find_tie
 from tests.modules import assert_same
 from tests.selection.test_finals import Data, Net, Raising, Saying, selector_of, trainer_of
 
@@ -89,16 +90,54 @@ def finalist(name: str, by_seed: tuple[float, ...], num_rounds: int = 1, error: 
     return own
 
 
-def test_a_tie_is_what_a_paired_t_test_cannot_distinguish() -> None:
+def test_a_tie_of_two_is_what_a_paired_t_test_cannot_distinguish() -> None:
     rng = np.random.default_rng(0)
     rows = [rng.normal(loc=loc, scale=0.3, size=4) for loc in (0.0, 0.1, 0.5, 2.0)]
     own = [finalist(str(idx), tuple(row.tolist())) for idx, row in enumerate(rows)]
-    expected = [str(idx) for idx, row in enumerate(rows) if not idx or stats.ttest_rel(rows[0], row).pvalue >= 0.05]
-    assert find_tie(own) == expected
-    assert 1 < len(expected) < 4
+    for row, other in zip(rows[1:], own[1:], strict=True):
+        expected = ["0", other.name] if stats.ttest_rel(rows[0], row).pvalue >= 0.05 else ["0"]
+        assert find_tie([own[0], other]) == expected
     assert find_tie([own[0], finalist("x", own[0].by_seed, num_rounds=0)]) == ["0"]
     assert find_tie([own[0], finalist("x", (), error="broken")]) == ["0"]
     assert find_tie([own[0], finalist("x", own[0].by_seed)]) == ["0", "x"]
+
+
+def test_two_seeds_tell_several_finalists_apart_by_the_noise_of_all() -> None:
+    by_seed = [(0.10, 0.12), (0.11, 0.12), (0.30, 0.33), (0.50, 0.52), (0.70, 0.72)]
+    own = [finalist(str(idx), values) for idx, values in enumerate(by_seed)]
+    assert find_tie(own) == ["0", "1"]
+    assert find_tie([own[0], own[2]]) == ["0"]
+    noisy = finalist("noisy", (0.2, 0.5))
+    assert find_tie([own[0], noisy]) == ["0", "noisy"]
+    assert find_tie([*own, finalist("x", (9.0, 1.0), num_rounds=0)]) == ["0", "1"]
+
+
+@pytest.mark.parametrize(("num", "num_seeds"), [(3, 2), (5, 4)])
+def test_the_margin_of_several_is_that_of_a_linear_model(num: int, num_seeds: int) -> None:
+    table = np.random.default_rng(0).normal(size=(num, num_seeds))
+    rows, columns = (axis.ravel() for axis in np.indices(table.shape))
+    design = np.hstack([np.eye(num)[rows], np.eye(num_seeds)[columns][:, 1:]])
+    fitted, squares, rank, _ = np.linalg.lstsq(design, table.ravel(), rcond=None)
+    num_free = table.size - rank
+    contrast = np.eye(design.shape[1])[0] - np.eye(design.shape[1])[1]
+    error = math.sqrt(squares[0] / num_free * (contrast @ np.linalg.inv(design.T @ design) @ contrast))
+    assert difference_margin(table.tolist()) == pytest.approx(stats.t.ppf(0.975, num_free) * error)
+    assert contrast @ fitted == pytest.approx(table[0].mean() - table[1].mean())
+
+
+@pytest.mark.parametrize(("num", "num_seeds"), [(2, 2), (2, 8), (5, 2), (4, 3)])
+def test_the_interval_of_a_difference_covers_the_truth_in_95_of_100_cases(num: int, num_seeds: int) -> None:
+    generator = np.random.default_rng(0)
+    seeds = generator.normal(size=(2000, 1, num_seeds))  # what all candidates share
+    draws = np.arange(num)[None, :, None] + seeds + generator.normal(0, 2.0, size=(2000, num, num_seeds))
+    covered = [abs(table[1].mean() - table[0].mean() - 1) <= difference_margin(table) for table in draws]
+    assert np.mean(covered) == pytest.approx(0.95, abs=0.02)  # the deviation of such a share is 0.005
+
+
+def test_tables_without_noise_to_estimate_are_refused() -> None:
+    for table in ([[1.0], [2.0]], [[1.0, 2.0]], [[1.0, 2.0], [1.0]], []):
+        with pytest.raises(ValueError, match="expected at least 2 finalists, each with the same number of seeds"):
+            difference_margin(table)
 
 
 def test_a_round_that_was_interrupted_between_two_seeds_does_not_count() -> None:
@@ -111,17 +150,18 @@ def test_a_round_that_was_interrupted_between_two_seeds_does_not_count() -> None
         def __init__(self, values: list[float]) -> None:
             self.values = iter(values)
 
-        def play(self, trainer: Any, data: Any, num_epochs: int, monitor: str) -> None:
+        def play(self, conditions: Conditions) -> None:
             value = next(self.values, None)
             if value is None:
                 raise Interrupted
-            self.value, self.num_epochs = value, self.num_epochs + num_epochs
+            self.value, self.num_epochs = value, self.num_epochs + conditions.num_epochs
 
     trainings: Any = [Played([0.5, 0.1]), Played([0.7])]
     own = Finalist(trainings)
-    own.play(None, {}, 2, "val_loss", lambda: None)
+    conditions = Conditions(None, {}, lambda: None, 2, "val_loss")
+    own.play(conditions)
     with pytest.raises(Interrupted):
-        own.play(None, {}, 2, "val_loss", lambda: None)
+        own.play(conditions)
     assert own.final == Final("a", 0.6, 2, by_seed=(0.5, 0.7))
 
 
