@@ -94,7 +94,7 @@ SIGNATURES = {
     "Scorer": "scoring/scorer.py",
 }
 SCORE = "scoring/single.py"  # the function `score`
-MOST_SETTINGS = 80
+MOST_SETTINGS = 83  # 80 before finals had rounds, patience and a limit of time
 
 
 def declared(name: str, file: str) -> list[str]:
@@ -146,10 +146,8 @@ PARTICIPLE = re.compile(
     r"(?:not_)?(?:[a-z]*[^e]ed|bound|broken|brought|built|caught|chosen|done|drawn|found|given|gone|heard|held|hidden|kept"
     r"|known|left|lost|made|met|said|seen|sent|shown|spent|spoken|taken|thrown|told|torn|won|worn|written)(?![a-z])"
 )
-# Noun phrases, and the public constructor `ScoreCard.failed`.
-ALLOWED = {"_saved_tensors", "_stated_classes", "failed", "held_out_difference", "published_accuracy"}
-# Names that are still to be changed.
-ALLOWED |= {"_evaluated", "_imported_models", "_imported_timm", "_learned", "matched", "untrained"}
+# Noun phrases, and the constructors `ScoreCard.failed` and `ZooModel.untrained`.
+ALLOWED = {"untrained", "_saved_tensors", "_stated_classes", "failed", "held_out_difference", "published_accuracy"}
 
 
 def test_functions_have_the_names_of_verbs_or_nouns() -> None:

@@ -36,11 +36,11 @@ def hold_batches(batches: Iterable[Batch]) -> Sequence[Batch]:
         held.append(batch)
         num_bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(batch))
         if num_bytes > _MOST_IN_MEMORY:
-            return StoredBatches(chain(_drained(held), source))
+            return StoredBatches(chain(_drain(held), source))
     return held
 
 
-def _drained(batches: list[Batch]) -> Iterable[Batch]:
+def _drain(batches: list[Batch]) -> Iterable[Batch]:
     """Yield batches without keeping them."""
     batches.reverse()
     while batches:

@@ -143,11 +143,11 @@ def as_markdown(table: Table) -> str:
         - c: no
     """
     lines = [
-        [_unmarked(column.name) for column in table.columns],
+        [_escape_markdown(column.name) for column in table.columns],
         ["---" if column.is_text else "---:" for column in table.columns],
-        *([_unmarked(cell) for cell in row] for row in table.rows),
+        *([_escape_markdown(cell) for cell in row] for row in table.rows),
     ]
-    below = [f"- {_unmarked(line)}" for line in (*table.reasons, *table.notes)]
+    below = [f"- {_escape_markdown(line)}" for line in (*table.reasons, *table.notes)]
     return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), *([""] if below else []), *below])
 
 
@@ -182,7 +182,7 @@ def _indent(text: str) -> str:
     return printable(text).replace("\n", "\n    ")
 
 
-def _unmarked(text: str) -> str:
+def _escape_markdown(text: str) -> str:
     """Return a text on one line, without Markdown's marks."""
     text = " ".join(printable(text).split())
     return _MARKS.sub(lambda mark: f"&#{ord(mark[0])};", text)

@@ -292,7 +292,7 @@ def table(
         cells = tuple("-" if row[final] is None else f"{row[final]:.4g}" for row in rows)
         columns.append(Column(final, cells, is_needed=final == "final"))
     if "learned" in columns_of(rows):
-        columns += [Column(name, cells) for name, cells in _learned(rows).items()]
+        columns += [Column(name, cells) for name, cells in _finals_columns(rows).items()]
     for name in hyperparameter_columns(rows):
         cells = tuple("-" if row[name] is None else str(row[name]) for row in rows)
         plain = name.removeprefix(HYPERPARAMETER)
@@ -406,7 +406,7 @@ def _heights(values: Sequence[float | None]) -> list[float | None]:
     ]
 
 
-def _learned(rows: Sequence[Row]) -> dict[str, tuple[str, ...]]:
+def _finals_columns(rows: Sequence[Row]) -> dict[str, tuple[str, ...]]:
     """Return the cells that show the ranks learned from finals, by column."""
     return {
         "learned": tuple("-" if row["learned"] is None else f"{row['learned']:.1f}" for row in rows),

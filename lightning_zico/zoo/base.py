@@ -342,7 +342,7 @@ def _can_be_made_for_its_size(model: ImageModel) -> bool:
     return True
 
 
-def matched(
+def match_names(
     kind: str, patterns: Sequence[str], known: Sequence[str], exclude: str | Sequence[str] = ()
 ) -> tuple[str, ...]:
     """Find the names that match patterns, each once, in the order of the patterns.
@@ -358,7 +358,7 @@ def matched(
         ValueError: If there is no pattern, or no name is left.
 
     Example:
-        >>> matched("model", ["res*", "vit"], ["resnet18", "resnet50", "vgg11", "vit"], exclude="*50")
+        >>> match_names("model", ["res*", "vit"], ["resnet18", "resnet50", "vgg11", "vit"], exclude="*50")
         ('resnet18', 'vit')
     """
     for pattern in patterns:

@@ -70,11 +70,11 @@ class _Classifier(LightningModule, ABC):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Log ``val_loss`` and ``val_acc``."""
-        self._evaluated(batch, "val", self.val_acc)
+        self._evaluate(batch, "val", self.val_acc)
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Log ``test_loss`` and ``test_acc``."""
-        self._evaluated(batch, "test", self.test_acc)
+        self._evaluate(batch, "test", self.test_acc)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Configure AdamW with a learning rate that rises linearly and then decays as a cosine to zero.
@@ -113,7 +113,7 @@ class _Classifier(LightningModule, ABC):
             )
         return self.head_epochs * math.ceil(steps)
 
-    def _evaluated(self, batch: Any, stage: str, accuracy: MulticlassAccuracy) -> None:
+    def _evaluate(self, batch: Any, stage: str, accuracy: MulticlassAccuracy) -> None:
         inputs, labels = self.split(batch)
         logits = self(inputs)
         accuracy(logits, labels)

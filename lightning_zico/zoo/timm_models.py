@@ -18,7 +18,7 @@ from lightning_zico.zoo.base import (
     hub_folder,
     image_shape,
     loading_weights,
-    matched,
+    match_names,
 )
 from lightning_zico.zoo.fitting import fits_data
 from lightning_zico.zoo.layers import source_head_of
@@ -76,11 +76,11 @@ def from_timm(
         ModuleNotFoundError: If timm is not installed.
     """
     num_classes, shape = check_num_classes(num_classes), image_shape(in_chans, input_size, resize, pretrained)
-    timm = _imported_timm()
+    timm = _import_timm()
     known = timm.list_models()
     if any("." in pattern for pattern in patterns):
         known = [*known, *timm.list_models(pretrained=True)]
-    names = matched("model of timm", patterns, known, exclude)
+    names = match_names("model of timm", patterns, known, exclude)
     check_count("head_epochs", head_epochs, 0)
     weights: dict[str, Any] = {"pretrained": pretrained, "head_epochs": head_epochs}
     models = [TimmModel(name, num_classes, lr, *shape, **weights) for name in names]
@@ -96,25 +96,25 @@ class TimmModel(ImageModel):
 
     def native_size(self) -> tuple[int, int]:
         """Return the size in the configuration."""
-        size = _imported_timm().get_pretrained_cfg(self.name).input_size
+        size = _import_timm().get_pretrained_cfg(self.name).input_size
         return size[-2], size[-1]
 
     def own_size(self) -> tuple[int, int] | None:
         """Return the size in the configuration, if it is fixed."""
-        return self.native_size() if _imported_timm().get_pretrained_cfg(self.name).fixed_input_size else None
+        return self.native_size() if _import_timm().get_pretrained_cfg(self.name).fixed_input_size else None
 
     def build(self, size: tuple[int, int] | None) -> nn.Module:
         """Build the network."""
         options = {} if size is None else {"img_size": size}
         with loading_weights(self, hub_folder(), "HF_HOME"):
-            return _imported_timm().create_model(
+            return _import_timm().create_model(
                 self.name, pretrained=self.pretrained, num_classes=self.num_classes, in_chans=self.in_chans, **options
             )
 
     def source_head(self) -> tuple[str, nn.Module]:
         """Load the checkpoint's own head."""
         with preserved_rng(), loading_weights(self, hub_folder(), "HF_HOME"):
-            network = _imported_timm().create_model(self.name, pretrained=True)
+            network = _import_timm().create_model(self.name, pretrained=True)
         return source_head_of(network, network.get_classifier())
 
     def published_accuracy(self) -> float | None:
@@ -123,9 +123,9 @@ class TimmModel(ImageModel):
             return timm_accuracies().get(self.name)
         if not self.pretrained:
             return timm_architectures().get(self.name)
-        config = _imported_timm().get_pretrained_cfg(self.name)
+        config = _import_timm().get_pretrained_cfg(self.name)
         return None if config is None else timm_accuracies().get(f"{self.name}.{config.tag}")
 
 
-def _imported_timm() -> Any:
+def _import_timm() -> Any:
     return import_optional("timm", "Models of timm need timm", "zoo")

@@ -20,7 +20,7 @@ from lightning_zico.zoo.base import (
     fill_native_sizes,
     image_shape,
     loading_weights,
-    matched,
+    match_names,
 )
 from lightning_zico.zoo.fitting import fits_data
 from lightning_zico.zoo.layers import last_layer, replace_head, source_head_of, take_channels
@@ -75,9 +75,9 @@ def from_torchvision(
         ModuleNotFoundError: If torchvision is not installed.
     """
     num_classes, shape = check_num_classes(num_classes), image_shape(in_chans, input_size, resize, pretrained)
-    models = _imported_models()
+    models = _import_models()
     known = sorted(models.list_models(module=models), key=natural_key)
-    names = matched("model of torchvision", patterns, known, exclude)
+    names = match_names("model of torchvision", patterns, known, exclude)
     check_count("head_epochs", head_epochs, 0)
     weights: dict[str, Any] = {"pretrained": pretrained, "head_epochs": head_epochs}
     listed = [TorchvisionModel(name, num_classes, lr, *shape, **weights) for name in names]
@@ -93,7 +93,7 @@ class TorchvisionModel(ImageModel):
 
     def published_accuracy(self) -> float | None:
         """Return that of the default weights if they are loaded; for an untrained model, that of the best ones."""
-        every = _imported_models().get_model_weights(self.name)
+        every = _import_models().get_model_weights(self.name)
         weights = [every.DEFAULT] if self.pretrained else list(every)
         known = [each.meta["_metrics"].get("ImageNet-1K", {}).get("acc@1") for each in weights]
         return max((accuracy for accuracy in known if accuracy is not None), default=None)
@@ -116,9 +116,9 @@ class TorchvisionModel(ImageModel):
 
     def build(self, size: tuple[int, int] | None) -> nn.Module:
         """Build the network."""
-        models = _imported_models()
+        models = _import_models()
         if self.pretrained:
-            network = self._loaded()
+            network = self._load()
             if self.name == "inception_v3":  # torchvision drops those of googlenet itself
                 network.aux_logits, network.AuxLogits = False, None
             if self.name in _WITH_AUXILIARY_HEADS and self.in_chans != 3:
@@ -138,23 +138,23 @@ class TorchvisionModel(ImageModel):
     def source_head(self) -> tuple[str, nn.Module]:
         """Load the checkpoint's own head."""
         with preserved_rng():
-            network = self._loaded()
+            network = self._load()
         return source_head_of(network, last_layer(network)[1])
 
-    def _loaded(self) -> Any:
+    def _load(self) -> Any:
         """Load the network with its own classes."""
         with loading_weights(self, Path(torch.hub.get_dir(), "checkpoints"), "TORCH_HOME"):
-            return _imported_models().get_model(self.name, weights=self._weights, progress=False)
+            return _import_models().get_model(self.name, weights=self._weights, progress=False)
 
     @property
     def _weights(self) -> Any:
         """The default weights, not loaded."""
-        return _imported_models().get_model_weights(self.name).DEFAULT
+        return _import_models().get_model_weights(self.name).DEFAULT
 
     @property
     def _family(self) -> str:
         return self.name.split("_")[0]
 
 
-def _imported_models() -> Any:
+def _import_models() -> Any:
     return import_optional("torchvision.models", "Models of torchvision need torchvision", "zoo")

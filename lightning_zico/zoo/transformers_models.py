@@ -27,7 +27,7 @@ from lightning_zico.zoo.base import (
     hub_folder,
     image_shape,
     loading_weights,
-    matched,
+    match_names,
     size_of,
 )
 from lightning_zico.zoo.classifiers import PRETRAINED_BODY_LR, SequenceClassifier
@@ -206,11 +206,11 @@ def from_transformers(
     def model_of(name: str, kind: str, changes: dict[str, Any], checkpoint: str = "") -> ZooModel:
         own = {**weights, "model_type": kind, "checkpoint": checkpoint}
         if kind in image_types:
-            return TransformersImageModel(name, num_classes, lr, *shape, changes=_written(changes), **own)
+            return TransformersImageModel(name, num_classes, lr, *shape, changes=_as_json_text(changes), **own)
         if kind not in text_types:
             raise UnsupportedModuleError(f"'{kind}' classifies neither images nor text in transformers.")
         changes |= {"pad_token_id": pad_token_id} | ({} if vocab_size is None else {"vocab_size": vocab_size})
-        return TransformersTextModel(name, num_classes, lr, changes=_written(changes), **own)
+        return TransformersTextModel(name, num_classes, lr, changes=_as_json_text(changes), **own)
 
     if not pretrained:
         listed = [model_of(*each) for each in _configurations(models, image_types | text_types, exclude)]
@@ -234,7 +234,9 @@ def _configurations(
     for kind in sorted(types.intersection(model for model in models if isinstance(model, str))):
         configs.setdefault(kind, (kind, {}))
     names = [model for model in models if isinstance(model, str)]
-    found = [(n, *configs[n]) for n in matched("model of transformers", names, list(configs), exclude)] if names else []
+    found = (
+        [(n, *configs[n]) for n in match_names("model of transformers", names, list(configs), exclude)] if names else []
+    )
     return found + [(config.model_type, *_plain(config)) for config in models if not isinstance(config, str)]
 
 
@@ -251,7 +253,7 @@ def _checkpoints(models: Sequence[Any], exclude: str | Sequence[str]) -> list[tu
             "'bert-tiny' or 'google-bert/bert-base-uncased'."
         )
     others = [model for model in models if model not in CHECKPOINTS and not any(sign in model for sign in "*?[")]
-    names = matched("checkpoint of transformers", models, [*CHECKPOINTS, *others], exclude)
+    names = match_names("checkpoint of transformers", models, [*CHECKPOINTS, *others], exclude)
     return [(name, CHECKPOINTS.get(name, name)) for name in names]
 
 
@@ -264,7 +266,7 @@ def _configuration_of(name: str, checkpoint: str) -> tuple[str, dict[str, Any]]:
         kind, changes = CONFIGS[name]
         return kind, {**changes, **_CHANGES_OF_CHECKPOINTS.get(name, {})}
     with loading_weights(_Unavailable(name, 2, 0.0, pretrained=True), hub_folder(), "HF_HOME"):
-        return _plain(_loaded_config(checkpoint))
+        return _plain(_load_config(checkpoint))
 
 
 @dataclass(frozen=True)
@@ -291,22 +293,22 @@ class _TransformersModel(ZooModel):
     def source_head(self) -> tuple[str, nn.Module]:
         """Load the checkpoint's own head."""
         with preserved_rng(), loading_weights(self, hub_folder(), "HF_HOME"):
-            network, missing = self._loaded(_loaded_config(self.checkpoint))
+            network, missing = self._load(_load_config(self.checkpoint))
         name, head = last_layer(network)
         return source_head_of(network, None if f"{name}.weight" in missing else head)
 
-    def _pretrained_network(self) -> Any:
+    def _load_network(self) -> Any:
         """Load the network with a fresh head."""
         with loading_weights(self, hub_folder(), "HF_HOME"):
-            config = _loaded_config(self.checkpoint)
+            config = _load_config(self.checkpoint)
         self._check(config)
         with loading_weights(self, hub_folder(), "HF_HOME"):
-            return self._loaded(_with_classes(config, self.num_classes))[0]
+            return self._load(_with_classes(config, self.num_classes))[0]
 
     def _check(self, config: Any) -> None:
         """Check that the configuration of the checkpoint suits the data."""
 
-    def _loaded(self, config: Any) -> tuple[Any, set[str]]:
+    def _load(self, config: Any) -> tuple[Any, set[str]]:
         """Load the checkpoint into a network of a configuration.
 
         Returns:
@@ -356,7 +358,7 @@ class TransformersImageModel(_TransformersModel, ImageModel):
             from transformers import AutoModelForImageClassification
 
             return AutoModelForImageClassification.from_config(self._config(size))
-        network: nn.Module = self._pretrained_network()
+        network: nn.Module = self._load_network()
         if self.in_chans != 3:
             take_channels(network, self.in_chans, keep=True)
             for part in network.modules():
@@ -380,7 +382,7 @@ class TransformersTextModel(_TransformersModel):
     def network(self) -> nn.Module:
         """Build the network."""
         if self.pretrained:
-            network: nn.Module = self._pretrained_network()
+            network: nn.Module = self._load_network()
             return network
         from transformers import AutoModelForSequenceClassification
 
@@ -438,7 +440,7 @@ def _with_classes(config: Any, num_classes: int) -> Any:
     return config
 
 
-def _loaded_config(checkpoint: str) -> Any:
+def _load_config(checkpoint: str) -> Any:
     auto = import_optional("transformers", "Models of transformers need transformers", "transformers").AutoConfig
     return auto.from_pretrained(checkpoint)
 
@@ -458,7 +460,7 @@ def _quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _written(changes: Mapping[str, Any]) -> str:
+def _as_json_text(changes: Mapping[str, Any]) -> str:
     return json.dumps(changes, sort_keys=True)
 
 

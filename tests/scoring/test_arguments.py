@@ -30,7 +30,7 @@ from lightning_zico.demos import DigitsDataModule
 from lightning_zico.scoring.placement import check_placement, placement_of
 from lightning_zico.spaces import get_space
 from lightning_zico.zoo import from_zoo
-from lightning_zico.zoo.base import Zoo, matched
+from lightning_zico.zoo.base import Zoo
 from tests.modules import Classifier, make_batches, make_network
 from tests.search.spaces import Bits
 from tests.search.spaces import batches as bits_batches
@@ -336,7 +336,7 @@ def test_a_list_of_batches_is_data_to_validate_on() -> None:
         ),
         (lambda: register_proxy(ZiCo), r"Invalid name=<class .*ZiCo'>: expected a string, as in `@register_proxy\('my"),
         (lambda: from_zoo(3, num_classes=3), "Invalid spec 3: expected a string"),
-        (lambda: matched("model", [["a"]], ["a"]), r"Invalid name \['a'\]: expected names or patterns one by one"),
+        (lambda: match_names("model", [["a"]], ["a"]), r"Invalid name \['a'\]: expected names or patterns one by one"),
         (lambda: Zoo((), max_params="1M"), "Invalid max_params='1M': expected a positive number"),
         (lambda: Prior("known.csv"), "Invalid prior='known.csv': expected a mapping .*, or the path"),
         (lambda: DigitsDataModule(0), "Invalid batch_size=0: expected a whole number of at least 1"),

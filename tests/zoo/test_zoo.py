@@ -25,7 +25,7 @@ from lightning_zico.zoo import (
     from_zoo,
     params_of,
 )
-from lightning_zico.zoo.base import check_num_classes, matched, size_of
+from lightning_zico.zoo.base import check_num_classes, size_of
 from lightning_zico.zoo.classifiers import _warm_up_then_cosine
 from tests.zoo.data import NUM_CLASSES, image_batches, text_batches
 
@@ -119,12 +119,12 @@ def test_wrong_names_are_answered_with_the_nearest(listed: Any, wrong: str, righ
 
 def test_patterns_excludes_and_order() -> None:
     known = ["a2", "a10", "b1", "b2"]
-    assert matched("model", ["b*", "a10", "*"], known) == ("b1", "b2", "a10", "a2")
-    assert matched("model", ["*"], known, exclude=["a*", "b1"]) == ("b2",)
+    assert match_names("model", ["b*", "a10", "*"], known) == ("b1", "b2", "a10", "a2")
+    assert match_names("model", ["*"], known, exclude=["a*", "b1"]) == ("b2",)
     with pytest.raises(ValueError, match="removes all"):
-        matched("model", ["a*"], known, exclude="a*")
+        match_names("model", ["a*"], known, exclude="a*")
     with pytest.raises(ValueError, match="No name"):
-        matched("model", [], known)
+        match_names("model", [], known)
     assert from_timm("resnet18", "resnet10t.c3_in1k", num_classes=2).names == ["resnet18", "resnet10t.c3_in1k"]
     names = from_torchvision("resnet*", num_classes=2).names
     assert names == ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
