@@ -30,7 +30,7 @@ from lightning_zico.demos import DigitsDataModule
 from lightning_zico.scoring.placement import check_placement, placement_of
 from lightning_zico.spaces import get_space
 from lightning_zico.zoo import from_zoo
-from lightning_zico.zoo.base import Zoo
+from lightning_zico.zoo.base import Zoo, match_names
 from tests.modules import Classifier, make_batches, make_network
 from tests.search.spaces import Bits
 from tests.search.spaces import batches as bits_batches

@@ -25,7 +25,7 @@ from lightning_zico.zoo import (
     from_zoo,
     params_of,
 )
-from lightning_zico.zoo.base import check_num_classes, size_of
+from lightning_zico.zoo.base import check_num_classes, match_names, size_of
 from lightning_zico.zoo.classifiers import _warm_up_then_cosine
 from tests.zoo.data import NUM_CLASSES, image_batches, text_batches
 
