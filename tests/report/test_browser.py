@@ -78,6 +78,11 @@ class Page:
     def all(self, selector: str) -> list[Any]:
         return self.driver.find_elements(By.CSS_SELECTOR, selector)
 
+    def texts(self, selector: str) -> list[str]:
+        """Return what is shown in elements, in one call of the browser."""
+        script = "return [...document.querySelectorAll(arguments[0])].map((element) => element.innerText.trim())"
+        return list(self.driver.execute_script(script, selector))
+
     def one(self, selector: str) -> Any:
         return self.driver.find_element(By.CSS_SELECTOR, selector)
 
@@ -87,11 +92,11 @@ class Page:
 
     @property
     def names(self) -> list[str]:
-        return [cell.text for cell in self.all("#ranking tbody th")]
+        return self.texts("#ranking tbody th")
 
     @property
     def failed(self) -> list[str]:
-        return [name.text for name in self.all("#failures dt")]
+        return self.texts("#failures dt")
 
     def header(self, column: str) -> Any:
         (header,) = [cell for cell in self.all("#ranking thead th") if cell.text.split("\n")[0].strip() == column]
