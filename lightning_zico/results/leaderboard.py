@@ -329,6 +329,7 @@ class Leaderboard(Ranked):
 
         Raises:
             ValueError: If the card has no layers of ZiCo.
+            InvalidArgumentError: If the cards are not a mapping.
             ModuleNotFoundError: If vl-convert-python is not installed.
         """
         layers = None if card is None else layers_of(card, "zico")

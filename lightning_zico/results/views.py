@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
+from lightning_zico.errors import InvalidArgumentError
 from lightning_zico.ranking import first_front, kendall_where_both
 from lightning_zico.report.figures import (
     MOST_DOTS,
@@ -232,7 +233,15 @@ def page(
         notes: Its notes.
         layers: Layers of one candidate to draw; None for none.
         cards: Score cards of the candidates for the details, by name; None for none.
+
+    Raises:
+        InvalidArgumentError: If the cards are not a mapping.
     """
+    if cards is not None and not isinstance(cards, Mapping):
+        raise InvalidArgumentError(
+            f"Invalid cards of type {type(cards).__name__}: expected a mapping of score cards by name, such as "
+            "`selector.cards_`."
+        )
     some = with_score(rows)
     figures: list[Figure] = [ranks(rows, provenance)] if some else []
     if any(row.get("macs") is not None for row in some):
