@@ -10,7 +10,7 @@ from lightning_zico.report.table import Column, Table, as_markdown
 from lightning_zico.texts import printable
 
 # MLflow's rules are the strictest. It refuses other characters and longer keys, and takes keys for paths.
-# Colons are allowed from MLflow 2.16 on only, and Lightning removes letters that are not ASCII.
+# Older versions of it refuse colons, too, and Lightning removes letters that are not ASCII.
 _UNSAFE, _LONGEST_KEY = re.compile(r"[^\w/. -]+", re.ASCII), 250
 _LONGEST_NAME = 200  # leaves room for what stands before and after a name in a key
 

@@ -290,10 +290,11 @@ def _data_of(page: Page) -> dict[str, Any]:
     tracebacks: dict[str, int] = {}
     details = {}
     for idx in with_details:
-        if detail := page.details.get(rows[idx]["name"]):
-            details[idx] = _plain_detail(detail, tracebacks)
+        if (detail := page.details.get(rows[idx]["name"])) and (plain := _plain_detail(detail, tracebacks)):
+            details[idx] = plain
     return {
         "longName": _LONG_NAME,
+        "mostDetails": _MOST_DETAILS,
         "step": _STEP,
         "numFailuresFirst": _FIRST_FAILURES,
         "numRanked": len(ranked),

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, overload
 
 from lightning_zico._registry import unknown_name
+from lightning_zico.errors import InvalidArgumentError
 from lightning_zico.report import Layers, Page, Table, as_markdown, html_of
 from lightning_zico.results import views
 from lightning_zico.results.rows import Provenance, Row, as_json, read_json, write_text
@@ -149,8 +150,14 @@ class Ranked(ABC):
 
         Raises:
             ValueError: If the card has no layers of ZiCo.
+            InvalidArgumentError: If the cards are not a mapping.
             ModuleNotFoundError: If vl-convert-python is not installed.
         """
+        if cards is not None and not isinstance(cards, Mapping):
+            raise InvalidArgumentError(
+                f"Invalid cards of type {type(cards).__name__}: expected a mapping of score cards by name, such as "
+                "`selector.cards_`."
+            )
         layers = None if card is None else layers_of(card, "zico")
         return write_text(html_of(self._page(layers, cards or {})), path)
 

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from lightning_zico import Leaderboard, Score, ScoreCard, SearchResult
+from lightning_zico.errors import InvalidArgumentError
 from lightning_zico.report import page as html
 from lightning_zico.report.figures import MOST_DOTS
 from lightning_zico.report.page import _vega
@@ -189,12 +190,15 @@ def test_details_are_those_of_the_cards() -> None:
 
 
 def test_of_very_many_candidates_the_first_have_details() -> None:
-    cards = {str(idx): ScoreCard(str(idx), {"zico": Score("zico", -float(idx))}) for idx in range(150)}
+    scored = {str(idx): {"zico": Score("zico", -float(idx), by_repeat=(1.0, 2.0))} for idx in range(150)}
+    cards = {name: ScoreCard(name, scores) for name, scores in scored.items()}
     cards |= {f"bad{idx}": ScoreCard.failed(f"bad{idx}", ["zico"], "no", traceback=str(idx)) for idx in range(150)}
     board = Leaderboard.of(list(cards.values()), rank_by="zico", columns=["zico"])
     data = data_of(board.to_html(cards=cards))
     assert [int(idx) for idx in data["details"]] == [*range(100), *range(150, 250)]
     assert len(data["tracebacks"]) == 100
+    with pytest.raises(InvalidArgumentError, match="Invalid cards of type list: expected a mapping"):
+        board.to_html(cards=list(cards.values()))  # type: ignore[call-overload]
 
 
 def test_figures_hold_the_numbers() -> None:

@@ -62,12 +62,22 @@ function layersOf(row, proxy) {
   return Object.fromEntries(layers.map((layer, idx) => [layer, values[idx]]).filter(([, value]) => value != null));
 }
 
+// The page has details of the first candidates only, with and without a rank.
+const isBeyondDetails = (row) => (row < numRanked ? row : row - numRanked) >= data.mostDetails;
+
+function hintOf(rows) {
+  if (Object.keys(data.details).length === 0 || !rows.some(isBeyondDetails)) return [];
+  const textContent = `This page has repeats, layers and tracebacks of the first ${data.mostDetails} candidates only.`;
+  return [element("p", { className: "hint", textContent })];
+}
+
 function show(rows) {
   const details = rows.map((row) => data.details[row] ?? {});
   const part = (name) => details.map((detail) => detail[name] ?? {});
   const proxies = [...new Set(part("added").flatMap(Object.keys))];
   title.textContent = titleOf(rows);
   content.replaceChildren(
+    ...hintOf(rows),
     ...rows.filter((row) => errors[row] !== null).map((row) => element("p", { className: "reason", textContent: errors[row] })),
     ...details.flatMap(({ traceback }) => (traceback == null ? [] : [element("pre", { textContent: data.tracebacks[traceback] })])),
     ...section("Numbers", rows, rows.map((row) => cellsOf(row, (name) => !isHyperparameter(name)))),
@@ -112,4 +122,3 @@ compareButton.addEventListener("click", () => show([...chosen]));
 labelCompare();
 draw();
 for (const controls of document.querySelectorAll(".controls")) controls.hidden = false;
-document.documentElement.dataset.ready = "table";
