@@ -189,6 +189,7 @@ class Training:
 
         Raises:
             KeyboardInterrupt: If the user presses Ctrl-C, which Lightning turns into a SystemExit.
+            SystemExit: If the process gets a SIGTERM.
         """
         with self._recorded():
             if conditions.cache is not None and not self._epochs:
@@ -296,6 +297,8 @@ class Training:
                 yield
             except BaseException as raised:
                 state.raise_interrupt()
+                if any(base.__name__ == "SIGTERMException" for base in type(raised).__mro__):
+                    raise  # what Lightning makes of a SIGTERM, which is to end the process
                 counted = sum(self._epochs.seconds[start : self.num_epochs])
                 self._wasted_s = max(time.perf_counter() - begun - counted, 0.0)
                 # Lightning exits the process at any KeyboardInterrupt, also at one that a candidate raises.

@@ -55,13 +55,27 @@ def test_finals_that_were_interrupted_go_on_and_lose_at_most_one_epoch(
     expected = results(fit(None, final_epochs=3))
     trained = count()
     monkeypatch.setenv("SIGNAL", str(int(signal.SIGINT)))
-    for where in ("0 1 2", "1 0 0", "1 2 1"):
+    for where in ("0 1 2", "1 0 2", "1 2 1"):
         monkeypatch.setenv("WHERE", where)
         with pytest.raises(KeyboardInterrupt):
             fit(tmp_path / "scores.db", final_epochs=3)
     monkeypatch.delenv("WHERE")
     assert results(fit(tmp_path / "scores.db", final_epochs=3)) == expected
     # An epoch that was interrupted did not end, so each ends once.
+    assert sorted(count()) == sorted(trained)
+
+
+def test_a_sigterm_ends_finals_and_is_no_failure_of_a_finalist(
+    tmp_path: Path, count: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = results(fit(None, 2, final_epochs=2))
+    trained = count()
+    monkeypatch.setenv("SIGNAL", str(int(signal.SIGTERM)))
+    monkeypatch.setenv("WHERE", "1 1 0")
+    with pytest.raises(SystemExit):
+        fit(tmp_path / "scores.db", 2, final_epochs=2)
+    monkeypatch.delenv("WHERE")
+    assert results(fit(tmp_path / "scores.db", 2, final_epochs=2)) == expected
     assert sorted(count()) == sorted(trained)
 
 
