@@ -130,15 +130,15 @@ def main(words: Sequence[str] | None = None) -> None:
         return
     console = Console(width=None if Console().is_terminal else 200)
     network, scorer = network_of(arguments.model), scorer_of(arguments)
-    passes, scorings, cards = [], [], []
+    passes, scorings = [], []
     for _ in range(arguments.rounds):
         start = time.process_time()
         pass_plainly(network, scorer.transfer_batches)
         between = time.process_time()
-        cards.append(scored(scorer, network))
+        scored(scorer, network)
         passes.append(between - start)
         scorings.append(time.process_time() - between)
-    print_times(console, passes, scorings, cards)
+    print_times(console, passes, scorings)
     peaks = {mode: peak_of(mode, words) / 1e6 for mode in MODES}
     samples = arguments.num_samples * 3 * arguments.size**2 * 4 / 1e6
     rows = [[mode, f"{peak:.0f}", f"{peak - peaks['network']:.0f}"] for mode, peak in peaks.items()]
@@ -147,22 +147,14 @@ def main(words: Sequence[str] | None = None) -> None:
     say(console, f"{Path(__file__).name}: {arguments.model}, {arguments.num_samples} samples, {arguments.size} pixels.")
 
 
-def print_times(
-    console: Console, passes: Sequence[float], scorings: Sequence[float], cards: Sequence[ScoreCard]
-) -> None:
-    """Print seconds of the process, and what of them each proxy takes."""
-    plain = statistics.median(passes)
+def print_times(console: Console, passes: Sequence[float], scorings: Sequence[float]) -> None:
+    """Print seconds of the process: medians over the rounds."""
     ratios = [scoring / own for scoring, own in zip(scorings, passes, strict=True)]
     rows = [
-        ["one plain pass", f"{plain:.2f}", "1.00"],
+        ["one plain pass", f"{statistics.median(passes):.2f}", "1.00"],
         ["all transfer proxies", f"{statistics.median(scorings):.2f}", f"{statistics.median(ratios):.3f}"],
     ]
-    for name in SCORES:
-        seconds = statistics.median(card[name].seconds for card in cards)
-        rows.append([f"  {name}", f"{seconds:.2f}", f"{seconds / plain:.3f}"])
-    title = f"Seconds of the process; the first proxy, {SCORES[0]}, includes the pass. Ratios: " + ", ".join(
-        f"{ratio:.3f}" for ratio in ratios
-    )
+    title = f"Seconds of the process; ratios of the rounds: {', '.join(f'{ratio:.3f}' for ratio in ratios)}"
     print_table(console, title, ["what", "seconds", "of a pass"], rows)
 
 
