@@ -12,6 +12,7 @@ from lightning_zico.spaces.base import ArchSyntaxError, SearchSpace, get_space, 
 from lightning_zico.spaces.nas_bench_101 import NASBench101, NASBench101Arch
 from lightning_zico.spaces.nas_bench_201 import NASBench201, NASBench201Arch
 from lightning_zico.spaces.nats_bench_size import NATSBenchSize, NATSBenchSizeArch
+from lightning_zico.spaces.pit import PiT, PiTArch
 from lightning_zico.spaces.plainnet import PlainNet, PlainNetArch, PlainNetBlock, PlainNetSE
 from lightning_zico.spaces.transnas import TransNASMacro, TransNASMacroArch, TransNASMicro, TransNASMicroArch
 
@@ -28,6 +29,8 @@ __all__ = [
     "NASBench201Arch",
     "NATSBenchSize",
     "NATSBenchSizeArch",
+    "PiT",
+    "PiTArch",
     "PlainNet",
     "PlainNetArch",
     "PlainNetBlock",
