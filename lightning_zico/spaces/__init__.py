@@ -9,6 +9,7 @@ from lightning_zico.spaces.autoformer import (
     AutoFormerTiny,
 )
 from lightning_zico.spaces.base import ArchSyntaxError, SearchSpace, get_space, list_spaces, register_space
+from lightning_zico.spaces.bert import BERTArch, BERTLayer, NASBenchBERT, NASBenchBERTNamed
 from lightning_zico.spaces.nas_bench_101 import NASBench101, NASBench101Arch
 from lightning_zico.spaces.nas_bench_201 import NASBench201, NASBench201Arch
 from lightning_zico.spaces.nats_bench_size import NATSBenchSize, NATSBenchSizeArch
@@ -23,10 +24,14 @@ __all__ = [
     "AutoFormerLayer",
     "AutoFormerSmall",
     "AutoFormerTiny",
+    "BERTArch",
+    "BERTLayer",
     "NASBench101",
     "NASBench101Arch",
     "NASBench201",
     "NASBench201Arch",
+    "NASBenchBERT",
+    "NASBenchBERTNamed",
     "NATSBenchSize",
     "NATSBenchSizeArch",
     "PiT",
