@@ -493,9 +493,11 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, is_padding: Tensor | None = None) -> Tensor:
         """Map ``[N, T, E]`` to the width of all heads."""
-        queries, keys, values = (
-            _split(part, self.heads) for part in (self.weight(self.query(x)), self.key(x), self.value(x))
-        )
+        return self.attend(self.weight(self.query(x)), x, is_padding)
+
+    def attend(self, queries: Tensor, x: Tensor, is_padding: Tensor | None) -> Tensor:
+        """Attend to ``[N, T, E]`` with these queries, as wide as all heads."""
+        queries, keys, values = (_split(part, self.heads) for part in (queries, self.key(x), self.value(x)))
         scores = queries @ keys.transpose(2, 3) / queries.shape[-1] ** 0.5  # [N, heads, T, T]
         if is_padding is not None:
             scores = scores.masked_fill(is_padding, torch.finfo(scores.dtype).min)
@@ -549,12 +551,13 @@ class SpanConvolution(nn.Module):
     def forward(self, x: Tensor, is_padding: Tensor | None = None) -> Tensor:
         """Map ``[N, T, E]`` to the same shape."""
         spans = (self.pointwise(self.depthwise(x.transpose(1, 2))) + self.bias).transpose(1, 2)  # [N, T, E / 2]
-        weights = self.weighing(spans * self.attention.query(x))
+        queries = self.attention.query(x)
+        weights = self.weighing(spans * queries)
         weights = weights.unflatten(2, (self.heads, self.kernel)).softmax(dim=-1)  # [N, T, heads, kernel]
         around = F.pad(self.value(x), (0, 0, self.kernel // 2, self.kernel // 2)).unfold(1, self.kernel, 1)
         windows = around.unflatten(2, (self.heads, -1))  # [N, T, heads, channels of a head, kernel]
         convolved = (windows @ weights[..., None]).flatten(2)  # [N, T, E / 2]
-        return torch.cat([self.attention(x, is_padding), convolved], dim=2)
+        return torch.cat([self.attention.attend(queries, x, is_padding), convolved], dim=2)
 
 
 def cosine_transform(x: Tensor) -> Tensor:
