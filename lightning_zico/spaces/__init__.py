@@ -10,6 +10,7 @@ from lightning_zico.spaces.autoformer import (
 )
 from lightning_zico.spaces.base import ArchSyntaxError, SearchSpace, get_space, list_spaces, register_space
 from lightning_zico.spaces.bert import BERTArch, BERTLayer, NASBenchBERT, NASBenchBERTNamed
+from lightning_zico.spaces.darts import DARTS, DARTSArch, DARTSCell, DARTSImageNet, NASBench301
 from lightning_zico.spaces.nas_bench_101 import NASBench101, NASBench101Arch
 from lightning_zico.spaces.nas_bench_201 import NASBench201, NASBench201Arch
 from lightning_zico.spaces.nats_bench_size import NATSBenchSize, NATSBenchSizeArch
@@ -18,6 +19,7 @@ from lightning_zico.spaces.plainnet import PlainNet, PlainNetArch, PlainNetBlock
 from lightning_zico.spaces.transnas import TransNASMacro, TransNASMacroArch, TransNASMicro, TransNASMicroArch
 
 __all__ = [
+    "DARTS",
     "ArchSyntaxError",
     "AutoFormerArch",
     "AutoFormerBase",
@@ -26,10 +28,14 @@ __all__ = [
     "AutoFormerTiny",
     "BERTArch",
     "BERTLayer",
+    "DARTSArch",
+    "DARTSCell",
+    "DARTSImageNet",
     "NASBench101",
     "NASBench101Arch",
     "NASBench201",
     "NASBench201Arch",
+    "NASBench301",
     "NASBenchBERT",
     "NASBenchBERTNamed",
     "NATSBenchSize",
