@@ -300,8 +300,8 @@ def _rows_of_space(
 def _row_of_space(space: str, text: str, truths: Mapping[str, float], resolution: int = 32) -> Row:
     own = get_space(space)
     arch = own.parse(text)
-    build, vocab_size = partial(build_arch, space, str(arch)), getattr(own, "vocab_size", None)
-    return Row(str(arch), build, truths, own.blocks(arch), resolution, vocab_size=vocab_size)
+    build = partial(build_arch, space, str(arch))
+    return Row(str(arch), build, truths, own.blocks(arch), resolution, vocab_size=own.vocab_size)
 
 
 def _cell(line: Mapping[str, str | None], column: str, where: str) -> str:

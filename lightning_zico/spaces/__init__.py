@@ -9,8 +9,8 @@ from lightning_zico.spaces.autoformer import (
     AutoFormerTiny,
 )
 from lightning_zico.spaces.base import ArchSyntaxError, SearchSpace, get_space, list_spaces, register_space
-from lightning_zico.spaces.bert import BERTArch, BERTLayer, NASBenchBERT, NASBenchBERTNamed
-from lightning_zico.spaces.darts import DARTS, DARTSArch, DARTSCell, DARTSImageNet, NASBench301
+from lightning_zico.spaces.bert import BERTArch, BERTLayer, BERTSpace, NASBenchBERT, NASBenchBERTNamed
+from lightning_zico.spaces.darts import DARTS, DARTSArch, DARTSCell, DARTSImageNet, DARTSSpace, NASBench301
 from lightning_zico.spaces.nas_bench_101 import NASBench101, NASBench101Arch
 from lightning_zico.spaces.nas_bench_201 import NASBench201, NASBench201Arch
 from lightning_zico.spaces.nats_bench_size import NATSBenchSize, NATSBenchSizeArch
@@ -28,9 +28,11 @@ __all__ = [
     "AutoFormerTiny",
     "BERTArch",
     "BERTLayer",
+    "BERTSpace",
     "DARTSArch",
     "DARTSCell",
     "DARTSImageNet",
+    "DARTSSpace",
     "NASBench101",
     "NASBench101Arch",
     "NASBench201",

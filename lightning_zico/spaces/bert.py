@@ -130,7 +130,7 @@ class BERTSpace(SearchSpace[BERTArch]):
     """
 
     ops: ClassVar[tuple[str, ...]]
-    vocab_size: ClassVar[int] = _VOCAB_SIZE
+    vocab_size = _VOCAB_SIZE
 
     @abstractmethod
     def perceptrons(self, hidden: int) -> Perceptrons:
@@ -201,10 +201,10 @@ class BERTSpace(SearchSpace[BERTArch]):
         """List, for each choice, the archs that differ in it."""
         choices = [self._with_other_width(arch), self._with_other_depth(arch)]
         for idx, layer in enumerate(arch.layers):
-            for name, values in (("op", self.ops), ("heads", NUM_HEADS), ("widths", self._widths(arch.hidden))):
-                others = [replace(layer, **{name: value}) for value in values if value != getattr(layer, name)]
-                if others:
-                    choices.append(_with_layer(arch, idx, others))
+            ops = [replace(layer, op=op) for op in self.ops if op != layer.op]
+            heads = [replace(layer, heads=heads) for heads in NUM_HEADS if heads != layer.heads]
+            widths = [replace(layer, widths=own) for own in self._widths(arch.hidden) if own != layer.widths]
+            choices += [_with_layer(arch, idx, others) for others in (ops, heads, widths) if others]
         return choices
 
     def _with_other_width(self, arch: BERTArch) -> Iterator[BERTArch]:

@@ -384,7 +384,7 @@ class Cell(nn.Module):
         """Map ``[N, older, H, W]`` and ``[N, newer, H', W']`` to four times the width of a node."""
         states = [self.older(older), self.newer(newer)]
         for ops, sources in zip(self.nodes, self.sources, strict=True):
-            first, second = (op(states[source]) for op, source in zip(ops, sources, strict=True))
+            first, second = (op(states[source]) for op, source in zip(ops.children(), sources, strict=True))
             states.append(first + second)
         return torch.cat(states[_NUM_INPUTS:], dim=1)
 
@@ -456,7 +456,7 @@ def _conv_norm(inputs: int, outputs: int, stride: int = 1) -> list[nn.Module]:
 
 def _pairs_below(number: int) -> list[tuple[int, int]]:
     """List the pairs of sources that a node can have."""
-    return list(combinations(range(number), _OPS_PER_NODE))
+    return list(combinations(range(number), 2))
 
 
 def _sample_cell(rng: random.Random) -> DARTSCell:
@@ -479,7 +479,7 @@ def _neighbours_of(cell: DARTSCell) -> Iterator[DARTSCell]:
 
 
 def _read_cell(reader: Reader) -> DARTSCell:
-    nodes = []
+    nodes: list[Node] = []
     for number in range(_NUM_INPUTS, _NUM_INPUTS + _NUM_NODES):
         reader.token(["+|" if nodes else "|"])
         node: list[tuple[str, int]] = []

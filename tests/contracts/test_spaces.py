@@ -65,8 +65,8 @@ def resolutions_for(space: SearchSpace[Any], arch: Any) -> list[int]:
 
 def inputs_for(space: SearchSpace[Any], num_samples: int, in_channels: int, resolution: int) -> torch.Tensor:
     """Make images, or texts of as many tokens if the networks of the space are for text."""
-    if vocab_size := getattr(space, "vocab_size", None):
-        return torch.randint(vocab_size, (num_samples, resolution))
+    if space.vocab_size is not None:
+        return torch.randint(space.vocab_size, (num_samples, resolution))
     return torch.randn(num_samples, in_channels, resolution, resolution)
 
 

@@ -5,6 +5,7 @@ import random
 import re
 from collections import Counter
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import optuna
@@ -14,8 +15,9 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.data import DataLoader
 
-from lightning_zico import score
+from lightning_zico import Budget, ZeroShotSearch, score
 from lightning_zico.engine.size import count_macs, count_params
 from lightning_zico.ranking import get_recipe
 from lightning_zico.spaces import ArchSyntaxError, BERTArch, BERTLayer, NASBenchBERT, NASBenchBERTNamed, get_space
@@ -280,6 +282,26 @@ def test_zico_and_the_default_recipe_give_numbers_for_masked_texts(space):
     card = score(SequenceClassifier(network, 2), batches, proxies=["zico", *members])
     found = {name: card[name].error or card[name].value for name in ("zico", *members)}
     assert all(isinstance(value, float) and math.isfinite(value) for value in found.values()), found
+
+
+def test_a_search_takes_texts_and_refuses_images():
+    tokens, labels = torch.randint(1, 30_522, (8, 12)), torch.arange(8) % 2
+    texts = [{"input_ids": ids, "labels": label} for ids, label in zip(tokens, labels, strict=True)]
+    wrap = partial(SequenceClassifier, num_classes=2)
+    search = ZeroShotSearch(
+        "nas_bench_bert", Budget(params=5e6), proxies="params", num_trials=8, num_classes=2, wrap=wrap
+    )
+    result = search.run(DataLoader(texts, batch_size=4))
+    best = TRAINED.parse(result.best)
+    assert result[0]["cost_params"] == TRAINED.params(best, num_classes=2) <= 5e6
+    assert result[0]["cost_macs"] == TRAINED.macs(best, 12, num_classes=2)
+    images = DataLoader([(torch.randn(3, 8, 8), 0)] * 8, batch_size=4)
+    with pytest.raises(
+        ValueError, match=r"expected token ids `\[N, T\]`, because the space contains networks for texts"
+    ):
+        search.run(images)
+    with pytest.raises(ValueError, match="because the space contains networks for images"):
+        ZeroShotSearch("nas_bench_201", num_trials=2).run(DataLoader(texts, batch_size=4))
 
 
 @pytest.mark.parametrize("space", SPACES, ids=lambda space: space.name)
