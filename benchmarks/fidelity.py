@@ -22,7 +22,7 @@ from contests import CONTESTS, INCUMBENT, OPPONENTS, Contest, enlist
 from figures import Difference, Figures, Values, common, difference, figures_of, same_family_share, taken
 from published import SOURCES, published
 from rich.console import Console
-from scores import NUM_TIMED, Cache, Protocol, Running, cache_path, cifar10_batches, fill_scores, fill_seconds, versions
+from scores import NUM_TIMED, Cache, Protocol, Running, batches_for, cache_path, fill_scores, fill_seconds, versions
 from speed import print_table
 from tables import LOADERS, Table, add_folders, user_table
 
@@ -119,6 +119,7 @@ def studied(table: Table, choice: Choice, protocol: Protocol, kept: Cache, sets:
         name: with_last(values, set().union(*(failed[member] for member in members.get(name, (name,)))))
         for name, values in scores.items()
     }
+    scores |= {name: [row.references[name] for row in table.rows] for name in table.rows[0].references}
     errors = {
         name: f"{counter.total()} candidates have no score, mostly: {counter.most_common(1)[0][0]}"
         for name, counter in reasons.items()
@@ -310,7 +311,11 @@ def keep(path: Path, studies: Sequence[Study], record: Record) -> None:
     """Write figures to a file, with the settings that they depend on."""
     protocols = {
         own.table.benchmark: asdict(own.protocol)
-        | {"images": own.protocol.images.name, "num_candidates": len(own.table.rows), "versions": versions(own.table)}
+        | {
+            "images": own.protocol.images.name if own.table.rows[0].vocab_size is None else None,
+            "num_candidates": len(own.table.rows),
+            "versions": versions(own.table),
+        }
         for own in studies
     }
     machine = {"num_cpus": os.cpu_count(), "python": platform.python_version()}
@@ -403,7 +408,7 @@ def main(words: Sequence[str] | None = None) -> None:
         tables = loaded(arguments)
         protocols = [protocol_of(arguments, table) for table in tables]
         for table, protocol in zip(tables, protocols, strict=True):
-            check_batches(cifar10_batches(protocol, table.rows[0].resolution), choice.proxies, "batch")
+            check_batches(batches_for(table.rows[0], protocol), choice.proxies, "batch")
     except (ZiCoError, OSError, ModuleNotFoundError, ValueError) as error:
         usage.error(str(error))
     console = Console(width=None if Console().is_terminal else 200)  # a file or a pipe has no width: nothing is cut

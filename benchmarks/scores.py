@@ -6,6 +6,7 @@ a proxy, delete it.
 
 import hashlib
 import json
+import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -33,6 +34,7 @@ Numbers: TypeAlias = np.ndarray[Any, Any]
 Draw: TypeAlias = Literal["file", "random", "stratified"]
 
 LOADER_SAMPLES = 64  # in a batch of a loader, from which fewer are drawn
+NUM_CLASSES = 10
 NUM_TIMED = 5  # candidates on which the time of each proxy alone is measured
 
 
@@ -44,8 +46,8 @@ class Protocol:
     """The settings with which all candidates of a benchmark are scored.
 
     Args:
-        images: File with the images of CIFAR-10.
-        batch_size: Images in a batch.
+        images: File with the images of CIFAR-10; not read if candidates take texts.
+        batch_size: Images or texts in a batch.
         num_batches: Number of batches.
         seed: The seed of the weights, of the sample and of random numbers in proxies.
         first_image: Position in the file of the first image of the first batch.
@@ -91,6 +93,29 @@ def cifar10_batches(protocol: Protocol, resolution: int) -> list[tuple[Tensor, T
     return list(pairs)
 
 
+@cache
+def token_batches(protocol: Protocol, vocab_size: int, num_tokens: int) -> list[tuple[Tensor, Tensor]]:
+    """Draw texts of noise: token ids whose frequencies fall as one over their rank, as those of words do.
+
+    Each text begins with the same token, as tokenisers make them. Classes take turns; ids of 0 are padding, of which
+    there is none.
+    """
+    generator = torch.Generator().manual_seed(protocol.seed)
+    shape = (protocol.num_batches, protocol.batch_size, num_tokens)
+    frequencies = 1 / torch.arange(1, vocab_size)
+    ids = 1 + torch.multinomial(frequencies, math.prod(shape), replacement=True, generator=generator).view(shape)
+    ids[..., 0] = 1
+    targets = (torch.arange(math.prod(shape[:2])) % NUM_CLASSES).view(shape[:2])
+    return list(zip(ids, targets, strict=True))
+
+
+def batches_for(row: Row, protocol: Protocol) -> list[tuple[Tensor, Tensor]]:
+    """Return the batches on which a candidate is scored."""
+    if row.vocab_size is None:
+        return cifar10_batches(protocol, row.resolution)
+    return token_batches(protocol, row.vocab_size, row.resolution)
+
+
 def positions_of(protocol: Protocol, labels: Numbers) -> Numbers:
     """List the positions in the file of the images of all batches; fewer if there are too few."""
     if protocol.draw == "file":
@@ -126,7 +151,7 @@ def prepared(row: Row, protocol: Protocol) -> Callable[[Sequence[str]], ScoreCar
     """Build a candidate under the common seed, and return how it is scored."""
     with preserved_rng(protocol.seed):
         model = row.build()
-    batches = cifar10_batches(protocol, row.resolution)
+    batches = batches_for(row, protocol)
     candidate = Candidate(row.name, Built(model), row.blocks)
     return partial(score, candidate, batches, loss_fn=nn.CrossEntropyLoss(), seed=protocol.seed)
 

@@ -66,7 +66,7 @@ class Study:
         Raises:
             ValueError: If networks of the space do not take images of this resolution.
         """
-        in_channels, side = _image_shape(scorer.batches)
+        in_channels, side = _input_shape(space, scorer.batches)
         settings: dict[str, Any] = {
             "space": space.name or type(space).__name__,
             "budget": asdict(budget) if budget else None,
@@ -145,12 +145,17 @@ def _content(
     return content
 
 
-def _image_shape(batches: Sequence[Batch]) -> tuple[int, int]:
-    """Return the number of channels and the side of the images, which are square."""
-    for tensor in tensors_of(batches[0]):
-        if tensor.ndim == 4 and tensor.shape[2] == tensor.shape[3]:
+def _input_shape(space: SearchSpace[Any], batches: Sequence[Batch]) -> tuple[int, int]:
+    """Return the number of channels and the side of the images, which are square; 1 and the length of texts."""
+    tensors = list(tensors_of(batches[0]))
+    for tensor in tensors:
+        if space.vocab_size is None and tensor.ndim == 4 and tensor.shape[2] == tensor.shape[3]:
             return tensor.shape[1], tensor.shape[2]
+        if space.vocab_size is not None and tensor.ndim == 2 and not tensor.is_floating_point():
+            return 1, tensor.shape[1]
+    for_images = ("square images `[N, C, H, H]`", "images")
+    needed, kind = for_images if space.vocab_size is None else ("token ids `[N, T]`", "texts")
     raise ValueError(
-        f"Invalid batch with tensors of shape {[list(tensor.shape) for tensor in tensors_of(batches[0])]}: expected "
-        "square images `[N, C, H, H]`, because the spaces contain networks for images."
+        f"Invalid batch with tensors of shape {[list(tensor.shape) for tensor in tensors]}: expected {needed}, because "
+        f"the space contains networks for {kind}."
     )

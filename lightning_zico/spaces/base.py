@@ -83,9 +83,11 @@ class SearchSpace(ABC, Generic[Arch]):
 
     Attributes:
         name: Name in lower snake case; `register_space` sets it.
+        vocab_size: Number of different token ids if the networks are for texts; None if they are for images.
     """
 
     name: str = ""
+    vocab_size: int | None = None
 
     def __init_subclass__(cls) -> None:
         for name in _TAKE_AN_ARCH & vars(cls).keys():

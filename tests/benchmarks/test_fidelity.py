@@ -17,6 +17,7 @@ from rich.console import Console
 
 from lightning_zico.proxies import BASELINES, list_proxies
 from lightning_zico.ranking import bootstrap_interval, kendall, list_recipes
+from lightning_zico.scoring.choice import Choice
 from lightning_zico.spaces import get_space
 from tests.data import data_file, data_rows
 
@@ -64,6 +65,66 @@ def test_transnas_has_seven_tasks_on_larger_images():
     assert {row.resolution for row in table.rows} == {64}
     first = next(iter(data_rows("transnas_bench_101_micro.csv.gz")))
     assert table.rows[0].truths["room_layout"] == float(first["room_layout.test_neg_loss.best"]) < 0
+
+
+def test_networks_of_nas_bench_bert_are_those_that_were_trained():
+    table = tables.nas_bench_bert(data_file("nas_bench_bert_250.csv.gz").parent)
+    by_arch = {}
+    for line in data_rows("nas_bench_bert_250.csv.gz"):
+        by_arch.setdefault(line["arch_trained"], []).append(line)
+    assert {row.name for row in table.rows} == {*by_arch}
+    assert len(table.rows) == 176
+    for row in table.rows:
+        lines = by_arch[row.name]
+        assert row.truths["glue"] == pytest.approx(np.mean([float(line["glue"]) for line in lines]))
+        (num, is_wide), *_ = {(int(line["num_layers"]), line["hidden_size"] == "256") for line in lines}
+        assert row.references == {"layers": num, "layers, width": 2 * num + is_wide}
+        assert (row.resolution, row.vocab_size) == (128, 30_522)
+    assert table.targets == ("glue",)
+    assert table.asked_for(["rte"]).targets == ("rte",)
+
+
+def test_pits_take_large_images_and_are_compared_on_three_data_sets():
+    table = tables.pit(data_file("pit_60.csv").parent)
+    assert len(table.rows) == 60
+    assert {row.resolution for row in table.rows} == {224}
+    assert table.targets == ("cifar100", "flowers", "chaoyang")
+    assert table.asked_for(["chaoyang_kd"]).targets == ("chaoyang_kd",)
+
+
+def test_accuracies_of_nas_bench_301_are_said_to_be_predictions():
+    table = tables.nas_bench_301(data_file("nas_bench_301_150.csv.gz").parent)
+    assert len(table.rows) == 150
+    assert "not of trained networks" in table.remark
+    assert all(91 < row.truths["val_accuracy"] < 95 for row in table.rows)
+
+
+def test_texts_are_noise_with_the_frequencies_of_words():
+    protocol = scores.Protocol(Path("unread"), batch_size=50, num_batches=4)
+    batches = scores.token_batches(protocol, 1000, 128)
+    assert [tuple(ids.shape) for ids, _ in batches] == [(50, 128)] * 4
+    ids = np.stack([ids.numpy() for ids, _ in batches])
+    assert (ids[..., 0] == 1).all()
+    assert (ids.min(), ids.max() < 1000) == (1, True)  # 0 is padding
+    counts = np.bincount(ids[..., 1:].ravel())
+    total = sum(1 / rank for rank in range(1, 1000))
+    for rank in (1, 2, 10):
+        expected = ids[..., 1:].size / rank / total
+        assert abs(counts[rank] - expected) < 4 * expected**0.5
+    assert [label for _, labels in batches for label in labels.tolist()] == [*range(10)] * 20
+    other = scores.token_batches(scores.Protocol(Path("unread"), 50, 4, seed=1), 1000, 128)
+    assert not np.array_equal(other[0][0], ids[0])
+
+
+def test_references_are_printed_beside_the_scores(tmp_path):
+    rows = tuple(tables.Row(str(idx), int, {"acc": float(idx)}, references={"layers": idx // 2}) for idx in range(6))
+    kept = scores.Cache(tmp_path / "b.jsonl")
+    for row in rows:
+        kept.add(row.name, scores={"params": 1.0 + row.truths["acc"]}, errors={})
+    table, choice = tables.Table("b", rows, ("acc",), ""), Choice.of(["params"])
+    own = fidelity.studied(table, choice, scores.Protocol(Path("x")), kept, {})
+    assert own.scores["layers"] == [0, 0, 1, 1, 2, 2]
+    assert own.mean_tau("layers") == pytest.approx(kendall([0, 0, 1, 1, 2, 2], range(6)))
 
 
 def test_timm_has_models_of_moderate_size_at_their_own_resolution():
