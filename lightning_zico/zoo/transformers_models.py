@@ -119,8 +119,6 @@ CHECKPOINTS: Mapping[str, str] = {
     "resnet-50": "microsoft/resnet-50",
     "swin-tiny": "microsoft/swin-tiny-patch4-window7-224",
     "swinv2-tiny": "microsoft/swinv2-tiny-patch4-window8-256",
-    "vit-tiny": "WinKawaks/vit-tiny-patch16-224",
-    "vit-small": "WinKawaks/vit-small-patch16-224",
     "vit-base": "google/vit-base-patch16-224",
 }
 # What the checkpoint of a name has beside its entry in `CONFIGS`.

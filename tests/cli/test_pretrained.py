@@ -67,11 +67,11 @@ def test_a_checkpoint_of_transformers_that_is_not_there_is_a_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cache_timm(tmp_path / "cache", monkeypatch, CHECKPOINTS[0])
-    zoo = f"timm:{CHECKPOINTS[0]},transformers:vit-tiny"
+    zoo = f"timm:{CHECKPOINTS[0]},transformers:deit-tiny"
     assert main([*RANK, "--zoo", zoo, "--data", "digits"]) == 0
     assert [row["name"] for row in rows_of() if row["rank"]] == [f"timm:{CHECKPOINTS[0]}"]
     printed = " ".join(capsys.readouterr().out.split())
-    assert "The weights of 'transformers:vit-tiny' could neither be loaded from" in printed
+    assert "The weights of 'transformers:deit-tiny' could neither be loaded from" in printed
 
 
 @pytest.mark.parametrize(
