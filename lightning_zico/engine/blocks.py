@@ -81,14 +81,15 @@ class _Chain:
         self._calls = [inner for call in calls for inner in call]
         self._counts = Counter(id(call.module) for call in self._calls)
         self._least = least
+        self._split: set[type] = set()  # classes of those that gave way to units within them
         self._layers = {
             id(part): frozenset(id(inner) for inner in part.modules() if id(inner) in walk.layers)
             for part in self._parts.values()
         }
 
     def names(self) -> list[str]:
-        kinds = _kinds(self._siblings(self._units_in(self._roots, set())))
-        units = self._chosen(self._units_in(self._roots, kinds))  # like submodules are now treated alike
+        kinds = _kinds(self._siblings(self._units_in(self._roots, set()))) - self._split
+        units = self._chosen(self._units_in(self._roots, kinds))  # submodules of one class are now treated alike
         blocks = {call.name: call for call in (*units, *self._beside(units))}
         if len(blocks) < 2 or 2 * len(self._layers_of(blocks.values())) < len(self._layers_of(self._roots)):
             return []
@@ -109,12 +110,20 @@ class _Chain:
         if _kind(call) in kinds:
             return [call]
         parts = self._units_in(call.within, kinds)
-        if any(_kind(part) in kinds for part in parts):
+        if any(_kind(part) in kinds for part in parts) or self._is_stage(call, parts):
+            self._split |= _kinds([call])
             return parts
-        if self._siblings([part for part in parts if _parent(part) != call.name or self._is_container(call.name)]):
-            return parts
-        is_series = _kind(call) is None and own == self._layers_of(inner for inner in call.within if inner.is_link)
-        return parts if is_series and 2 * len(self._layers_of(parts)) > len(own) else [call]
+        return [call]
+
+    def _is_stage(self, call: Call, parts: list[Call]) -> bool:
+        own = [part for part in parts if _parent(part) == call.name]
+        if not self._is_container(call.name) and len({type(part.module) for part in own}) > 1:
+            parts = [part for part in parts if part not in own]  # such as the attention and the MLP of a block
+        if self._siblings(parts):
+            return True
+        layers = self._layers_of([call])
+        is_series = _kind(call) is None and layers == self._layers_of(part for part in call.within if part.is_link)
+        return is_series and 2 * len(self._layers_of(parts)) > len(layers)
 
     def _siblings(self, units: list[Call]) -> list[Call]:
         """Choose units in one container, or of one class in one submodule; where there are none, those of one class."""

@@ -217,8 +217,9 @@ class _Calls:
             start = self._graph.node_of(given)
         result = floating_tensor_in(output)
         end = None if result is None else self._graph.node_of(result)
-        call.keeps_rank = given is not None and result is not None and given.ndim == result.ndim
-        call.is_identity = start == end and call.keeps_rank and given.shape == result.shape
+        if given is not None and result is not None:
+            call.keeps_rank = given.ndim == result.ndim
+            call.is_identity = start == end and given.shape == result.shape
         call.reads_batch = start is None or start < _ROOT
         self._ends[call] = None, start, end
         if not call.name:
