@@ -44,7 +44,7 @@ def block_names(module: nn.Module, layers: Layers | None = None, calls: Sequence
     """
     layers = known_layers(module) if layers is None else layers
     walk = _Walk.of(module, layers)
-    for least in (2, 1):
+    for least in (2, 1) if calls else ():
         if names := _Chain(module, walk, calls, least).names():
             return names
     met = walk.met(module)
@@ -88,6 +88,7 @@ class _Chain:
         }
 
     def names(self) -> list[str]:
+        """Name the blocks in the order of their calls; none where they hold less than half of the layers."""
         kinds = _kinds(self._siblings(self._units_in(self._roots, set()))) - self._split
         units = self._chosen(self._units_in(self._roots, kinds))  # submodules of one class are now treated alike
         blocks = {call.name: call for call in (*units, *self._beside(units))}
@@ -116,6 +117,7 @@ class _Chain:
         return [call]
 
     def _is_stage(self, call: Call, parts: list[Call]) -> bool:
+        """Whether a unit is a series of the units within it."""
         own = [part for part in parts if _parent(part) == call.name]
         if not self._is_container(call.name) and len({type(part.module) for part in own}) > 1:
             parts = [part for part in parts if part not in own]  # such as the attention and the MLP of a block
@@ -139,6 +141,7 @@ class _Chain:
         return found or [unit for unit in units if _kind(unit) and classes[_kind(unit)] > 1]
 
     def _chosen(self, units: list[Call]) -> list[Call]:
+        """Choose the units that are repeated, in the wide sense of `block_names`."""
         inner = _inner_kinds(units)
         units = [unit for unit in units if _kind(unit) not in inner]
         siblings, parents = self._siblings(units), Counter(_parent(unit) for unit in units)
@@ -151,6 +154,7 @@ class _Chain:
         ]
 
     def _beside(self, units: list[Call]) -> list[Call]:
+        """List what stands beside units in a container and is a block, although it has few layers or none."""
         inner, parents = _inner_kinds(units), {_parent(unit) for unit in units}
         found = [
             call
@@ -160,6 +164,7 @@ class _Chain:
             and self._runs_once(call)
             and self._is_container(_parent(call))
             and _parent(call) in parents
+            and not any(inner in units for each in call.within for inner in each)
         ]
         classes = Counter(_kind(call) for call in found)
         return [
@@ -168,7 +173,7 @@ class _Chain:
             if (call.is_identity and not isinstance(call.module, nn.modules.dropout._DropoutNd))
             or (
                 call.module._modules
-                and _kind(call) not in (None, *inner)
+                and _kind(call) not in (None, *inner)  # it may be what the blocks are made of, such as a stem
                 and (self._layers[id(call.module)] or classes[_kind(call)] > 1)
             )
         ]

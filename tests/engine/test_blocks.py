@@ -143,6 +143,26 @@ class Gated(Residual):
         return x * self.two(F.relu(self.one(x))).sigmoid()
 
 
+class Stage(nn.Module):
+    def __init__(self, *blocks):
+        super().__init__()
+        self.inner = nn.Sequential(*blocks)
+
+    def forward(self, x):
+        return self.inner(x)
+
+
+class Pair(nn.Module):
+    """A block of two parts, of which the second is itself residual."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.mix, self.mlp = Gated(width), Residual(width)
+
+    def forward(self, x):
+        return self.mlp(self.mix(x))
+
+
 class Tower(nn.Module):
     """A stem, something in the middle, and a head."""
 
@@ -202,6 +222,25 @@ WRITTEN = {
     "plain modules in between": (
         lambda: Tower(blocks=nn.Sequential(Residual(8), nn.ReLU(), nn.Dropout(), Gated(8)), run=_blocks_of),
         ["blocks.0", "blocks.3"],
+    ),
+    "a stage beside blocks": (
+        lambda: Tower(blocks=nn.Sequential(Residual(8), Gated(8), Stage(Residual(8), Residual(8))), run=_blocks_of),
+        ["blocks.0", "blocks.1", "blocks.2.inner.0", "blocks.2.inner.1"],
+    ),
+    "stages of different depth": (
+        lambda: Tower(
+            stages=nn.Sequential(Stage(Residual(8)), Stage(Residual(8), Residual(8)), Stage(Residual(8))),
+            run=lambda net, x: net.stages(x),
+        ),
+        ["stages.0.inner.0", "stages.1.inner.0", "stages.1.inner.1", "stages.2.inner.0"],
+    ),
+    "named parts of a block": (
+        lambda: Tower(blocks=nn.Sequential(Pair(8), Pair(8)), run=_blocks_of),
+        ["blocks.0", "blocks.1"],
+    ),
+    "blocks of one layer": (
+        lambda: Tower(blocks=nn.Sequential(*(Stage(nn.Linear(8, 8)) for _ in range(3))), run=_blocks_of),
+        ["blocks.0", "blocks.1", "blocks.2"],
     ),
     "one unused": (
         lambda: Tower(
