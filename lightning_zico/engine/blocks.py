@@ -123,6 +123,9 @@ class _Chain:
             parts = [part for part in parts if part not in own]  # such as the attention and the MLP of a block
         if self._siblings(parts):
             return True
+        alike = Counter(_kind(part) for part in call.within if part.is_link and part.module._modules and _kind(part))
+        if _kind(call) is None and max(alike.values(), default=0) > 1:
+            return True  # cells, of which some have no layers
         layers = self._layers_of([call])
         is_series = _kind(call) is None and layers == self._layers_of(part for part in call.within if part.is_link)
         return is_series and 2 * len(self._layers_of(parts)) > len(layers)

@@ -126,6 +126,10 @@ def test_cells_count_without_layers_of_their_own(op):
     _agree("nas_bench_201", lambda space: [space.parse(text)], 32)
 
 
+def test_stages_whose_cells_have_no_layers_are_no_blocks():
+    _agree("transnas_micro", lambda space: [space.parse("64-41414-0_20_000")], 64)
+
+
 # Ways to write a network
 
 
