@@ -14,21 +14,26 @@ from lightning_zico.engine.tree import holders, submodules
 def block_names(module: nn.Module, layers: Layers | None = None, calls: Sequence[Call] = ()) -> list[str]:
     """Find the blocks of a network: what it repeats, or the links of its chain.
 
-    With ``calls``, blocks are found where the data narrows to one tensor. A unit is a submodule with at least two
-    layers that runs once, through whose input and output all data passes, and whose output has as many dimensions as
-    its input. Stages are taken apart: a submodule gives way to units within it if several stand in one container
-    (``Sequential``, ``ModuleList``, ``ModuleDict``), or, where it is itself a plain ``Sequential``, if they hold most
-    of its layers. The blocks are the units that stand together in a container, or repeat a class in one submodule, and
-    those that are of one class with such a block or share a container with it, at any level; not a stem. What stands
-    directly beside them in a container is a block, too, if it is an identity, or a submodule with parts of its own
-    whose class is no part of a block. If these blocks hold less than half of the layers, as in networks with skip
-    connections from one end to the other, or there are none, units of one layer are tried.
+    With ``calls``, blocks are found where the data narrows to one tensor, in these steps:
 
-    Otherwise the classes tell. The module is walked down from the root. A submodule with a layer somewhere inside,
-    other than a layer, than an untrained copy of another submodule and than a plain container, is a block if its class
-    stands at least twice among those that are met in this way; what is inside a block is not looked at, and what is no
-    block is looked into. Where nothing is repeated, the longest ``Sequential`` is taken for a chain: a link begins with
-    a child that holds a layer and ends before the next one; the block is its last child that does not reshape.
+    1. A unit is a submodule with at least two layers that runs once. All data passes through its input and its output,
+       and both have the same number of dimensions.
+    2. A unit that is a series of other units, such as a stage, is replaced by them. It is one if several of them stand
+       in the same container (``Sequential``, ``ModuleList``, ``ModuleDict``), or if all its own parts are units of one
+       class. A plain ``Sequential`` is one also if a unit holds most of its layers, or if it holds several cells.
+    3. Units are blocks if there are several in one container, or several of one class in one submodule. So are other
+       units of the same class, or in the same container at any level. A stem that is alone in its place is not.
+    4. Modules beside blocks in a container are blocks as well if they are identities, or have parts of their own and
+       are of a class that is no part of a block.
+
+    If such blocks hold less than half of the layers, units of one layer are tried in the same way.
+
+    Where this finds nothing, as in networks with skip connections from one end to the other, the classes tell. The
+    module is walked down from the root. A submodule with a layer somewhere inside, other than a layer, than an
+    untrained copy of another submodule and than a plain container, is a block if its class stands at least twice among
+    those that are met in this way; what is inside a block is not looked at, and what is no block is looked into. Where
+    nothing is repeated, the longest ``Sequential`` is taken for a chain: a link begins with a child that holds a layer
+    and ends before the next one; the block is its last child that does not reshape.
 
     Args:
         module: Any module.
@@ -103,7 +108,7 @@ class _Chain:
         return [unit for call in calls for unit in self._units(call, kinds)]
 
     def _units(self, call: Call, kinds: Set[type]) -> list[Call]:
-        """List the units in a call, or the call if it is one; it is if its class is among ``kinds``."""
+        """List the units in a call, or the call itself if it is a unit, as all calls of a class in ``kinds`` are."""
         own = self._layers[id(call.module)]
         is_unit = call.is_link and call.keeps_rank and self._runs_once(call) and call.module._modules
         if not is_unit or len(own) < self._least:
@@ -188,7 +193,7 @@ class _Chain:
         return isinstance(self._parts.get(name), _CONTAINERS)
 
     def _containers(self, call: Call) -> Iterator[str]:
-        """List the containers around a call, up to the first submodule that is none, or the root."""
+        """List the containers around a call, from the inside, without the root and all that is above another module."""
         name = _parent(call)
         while name and self._is_container(name):
             yield name

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from lightning_zico.engine.anatomy import Anatomy
+from lightning_zico.engine.blocks import block_names
 from lightning_zico.engine.chain import trace_calls
 from lightning_zico.spaces import get_space
 
@@ -87,7 +88,7 @@ EXTREMES = [(0,) * 8, (1,) * 8, (2,) * 8, (1, 0, 1, 0, 0, 1, 0, 0), (0, 0, 0, 0,
 @pytest.mark.parametrize("plain", [False, True])
 def test_mobile_blocks_and_identities_are_all_found(plain):
     rng = random.Random(0)
-    for choices in (*EXTREMES, *(rng.choices(range(3), k=8) for _ in range(4))):
+    for choices in (*EXTREMES, *(rng.choices(range(3), k=8) for _ in range(2))):
         network = meta(lambda choices=choices: MobileNet(choices, plain))
         assert found(network, images()) == [f"features.{idx}" for idx in range(8)], choices
 
@@ -360,6 +361,28 @@ def test_what_other_data_passes_by_is_no_link():
         blocks=nn.ModuleList([Residual(8), Residual(8)]), run=lambda net, x: net.blocks[0](x) * net.blocks[1](x)
     )
     assert links(network, torch.zeros(4, 6)) == ["", "stem", "head"]
+
+
+def test_a_caught_error_does_not_mix_up_calls():
+    class Failing(nn.Module):
+        def forward(self, x):
+            raise ValueError
+
+    def run(net, x):
+        try:
+            net.broken(x)
+        except ValueError:
+            return net.blocks(x)
+
+    network = Tower(broken=nn.Sequential(nn.ReLU(), Failing()), blocks=nn.Sequential(Residual(8), Gated(8)), run=run)
+    assert links(network, torch.zeros(4, 6))[:3] == ["", "stem", "blocks"]
+
+
+def test_a_network_that_is_called_twice_is_no_chain():
+    network = Tower(blocks=nn.Sequential(Residual(8), Gated(8)), run=_blocks_of)
+    calls = trace_calls(network, lambda net, batch, _: (net(batch) - net(batch + 1)).square().sum(), torch.zeros(4, 6))
+    assert len(calls) == 2
+    assert block_names(network, None, calls) == block_names(network)
 
 
 def test_the_module_is_as_before():
