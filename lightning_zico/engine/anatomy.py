@@ -9,6 +9,7 @@ from lightning_zico._registry import unknown_name
 from lightning_zico._typing import Batch, Params
 from lightning_zico.engine.batches import tensors_of
 from lightning_zico.engine.blocks import block_names
+from lightning_zico.engine.chain import trace_calls
 from lightning_zico.engine.cutting import first_samples
 from lightning_zico.engine.flow import DataFlow, trace_flow
 from lightning_zico.engine.layers import (
@@ -212,7 +213,8 @@ def _may_be_time_first(anatomy: Anatomy) -> bool:
 
 
 def _found_blocks(anatomy: Anatomy) -> list[str]:
-    return block_names(anatomy.module, anatomy.structure)
+    calls = trace_calls(anatomy.module, anatomy.step, anatomy.first_batch, anatomy.muted)
+    return block_names(anatomy.module, anatomy.structure, calls)
 
 
 def _inputs(anatomy: Anatomy) -> frozenset[int]:

@@ -1,31 +1,47 @@
 """Blocks: what a network repeats, or the links of its chain."""
 
-from collections.abc import Set
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass
 
 from torch import nn
 
+from lightning_zico.engine.chain import Call
 from lightning_zico.engine.layers import WEIGHT_LAYERS, Layers, is_inside, known_layers, owned_layers
 from lightning_zico.engine.tree import holders, submodules
 
 
-def block_names(module: nn.Module, layers: Layers | None = None) -> list[str]:
+def block_names(module: nn.Module, layers: Layers | None = None, calls: Sequence[Call] = ()) -> list[str]:
     """Find the blocks of a network: what it repeats, or the links of its chain.
 
-    The module is walked down from the root. A submodule with a layer somewhere inside, other than a layer, than an
-    untrained copy of another submodule and than a plain container (``Sequential``, ``ModuleList``, ``ModuleDict``), is
-    a block if its class stands at least twice among those that are met in this way; what is inside a block is not
-    looked at, and what is no block is looked into. Residual blocks, cells of a search space, inverted bottlenecks and
-    transformer blocks are found by this. Where nothing is repeated, the longest ``Sequential`` is taken for a chain: a
-    link begins with a child that holds a layer and ends before the next one; the block is its last child that does not
-    reshape.
+    With ``calls``, blocks are found where the data narrows to one tensor, in these steps:
+
+    1. A unit is a submodule with at least two layers that runs once. All data passes through its input and its output,
+       and both have the same number of dimensions.
+    2. A unit that is a series of other units, such as a stage, is replaced by them. It is one if several of them stand
+       in the same container (``Sequential``, ``ModuleList``, ``ModuleDict``), or if all its own parts are units of one
+       class. A plain ``Sequential`` is one also if a unit holds most of its layers, or if it holds several cells.
+    3. Units are blocks if there are several in one container, or several of one class in one submodule. So are other
+       units of the same class, or in the same container at any level. A stem that is alone in its place is not.
+    4. Modules beside blocks in a container are blocks as well if they are identities, or have parts of their own and
+       are of a class that is no part of a block.
+
+    If such blocks hold less than half of the layers, units of one layer are tried in the same way.
+
+    Where this finds nothing, as in networks with skip connections from one end to the other, the classes tell. The
+    module is walked down from the root. A submodule with a layer somewhere inside, other than a layer, than an
+    untrained copy of another submodule and than a plain container, is a block if its class stands at least twice among
+    those that are met in this way; what is inside a block is not looked at, and what is no block is looked into. Where
+    nothing is repeated, the longest ``Sequential`` is taken for a chain: a link begins with a child that holds a layer
+    and ends before the next one; the block is its last child that does not reshape.
 
     Args:
         module: Any module.
         layers: Its layers; None for those that the classes of its parts tell.
+        calls: What a run of it called, see `chain.trace_calls`; none for a module that has not run.
 
     Returns:
-        Names of submodules, in the module's order; fewer than two are none.
+        Names of submodules, in the order of the calls, or else the module's; fewer than two are none.
 
     Example:
         >>> block_names(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
@@ -33,6 +49,9 @@ def block_names(module: nn.Module, layers: Layers | None = None) -> list[str]:
     """
     layers = known_layers(module) if layers is None else layers
     walk = _Walk.of(module, layers)
+    for least in (2, 1) if calls else ():
+        if names := _Chain(module, walk, calls, least).names():
+            return names
     met = walk.met(module)
     classes = [type(part) for _, part in met]
     # A class that stands once is a stage or a backbone, so the repeated ones may be inside of it.
@@ -49,6 +68,153 @@ def block_names(module: nn.Module, layers: Layers | None = None) -> list[str]:
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _RESHAPING = (nn.Flatten, nn.Unflatten, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d)
+
+
+class _Chain:
+    """Looks for blocks among the calls of a run, see `block_names`.
+
+    Args:
+        module: The root.
+        walk: What is known of submodules.
+        calls: The outermost calls.
+        least: Number of layers that a unit has at least.
+    """
+
+    def __init__(self, module: nn.Module, walk: "_Walk", calls: Sequence[Call], least: int) -> None:
+        self._parts = submodules(module)
+        self._roots = calls
+        self._calls = [inner for call in calls for inner in call]
+        self._counts = Counter(id(call.module) for call in self._calls)
+        self._least = least
+        self._split: set[type] = set()  # classes of those that gave way to units within them
+        self._layers = {
+            id(part): frozenset(id(inner) for inner in part.modules() if id(inner) in walk.layers)
+            for part in self._parts.values()
+        }
+
+    def names(self) -> list[str]:
+        """Name the blocks in the order of their calls; none where they hold less than half of the layers."""
+        kinds = _kinds(self._siblings(self._units_in(self._roots, set()))) - self._split
+        units = self._chosen(self._units_in(self._roots, kinds))  # submodules of one class are now treated alike
+        blocks = {call.name: call for call in (*units, *self._beside(units))}
+        if len(blocks) < 2 or 2 * len(self._layers_of(blocks.values())) < len(self._layers_of(self._roots)):
+            return []
+        return [call.name for call in self._calls if call.name in blocks]
+
+    def _layers_of(self, calls: Iterable[Call]) -> frozenset[int]:
+        return frozenset().union(*(self._layers[id(call.module)] for call in calls))
+
+    def _units_in(self, calls: Sequence[Call], kinds: Set[type]) -> list[Call]:
+        return [unit for call in calls for unit in self._units(call, kinds)]
+
+    def _units(self, call: Call, kinds: Set[type]) -> list[Call]:
+        """List the units in a call, or the call itself if it is a unit, as all calls of a class in ``kinds`` are."""
+        own = self._layers[id(call.module)]
+        is_unit = call.is_link and call.keeps_rank and self._runs_once(call) and call.module._modules
+        if not is_unit or len(own) < self._least:
+            return self._units_in(call.within, kinds)
+        if _kind(call) in kinds:
+            return [call]
+        parts = self._units_in(call.within, kinds)
+        if any(_kind(part) in kinds for part in parts) or self._is_stage(call, parts):
+            self._split |= _kinds([call])
+            return parts
+        return [call]
+
+    def _is_stage(self, call: Call, parts: list[Call]) -> bool:
+        """Whether a unit is a series of the units within it."""
+        own = [part for part in parts if _parent(part) == call.name]
+        if not self._is_container(call.name) and len({type(part.module) for part in own}) > 1:
+            parts = [part for part in parts if part not in own]  # such as the attention and the MLP of a block
+        if self._siblings(parts):
+            return True
+        alike = Counter(_kind(part) for part in call.within if part.is_link and part.module._modules and _kind(part))
+        if _kind(call) is None and max(alike.values(), default=0) > 1:
+            return True  # cells, of which some have no layers
+        layers = self._layers_of([call])
+        is_series = _kind(call) is None and layers == self._layers_of(part for part in call.within if part.is_link)
+        return is_series and 2 * len(self._layers_of(parts)) > len(layers)
+
+    def _siblings(self, units: list[Call]) -> list[Call]:
+        """Choose units in one container, or of one class in one submodule; where there are none, those of one class."""
+        parents = Counter(_parent(unit) for unit in units)
+        pairs = Counter((_parent(unit), _kind(unit)) for unit in units)
+        classes = Counter(_kind(unit) for unit in units)
+        found = [
+            unit
+            for unit in units
+            if (self._is_container(_parent(unit)) and parents[_parent(unit)] > 1)
+            or (_kind(unit) and pairs[_parent(unit), _kind(unit)] > 1)
+        ]
+        return found or [unit for unit in units if _kind(unit) and classes[_kind(unit)] > 1]
+
+    def _chosen(self, units: list[Call]) -> list[Call]:
+        """Choose the units that are repeated, in the wide sense of `block_names`."""
+        inner = _inner_kinds(units)
+        units = [unit for unit in units if _kind(unit) not in inner]
+        siblings, parents = self._siblings(units), Counter(_parent(unit) for unit in units)
+        kinds, around = _kinds(siblings), {name for unit in siblings for name in self._containers(unit)}
+        return [
+            unit
+            for unit in units
+            if (unit in siblings or _kind(unit) in kinds or not around.isdisjoint(self._containers(unit)))
+            and not (unit.reads_batch and parents[_parent(unit)] == 1)
+        ]
+
+    def _beside(self, units: list[Call]) -> list[Call]:
+        """List what stands beside units in a container and is a block, although it has few layers or none."""
+        inner, parents = _inner_kinds(units), {_parent(unit) for unit in units}
+        found = [
+            call
+            for call in self._calls
+            if call.is_link
+            and not call.reads_batch
+            and self._runs_once(call)
+            and self._is_container(_parent(call))
+            and _parent(call) in parents
+            and not any(inner in units for each in call.within for inner in each)
+        ]
+        classes = Counter(_kind(call) for call in found)
+        return [
+            call
+            for call in found
+            if (call.is_identity and not isinstance(call.module, nn.modules.dropout._DropoutNd))
+            or (
+                call.module._modules
+                and _kind(call) not in (None, *inner)  # it may be what the blocks are made of, such as a stem
+                and (self._layers[id(call.module)] or classes[_kind(call)] > 1)
+            )
+        ]
+
+    def _runs_once(self, call: Call) -> bool:
+        return self._counts[id(call.module)] == 1
+
+    def _is_container(self, name: str) -> bool:
+        return isinstance(self._parts.get(name), _CONTAINERS)
+
+    def _containers(self, call: Call) -> Iterator[str]:
+        """List the containers around a call, from the inside, without the root and all that is above another module."""
+        name = _parent(call)
+        while name and self._is_container(name):
+            yield name
+            name = name.rpartition(".")[0]
+
+
+def _parent(call: Call) -> str:
+    return call.name.rpartition(".")[0]
+
+
+def _kind(call: Call) -> type | None:
+    """Class of a submodule; None for a plain container, whose class says nothing of what it is."""
+    return None if type(call.module) in _CONTAINERS else type(call.module)
+
+
+def _kinds(calls: Iterable[Call]) -> set[type]:
+    return {kind for kind in map(_kind, calls) if kind}
+
+
+def _inner_kinds(calls: Iterable[Call]) -> set[type]:
+    return {type(part) for call in calls for part in call.module.modules() if part is not call.module}
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Where the data of a step goes: which parameters are multiplied with it, and which tensors the network reads."""
 
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -14,6 +14,7 @@ from torch.utils.flop_counter import flop_registry
 
 from lightning_zico._typing import Batch, Step
 from lightning_zico.engine.batches import map_tensors, tensors_of
+from lightning_zico.engine.dispatched import SHAPED, SHAPED_RANDOM, key_of, name_of, tensors_in, written_by
 from lightning_zico.engine.outside import outside_put_back
 from lightning_zico.engine.scope import preserved, seed_all, unfused
 from lightning_zico.engine.stateless import Ends, Stateless
@@ -190,9 +191,6 @@ _LOOK_UPS = frozenset({"embedding", "_embedding_bag", "_embedding_bag_forward_on
 _VALUE_READS = frozenset(
     {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "_unique2", "unique_dim"}
 )
-# Only the shape of what they are given matters.
-_SHAPED = ("empty_like", "zeros_like", "ones_like", "full_like", "new_empty", "new_zeros", "new_ones", "new_full")
-_SHAPED_RANDOM = ("rand_like", "randn_like", "randint_like")
 
 
 class _Follower(TorchDispatchMode):
@@ -209,14 +207,14 @@ class _Follower(TorchDispatchMode):
         # A weak reference keeps the address of freed memory from being used again.
         self._origins: dict[StorageWeakRef, _Origin] = {}
         for tensor in constants:
-            self._origins[_key(tensor)] = _CONSTANT
+            self._origins[key_of(tensor)] = _CONSTANT
         for tensor in _foreign_tensors(batch):
-            self._origins[_key(tensor)] = _FOREIGN
+            self._origins[key_of(tensor)] = _FOREIGN
         for position, tensor in enumerate(tensors_of(batch)):
-            self._origins[_key(tensor)] = _Origin(is_data=True, fresh=frozenset([position]))
+            self._origins[key_of(tensor)] = _Origin(is_data=True, fresh=frozenset([position]))
         for name, tensor in params.items():
-            self._origins[_key(tensor)] = _Origin(frozenset([name]))
-        self._fixed = {_key(tensor): name for name, tensor in params.items()}
+            self._origins[key_of(tensor)] = _Origin(frozenset([name]))
+        self._fixed = {key_of(tensor): name for name, tensor in params.items()}
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -229,10 +227,10 @@ class _Follower(TorchDispatchMode):
             if parts is not NotImplemented:
                 return parts
         # Looked up first: an operator may write to what it is given.
-        given = [(position, tensor) for position, arg in enumerate(args) for tensor in _tensors_in(arg)]
-        given += [(-1, tensor) for tensor in _tensors_in(list(kwargs.values()))]
-        keys = {_key(tensor) for _, tensor in given}
-        name = _name_of(func)
+        given = [(position, tensor) for position, arg in enumerate(args) for tensor in tensors_in(arg)]
+        given += [(-1, tensor) for tensor in tensors_in(list(kwargs.values()))]
+        keys = {key_of(tensor) for _, tensor in given}
+        name = name_of(func)
         is_constant = name == "lift_fresh"  # `torch.tensor(...)` within the step
         origins = [(position, _CONSTANT if is_constant else self._origin_of(tensor)) for position, tensor in given]
         if name in _VALUE_READS:
@@ -242,25 +240,25 @@ class _Follower(TorchDispatchMode):
             origins = _with_weights_chosen(name, origins)
         result = self._result(func, name, origins, _whole_matrices(name, args, origins))
         self._note_fan_ins(name, given, origins)
-        for tensor in _tensors_in(out):
-            key = _key(tensor)
+        for tensor in tensors_in(out):
+            key = key_of(tensor)
             if key not in keys:
                 self._origins[key] = result
-        for tensor in _written(func, args, kwargs):
-            key = _key(tensor)
+        for tensor in written_by(func, args, kwargs):
+            key = key_of(tensor)
             if key not in self._fixed:
                 self._origins[key] = _Origin.together([self._origin_of(tensor), result])
         return out
 
     def _origin_of(self, tensor: Tensor) -> _Origin:
         # What nobody made here comes from outside, as an array that the step turns into a tensor.
-        return self._origins.get(_key(tensor), _FOREIGN)
+        return self._origins.get(key_of(tensor), _FOREIGN)
 
     def _result(self, func: Any, name: str, origins: list[tuple[int, _Origin]], matrices: frozenset[str]) -> _Origin:
         """Note what an operator shows, and return the origin of what it puts out, see `_whole_matrices`."""
-        if name.startswith(_SHAPED):
+        if name.startswith(SHAPED):
             return _CONSTANT
-        if name.startswith(_SHAPED_RANDOM) or (not origins and _is_random(func)):
+        if name.startswith(SHAPED_RANDOM) or (not origins and _is_random(func)):
             return _RANDOM
         if not origins:
             return _CONSTANT
@@ -303,7 +301,7 @@ class _Follower(TorchDispatchMode):
         left, right = [tensor for _, tensor in given][-2:]
         fan_ins = left.shape[-1], right.shape[-2 if right.ndim > 1 else -1]
         for matrix, (_, origin), fan_in in zip((left, right), origins[-2:], fan_ins, strict=True):
-            parameter = self._fixed.get(_key(matrix))
+            parameter = self._fixed.get(key_of(matrix))
             for chosen in origin.matrices if parameter is None else (parameter,):
                 self.fan_ins[chosen] = fan_in
 
@@ -351,44 +349,13 @@ def _is_random(func: Any) -> bool:
     return torch.Tag.nondeterministic_seeded in getattr(func, "tags", ())
 
 
-def _name_of(func: Any) -> str:
-    return str(getattr(getattr(func, "_overloadpacket", func), "__name__", func))
-
-
-def _key(tensor: Tensor) -> StorageWeakRef:
-    if tensor.layout == torch.strided or tensor.layout == torch.jagged:
-        return StorageWeakRef(tensor.untyped_storage())
-    values = tensor._values() if tensor.layout == torch.sparse_coo else tensor.values()
-    return StorageWeakRef(values.untyped_storage())
-
-
-def _tensors_in(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _tensors_in(part)
-    elif isinstance(value, dict):
-        yield from _tensors_in(list(value.values()))
-
-
-def _written(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
-    schema = getattr(func, "_schema", None)
-    if schema is None or not schema.is_mutable:
-        return
-    for position, argument in enumerate(schema.arguments):
-        if argument.alias_info is not None and argument.alias_info.is_write:
-            value = args[position] if position < len(args) else kwargs.get(argument.name)
-            yield from _tensors_in(value)
-
-
 def _attributes(module: nn.Module) -> list[Tensor]:
     """List the tensors that submodules keep as plain attributes, such as masks: constants."""
     found: list[Tensor] = []
     for part in submodules(module).values():
         for name, value in vars(part).items():
             if name not in ("_parameters", "_buffers", "_modules"):
-                found += _tensors_in(value)
+                found += tensors_in(value)
     return found
 
 
