@@ -54,7 +54,7 @@ from lightning_zico.zoo import PRETRAINED_PROXIES, ZOO_PROXIES, Zoo, from_zoo
 from lightning_zico.zoo.fitting import list_for_data, look_at
 
 # Parameters that a command writes out itself, or that no text can give.
-_NOT_OPTIONS = frozenset({"proxies", "budget", "loss_fn", "step", "trainer", "executor", "timeout_s"})
+_NOT_OPTIONS = frozenset({"proxies", "budget", "loss_fn", "step", "trainer", "executor", "timeout_s", "callbacks"})
 _NOT_IN_RANK = _NOT_OPTIONS | {"prior"}
 _NOT_IN_SCORE = _NOT_IN_RANK | {
     *("rank_by", "controlled_by", "repeats", "race", "cache", "enable_progress_bar"),
