@@ -252,7 +252,7 @@ def _num_fitting(text: str, position: int, token: str) -> int:
 
 S = TypeVar("S", bound=Callable[[], SearchSpace[Any]])
 
-_SPACES = Registry[Callable[[], SearchSpace[Any]]]("space")
+_SPACES = Registry[Callable[[], SearchSpace[Any]]]("space", "lightning_zico.spaces")
 
 
 def register_space(name: str) -> Callable[[S], S]:
