@@ -43,7 +43,7 @@ class Run:
         self, scorers: Sequence[Scorer], choice: Choice, executor: Executor, *, progress: ProgressReport
     ) -> None:
         self.scorers = scorers
-        self.tally = Tally(choice, len(scorers))
+        self.tally: Tally = Tally(choice, len(scorers))
         self._executor = executor
         self._progress = progress
         self._rejected: set[str] = set()

@@ -32,8 +32,8 @@ class Tally:
         self._cards: dict[str, dict[int, ScoreCard]] = {}
         self._offer_idxs: dict[str, int] = {}
         self._built: set[str] = set()
-        self.num_of_a_zoo = 0
-        self.num_pretrained = 0
+        self.num_of_a_zoo: int = 0
+        self.num_pretrained: int = 0
 
     def jobs(self, candidates: Iterable[Candidate], repeat_idxs: Iterable[int]) -> Iterator[Job]:
         """Yield all jobs of one candidate before the next; a candidate that failed gets no further jobs.

@@ -204,7 +204,7 @@ class Reader:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self.position = 0
+        self.position: int = 0
 
     def token(self, tokens: Sequence[str]) -> str:
         """Return the next token; see `read_token`."""
