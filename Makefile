@@ -2,8 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 THIRD_PARTY := .venv-third-party
+OTHERS := .venv-oldest .venv-newest .venv-types
 
-.PHONY: demo test check docs bench bench-search fidelity third-party browser clean
+.PHONY: demo test test-oldest test-newest check types docs bench bench-search fidelity third-party browser clean
 .DELETE_ON_ERROR:
 
 demo: .venv/demo.stamp  ## rank eight models on real images, train the winner, compare with training them all
@@ -11,6 +12,14 @@ demo: .venv/demo.stamp  ## rank eight models on real images, train the winner, c
 
 test: .venv/dev.stamp browser  ## the fast suite, doctests included; two workers, since tests start processes of their own
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Each in an environment of its own: .venv keeps what it has. `lowest-direct` takes the lowest versions that pyproject.toml
+# allows; the oldest pandas and scikit-learn were built for NumPy 1.
+test-oldest: .venv-oldest/stamp  ## the fast suite with the oldest versions of all dependencies
+	.venv-oldest/bin/python -m pytest -n 2 --dist worksteal
+
+test-newest: .venv-newest/stamp  ## the fast suite with the newest versions
+	.venv-newest/bin/python -m pytest -n 2 --dist worksteal
 
 # Only root can install it; elsewhere, and without a network, the test of the HTML page is skipped and says why.
 browser:  ## Chromium with its driver, from Debian, for the test of the HTML page
@@ -24,6 +33,9 @@ check: .venv/dev.stamp docs  ## lint, types, layers, documentation
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+types: .venv-types/stamp .venv/dev.stamp  ## how many public names have complete types, for users of pyright; at least 95 %
+	PATH="$(CURDIR)/$(BIN):$$PATH" .venv-types/bin/pyright --ignoreexternal --verifytypes lightning_zico | tail -n 12
 
 # `--quiet` would hide warnings from `--strict`.
 docs: .venv/dev.stamp  ## the documentation, in build/docs
@@ -45,7 +57,7 @@ third-party: $(THIRD_PARTY)/stamp  ## modules of other packages: which train, wh
 	$(THIRD_PARTY)/bin/python benchmarks/third_party.py
 
 clean:
-	rm -rf .venv $(THIRD_PARTY)
+	rm -rf .venv $(THIRD_PARTY) $(OTHERS)
 
 .venv/bin/python:
 	$(PYTHON) -m venv .venv
@@ -57,6 +69,18 @@ clean:
 .venv/dev.stamp: pyproject.toml | .venv/bin/python
 	$(BIN)/python -m pip install --quiet -e ".[dev]"
 	touch $@ .venv/demo.stamp
+
+.venv-oldest/stamp .venv-newest/stamp: pyproject.toml
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet uv
+	$(@D)/bin/uv pip install --quiet --python $(@D)/bin/python \
+		$(if $(findstring oldest,$@),--resolution lowest-direct "numpy<2") -e ".[dev]"
+	touch $@
+
+.venv-types/stamp:
+	$(PYTHON) -m venv --clear $(@D)
+	$(@D)/bin/python -m pip install --quiet pyright
+	touch $@
 
 # Apart from .venv, since what these packages ask for would change what the tests run with. An old pip takes an hour to
 # find versions that fit each other, a new one a minute.

@@ -15,6 +15,8 @@ from lightning_zico.engine.size import MacCount
 # Costs known before the network is built; the other limits are measured on the network.
 ARCH_COSTS = ("params", "depth", "macs")
 
+# Prefix of the reason of a candidate that is above a limit.
+OVER_BUDGET = "over budget: "
 
 # A number, or text with a unit: "40M".
 Limit: TypeAlias = float | str | None
@@ -115,7 +117,7 @@ class Budget:
                 if cost > limit:
                     shown = f"{cost:,}" if isinstance(cost, int) else f"{cost:.4g}"
                     told = f"{limit:,.0f}" if limit >= 1 else f"{limit:.4g}"
-                    return f"over budget: {shown} {name}, {cost / limit:.2f} times the limit of {told}"
+                    return f"{OVER_BUDGET}{shown} {name}, {cost / limit:.2f} times the limit of {told}"
         return None
 
     def without_arch_costs(self) -> "Budget | None":

@@ -96,11 +96,11 @@ class SmallViT(nn.Module):
 
     def __init__(self, width: int = 32, depth: int = 2, heads: int = 4) -> None:
         super().__init__()
-        self.patches = nn.Conv2d(1, width, kernel_size=2, stride=2)
-        self.positions = nn.Parameter(0.02 * torch.randn(16, width))
+        self.patches: nn.Conv2d = nn.Conv2d(1, width, kernel_size=2, stride=2)
+        self.positions: nn.Parameter = nn.Parameter(0.02 * torch.randn(16, width))
         block = nn.TransformerEncoderLayer(width, heads, 2 * width, dropout=0.0, batch_first=True, norm_first=True)
-        self.blocks = nn.TransformerEncoder(block, depth, enable_nested_tensor=False)
-        self.head = nn.Linear(width, _NUM_CLASSES)
+        self.blocks: nn.TransformerEncoder = nn.TransformerEncoder(block, depth, enable_nested_tensor=False)
+        self.head: nn.Linear = nn.Linear(width, _NUM_CLASSES)
 
     def forward(self, images: Tensor) -> Tensor:
         """Compute the logits."""

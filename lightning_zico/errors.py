@@ -11,8 +11,9 @@ from typing import Any
 class ZiCoError(Exception):
     """Base of every error this package raises on purpose."""
 
-    # KeyError, a base class of a subclass, would print the message in quotes.
-    __str__ = Exception.__str__
+    def __str__(self) -> str:
+        # KeyError, a base class of a subclass, would print the message in quotes.
+        return Exception.__str__(self)
 
 
 class UnknownNameError(ZiCoError, KeyError):

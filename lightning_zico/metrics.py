@@ -49,9 +49,9 @@ class ZiCoMetric(Metric):
         Use ``update``. Calling the metric would return the score of a single gradient, which is not defined.
     """
 
-    higher_is_better = True
-    is_differentiable = False
-    full_state_update = False
+    higher_is_better: bool | None = True
+    is_differentiable: bool | None = False
+    full_state_update: bool | None = False
     moments: Tensor
 
     def __init__(self, module: nn.Module, parameters: Sequence[str] | None = None, **kwargs: Any) -> None:

@@ -26,10 +26,14 @@ def test_the_wheels_only_top_level_name_is_lightning_zico(tmp_path: Path) -> Non
     tops = {name.split("/")[0] for name in names}
     assert tops == {"lightning_zico", f"lightning_zico-{lightning_zico.__version__}.dist-info"}
     assert "lightning_zico/py.typed" in names
-    assert {"lightning_zico/report/page.css", "lightning_zico/report/page.js"} <= set(names)
+    assets = {f"lightning_zico/report/assets/{path.name}" for path in (ROOT / "lightning_zico/report/assets").iterdir()}
+    assert {"lightning_zico/report/assets/page.css", "lightning_zico/report/assets/table.js"} <= assets <= set(names)
     assert {"lightning_zico/zoo/published/timm.csv.gz", "lightning_zico/zoo/published/README.md"} <= set(names)
     assert "lightning-zico = lightning_zico.cli:main" in entry_points
     assert any(name.endswith("licenses/LICENSE") for name in names)
+    assert {"Programming Language :: Python :: 3.10", "Typing :: Typed"} <= set(
+        re.findall("Classifier: (.*)", metadata)
+    )
     wanted = re.findall(r"^Requires-Dist: (?:pytorch-)?lightning[!<=>].*", metadata, re.MULTILINE)
     assert len(wanted) == 2
     assert all("!=2.6.2" in each and "!=2.6.3" in each for each in wanted)  # which carried malware

@@ -112,7 +112,7 @@ class TrainingData:
 
     def __init__(self, data: Any, settings: TrainerSettings = DEFAULT_SETTINGS) -> None:
         self.data = data
-        self.datamodule = data if is_datamodule(data) else None
+        self.datamodule: Any = data if is_datamodule(data) else None
         self.settings = settings
         self._is_set_up = False
 

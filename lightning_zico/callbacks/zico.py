@@ -108,7 +108,7 @@ class ZiCoCallback(Callback):
         least = ZiCo.min_gradients if axis == "batch" else 1
         if every_n_epochs is not None:
             every_n_epochs = whole_number("every_n_epochs", every_n_epochs, 1, "None scores once.")
-        self.num_batches = whole_number("num_batches", num_batches, least, f"`zico` needs at least {least}.")
+        self.num_batches: int = whole_number("num_batches", num_batches, least, f"`zico` needs at least {least}.")
         if batch_size is not None:
             batch_size = whole_number("batch_size", batch_size, 1, "None takes the loader's batches.")
         self.batch_size = batch_size
@@ -120,7 +120,7 @@ class ZiCoCallback(Callback):
         self.log_layers = log_layers
         self.loss_fn = loss_fn
         self.step = step
-        self.seed = whole_number("seed", seed)
+        self.seed: int = whole_number("seed", seed)
         self.num_samples = num_samples
         self.history: list[dict[str, Any]] = []
         self._note: str | None = None

@@ -10,6 +10,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+from lightning_zico.__about__ import __version__
 from lightning_zico.cli.messages import in_one_line, is_wrong_use
 from lightning_zico.cli.parser import build_parser, run_fit, short_help
 from lightning_zico.cli.program import ENV_PREFIX, FAILED, INTERRUPTED, NO_READER, PROG, WRONG_USE, is_interrupted
@@ -93,6 +94,9 @@ def _run(given: list[str]) -> None:
         with spelled_environment("fit"):
             run_fit(spell_out(given, flags=()))
         return
+    if given[:1] == ["--version"]:  # also without jsonargparse
+        print(f"{PROG} {__version__}")
+        return
     parser = build_parser(given)
     if parser.command is None:
         parser.parse(given)  # prints and exits, or raises an error
@@ -101,6 +105,9 @@ def _run(given: list[str]) -> None:
 
     with spelled_environment(parser.command):
         run = parser.parse(spell_out(given, parser.flags))
-    finals = run()
+    from lightning_zico.cli.output import logged_on_stderr
+
+    with logged_on_stderr():
+        finals = run()
     if finals is not None:
         print(f"To hold finals among the first, run: {finals_command(given, finals)}", file=sys.stderr)

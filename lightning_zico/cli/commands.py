@@ -20,6 +20,7 @@ from lightning_zico.cli.inputs import (
     RunOptions,
     ZooOptions,
     datamodule_of,
+    finals_options,
     import_candidates,
     make_executor,
     read_prior,
@@ -45,7 +46,7 @@ from lightning_zico.cli.program import is_interrupted
 from lightning_zico.cli.specs import ZooSpec, check_model, split_names, split_specs
 from lightning_zico.proxies import list_proxies, resolve_proxies
 from lightning_zico.ranking import get_recipe, list_recipes
-from lightning_zico.results import Leaderboard, SearchResult, card_table, leaderboard_table
+from lightning_zico.results import Leaderboard, SearchResult, card_table, leaderboard_table, search_table
 from lightning_zico.scoring import ProcessExecutor
 from lightning_zico.search import Evolution, ZeroShotSearch
 from lightning_zico.selection.selector import ZeroShotSelector
@@ -54,7 +55,7 @@ from lightning_zico.zoo import PRETRAINED_PROXIES, ZOO_PROXIES, Zoo, from_zoo
 from lightning_zico.zoo.fitting import list_for_data, look_at
 
 # Parameters that a command writes out itself, or that no text can give.
-_NOT_OPTIONS = frozenset({"proxies", "budget", "loss_fn", "step", "trainer", "executor", "timeout_s"})
+_NOT_OPTIONS = frozenset({"proxies", "budget", "loss_fn", "step", "trainer", "executor", "timeout_s", "callbacks"})
 _NOT_IN_RANK = _NOT_OPTIONS | {"prior"}
 _NOT_IN_SCORE = _NOT_IN_RANK | {
     *("rank_by", "controlled_by", "repeats", "race", "cache", "enable_progress_bar"),
@@ -76,7 +77,7 @@ def rank(
     settings: Annotated[Mapping[str, Any], OptionsOf(ZeroShotSelector, _NOT_IN_RANK)],
     limits: Annotated[Mapping[str, Any], OptionsOf(ProcessExecutor)],
     trainer: Trainer | None = None,
-) -> str | None:
+) -> Mapping[str, str] | None:
     """Rank candidates on a few batches; with a trainer, also train the winner.
 
     Prints the table and writes leaderboard.json, leaderboard.csv and leaderboard.html. After Ctrl-C, the candidates
@@ -96,7 +97,7 @@ def rank(
         trainer: Trains the winner; its options follow as --trainer.max_epochs 10.
 
     Returns:
-        The value of `--zoo` for finals among the first, if finals are advisable and were not held.
+        The options that differ in a run of finals among the first, if finals are advisable and were not held.
     """
     if (zoo is None) == (candidates is None):
         raise ValueError(
@@ -122,7 +123,8 @@ def rank(
     )
     make_folder(run["output"])
     _rank(selector, offered, datamodule, Path(run["output"]))
-    return zoo_spec(selector.leaderboard_.first_of_a_zoo, offered) if zoo is not None and trainer is None else None
+    first = zoo_spec(selector.leaderboard_.first_of_a_zoo, offered) if zoo is not None and trainer is None else None
+    return None if first is None else finals_options(first, run["output"])
 
 
 def _rank(selector: ZeroShotSelector, offered: Candidates, datamodule: LightningDataModule, folder: Path) -> None:
@@ -269,7 +271,7 @@ def search(
         result = getattr(searching, "result_", None)
         if result is not None and len(result):
             write_result(result, Path(run["output"], "search"))
-            print_result(result)
+            print_result(search_table(result))
     if result is not None and result.best is None:
         raise RuntimeError(f"No arch has a score. {result.notes[-1]}")
 
@@ -309,7 +311,7 @@ def report(results: str, output: str | None = None) -> None:
         raise ValueError(f"Invalid --output={output}: expected a path that ends in .html or .csv.")
     read = read_result(Path(results))
     if output is None:
-        print_result(leaderboard_table(read) if isinstance(read, Leaderboard) else read)
+        print_result(leaderboard_table(read) if isinstance(read, Leaderboard) else search_table(read))
         return
     try:
         (read.to_csv if output.endswith(".csv") else read.to_html)(output)

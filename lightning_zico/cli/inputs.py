@@ -116,6 +116,16 @@ def zoo_spec(names: Sequence[str], offered: Candidates) -> str | None:
     return ",".join(f"{zoo}:{','.join(members)}" for zoo, members in by_zoo.items()) or None
 
 
+def finals_options(zoo: str, output: str) -> dict[str, str]:
+    """Return the options of a run of finals: its results go beside those of the ranking, which stay as they are.
+
+    Example:
+        >>> finals_options("timm:resnet18,resnet34", "results/")
+        {'--zoo': 'timm:resnet18,resnet34', '--finalists': '2', '--output': 'results-finals'}
+    """
+    return {"--zoo": zoo, "--finalists": str(len(zoo.split(","))), "--output": f"{Path(output)}-finals"}
+
+
 def import_candidates(path: str) -> Candidates:
     """Import candidates.
 

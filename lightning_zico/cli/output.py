@@ -1,8 +1,10 @@
 """What a command prints and writes. Results go to standard output, messages to standard error."""
 
+import logging
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
@@ -107,17 +109,14 @@ def plain_table(title: str, columns: Mapping[str, Any], rows: Iterable[tuple[str
     return table
 
 
-def print_result(shown: Table | SearchResult) -> None:
-    """Print a table or a search; in a file or a pipe, a table takes its full width.
+def print_result(shown: Table) -> None:
+    """Print a table; in a file or a pipe, a table takes its full width.
 
     Raises:
         SystemExit: If the reader has closed the pipe.
     """
     console = Console()
     try:
-        if isinstance(shown, SearchResult):
-            console.out(shown, highlight=False)
-            return
         if not console.is_terminal:
             console.width = max(console.width, Console(width=_WIDEST).measure(shown).maximum)
         console.print(shown)
@@ -128,3 +127,17 @@ def print_result(shown: Table | SearchResult) -> None:
 def say(text: str) -> None:
     """Print a message on standard error."""
     print(printable(text), file=sys.stderr, flush=True)
+
+
+@contextmanager
+def logged_on_stderr() -> Iterator[None]:
+    """Print what the package logs on standard error while the body runs."""
+    logger, handler = logging.getLogger("lightning_zico"), logging.StreamHandler(sys.stderr)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+        logger.removeHandler(handler)

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 from lightning_zico.__about__ import __version__
 from lightning_zico._imports import import_optional
 from lightning_zico.cli.class_options import OptionsOf
+from lightning_zico.cli.help import arrange_help, with_lines
 from lightning_zico.cli.messages import in_plain_words
 from lightning_zico.cli.program import ENV_PREFIX, PROG
 from lightning_zico.cli.specs import ZooSpec, check_model
@@ -62,7 +63,7 @@ class Parser:
         actions = self.subparser._option_string_actions.items() if self.command else ()
         return frozenset(name for name, action in actions if getattr(action, "_typehint", None) is bool)
 
-    def parse(self, args: Sequence[str]) -> Callable[[], str | None]:
+    def parse(self, args: Sequence[str]) -> Callable[[], Mapping[str, str] | None]:
         """Parse arguments.
 
         Returns:
@@ -99,6 +100,7 @@ def build_parser(args: Sequence[str]) -> Parser:
         version=__version__,
         **_SETTINGS,
     )
+    parser.formatter_class = with_lines(parser.formatter_class)  # also that of the commands
     parser.add_argument("--debug", action="store_true", help="Show the traceback of an error; allowed at any position.")
     parser.add_argument(
         "--print_completion",
@@ -137,14 +139,15 @@ def _command_parser(name: str) -> Any:
             parser.add_function_arguments(group.source, as_group=False, skip=set(group.leave_out))
     for action in parser._actions:
         action.help = action.help and action.help.replace("`", "")
+    arrange_help(parser, name)
     parser.dump = partial(_dump, parser.dump)
     return parser
 
 
-def _function(command: str) -> Callable[..., str | None]:
+def _function(command: str) -> Callable[..., Mapping[str, str] | None]:
     from lightning_zico.cli import commands
 
-    function: Callable[..., str | None] = getattr(commands, command)
+    function: Callable[..., Mapping[str, str] | None] = getattr(commands, command)
     return function
 
 

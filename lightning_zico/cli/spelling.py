@@ -99,13 +99,18 @@ def _help_on_data(args: list[str]) -> str:
     return f"--data.help={behind[0] if short is None else _as_config(*short)['class_path']}"
 
 
-def finals_command(given: list[str], zoo: str) -> str:
-    """Return the shell command that repeats this run with finals among these models and trains the winner."""
+def finals_command(given: list[str], options: Mapping[str, str]) -> str:
+    """Return the shell command that repeats this run with finals and trains the winner.
+
+    Args:
+        given: Arguments of this run.
+        options: Options that have other values in the run of finals.
+    """
+    replaced = {*options, "-o"}
     others = [
         arg
         for before, arg in pairwise(["", *given])
-        if before != "--zoo" and arg != "--zoo" and not arg.startswith("--zoo=")
+        if before not in replaced and arg.partition("=")[0] not in replaced
     ]
-    num_finalists = len(zoo.split(","))
-    finals = ["--zoo", zoo, "--finalists", str(num_finalists), "--trainer.max_epochs", "10"]
-    return shlex.join([PROG, *others, *finals])
+    finals = [part for option in options.items() for part in option]
+    return shlex.join([PROG, *others, *finals, "--trainer.max_epochs", "10"])

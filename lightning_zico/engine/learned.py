@@ -86,7 +86,7 @@ class MomentsOverBatches(Observer):
         """Check that losses and gradients are finite and not all zero."""
         self._reserve.clear()
         check_gradients({name: moments.extremes for name, moments in self._merged.items()}, self._losses)
-        self.result = GradientMoments(self._merged, facts)
+        self.result: GradientMoments = GradientMoments(self._merged, facts)
 
 
 @dataclass(unsafe_hash=True)

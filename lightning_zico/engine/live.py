@@ -134,7 +134,7 @@ class HeldTuple:
     """
 
     def __init__(self, value: Any) -> None:
-        self.value = value
+        self.value: Any = value
         self.places: list[tuple[Callable[[Any, Any, Any], Any], Any, Any]] = []  # setter, holder, key
 
     def set(self, idx: int, element: Any) -> None:

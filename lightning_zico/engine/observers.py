@@ -154,7 +154,7 @@ class Rows:
     """Counts the rows that calls see, to detect a network that runs on part of a batch at a time."""
 
     def __init__(self) -> None:
-        self.most = 0
+        self.most: int = 0
         self._seconds: set[int] = set()
 
     def see(self, tensor: Tensor) -> None:

@@ -68,7 +68,7 @@ class Subject:
         self.module = module
         self._step = step
         self.batches = batches
-        self.transfer_batches = transfer_batches or batches
+        self.transfer_batches: Sequence[Batch] = transfer_batches or batches
         self.axis: Axis = axis
         self.seed = seed
         self._prepare = prepare
@@ -76,7 +76,7 @@ class Subject:
         self.muted = muted
         self._blocks = blocks
         self._num_samples = num_samples
-        self.first_idx = 0
+        self.first_idx: int = 0
         self._skipped: dict[int, str] = {}  # why the training step skips batches, by index
         self._first_loss: Tensor | None = None
         self._floating: list[int] | None = None  # positions in the first batch

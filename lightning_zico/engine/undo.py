@@ -84,7 +84,7 @@ class Remembered:
     ) -> None:
         self.is_open = is_open
         self.holds = holds
-        self.room = room
+        self.room: int = room
         self.most = most
         self.dicts: list[tuple[dict[Any, Any], dict[Any, Any]]] = []  # of modules
         self.empty: list[Any] = []  # most containers of a module are hook tables without a hook
@@ -93,7 +93,7 @@ class Remembered:
         self.tuples: dict[int, HeldTuple] = {}
         self.waiting: list[tuple[Any, str, bool]] = []
         self.kinds: dict[type, str] = dict.fromkeys(_PLAIN, "opaque")
-        self.num_opened = 0
+        self.num_opened: int = 0
 
     def take(self, *roots: Any) -> None:
         """Remember what some objects hold."""

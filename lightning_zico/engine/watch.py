@@ -86,13 +86,13 @@ class Watch:
         is_whole: Callable[[Sequence[str]], bool] | None = None,
         time_first: int | None = None,
     ) -> None:
-        self.observers = list(observers)
+        self.observers: list[Observer] = list(observers)
         self._read = read
         self.errors: dict[Observer, Exception] = {}
         self.inputs: list[Tensor] = []
         self.calls: list[str] = []
-        self.broke_off = False
-        self.finished = False
+        self.broke_off: bool = False
+        self.finished: bool = False
         self.loss: Tensor | None = None
         self._is_whole = is_whole
         self.time_first = time_first
@@ -100,7 +100,7 @@ class Watch:
         self._is_hidden = False  # whether what the network puts out is, under `no_grad`
         self._output: Any = None
         self._outputs: dict[str, Any] = {}  # of the outermost calls, if somebody looks beside the last one
-        self.aside = False  # whether what runs at the moment is an observer's own work
+        self.aside: bool = False  # whether what runs at the moment is an observer's own work
         self._device_type = next((parameter.device.type for parameter in module.parameters()), "cpu")
         self._may_cast = torch.amp.is_autocast_available(self._device_type)
         self._dtype = torch.get_default_dtype()
@@ -108,7 +108,7 @@ class Watch:
         self._is_blind = bool(observers) and not any(map(self._listening, _EVENTS))
         self._sees_calls = not observers or any(map(self._listening, ("module_call", "forwarded")))
         self._layout = _NO_LAYOUT if not self._sees_calls else layout() if layout else Layout.of(module)
-        self.needs_graph = any(observer.needs_graph for observer in observers)
+        self.needs_graph: bool = any(observer.needs_graph for observer in observers)
         self._needs_beside = any(observer.needs_beside for observer in observers)
         self._needs_input_graph = any(observer.needs_graph and observer.needs_input_graph for observer in observers)
         self._module = module

@@ -32,7 +32,7 @@ class Activations(Observer):
 
     def start(self, module: nn.Module) -> None:
         """Reset the observations."""
-        self.rows = Rows()
+        self.rows: Rows = Rows()
         self._num_rows: int | None = None
 
     def activation(self, before: Tensor, after: Tensor) -> None:

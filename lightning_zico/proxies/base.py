@@ -85,7 +85,7 @@ ProxyLike: TypeAlias = str | Proxy
 Proxies: TypeAlias = ProxyLike | Sequence[ProxyLike]
 P = TypeVar("P", bound=Callable[[], Proxy])
 
-_PROXIES = Registry[Callable[[], Proxy]]("proxy")
+_PROXIES = Registry[Callable[[], Proxy]]("proxy", "lightning_zico.proxies")
 
 
 def register_proxy(name: str) -> Callable[[P], P]:

@@ -96,7 +96,7 @@ class EPENAS(Proxy):
     """
 
     needs_labels = True
-    needs = (InputJacobian(), _OutputSize())
+    needs: Sequence[Observer] = (InputJacobian(), _OutputSize())
 
     def measure(self, probe: Probe) -> float:
         """Correlate the input Jacobians of the first batch, class by class."""

@@ -6,6 +6,7 @@ Index conventions:
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -115,7 +116,7 @@ class Fisher(Proxy):
         its positions are summed over like those of a convolution. A layer that runs twice counts twice.
     """
 
-    needs = (ChannelSaliencies(),)
+    needs: Sequence[Observer] = (ChannelSaliencies(),)
 
     def __init__(self, fan_in: bool = True, name: str = "fisher") -> None:
         self.fan_in = fan_in

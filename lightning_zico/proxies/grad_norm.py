@@ -5,12 +5,13 @@ Index conventions:
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from lightning_zico.engine.learned import FirstGradients
+from lightning_zico.engine.observers import Observer
 from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.transforms import real_view
 from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
@@ -63,7 +64,7 @@ class GradNorm(Proxy):
         name: Name of the column.
     """
 
-    needs = (FirstGradients(),)
+    needs: Sequence[Observer] = (FirstGradients(),)
 
     def __init__(self, total: bool = False, name: str = "grad_norm") -> None:
         self.total = total

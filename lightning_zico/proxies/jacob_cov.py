@@ -124,7 +124,7 @@ class JacobCov(Proxy):
     """
 
     needs_labels = False
-    needs = (InputJacobian(),)
+    needs: Sequence[Observer] = (InputJacobian(),)
 
     def measure(self, probe: Probe) -> float:
         """Correlate the input Jacobians of the first batch."""

@@ -1,5 +1,6 @@
 """Live size: parameters and operations of only those layers that get a gradient."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +44,7 @@ class ParamsLive(Proxy):
     Layers on edges that lead nowhere, for example before a ``none`` operation of a search space, are not counted.
     """
 
-    needs = (FirstGradients(),)
+    needs: Sequence[Observer] = (FirstGradients(),)
 
     def measure(self, probe: Probe) -> Measurement:
         """Count them on the first batch."""
@@ -60,7 +61,7 @@ class MacsLive(Proxy):
     without calling the layer, and layers of recurrent modules, are not counted either; the details list them.
     """
 
-    needs = (FirstGradients(), LayerMacs())
+    needs: Sequence[Observer] = (FirstGradients(), LayerMacs())
 
     def measure(self, probe: Probe) -> Measurement:
         """Count them on the first batch."""

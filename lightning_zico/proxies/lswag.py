@@ -6,12 +6,13 @@ Index conventions:
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from lightning_zico.engine.learned import MomentsOverBatches
 from lightning_zico.engine.moments import Moments
+from lightning_zico.engine.observers import Observer
 from lightning_zico.engine.probe import Probe
 from lightning_zico.errors import IdenticalBatchesError
 from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
@@ -71,7 +72,7 @@ class LSWAG(Proxy):
     """
 
     min_gradients = 2
-    needs = (MomentsOverBatches(None, "abs"), SignPatterns())
+    needs: Sequence[Observer] = (MomentsOverBatches(None, "abs"), SignPatterns())
 
     def __init__(self, depths: tuple[float, float] = (0.0, 1.0), name: str = "lswag") -> None:
         if not 0 <= depths[0] < depths[1] <= 1:

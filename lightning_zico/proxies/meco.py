@@ -6,6 +6,7 @@ Index conventions:
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -102,7 +103,7 @@ class FeatureMaps(Observer):
         for shape, maps in self._maps.items():
             factors = torch.tensor(self._factors[shape], dtype=torch.float64, device=maps[0].device)
             sums.append((least_eigenvalue(torch.stack(maps)) * factors).sum())
-        self.total = math.fsum(torch.stack(sums).tolist())
+        self.total: float = math.fsum(torch.stack(sums).tolist())
         self._maps = {}
 
 
@@ -133,7 +134,7 @@ class MeCo(Proxy):
     def __init__(self, num_channels: int | None = None, name: str = "meco") -> None:
         self.num_channels = num_channels
         self.name = name
-        self.needs = (FeatureMaps(num_channels),)
+        self.needs: Sequence[Observer] = (FeatureMaps(num_channels),)
 
     def measure(self, probe: Probe) -> float:
         """Return the sum for the first sample of the first batch."""

@@ -6,12 +6,13 @@ Index conventions:
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from lightning_zico.engine.observers import signs
+from lightning_zico.engine.observers import Observer, signs
 from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.spectra import rank_of
 from lightning_zico.errors import NotApplicableError
@@ -65,7 +66,7 @@ class Agreements(Activations):
     def start(self, module: nn.Module) -> None:
         """Begin at zero."""
         super().start(module)
-        self.num_units = 0  # per sample
+        self.num_units: int = 0  # per sample
         self._both: Tensor | None = None  # [N, N], units that are on for both samples
 
     def look(self, before: Tensor) -> None:
@@ -101,7 +102,7 @@ class NASWOT(Proxy):
     """
 
     needs_labels = False
-    needs = (Agreements(),)
+    needs: Sequence[Observer] = (Agreements(),)
 
     def measure(self, probe: Probe) -> float:
         """Compare the samples of the first batch."""
@@ -114,7 +115,7 @@ class LogNeurons(Proxy):
     """Logarithm of the number of units per sample: all inputs of activation functions."""
 
     needs_labels = False
-    needs = (Agreements(),)
+    needs: Sequence[Observer] = (Agreements(),)
 
     def measure(self, probe: Probe) -> float:
         """Count them."""

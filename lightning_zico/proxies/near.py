@@ -6,6 +6,7 @@ Index conventions:
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,7 +70,7 @@ class EffectiveRanks(Observer):
 
     def start(self, module: nn.Module) -> None:
         """Reset the observations."""
-        self.rows = Rows()
+        self.rows: Rows = Rows()
         self._matrices: dict[torch.Size, list[Tensor]] = {}
 
     def activation(self, before: Tensor, after: Tensor) -> None:
@@ -88,7 +89,7 @@ class EffectiveRanks(Observer):
         stacks = [torch.stack(matrices) for matrices in self._matrices.values()]
         if not all(bool(stack.isfinite().all()) for stack in stacks):
             raise NonFiniteError("The input or output of an activation function has NaN or infinite entries.")
-        self.total = math.fsum(torch.stack([effective_rank(stack).sum() for stack in stacks]).tolist())
+        self.total: float = math.fsum(torch.stack([effective_rank(stack).sum() for stack in stacks]).tolist())
         self._matrices = {}
 
 
@@ -101,7 +102,7 @@ class NEAR(Proxy):
     """
 
     needs_labels = False
-    needs = (EffectiveRanks(),)
+    needs: Sequence[Observer] = (EffectiveRanks(),)
 
     def measure(self, probe: Probe) -> float:
         """Return the sum of the ranks on the first batch."""

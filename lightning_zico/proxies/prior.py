@@ -61,7 +61,7 @@ class Prior(Proxy):
                 raise InvalidArgumentError(
                     f"`{name}` of '{key}' is {number!r}: expected a finite number. Leave out unknown values."
                 )
-        self.values = {key: float(value) for key, value in values.items()}
+        self.values: dict[str, float] = {key: float(value) for key, value in values.items()}
         self.higher_is_better = higher_is_better  # type: ignore[misc]  # per object
         self.name = name
         self.source = source

@@ -5,12 +5,13 @@ Index conventions:
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from lightning_zico.engine.learned import FirstGradients
+from lightning_zico.engine.observers import Observer
 from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.transforms import real_view
 from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
@@ -52,7 +53,7 @@ def saliencies(weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor], s
 class SNIP(Proxy):
     """Sum of ``|weight x gradient|`` over all weights of layers, on one batch (Lee et al., ICLR 2019)."""
 
-    needs = (FirstGradients(),)
+    needs: Sequence[Observer] = (FirstGradients(),)
 
     def measure(self, probe: Probe) -> Measurement:
         """Multiply the weights with the gradients of the first batch."""
@@ -68,7 +69,7 @@ class Plain(Proxy):
     by a norm, it is zero up to rounding errors. It is a baseline, not a recommendation.
     """
 
-    needs = (FirstGradients(),)
+    needs: Sequence[Observer] = (FirstGradients(),)
 
     def measure(self, probe: Probe) -> Measurement:
         """Multiply the weights with the gradients of the first batch."""

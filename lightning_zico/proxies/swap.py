@@ -6,13 +6,14 @@ Index conventions:
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
 
-from lightning_zico.engine.observers import signs
+from lightning_zico.engine.observers import Observer, signs
 from lightning_zico.engine.probe import Probe
 from lightning_zico.proxies.activations import Activations, ActivationsOfNetwork, observed_activations
 from lightning_zico.proxies.base import Measurement, Proxy, register_proxy, saturation
@@ -89,7 +90,7 @@ class SignPatterns(Activations):
     def ended(self) -> None:
         """Count them."""
         super().ended()
-        self.count = int(self._table.sum()) if self._table is not None else len(torch.cat(self._seen).unique())
+        self.count: int = int(self._table.sum()) if self._table is not None else len(torch.cat(self._seen).unique())
         self._table, self._seen = None, []
 
 
@@ -128,7 +129,7 @@ class SWAP(Proxy):
     """
 
     needs_labels = False
-    needs = (SignPatterns(),)
+    needs: Sequence[Observer] = (SignPatterns(),)
 
     def __init__(self, mu: float | None = None, sigma: float | None = None, name: str = "swap") -> None:
         if (mu is None) != (sigma is None):

@@ -44,7 +44,7 @@ class TransferProxy(Proxy):
             raise InvalidArgumentError("Pass either `layers=` or `features=`, not both.")
         if name is not None:
             self.name = name
-        self.source = FeatureSource(layers, features)
+        self.source: FeatureSource = FeatureSource(layers, features)
 
     def features(self, probe: Probe) -> Features:
         """Take the features, once for all transfer proxies with the same arguments.

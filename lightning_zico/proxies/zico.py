@@ -15,6 +15,7 @@ from torch import Tensor
 from lightning_zico.engine.layers import Patterns
 from lightning_zico.engine.learned import MomentsOverBatches
 from lightning_zico.engine.moments import Moments, portions
+from lightning_zico.engine.observers import Observer
 from lightning_zico.engine.probe import Probe
 from lightning_zico.errors import IdenticalBatchesError, NonFiniteError, TooFewBatchesError
 from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
@@ -144,7 +145,7 @@ class ZiCo(Proxy):
         self.parameters = parameters
         self.name = name
         self._patterns: Patterns = parameters if parameters is None or parameters == "published" else tuple(parameters)
-        self.needs = (MomentsOverBatches(self._patterns, std_of),)
+        self.needs: Sequence[Observer] = (MomentsOverBatches(self._patterns, std_of),)
 
     def measure(self, probe: Probe) -> Measurement:
         """Compute the moments of the gradients and combine them."""

@@ -1,6 +1,7 @@
 """ZiCo-BC: ZiCo without its bias towards deep and thin networks."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,7 +52,7 @@ class ZiCoBC(ZiCo):
     def __init__(self, beta: float = 1.0, name: str = "zico_bc") -> None:
         super().__init__(name=name)
         self.beta = beta
-        self.needs = (*self.needs, LayerShapes())
+        self.needs: Sequence[Observer] = (*self.needs, LayerShapes())
 
     def measure(self, probe: Probe) -> Measurement:
         """Subtract the penalty of each layer from its contribution to ZiCo."""

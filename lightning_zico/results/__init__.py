@@ -23,7 +23,7 @@ from lightning_zico.results.rows import (
     ranks_of,
 )
 from lightning_zico.results.scores import NOT_APPLICABLE, Final, Score, ScoreCard, card_table
-from lightning_zico.results.search import SearchResult
+from lightning_zico.results.search import SearchResult, search_table
 from lightning_zico.results.views import FigureKind, SearchFigureKind
 
 __all__ = [
@@ -57,4 +57,5 @@ __all__ = [
     "note_on_reading",
     "rank_key",
     "ranks_of",
+    "search_table",
 ]

@@ -4,7 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
-from lightning_zico.report import Layers, Page, Table, as_html, draw
+from rich.table import Table as RichTable
+
+from lightning_zico.report import Layers, Page, Table, as_html, draw, for_terminal
 from lightning_zico.results import views
 from lightning_zico.results.leaderboard import Leaderboard
 from lightning_zico.results.notes import search_notes
@@ -144,3 +146,16 @@ class SearchResult(Ranked):
 
     def _page(self, layers: Layers | None, cards: Mapping[str, ScoreCard]) -> Page:
         return views.search_page(self.history, self.provenance, self.notes, layers, cards)
+
+
+def search_table(result: SearchResult) -> RichTable:
+    """Draw the ten best archs of a search with their scores and costs for the terminal, with the notes below.
+
+    Args:
+        result: The result to draw.
+
+    Returns:
+        A table for `rich.print`.
+    """
+    best = as_candidates(result.ranked[:_NUM_SHOWN])
+    return for_terminal(views.table(best, result.provenance, result.notes, proxies_of(best)))

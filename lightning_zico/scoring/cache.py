@@ -123,7 +123,7 @@ class SQLiteCache:
                 f"Invalid path {os.fspath(path)!r}: expected the path of a file, such as 'scores.db'. For a cache in "
                 "memory, pass `MemoryCache()`."
             )
-        self.path = Path(path).absolute()
+        self.path: Path = Path(path).absolute()
         log = Path(f"{self.path}-wal")
         has_log = log.exists()  # checked first: another process may be creating both, the file before its log
         if not os.path.lexists(self.path):

@@ -286,8 +286,8 @@ class ProcessState:
             (each, each.value()) for each in switches if not (keep_environment and each.name == _ENVIRONMENT)
         ]
         self._hooks = [dict(table) for table in _HOOK_TABLES.values()]
-        self.originals = Originals() if originals is None else originals
-        self.watch = SignalWatch()
+        self.originals: Originals = Originals() if originals is None else originals
+        self.watch: SignalWatch = SignalWatch()
 
     def list_changes(self) -> list[str]:
         """List the settings that numbers depend on and that differ from before."""

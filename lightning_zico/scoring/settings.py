@@ -29,6 +29,7 @@ from lightning_zico.scoring.placement import (
     placement_of,
     trainers_precision,
 )
+from lightning_zico.scoring.progress import CallbackLike, ProgressReport, callbacks_of
 from lightning_zico.scoring.provenance import reading_facts, versions
 from lightning_zico.scoring.scorer import Scorer
 
@@ -109,7 +110,11 @@ class ScoringSettings:
         channels_last: Lay out images and the weights of convolutions in ``torch.channels_last``, which is often faster
             in bfloat16. Use it together with ``executor="processes"``: torch 2.14 crashed the interpreter for models
             such as RepVGG and FastViT in this layout on a CPU.
-        enable_progress_bar: Show a progress bar, and the leaderboard at the end, if the terminal is interactive.
+        callbacks: A function, or an object with a method ``on_candidate_scored``, to call with the `ScoreCard` of each
+            candidate as soon as it is scored; or a list of these. See `scoring.progress.ScoringCallback`. An exception
+            that it raises ends the run and propagates, as Ctrl-C does: the scores so far are kept.
+        enable_progress_bar: Show a progress bar, and the leaderboard at the end, if the terminal is interactive. If it
+            is not, log the progress every 30 s, at the level INFO of the logger ``lightning_zico``.
     """
 
     rank_by: str | None = None
@@ -129,6 +134,7 @@ class ScoringSettings:
     devices: Devices = "auto"
     precision: PrecisionLike | None = None
     channels_last: bool = False
+    callbacks: CallbackLike | Sequence[CallbackLike] = ()
     enable_progress_bar: bool = True
 
     def __init_subclass__(cls) -> None:
@@ -143,6 +149,7 @@ class ScoringSettings:
         check_cache(self.cache)
         check_placement(self.accelerator, self.devices, self.precision, self.channels_last)
         executor_of(self.executor, self.timeout_s)
+        callbacks_of(self.callbacks)
         self.num_batches = whole_number("num_batches", self.num_batches, 1)
         if self.batch_size is not None:
             self.batch_size = whole_number("batch_size", self.batch_size, 1, "None takes the loader's batches.")
@@ -238,6 +245,9 @@ class ScoringSettings:
     @property
     def _executor(self) -> Executor:
         return executor_of(self.executor, self.timeout_s)
+
+    def _progress(self, what: str) -> ProgressReport:
+        return ProgressReport(what, callbacks_of(self.callbacks), self.enable_progress_bar)
 
     def provenance(self, scorer: Scorer) -> dict[str, Any]:
         """Return the facts about scoring that a leaderboard records.

@@ -19,7 +19,7 @@ from lightning_zico.scoring.settings import ScoringSettings, describe_settings
 
 # Settings of a ranking that mean nothing for a single model, and those that `score` declares itself.
 _NOT_SETTINGS = frozenset(
-    {"rank_by", "num_batches", "loss_fn", "cache", "executor", "timeout_s", "enable_progress_bar"}
+    {"rank_by", "num_batches", "loss_fn", "cache", "executor", "timeout_s", "callbacks", "enable_progress_bar"}
 )
 _SETTINGS = {field.name for field in fields(ScoringSettings)} - _NOT_SETTINGS
 _HINTS = {

@@ -56,7 +56,9 @@ class ArchCosts:
         }
         limited = [name for name in ARCH_COSTS if getattr(self._budget, name) is not None]
         # Unlike the two sizes, the depth has a column only if it is limited or requested.
-        self.names = tuple(name for name in ARCH_COSTS if name != "depth" or name in (*limited, *named))
+        self.names: tuple[str, ...] = tuple(
+            name for name in ARCH_COSTS if name != "depth" or name in (*limited, *named)
+        )
         self._cost = lru_cache(_NUM_REMEMBERED)(lambda name, arch: self._find[name](arch))
 
     def of(self, arch: Hashable) -> dict[str, int]:

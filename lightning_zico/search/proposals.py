@@ -40,7 +40,9 @@ class Proposer:
 
     def __init__(self, space: SearchSpace[Any], sampler: "SamplerLike", seed: int) -> None:
         self._space, self._seed = space, seed
-        self.evolution = Evolution() if sampler == "evolution" else sampler if isinstance(sampler, Evolution) else None
+        self.evolution: Evolution | None = (
+            Evolution() if sampler == "evolution" else sampler if isinstance(sampler, Evolution) else None
+        )
         self.optunas = sampler if isinstance(sampler, import_optuna().samplers.BaseSampler) else None
         if sampler != "random" and self.evolution is None and self.optunas is None:
             raise ValueError(

@@ -6,8 +6,6 @@ from contextlib import closing, contextmanager
 from itertools import islice
 from typing import Any
 
-from rich.progress import TimeRemainingColumn
-
 from lightning_zico.errors import ZiCoError
 from lightning_zico.ranking import first_front, kendall_where_both
 from lightning_zico.results import Row, ScoreCard, SearchResult, as_provenance, ranks_of
@@ -15,7 +13,7 @@ from lightning_zico.results.saturated import collect_saturated
 from lightning_zico.scoring.cached_scorer import score_jobs
 from lightning_zico.scoring.choice import Choice
 from lightning_zico.scoring.executors.base import Executor, Job
-from lightning_zico.scoring.progress import is_interactive, progress_bar
+from lightning_zico.scoring.progress import ProgressReport
 from lightning_zico.scoring.provenance import recipe_facts, versions
 from lightning_zico.scoring.scorer import Scorer
 from lightning_zico.search.costs import LATENCY, ArchCosts
@@ -23,7 +21,6 @@ from lightning_zico.search.evolution import Member, Population, scores_of
 from lightning_zico.search.proposals import Offer, Proposer
 from lightning_zico.search.trials import Finished, Trials, import_optuna
 from lightning_zico.spaces import SearchSpace
-from lightning_zico.texts import printable
 
 _LONGEST_NAME = 40  # characters of an arch beside the progress bar
 _COST = "cost_"  # prefix of the names of the columns with costs
@@ -55,7 +52,7 @@ class SearchRun:
         executor: Where candidates are scored.
         num_trials: Total number of trials.
         against: Costs to keep low as well.
-        enable_progress_bar: Show the progress if the terminal is interactive.
+        progress: Where progress is reported.
     """
 
     def __init__(
@@ -71,12 +68,12 @@ class SearchRun:
         executor: Executor,
         num_trials: int,
         against: Sequence[str],
-        enable_progress_bar: bool,
+        progress: ProgressReport,
     ) -> None:
         self._space, self._choice, self._scorer, self._trials, self._costs = space, choice, scorer, trials, costs
         self._proposer, self._offer, self._executor = proposer, offer, executor
         self._num_trials, self._against = num_trials, tuple(against)
-        self._enable_progress_bar = enable_progress_bar
+        self._progress = progress
         size = proposer.evolution.population_size if proposer.evolution else 1
         self._population = Population(size, choice)
         self._claimed: dict[str, int] = {}
@@ -90,9 +87,7 @@ class SearchRun:
     def score_all(self) -> None:
         """Propose and score until there are enough trials."""
         start = time.perf_counter()
-        is_shown = is_interactive(self._enable_progress_bar)
-        with progress_bar("Searching", TimeRemainingColumn(), is_shown=is_shown) as progress:
-            task = progress.add_task("", total=self._num_trials, completed=self._trials.num_finished)
+        with self._progress.follow(self._num_trials, self._how_it_goes, self._trials.num_finished) as follower:
             while True:
                 num_before = self._num_scored
                 with closing(score_jobs(self._executor, [self._scorer], self._jobs())) as coming:
@@ -103,9 +98,7 @@ class SearchRun:
                             self._look()
                         self._seconds["seconds"] = time.perf_counter() - start
                         self._num_scored += 1
-                        if is_shown:
-                            done = self._trials.num_finished
-                            progress.update(task, completed=done, description=printable(self._how_it_goes()))
+                        follower.finish(card, self._trials.num_finished)
                         self._check_hope(card)
                 # Go on if a process died meanwhile, or a trial was ended by hand, until there are enough trials.
                 if self._num_scored == num_before or self._exhausted:

@@ -116,7 +116,7 @@ class Trials:
         self._open: dict[int, str] = {}  # trials that count and come after those, and their archs
         self._finished: dict[str, Finished] = {}
         self._let_go = {trial.number for trial in self._list_unsettled() if _may_pass(trial)}
-        self.owner = begin_run()
+        self.owner: Owner = begin_run()
         self.update()
 
     @property

@@ -176,7 +176,7 @@ class ZeroShotSearch(ScoringSettings):
                     executor=self._executor,
                     num_trials=self.num_trials,
                     against=self.against,
-                    enable_progress_bar=self.enable_progress_bar,
+                    progress=self._progress("Searching"),
                 )
                 try:
                     run.score_all()

@@ -46,7 +46,7 @@ class Entrants:
         self._scores = scores
         self._members = members
         self._labels: dict[int, float | None] = {}
-        self.num = min(num, len(self._names))
+        self.num: int = min(num, len(self._names))
         self.learn = learn
         self.first_by = first_by
 

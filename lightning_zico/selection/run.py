@@ -9,20 +9,21 @@ from operator import length_hint
 from rich import get_console
 from torch import nn
 
+from lightning_zico.budget import OVER_BUDGET
 from lightning_zico.candidates import Candidate, Candidates, iterate_candidates
 from lightning_zico.results import Leaderboard, ScoreCard, leaderboard_table
 from lightning_zico.scoring.cached_scorer import score_jobs
 from lightning_zico.scoring.choice import Choice
 from lightning_zico.scoring.executors.base import Executor
 from lightning_zico.scoring.process_state import preserved_process_state
-from lightning_zico.scoring.progress import is_interactive, progress_bar
+from lightning_zico.scoring.progress import ProgressReport, is_interactive
 from lightning_zico.scoring.reasons import describe
 from lightning_zico.scoring.scorer import Scorer
 from lightning_zico.selection.entrants import Entrants, Learn, entrants_of
 from lightning_zico.selection.race import hold_race
 from lightning_zico.selection.shortlist import Shortlist
 from lightning_zico.selection.tally import Tally
-from lightning_zico.texts import printable
+from lightning_zico.texts import shortened
 
 
 class Run:
@@ -32,19 +33,21 @@ class Run:
         scorers: The scorer of each repeat.
         choice: The proxies, the recipes and the score to rank by.
         executor: Where candidates are scored.
-        enable_progress_bar: Show the progress if the terminal is interactive.
+        progress: Where progress is reported.
 
     Attributes:
         tally: All cards so far.
     """
 
     def __init__(
-        self, scorers: Sequence[Scorer], choice: Choice, executor: Executor, *, enable_progress_bar: bool
+        self, scorers: Sequence[Scorer], choice: Choice, executor: Executor, *, progress: ProgressReport
     ) -> None:
         self.scorers = scorers
-        self.tally = Tally(choice, len(scorers))
+        self.tally: Tally = Tally(choice, len(scorers))
         self._executor = executor
-        self._enable_progress_bar = enable_progress_bar
+        self._progress = progress
+        self._rejected: set[str] = set()
+        self._failed: set[str] = set()
 
     def score_all(self, candidates: Candidates, *, top_k: int | None) -> list[Candidate]:
         """Score every candidate in every repeat, and return those that may be among the first ``top_k``; None for all.
@@ -80,21 +83,34 @@ class Run:
         repeat_idxs: Sequence[int],
         on_done: Callable[[Candidate, list[ScoreCard]], None] = lambda candidate, cards: None,
     ) -> None:
-        """Score candidates in some repeats, and show the progress."""
+        """Score candidates in some repeats, and report the progress."""
         total = length_hint(candidates) * len(repeat_idxs) or None
-        with progress_bar("Ranking", is_shown=is_interactive(self._enable_progress_bar)) as progress:
-            task = progress.add_task("", total=total)
+        with self._progress.follow(total, self._describe_state) as follower:
 
             def show_names() -> Iterator[Candidate]:
                 for candidate in iterate_candidates(candidates):
-                    progress.update(task, description=printable(candidate.name))
+                    follower.begin(candidate.name)
                     yield candidate
 
             jobs = self.tally.jobs(show_names(), repeat_idxs)
             with closing(score_jobs(self._executor, self.scorers, jobs)) as finished:
                 for job, card in finished:
                     on_done(job.candidate, self.tally.add(job, card))
-                    progress.advance(task)
+                    self._count(card)
+                    follower.finish(self.tally.card_so_far(job.candidate.name))
+
+    def _count(self, card: ScoreCard) -> None:
+        """Count a candidate that is over the budget as rejected, and another one without any score as failed."""
+        if card.error is not None:
+            (self._rejected if card.error.startswith(OVER_BUDGET) else self._failed).add(card.name)
+
+    def _describe_state(self) -> str:
+        leader = self.tally.leader()
+        best = [] if leader is None else [f"best {shortened(leader.name)}"]
+        if leader is not None and self.tally.choice.recipe is None:
+            best = [f"{best[0]} ({leader[self.tally.choice.rank_by].value:.6g})"]
+        failed = [f"{len(self._failed):,} failed"] if self._failed else []
+        return ", ".join([*best, f"{len(self._rejected):,} rejected", *failed])
 
     def entrants(
         self, leaderboard: Leaderboard, candidates: Iterable[Candidate], *, num: int, learn: Learn

@@ -290,7 +290,7 @@ class ZeroShotSelector(ScoringSettings):
         with data:
             readings = self.readings(data, choice.proxies, self.repeats)
             scorers = self.scorers(readings, choice.proxies, data=data, loss_fn=self.loss_fn, budget=self.budget)
-            run = Run(scorers, choice, self._executor, enable_progress_bar=self.enable_progress_bar)
+            run = Run(scorers, choice, self._executor, progress=self._progress("Ranking"))
             try:
                 if self.race:
                     shortlist = run.hold_race(candidates, top_k=self.finalists, seed=self.seed)

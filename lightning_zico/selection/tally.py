@@ -1,5 +1,6 @@
 """Collect the scores of several repeats, and merge them into one card per candidate."""
 
+import copy
 import statistics
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -31,8 +32,8 @@ class Tally:
         self._cards: dict[str, dict[int, ScoreCard]] = {}
         self._offer_idxs: dict[str, int] = {}
         self._built: set[str] = set()
-        self.num_of_a_zoo = 0
-        self.num_pretrained = 0
+        self.num_of_a_zoo: int = 0
+        self.num_pretrained: int = 0
 
     def jobs(self, candidates: Iterable[Candidate], repeat_idxs: Iterable[int]) -> Iterator[Job]:
         """Yield all jobs of one candidate before the next; a candidate that failed gets no further jobs.
@@ -73,6 +74,24 @@ class Tally:
         cards = self._cards[job.candidate.name]
         cards[job.repeat_idx] = card
         return _in_order(cards)
+
+    def card_so_far(self, name: str) -> ScoreCard:
+        """Return a candidate's card: with several repeats, the means of those so far; without recipes."""
+        cards = _in_order(self._cards[name])
+        return cards[0] if self.repeats == 1 else _average(_spread_failures(cards), self._certain)
+
+    def leader(self) -> ScoreCard | None:
+        """Return the card of the first candidate so far; None if none can be ranked."""
+        scored = copy.copy(self)
+        scored._cards = {name: cards for name, cards in self._cards.items() if cards}
+        if scored.is_empty:
+            return None
+        ranked = [
+            (len(card[self.choice.rank_by].by_repeat), score, card)
+            for card in scored.merge()
+            if (score := self.choice.direct_score(card)) is not None
+        ]
+        return max(ranked, key=lambda each: each[:2])[2] if ranked else None
 
     def offer_idx(self, name: str) -> int:
         """Return the position of a candidate in the order they were offered, from 0."""

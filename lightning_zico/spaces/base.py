@@ -206,7 +206,7 @@ class Reader:
 
     def __init__(self, text: str) -> None:
         self.text = text
-        self.position = 0
+        self.position: int = 0
 
     def token(self, tokens: Sequence[str]) -> str:
         """Return the next token; see `read_token`."""
@@ -254,7 +254,7 @@ def _num_fitting(text: str, position: int, token: str) -> int:
 
 S = TypeVar("S", bound=Callable[[], SearchSpace[Any]])
 
-_SPACES = Registry[Callable[[], SearchSpace[Any]]]("space")
+_SPACES = Registry[Callable[[], SearchSpace[Any]]]("space", "lightning_zico.spaces")
 
 
 def register_space(name: str) -> Callable[[S], S]:

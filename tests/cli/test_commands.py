@@ -84,9 +84,10 @@ def test_a_line_for_the_shell_holds_finals_among_the_first(capsys: pytest.Captur
     )
     short = ["--trainer.limit_train_batches", "1", "--trainer.limit_val_batches", "1", *QUIET]
     assert main([*shlex.split(line), "--trainer.max_epochs", "2", *short]) == 0
-    rows = rows_of()
+    rows = rows_of("zico-results-finals")
     assert {row["name"] for row in rows} == {"lcnet_035", "lcnet_050"}
     assert all(row["final"] is not None for row in rows)
+    assert all("final" not in row for row in rows_of())  # the ranking itself stays
     assert "To hold finals" not in capsys.readouterr().err
 
 
@@ -164,7 +165,10 @@ def test_search_prints_and_writes_what_the_search_finds(tmp_path: Path, capsys: 
     assert "Search of nas_bench_201 by params" in (tmp_path / "out" / "search.html").read_text(encoding="utf-8")
     capsys.readouterr()
     assert main(["report", str(tmp_path / "out" / "search.json")]) == 0
-    assert capsys.readouterr().out == f"{result}\n"
+    printed = capsys.readouterr().out
+    assert re.search(r"^ rank +name +params +cost_params ", printed, re.MULTILINE)
+    assert re.findall(r"^ +\d+ +(\S+)", printed, re.MULTILINE) == [row["arch"] for row in result.ranked]
+    assert result.notes[0] in printed
     assert main(["report", str(tmp_path / "out" / "search.json"), "-o", str(tmp_path / "page.html")]) == 0
     assert (tmp_path / "page.html").read_text(encoding="utf-8") == result.to_html()
     capsys.readouterr()

@@ -103,6 +103,27 @@ def test_help_is_complete(command: str, capsys: pytest.CaptureFixture[str]) -> N
     assert [option for option in options if not re.search(r"  [A-Z][a-z]* ", option)] == []
 
 
+@pytest.mark.parametrize(("command", "groups"), [("rank", 6), ("search", 6), ("score", 4)])
+def test_help_begins_with_two_examples_that_work_and_has_groups(
+    command: str, groups: int, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, "--help"]) == 0
+    top, *sections = re.split(r"^(?=[a-z ]+:$|Limits on cost)", capsys.readouterr().out, flags=re.MULTILINE)
+    assert top.startswith(f"usage: lightning-zico {command} ")
+    examples, *sections = sections
+    lines = examples.strip().splitlines()[1:]
+    assert len(lines) == 2
+    for line in lines:
+        assert main([*shlex.split(line)[1:], "--print_config"]) == 0, capsys.readouterr().err
+    titles = [section.partition("\n")[0].rstrip(":") for section in sections]
+    assert titles[:2] == ["data and models", "scores"]
+    assert len(titles) == groups + 1
+    assert titles[-1] == "options"
+    assert "--data DATA" in sections[0]
+    left = re.findall(r"ARG: +(?:-\w, )?--([\w.]+)", sections[-1])
+    assert left == ["help", "config", "print_config"]  # each other option is in a group
+
+
 @pytest.mark.parametrize("line", ["--n_jobs 3", "--n_jobs=3", "--executor processes --num_workers 3"])
 def test_n_jobs_is_short_for_workers(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["search", "--space", "plainnet", "--data", "digits", *line.split(), "--print_config"]) == 0
@@ -136,8 +157,8 @@ def test_bash_completes(line: list[str], offered: set[str], tmp_path: Path, caps
 @pytest.mark.parametrize(
     ("command", "kind", "only_in_python"),
     [
-        ("rank", ZeroShotSelector, {"loss_fn", "step"}),
-        ("search", ZeroShotSearch, {"loss_fn", "step", "trainer", "wrap"}),
+        ("rank", ZeroShotSelector, {"callbacks", "loss_fn", "step"}),
+        ("search", ZeroShotSearch, {"callbacks", "loss_fn", "step", "trainer", "wrap"}),
     ],
 )
 def test_every_argument_of_a_class_is_an_option_unless_no_text_can_give_it(

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lightning_zico import __version__
 from lightning_zico.cli import main
 from lightning_zico.cli.parser import COMMANDS
 from tests.cli.parts import DIGITS, KNOWN, QUIET
@@ -264,6 +265,8 @@ def test_without_jsonargparse_it_says_what_to_install(
     monkeypatch.setitem(sys.modules, "jsonargparse", None)
     assert main(["proxies"]) == 2
     assert "pip install 'lightning-zico[cli]'" in capsys.readouterr().err
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"lightning-zico {__version__}\n"
 
 
 @pytest.mark.parametrize("given", [[], ["--debug"]])

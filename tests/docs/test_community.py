@@ -1,5 +1,6 @@
 """Files for those who cite, report or contribute are whole, and agree with the package."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -32,3 +33,15 @@ def test_hooks_before_a_commit_are_those_of_make_check() -> None:
     for hook in local["hooks"]:
         program, *rest = hook["entry"].removeprefix(".venv/bin/").split()
         assert " ".join([f"$(BIN)/{program}", *rest[:1]]).removesuffix(" --fix") in makefile
+
+
+def test_the_workflow_runs_targets_of_the_makefile_on_every_python_of_the_classifiers() -> None:
+    jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8"))["jobs"]
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    matrix = jobs["test"]["strategy"]["matrix"]
+    targets = {"check", *matrix["target"], *(each["target"] for each in matrix["include"])}
+    assert {"check", "test-oldest", "test-newest"} == targets
+    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
+    metadata = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert re.findall(r'"Programming Language :: Python :: (3\.\d+)"', metadata) == matrix["python"]
+    assert f'requires-python = ">={matrix["python"][0]}"' in metadata

@@ -11,6 +11,7 @@ from lightning_zico import Candidate, Score, ScoreCard
 from lightning_zico.bridge import Reading
 from lightning_zico.scoring.choice import Choice
 from lightning_zico.scoring.executors.base import Job
+from lightning_zico.scoring.progress import ProgressReport
 from lightning_zico.scoring.scorer import Scorer
 from lightning_zico.selection.run import Run
 from tests.modules import make_batches, make_network
@@ -34,7 +35,7 @@ class ByTable:
 def run_of(table: list[list[float]], **kwargs: Any) -> Run:
     choice = Choice.of("params")
     scorers = [Scorer(Reading.of(make_batches(1)), choice.proxies, seed=seed) for seed in range(len(table[0]))]
-    return Run(scorers, choice, ByTable(table, **kwargs), enable_progress_bar=False)
+    return Run(scorers, choice, ByTable(table, **kwargs), progress=ProgressReport("Ranking", enabled=False))
 
 
 def candidates_of(table: list[list[float]]) -> list[Candidate]:

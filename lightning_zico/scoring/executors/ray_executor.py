@@ -68,7 +68,7 @@ class RayExecutor:
                 f"Invalid num_cpus={num_cpus!r}, num_gpus={num_gpus!r}: expected a positive number of cores and at "
                 "least 0 GPUs per candidate."
             )
-        self.timeout_s = positive("timeout_s", timeout_s)
+        self.timeout_s: float | None = positive("timeout_s", timeout_s)
         _import_ray()
         self.address = address
         self.num_cpus = num_cpus
