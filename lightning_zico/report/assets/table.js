@@ -189,9 +189,13 @@ document.querySelector("#csv").addEventListener("click", () => {
   done.textContent = `Downloaded ${grouped.format(rows.length)} ${noun(rows.length)}.`;
 });
 
+// As `as_markdown` writes it: no text is markup.
+const marks = /[&<>|`*[\]\\~@#$]|(?<![\p{L}\p{N}_])_+|_+(?![\p{L}\p{N}_])/gu;
+const entity = (mark) => `&#${mark.charCodeAt(0)};`;
+
 function markdownCell(value) {
   const text = format(value).replace(/\s+/g, " ").trim();
-  return text.replace(/[&<>|`*_[\]\\~]/g, (mark) => `&#${mark.charCodeAt(0)};`);
+  return text.replace(marks, (found) => [...found].map(entity).join(""));
 }
 
 document.querySelector("#markdown").addEventListener("click", async () => {
