@@ -106,6 +106,12 @@ function labelMore(button, left) {
   button.textContent = `Show ${Math.min(step, left)} more of ${grouped.format(left)}`;
 }
 
+function orderInWords() {
+  const { name, isText, lowIsBest } = columns[sorted.column];
+  const [up, down] = isText ? ["A to Z", "Z to A"] : ["lowest first", "highest first"];
+  return `Sorted by ${name}, ${lowIsBest === sorted.bestFirst ? up : down}.`;
+}
+
 function draw() {
   const rows = matching();
   table.tBodies[0].replaceChildren(...rows.slice(0, shown.ranked).map(rowOf));
@@ -118,7 +124,7 @@ function draw() {
     labelMore(moreFailures, failed.length - shown.failed);
     text += `, ${grouped.format(failed.length)} of ${grouped.format(names.length - numRanked)} failed`;
   }
-  status.textContent = text;
+  status.textContent = `${text}. ${orderInWords()}`;
 }
 
 function showMore(kind, button) {
