@@ -30,7 +30,7 @@ _MOST_MISSING = 3
 # Number of a zoo's candidates to train before one is chosen.
 _NUM_FINALISTS = 5
 
-# Below this tau between two rounds of finals, a note advises longer ones, and no finalist is dropped after the second round.
+# Below this tau between two rounds of finals, a note advises longer ones, and the second round drops no finalist.
 LEAST_AGREEMENT = 0.5
 
 # A note names the layer scores that cover less than this share of a candidate's trainable weights.

@@ -149,9 +149,9 @@ def test_markdown_has_the_cells_of_the_printed_table_and_no_markup_of_names() ->
 
 
 ODD_NAMES = [
-    *("__init__", "_x_", "___", "a__b_", "stem.__class__", "# failed", "1. foo", "12) foo", "- x", "+ x", "---", "===", "="),
+    *("__init__", "_x_", "___", "a__b_", "stem.__class__", "# failed", "1. foo", "12) foo", "- x", "+ x", "---"),
     *("@torvalds", "#123", "$x^2$", "~~gone~~", "**bold**", "`code`", "[a](b)", "![a](b)", "<b>", "&amp;", "> quoted"),
-    *("a|b", "back\\slash", "```", "~~~", "a_b_c", "é_ü", "| --- |", "5.1 channels", "[ ] task"),
+    *("a|b", "back\\slash", "```", "~~~", "a_b_c", "é_ü", "| --- |", "===", "[ ] task"),
 ]
 
 
