@@ -1,6 +1,6 @@
 """What all transfer proxies cost beside one plain forward pass over the same samples, in time and in memory.
 
-README.md beside this file tells how, and holds the figures it last printed.
+See README.md for how to run it and for its latest figures.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from lightning_zico.scoring.scorer import Scorer
 from lightning_zico.zoo import ImageClassifier
 
 NUM_CLASSES = 10
-MODES = ("network", "plain", "scored")  # what a process does whose memory is measured; each includes the one before
+MODES = ("network", "plain", "scored")  # what a process does whose memory is measured
 
 
 class Noise(Dataset[Any]):

@@ -1,6 +1,8 @@
 """Make texts from others, such as names of candidates, safe for terminals and spreadsheets."""
 
+import math
 import re
+from typing import Any
 
 # Control characters, which a terminal would obey, marks that change the direction of the following text, and
 # surrogates, which no encoding can write.
@@ -38,6 +40,16 @@ def defused(text: str) -> str:
 def as_written(text: str) -> str:
     """Undo `defused`."""
     return text[1:] if _DEFUSED.match(text) else text
+
+
+def finite_or_text(value: Any) -> Any:
+    """Return an infinite number or NaN, which JSON cannot write, as text, and any other value as it is.
+
+    Example:
+        >>> finite_or_text(float("inf")), finite_or_text(0.5)
+        ('inf', 0.5)
+    """
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def shortened(name: str | None) -> str:

@@ -186,7 +186,7 @@ class Profiles:
     Args:
         rank_by: Name of the score.
         columns: Names of the columns.
-        lines: The candidates to draw, best first.
+        lines: The candidates to draw, the best score first.
         num_scored: Number of all candidates with a score.
     """
 

@@ -2,17 +2,17 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from lightning_zico.errors import InvalidArgumentError
 from lightning_zico.report.table import Column, Table, as_markdown
 from lightning_zico.texts import printable
 
-# MLflow's rules are the strictest. It refuses other characters and longer keys, and takes keys for paths.
+# MLflow refuses other characters in keys, and takes keys for paths.
 # Older versions of it refuse colons, too, and Lightning removes letters that are not ASCII.
-_UNSAFE, _LONGEST_KEY = re.compile(r"[^\w/. -]+", re.ASCII), 250
-_LONGEST_NAME = 200  # leaves room for what stands before and after a name in a key
+_UNSAFE = re.compile(r"[^\w/. -]+", re.ASCII)
+_LONGEST_NAME = 200  # MLflow's keys have at most 250 characters, some of which come before and after a name
 
 
 def log_ranking(
@@ -30,8 +30,8 @@ def log_ranking(
     - Other loggers get the metrics ``ranking/<name>/score`` and ``ranking/<name>/rank`` of each candidate that did not
       fail, at step 0. A logger that accepts texts (TensorBoard) also gets the table.
 
-    The provenance goes to the hyperparameters, under ``ranking``. Characters that MLflow refuses in keys are replaced
-    by an underscore, for all loggers.
+    The provenance goes to the hyperparameters, under ``ranking``. In MLflow's, characters that it refuses in keys are
+    replaced by an underscore.
 
     Args:
         logger: A logger with Lightning's ``log_metrics``, ``log_hyperparams`` and ``save``.
@@ -52,53 +52,55 @@ def log_ranking(
     logged = {key: value for key, value in provenance.items() if key != "missing"}
     cells = {column: [_printable(row[column]) for row in rows] for column in columns}
     experiment = logger.experiment
+    is_mlflow = hasattr(logger, "run_id") and hasattr(experiment, "log_table")
     if hasattr(logger, "log_table"):  # W&B
         logger.log_table("ranking", columns=list(cells), data=list(map(list, zip(*cells.values(), strict=True))))
-    elif hasattr(logger, "run_id") and hasattr(experiment, "log_table"):  # MLflow
+    elif is_mlflow:
         experiment.log_table(logger.run_id, cells, "ranking.json")
         experiment.log_text(logger.run_id, _markdown(columns, rows, notes), "ranking.md")
     elif metrics := _metrics(rows):
         logger.log_metrics(metrics, step=0)
-    logger.log_hyperparams({"ranking": _with_safe_keys(logged)})
+    logger.log_hyperparams({"ranking": _plain(logged, _safe_keys if is_mlflow else list)})
     if hasattr(experiment, "add_text"):  # TensorBoard
         experiment.add_text("ranking", _markdown(columns, rows, notes), 0)
     logger.save()
 
 
 def _metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    ranked = [row for row in rows if row["rank"] is not None]
     metrics = {}
-    for name, row in zip(_safe_keys(row["name"] for row in ranked), ranked, strict=True):
-        metrics[f"ranking/{name}/score"] = row["score"]
-        metrics[f"ranking/{name}/rank"] = float(row["rank"])
+    for row in rows:
+        if row["rank"] is not None:
+            name = printable(row["name"])
+            metrics[f"ranking/{name}/score"] = row["score"]
+            metrics[f"ranking/{name}/rank"] = float(row["rank"])
     return metrics
 
 
-def _safe_keys(names: Iterable[str]) -> list[str]:
-    """Return a key for each name that every logger accepts; different names have different keys.
+def _safe_keys(names: Collection[str]) -> list[str]:
+    """Return a key for each name that MLflow accepts; different names have different keys, whatever their order.
 
     Example:
-        >>> _safe_keys(["zico+naswot", "zico|naswot", "timm//resnet18", "Mlp(width=32)"])
-        ['zico_naswot', 'zico_naswot_2', 'timm/resnet18', 'Mlp_width_32_']
+        >>> _safe_keys(["zico|naswot", "zico+naswot", "timm//resnet18", "Mlp(width=32)"])
+        ['zico_naswot_2', 'zico_naswot', 'timm/resnet18', 'Mlp_width_32_']
     """
-    keys: dict[str, None] = {}
+    keys: dict[str, str] = {}
     counts: Counter[str] = Counter()
-    for name in names:
+    for name in sorted(names):
         parts = [part for part in _UNSAFE.sub("_", name).split("/") if part.strip(". ")]
         key = start = "/".join(parts)[:_LONGEST_NAME].rstrip("/ ") or "_"
-        while key in keys:
+        while key in keys.values():
             counts[start] += 1
             key = f"{start}_{counts[start] + 1}"
-        keys[key] = None
-    return list(keys)
+        keys[name] = key
+    return [keys[name] for name in names]
 
 
-def _with_safe_keys(value: Any) -> Any:
-    """Make the texts in nested plain values printable, and the keys of mappings safe."""
+def _plain(value: Any, keys_of: Callable[[Collection[str]], list[str]]) -> Any:
+    """Make the texts in nested plain values printable, and exchange the keys of mappings."""
     if isinstance(value, Mapping):
-        return dict(zip(_safe_keys(value), map(_with_safe_keys, value.values()), strict=True))
+        return {key: _plain(part, keys_of) for key, part in zip(keys_of(value), value.values(), strict=True)}
     if isinstance(value, list | tuple):
-        return type(value)(map(_with_safe_keys, value))
+        return type(value)(_plain(part, keys_of) for part in value)
     return _printable(value)
 
 

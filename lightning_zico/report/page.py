@@ -17,7 +17,7 @@ from typing import Any
 from lightning_zico._imports import import_optional
 from lightning_zico.report.figures import MOST_NAMES, Agreement, Figure
 from lightning_zico.report.vega import Spec, min_width_of, spec_of
-from lightning_zico.texts import count, printable
+from lightning_zico.texts import count, finite_or_text, printable
 
 # Meanings of the columns that are not named after a proxy.
 _MEANINGS = {
@@ -39,9 +39,9 @@ _MEANINGS = {
     "controlled": "the rank after removing the influence of the baseline; higher is better",
     "error": "why the candidate failed",
     "seconds": "time to score the candidate, in seconds",
-    "cost_macs": "multiply-accumulate operations for one image, at the resolution of the search",
+    "cost_macs": "multiply-accumulate operations for one sample, at the resolution or number of tokens of the search",
     "cost_params": "number of parameters, computed from the arch",
-    "cost_depth": "number of layers on the longest path, computed from the arch",
+    "cost_depth": "number of linear and convolutional layers, as the space counts them",
 }
 _LONG_NAME = 40  # characters; archs have hundreds
 # With more rows or reasons of failures than this, the page would have many megabytes.
@@ -232,7 +232,7 @@ def _candidates(page: Page) -> str:
 <details class="controls" hidden><summary>Choose columns</summary><div id="columns"></div></details>
 <div class="scroll" role="region" aria-labelledby="caption" tabindex="0">
 <table id="ranking"{long}>
-<caption id="caption">Best first.{cut}</caption>
+<caption id="caption">Candidates.{cut}</caption>
 <thead><tr>{headers}</tr></thead>
 <tbody>
 {body}
@@ -295,6 +295,7 @@ def _data_of(page: Page) -> dict[str, Any]:
     return {
         "longName": _LONG_NAME,
         "mostDetails": _MOST_DETAILS,
+        "canHaveParts": any(map(_has_parts, page.details.values())),
         "step": _STEP,
         "numFailuresFirst": _FIRST_FAILURES,
         "numRanked": len(ranked),
@@ -303,6 +304,11 @@ def _data_of(page: Page) -> dict[str, Any]:
         "details": details,
         "tracebacks": list(map(printable, tracebacks)),
     }
+
+
+def _has_parts(detail: Detail) -> bool:
+    """Check whether a detail comes from a score card that the page shows for the first candidates only."""
+    return bool(detail.by_repeat or detail.layers or detail.traceback)
 
 
 def _plain_detail(detail: Detail, tracebacks: dict[str, int]) -> dict[str, Any]:
@@ -325,6 +331,7 @@ def _plain_detail(detail: Detail, tracebacks: dict[str, int]) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
+    value = finite_or_text(value)
     return printable(str(value)) if isinstance(value, str | bool) else value
 
 

@@ -24,8 +24,10 @@ _LOOK: dict[str, Any] = {
 _GAP = 2  # characters that each column takes in addition to its texts, in this look
 # Below the first limit two decimals are too few; above the second a double has no more digits to write out.
 _LEAST_IN_DECIMALS, _MOST_IN_FULL = 0.1, 1e15
-# What starts a tag, ends a cell or marks up a text in Markdown; an underscore within a word does not.
-_MARKS = re.compile(r"[&<>|`*\[\]\\~]|\b_|_\b|(?<!\w)_(?!\w)")
+# What starts a tag, ends a cell or marks up a text in Markdown, with a mention, a reference and a formula on GitHub.
+# An underscore within a word does not.
+_MARKS = re.compile(r"[&<>|`*\[\]\\~@#$]|(?<!\w)_+|_+(?!\w)")
+_START = re.compile(r"^(?:[-+=]|\d+[.)])")  # of a list, a rule or a heading, if it is the first in a line
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ def as_markdown(table: Table) -> str:
         ["---" if column.is_text else "---:" for column in table.columns],
         *([_escape_markdown(cell) for cell in row] for row in table.rows),
     ]
-    below = [f"- {_escape_markdown(line)}" for line in (*table.reasons, *table.notes)]
+    below = [f"- {_START.sub(_escape_last, _escape_markdown(line))}" for line in (*table.reasons, *table.notes)]
     return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), *([""] if below else []), *below])
 
 
@@ -185,7 +187,15 @@ def _indent(text: str) -> str:
 def _escape_markdown(text: str) -> str:
     """Return a text on one line, without Markdown's marks."""
     text = " ".join(printable(text).split())
-    return _MARKS.sub(lambda mark: f"&#{ord(mark[0])};", text)
+    return _MARKS.sub(lambda marks: "".join(map(_entity, marks[0])), text)
+
+
+def _escape_last(found: re.Match[str]) -> str:
+    return found[0][:-1] + _entity(found[0][-1])
+
+
+def _entity(char: str) -> str:
+    return f"&#{ord(char)};"
 
 
 def _escape(text: str) -> str:

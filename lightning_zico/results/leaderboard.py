@@ -34,7 +34,7 @@ from lightning_zico.results.rows import (
 from lightning_zico.results.saturated import collect_saturated
 from lightning_zico.results.scores import Final, ScoreCard
 from lightning_zico.results.views import FigureKind
-from lightning_zico.texts import all_of
+from lightning_zico.texts import all_of, finite_or_text
 
 # More rows than this make a cell of a notebook unwieldy.
 _MOST_IN_A_NOTEBOOK = 100
@@ -355,7 +355,7 @@ def _row_of(
         "rank": None,
         "name": card.name,
         "score": scored.value if scored and not error else None,
-        **{f"{HYPERPARAMETER}{name}": card.hyperparameters.get(name) for name in hyperparameters},
+        **{f"{HYPERPARAMETER}{name}": finite_or_text(card.hyperparameters.get(name)) for name in hyperparameters},
         **certainty,
         **values,
         "error": error,

@@ -30,7 +30,7 @@ _MOST_MISSING = 3
 # Number of a zoo's candidates to train before one is chosen.
 _NUM_FINALISTS = 5
 
-# Below this tau between two rounds of finals, a note advises longer ones, and nobody is dropped after the second round.
+# Below this tau between two rounds of finals, a note advises longer ones, and the second round drops no finalist.
 LEAST_AGREEMENT = 0.5
 
 # A note names the layer scores that cover less than this share of a candidate's trainable weights.
@@ -384,13 +384,13 @@ def _note_on_agreement(own: Agreement, finals: FinalsHeld) -> str:
 
     first, second = own["round"], own["round"] + 1
     note = (
-        f"After {after(first)} of the finals, the order of {count(own['n'], 'finalist')} agreed {own['tau']:.2f} "
-        f"[{own['low']:.2f}, {own['high']:.2f}] with that after {after(second)} (Kendall's tau)"
+        f"Kendall's tau between the order of {count(own['n'], 'finalist')} after {after(first)} and after "
+        f"{after(second)} is {own['tau']:.2f} [{own['low']:.2f}, {own['high']:.2f}]"
     )
     if (own["tau"] or 0) >= LEAST_AGREEMENT:
         return f"{note}."
     _, num_rounds = finals.get("rounds", (0, 0))
-    kept = " Nobody was dropped then." if second < num_rounds else ""
+    kept = " No finalist was dropped." if second < num_rounds else ""
     return f"{note}: longer finals would be safer.{kept}"
 
 

@@ -168,7 +168,8 @@ class Ranked(ABC):
     def to_markdown(self, path: str | Path | None = None) -> str | Path:
         """Return a table in Markdown, for a pull request or a README; with a path, write it and return the path.
 
-        It has the reasons of failures and the notes as a list below. `head` makes it shorter.
+        It has the reasons of failures and the notes as a list below. `head` makes it shorter and leaves out
+        failed candidates.
         """
         return write_text(as_markdown(self._table()) + "\n", path)
 

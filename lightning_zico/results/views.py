@@ -132,13 +132,14 @@ def agreement(rows: Sequence[Row], provenance: Provenance) -> Agreement:
 
 
 def profiles(rows: Sequence[Row], provenance: Provenance) -> Profiles:
-    """Show the first candidates across all columns, each by its position in the order of the column.
+    """Show the first candidates by score across all columns, each by its position in the order of the column.
 
     The ranking (by score, before any finals) comes first, the best on top; in other columns the highest number is on
     top, even if lower is better.
     """
-    some = with_score(rows)[:MOST_NAMES]
-    places = ranks_by_score(rows, provenance)[:MOST_NAMES]
+    pairs = zip(with_score(rows), ranks_by_score(rows, provenance), strict=True)
+    first = sorted(pairs, key=lambda pair: pair[1])[:MOST_NAMES]
+    some, places = [row for row, _ in first], [rank for _, rank in first]
     columns: dict[str, list[float | None]] = {"ranking": [-float(rank) for rank in places]}
     for name in proxies_of(rows):
         if name != deciding_score(provenance):
@@ -385,8 +386,8 @@ def _details(rows: Sequence[Row], provenance: Provenance, cards: Mapping[str, Sc
 def _lower_first(columns: Sequence[str], provenance: Provenance) -> set[str]:
     """Choose the columns whose lowest numbers are the best, or are read first."""
     lower = {name for name in columns if name in _LOWER_FIRST or name.startswith(("cost_", HYPERPARAMETER))}
-    if not provenance.get("higher_is_better", True):
-        lower |= {"score", deciding_score(provenance)}
+    deciding = {"score", deciding_score(provenance)}
+    lower = lower - deciding if provenance.get("higher_is_better", True) else lower | deciding
     if "finals" in provenance and provenance["finals"]["mode"] == "min":
         lower.add("final")
     return lower

@@ -159,8 +159,8 @@ def hold_finals(
 
     of them for :math:`e` epochs each, which takes :math:`e \sum_r k_r < e\,(2k + \log_2 k)` epochs in all. With
     ``reduction_factor``, any number of finalists has such rounds, and the factor stands for 2. If the order after a
-    round agrees less than 0.5 with that after the round before it (Kendall's tau of four or more finalists), nobody is
-    dropped after that round; the number of rounds stays the same.
+    round agrees less than 0.5 with that after the round before it (Kendall's tau of four or more finalists), no
+    finalist is dropped after that round; the number of rounds stays the same.
 
     With ``patience``, a training ends when ``monitor`` has not improved in this number of validations. It keeps its
     last value, as one does that was trained to the end.

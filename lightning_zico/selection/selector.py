@@ -88,7 +88,7 @@ class ZeroShotSelector(ScoringSettings):
             winner: with two of these, it takes three seeds or more to tell them apart.
         reduction_factor: How many times fewer finalists each round has than the one before. None for 2 with more than
             four finalists, and a single round with fewer. After a round whose order agrees too little with that of the
-            round before, nobody is dropped (`selection.rounds.hold_finals`).
+            round before, no finalist is dropped (`selection.rounds.hold_finals`).
         patience: End the training of a finalist when ``monitor`` has not improved in this number of validations; None
             for no limit.
         time_budget_s: Time for the trainings of all finalists together, in seconds; scoring and the winner's training

@@ -173,7 +173,7 @@ class BERTSpace(SearchSpace[BERTArch]):
     def sample(self, rng: random.Random) -> BERTArch:
         """Draw an arch as published: the depth, the width of a token, and the choices of each layer, each uniformly.
 
-        Therefore, all archs with as many layers and with as many hidden layers in each have the same probability.
+        Therefore, all archs with the same number of layers, and of hidden layers in each, have the same probability.
         """
         depth, hidden = rng.choice(NUM_LAYERS), rng.choice(HIDDEN_SIZES)
         perceptrons = list(self.perceptrons(hidden).values())
@@ -257,7 +257,9 @@ class BERTSpace(SearchSpace[BERTArch]):
         return total + (width + 1) * num_classes
 
     def macs(self, arch: BERTArch, resolution: int = 128, *, num_classes: int = 10, in_channels: int = 3) -> int:
-        """Count the multiply-accumulate operations of the built network, exactly.
+        """Count the multiply-accumulate operations of the built network.
+
+        The count is exact, except that the transforms of ``dft`` and ``dct`` are estimated.
 
         Args:
             arch: Arch of this space.
@@ -401,11 +403,11 @@ class TextTransformer(nn.Module):
             token_type_ids: The segment of each token, 0 or 1, ``[N, T]``; None if all are 0.
 
         Raises:
-            ValueError: If the texts are too long.
+            ValueError: If the texts are empty or too long.
         """
         length = input_ids.shape[1]
-        if length > _MAX_TOKENS:
-            raise ValueError(f"The texts have {length} tokens: expected at most {_MAX_TOKENS}. Cut them.")
+        if not 1 <= length <= _MAX_TOKENS:
+            raise ValueError(f"The texts have {length} tokens: expected 1 to {_MAX_TOKENS}. Cut longer texts.")
         segments = self.segments(torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids)
         embedded = self.words(input_ids) + segments + self.positions.weight[:length]
         x = self.widening(self.dropout(self.norm(embedded)))  # [N, T, E]

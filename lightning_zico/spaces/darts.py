@@ -1,4 +1,4 @@
-"""DARTS: two cells are searched, which are stacked to networks in three sizes; one of them is that of NAS-Bench-301.
+"""DARTS: two cells are searched, which are stacked into networks in three sizes; one of them is that of NAS-Bench-301.
 
 Index conventions:
     N: samples in a batch
@@ -98,7 +98,7 @@ class DARTSArch:
 
 
 class DARTSSpace(SearchSpace[DARTSArch]):
-    """The 1.08e18 pairs of a normal and a reduction cell, stacked to a network.
+    """The 1.08e18 pairs of a normal and a reduction cell, stacked into a network.
 
     A stem; cells, two of which, after one and two thirds of them, are reduction cells, which halve the image and double
     the width; then the mean over the image and a linear layer. Each cell takes the outputs of the two cells before it,
@@ -147,7 +147,10 @@ class DARTSSpace(SearchSpace[DARTSArch]):
         yield from (replace(arch, reduce=cell) for cell in _neighbours_of(arch.reduce))
 
     def suggest(self, trial: Trial) -> DARTSArch:
-        """Let an Optuna trial choose, for each node, names such as ``normal_2_sources`` and ``normal_2_op_0``."""
+        """Let an Optuna trial choose each node's sources and operations.
+
+        Their names are such as ``normal_2_sources`` and ``normal_2_op_0``.
+        """
 
         def cell(name: str) -> DARTSCell:
             nodes = []
@@ -348,9 +351,20 @@ class CellNetwork(nn.Module):
         self.stem = stem
         self.cells = nn.ModuleList(Cell(arch.reduce if plan.reduces else arch.normal, plan) for plan in plans)
         self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
+        self.num_halvings = plans[-1].halvings
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map ``[N, C, H, W]`` to ``[N, K]``."""
+        """Map ``[N, C, H, W]`` to ``[N, K]``.
+
+        Raises:
+            ValueError: If the images cannot be halved as often as the network halves them.
+        """
+        (height, width), divisor = images.shape[-2:], 2**self.num_halvings
+        if min(height, width) < 1 or height % divisor or width % divisor:
+            raise ValueError(
+                f"The images are {height} x {width}: expected multiples of {divisor}, because the network halves them "
+                f"{self.num_halvings} times."
+            )
         first, second = self.stem
         older = first(images)
         newer = second(older)

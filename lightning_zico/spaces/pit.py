@@ -171,7 +171,7 @@ class PiT(SearchSpace[PiTArch]):
         return PiTArch(base, ratio, depths, tuple(map(int, heads.split("."))))
 
     def depth(self, arch: PiTArch) -> int:
-        """Count the convolution of the patches, four layers per block, two per pooling, and that of the classes."""
+        """Count the convolution of the patches, four layers per block, two per pooling, and the classifier."""
         return 2 + 4 * sum(arch.depths) + 2 * (_NUM_STAGES - 1)
 
     def params(self, arch: PiTArch, *, num_classes: int = 10, in_channels: int = 3) -> int:
@@ -260,7 +260,7 @@ class PoolingTransformer(nn.Module):
         self.poolings = nn.ModuleList(Pooling(width, wider) for width, wider in pairwise(arch.widths))
         self.norm = nn.LayerNorm(last, eps=_EPS)
         self.head = nn.Linear(last, num_classes)
-        # Published is a normal distribution that ends at a hundred standard deviations.
+        # The published code truncates at a hundred standard deviations, so a plain normal distribution is the same.
         nn.init.normal_(self.class_token, std=_STD)
         nn.init.normal_(self.positions, std=_STD)
 
@@ -331,7 +331,7 @@ class MLP(nn.Module):
 
 
 class Pooling(nn.Module):
-    """What stands between two stages: it halves the image of the patches and widens all tokens.
+    """Pooling between two stages: it halves the image of the patches and widens all tokens.
 
     Args:
         width: Width of a token before it.

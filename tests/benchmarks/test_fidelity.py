@@ -20,6 +20,7 @@ from lightning_zico.ranking import bootstrap_interval, kendall, list_recipes
 from lightning_zico.scoring.choice import Choice
 from lightning_zico.spaces import get_space
 from tests.data import data_file, data_rows
+from tests.reference.ranking import tau_b
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -90,6 +91,9 @@ def test_pits_take_large_images_and_are_compared_on_three_data_sets():
     assert {row.resolution for row in table.rows} == {224}
     assert table.targets == ("cifar100", "flowers", "chaoyang")
     assert table.asked_for(["chaoyang_kd"]).targets == ("chaoyang_kd",)
+    pairs = [(row.truths["flowers"], row.truths["flowers_kd"]) for row in table.rows]
+    tau = tau_b(*map(list, zip(*pairs, strict=True)))
+    assert f"{tau:.2f} on Flowers" in table.remark
 
 
 def test_accuracies_of_nas_bench_301_are_said_to_be_predictions():

@@ -150,8 +150,10 @@ def test_columns_sort_by_keyboard_the_best_first_and_what_is_missing_stays_last(
     assert page.sort("macs") == "ascending"
     assert page.names == ["small", "good", "best", "no macs"]
     assert page.header("rank").get_attribute("aria-sort") is None
+    assert page.one("#status").text.endswith("Sorted by macs, lowest first.")
     assert page.sort("macs") == "descending"
     assert page.names == ["best", "good", "small", "no macs"]
+    assert page.one("#status").text.endswith("Sorted by macs, highest first.")
     assert page.sort("zico") == "descending"
     assert page.names == ["best", "good", "no macs", "small"]
     assert page.sort("name") == "ascending"
@@ -189,12 +191,12 @@ def test_the_filter_keeps_the_rows_with_its_text_and_says_how_many(page: Page) -
     box = page.one("#filter")
     box.send_keys("DOES NOT build")
     assert (page.names, page.failed) == ([], ["bad"])
-    assert page.one("#status").text == "0 of 4 candidates, 1 of 2 failed"
+    assert page.one("#status").text == "0 of 4 candidates, 1 of 2 failed. Sorted by rank, lowest first."
     page.sort("name")
     box.clear()
     box.send_keys(Keys.SPACE)
     assert len(page.names) == 4
-    assert page.one("#status").text == "4 of 4 candidates, 2 of 2 failed"
+    assert page.one("#status").text == "4 of 4 candidates, 2 of 2 failed. Sorted by name, A to Z."
 
 
 def test_the_drawn_table_has_the_same_texts_as_the_one_without_scripts(chromium: Any, tmp_path: Path) -> None:
@@ -229,6 +231,20 @@ def test_a_failed_candidate_has_its_reason_and_its_traceback(page: Page) -> None
     assert page.one("#detail pre").text == CARDS["bad"].traceback
     page.one("#close").send_keys(Keys.ENTER)
     assert not page.one("#detail").is_displayed()
+
+
+@pytest.mark.parametrize("is_repeated", [False, True])
+def test_a_page_says_that_details_end_only_if_it_has_any(chromium: Any, tmp_path: Path, is_repeated: bool) -> None:
+    values = (1.0, 2.0) if is_repeated else ()
+    names = [f"n{idx}" for idx in range(101)]
+    cards = {name: ScoreCard(name, {"zico": Score("zico", 1.0, by_repeat=values)}) for name in names}
+    board = Leaderboard.of(list(cards.values()), rank_by="zico", columns=["zico"])
+    chromium.get(board.to_html(tmp_path / "board.html", cards=cards).as_uri())
+    chromium.find_element(By.ID, "filter").send_keys("n100")
+    chromium.find_element(By.CLASS_NAME, "open").send_keys(Keys.ENTER)
+    hints = [hint.text for hint in chromium.find_elements(By.CSS_SELECTOR, "#detail .hint")]
+    said = "Only the first 100 candidates can have repeats, layers and tracebacks on this page."
+    assert hints == [said] * is_repeated
 
 
 def test_two_candidates_can_be_compared(page: Page) -> None:
@@ -304,7 +320,7 @@ def test_the_header_stays_while_rows_scroll(chromium: Any, tmp_path: Path) -> No
 
 def test_every_figure_says_on_hover_what_a_mark_is(page: Page) -> None:
     charts = page.all(".chart")
-    first = ["good", "good", "good", "0.weight", "ranking", "dear"]
+    first = ["good", "good", "good", "0.weight", "ranking", "no macs"]
     assert len(charts) == len(first)
     for chart, name in zip(charts, first, strict=True):
         assert name in page.said_over(chart)
@@ -323,7 +339,7 @@ def test_screen_readers_are_told_what_is_what(page: Page) -> None:
     assert page.one("#filter").accessible_name == "Filter"
     assert page.one("#filter").aria_role == "searchbox"
     assert page.one("#ranking").aria_role == "table"
-    assert page.one("#ranking").accessible_name.startswith("Best first")
+    assert page.one("#ranking").accessible_name == "Candidates."
     assert page.one("#ranking tbody th").aria_role == "rowheader"
     assert page.header("score").aria_role == "columnheader"
     assert page.header("score").find_element(By.TAG_NAME, "button").accessible_name.startswith("score")

@@ -154,15 +154,22 @@ def test_mlflow_gets_a_table_and_every_key_is_one_that_it_accepts(mlflow: MLFlow
     assert client.params["ranking/kendall_with/zico_naswot_2"] == "0.25"
 
 
-def test_metrics_of_other_loggers_have_keys_that_differ_and_are_safe() -> None:
-    logger = Recorder()
-    names = [*ODD_NAMES, "|nor_conv_3x3~0|-|none~0|", *("b" * 300 + str(idx) for idx in range(20))]
-    plain(*(card(name, float(idx), 1.0) for idx, name in enumerate(names))).log(logger)
-    _, metrics, _ = logger.calls[0]
-    assert len(metrics) == 2 * len(names)
-    entries = [SimpleNamespace(key=key, value=value) for key, value in metrics.items()]
-    MLflow().log_batch("run", metrics=entries)
-    assert sorted(value for key, value in metrics.items() if key.endswith("/score")) == list(range(len(names)))
+def test_other_loggers_get_the_names_as_they_are_whatever_the_ranks(tmp_path: Path) -> None:
+    names = [*ODD_NAMES, "a(1", "a)1", "b" * 300 + "1", "b" * 300 + "2"]
+    for run, order in enumerate((names, names[::-1])):
+        logger = CSVLogger(tmp_path, version=run)
+        plain(*(card(name, float(idx), 1.0) for idx, name in enumerate(order))).log(logger)
+        with Path(logger.log_dir, "metrics.csv").open(encoding="utf-8") as file:
+            (line,) = csv.DictReader(file)
+        assert [float(line[f"ranking/{name}/score"]) for name in order] == list(range(len(names)))
+
+
+def test_mlflows_keys_belong_to_the_same_names_in_any_order(mlflow: MLFlowLogger) -> None:
+    taus = {"zico+naswot": 0.5, "zico|naswot": 0.25, "zico_naswot": 0.75, "日本": 1.0, "本": 0.0}
+    for order in (sorted(taus), sorted(taus, reverse=True)):
+        plain(kendall_with={name: taus[name] for name in order}).log(mlflow)  # the client refuses changes
+    names = {key.removeprefix("ranking/kendall_with/") for key in mlflow.experiment.params if "kendall" in key}
+    assert names == {"zico_naswot", "zico_naswot_2", "zico_naswot_3", "_", "__2"}
 
 
 def test_wandb_gets_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -184,7 +191,7 @@ def test_wandb_gets_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [dict(zip(columns, line, strict=True)) for line in data] == [
         {column: row[column] for column in columns} for row in board
     ]
-    assert hyperparams["ranking"]["kendall_with"] == {"zico_naswot": 0.5}
+    assert hyperparams["ranking"]["kendall_with"] == {"zico+naswot": 0.5}
 
 
 def test_where_all_failed_there_are_no_metrics() -> None:

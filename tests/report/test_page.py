@@ -158,6 +158,8 @@ def test_a_column_with_texts_is_one_of_texts_and_the_best_come_first() -> None:
     low = {name for name, column in columns.items() if column["lowIsBest"]}
     assert low == texts | {"rank", "score", "zico", "hparams/width", "macs", "seconds"}
     assert not any(column["lowIsBest"] for column in data_of(plain().to_html())["columns"] if column["name"] == "zico")
+    by_size = data_of(plain(rank_by="params").to_html())["columns"]
+    assert {column["name"] for column in by_size if column["lowIsBest"]} == {"rank", "name", "macs", "error", "seconds"}
 
 
 def test_details_are_those_of_the_cards() -> None:
@@ -199,6 +201,20 @@ def test_of_very_many_candidates_the_first_have_details() -> None:
     assert len(data["tracebacks"]) == 100
     with pytest.raises(InvalidArgumentError, match="Invalid cards of type list: expected a mapping"):
         board.to_html(cards=list(cards.values()))  # type: ignore[call-overload]
+
+
+def test_hyperparameters_that_are_no_finite_numbers_are_texts() -> None:
+    numbers = {"a": {"clip": float("inf"), "p": float("nan")}, "b": {"clip": 0.5, "p": float("nan")}}
+    cards = {
+        name: ScoreCard(name, {"zico": Score("zico", 1.0)}, weights=name, hyperparameters=saved)
+        for name, saved in numbers.items()
+    }
+    board = Leaderboard.of(list(cards.values()), rank_by="zico", columns=["zico"])
+    assert [row["hparams/clip"] for row in board] == ["inf", 0.5]
+    assert Leaderboard.from_json(board.to_json()) == board
+    details = data_of(board.to_html(cards=cards))["details"]
+    assert details["0"]["hyperparameters"] == {"clip": "inf", "p": "nan"}
+    assert details["1"]["hyperparameters"] == {"clip": 0.5, "p": "nan"}
 
 
 def test_figures_hold_the_numbers() -> None:

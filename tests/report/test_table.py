@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from markdown_it import MarkdownIt
 from rich.console import Console
 
 from lightning_zico import Leaderboard
+from lightning_zico.report.table import Column, Table, as_markdown
 from lightning_zico.results import leaderboard_table
 from tests.report.boards import searched
 
@@ -144,6 +146,26 @@ def test_markdown_has_the_cells_of_the_printed_table_and_no_markup_of_names() ->
     bad, *notes = below.splitlines()
     assert html.unescape(bad) == "- bad|<b>_x_: [i]no"
     assert [html.unescape(note) for note in notes] == [f"- {note}" for note in board.notes]
+
+
+ODD_NAMES = [
+    *("__init__", "_x_", "___", "a__b_", "stem.__class__", "# failed", "1. foo", "12) foo", "- x", "+ x", "---"),
+    *("@torvalds", "#123", "$x^2$", "~~gone~~", "**bold**", "`code`", "[a](b)", "![a](b)", "<b>", "&amp;", "> quoted"),
+    *("a|b", "back\\slash", "```", "~~~", "a_b_c", "é_ü", "| --- |", "===", "[ ] task"),
+]
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
+def test_markdown_renders_every_name_as_the_text_that_it_is(name: str) -> None:
+    def render(text: str) -> list[Any]:
+        table = Table("", (Column("name", (text,), is_text=True),), reasons=(text,), notes=(f"{text}: {text}",))
+        return MarkdownIt().enable(["table", "strikethrough"]).parse(as_markdown(table))
+
+    tokens = render(name)
+    assert [token.type for token in tokens] == [token.type for token in render("a")]
+    _, *parts = [token.children for token in tokens if token.type == "inline"]
+    assert {part.type for cell in parts for part in cell} == {"text"}
+    assert ["".join(part.content for part in cell) for cell in parts] == [name, name, f"{name}: {name}"]
 
 
 def test_markdown_is_written_to_a_file_and_a_search_has_it_too(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from lightning_zico import Leaderboard, ZeroShotSelector
 from lightning_zico.report.figures import MOST_DOTS, Agreement, Finals, TradeOff
-from lightning_zico.results import views
+from lightning_zico.results import Final, views
 from tests.modules import Classifier, make_batches
 from tests.reference.ranking import tau_b
 from tests.report.boards import CARDS, card, plain, repeated, searched, with_finals
@@ -160,6 +160,16 @@ def test_profiles_are_those_of_the_first_forty() -> None:
     figure = views.profiles(*_long())
     assert [line.name for line in figure.lines] == [str(idx) for idx in range(40)]
     assert figure.title == "Profiles of the candidates (the first 40 of 50)"
+
+
+def test_profiles_accent_the_first_by_score_whoever_won_the_finals() -> None:
+    rows, _ = _long()
+    held = {"monitor": "val_loss", "mode": "min", "finalists": 2, "final_epochs": 1, "halving": False}
+    board = Leaderboard(rows, {"rank_by": "zico"}).with_finals([Final("45", 0.1, 1), Final("0", 0.2, 1)], held)
+    assert [row["name"] for row in board][:2] == ["45", "0"]
+    figure = views.profiles(board.rows, board.provenance)
+    assert [line.name for line in figure.lines] == [str(idx) for idx in range(40)]
+    assert [line.rank for line in figure.accented] == [1, 2, 3, 4, 5]
 
 
 def _long() -> tuple[Any, Any]:

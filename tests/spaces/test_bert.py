@@ -242,10 +242,12 @@ def test_the_order_of_tokens_matters_and_texts_do_not_see_each_other():
     assert not torch.allclose(network(swapped), network(tokens), rtol=1e-6, atol=1e-7)
 
 
-def test_texts_that_are_too_long_are_refused():
+def test_texts_that_are_empty_or_too_long_are_refused():
     network = TRAINED.build(SMALLEST)
     assert network(torch.ones(1, 512, dtype=torch.long)).shape == (1, 10)
-    with pytest.raises(ValueError, match="texts have 513 tokens: expected at most 512"):
+    with pytest.raises(ValueError, match="texts have 0 tokens: expected 1 to 512"):
+        network(torch.zeros(1, 0, dtype=torch.long))
+    with pytest.raises(ValueError, match="texts have 513 tokens: expected 1 to 512"):
         network(torch.ones(1, 513, dtype=torch.long))
     with pytest.raises(ValueError, match="resolution=513: expected 1 to 512"):
         TRAINED.macs(SMALLEST, 513)

@@ -138,6 +138,9 @@ def test_there_are_as_many_archs_as_published(space):
 def test_images_that_cannot_be_halved_are_refused(space, resolution, divisor):
     with pytest.raises(ValueError, match=f"resolution={resolution}: expected a multiple of {divisor}"):
         space.macs(space.parse(FIRST), resolution)
+    network = space.build(space.parse(FIRST))
+    with pytest.raises(ValueError, match=f"images are {resolution} x 64: expected multiples of {divisor}"):
+        network(torch.zeros(1, 3, resolution, 64))
 
 
 def test_a_node_sums_two_operations_and_the_cell_concatenates_the_nodes():

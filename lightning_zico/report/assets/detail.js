@@ -66,8 +66,8 @@ function layersOf(row, proxy) {
 const isBeyondDetails = (row) => (row < numRanked ? row : row - numRanked) >= data.mostDetails;
 
 function hintOf(rows) {
-  if (Object.keys(data.details).length === 0 || !rows.some(isBeyondDetails)) return [];
-  const textContent = `This page has repeats, layers and tracebacks of the first ${data.mostDetails} candidates only.`;
+  if (!data.canHaveParts || !rows.some(isBeyondDetails)) return [];
+  const textContent = `Only the first ${data.mostDetails} candidates can have repeats, layers and tracebacks on this page.`;
   return [element("p", { className: "hint", textContent })];
 }
 

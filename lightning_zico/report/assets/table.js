@@ -106,6 +106,12 @@ function labelMore(button, left) {
   button.textContent = `Show ${Math.min(step, left)} more of ${grouped.format(left)}`;
 }
 
+function orderInWords() {
+  const { name, isText, lowIsBest } = columns[sorted.column];
+  const [up, down] = isText ? ["A to Z", "Z to A"] : ["lowest first", "highest first"];
+  return `Sorted by ${name}, ${lowIsBest === sorted.bestFirst ? up : down}.`;
+}
+
 function draw() {
   const rows = matching();
   table.tBodies[0].replaceChildren(...rows.slice(0, shown.ranked).map(rowOf));
@@ -118,7 +124,7 @@ function draw() {
     labelMore(moreFailures, failed.length - shown.failed);
     text += `, ${grouped.format(failed.length)} of ${grouped.format(names.length - numRanked)} failed`;
   }
-  status.textContent = text;
+  status.textContent = `${text}. ${orderInWords()}`;
 }
 
 function showMore(kind, button) {
@@ -189,9 +195,13 @@ document.querySelector("#csv").addEventListener("click", () => {
   done.textContent = `Downloaded ${grouped.format(rows.length)} ${noun(rows.length)}.`;
 });
 
+// As `as_markdown` writes it: no text is markup.
+const marks = /[&<>|`*[\]\\~@#$]|(?<![\p{L}\p{N}_])_+|_+(?![\p{L}\p{N}_])/gu;
+const entity = (mark) => `&#${mark.charCodeAt(0)};`;
+
 function markdownCell(value) {
   const text = format(value).replace(/\s+/g, " ").trim();
-  return text.replace(/[&<>|`*_[\]\\~]/g, (mark) => `&#${mark.charCodeAt(0)};`);
+  return text.replace(marks, (found) => [...found].map(entity).join(""));
 }
 
 document.querySelector("#markdown").addEventListener("click", async () => {
