@@ -13,6 +13,7 @@ import pytest
 from lightning_zico import Leaderboard, Score, ScoreCard, SearchResult
 from lightning_zico.results import Final
 from tests.report.boards import EVIL, card, plain, searched, with_finals
+from tests.report.test_table import ODD_NAMES
 
 selenium = pytest.importorskip("selenium.webdriver", reason="Selenium is not installed: `pip install selenium`")
 from selenium.common.exceptions import NoSuchElementException, StaleElementReferenceException  # noqa: E402
@@ -131,6 +132,10 @@ class Page:
             return self.one(SHOWN).text
 
         return str(self.wait(said))
+
+    def allow_copies(self) -> None:
+        permissions = {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]}
+        self.driver.execute_cdp_cmd("Browser.grantPermissions", permissions)
 
     def console(self) -> list[Any]:
         return self.driver.get_log("browser")
@@ -294,8 +299,7 @@ def test_the_download_is_what_to_csv_writes(chromium: Any, tmp_path: Path, downl
 
 
 def test_the_copy_is_a_table_in_markdown(page: Page) -> None:
-    permissions = {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]}
-    page.driver.execute_cdp_cmd("Browser.grantPermissions", permissions)
+    page.allow_copies()
     page.one("#markdown").click()
     page.wait(lambda: page.one("#done").text == "Copied 4 candidates.")
     text = page.driver.execute_async_script("navigator.clipboard.readText().then(arguments[0])")
@@ -304,6 +308,18 @@ def test_the_copy_is_a_table_in_markdown(page: Page) -> None:
     assert lines[0].startswith("| rank | name | score |")
     assert lines[1].startswith("| ---: | --- | ---: |")
     assert lines[2].startswith("| 1 | good | 5 | 0.25 |")
+
+
+def test_the_copy_has_names_as_to_markdown_writes_them(chromium: Any, tmp_path: Path) -> None:
+    board = plain(*(card(name, -float(idx), 1.0) for idx, name in enumerate(ODD_NAMES)))
+    page = Page(chromium, board, tmp_path / "board.html")
+    page.allow_copies()
+    page.one("#markdown").click()
+    page.wait(lambda: page.one("#done").text == f"Copied {len(ODD_NAMES)} candidates.")
+    text = page.driver.execute_async_script("navigator.clipboard.readText().then(arguments[0])")
+    _, _, *copied = [line.split(" | ")[1] for line in text.splitlines()]
+    _, _, *written = [line.split(" | ")[1] for line in board.to_markdown().split("\n\n")[0].splitlines()]
+    assert copied == written
 
 
 def test_the_header_stays_while_rows_scroll(chromium: Any, tmp_path: Path) -> None:
