@@ -30,7 +30,7 @@ class Epochs:
     """What is known of a training after its last epoch.
 
     Args:
-        values: The monitored metric after each epoch; None where it was not read.
+        values: The monitored metric after each epoch; None where it was not read or not logged.
         seconds: Time that each epoch took, in seconds.
         ends: Numbers of epochs after which training ended by itself.
         generators: The states of the generators after the last epoch; see `generators_as_text`.
@@ -53,6 +53,10 @@ class Epochs:
 
     def __len__(self) -> int:
         return len(self.values)
+
+    def last_value(self, num_epochs: int) -> float | None:
+        """Return the last known metric of the first epochs, as Lightning does in a training without pauses."""
+        return next((value for value in reversed(self.values[:num_epochs]) if value is not None), None)
 
     def to_json(self) -> str:
         """Convert to JSON, which preserves every float exactly, and NaN as well."""

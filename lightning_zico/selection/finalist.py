@@ -37,7 +37,7 @@ from lightning_zico.selection.final_cache import (
 
 
 class Conditions(NamedTuple):
-    """Under which all finalists are trained.
+    """The conditions under which all finalists are trained.
 
     Args:
         trainer: The trainer, set up by `rounds.borrowed`.
@@ -47,7 +47,7 @@ class Conditions(NamedTuple):
         monitor: Name of the metric to read.
         mode: Whether lower (``"min"``) or higher (``"max"``) is better.
         patience: A training ends when the metric has not improved in this number of validations; None for no limit.
-        cache: Keeps the trainings; None if nothing does.
+        cache: Stores the trainings; None if nothing does.
     """
 
     trainer: Any
@@ -217,9 +217,9 @@ class Training:
         self.num_epochs = min(self._end_of_round(start, conditions), len(self._epochs))
         if not self.num_epochs:
             raise RuntimeError("the trainer trained no epoch. Give it batches to train on.")
-        value = self._epochs.values[self.num_epochs - 1]
+        value = self._epochs.last_value(self.num_epochs)
         if value is None:
-            raise NotLoggedError(f"`{conditions.monitor}` was not logged in the last epoch.")
+            raise NotLoggedError(f"`{conditions.monitor}` was not logged.")
         if not math.isfinite(value):
             raise ValueError(f"`{conditions.monitor}` is {value} after training.")
         self.value, self.logs_monitor = value, True
@@ -260,7 +260,8 @@ class Training:
             is_last = ended or num_epochs >= self.num_epochs + conditions.num_epochs
             if has_validated or not trainer.enable_validation or is_last:
                 self._check_logged(monitor, trainer.callback_metrics)
-                value = float(trainer.callback_metrics[monitor])
+                if monitor in trainer.callback_metrics:
+                    value = float(trainer.callback_metrics[monitor])
             # One for all ranks.
             value, seconds = trainer.strategy.broadcast((value, time.perf_counter() - begun))
             self.checkpoint = trainer.strategy.broadcast(self.checkpoint)
@@ -336,12 +337,12 @@ class Training:
         self._epochs, self._is_fetched, self._put_back_rng = Epochs(), True, None
 
     def _check_logged(self, monitor: str, metrics: Mapping[str, Any]) -> None:
-        """Check that the monitored metric was logged.
+        """Check that the monitored metric was logged, in this epoch or an earlier one.
 
         Raises:
             NotLoggedError: If it was not; the message has the closest names.
         """
-        if monitor not in metrics:
+        if monitor not in metrics and self._epochs.last_value(len(self._epochs)) is None:
             nearest = difflib.get_close_matches(monitor, list(metrics), n=3, cutoff=0.4)
             hint = f" Did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
             raise NotLoggedError(

@@ -214,6 +214,25 @@ def test_validation_may_be_rare(tmp_path: Path, count: Any) -> None:
         assert results(fit(tmp_path / "scores.db", 2, trainer=rare(), final_epochs=4)) == expected
 
 
+class Early(Logging):
+    def on_train_epoch_end(self) -> None:
+        super().on_train_epoch_end()
+        self.trainer.should_stop = self.current_epoch == 2
+
+
+@pytest.mark.parametrize("monitor", ["val_loss", pytest.param("train_loss", marks=pytest.mark.slow)])
+def test_an_end_without_validation_leaves_the_last_value(monitor: str, tmp_path: Path, count: Any) -> None:
+    def rows(**kwargs: Any) -> Any:
+        rare = trainer_of(NUM_EPOCHS, check_val_every_n_epoch=2)
+        return results(fit(builds=builds_of(2, Early), trainer=rare, final_epochs=4, monitor=monitor, **kwargs))
+
+    cache = tmp_path / "scores.db"
+    expected = rows(cache=None, num_finalists=2)
+    assert [row[4:] for row in expected[0]] == [[3, None]] * 2
+    for kwargs in ({"cache": cache}, {"cache": cache}, {"cache": None, "patience": 9}):
+        assert rows(num_finalists=2, **kwargs) == expected
+
+
 def test_what_has_no_fingerprint_is_trained_without_the_cache(tmp_path: Path, count: Any) -> None:
     class WithFile(Data):
         def __init__(self) -> None:
