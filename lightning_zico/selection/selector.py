@@ -143,7 +143,8 @@ class ZeroShotSelector(ScoringSettings):
         check_is_trainer(self.trainer)
         super().__post_init__()
         check_budget(self.budget)
-        finals_rules(self)
+        for name, value in vars(finals_rules(self)).items():
+            setattr(self, name, value)
         if self.prior is not None:
             self.prior = prior_of(self.prior)
         self.repeats = whole_number("repeats", self.repeats, 1, "About 5 show how much scores vary.")

@@ -149,7 +149,8 @@ def test_other_factors_and_patience_are_refused(kwargs: dict[str, Any], match: s
 def test_numbers_of_numpy_are_stored_as_ints() -> None:
     names = ("finalists", "final_epochs", "final_seeds", "reduction_factor", "patience")
     rules = FinalsRules(**{name: np.int64(2) for name in names})
-    assert all(type(getattr(rules, name)) is int for name in names)
+    selector = ZeroShotSelector(**{name: np.int64(2) for name in names})
+    assert all(type(getattr(own, name)) is int for own in (rules, selector) for name in names)
 
 
 def test_more_rounds_than_the_trainer_has_epochs_are_refused() -> None:
