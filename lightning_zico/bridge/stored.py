@@ -14,10 +14,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import cloudpickle
+import numpy as np
 import torch
+from torch import Tensor
 
 from lightning_zico._typing import Batch
-from lightning_zico.engine.batches import copied_batch, tensors_of
+from lightning_zico.engine.batches import copied_batch, map_tensors
 from lightning_zico.folders import temporary_folder
 
 _MOST_IN_MEMORY = 64_000_000  # bytes; as many images of 3 x 224 x 224 as a network takes in a second or two
@@ -34,10 +37,28 @@ def hold_batches(batches: Iterable[Batch]) -> Sequence[Batch]:
     num_bytes = 0
     for batch in source:
         held.append(batch)
-        num_bytes += sum(tensor.numel() * tensor.element_size() for tensor in tensors_of(batch))
+        num_bytes += _count_bytes(batch)
         if num_bytes > _MOST_IN_MEMORY:
             return StoredBatches(chain(_drain(held), source))
     return held
+
+
+def _count_bytes(batch: Batch) -> int:
+    """Count the bytes of a batch's tensors and arrays; other objects count as nothing."""
+    num_bytes = 0
+
+    def add_tensor(tensor: Tensor) -> Tensor:
+        nonlocal num_bytes
+        num_bytes += tensor.numel() * tensor.element_size()
+        return tensor
+
+    def add_other(part: Any) -> Any:
+        nonlocal num_bytes
+        num_bytes += part.nbytes if isinstance(part, np.ndarray) else 0
+        return part
+
+    map_tensors(add_tensor, batch, add_other)
+    return num_bytes
 
 
 def _drain(batches: list[Batch]) -> Iterable[Batch]:
@@ -69,10 +90,13 @@ class StoredBatches(Sequence[Batch]):
 
     def _store(self, batch: Batch) -> bool:
         """Write a batch, and return whether that is possible."""
+        path = self._path(self._num_stored)
         try:
             # A copy, since the file of a view would hold all that it is a view of.
-            torch.save(copied_batch(batch), self._path(self._num_stored))
+            # Like all that goes to worker processes, with classes that are defined in a script or a notebook.
+            torch.save(copied_batch(batch), path, pickle_module=cloudpickle)
         except Exception as error:  # the disk is full, or an object cannot be pickled
+            path.unlink(missing_ok=True)
             reason = " ".join(str(error).split())
             warnings.warn(
                 f"Samples for features are kept in memory, since they cannot be written to {self._folder.parent}: "

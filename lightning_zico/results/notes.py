@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from lightning_zico.ranking import get_recipe
 from lightning_zico.ranking.learned import FEWEST_LABELS
 from lightning_zico.results.rows import (
+    REDUCTION_FACTOR,
     Agreement,
     FinalsHeld,
     HeldOutDifference,
@@ -351,7 +352,7 @@ def _notes_on_finals(rows: Sequence[Row], finals: FinalsHeld) -> list[str]:
     trained = f"{who} were trained for {count(epochs, 'epoch')}"
     if patience := finals.get("patience"):
         trained += f", or until {finals['monitor']} had not improved in {count(patience, 'validation')}"
-    factor = finals.get("reduction_factor", 2)
+    factor = finals.get("reduction_factor", REDUCTION_FACTOR)
     better = "better half" if factor == 2 else f"best 1 in {factor}"
     halving = f", then the {better} for {epochs} more, and so on" if finals["halving"] else ""
     end = "lowest" if finals["mode"] == "min" else "highest"
@@ -398,8 +399,10 @@ def _note_on_time(finals: FinalsHeld) -> str | None:
     if "time_budget_s" not in finals:
         return None
     (held, planned), num, most = finals["rounds"], finals["finalists"], finals["most_finalists"]
-    rounds = f", and for {held} of {count(planned, 'round')}" if held < planned else ""
-    return f"The time of {finals['time_budget_s']:g} s was enough for {num} of {count(most, 'finalist')}{rounds}."
+    rounds = f", and for {held} of {count(planned, 'round')}" if finals.get("lacked_time") else ""
+    seconds = finals["time_budget_s"]
+    time = f"{seconds:,.0f}" if seconds >= 10 else f"{seconds:g}"
+    return f"The time of {time} s was enough for {num} of {count(most, 'finalist')}{rounds}."
 
 
 def _if_there(note: str | None) -> list[str]:

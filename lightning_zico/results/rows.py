@@ -187,6 +187,10 @@ class Agreement(TypedDict):
     high: float | None
 
 
+# How many times fewer finalists each round has than the one before, unless the user says otherwise.
+REDUCTION_FACTOR = 2
+
+
 class _FinalsHeld(TypedDict):
     monitor: str
     mode: str
@@ -204,7 +208,7 @@ class FinalsHeld(_FinalsHeld, total=False):
         finalists: Number of candidates that took part.
         final_epochs: Number of epochs of the first round.
         halving: Whether only the better ones were trained on after each round.
-        reduction_factor: Factor by which their number fell; 2 if absent.
+        reduction_factor: Factor by which their number fell; `REDUCTION_FACTOR` if absent.
         patience: Number of validations without improvement after which a training ended; absent if there was no limit.
         learn: Whether the finalists were chosen by the results before them, or ``"rank"`` if they were spread over the
             ranking; False if absent: the first by score.
@@ -215,6 +219,7 @@ class FinalsHeld(_FinalsHeld, total=False):
         agreement: How much each round agrees with the next, as long as four or more finalists took part in both.
         time_budget_s: Time for the finals, in seconds; absent if there was no limit.
         most_finalists: Number of candidates that would have taken part with more time.
+        lacked_time: Whether there was no time for a round.
         rounds: Number of rounds that were held, and number of rounds that this many finalists have.
         broke_off: Whether the finals were interrupted.
     """
@@ -228,6 +233,7 @@ class FinalsHeld(_FinalsHeld, total=False):
     patience: int
     time_budget_s: float
     most_finalists: int
+    lacked_time: bool
     rounds: list[int]
     broke_off: bool
 

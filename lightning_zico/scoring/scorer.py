@@ -5,7 +5,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -35,6 +35,9 @@ from lightning_zico.scoring.checks import check_variation
 from lightning_zico.scoring.placement import AS_BUILT, Placement
 from lightning_zico.scoring.process_state import ProcessState, preserved_process_state
 from lightning_zico.scoring.reasons import describe, why_unranked
+
+if TYPE_CHECKING:
+    from typing_extensions import Self  # in the standard library from Python 3.11 on
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,14 @@ class Scorer:
             state["datamodule"] = copy.copy(self.datamodule)
             state["datamodule"].trainer = None
         return state
+
+    def in_memory(self) -> "Self":
+        """Return a scorer with its samples in memory, for machines that cannot read this one's files.
+
+        Otherwise, large samples are in a temporary folder (`bridge.stored.StoredBatches`).
+        """
+        transfer_batches = list(self.reading.transfer_batches)
+        return replace(self, reading=self.reading._replace(transfer_batches=transfer_batches))
 
     def score(self, candidate: Candidate) -> ScoreCard:
         """Build a candidate, score it and release it; failures are recorded in the card.

@@ -1,4 +1,4 @@
-"""Trainings of finals that are kept from run to run, so that a run that was killed goes on where it stopped."""
+"""Trainings of finals that are stored, so that a run that was killed resumes where it stopped."""
 
 import base64
 import hashlib
@@ -8,8 +8,8 @@ import shutil
 import sys
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from lightning_zico.errors import UnfingerprintableError
 from lightning_zico.scoring.cache import CacheLike, SQLiteCache, open_cache
 from lightning_zico.scoring.fingerprint import fingerprint, surroundings
 
-_ENTRY = "training"  # what stands for a proxy in the cache of scores
+_ENTRY = "training"  # the column `proxy` of its entry
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Epochs:
     """What is known of a training after its last epoch.
 
     Args:
-        values: The monitored metric after each epoch; None where it was not read.
+        values: The monitored metric after each epoch; None where it was not read or not logged.
         seconds: Time that each epoch took, in seconds.
         ends: Numbers of epochs after which training ended by itself.
         generators: The states of the generators after the last epoch; see `generators_as_text`.
@@ -54,6 +54,10 @@ class Epochs:
     def __len__(self) -> int:
         return len(self.values)
 
+    def last_value(self, num_epochs: int) -> float | None:
+        """Return the last known metric of the first epochs, as Lightning does in a training without pauses."""
+        return next((value for value in reversed(self.values[:num_epochs]) if value is not None), None)
+
     def to_json(self) -> str:
         """Convert to JSON, which preserves every float exactly, and NaN as well."""
         return json.dumps(asdict(self))
@@ -67,8 +71,8 @@ class Epochs:
         return cls(**data)
 
 
-@dataclass(frozen=True)
-class KeptTraining:
+@dataclass
+class StoredTraining:
     """A training in the cache.
 
     Its entry is in the cache of scores, and its checkpoint, after the last epoch in the entry, in the folder. The
@@ -83,26 +87,17 @@ class KeptTraining:
     cache: SQLiteCache
     folder: Path
     key: str
-
-    @contextmanager
-    def claimed(self) -> Iterator[bool]:
-        """Claim the training while the body runs; yields False if another live run trains it."""
-        with ExitStack() as claim:
-            is_own = False
-            with storing():
-                is_own = claim.enter_context(self.cache.claim(self.key)) is not None
-            try:
-                yield is_own
-            finally:
-                with storing():
-                    claim.close()
+    _has_warned: bool = field(default=False, init=False, repr=False)
 
     def read(self) -> Epochs:
         """Return what is known of it; no epochs if nothing is."""
-        with storing():
-            if (text := self.cache.read(self.key).get(_ENTRY)) is not None:
-                return Epochs.from_json(text)
+        with _warned():
+            return self._read()
         return Epochs()
+
+    def _read(self) -> Epochs:
+        text = self.cache.read(self.key).get(_ENTRY)
+        return Epochs() if text is None else Epochs.from_json(text)
 
     def fetch(self, epochs: Epochs, path: Path) -> bool:
         """Copy the checkpoint after some epochs to a file, and return whether it is there and as it was written."""
@@ -112,26 +107,36 @@ class KeptTraining:
             return False
         return _hash(path) == epochs.hash
 
-    def write(self, epochs: Epochs, checkpoint: Path) -> Epochs:
-        """Store what is known of it, with a copy of the checkpoint.
+    def store(self, epochs: Epochs, checkpoint: Path) -> None:
+        """Store what is known of it, with a copy of the checkpoint, unless more is stored already.
 
-        Returns:
-            The same with the hash of the checkpoint.
-
-        Raises:
-            OSError: If it cannot be stored; `CacheError` is one.
+        An error is a warning, and so is, once, another run that is storing it: this one tries again after the next
+        epoch.
         """
-        epochs = replace(epochs, hash=_hash(checkpoint))
+        with _warned(), self.cache.claim(self.key) as own:
+            if own is not None:
+                known = self._read()
+                if len(known) <= len(epochs) or not self._has_checkpoint(known):
+                    self._write(epochs, checkpoint)
+            elif not self._has_warned:
+                self._has_warned = True
+                _warn("another run holds the claim for a finalist; this run asks again after each epoch")
+
+    def _write(self, epochs: Epochs, checkpoint: Path) -> None:
         self.folder.mkdir(exist_ok=True)
         own = self._checkpoint(len(epochs))
         part = own.with_suffix(".part")
         shutil.copyfile(checkpoint, part)
+        entry = replace(epochs, hash=_hash(part)).to_json()
         part.replace(own)
-        self.cache.write(self.key, {_ENTRY: epochs.to_json()})
+        self.cache.write(self.key, {_ENTRY: entry})
         for other in self.folder.glob(f"{self.key}-*"):
             if other != own:
                 other.unlink(missing_ok=True)
-        return epochs
+
+    def _has_checkpoint(self, epochs: Epochs) -> bool:
+        path = self._checkpoint(len(epochs))
+        return path.is_file() and _hash(path) == epochs.hash
 
     def _checkpoint(self, num_epochs: int) -> Path:
         return self.folder / f"{self.key}-{num_epochs}.ckpt"
@@ -139,7 +144,7 @@ class KeptTraining:
 
 @dataclass(frozen=True)
 class FinalsCache:
-    """Keeps trainings of finals in a file of scores, and their checkpoints in the folder ``<file>-finals`` beside it.
+    """Stores trainings of finals in a file of scores, and their checkpoints in the folder ``<file>-finals`` beside it.
 
     The key of a training covers the model with its weights, the seed, the trainer's settings, the training and
     validation data with everything they are made of (`scoring.fingerprint.fingerprint`), the hash of the batches that
@@ -158,10 +163,10 @@ class FinalsCache:
     def of(
         cls, cache: CacheLike | None, trainer: Any, data: Mapping[str, Any], *, monitor: str, batches_hash: str | None
     ) -> "FinalsCache | None":
-        """Return what keeps finals; None, with a warning if that is unexpected, if they cannot be kept.
+        """Open the cache for finals. Return None if it cannot store them, with a warning unless no file was given.
 
         Args:
-            cache: The cache of scores. Only a file keeps finals.
+            cache: The cache of scores.
             trainer: The trainer.
             data: Arguments of `Trainer.fit`.
             monitor: Name of the metric.
@@ -181,18 +186,18 @@ class FinalsCache:
             _warn(str(error).rstrip("."))
             return None
 
-    def training(self, model: nn.Module, seed: int) -> KeptTraining | None:
+    def training(self, model: nn.Module, seed: int) -> StoredTraining | None:
         """Return the training of a model with a seed; None with a warning if it has no fingerprint."""
         try:
             key = fingerprint(self.context, surroundings(), unwrap_compiled(model), seed)
         except UnfingerprintableError as error:
             _warn(str(error).rstrip("."))
             return None
-        return KeptTraining(self.cache, Path(f"{self.cache.path}-finals"), key)
+        return StoredTraining(self.cache, Path(f"{self.cache.path}-finals"), key)
 
 
 @contextmanager
-def storing() -> Iterator[None]:
+def _warned() -> Iterator[None]:
     """Turn an error of storing in the body into a warning: the training goes on."""
     try:
         yield
@@ -200,8 +205,8 @@ def storing() -> Iterator[None]:
         _warn(str(error).rstrip("."))
 
 
-def generators_as_text() -> str:
-    """Return the states of Python's, NumPy's and torch's generators, on every device in use, as JSON."""
+def generators_as_text(device: torch.device) -> str:
+    """Return the states of Python's, NumPy's and torch's generators, on the CPU and on a device, as JSON."""
     numpy = sys.modules.get("numpy")
     legacy = numpy.random.get_state() if numpy else None
     version, numbers, normal = random.getstate()
@@ -209,14 +214,16 @@ def generators_as_text() -> str:
         "python": [version, list(numbers), normal],
         "numpy": None if legacy is None else [legacy[0], legacy[1].tolist(), *legacy[2:]],
         "torch": _as_text(torch.get_rng_state()),
-        "cuda": [_as_text(state) for state in torch.cuda.get_rng_state_all()] if torch.cuda.is_initialized() else None,
-        "mps": _as_text(torch.mps.get_rng_state()) if torch.backends.mps.is_available() else None,
     }
+    if device.type == "cuda":
+        states["cuda"] = _as_text(torch.cuda.get_rng_state(device))
+    elif device.type == "mps":
+        states["mps"] = _as_text(torch.mps.get_rng_state())
     return json.dumps(states)
 
 
-def set_generators(text: str) -> None:
-    """Set the generators to states that `generators_as_text` returned."""
+def set_generators(text: str, device: torch.device) -> None:
+    """Set the generators to states that `generators_as_text` returned for a device of this type."""
     states = json.loads(text)
     numpy = sys.modules.get("numpy")
     version, numbers, normal = states["python"]
@@ -224,9 +231,10 @@ def set_generators(text: str) -> None:
     if numpy and states["numpy"] is not None:
         numpy.random.set_state(tuple(states["numpy"]))
     torch.set_rng_state(_as_state(states["torch"]))
-    if states["cuda"] is not None:
-        torch.cuda.set_rng_state_all([_as_state(state) for state in states["cuda"]])
-    if states["mps"] is not None:
+    if device.type == "cuda":
+        torch.cuda.init()  # otherwise the state would be set later
+        torch.cuda.set_rng_state(_as_state(states["cuda"]), device)
+    elif device.type == "mps":
         torch.mps.set_rng_state(_as_state(states["mps"]))
 
 
@@ -248,5 +256,5 @@ def _hash(path: Path) -> str:
 
 def _warn(reason: str) -> None:
     warnings.warn(
-        f"Finals are not kept in the cache: {reason}. If they are interrupted, they begin anew.", stacklevel=3
+        f"Finals are not stored in the cache: {reason}. If they are interrupted, they begin anew.", stacklevel=3
     )

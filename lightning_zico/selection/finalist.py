@@ -29,15 +29,14 @@ from lightning_zico.scoring.reasons import describe
 from lightning_zico.selection.final_cache import (
     Epochs,
     FinalsCache,
-    KeptTraining,
+    StoredTraining,
     generators_as_text,
     set_generators,
-    storing,
 )
 
 
 class Conditions(NamedTuple):
-    """Under which all finalists are trained.
+    """The conditions under which all finalists are trained.
 
     Args:
         trainer: The trainer, set up by `rounds.borrowed`.
@@ -47,7 +46,7 @@ class Conditions(NamedTuple):
         monitor: Name of the metric to read.
         mode: Whether lower (``"min"``) or higher (``"max"``) is better.
         patience: A training ends when the metric has not improved in this number of validations; None for no limit.
-        cache: Keeps the trainings; None if nothing does.
+        cache: Stores the trainings; None if nothing does.
     """
 
     trainer: Any
@@ -144,8 +143,8 @@ class Training:
     from one epoch to the next except in these generators.
 
     To Lightning, every pause is an end of training: the module's hooks from ``setup`` and ``on_fit_start`` to
-    ``on_train_end`` and ``teardown``, and those of the data module, run each time. If a cache keeps the training, or if
-    it may run out of patience, it pauses after each epoch.
+    ``on_train_end`` and ``teardown``, and those of the data module, run each time. If a cache stores the training, or
+    if it may run out of patience, it pauses after each epoch.
 
     Args:
         name: Name of the candidate.
@@ -173,14 +172,18 @@ class Training:
         self.checkpoint = checkpoint
         self._epochs = Epochs()  # all that are known; a cache may know more than this run has needed so far
         self._is_fetched = True  # whether the checkpoint after them is there
-        self._kept: KeptTraining | None = None
-        self._wasted_s = 0.0
+        self._stored: StoredTraining | None = None
+        self._other_s = 0.0
+        self._shares_memory: bool | None = None  # whether the models that `build` returns do; None before the first
         self._put_back_rng: Callable[[], None] | None = None
 
     @property
     def seconds(self) -> float:
-        """Time that it took, in seconds; epochs from a cache count as they took, other than in a round that failed."""
-        return sum(self._epochs.seconds[: self.num_epochs]) + self._wasted_s
+        """Time that it took, in seconds, with building and storing.
+
+        Epochs from a cache count as they took, other than in a round that failed.
+        """
+        return sum(self._epochs.seconds[: self.num_epochs]) + self._other_s
 
     def play(self, conditions: Conditions) -> None:
         """Train a copy for a round; a failure is recorded in ``error``.
@@ -193,33 +196,34 @@ class Training:
         """
         with self._recorded():
             if conditions.cache is not None and not self._epochs:
-                self._kept = conditions.cache.training(self.build(), self.seed)
-            if self._kept is None:
-                self._play(conditions, num_at_once=conditions.num_epochs if conditions.patience is None else 1)
-                return
-            with self._kept.claimed() as is_own:
-                known = self._kept.read()
-                if len(known) > len(self._epochs):
-                    self._epochs, self._is_fetched = known, False
-                self._play(conditions, num_at_once=1, store=self._kept if is_own else None)
+                with self._counted():
+                    self._open(conditions.cache)
+            self._play(conditions)
 
-    def _play(self, conditions: Conditions, *, num_at_once: int, store: KeptTraining | None = None) -> None:
+    def _open(self, cache: FinalsCache) -> None:
+        """Read what a cache knows of this training."""
+        self._stored = cache.training(self.build(), self.seed)
+        if self._stored is not None and (known := self._stored.read()):
+            self._epochs, self._is_fetched = known, False
+
+    def _play(self, conditions: Conditions) -> None:
         start = self.num_epochs
+        num_at_once = 1 if self._stored is not None or conditions.patience is not None else conditions.num_epochs
         while len(self._epochs) < (end := self._end_of_round(start, conditions)):
-            self._fetch()
+            self._fetch(conditions.trainer.strategy.root_device)
             target = min(len(self._epochs) + num_at_once, end)
             self._train_until(target, conditions)
             if len(self._epochs) < target:
                 break
-            if store is not None:
-                with storing():
-                    self._epochs = store.write(self._epochs, self.checkpoint)
+            if self._stored is not None:
+                with self._counted():
+                    self._stored.store(self._epochs, self.checkpoint)
         self.num_epochs = min(self._end_of_round(start, conditions), len(self._epochs))
         if not self.num_epochs:
             raise RuntimeError("the trainer trained no epoch. Give it batches to train on.")
-        value = self._epochs.values[self.num_epochs - 1]
+        value = self._epochs.last_value(self.num_epochs)
         if value is None:
-            raise NotLoggedError(f"`{conditions.monitor}` was not logged in the last epoch.")
+            raise NotLoggedError(f"`{conditions.monitor}` was not logged.")
         if not math.isfinite(value):
             raise ValueError(f"`{conditions.monitor}` is {value} after training.")
         self.value, self.logs_monitor = value, True
@@ -260,17 +264,18 @@ class Training:
             is_last = ended or num_epochs >= self.num_epochs + conditions.num_epochs
             if has_validated or not trainer.enable_validation or is_last:
                 self._check_logged(monitor, trainer.callback_metrics)
-                value = float(trainer.callback_metrics[monitor])
-            # One for all ranks.
-            value, seconds = trainer.strategy.broadcast((value, time.perf_counter() - begun))
+                if monitor in trainer.callback_metrics:
+                    value = float(trainer.callback_metrics[monitor])
             self.checkpoint = trainer.strategy.broadcast(self.checkpoint)
             trainer.save_checkpoint(self.checkpoint)
+            # One for all ranks.
+            value, seconds = trainer.strategy.broadcast((value, time.perf_counter() - begun))
             unread = num_epochs - start - 1
             self._epochs = Epochs(
                 values=(*self._epochs.values, *[None] * unread, value),
                 seconds=(*self._epochs.seconds, *[0.0] * unread, seconds),
                 ends=(*self._epochs.ends, *[num_epochs] * ended),
-                generators=generators_as_text() if self._kept else "",
+                generators=generators_as_text(trainer.strategy.root_device) if self._stored else "",
                 classes=self._list_classes(),
             )
             self._put_back_rng = rng_restorer()
@@ -286,12 +291,29 @@ class Training:
         )
         conditions.rewind()
         conditions.trainer.callbacks = [own]
-        self.train(conditions.trainer, _build_apart(self.build), conditions.data)
+        self.train(conditions.trainer, self._build_apart(), conditions.data)
+
+    def _build_apart(self) -> nn.Module:
+        """Build a model that shares no memory with others: only the winner trains the user's own module or backbone."""
+        model = self.build()
+        if self._shares_memory is None:
+            other = self.build()
+            self._shares_memory = model is other or bool(_memory(model) & _memory(other))
+        return copied(model) if self._shares_memory else model
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Count the time of the body, which is in none of the epochs."""
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._other_s += time.perf_counter() - begun
 
     @contextmanager
     def _recorded(self) -> Iterator[None]:
         """Record a failure of the body in ``error``."""
-        begun, start = time.perf_counter(), self.num_epochs
+        begun, start, other_s = time.perf_counter(), self.num_epochs, self._other_s
         with preserved_process_state(keep_environment=True) as state:
             try:
                 yield
@@ -300,7 +322,7 @@ class Training:
                 if any(base.__name__ == "SIGTERMException" for base in type(raised).__mro__):
                     raise  # what Lightning makes of a SIGTERM, which is to end the process
                 counted = sum(self._epochs.seconds[start : self.num_epochs])
-                self._wasted_s = max(time.perf_counter() - begun - counted, 0.0)
+                self._other_s = other_s + max(time.perf_counter() - begun - counted, 0.0)
                 # Lightning exits the process at any KeyboardInterrupt, also at one that a candidate raises.
                 is_exit = isinstance(raised, SystemExit) and isinstance(raised.__context__, KeyboardInterrupt)
                 self.error = describe(raised.__context__ if is_exit and raised.__context__ else raised)
@@ -314,34 +336,39 @@ class Training:
         with self._recorded():
             if len(self._epochs) > self.num_epochs:
                 self._forget()
-            self._fetch()
+            self._fetch(conditions.trainer.strategy.root_device)
             before = None
             while len(self._epochs) < self.num_epochs and len(self._epochs) != before:
                 before = len(self._epochs)
                 self._train_until(self.num_epochs, conditions)
 
-    def _fetch(self) -> None:
-        """Fetch the checkpoint and the generators from the cache, or forget all epochs if they are not there."""
-        if self._is_fetched or self._kept is None:
+    def _fetch(self, device: torch.device) -> None:
+        """Fetch the checkpoint and the generators from the cache, or forget all epochs if that is not possible."""
+        if self._is_fetched or self._stored is None:
             return
-        if not self._kept.fetch(self._epochs, self.checkpoint):
-            self._forget()
-            return
-        with preserved_rng():
-            set_generators(self._epochs.generators)
-            self._put_back_rng = rng_restorer()
-        self._is_fetched = True
+        with self._counted():
+            if not self._stored.fetch(self._epochs, self.checkpoint):
+                self._forget()
+                return
+            try:
+                with preserved_rng():
+                    set_generators(self._epochs.generators, device)
+                    self._put_back_rng = rng_restorer()
+            except Exception:  # this machine or this version of torch does not take the states
+                self._forget()
+                return
+            self._is_fetched = True
 
     def _forget(self) -> None:
         self._epochs, self._is_fetched, self._put_back_rng = Epochs(), True, None
 
     def _check_logged(self, monitor: str, metrics: Mapping[str, Any]) -> None:
-        """Check that the monitored metric was logged.
+        """Check that the monitored metric was logged, in this epoch or an earlier one.
 
         Raises:
             NotLoggedError: If it was not; the message has the closest names.
         """
-        if monitor not in metrics:
+        if monitor not in metrics and self._epochs.last_value(len(self._epochs)) is None:
             nearest = difflib.get_close_matches(monitor, list(metrics), n=3, cutoff=0.4)
             hint = f" Did you mean {' or '.join(map(repr, nearest))}?" if nearest else ""
             raise NotLoggedError(
@@ -415,12 +442,6 @@ def _end_of_patience(values: Sequence[float | None], patience: int, mode: str) -
         if num_since == patience:
             return num_epochs
     return None
-
-
-def _build_apart(build: Callable[[], nn.Module]) -> nn.Module:
-    """Build a model that shares no memory with others: only the winner trains the user's own instance or backbone."""
-    model, other = build(), build()
-    return copied(other) if model is other or _memory(model) & _memory(other) else other
 
 
 def _memory(model: nn.Module) -> set[int]:

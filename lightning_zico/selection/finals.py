@@ -137,18 +137,18 @@ def train_best(
     Raises:
         RuntimeError: If all finalists failed.
     """
-    kept = FinalsCache.of(cache, trainer, data, monitor=rules.monitor, batches_hash=batches_hash)
+    opened = FinalsCache.of(cache, trainer, data, monitor=rules.monitor, batches_hash=batches_hash)
     with temporary_folder() as folder:
         finalists: list[Finalist] = []
-        has_ended = False
+        has_ended = lacks_time = False
         try:
             coming = entrants.finalists(Path(folder), seeds=seeds, higher_is_better=rules.mode == "max")
-            hold_finals(coming, trainer, data, finalists=finalists, rules=rules, cache=kept)
+            lacks_time = hold_finals(coming, trainer, data, finalists=finalists, rules=rules, cache=opened)
             has_ended = True
         finally:
             finals = [finalist.final for finalist in finalists if finalist.is_done]
             if finals:
-                held = _describe(finalists, entrants, rules, has_ended=has_ended)
+                held = _describe(finalists, entrants, rules, has_ended=has_ended, lacks_time=lacks_time)
                 report(finals, held, entrants.predict_cells() if has_ended else None)
         winner = finalists[0]
         if winner.error is not None:
@@ -162,7 +162,9 @@ def train_best(
         training.train(trainer, model, data)
 
 
-def _describe(finalists: Sequence[Finalist], entrants: Entrants, rules: FinalsRules, *, has_ended: bool) -> FinalsHeld:
+def _describe(
+    finalists: Sequence[Finalist], entrants: Entrants, rules: FinalsRules, *, has_ended: bool, lacks_time: bool
+) -> FinalsHeld:
     """Describe how finals were held."""
     # Finals that were interrupted are described as they were to be.
     num = len(finalists) if has_ended else entrants.num
@@ -189,7 +191,7 @@ def _describe(finalists: Sequence[Finalist], entrants: Entrants, rules: FinalsRu
         held["tie"] = find_tie(finalists)
     held["rounds"] = [max(finalist.num_rounds for finalist in finalists), num_rounds]
     if rules.time_budget_s is not None:
-        held |= {"time_budget_s": rules.time_budget_s, "most_finalists": entrants.num}
+        held |= {"time_budget_s": rules.time_budget_s, "most_finalists": entrants.num, "lacked_time": lacks_time}
     return held
 
 

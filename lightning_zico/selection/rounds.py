@@ -18,6 +18,7 @@ from lightning_zico.ranking import kendall, kendall_interval
 from lightning_zico.ranking.learned import FEWEST_LABELS
 from lightning_zico.results import Agreement
 from lightning_zico.results.notes import LEAST_AGREEMENT
+from lightning_zico.results.rows import REDUCTION_FACTOR
 from lightning_zico.scoring.arguments import positive, whole_number
 from lightning_zico.selection.entrants import Learn
 from lightning_zico.selection.final_cache import FinalsCache
@@ -52,11 +53,11 @@ class FinalsRules:
 
     def __post_init__(self) -> None:
         for name in ("finalists", "final_epochs", "final_seeds"):
-            whole_number(name, getattr(self, name), 1)
+            self._set_whole(name, 1)
         if self.reduction_factor is not None:
-            whole_number("reduction_factor", self.reduction_factor, 2, "2 trains the better half in the next round.")
+            self._set_whole("reduction_factor", 2, "2 trains the better half in the next round.")
         if self.patience is not None:
-            whole_number("patience", self.patience, 1)
+            self._set_whole("patience", 1)
         if not isinstance(self.monitor, str):
             raise TypeError(
                 f"Invalid monitor={self.monitor!r}: expected the name of a logged metric, such as 'val_loss'."
@@ -68,6 +69,10 @@ class FinalsRules:
             )
         self._check_learn()
         self._check_time_budget()
+
+    def _set_whole(self, name: str, least: int, why: str = "") -> None:
+        # An int, since JSON takes no integers of NumPy.
+        object.__setattr__(self, name, whole_number(name, getattr(self, name), least, why))
 
     def _check_learn(self) -> None:
         learn = self.learn
@@ -85,6 +90,10 @@ class FinalsRules:
     def _check_time_budget(self) -> None:
         if positive("time_budget_s", self.time_budget_s) is None:
             return
+        if self.time_budget_s == math.inf:
+            raise InvalidArgumentError(
+                f"Invalid time_budget_s={self.time_budget_s!r}: expected a finite number, or None for no limit."
+            )
         if self.finalists == 1:
             raise InvalidArgumentError(
                 f"Invalid finalists=1 with `time_budget_s={self.time_budget_s}`: expected at least 2. It is the "
@@ -103,7 +112,7 @@ class FinalsRules:
 
     def factor(self, num: int) -> int:
         """Return the factor by which the number of finalists falls from round to round, for a number in the first."""
-        return self.reduction_factor or (2 if num > MOST_AT_ONCE else num)
+        return self.reduction_factor or (REDUCTION_FACTOR if num > MOST_AT_ONCE else num)
 
     def round_sizes(self, num: int) -> list[int]:
         """Return the number of finalists in each round.
@@ -145,7 +154,7 @@ def hold_finals(
     finalists: list[Finalist],
     rules: FinalsRules,
     cache: FinalsCache | None = None,
-) -> None:
+) -> bool:
     r"""Train finalists for a few epochs, and sort them by the result.
 
     The best is then first: finalists that came further come before others, then those with the better value; failed
@@ -174,7 +183,10 @@ def hold_finals(
         data: Arguments of `Trainer.fit`.
         finalists: An empty list, which the finalists are put into; equal values keep the order of the first round.
         rules: How the finals are held.
-        cache: Keeps the trainings; None if nothing does.
+        cache: Stores the trainings; None if nothing does.
+
+    Returns:
+        Whether there was no time for a round.
 
     Raises:
         NotLoggedError: If the first finalist that is trained does not log ``monitor``; the others are not trained then.
@@ -185,6 +197,7 @@ def hold_finals(
         longer; here each round has ``final_epochs``.
     """
     sign = 1 if rules.mode == "min" else -1
+    lacks_time = False
 
     def rank_key(finalist: Finalist) -> tuple[bool, int, float]:
         value = math.inf if finalist.value is None else sign * finalist.value
@@ -211,13 +224,15 @@ def hold_finals(
                 factor = rules.factor(len(finalists)) if _agree(remaining) else 1
                 better = sorted(remaining, key=rank_key)[: math.ceil(len(remaining) / factor)]
                 remaining = [finalist for finalist in better if finalist.error is None]
-                if len(remaining) < 2 or not rules.has_time_for(remaining, finalists):
+                lacks_time = len(remaining) > 1 and not rules.has_time_for(remaining, finalists)
+                if len(remaining) < 2 or lacks_time:
                     break
                 for finalist in remaining:
                     train(finalist)
             _catch_up(sorted(finalists, key=rank_key), conditions)
     finally:
         finalists.sort(key=rank_key)
+    return lacks_time
 
 
 def compare_rounds(finalists: Sequence[Finalist]) -> list[Agreement]:
@@ -328,7 +343,10 @@ def borrowed(trainer: Any) -> Iterator[Callable[[], None]]:
 
 
 def _catch_up(finalists: Iterable[Finalist], conditions: Conditions) -> None:
-    """Prepare the first finalist to continue its training; only a cache may know more or less than is needed."""
+    """Prepare the first finalist to continue its training.
+
+    Without a cache, its checkpoint is there. With one, it may be missing, or be that of a later epoch.
+    """
     for finalist in finalists if conditions.cache is not None else ():
         if finalist.error is None:
             finalist.catch_up(conditions)

@@ -94,7 +94,7 @@ class ZeroShotSelector(ScoringSettings):
         time_budget_s: Time for the trainings of all finalists together, in seconds; scoring and the winner's training
             to the end come on top. As many of ``finalists`` are trained as fit, with all their rounds, if another one
             takes as long as the mean of those before it. The first that succeeds is trained in any case, so there is
-            always a winner.
+            a winner unless all fail.
         monitor: Name of the logged metric that decides the finals.
         mode: Whether the lowest (``"min"``) or the highest (``"max"``) value of ``monitor`` wins.
 
@@ -143,7 +143,8 @@ class ZeroShotSelector(ScoringSettings):
         check_is_trainer(self.trainer)
         super().__post_init__()
         check_budget(self.budget)
-        finals_rules(self)
+        for name, value in vars(finals_rules(self)).items():
+            setattr(self, name, value)
         if self.prior is not None:
             self.prior = prior_of(self.prior)
         self.repeats = whole_number("repeats", self.repeats, 1, "About 5 show how much scores vary.")

@@ -2,21 +2,27 @@
 
 import gc
 import pickle
+import threading
+import types
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_zico import ProcessExecutor, ZeroShotSelector
-from lightning_zico.bridge import stored
+from lightning_zico.bridge import Reading, stored
 from lightning_zico.bridge.data import TrainingData
 from lightning_zico.bridge.stored import StoredBatches, hold_batches
+from lightning_zico.proxies import resolve_proxies
 from lightning_zico.scoring.cache import MemoryCache
+from lightning_zico.scoring.cached_scorer import with_cache
+from lightning_zico.scoring.scorer import Scorer
 from tests.modules import Classifier, make_batches
 
 NAMES = ["logme", "knn", "leep"]
@@ -112,13 +118,44 @@ def test_a_copy_reads_the_same_folder_and_leaves_it(on_disk: Path) -> None:
     assert list(on_disk.iterdir()) == []
 
 
-@pytest.mark.usefixtures("on_disk")
-def test_what_cannot_be_written_stays_in_memory_with_a_warning() -> None:
-    batches: list[Any] = [torch.zeros(2), {"x": torch.ones(2), "f": lambda: 0}, torch.full((2,), 2.0)]
+def test_what_cannot_be_written_stays_in_memory_with_a_warning(on_disk: Path) -> None:
+    lock = threading.Lock()
+    batches: list[Any] = [torch.zeros(2), {"x": torch.ones(2), "lock": lock}, torch.full((2,), 2.0)]
     with pytest.warns(UserWarning, match="kept in memory, since they cannot be written to .* TMPDIR"):
         held = hold_batches(iter(batches))
     assert [held[0].tolist(), held[1]["x"].tolist(), held[2].tolist()] == [[0, 0], [1, 1], [2, 2]]
     assert held[1] is batches[1]
+    assert [path.name for path in on_disk.rglob("*.pt")] == ["0.pt"]
+
+
+def test_arrays_count_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = [{"x": np.ones((2, 3)), "y": [torch.ones(2)]} for _ in range(2)]  # 48 and 8 bytes each
+    for most, is_stored in ((2 * 56, False), (2 * 56 - 1, True)):
+        monkeypatch.setattr(stored, "_MOST_IN_MEMORY", most)
+        held = hold_batches(iter(batches))
+        assert isinstance(held, StoredBatches) is is_stored
+        assert np.array_equal(held[1]["x"], batches[1]["x"])
+
+
+def test_classes_of_a_script_are_in_the_files(on_disk: Path) -> None:
+    """Worker processes have another `__main__`, as the tests have here."""
+    module = types.ModuleType("__main__")
+    exec("from typing import NamedTuple\nclass Pair(NamedTuple):\n    x: object", vars(module))
+    held = hold_batches(iter([module.Pair(torch.ones(3))]))
+    assert len(list(on_disk.rglob("*.pt"))) == 1
+    assert held[0].x.tolist() == [1, 1, 1]
+
+
+@pytest.mark.usefixtures("on_disk")
+def test_a_scorer_in_memory_needs_no_files() -> None:
+    batches = make_batches(3)
+    reading = Reading.of(batches)._replace(transfer_batches=hold_batches(iter(batches)))
+    scorer = Scorer(reading, resolve_proxies(["logme"]))
+    for own in (scorer, with_cache(scorer, MemoryCache())):
+        sent = own.in_memory()
+        assert type(sent) is type(own)
+        assert isinstance(sent.reading.transfer_batches, list)
+        assert_same(sent.reading.transfer_batches, batches)
 
 
 def values(executor: Any = None) -> dict[str, list[float | None]]:

@@ -1,8 +1,9 @@
-"""A cache keeps finals: what it answers is what training gives, and a kill loses at most one epoch."""
+"""A cache stores finals: what it answers is what training gives, and a kill loses at most one epoch."""
 
 import json
 import random
 import signal
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping
 
 from lightning_zico.engine.scope import preserved_rng
-from lightning_zico.scoring.cache import MemoryCache, SQLiteCache
-from lightning_zico.selection.final_cache import Epochs, KeptTraining, generators_as_text, set_generators
+from lightning_zico.owners import begin_run, end_run
+from lightning_zico.scoring.cache import LEASE_S, MemoryCache, SQLiteCache
+from lightning_zico.selection import finalist as finalist_module
+from lightning_zico.selection.final_cache import Epochs, StoredTraining, generators_as_text, set_generators
 from tests.processes import run_in_a_new_interpreter, started
 from tests.selection.counted import NUM_EPOCHS, Counted, builds_of, fit, main, results
 from tests.selection.test_finals import Data, Net, Raising, trainer_of
@@ -214,6 +217,25 @@ def test_validation_may_be_rare(tmp_path: Path, count: Any) -> None:
         assert results(fit(tmp_path / "scores.db", 2, trainer=rare(), final_epochs=4)) == expected
 
 
+class Early(Logging):
+    def on_train_epoch_end(self) -> None:
+        super().on_train_epoch_end()
+        self.trainer.should_stop = self.current_epoch == 2
+
+
+@pytest.mark.parametrize("monitor", ["val_loss", pytest.param("train_loss", marks=pytest.mark.slow)])
+def test_an_end_without_validation_leaves_the_last_value(monitor: str, tmp_path: Path, count: Any) -> None:
+    def rows(**kwargs: Any) -> Any:
+        rare = trainer_of(NUM_EPOCHS, check_val_every_n_epoch=2)
+        return results(fit(builds=builds_of(2, Early), trainer=rare, final_epochs=4, monitor=monitor, **kwargs))
+
+    cache = tmp_path / "scores.db"
+    expected = rows(cache=None, num_finalists=2)
+    assert [row[4:] for row in expected[0]] == [[3, None]] * 2
+    for kwargs in ({"cache": cache}, {"cache": cache}, {"cache": None, "patience": 9}):
+        assert rows(num_finalists=2, **kwargs) == expected
+
+
 def test_what_has_no_fingerprint_is_trained_without_the_cache(tmp_path: Path, count: Any) -> None:
     class WithFile(Data):
         def __init__(self) -> None:
@@ -221,7 +243,7 @@ def test_what_has_no_fingerprint_is_trained_without_the_cache(tmp_path: Path, co
             self.file = Path(__file__).open()  # noqa: SIM115
 
     data = WithFile()
-    with data.file, pytest.warns(UserWarning, match="Finals are not kept in the cache: .*file"):
+    with data.file, pytest.warns(UserWarning, match="Finals are not stored in the cache: .*file"):
         fit(tmp_path / "scores.db", 2, data=data)
     assert not Path(f"{tmp_path}/scores.db-finals").exists()
     assert fit(MemoryCache(), 2).leaderboard_.errors == {}  # a cache in memory keeps scores only
@@ -230,21 +252,53 @@ def test_what_has_no_fingerprint_is_trained_without_the_cache(tmp_path: Path, co
 def test_a_folder_that_cannot_be_written_does_not_stop_finals(tmp_path: Path, count: Any) -> None:
     Path(f"{tmp_path}/scores.db-finals").write_text("in the way")
     expected = results(fit(None, 2))
-    with pytest.warns(UserWarning, match="Finals are not kept in the cache: .*File exists"):
+    with pytest.warns(UserWarning, match="Finals are not stored in the cache: .*File exists"):
         assert results(fit(tmp_path / "scores.db", 2)) == expected
 
 
-def test_a_training_that_another_run_has_claimed_is_not_written(tmp_path: Path) -> None:
+def claim_elsewhere(cache: SQLiteCache, key: str) -> None:
+    """Leave the claim of a run that was killed on another machine."""
+    own = begin_run()
+    owner = own._replace(place=own.place._replace(host="elsewhere", machine="x", boot="y"))
+    end_run(own)
+    with cache._open("rw") as connection:
+        connection.execute("INSERT INTO claims VALUES (?, ?, ?)", (key, owner.to_json(), time.time()))
+
+
+def test_a_training_that_another_run_has_claimed_is_stored_when_the_claim_ends(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
     cache = SQLiteCache(tmp_path / "scores.db")
-    first, second = (KeptTraining(cache, tmp_path / "finals", "key") for _ in range(2))
-    with first.claimed() as is_own, second.claimed() as is_others:
-        assert (is_own, is_others) == (True, False)
-    with second.claimed() as is_own:
-        assert is_own
+    own = StoredTraining(cache, tmp_path / "finals", "key")
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.write_text("any")
+    claim_elsewhere(cache, "key")
+    for num in (1, 2):
+        own.store(Epochs((0.0,) * num, (1.0,) * num), checkpoint)
+        assert len(own.read()) == 0
+    (warning,) = [str(each.message) for each in recwarn]
+    assert warning.startswith("Finals are not stored in the cache: another run holds the claim for a finalist;")
+    with cache._open("rw") as connection:
+        connection.execute("UPDATE claims SET since = since - ?", (LEASE_S,))
+    own.store(Epochs((0.0,) * 3, (1.0,) * 3), checkpoint)
+    assert len(own.read()) == 3
+    assert not cache.is_claimed("key")
+
+
+def test_fewer_epochs_replace_more_only_if_their_checkpoint_is_gone(tmp_path: Path) -> None:
+    ahead, behind = (StoredTraining(SQLiteCache(tmp_path / "s.db"), tmp_path / "finals", "key") for _ in range(2))
+    checkpoint = tmp_path / "checkpoint"
+    checkpoint.write_text("any")
+    ahead.store(Epochs((0.0, 1.0), (1.0, 1.0)), checkpoint)
+    behind.store(Epochs((0.0,), (1.0,)), checkpoint)
+    assert len(behind.read()) == 2
+    (tmp_path / "finals" / "key-2.ckpt").unlink()
+    behind.store(Epochs((0.0,), (1.0,)), checkpoint)
+    assert len(behind.read()) == 1
 
 
 def test_the_checkpoint_of_the_entry_is_there_at_any_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = KeptTraining(SQLiteCache(tmp_path / "scores.db"), tmp_path / "finals", "key")
+    own = StoredTraining(SQLiteCache(tmp_path / "scores.db"), tmp_path / "finals", "key")
     checkpoint, copy = tmp_path / "checkpoint", tmp_path / "copy"
 
     def is_whole() -> bool:
@@ -263,7 +317,7 @@ def test_the_checkpoint_of_the_entry_is_there_at_any_time(tmp_path: Path, monkey
     )
     for num in (1, 2, 3):
         checkpoint.write_text(f"after {num}")
-        own.write(Epochs((0.0,) * num, (1.0,) * num), checkpoint)
+        own.store(Epochs((0.0,) * num, (1.0,) * num), checkpoint)
         assert is_whole()
     assert len(seen) == 11
     assert all(seen)
@@ -276,10 +330,46 @@ def test_generators_go_on_from_their_text() -> None:
 
     with preserved_rng(3):
         random.gauss(0, 1), np.random.normal()  # each keeps a second number
-        text = generators_as_text()
+        text = generators_as_text(torch.device("cpu"))
         expected = drawn()
-        set_generators(json.loads(json.dumps(text)))
+        set_generators(json.loads(json.dumps(text)), torch.device("cpu"))
         assert drawn() == expected
+
+
+def test_only_the_device_in_use_has_a_state(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    assert set(json.loads(generators_as_text(torch.device("cpu")))) == {"python", "numpy", "torch"}
+    calls: list[Any] = []
+    device = torch.device("cuda", 1)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.full((3,), device.index, dtype=torch.uint8))
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda state, device: calls.append((state.tolist(), device)))
+    monkeypatch.setattr(torch.cuda, "init", lambda: calls.append("init"))
+    set_generators(generators_as_text(device), torch.device("cuda", 0))
+    assert calls == ["init", ([1, 1, 1], torch.device("cuda", 0))]
+
+
+@pytest.mark.parametrize("damage", ["no state of this device", "no states"])
+def test_states_of_generators_that_cannot_be_set_are_a_missing_checkpoint(
+    damage: str, tmp_path: Path, count: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def change(text: str) -> str:
+        return json.dumps(json.loads(text) | {"torch": "AAAA"}) if damage == "no state of this device" else "{}"
+
+    monkeypatch.setattr(finalist_module, "generators_as_text", lambda device: change(generators_as_text(device)))
+    fit(tmp_path / "scores.db", 2, final_epochs=1)
+    monkeypatch.undo()
+    monkeypatch.setenv("COUNTED", str(tmp_path / "counted"))
+    count()
+    selector = fit(tmp_path / "scores.db", 2, final_epochs=2)
+    assert selector.leaderboard_.errors == {}
+    winner = selector.leaderboard_.best
+    assert sorted(count()) == sorted(
+        [
+            *(f"{idx} {epoch}" for idx in "01" for epoch in (0, 1)),
+            *(f"{winner} {epoch}" for epoch in range(2, NUM_EPOCHS)),
+        ]
+    )
 
 
 def test_epochs_survive_json() -> None:

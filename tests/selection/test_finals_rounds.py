@@ -18,7 +18,7 @@ from tests.modules import assert_same
 from tests.selection.test_finals import Data, Net, Saying, selector_of, trainer_of
 
 
-class Told(Finalist):
+class Scripted(Finalist):
     """Has given values after each round."""
 
     def __init__(self, name: str, values: Any) -> None:
@@ -33,8 +33,8 @@ class Told(Finalist):
 def rounds_of(table: Any, **kwargs: Any) -> list[set[int]]:
     """Hold finals, and return who took part in each round."""
     finalists: list[Finalist] = []
-    told = [Told(str(idx), row) for idx, row in enumerate(table)]
-    hold_finals(told, trainer_of(), {}, finalists=finalists, rules=FinalsRules(finalists=len(table), **kwargs))
+    scripted = [Scripted(str(idx), row) for idx, row in enumerate(table)]
+    hold_finals(scripted, trainer_of(), {}, finalists=finalists, rules=FinalsRules(finalists=len(table), **kwargs))
     num_rounds = max(finalist.num_rounds for finalist in finalists)
     return [{int(own.name) for own in finalists if own.num_rounds > idx} for idx in range(num_rounds)]
 
@@ -54,7 +54,7 @@ def test_the_number_falls_by_the_factor_for_any_number_of_finalists(reduction_fa
 @pytest.mark.parametrize("factor", [2, 3])
 def test_no_finalist_is_dropped_after_a_round_that_agrees_less_than_half_with_the_one_before(factor: int) -> None:
     rng = np.random.default_rng(factor)
-    num_kept = 0
+    num_without_drop = 0
     for _ in range(25):
         num = int(rng.integers(6, 17))
         table = rng.normal(size=(num, 1)) * rng.choice([0, 1, 3]) + rng.normal(size=(num, 6))
@@ -68,10 +68,10 @@ def test_no_finalist_is_dropped_after_a_round_that_agrees_less_than_half_with_th
             tau = 1.0
             if idx and len(left) >= 4:
                 tau = stats.kendalltau(table[order, idx - 1], table[order, idx]).statistic
-            num_kept += tau < 0.5
+            num_without_drop += tau < 0.5
             left = left if tau < 0.5 else set(order[: -(-len(order) // factor)])
         assert rounds_of(table, reduction_factor=factor) == expected
-    assert num_kept > 3
+    assert num_without_drop > 3
 
 
 @pytest.mark.parametrize("mode", ["min", "max"])
@@ -144,6 +144,13 @@ def test_notes_name_the_factor_and_who_agreed() -> None:
 def test_other_factors_and_patience_are_refused(kwargs: dict[str, Any], match: str) -> None:
     with pytest.raises(InvalidArgumentError, match=match):
         ZeroShotSelector(finalists=3, **kwargs)
+
+
+def test_numbers_of_numpy_are_stored_as_ints() -> None:
+    names = ("finalists", "final_epochs", "final_seeds", "reduction_factor", "patience")
+    rules = FinalsRules(**{name: np.int64(2) for name in names})
+    selector = ZeroShotSelector(**{name: np.int64(2) for name in names})
+    assert all(type(getattr(own, name)) is int for own in (rules, selector) for name in names)
 
 
 def test_more_rounds_than_the_trainer_has_epochs_are_refused() -> None:

@@ -21,7 +21,11 @@ class Job(NamedTuple):
 
 
 class Executor(Protocol):
-    """Runs jobs somewhere; the scores are the same everywhere."""
+    """Runs jobs somewhere; the scores are the same everywhere.
+
+    An executor that runs jobs on other machines sends them `Scorer.in_memory()` of each scorer, since large samples are
+    in files of this machine.
+    """
 
     def run(self, scorers: Sequence[Scorer], jobs: Iterable[Job]) -> Generator[tuple[Job, ScoreCard], None, None]:
         """Score each job's candidate with the scorer of its repeat.

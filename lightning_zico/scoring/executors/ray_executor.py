@@ -88,7 +88,7 @@ class RayExecutor:
             ray.init(address=self.address, log_to_driver=False, logging_level=logging.WARNING)
         pending: dict[Any, tuple[Job, _TimeLimit, float]] = {}
         try:
-            sent = [_without_files(scorer) for scorer in _with_caches_here(ray, scorers)]
+            sent = [scorer.in_memory() for scorer in _with_caches_here(ray, scorers)]
             scoring = JobRunner.by(sent, num_threads=max(1, int(self.num_cpus)))
             shared = ray.put(pack(scoring))
             resources = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
@@ -242,12 +242,6 @@ def _with_caches_here(ray: Any, scorers: Sequence[Scorer]) -> list[Scorer]:
         replace(scorer, cache=caches[id(scorer.cache)]) if isinstance(scorer, CachedScorer) else scorer
         for scorer in scorers
     ]
-
-
-def _without_files(scorer: Scorer) -> Scorer:
-    """Return a scorer that other nodes can load, with its samples in memory."""
-    in_memory = list(scorer.reading.transfer_batches)
-    return replace(scorer, reading=scorer.reading._replace(transfer_batches=in_memory))
 
 
 def _answer_task(scoring: bytes, message: bytes, limit: _TimeLimit) -> bytes:
