@@ -28,6 +28,7 @@ from lightning_zico.proxies import resolve_proxies
 from lightning_zico.results import ScoreCard
 from lightning_zico.scoring.scorer import Scorer
 from lightning_zico.zoo import ImageClassifier
+from lightning_zico.zoo.layers import last_layer
 
 NUM_CLASSES = 10
 MODES = ("network", "plain", "scored")  # what a process does whose memory is measured
@@ -84,7 +85,9 @@ def scorer_of(arguments: argparse.Namespace) -> Scorer:
 
 def scored(scorer: Scorer, network: nn.Module) -> ScoreCard:
     """Score a network, which must succeed by all proxies."""
-    card = scorer.score(Candidate("network", lambda: ImageClassifier(network, NUM_CLASSES)))
+    name, head = last_layer(network)
+    module = ImageClassifier(network, NUM_CLASSES, source_head=lambda: (f"network.{name}", head))
+    card = scorer.score(Candidate("network", lambda: module))
     errors = [card[name].error for name in SCORES if card[name].error is not None]
     if errors:
         raise RuntimeError(errors[0])

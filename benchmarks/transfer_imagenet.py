@@ -69,6 +69,7 @@ def resized(images: Tensor, size: int) -> Tensor:
 def measured(variant: int, images: Data, size: int, *, is_pretrained: bool) -> Record:
     """Score a network with its own head, and measure a linear probe on its features."""
     network = network_of(variant, is_pretrained=is_pretrained)
+    network.source_head = lambda: ("classifier", network.classifier)  # type: ignore[assignment, return-value]
     train, test = resized(images.images, size), resized(images.test_images, size)
     loader = DataLoader(TensorDataset(train, images.labels), batch_size=25)
     candidate = Candidate(f"lite{variant}", lambda: network)

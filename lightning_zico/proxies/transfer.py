@@ -1,7 +1,9 @@
 """What transfer proxies share: they look at the features and labels of many samples."""
 
+import copy
 import math
 from collections.abc import Callable
+from inspect import signature
 from typing import Any, NamedTuple
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_zico.engine.features import FeatureLayers, Features, FeatureSource
 from lightning_zico.engine.probe import Probe
+from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.errors import InvalidArgumentError, NotApplicableError
 from lightning_zico.proxies.base import Proxy, saturation
 
@@ -78,11 +81,12 @@ class ClassTransferProxy(TransferProxy):
 
 
 class SourceHeadProxy(ClassTransferProxy):
-    """A transfer proxy that looks at what a pretrained head predicts, in terms of its own classes.
+    """A transfer proxy that looks at what the head of a checkpoint predicts, in terms of its own classes.
 
-    That is the candidate's own head if it has other classes than the data. A candidate whose head is fresh may have a
-    method ``source_head``, which returns the name of that head among its submodules, and the layer that its checkpoint
-    has in that place; models of a zoo do.
+    Neither weights nor widths show where a head comes from, so the candidate must say it: it has a method
+    ``source_head`` without arguments, which returns the name of the network's head among its submodules, and the layer
+    that the checkpoint has in that place. That may be the very same layer, if the network has kept it. Models of a zoo
+    have this method.
 
     Args:
         name: Name of the column; None for the registered one.
@@ -95,34 +99,60 @@ class SourceHeadProxy(ClassTransferProxy):
         """Take what the head puts out.
 
         Raises:
-            NotApplicableError: If there is no pretrained head, or another one in its place would not put out what the
-                network would.
+            NotApplicableError: If no head of a checkpoint is known, or another one in its place would not put out what
+                the network would.
         """
         found = self.features(probe)
-        is_fresh = getattr(probe.module, "source_head", None) is not None
-        outputs = _source_outputs(*probe.once(_load_head), found) if is_fresh else _own_outputs(found)
+        outputs = _source_outputs(*probe.once(_load_head), found)
         details = {"num_samples": len(found.rows), "num_source_classes": outputs.shape[1]}
         return SourceHead(outputs, found.targets, details)
 
 
-def _own_outputs(found: Features) -> Tensor:
-    """Return what the network's head puts out, if it has other classes than the data, ``[N, Z]``."""
-    num_classes = int(found.targets.max()) + 1
-    if found.head is None or found.head.outputs.shape[1] in (1, num_classes):
-        raise NotApplicableError(
-            f"the candidate has no pretrained head with classes of its own: its head is made for the {num_classes} "
-            "classes of the data. Offer the checkpoint with the head that it came with."
-        )
-    return found.head.outputs
+def load_source_head(module: nn.Module) -> tuple[str, nn.Module] | None:
+    """Load the head that a candidate's checkpoint came with.
+
+    Returns:
+        The name of the candidate's head, and the layer of the checkpoint; None if the candidate has no method
+        ``source_head`` that takes no arguments. A layer or a number of that name is something else.
+
+    Raises:
+        NotApplicableError: If there is no such head.
+        InvalidArgumentError: If the method returns anything else.
+    """
+    load: Any = getattr(module, "source_head", None)
+    if isinstance(load, nn.Module) or not callable(load) or not _takes_nothing(load):
+        return None
+    with preserved_rng():
+        found = load()
+    match found:
+        case (str(name), nn.Module() as layer):
+            return name, layer
+    raise InvalidArgumentError(
+        f"`{type(module).__name__}.source_head()` returned a {type(found).__name__}: expected a pair of the name of "
+        "the network's head and the layer of its checkpoint, such as `('network.fc', layer)`."
+    )
+
+
+def _takes_nothing(function: Callable[..., object]) -> bool:
+    try:
+        signature(function).bind()
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _load_head(probe: Probe) -> tuple[str, nn.Module]:
-    load: Callable[[], tuple[str, nn.Module]] = probe.module.source_head  # type: ignore[assignment]
-    return load()
+    found = load_source_head(probe.module)
+    if found is None:
+        raise NotApplicableError(
+            "it is not known which head the checkpoint came with. If you have it, let a method `source_head` of the "
+            "module return its name among the submodules, and the layer."
+        )
+    return found
 
 
 def _source_outputs(name: str, layer: nn.Module, found: Features) -> Tensor:
-    """Compute what the head of a checkpoint puts out for the inputs of the fresh one, ``[N, Z]``."""
+    """Compute what the head of a checkpoint puts out for the inputs of the network's head, ``[N, Z]``."""
     if found.head is None or found.head.name != name or not found.head.is_last:
         raise NotApplicableError(
             f"what the network puts out is not the output of '{name}' alone, so the checkpoint's own head cannot be "
@@ -132,7 +162,7 @@ def _source_outputs(name: str, layer: nn.Module, found: Features) -> Tensor:
     if isinstance(layer, nn.Conv2d):
         inputs = inputs[:, :, None, None]
     with torch.no_grad():
-        return layer.double()(inputs).flatten(1)
+        return copy.deepcopy(layer).to("cpu", torch.float64)(inputs).flatten(1)
 
 
 class SourceHead(NamedTuple):

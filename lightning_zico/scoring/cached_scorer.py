@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
+from torch import nn
+
 from lightning_zico.bridge.data import overrides_transfer
 from lightning_zico.bridge.modules import OPTIMIZERS_FAIL, unwrap_compiled
 from lightning_zico.candidates import Candidate
@@ -26,6 +28,7 @@ from lightning_zico.errors import (
     UnsupportedModuleError,
 )
 from lightning_zico.proxies import Proxy
+from lightning_zico.proxies.transfer import SourceHeadProxy, load_source_head
 from lightning_zico.results import NOT_APPLICABLE, Score, ScoreCard
 from lightning_zico.scoring.cache import ClaimingCache, ScoreCache, Store
 from lightning_zico.scoring.executors.base import Executor, Job
@@ -156,9 +159,9 @@ class CachedScorer(Scorer):
         except BaseException as raised:
             return replace(self._card_of_failure(candidate, raised), seconds=time.perf_counter() - start)
         identity = identity_of(model)
-        key = fingerprint_or_warning(
-            self.context, surroundings(), unwrap_compiled(model), candidate.blocks, candidate.num_samples
-        )
+        module = unwrap_compiled(model)
+        own = (module, candidate.blocks, candidate.num_samples, *self._source_heads(module))
+        key = fingerprint_or_warning(self.context, surroundings(), *own)
         if key is None:
             card = self._score_built(candidate, model)
             return replace(card, seconds=time.perf_counter() - start, **identity)
@@ -207,6 +210,16 @@ class CachedScorer(Scorer):
         yield stored.update
         if stored:
             self.cache.write(candidate, stored)
+
+    def _source_heads(self, module: nn.Module) -> list[Any]:
+        """Load the head of the checkpoint, which is no part of a module, if there is one and a proxy looks at it."""
+        if not any(isinstance(proxy, SourceHeadProxy) for proxy in self.proxies):
+            return []
+        try:
+            found = load_source_head(module)
+        except Exception as error:  # also raised to the proxy
+            return [describe(error)]
+        return [] if found is None else [found]
 
     def _missing(self, entries: Mapping[str, Entry]) -> list[Proxy]:
         return [proxy for proxy in self.proxies if proxy.name not in entries]
@@ -339,7 +352,7 @@ def with_cache(scorer: Scorer, cache: ScoreCache) -> Scorer:
     scores: versions, global precision, the state of autocast, and the number of threads (``torch.get_num_threads()``),
     which changes ZiCo by up to one percent. A worker with fewer threads therefore does not find scores computed with
     more. The key of a proxy that is not repeatable includes the machine, and so do all keys under a limit on latency.
-    Names of candidates are not in the key.
+    Names of candidates are not in the key. If a proxy looks at the head of a checkpoint, the key covers that head too.
 
     Args:
         scorer: The scorer without a cache.

@@ -9,7 +9,15 @@ from lightning.pytorch import LightningModule
 from lightning_zico._registry import unknown_name
 from lightning_zico.errors import InvalidArgumentError
 from lightning_zico.texts import count
-from lightning_zico.zoo.base import KNOWN_COLUMNS, PRETRAINED_PROXIES, ZOO_PROXIES, Zoo, ZooModel, params_of
+from lightning_zico.zoo.base import (
+    KNOWN_COLUMNS,
+    PRETRAINED_PROXIES,
+    ZOO_PROXIES,
+    NothingLeftError,
+    Zoo,
+    ZooModel,
+    params_of,
+)
 from lightning_zico.zoo.classifiers import ImageClassifier, SequenceClassifier
 from lightning_zico.zoo.fitting import Fitting, fit_zoo, fits_data
 from lightning_zico.zoo.timm_models import from_timm
@@ -59,12 +67,12 @@ def from_zoo(*specs: str, num_classes: int | None = None, data: Any = None, **op
 
     Raises:
         UnknownNameError: If there is no such zoo, or no such model in it.
-        ValueError: If there is no spec, or one without a pattern.
+        ValueError: If there is no spec, one without a pattern, or no model is left in any zoo.
         TypeError: If a zoo does not take an option.
     """
     if not specs:
         raise ValueError("No spec was given: expected at least one, such as 'timm:resnet*'.")
-    zoos = []
+    zoos, errors = [], []
     for spec in specs:
         if not isinstance(spec, str):
             raise InvalidArgumentError(f"Invalid spec {spec!r}: expected a string, such as 'timm:resnet*'.")
@@ -78,7 +86,12 @@ def from_zoo(*specs: str, num_classes: int | None = None, data: Any = None, **op
                 f"Invalid {foreign}={options[foreign]!r}: {name} does not take this option. Leave it out, or name only "
                 "zoos that take it."
             )
-        zoos.append(_ZOOS[name](*_split(spec, patterns), num_classes=num_classes, **options))
+        try:
+            zoos.append(_ZOOS[name](*_split(spec, patterns), num_classes=num_classes, **options))
+        except NothingLeftError as error:
+            errors.append(error)
+    if not zoos:
+        raise NothingLeftError(" ".join(map(str, errors))) from errors[0]
     return Zoo(tuple(model for zoo in zoos for model in zoo.models), zoos[0].max_params)
 
 

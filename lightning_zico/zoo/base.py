@@ -53,6 +53,10 @@ if TYPE_CHECKING:
 InputSize: TypeAlias = int | tuple[int, int] | None
 
 
+class NothingLeftError(InvalidArgumentError):
+    """`exclude` removes all models of a zoo."""
+
+
 @dataclass(frozen=True)
 class ZooModel(ABC):
     """How to build one model. It holds only plain values, so it is cheap, hashable and can be sent to other processes.
@@ -355,7 +359,8 @@ def match_names(
 
     Raises:
         UnknownNameError: If a pattern matches nothing. The message suggests similar names.
-        ValueError: If there is no pattern, or no name is left.
+        ValueError: If there is no pattern.
+        NothingLeftError: If no name is left.
 
     Example:
         >>> match_names("model", ["res*", "vit"], ["resnet18", "resnet50", "vgg11", "vit"], exclude="*50")
@@ -374,10 +379,20 @@ def match_names(
         if not names:
             raise unknown_name(kind, pattern, known)
         found.update(dict.fromkeys(names))
+    return leave_out(kind, tuple(found), exclude)
+
+
+def leave_out(kind: str, names: Sequence[str], exclude: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the names that match none of the patterns of ``exclude``.
+
+    Raises:
+        NothingLeftError: If no name is left.
+    """
     excluded = [exclude] if isinstance(exclude, str) else exclude
-    kept = tuple(name for name in found if not any(fnmatch.fnmatchcase(name, pattern) for pattern in excluded))
+    kept = tuple(name for name in names if not any(fnmatch.fnmatchcase(name, pattern) for pattern in excluded))
     if not kept:
-        raise ValueError(f"`exclude` removes all names: {', '.join(excluded)}.")
+        shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+        raise NothingLeftError(f"Invalid exclude={exclude!r}: it leaves out every {kind} that was named ({shown}).")
     return kept
 
 

@@ -14,6 +14,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_zico.errors import (
     InvalidArgumentError,
+    NotApplicableError,
     UnsupportedBatchError,
     UnsupportedInputError,
     UnsupportedModuleError,
@@ -67,6 +68,19 @@ class _Classifier(LightningModule, ABC):
         loss = nn.functional.cross_entropy(self(inputs), labels)
         self.log("train_loss", loss)
         return loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Drop the checkpoint's head: it belongs to the weights before this step."""
+        self._drop_source_head()
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load weights, as of a training that goes on, and drop the checkpoint's head."""
+        self._drop_source_head()
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def _drop_source_head(self) -> None:
+        if self.source_head is not None:
+            self.source_head = _no_source_head
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Log ``val_loss`` and ``val_acc``."""
@@ -169,8 +183,9 @@ class ImageClassifier(_Classifier):
             a pretrained network, 0 to train the head alone.
         head_epochs: Number of epochs at the start in which only the head is trained.
         source_head: Loads the head that the network was pretrained with, for `leep` and `nce`: returns the name of the
-            fresh one among this module's submodules, such as ``"network.fc"``, and the layer. Called only if they are
-            computed. None if the network is not pretrained, or still has its own head.
+            network's head among this module's submodules, such as ``"network.fc"``, and the layer. Called only if they
+            are computed, and dropped once this module is trained or loads other weights. None if the network is not
+            pretrained.
 
     Raises:
         InvalidArgumentError: If ``body_lr_factor`` or ``head_epochs`` is out of range.
@@ -293,6 +308,12 @@ def _warm_up_then_cosine(step: int, *, num_steps: float, first: int = 0) -> floa
         return (step + 1) / num_rising
     done = (step - num_rising) / max(1, num_steps - num_rising)
     return 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+def _no_source_head() -> tuple[str, nn.Module]:
+    raise NotApplicableError(
+        "the weights were trained or replaced since the checkpoint was loaded, so its head does not belong to them."
+    )
 
 
 def _pair(batch: Any) -> tuple[Tensor, Tensor]:

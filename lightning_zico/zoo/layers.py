@@ -22,10 +22,11 @@ def replace_layer(network: nn.Module, name: str, layer: nn.Module) -> None:
 def replace_head(network: nn.Module, num_classes: int) -> None:
     """Replace the last layer, linear or a convolution, by a fresh one with an output for each class."""
     name, last = last_layer(network)
+    has_bias = last.bias is not None
     head = (
-        nn.Linear(last.in_features, num_classes)
+        nn.Linear(last.in_features, num_classes, has_bias)
         if isinstance(last, nn.Linear)
-        else nn.Conv2d(last.in_channels, num_classes, last.kernel_size)  # type: ignore[arg-type]
+        else nn.Conv2d(last.in_channels, num_classes, last.kernel_size, bias=has_bias)  # type: ignore[arg-type]
     )
     replace_layer(network, name, head)
 

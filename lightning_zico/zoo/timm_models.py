@@ -60,7 +60,8 @@ def from_timm(
             `fitting.fit_zoo`: classes, channels, and the longer side of the images, but at least 32.
         max_params: Models with more parameters are left out.
         exclude: Patterns of names to leave out.
-        pretrained: Load timm's weights, downloaded if they are not in its cache (``HF_HOME``). A network that reads
+        pretrained: Load timm's weights, downloaded if they are not in its cache (``HF_HOME``), with a fresh last layer,
+            also if the checkpoint has as many classes. A network that reads
             other than three channels gets first weights that are summed up or repeated. Without ``input_size``, each
             model then gets images of the size that it is published for, to which they are resized unless ``resize`` is
             False; normalise them as for ImageNet.
@@ -105,7 +106,10 @@ class TimmModel(ImageModel):
 
     def build(self, size: tuple[int, int] | None) -> nn.Module:
         """Build the network."""
-        options = {} if size is None else {"img_size": size}
+        options: dict[str, Any] = {} if size is None else {"img_size": size}
+        if self.pretrained:
+            # timm keeps the head of a checkpoint with as many classes; none has no classes, so all heads are fresh.
+            options["pretrained_cfg_overlay"] = {"num_classes": 0}
         with loading_weights(self, hub_folder(), "HF_HOME"):
             return _import_timm().create_model(
                 self.name, pretrained=self.pretrained, num_classes=self.num_classes, in_chans=self.in_chans, **options

@@ -1,7 +1,9 @@
 """Candidates from transformers, built from a configuration or loaded from a checkpoint."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -17,6 +19,7 @@ from lightning_zico.errors import (
     WeightsNotLoadedError,
     check_count,
 )
+from lightning_zico.texts import count
 from lightning_zico.zoo.base import (
     ImageModel,
     InputSize,
@@ -26,13 +29,14 @@ from lightning_zico.zoo.base import (
     fill_native_sizes,
     hub_folder,
     image_shape,
+    leave_out,
     loading_weights,
     match_names,
     size_of,
 )
 from lightning_zico.zoo.classifiers import PRETRAINED_BODY_LR, SequenceClassifier
 from lightning_zico.zoo.fitting import fits_data
-from lightning_zico.zoo.layers import last_layer, source_head_of, take_channels
+from lightning_zico.zoo.layers import last_layer, replace_head, source_head_of, take_channels
 from lightning_zico.zoo.published import TIMM_SOURCE, timm_accuracies
 
 # Of ImageNet-1k's images, on which the checkpoints with these configurations were trained.
@@ -158,9 +162,9 @@ def from_transformers(
     Args:
         models: Names of `CONFIGS` or shell patterns (``"bert*"``); model types with their default configuration
             (``"roberta"``); or configurations, such as ``BertConfig(num_hidden_layers=3)``, which are named after their
-            model type. With ``pretrained``: names of `CHECKPOINTS` or shell patterns; repositories of the hub
-            (``"facebook/convnext-tiny-224"``); or folders of `save_pretrained`. A model for images becomes an
-            `ImageClassifier`, one for text a `SequenceClassifier`.
+            model type. With ``pretrained``: names of `CHECKPOINTS` or shell patterns; repositories of the hub with
+            their owner (``"facebook/convnext-tiny-224"``); or folders of `save_pretrained`. A model for images becomes
+            an `ImageClassifier`, one for text a `SequenceClassifier`.
         num_classes: As for `from_timm`.
         in_chans: For images: as for `from_timm`.
         input_size: For images: as for `from_timm`. Set in every configuration that has an ``image_size``.
@@ -232,10 +236,11 @@ def _configurations(
     for kind in sorted(types.intersection(model for model in models if isinstance(model, str))):
         configs.setdefault(kind, (kind, {}))
     names = [model for model in models if isinstance(model, str)]
-    found = (
-        [(n, *configs[n]) for n in match_names("model of transformers", names, list(configs), exclude)] if names else []
-    )
-    return found + [(config.model_type, *_plain(config)) for config in models if not isinstance(config, str)]
+    kind = "model of transformers"
+    found = [(name, *configs[name]) for name in match_names(kind, names, list(configs))] if names else []
+    found += [(config.model_type, *_plain(config)) for config in models if not isinstance(config, str)]
+    kept = leave_out(kind, [name for name, *_ in found], exclude)
+    return [each for each in found if each[0] in kept]
 
 
 def _checkpoints(models: Sequence[Any], exclude: str | Sequence[str]) -> list[tuple[str, str]]:
@@ -250,7 +255,9 @@ def _checkpoints(models: Sequence[Any], exclude: str | Sequence[str]) -> list[tu
             f"A {type(given).__name__} has no weights: with `pretrained=True`, pass names of checkpoints, such as "
             "'bert-tiny' or 'google-bert/bert-base-uncased'."
         )
-    others = [model for model in models if model not in CHECKPOINTS and not any(sign in model for sign in "*?[")]
+    # All repositories have an owner; another name is one of the table, or wrong.
+    has_owner = re.compile(r"[^*?[]*/[^*?[]*").fullmatch
+    others = [each for each in models if each not in CHECKPOINTS and (has_owner(each) or os.path.isdir(each))]
     names = match_names("checkpoint of transformers", models, [*CHECKPOINTS, *others], exclude)
     return [(name, CHECKPOINTS.get(name, name)) for name in names]
 
@@ -292,8 +299,8 @@ class _TransformersModel(ZooModel):
         """Load the checkpoint's own head."""
         with preserved_rng(), loading_weights(self, hub_folder(), "HF_HOME"):
             network, missing = self._load(_load_config(self.checkpoint))
-        name, head = last_layer(network)
-        return source_head_of(network, None if f"{name}.weight" in missing else head)
+        _, head = last_layer(network)
+        return source_head_of(network, None if missing else head)
 
     def _load_network(self) -> Any:
         """Load the network with a fresh head."""
@@ -301,19 +308,22 @@ class _TransformersModel(ZooModel):
             config = _load_config(self.checkpoint)
         self._check(config)
         with loading_weights(self, hub_folder(), "HF_HOME"):
-            return self._load(_with_classes(config, self.num_classes))[0]
+            network, _ = self._load(_with_classes(config, self.num_classes))
+        replace_head(network, self.num_classes)  # kept if the checkpoint has as many classes
+        return network
 
     def _check(self, config: Any) -> None:
         """Check that the configuration of the checkpoint suits the data."""
 
-    def _load(self, config: Any) -> tuple[Any, set[str]]:
+    def _load(self, config: Any) -> tuple[Any, list[str]]:
         """Load the checkpoint into a network of a configuration.
 
         Returns:
-            The network, and the names of its weights that the checkpoint does not have.
+            The network, and the names of its weights that the checkpoint does not have: of the head or the pooler.
 
         Raises:
-            RuntimeError: If weights other than those of the head have another shape.
+            RuntimeError: If the checkpoint does not have all weights of the body, or has weights other than those of
+                the last layer in another shape.
         """
         auto = getattr(
             import_optional("transformers", "Models of transformers need transformers", "transformers"), self.kind
@@ -326,8 +336,14 @@ class _TransformersModel(ZooModel):
         other = next((key for key, *_ in info["mismatched_keys"] if key.rpartition(".")[0] != head), None)
         if other is not None:
             raise RuntimeError(f"'{other}' has another shape in the checkpoint")
+        missing = _weights_among(network, info["missing_keys"])
+        body = "" if network.base_model is network else f"{network.base_model_prefix}."
+        fresh = f"{head}.", "pooler"
+        lost = [key for key in missing if key.startswith(body) and not any(part in key for part in fresh)]
+        if lost:
+            raise RuntimeError(f"the checkpoint lacks {count(len(lost), 'weight')} of the body, such as '{lost[0]}'")
         # In float32 and training mode, as models of other zoos are.
-        return network.float().train(), set(info["missing_keys"])
+        return network.float().train(), missing
 
 
 @dataclass(frozen=True)
@@ -441,6 +457,13 @@ def _with_classes(config: Any, num_classes: int) -> Any:
 def _load_config(checkpoint: str) -> Any:
     auto = import_optional("transformers", "Models of transformers need transformers", "transformers").AutoConfig
     return auto.from_pretrained(checkpoint)
+
+
+def _weights_among(network: nn.Module, keys: Iterable[str]) -> list[str]:
+    """Return the keys of what training changes and classification uses: no constants, counters and masks."""
+    learned = {name for name, _ in network.named_parameters()}
+    learned |= {name for name, _ in network.named_buffers() if name.endswith(("running_mean", "running_var"))}
+    return sorted(key for key in keys if key in learned and "mask_token" not in key)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from lightning_zico import list_proxies, score
 from lightning_zico.proxies import Proxy, resolve_proxies
 from lightning_zico.results import Score, ScoreCard
+from lightning_zico.zoo.layers import last_layer
 from tests.modules import BusyClassifier, Classifier, assert_same, assert_untouched, make_batches, make_network, twice
 from tests.proxies.models import Tokens, ViT, cnn, mlp
 
@@ -27,7 +29,7 @@ OUTPUTS_OF_SUBMODULES = {"meco", "meco_opt"}
 
 # They look at the features of all samples, and have closed forms for their directions in `test_transfer`.
 OF_FEATURES = {proxy.name for proxy in resolve_proxies("all") if proxy.needs_features}
-# They read a pretrained head, which has other classes than the data.
+# They read the head of a checkpoint, which may have other classes than the data.
 OF_SOURCE_HEADS = {"leep", "nce"}
 
 
@@ -233,8 +235,15 @@ def batches_of(name: str, num_batches: int = 2) -> list[tuple[Tensor, Tensor]]:
     return [(inputs, labels.clamp(max=most)) for inputs, labels in make_batches(num_batches)]
 
 
+def with_kept_head(name: str, model: nn.Module) -> nn.Module:
+    """Let a model say that its head is that of its checkpoint, for proxies that read one."""
+    if name in OF_SOURCE_HEADS:
+        model.source_head = partial(last_layer, model)  # type: ignore[assignment]
+    return model
+
+
 def value_of(name: str, model: nn.Module, batches: Any, **options: Any) -> float | None:
-    return score(model, batches, proxies=name, **options)[name].value
+    return score(with_kept_head(name, model), batches, proxies=name, **options)[name].value
 
 
 def assert_is_number_or_reason(result: Score) -> None:
@@ -286,7 +295,7 @@ class TestProxy:
     @pytest.mark.parametrize("axis", ["batch", "sample"])
     @pytest.mark.parametrize("fail", [False, True])
     def test_leaves_everything_bit_identical(self, name: str, axis: Any, fail: bool) -> None:
-        module = BusyClassifier(fail=fail)
+        module = with_kept_head(name, BusyClassifier(fail=fail))
         with assert_untouched(module), assert_globals_untouched():
             result = score(module, batches_of(name), proxies=name, axis=axis)[name]
         if not fail:

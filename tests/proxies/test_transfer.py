@@ -202,16 +202,47 @@ def network() -> nn.Module:
     return nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 5))
 
 
-def test_leep_and_nce_read_a_head_with_other_classes_than_the_data() -> None:
-    features, labels = samples(7)
+@pytest.mark.parametrize("num_classes", [3, 5])  # fewer than the head has, and as many
+def test_leep_and_nce_read_a_head_that_is_said_to_be_that_of_the_checkpoint(num_classes: int) -> None:
+    features, labels = samples(7, num_classes=num_classes)
     module, batches = network().double(), [(features, labels)]
+    module.source_head = lambda: ("2", module[2])  # type: ignore[assignment, return-value]
     card = score(module, batches, ["leep", "nce"], nn.CrossEntropyLoss())
     outputs = module(features).detach()
     assert card["leep"].value == pytest.approx(slow.leep(outputs.softmax(1).numpy(), labels.numpy()))
     assert card["nce"].value == pytest.approx(slow.nce(outputs.argmax(1).numpy(), labels.numpy()))
     assert card["leep"].details["num_source_classes"] == 5
-    own = score(nn.Sequential(module, nn.Linear(5, 3).double()), batches, ["leep", "nce"], nn.CrossEntropyLoss())
-    assert all("no pretrained head" in str(own[name].error) for name in own)
+
+
+def errors_with(source_head: object, num_classes: int = 3) -> list[str]:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers, self.source_head = network(), source_head
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            return self.layers(inputs)
+
+    module = Network().double()
+    card = score(module, [samples(7, num_classes=num_classes)], ["leep", "nce"], nn.CrossEntropyLoss())
+    assert [card[name].value for name in card] == [None, None]
+    return [str(card[name].error) for name in card]
+
+
+@pytest.mark.parametrize("num_classes", [3, 4, 5])
+def test_a_head_is_not_taken_for_pretrained_because_the_data_shows_fewer_classes(num_classes: int) -> None:
+    """With four classes: a fresh head for five classes, of which the samples happen to show four."""
+    assert all("not known which head" in error for error in errors_with(None, num_classes))
+
+
+@pytest.mark.parametrize("other", [nn.Linear(6, 7), 7, "2", lambda inputs: inputs], ids=["layer", "int", "str", "step"])
+def test_something_else_named_source_head_is_no_head_of_a_checkpoint(other: object) -> None:
+    assert all("not applicable: it is not known which head" in error for error in errors_with(other))
+
+
+@pytest.mark.parametrize("wrong", [lambda: nn.Linear(8, 7), lambda: ("2", 7), lambda: ("2", nn.Linear(8, 7), 0)])
+def test_a_source_head_must_be_a_name_and_a_layer(wrong: Callable[[], object]) -> None:
+    assert all("expected a pair of the name of the network's head" in error for error in errors_with(wrong))
 
 
 def test_numbers_to_predict_have_an_r_squared_and_an_evidence_and_nothing_for_classes() -> None:

@@ -24,6 +24,7 @@ from lightning_zico.zoo import (
     zoo_model,
 )
 from lightning_zico.zoo.classifiers import PRETRAINED_BODY_LR, head_of
+from lightning_zico.zoo.layers import last_layer
 from lightning_zico.zoo.published import timm_accuracies
 from tests.zoo.checkpoints import CHECKPOINTS, cache_timm, cache_torchvision
 from tests.zoo.data import NUM_CLASSES, image_batches
@@ -44,6 +45,31 @@ def test_weights_are_those_of_the_checkpoint_and_images_are_resized_to_its_own_s
     assert all(torch.equal(state[key], value) for key, value in saved.items() if key not in head)
     assert [state[key].shape[0] for key in head] == [NUM_CLASSES] * len(head)
     assert built(image_batches(32)[0][0]).shape == (4, NUM_CLASSES)
+
+
+def test_the_last_layer_is_fresh_also_if_the_checkpoint_has_as_many_classes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = CHECKPOINTS[0]
+    saved = [
+        cache_timm(tmp_path / "hub", monkeypatch, name)[name],
+        cache_torchvision(tmp_path, monkeypatch, "mobilenet_v3_small"),
+    ]
+    models = [
+        *from_timm(name, num_classes=1000, pretrained=True).models,
+        *from_torchvision("mobilenet_v3_small", num_classes=1000, pretrained=True).models,
+    ]
+    for weights, model in zip(saved, models, strict=True):
+        states = []
+        for seed in (5, 5, 6):
+            torch.manual_seed(seed)
+            states.append(model.network().state_dict())
+        head = f"{last_layer(model.network())[0]}."
+        assert {key for key in weights if not torch.equal(states[0][key], weights[key])} - {f"{head}bias"} == {
+            f"{head}weight"
+        }
+        assert all(torch.equal(states[0][key], states[1][key]) for key in weights)
+        assert not torch.equal(states[0][f"{head}weight"], states[2][f"{head}weight"])
 
 
 def test_a_size_that_is_asked_for_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,6 @@
 """Checkpoints of transformers, saved on the spot: weights, sizes and heads, and what cannot be loaded."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,12 +8,20 @@ import huggingface_hub.constants
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lightning_zico import Candidate, ZeroShotSelector, score
-from lightning_zico.errors import InvalidArgumentError, UnsupportedInputError, WeightsNotLoadedError
+from lightning_zico.errors import (
+    InvalidArgumentError,
+    NotApplicableError,
+    UnknownNameError,
+    UnsupportedInputError,
+    WeightsNotLoadedError,
+)
 from lightning_zico.zoo import PRETRAINED_PROXIES, ImageClassifier, SequenceClassifier, from_transformers, from_zoo
 from lightning_zico.zoo.classifiers import PRETRAINED_BODY_LR
+from lightning_zico.zoo.layers import last_layer
 from lightning_zico.zoo.published import timm_accuracies
 from lightning_zico.zoo.transformers_models import _OF_TIMM, CHECKPOINTS, CONFIGS
 from tests.reference import transfer as slow
@@ -107,6 +116,7 @@ def test_grey_images_give_the_same_in_any_number_of_channels(kind: str, in_chans
         (model,) = from_transformers(
             str(tmp_path / kind), num_classes=NUM_SOURCE_CLASSES, in_chans=channels, input_size=32, pretrained=True
         ).models
+        torch.manual_seed(1)  # of the head, which is fresh
         outputs.append(model().eval()(grey.expand(-1, channels, -1, -1)))
     if in_chans == 1:  # of four channels, one is counted twice
         torch.testing.assert_close(outputs[1], outputs[0], atol=1e-4, rtol=1e-4)
@@ -220,6 +230,76 @@ def test_weights_of_another_shape_are_not_drawn_at_random(tmp_path: Path) -> Non
     (model,) = from_transformers(str(tmp_path / "bert"), num_classes=2, pretrained=True).models
     with pytest.raises(WeightsNotLoadedError, match="has another shape in the checkpoint"):
         model()
+
+
+def renamed(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Name weights as the state of a LightningModule does."""
+    return {f"network.{key}": value for key, value in weights.items()}
+
+
+@pytest.mark.parametrize("has_head", [True, False])
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("bert", renamed),
+        ("bert", lambda weights: {key: each for key, each in weights.items() if "encoder" not in key}),
+        (
+            "bert",
+            lambda weights: {key: each for key, each in weights.items() if "layer.1.output.dense.bias" not in key},
+        ),
+        ("resnet", lambda weights: {key: each for key, each in weights.items() if "running_var" not in key}),
+        ("vit", renamed),
+    ],
+)
+def test_weights_that_are_missing_are_not_drawn_at_random(
+    kind: str, change: Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]], has_head: bool, tmp_path: Path
+) -> None:
+    saved(tmp_path / kind, kind, has_head=has_head)
+    file = tmp_path / kind / "model.safetensors"
+    save_file(change(load_file(file)), file, {"format": "pt"})
+    (model,) = from_transformers(str(tmp_path / kind), num_classes=2, pretrained=True).models
+    with pytest.raises(WeightsNotLoadedError, match=r"the checkpoint lacks \d+ weights? of the body"):
+        model.network()
+    with pytest.raises(WeightsNotLoadedError, match=r"the checkpoint lacks \d+ weights? of the body"):
+        model.source_head()
+
+
+def test_a_checkpoint_without_pooler_counters_and_masks_is_whole(tmp_path: Path) -> None:
+    for kind, part in (("bert", "pooler"), ("resnet", "num_batches_tracked"), ("vit", "mask_token")):
+        saved(tmp_path / kind, kind)
+        file = tmp_path / kind / "model.safetensors"
+        save_file({key: each for key, each in load_file(file).items() if part not in key}, file, {"format": "pt"})
+        (model,) = from_transformers(str(tmp_path / kind), num_classes=2, pretrained=True).models
+        model.network()
+        if kind == "bert":  # its own head reads a pooler that is not there
+            with pytest.raises(NotApplicableError, match="without a head that classifies"):
+                model.source_head()
+
+
+@pytest.mark.parametrize("kind", [*IMAGE_CONFIGS, *TEXT_CONFIGS])
+def test_the_last_layer_is_fresh_also_if_the_checkpoint_has_as_many_classes(kind: str, tmp_path: Path) -> None:
+    own = last_layer(saved(tmp_path / kind, kind))[1]
+    (model,) = from_transformers(str(tmp_path / kind), num_classes=NUM_SOURCE_CLASSES, pretrained=True).models
+    drawn = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        drawn.append(last_layer(model.network())[1].weight)
+    assert torch.equal(drawn[0], drawn[1])
+    assert not any(torch.equal(one, other) for one, other in ((own.weight, drawn[0]), (drawn[0], drawn[2])))
+    assert torch.equal(model.source_head()[1].weight, own.weight)
+
+
+def test_a_typing_error_in_a_name_is_no_question_of_the_connection(tmp_path: Path) -> None:
+    with pytest.raises(
+        UnknownNameError, match=r"no checkpoint of transformers named 'bert-tniy'\. Did you mean 'bert-"
+    ):
+        from_transformers("deit-tiny", "bert-tniy", num_classes=2, pretrained=True)
+
+
+def test_a_folder_beside_the_program_needs_no_slash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved(tmp_path / "mine", "bert")
+    monkeypatch.chdir(tmp_path)
+    assert from_transformers("mine", num_classes=2, pretrained=True).models[0].network().num_labels == 2
 
 
 def test_a_configuration_has_no_weights() -> None:

@@ -1,6 +1,7 @@
 """`leep` and `nce` of pretrained zoo models: what the checkpoint's own head predicts, though the model's is fresh."""
 
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,14 +9,19 @@ import pytest
 import timm
 import torch
 import torchvision
+from lightning.pytorch import Trainer
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from lightning_zico import Candidate, ZeroShotSelector, score
 from lightning_zico.engine.features import FeatureSource
 from lightning_zico.engine.probe import Probe
+from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.errors import NotApplicableError
 from lightning_zico.proxies import resolve_proxies
 from lightning_zico.proxies.transfer import SourceHeadProxy
+from lightning_zico.results import ScoreCard
+from lightning_zico.scoring.cache import MemoryCache
 from lightning_zico.zoo import ImageClassifier, from_timm, from_torchvision
 from lightning_zico.zoo.layers import source_head_of
 from tests.reference import transfer as slow
@@ -136,6 +142,73 @@ def test_what_comes_after_the_head_is_seen(after: nn.Module, applies: bool) -> N
         labels = torch.cat([labels for _, labels in batches])
         expected = slow.leep(source(inputs).detach().softmax(1).numpy(), labels.numpy())
         assert card["leep"].value == pytest.approx(expected, rel=1e-5)
+
+
+def pretrained_module(loads: Callable[[], tuple[str, nn.Module]]) -> ImageClassifier:
+    torch.manual_seed(0)
+    return ImageClassifier(Head(nn.Identity()), 3, source_head=loads, lr=0.1)
+
+
+def seven_classes() -> tuple[str, nn.Module]:
+    with preserved_rng(1):
+        return "network.fc", nn.Linear(6, 7)
+
+
+def test_a_head_belongs_to_the_weights_that_it_was_trained_with() -> None:
+    """Scoring runs the hooks of a training's start, and a training that was interrupted has moved the weights too."""
+    batches, trained = image_batches(8, 6), pretrained_module(seven_classes)
+    before = score(trained, batches, NAMES)
+    assert {score(trained, batches, NAMES)[name].value for name in NAMES} == {before[name].value for name in NAMES}
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    trainer = Trainer(max_epochs=1, limit_train_batches=1, enable_model_summary=False, **quiet)
+    loader = DataLoader(batches, batch_size=None)  # type: ignore[arg-type, var-annotated]
+    trainer.fit(trained, loader, loader)
+    restored = pretrained_module(seven_classes)
+    restored.load_state_dict(trained.state_dict())
+    for module in (trained, restored, pickle.loads(pickle.dumps(trained))):
+        card = score(module, batches, [*NAMES, "logme"])
+        assert all("not applicable: the weights were trained or replaced since" in str(card[n].error) for n in NAMES)
+        assert card["logme"].value is not None
+
+
+def test_the_winner_of_finals_has_dropped_the_head() -> None:
+    batches = DataLoader(image_batches(8, 6), batch_size=None)  # type: ignore[arg-type, var-annotated]
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    trainer = Trainer(max_epochs=2, enable_model_summary=False, **quiet)
+    selector = ZeroShotSelector(
+        trainer, ["leep", "params"], finalists=2, final_epochs=1, monitor="val_loss", enable_progress_bar=False
+    )
+    offered = {name: lambda: pretrained_module(seven_classes) for name in "ab"}
+    selector.fit(offered, batches, batches)
+    assert all(row["leep"] is not None for row in selector.leaderboard_)
+    assert score(selector.best_model_, image_batches(8, 6), "leep")["leep"].value is None
+
+
+class Saved:
+    """Loads a head from a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self) -> tuple[str, nn.Module]:
+        return "network.fc", torch.load(self.path, weights_only=False)
+
+
+def test_a_cache_knows_the_head_that_is_loaded(tmp_path: Path) -> None:
+    cache, batches = MemoryCache(), image_batches(8, 6)
+
+    def cards(seed: int, cache: MemoryCache | None) -> tuple[ScoreCard, list[float | None]]:
+        torch.manual_seed(seed)
+        torch.save(nn.Linear(6, 7), tmp_path / "head.pt")
+        selector = ZeroShotSelector(proxies=NAMES, cache=cache, enable_progress_bar=False)
+        selector.rank({"a": lambda: pretrained_module(Saved(tmp_path / "head.pt"))}, batches)
+        card = selector.cards_["a"]
+        return card, [card[name].value for name in NAMES]
+
+    first, second = cards(0, cache), cards(1, cache)
+    assert [first[1], second[1]] == [cards(0, None)[1], cards(1, None)[1]]
+    assert first[1] != second[1]
+    assert [cards(0, cache), cards(1, cache)] == [first, second]  # with the seconds that they took then
 
 
 def test_a_convolution_of_one_position_is_a_head_as_well() -> None:

@@ -121,13 +121,25 @@ def test_patterns_excludes_and_order() -> None:
     known = ["a2", "a10", "b1", "b2"]
     assert match_names("model", ["b*", "a10", "*"], known) == ("b1", "b2", "a10", "a2")
     assert match_names("model", ["*"], known, exclude=["a*", "b1"]) == ("b2",)
-    with pytest.raises(ValueError, match="removes all"):
+    with pytest.raises(
+        ValueError, match=r"Invalid exclude='a\*': it leaves out every model that was named \(a2, a10\)\."
+    ):
         match_names("model", ["a*"], known, exclude="a*")
     with pytest.raises(ValueError, match="No name"):
         match_names("model", [], known)
     assert from_timm("resnet18", "resnet10t.c3_in1k", num_classes=2).names == ["resnet18", "resnet10t.c3_in1k"]
     names = from_torchvision("resnet*", num_classes=2).names
     assert names == ["resnet18", "resnet34", "resnet50", "resnet101", "resnet152"]
+
+
+def test_exclude_may_empty_one_zoo_if_another_has_models_left() -> None:
+    zoo = from_zoo("timm:vgg11", "torchvision:resnet18,vgg11", num_classes=3, exclude="vgg*")
+    assert zoo.names == ["resnet18"]
+    listed = from_transformers("bert-tiny", transformers.ViTConfig(), num_classes=3, exclude="bert*")
+    assert listed.names == ["vit"]
+    assert from_transformers("bert-tiny", transformers.ViTConfig(), num_classes=3, exclude="vit").names == ["bert-tiny"]
+    with pytest.raises(ValueError, match=r"every model of timm that was named .*every model of torchvision that"):
+        from_zoo("timm:vgg11", "torchvision:vgg*", num_classes=3, exclude=["vgg*"])
 
 
 def test_how_many_there_are_is_told_where_no_size_has_to_be_found() -> None:
