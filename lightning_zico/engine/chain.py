@@ -5,9 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_zico._typing import Batch, Step
@@ -18,6 +20,7 @@ from lightning_zico.engine.outside import outside_put_back
 from lightning_zico.engine.scope import preserved, seed_all, unfused
 from lightning_zico.engine.stateless import Stateless
 from lightning_zico.engine.tree import submodules
+from lightning_zico.engine.watch import ACTIVATIONS, is_in_place
 from lightning_zico.errors import SkippedBatchError
 
 
@@ -83,7 +86,7 @@ def trace_calls(
         calls = _Calls({id(part): name for name, part in submodules(module).items()}, graph)
 
         def run() -> Any:
-            with torch.set_grad_enabled(differentiates), calls, graph:
+            with torch.set_grad_enabled(differentiates), calls, _Shortcuts(), graph:
                 return step(module, own_batch, 0)
 
         # The module's own parameters cannot be on another device.
@@ -177,6 +180,23 @@ class _Graph(TorchDispatchMode):
         if name in _SUMS and len(data) == 2:
             self.sums[frozenset(data)] = node
         return node
+
+
+class _Shortcuts(TorchFunctionMode):
+    """Replaces norms and activations by an operator that reads the same: on the meta device, they take most of the time.
+
+    Activations in place, and what may be differentiated, are left alone.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if (func is F.batch_norm or func in ACTIVATIONS) and not torch.is_grad_enabled():
+            given = args[0] if args else kwargs["input"]
+            if given.is_meta and (func is F.batch_norm or not is_in_place(func, args, kwargs)):
+                return given.neg()
+        return func(*args, **kwargs)
 
 
 class _Calls:
