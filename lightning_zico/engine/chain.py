@@ -183,7 +183,7 @@ class _Graph(TorchDispatchMode):
 
 
 class _Shortcuts(TorchFunctionMode):
-    """Replaces norms and activations by an operator that reads the same: on the meta device, they take most of the time.
+    """Replaces norms and activations, which are slow on the meta device, by an operator that reads the same.
 
     Activations in place, and what may be differentiated, are left alone.
     """
