@@ -23,6 +23,7 @@ from lightning_zico.scoring.arguments import positive, whole_number
 from lightning_zico.selection.entrants import Learn
 from lightning_zico.selection.final_cache import FinalsCache
 from lightning_zico.selection.finalist import Conditions, Finalist
+from lightning_zico.texts import count
 
 # With more finalists than this, the number is halved from round to round.
 MOST_AT_ONCE = 4
@@ -303,8 +304,8 @@ def difference_margin(table: Sequence[Sequence[float]]) -> float:
     """
     if len({len(row) for row in table}) != 1 or len(table) < 2 or len(table[0]) < 2:
         raise ValueError(
-            f"The table has {len(table)} finalists with {sorted({len(row) for row in table})} seeds: expected at "
-            "least 2 finalists, each with the same number of seeds of at least 2."
+            f"The table has {count(len(table), 'finalist')} with {sorted({len(row) for row in table})} seeds: expected "
+            "at least 2 finalists, each with the same number of seeds of at least 2."
         )
     x = np.array(table, dtype=np.float64)
     num_free = (x.shape[0] - 1) * (x.shape[1] - 1)

@@ -31,6 +31,7 @@ def test_a_proxy_without_a_score_stops_the_benchmark() -> None:
         peers.together(torch.nn.Sequential(torch.nn.Flatten()), random_batches(1, 2)[0], ["grad_norm"])
 
 
+@pytest.mark.slow
 def test_a_small_run_prints_ratios_with_intervals(capsys: pytest.CaptureFixture[str]) -> None:
     peers.main(["--quick", "--proxies", "snip", "synflow"])
     printed = capsys.readouterr().out

@@ -136,6 +136,7 @@ def computed(monkeypatch):
     return names
 
 
+@pytest.mark.slow
 def test_a_small_run_prints_keeps_and_goes_on(tmp_path, capsys, computed):
     folder = data_file("nas_bench_201.csv.gz").parent
     data_file("cifar10_subset.npz")

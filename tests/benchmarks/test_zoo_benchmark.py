@@ -93,6 +93,7 @@ def test_the_peak_includes_processes_of_processes() -> None:
     assert peak[0] > before
 
 
+@pytest.mark.slow
 def test_a_ranking_of_two_models_is_measured() -> None:
     candidates = [Candidate(name, torch.nn.Identity) for name in ("one", "two")]
     part = zoo.ranked(candidates, 16, num_workers=1, timeout_s=100.0)

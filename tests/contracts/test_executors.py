@@ -6,7 +6,7 @@ import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,17 +38,27 @@ FEW = 6
 pytestmark = pytest.mark.usefixtures("_forked_workers")
 
 
-@pytest.fixture(scope="module", params=EXECUTORS)
-def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
-    if request.param != "ray":
-        yield EXECUTORS[request.param]()
-        return
+@contextmanager
+def ray_executor() -> Iterator[Executor]:
     ray = pytest.importorskip("ray")
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("RAY_AUTH_MODE", "disabled")  # it would leave a token in the home folder
         ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
         yield RayExecutor()
         ray.shutdown()
+
+
+# A cluster of Ray takes ten seconds to start, and its workers a few each.
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.slow if name == "ray" else ()) for name in EXECUTORS],
+)
+def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
+    if request.param != "ray":
+        yield EXECUTORS[request.param]()
+        return
+    with ray_executor() as executor:
+        yield executor
 
 
 def scorer_of(proxies: str = "zico", seed: int = 0) -> Scorer:
@@ -61,6 +71,14 @@ def values(cards: Any) -> dict[str, Any]:
         card.name: {name: (s.value, s.error, dict(s.layers)) for name, s in card.scores.items() if name != "latency"}
         for card in cards
     }
+
+
+def test_ray_scores_as_the_serial_executor_does() -> None:
+    """The one fast test on a cluster."""
+    here = SerialExecutor().run([scorer_of()], map(Job, iterate_candidates([Classifier])))
+    with ray_executor() as executor:
+        there = executor.run([scorer_of()], map(Job, iterate_candidates([Classifier])))
+        assert values(card for _, card in there) == values(card for _, card in here)
 
 
 def test_scores_are_bit_for_bit_those_of_the_serial_executor(

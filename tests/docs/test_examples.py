@@ -28,7 +28,13 @@ PROMISES = {
     "07_ray.py": ["   1  ", "On Ray: the same 8 scores" if find_spec("ray") else "pip install 'lightning-zico[ray]'"],
 }
 # `make demo` runs the second; a cluster takes half a minute to start.
-SLOW = {"02_select_and_train.py", "04_compare_proxies.py", "07_ray.py"}
+SLOW = {
+    "02_select_and_train.py",
+    "03_prescreen_timm.py",
+    "04_compare_proxies.py",
+    "07_ray.py",
+    "08_choose_pretrained.py",
+}
 ARGUMENTS = {"04_compare_proxies.py": ["3"], "05_evolve.py": ["12"]}  # candidates, of 8; trials, of 100
 
 

@@ -53,6 +53,7 @@ SMALLER = {
     "--accelerator cpu",
     "fit --model": FEW_STEPS,
 }
+SLOW = {"docs/how_to/command_line.md"}  # most of its commands are those of other pages
 # Patterns of the pages find these alone: of all ResNets of timm, sizes take 10 s, and some scores half a minute each.
 # What is over the budget is left out and never built.
 TIMM = ["lcnet_035", "lcnet_050", "mobilenetv3_small_050", "resnet10t", "resnet18", "resnet18d", "resnet50"]
@@ -138,7 +139,10 @@ def write_cifar10(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 # As in the test of `fit` in tests/cli; trainers log where they like, and what is made small has few steps.
 @pytest.mark.filterwarnings("ignore:::jsonargparse", "ignore:::lightning.pytorch.cli", "ignore:.*tensorboardX.*")
-@pytest.mark.parametrize("page", [page for page, blocks in BLOCKS.items() if blocks])
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.slow if page in SLOW else ()) for page, blocks in BLOCKS.items() if blocks],
+)
 def test_every_shell_block_runs(page: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if any("--pretrained" in block for block in BLOCKS[page]):
         cache_timm(Path("hub"), monkeypatch, *CHECKPOINTS)
@@ -236,7 +240,8 @@ PROGRAMS: dict[str, Callable[[Line], None]] = {
 def test_every_block_is_one_that_a_test_runs() -> None:
     for page in PAGES:
         fences = re.findall(r"^ *(?:```|~~~)(.*)", page.read_text(encoding="utf-8"), re.MULTILINE)
-        assert set(fences[::2]) <= {"python", "bash", "text"}, page  # a text is the output of a block
+        # A text is the output of a block; a file in TOML is tested where it is read.
+        assert set(fences[::2]) <= {"python", "bash", "text", "toml"}, page
     assert sum(len(blocks) for blocks in BLOCKS.values()) >= 11
 
 

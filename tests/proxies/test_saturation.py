@@ -38,13 +38,21 @@ def features(signal: float) -> Batches:
     return [(torch.randn(40, 6, generator=generator) + means[labels], labels)]
 
 
+class WithHead(nn.Sequential):
+    """Layers of which the last is the checkpoint's own head."""
+
+    def source_head(self) -> tuple[str, nn.Module]:
+        name, head = list(self.named_children())[-1]
+        return name, head
+
+
 def identity(num_outputs: int) -> nn.Module:
     """A head that puts out its first inputs, behind a layer that changes nothing."""
     layers = [nn.Linear(6, 6), nn.Linear(6, num_outputs)]
     for layer in layers:
         nn.init.eye_(layer.weight)
         nn.init.zeros_(layer.bias)
-    return nn.Sequential(*layers)
+    return WithHead(*layers)
 
 
 def sources(num_samples: int, order: int) -> Batches:

@@ -313,6 +313,7 @@ def test_an_error_of_the_iterable_goes_on_and_what_is_done_is_kept() -> None:
     assert isinstance(selector.best_model_, Classifier)
 
 
+@pytest.mark.slow
 @needs_proc
 @pytest.mark.parametrize("executor", [None, ProcessExecutor(num_workers=1)], ids=["serial", "processes"])
 def test_memory_stays_level_over_two_hundred_candidates(executor: Any) -> None:
