@@ -20,7 +20,7 @@ from tests.cli.parts import DIGITS, QUIET, ROOT, rows_of, run
     ("command", "planted"),
     [
         (["bin/lightning-zico"], ["jsonargparse", "matplotlib", "vl_convert"]),
-        (["-m", "lightning_zico"], ["vl_convert"]),
+        pytest.param(["-m", "lightning_zico"], ["vl_convert"], marks=pytest.mark.slow),
     ],
 )
 def test_a_file_in_the_working_folder_is_not_imported_in_place_of_a_package(
@@ -86,6 +86,7 @@ def test_ctrl_c_ends_fit_with_130(folder: Path) -> None:
     assert errors.endswith("lightning-zico: interrupted\n")
 
 
+@pytest.mark.slow
 def test_results_are_written_for_any_reader_and_any_name(folder: Path) -> None:
     args = ["rank", "--data", "digits", "--candidates", "my_pkg.named", "--proxies", "params"]
     read, write = os.pipe()

@@ -32,8 +32,10 @@ SLOW = {
     "02_select_and_train.py",
     "03_prescreen_timm.py",
     "04_compare_proxies.py",
+    "05_evolve.py",
     "07_ray.py",
     "08_choose_pretrained.py",
+    "09_optuna.py",
 }
 ARGUMENTS = {"04_compare_proxies.py": ["3"], "05_evolve.py": ["12"]}  # candidates, of 8; trials, of 100
 

@@ -260,7 +260,7 @@ def test_ctrl_c_in_a_terminal_while_workers_start_prints_nothing_of_theirs(tmp_p
 
 
 @needs_proc
-@pytest.mark.parametrize("executor", ["serial", "processes"])
+@pytest.mark.parametrize("executor", [pytest.param("serial", marks=pytest.mark.slow), "processes"])
 def test_ctrl_c_keeps_what_is_done_and_stops_the_workers(executor: str) -> None:
     command = [sys.executable, str(Path(__file__).with_name("interrupted.py")), executor]
     with subprocess.Popen(

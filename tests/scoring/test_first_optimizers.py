@@ -52,7 +52,7 @@ def check_order(path: str, *optimizers: str) -> None:
         assert list(changes(Patching, [name]).values()) == [[f"`torch.{name}.step`"]]
 
 
-@pytest.mark.parametrize("order", [("AdamW", "Adam", "SGD"), ("Adam", "AdamW")])
+@pytest.mark.parametrize("order", [("AdamW", "Adam", "SGD"), pytest.param(("Adam", "AdamW"), marks=pytest.mark.slow)])
 def test_an_optimizer_of_a_new_kind_changes_nothing_and_one_that_is_patched_is_found(
     order: tuple[str, ...], tmp_path: Path
 ) -> None:

@@ -67,6 +67,7 @@ def test_after_a_kill_a_search_goes_on_as_if_nothing_had_been(
     assert len(scored_in(tmp_path)) == NUM_TRIALS + num_again
 
 
+@pytest.mark.slow
 def test_a_kill_while_optuna_proposes_costs_no_trial(tmp_path: Path) -> None:
     assert exitcode_of(search_in(tmp_path, DIE_PROPOSING="15", OPTUNA="1")) == -signal.SIGKILL
     assert 4 < len(scored_in(tmp_path)) < NUM_TRIALS
