@@ -15,12 +15,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lightning_zico._typing import Batch, Step
 from lightning_zico.engine.batches import map_tensors, tensors_of
 from lightning_zico.engine.dispatched import SHAPED, SHAPED_RANDOM, key_of, name_of, tensors_in, written_by
+from lightning_zico.engine.meta import META, placing, slow_input
 from lightning_zico.engine.observers import floating_tensor_in
 from lightning_zico.engine.outside import outside_put_back
 from lightning_zico.engine.scope import preserved, seed_all, unfused
 from lightning_zico.engine.stateless import Stateless
 from lightning_zico.engine.tree import submodules
-from lightning_zico.engine.watch import ACTIVATIONS, is_in_place
+from lightning_zico.engine.watch import is_in_place
 from lightning_zico.errors import SkippedBatchError
 
 
@@ -74,9 +75,7 @@ def trace_calls(
     """
 
     def trace(device: torch.device | None, *, differentiates: bool) -> list[Call]:
-        def placed(tensor: Tensor) -> Tensor:
-            return tensor.detach().to(device) if device else tensor.detach().clone()
-
+        placed = placing(device)
         stateless = Stateless(module)
         tensors = {name: placed(tensor) for name, tensor in (stateless.params | stateless.buffers).items()}
         trainable = [name for name, p in stateless.params.items() if differentiates and p.requires_grad]
@@ -95,7 +94,7 @@ def trace_calls(
 
     with torch.inference_mode(False), unfused(), preserved(module) as reset:
         muted(module)
-        for device, differentiates in ((torch.device("meta"), False), (None, False), (None, True)):
+        for device, differentiates in ((META, False), (None, False), (None, True)):
             try:
                 with outside_put_back(module, step):
                     return trace(device, differentiates=differentiates)
@@ -192,10 +191,9 @@ class _Shortcuts(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if (func is F.batch_norm or func in ACTIVATIONS) and not torch.is_grad_enabled():
-            given = args[0] if args else kwargs["input"]
-            if given.is_meta and (func is F.batch_norm or not is_in_place(func, args, kwargs)):
-                return given.neg()
+        given = slow_input(func, args, kwargs)
+        if given is not None and (func is F.batch_norm or not is_in_place(func, args, kwargs)):
+            return given.neg()
         return func(*args, **kwargs)
 
 

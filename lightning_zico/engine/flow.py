@@ -15,6 +15,7 @@ from torch.utils.flop_counter import flop_registry
 from lightning_zico._typing import Batch, Step
 from lightning_zico.engine.batches import map_tensors, tensors_of
 from lightning_zico.engine.dispatched import SHAPED, SHAPED_RANDOM, key_of, name_of, tensors_in, written_by
+from lightning_zico.engine.meta import META, placing
 from lightning_zico.engine.outside import outside_put_back
 from lightning_zico.engine.scope import preserved, seed_all, unfused
 from lightning_zico.engine.stateless import Ends, Stateless
@@ -67,9 +68,7 @@ def trace_flow(
     """
 
     def trace(device: torch.device | None) -> DataFlow:
-        def placed(tensor: Tensor) -> Tensor:
-            return tensor.detach().to(device) if device else tensor.detach().clone()
-
+        placed = placing(device)
         stateless = Stateless(module)
         params = {
             name: placed(parameter).requires_grad_(parameter.requires_grad)
@@ -100,7 +99,7 @@ def trace_flow(
         muted(module)
         try:
             with outside_put_back(module, step):
-                return trace(torch.device("meta"))
+                return trace(META)
         except SkippedBatchError:
             raise
         except Exception:  # a step that looks at values, or makes tensors on the CPU

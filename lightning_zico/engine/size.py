@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lightning_zico._typing import Batch, Step
 from lightning_zico.engine.batches import map_tensors
 from lightning_zico.engine.layers import Layout
+from lightning_zico.engine.meta import META, placing, slow_input
 from lightning_zico.engine.observers import floating_tensor_in
 from lightning_zico.engine.operators import counts_nothing, macs_of, most_macs_of
 from lightning_zico.engine.outside import outside_put_back
@@ -26,7 +27,7 @@ from lightning_zico.engine.samples import Seen, is_settled, known_samples, num_s
 from lightning_zico.engine.scope import preserved, seed_all, unfused
 from lightning_zico.engine.stateless import Stateless
 from lightning_zico.engine.tree import parameters, submodules
-from lightning_zico.engine.watch import ACTIVATIONS, is_in_place
+from lightning_zico.engine.watch import is_in_place
 from lightning_zico.errors import NotApplicableError, ZiCoError
 
 # What `a + b` is, and how else it is written.
@@ -133,9 +134,7 @@ def count_macs(
     looks = is_open and (num_samples(batch) is None or may_be_time_first(module))
 
     def count(device: torch.device | None, *, differentiates: bool) -> MacCount:
-        def placed(tensor: Tensor) -> Tensor:
-            return tensor.detach().to(device) if device else tensor.detach().clone()
-
+        placed = placing(device)
         stateless = Stateless(module)
         tensors = {name: placed(tensor) for name, tensor in (stateless.params | stateless.buffers).items()}
         here = device or next(iter(tensors.values()), torch.empty(0)).device
@@ -169,7 +168,7 @@ def count_macs(
         muted(module)
         try:
             with outside_put_back(module, step):
-                return either(torch.device("meta"))
+                return either(META)
         except Exception:
             # A step that looks at values, makes tensors on the CPU, or is itself broken: the next line tells.
             reset()
@@ -319,11 +318,9 @@ class _Functions(TorchFunctionMode):
             self._note([value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)][:2], func)
         if not self._skips or torch.is_grad_enabled():
             return func(*args, **kwargs)
-        if func is F.batch_norm or func in ACTIVATIONS:
-            given = args[0] if args else kwargs["input"]
-            if given.is_meta:
-                in_place = func is not F.batch_norm and is_in_place(func, args, kwargs)
-                return given if in_place else _same_shape(given)
+        if (given := slow_input(func, args, kwargs)) is not None:
+            in_place = func is not F.batch_norm and is_in_place(func, args, kwargs)
+            return given if in_place else _same_shape(given)
         if func in _SUMS and len(args) == 2 and not kwargs and all(isinstance(arg, Tensor) for arg in args):
             a, b = args
             if a.is_meta and b.is_meta and (a.shape, a.dtype) == (b.shape, b.dtype):
