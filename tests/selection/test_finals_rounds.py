@@ -13,9 +13,14 @@ from scipy import stats
 from lightning_zico import ZeroShotSelector
 from lightning_zico.errors import InvalidArgumentError
 from lightning_zico.selection.finalist import Conditions, Finalist, _end_of_patience
+from lightning_zico.selection.finals import finals_rules
 from lightning_zico.selection.rounds import FinalsRules, hold_finals
 from tests.modules import assert_same
 from tests.selection.test_finals import Data, Net, Saying, selector_of, trainer_of
+
+
+def test_the_rules_have_the_defaults_of_the_selector() -> None:
+    assert FinalsRules() == finals_rules(ZeroShotSelector())
 
 
 class Scripted(Finalist):
