@@ -9,7 +9,7 @@ from lightning_zico._registry import unknown_name
 from lightning_zico._typing import Batch, Params
 from lightning_zico.engine.batches import tensors_of
 from lightning_zico.engine.blocks import block_names
-from lightning_zico.engine.chain import trace_calls
+from lightning_zico.engine.chain import Call, Chain
 from lightning_zico.engine.cutting import first_samples
 from lightning_zico.engine.flow import DataFlow, trace_flow
 from lightning_zico.engine.layers import (
@@ -213,7 +213,10 @@ def _may_be_time_first(anatomy: Anatomy) -> bool:
 
 
 def _found_blocks(anatomy: Anatomy) -> list[str]:
-    calls = trace_calls(anatomy.module, anatomy.step, anatomy.first_batch, anatomy.muted)
+    try:
+        calls = anatomy.once(_first_run)[1]
+    except Exception:  # the classes of submodules tell as well
+        calls = []
     return block_names(anatomy.module, anatomy.structure, calls)
 
 
@@ -264,10 +267,16 @@ def _flow(anatomy: Anatomy) -> DataFlow:
     return trace_flow(anatomy.module, anatomy.step, anatomy.first_batch, anatomy.muted)
 
 
-def _macs(anatomy: Anatomy) -> MacCount:
+def _first_run(anatomy: Anatomy) -> tuple[MacCount, list[Call]]:
+    """Run the first batch through the module once, for the count of its operations and for its blocks."""
     stated = stated_samples(anatomy.batches[anatomy.first_idx], anatomy._num_samples)
+    chain = Chain(anatomy.module)
+    return _counted(anatomy, anatomy.first_batch, stated, chain), chain.calls
+
+
+def _macs(anatomy: Anatomy) -> MacCount:
     try:
-        return _counted(anatomy, anatomy.first_batch, stated)
+        return anatomy.once(_first_run)[0]
     except ZiCoError:
         raise
     except Exception:
@@ -277,8 +286,10 @@ def _macs(anatomy: Anatomy) -> MacCount:
         ) from None
 
 
-def _counted(anatomy: Anatomy, batch: Batch, stated: int | None = None) -> MacCount:
-    return count_macs(anatomy.module, anatomy.step, batch, anatomy.muted, stated=stated, layout=anatomy.layout)
+def _counted(anatomy: Anatomy, batch: Batch, stated: int | None = None, chain: Chain | None = None) -> MacCount:
+    return count_macs(
+        anatomy.module, anatomy.step, batch, anatomy.muted, stated=stated, layout=anatomy.layout, chain=chain
+    )
 
 
 def _count_samples(anatomy: Anatomy) -> int | None:

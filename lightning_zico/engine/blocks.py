@@ -38,7 +38,7 @@ def block_names(module: nn.Module, layers: Layers | None = None, calls: Sequence
     Args:
         module: Any module.
         layers: Its layers; None for those that the classes of its parts tell.
-        calls: What a run of it called, see `chain.trace_calls`; none for a module that has not run.
+        calls: What a run of it called, see `chain.Chain`; none for a module that has not run.
 
     Returns:
         Names of submodules, in the order of the calls, or else the module's; fewer than two are none.

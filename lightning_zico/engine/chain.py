@@ -1,28 +1,21 @@
 """Where the data of a step narrows to one tensor: the calls of submodules that all of it passes through."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
-from lightning_zico._typing import Batch, Step
-from lightning_zico.engine.batches import map_tensors, tensors_of
+from lightning_zico._typing import Batch
+from lightning_zico.engine.batches import tensors_of
 from lightning_zico.engine.dispatched import SHAPED, SHAPED_RANDOM, key_of, name_of, tensors_in, written_by
-from lightning_zico.engine.meta import META, placing, slow_input
 from lightning_zico.engine.observers import floating_tensor_in
-from lightning_zico.engine.outside import outside_put_back
-from lightning_zico.engine.scope import preserved, seed_all, unfused
-from lightning_zico.engine.stateless import Stateless
 from lightning_zico.engine.tree import submodules
-from lightning_zico.engine.watch import is_in_place
-from lightning_zico.errors import SkippedBatchError
 
 
 @dataclass(eq=False)
@@ -55,63 +48,13 @@ class Call:
             yield from call
 
 
-def trace_calls(
-    module: nn.Module, step: Step, batch: Batch, muted: Callable[[nn.Module], None] = lambda _: None
-) -> list[Call]:
-    """Run a step once and follow its data, on the meta device where that is possible.
-
-    A point of the run through which all data passes is a dominator of the network's output in the graph of operators.
-    The graph begins where data of the batch is first multiplied with a parameter or looks one up, so that masks, which
-    reach every block, open no way around it. Neither do weights that blocks share.
-
-    Args:
-        module: Put back afterwards.
-        step: ``(module, batch, batch_idx) -> loss``. Autograd is off, unless the step fails without it.
-        batch: Some samples.
-        muted: Given the module before the run, to silence what cannot run on the meta device.
-
-    Returns:
-        The outermost calls; none if the step fails.
-    """
-
-    def trace(device: torch.device | None, *, differentiates: bool) -> list[Call]:
-        placed = placing(device)
-        stateless = Stateless(module)
-        tensors = {name: placed(tensor) for name, tensor in (stateless.params | stateless.buffers).items()}
-        trainable = [name for name, p in stateless.params.items() if differentiates and p.requires_grad]
-        own_batch = map_tensors(placed, batch)
-        seed_all(0)
-        graph = _Graph([tensors[name] for name in stateless.params], tensors_of(own_batch))
-        calls = _Calls({id(part): name for name, part in submodules(module).items()}, graph)
-
-        def run() -> Any:
-            with torch.set_grad_enabled(differentiates), calls, _Shortcuts(), graph:
-                return step(module, own_batch, 0)
-
-        # The module's own parameters cannot be on another device.
-        loss = stateless.call(tensors, run) if device else stateless.run(tensors, run, trainable)
-        return calls.finished(loss)
-
-    with torch.inference_mode(False), unfused(), preserved(module) as reset:
-        muted(module)
-        for device, differentiates in ((META, False), (None, False), (None, True)):
-            try:
-                with outside_put_back(module, step):
-                    return trace(device, differentiates=differentiates)
-            except SkippedBatchError:
-                raise
-            except Exception:  # a step that looks at values, or makes tensors on the CPU; or one that fails anyway
-                reset()
-        return []
-
-
 _ROOT, _WEIGHT, _FRESH = 0, -1, -2
 
 # Additions to a parameter or to data from the batch; anything else makes data of the two.
 _SUMS = frozenset({"add", "sub", "add_", "sub_"})
 
 
-class _Graph(TorchDispatchMode):
+class _Graph:
     """Keeps, for the memory of each tensor, the operator that last wrote to it, and the operator's dominators.
 
     An operator dominates another if the data cannot reach the other without passing through it. Every operator is
@@ -119,10 +62,7 @@ class _Graph(TorchDispatchMode):
     these operators (Cooper, Harvey & Kennedy, *A Simple, Fast Dominance Algorithm*, 2001).
     """
 
-    supports_higher_order_operators = True
-
-    def __init__(self, params: Any, batch: Sequence[Tensor]) -> None:
-        super().__init__()
+    def __init__(self, params: Iterable[Tensor], batch: Iterable[Tensor]) -> None:
         # A weak reference keeps the address of freed memory from being used again.
         self._nodes: dict[StorageWeakRef, int] = {}
         self._nodes |= {key_of(tensor): _FRESH for tensor in batch}
@@ -142,21 +82,12 @@ class _Graph(TorchDispatchMode):
             node = self._nearest[node]
         return found
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        # Looked up first: an operator may write to what it is given.
-        given = [key_of(tensor) for tensor in (*tensors_in(args), *tensors_in(kwargs))]
+    def note(self, name: str, given: Iterable[StorageWeakRef], changed: Iterable[StorageWeakRef]) -> None:
+        """Note an operator that reads some memory and writes to some."""
         read = {self._nodes[key] for key in given if key in self._nodes}
-        out = func(*args, **kwargs)
-        changed = [key_of(tensor) for tensor in tensors_in(out)]
-        changed = [key for key in changed if key not in given]
-        changed += [key for key in map(key_of, written_by(func, args, kwargs)) if self._nodes.get(key) != _WEIGHT]
-        name = name_of(func)
-        if read and changed and not name.startswith((*SHAPED, *SHAPED_RANDOM)):
+        changed = [key for key in changed if self._nodes.get(key) != _WEIGHT]
+        if read and changed:
             self._nodes |= dict.fromkeys(changed, self._node(name, read))
-        return out
 
     def _node(self, name: str, read: set[int]) -> int:
         data = {node for node in read if node > _ROOT}
@@ -181,43 +112,81 @@ class _Graph(TorchDispatchMode):
         return node
 
 
-class _Shortcuts(TorchFunctionMode):
-    """Replaces norms and activations, which are slow on the meta device, by an operator that reads the same.
+@lru_cache(maxsize=4096)
+def _looks_at_shapes(func: Any) -> bool:
+    return name_of(func).startswith((*SHAPED, *SHAPED_RANDOM))
 
-    Activations in place, and what may be differentiated, are left alone.
+
+class Chain:
+    """The calls of submodules in one run of a step, and through which of them all data passes.
+
+    A point of the run through which all data passes is a dominator of the network's output in the graph of operators.
+    The graph begins where data of the batch is first multiplied with a parameter or looks one up, so that masks, which
+    reach every block, open no way around it. Neither do weights that blocks share.
+
+    Args:
+        module: The module whose submodules are looked at.
     """
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        given = slow_input(func, args, kwargs)
-        if given is not None and (func is F.batch_norm or not is_in_place(func, args, kwargs)):
-            return given.neg()
-        return func(*args, **kwargs)
-
-
-class _Calls:
-    """Keeps the calls of submodules while its context is open."""
-
-    def __init__(self, names: dict[int, str], graph: _Graph) -> None:
-        self._names = names
-        self._graph = graph
-        self._open: list[Call] = [Call("", nn.Module())]
+    def __init__(self, module: nn.Module) -> None:
+        self._names = {id(part): name for name, part in submodules(module).items()}
+        self._graph = _Graph((), ())
+        self._open = [Call("", nn.Module())]  # the last one is running; the first one stands for what is outside
         self._ends: dict[Call, tuple[Tensor | None, int | None, int | None]] = {}
         self._output: int | None = None
 
-    def __enter__(self) -> None:
-        self._handles = (
+    @contextmanager
+    def following(self, params: Iterable[Tensor], batch: Batch) -> Iterator[None]:
+        """Follow a run, which reports its operators with `call` and `note`; forget an earlier one.
+
+        Args:
+            params: Parameters with which it runs.
+            batch: Batch that it runs on.
+        """
+        self._graph = _Graph(params, tensors_of(batch))
+        self._open = [Call("", nn.Module())]
+        self._ends.clear()
+        self._output = None
+        handles = (
             register_module_forward_pre_hook(self._begins),
             register_module_forward_hook(self._called, with_kwargs=True),
         )
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
-    def __exit__(self, *_: object) -> None:
-        for handle in self._handles:
-            handle.remove()
+    @property
+    def calls(self) -> list[Call]:
+        """The outermost calls of the run, in order."""
+        return self._open[0].within
+
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call an operator, as a ``TorchDispatchMode`` sees it, and note what it reads and writes."""
+        # Looked up first: an operator may write to what it is given.
+        given = [key_of(tensor) for tensor in tensors_in((args, kwargs) if kwargs else args)]
+        out = func(*args, **kwargs)
+        if given and not _looks_at_shapes(func):
+            made = [key for tensor in tensors_in(out) if (key := key_of(tensor)) not in given]
+            self._graph.note(name_of(func), given, [*made, *map(key_of, written_by(func, args, kwargs))])
+        return out
+
+    def note(self, func: Any, given: Iterable[Tensor], out: Tensor) -> None:
+        """Note a function of torch that reads some tensors and writes one, of which no operator is called."""
+        self._graph.note(func.__name__, map(key_of, given), [key_of(out)])
+
+    # A mode that sees functions would see those of the next two on tensors as well, which takes time.
 
     def _begins(self, module: nn.Module, args: Any) -> None:
+        with torch._C.DisableTorchFunction():
+            self._begin(module, args)
+
+    def _called(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        with torch._C.DisableTorchFunction():
+            self._end(module, args, kwargs, output)
+
+    def _begin(self, module: nn.Module, args: Any) -> None:
         if id(module) in self._names:
             call = Call(self._names[id(module)], module)
             self._open[-1].within.append(call)
@@ -225,7 +194,7 @@ class _Calls:
             given = floating_tensor_in(args)
             self._ends[call] = given, None if given is None else self._graph.node_of(given), None
 
-    def _called(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+    def _end(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         if id(module) not in self._names:
             return
         while (call := self._open.pop()).module is not module:
@@ -243,13 +212,16 @@ class _Calls:
         if not call.name:
             self._output = end
 
-    def finished(self, loss: Any) -> list[Call]:
-        """Find the links among the calls, and return the outermost ones."""
+    def finish(self, loss: Tensor) -> None:
+        """Find the links among the calls of the run that was followed.
+
+        Args:
+            loss: What the step returned. It is the end of the run where the module itself was not called.
+        """
         end = self._output
-        if end is None and isinstance(loss, Tensor):
+        if end is None:
             end = self._graph.node_of(loss)
         passed = self._graph.passed(end) if end is not None and end > _ROOT else set()
         for call, (_, start, end) in self._ends.items():
             if end is not None and start is not None and (call.reads_batch or start in passed):
                 call.is_link = end in passed or self._graph.sums.get(frozenset({start, end})) in passed
-        return self._open[0].within

@@ -1,6 +1,7 @@
 """Operators as a dispatch mode sees them: what they are called, read and write."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -11,7 +12,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 SHAPED = ("empty_like", "zeros_like", "ones_like", "full_like", "new_empty", "new_zeros", "new_ones", "new_full")
 SHAPED_RANDOM = ("rand_like", "randn_like", "randint_like")
 
+_STRIDED = frozenset({torch.strided, torch.jagged})
 
+
+@lru_cache(maxsize=4096)
 def name_of(func: Any) -> str:
     """Name an operator without its overload."""
     return str(getattr(getattr(func, "_overloadpacket", func), "__name__", func))
@@ -19,29 +23,37 @@ def name_of(func: Any) -> str:
 
 def key_of(tensor: Tensor) -> StorageWeakRef:
     """Refer to the memory that a tensor lives in."""
-    if tensor.layout == torch.strided or tensor.layout == torch.jagged:
+    if tensor.layout in _STRIDED:
         return StorageWeakRef(tensor.untyped_storage())
     values = tensor._values() if tensor.layout == torch.sparse_coo else tensor.values()
     return StorageWeakRef(values.untyped_storage())
 
 
-def tensors_in(value: Any) -> Iterator[Tensor]:
+def tensors_in(value: Any) -> list[Tensor]:
     """List the tensors among arguments, or in results."""
     if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from tensors_in(part)
-    elif isinstance(value, dict):
-        yield from tensors_in(list(value.values()))
+        return [value]
+    if isinstance(value, dict):
+        value = value.values()
+    elif not isinstance(value, list | tuple):
+        return []
+    found: list[Tensor] = []
+    for part in value:
+        if isinstance(part, Tensor):
+            found.append(part)
+        elif isinstance(part, list | tuple | dict):
+            found += tensors_in(part)
+    return found
 
 
-def written_by(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[Tensor]:
+def written_by(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Tensor]:
     """List the tensors that an operator writes to."""
     schema = getattr(func, "_schema", None)
     if schema is None or not schema.is_mutable:
-        return
+        return []
+    found: list[Tensor] = []
     for position, argument in enumerate(schema.arguments):
         if argument.alias_info is not None and argument.alias_info.is_write:
             value = args[position] if position < len(args) else kwargs.get(argument.name)
-            yield from tensors_in(value)
+            found += tensors_in(value)
+    return found

@@ -1,13 +1,9 @@
 """What runs on the meta device share: shapes without data."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
-
-from lightning_zico.engine.watch import ACTIVATIONS
 
 META = torch.device("meta")
 
@@ -19,15 +15,3 @@ def placing(device: torch.device | None) -> Callable[[Tensor], Tensor]:
         return tensor.detach().to(device) if device else tensor.detach().clone()
 
     return place
-
-
-def slow_input(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
-    """Return the input of a norm or an activation if it is on the meta device, where these take most of the time.
-
-    Returns:
-        None for other functions and devices, and if autograd is on: then, what the call does to the graph matters.
-    """
-    if torch.is_grad_enabled() or (func is not F.batch_norm and func not in ACTIVATIONS):
-        return None
-    given: Tensor = args[0] if args else kwargs["input"]
-    return given if given.is_meta else None

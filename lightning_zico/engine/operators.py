@@ -53,11 +53,15 @@ def _grouped(given: Mapping[str, Any], out: Tensor) -> float:
 
 
 def _convolution(given: Mapping[str, Any], out: Tensor) -> float:
-    return out.numel() * given["weight"][0].numel()
+    return out.numel() * math.prod(given["weight"].shape[1:])
 
 
 def _transposed_convolution(given: Mapping[str, Any], out: Tensor) -> float:
-    return next(iter(given.values())).numel() * given["weight"][0].numel()
+    return next(iter(given.values())).numel() * math.prod(given["weight"].shape[1:])
+
+
+def _either_convolution(given: Mapping[str, Any], out: Tensor) -> float:
+    return (_transposed_convolution if given["transposed"] else _convolution)(given, out)
 
 
 def _attention(given: Mapping[str, Any], out: Any) -> float:
@@ -150,6 +154,10 @@ def _tensor(out: Any) -> Tensor:
 
 # By name, of namespace ``aten`` and of torchvision. What a formula is given are the arguments by name and the result.
 _FORMULAS: dict[str, Formula] = {
+    # The first four are in torch's counter as well, which takes longer for them than the meta device for the operator.
+    "convolution": _either_convolution,
+    **dict.fromkeys(("mm", "bmm"), _product("self")),
+    "addmm": _product("mat1"),
     "mv": _numel("self"),
     "addmv": _numel("mat"),
     "dot": _numel("self"),
@@ -325,8 +333,12 @@ def _name(func: Any) -> str:
 
 
 def _named(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    names = (argument.name for argument in func._schema.arguments)
-    return dict(zip(names, args, strict=False)) | dict(kwargs)
+    return dict(zip(_argument_names(func), args, strict=False)) | dict(kwargs)
+
+
+@lru_cache(maxsize=4096)
+def _argument_names(func: Any) -> list[str]:
+    return [argument.name for argument in func._schema.arguments]
 
 
 def _factor(args: tuple[Any, ...]) -> int:

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_zico._typing import Batch, Step
 from lightning_zico.engine.batches import map_tensors
+from lightning_zico.engine.chain import Chain
 from lightning_zico.engine.layers import Layout
-from lightning_zico.engine.meta import META, placing, slow_input
+from lightning_zico.engine.meta import META, placing
 from lightning_zico.engine.observers import floating_tensor_in
 from lightning_zico.engine.operators import counts_nothing, macs_of, most_macs_of
 from lightning_zico.engine.outside import outside_put_back
@@ -27,11 +28,11 @@ from lightning_zico.engine.samples import Seen, is_settled, known_samples, num_s
 from lightning_zico.engine.scope import preserved, seed_all, unfused
 from lightning_zico.engine.stateless import Stateless
 from lightning_zico.engine.tree import parameters, submodules
-from lightning_zico.engine.watch import is_in_place
+from lightning_zico.engine.watch import ACTIVATIONS, is_in_place
 from lightning_zico.errors import NotApplicableError, ZiCoError
 
-# What `a + b` is, and how else it is written.
-_SUMS = frozenset({Tensor.add, torch.add})
+# What `a + b` and `a += b` are, and how else they are written.
+_SUMS = frozenset({Tensor.add, torch.add, Tensor.add_})
 
 # Operators without a formula are no reason to doubt a count as long as they add at most this share to it.
 _NEGLIGIBLE = 0.01
@@ -110,6 +111,7 @@ def count_macs(
     *,
     stated: int | None = None,
     layout: Callable[[], Layout] | None = None,
+    chain: Chain | None = None,
 ) -> MacCount:
     """Count the multiply-accumulate operations of a module's forward pass, on the meta device where that is possible.
 
@@ -123,6 +125,7 @@ def count_macs(
         muted: Given the module before the count on the meta device, to silence what cannot run there and adds no MACs.
         stated: Samples in the batch, as the user states them; None to find out (`samples.num_samples`).
         layout: Gives that of the module, if somebody has it.
+        chain: Follows the data of the same run, if given.
 
     Returns:
         The count. Matrix products count wherever they stand (attention too), biases and norms nowhere.
@@ -142,15 +145,18 @@ def count_macs(
         for name in trainable:
             tensors[name].requires_grad_()
         seed_all(0)
-        counter, seen = _Counter(), Seen()
-        functions = _Functions(seen, skips=device is not None) if device or looks else nullcontext()
+        own = map_tensors(placed, batch)
+        counter, seen = _Counter(chain), Seen()
+        functions = _Functions(seen, chain, skips=device is not None) if device or looks else nullcontext()
         looking = _looking(seen, layout() if layout else Layout.of(module)) if looks else nullcontext()
-        with torch.set_grad_enabled(differentiates), looking, functions, counter:
-            own = map_tensors(placed, batch)
+        following = chain.following([tensors[name] for name in stateless.params], own) if chain else nullcontext()
+        with torch.set_grad_enabled(differentiates), looking, following, functions, counter:
             if device:
-                stateless.loss(step, tensors, own, 0)
+                loss = stateless.loss(step, tensors, own, 0)
             else:
-                stateless.run(tensors, lambda: stateless.watched_loss(step, own, 0, None), trainable)
+                loss = stateless.run(tensors, lambda: stateless.watched_loss(step, own, 0, None), trainable)
+        if chain:
+            chain.finish(loss)
         samples = stated or num_samples(batch, seen if looks else None)
         return MacCount(counter.macs, samples, here.type, counter.missing())
 
@@ -237,9 +243,10 @@ class _Counter(TorchDispatchMode):
 
     supports_higher_order_operators = True
 
-    def __init__(self) -> None:
+    def __init__(self, chain: Chain | None) -> None:
         super().__init__()
         self.macs = 0.0
+        self._chain = chain
         self._most: dict[str, float] = {}  # by operator without a formula, the most that it may add
 
     def __torch_dispatch__(
@@ -254,7 +261,7 @@ class _Counter(TorchDispatchMode):
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
                 return parts
-        out = func(*args, **kwargs)
+        out = self._chain.call(func, args, kwargs) if self._chain else func(*args, **kwargs)
         if counts_nothing(func):
             return out
         macs = macs_of(func, args, kwargs, out)
@@ -275,7 +282,7 @@ class _Counter(TorchDispatchMode):
         """Run what calls functions: of `torch.cond` the branch with more operations counts, wherever that is known."""
         if func is not torch.ops.higher_order.cond:
             self._most[f"higher_order.{func._name}"] = math.inf
-            return func(*args, **kwargs)
+            return self._chain.call(func, args, kwargs) if self._chain else func(*args, **kwargs)
         predicate, *branches, operands = args
         before, counts, outs = self.macs, [], []
         for branch in branches:
@@ -290,7 +297,9 @@ class _Counter(TorchDispatchMode):
 
 def _same_shape(tensor: Tensor) -> Tensor:
     """Make a meta tensor of the same shape and layout; `torch.empty_like` is written in Python there, and slower."""
-    return tensor.new_empty(tensor.shape) if tensor.is_contiguous() else torch.empty_like(tensor)
+    if not tensor.is_contiguous():
+        return torch.empty_like(tensor)
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=META)
 
 
 class _Functions(TorchFunctionMode):
@@ -302,12 +311,14 @@ class _Functions(TorchFunctionMode):
 
     Args:
         seen: What to note lengths in.
+        chain: Told of what is passed by, if given.
         skips: Whether to pass by.
     """
 
-    def __init__(self, seen: Seen, *, skips: bool) -> None:
+    def __init__(self, seen: Seen, chain: Chain | None, *, skips: bool) -> None:
         super().__init__()
         self._seen = seen
+        self._chain = chain
         self._skips = skips
 
     def __torch_function__(
@@ -318,14 +329,23 @@ class _Functions(TorchFunctionMode):
             self._note([value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)][:2], func)
         if not self._skips or torch.is_grad_enabled():
             return func(*args, **kwargs)
-        if (given := slow_input(func, args, kwargs)) is not None:
-            in_place = func is not F.batch_norm and is_in_place(func, args, kwargs)
-            return given if in_place else _same_shape(given)
-        if func in _SUMS and len(args) == 2 and not kwargs and all(isinstance(arg, Tensor) for arg in args):
+        if func is F.batch_norm or func in ACTIVATIONS:
+            given = args[0] if args else kwargs["input"]
+            if given.is_meta:
+                return self._pass_by(func, [given], func is not F.batch_norm and is_in_place(func, args, kwargs))
+        if func in _SUMS and len(args) == 2 and not kwargs and isinstance(args[0], Tensor) and args[0].is_meta:
             a, b = args
-            if a.is_meta and b.is_meta and (a.shape, a.dtype) == (b.shape, b.dtype):
-                return _same_shape(a)
+            if isinstance(b, int) and func is Tensor.add_:  # a norm counts its batches
+                return a
+            if isinstance(b, Tensor) and b.is_meta and (a.shape, a.dtype) == (b.shape, b.dtype):
+                return self._pass_by(func, args, func is Tensor.add_)
         return func(*args, **kwargs)
+
+    def _pass_by(self, func: Any, given: Sequence[Tensor], in_place: bool) -> Tensor:
+        out = given[0] if in_place else _same_shape(given[0])
+        if self._chain:
+            self._chain.note(func, given, out)
+        return out
 
     def _note(self, compared: list[Tensor], func: Any) -> None:
         lengths = {len(tensor) for tensor in compared if tensor.ndim and not tensor.is_nested}
