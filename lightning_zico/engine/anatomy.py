@@ -27,7 +27,7 @@ from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.engine.size import MacCount, count_macs, count_params, may_be_time_first
 from lightning_zico.engine.subject import Subject
 from lightning_zico.engine.tree import parameters, submodules
-from lightning_zico.errors import NoGradientError, NotApplicableError, ZiCoError
+from lightning_zico.errors import NoGradientError, NotApplicableError, SkippedBatchError, ZiCoError
 
 
 class Anatomy(Subject):
@@ -227,8 +227,12 @@ def _inputs(anatomy: Anatomy) -> frozenset[int]:
     return frozenset(floating) if floating in ([], [0]) else anatomy.flow.inputs & frozenset(floating)
 
 
+def _stated(anatomy: Anatomy) -> int | None:
+    return stated_samples(anatomy.batches[anatomy.first_idx], anatomy._num_samples)
+
+
 def _longest(anatomy: Anatomy) -> int:
-    stated = stated_samples(anatomy.batches[anatomy.first_idx], anatomy._num_samples)
+    stated = _stated(anatomy)
     if stated is not None:
         return stated
     return max((len(tensor) for tensor in tensors_of(anatomy.first_batch) if tensor.ndim), default=0)
@@ -269,12 +273,17 @@ def _flow(anatomy: Anatomy) -> DataFlow:
 
 def _first_run(anatomy: Anatomy) -> tuple[MacCount, list[Call]]:
     """Run the first batch through the module once, for the count of its operations and for its blocks."""
-    stated = stated_samples(anatomy.batches[anatomy.first_idx], anatomy._num_samples)
-    chain = Chain(anatomy.module)
-    return _counted(anatomy, anatomy.first_batch, stated, chain), chain.calls
+    stated, chain = _stated(anatomy), Chain(anatomy.module)
+    try:
+        return _counted(anatomy, anatomy.first_batch, stated, chain), chain.calls
+    except SkippedBatchError:
+        raise
+    except Exception:  # what cannot be followed may still be counted
+        return _counted(anatomy, anatomy.first_batch, stated), []
 
 
 def _macs(anatomy: Anatomy) -> MacCount:
+    _stated(anatomy)  # raises what is wrong with it
     try:
         return anatomy.once(_first_run)[0]
     except ZiCoError:

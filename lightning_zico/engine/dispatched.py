@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
 # Only the shape of what they are given matters.
@@ -22,7 +23,9 @@ def name_of(func: Any) -> str:
 
 
 def key_of(tensor: Tensor) -> StorageWeakRef:
-    """Refer to the memory that a tensor lives in."""
+    """Refer to the memory that a tensor lives in, also of one that `torch.func` wraps."""
+    while is_functorch_wrapped_tensor(tensor):
+        tensor = get_unwrapped(tensor)
     if tensor.layout in _STRIDED:
         return StorageWeakRef(tensor.untyped_storage())
     values = tensor._values() if tensor.layout == torch.sparse_coo else tensor.values()

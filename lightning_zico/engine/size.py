@@ -27,6 +27,7 @@ from lightning_zico.engine.outside import outside_put_back
 from lightning_zico.engine.samples import Seen, is_settled, known_samples, num_samples
 from lightning_zico.engine.scope import preserved, seed_all, unfused
 from lightning_zico.engine.stateless import Stateless
+from lightning_zico.engine.transforms import is_transforming
 from lightning_zico.engine.tree import parameters, submodules
 from lightning_zico.engine.watch import ACTIVATIONS, is_in_place
 from lightning_zico.errors import NotApplicableError, ZiCoError
@@ -297,7 +298,7 @@ class _Counter(TorchDispatchMode):
 
 def _same_shape(tensor: Tensor) -> Tensor:
     """Make a meta tensor of the same shape and layout; `torch.empty_like` is written in Python there, and slower."""
-    if not tensor.is_contiguous():
+    if not tensor.is_contiguous() or is_transforming():
         return torch.empty_like(tensor)
     return torch.empty(tensor.shape, dtype=tensor.dtype, device=META)
 

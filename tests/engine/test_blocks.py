@@ -385,6 +385,34 @@ def test_a_caught_error_does_not_mix_up_calls():
     assert links(network, torch.zeros(4, 6))[:3] == ["", "stem", "blocks"]
 
 
+def test_a_network_inside_vmap_is_followed():
+    network = Tower(blocks=nn.Sequential(Residual(8), Gated(8)), run=_blocks_of)
+    calls = calls_of(network, lambda net, batch, _: torch.func.vmap(net)(batch).sum(), torch.zeros(4, 6))
+    assert block_names(network, None, calls) == ["blocks.0", "blocks.1"]
+
+
+class Strange(nn.Module):
+    """Returns something that no tensor can be looked for in."""
+
+    def forward(self, x):
+        return Unreadable(x)
+
+
+class Unreadable:
+    def __init__(self, x):
+        self.x = x
+
+    def __getattr__(self, name):
+        raise RuntimeError(name)
+
+
+def test_what_cannot_be_followed_is_counted_all_the_same():
+    module = Tower(blocks=nn.Sequential(nn.Linear(8, 8), Strange()), run=lambda net, x: net.blocks(x).x)
+    anatomy = Anatomy(module, lambda net, batch, _: net(batch).sum(), [torch.zeros(4, 6)])
+    assert anatomy.macs.macs == 6 * 8 + 8 * 8 + 8 * 3
+    assert anatomy.blocks == []
+
+
 def test_a_network_that_is_called_twice_is_no_chain():
     network = Tower(blocks=nn.Sequential(Residual(8), Gated(8)), run=_blocks_of)
     calls = calls_of(network, lambda net, batch, _: (net(batch) - net(batch + 1)).square().sum(), torch.zeros(4, 6))

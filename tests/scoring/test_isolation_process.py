@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader
 from lightning_zico import Candidate, ProcessExecutor, ScoreCard, ZeroShotSelector, ZiCoCallback, score
 from lightning_zico.scoring import turns
 from lightning_zico.scoring.patches import list_watched
-from lightning_zico.scoring.process_state import preserved_process_state
+from lightning_zico.scoring.process_state import one_ranking, preserved_process_state
 from tests.interrupts import interrupted_at
 from tests.modules import Classifier, make_batches
 
@@ -509,3 +509,25 @@ def test_changes_are_named_until_they_are_put_back() -> None:
 def test_functions_of_torch_are_watched() -> None:
     names = {(each.owner, name) for each in list_watched() for name in each.names}
     assert {(torch, "matmul"), (F, "linear"), (nn.Linear, "forward"), (nn.Module, "__call__")} <= names
+
+
+@pytest.mark.parametrize("num_own", [0, 20_000])
+def test_a_long_ranking_keeps_the_collector_from_what_was_there_before(num_own: int) -> None:
+    own: list[list[int]] = [[] for _ in range(num_own)]
+    if own:
+        gc.freeze()  # a program that froze its objects itself
+    before, counts = gc.get_freeze_count(), list[int]()
+    try:
+        with one_ranking():
+            for _ in range(12):
+                with preserved_process_state():
+                    counts.append(gc.get_freeze_count())
+        after = gc.get_freeze_count()
+    finally:
+        gc.unfreeze()
+    if own:  # a frozen object may still end on its own
+        assert counts[-1] <= counts[0] <= before
+        assert num_own <= after <= before
+    else:
+        assert before == counts[0] == after == 0
+        assert counts[-1] > len(sys.modules)  # a module is an object
