@@ -206,7 +206,8 @@ def trained(build: Callable[[], LightningModule], seed: int, data: Data, setting
         model = build()
     trainer = quiet_trainer(settings.num_epochs)
     trainer.callbacks = [LambdaCallback(on_train_epoch_end=note)]  # type: ignore[attr-defined]
-    with preserved_rng():
+    with preserved_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of Lightning, on validation that is left out and on the number of workers
         seed_all(seed)
         trainer.fit(model, loader_of(data, settings))
     return {"halves": halves}
@@ -265,9 +266,7 @@ def results_of(
         for name, build in candidates.items():
             if sum(record["seconds"] for record in kept.records.values()) - known > 60 * minutes:
                 return None
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of Lightning, on the number of workers and on logging
-                own = kept.once(f"train {name} {seed}", partial(trained, build, seed, data, settings))
+            own = kept.once(f"train {name} {seed}", partial(trained, build, seed, data, settings))
             tell(f"{name}, seed {seed}: {statistics.fmean(own['halves'][-1]):.1f} %")
     seeds = range(settings.num_seeds)
     return Results(
