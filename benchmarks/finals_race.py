@@ -72,7 +72,7 @@ class Settings:
 
     sizes: int = 4
     num_epochs: int = 12
-    num_images: int = 1200
+    num_images: int = 800
     num_test_images: int = 1000
     num_seeds: int = 3
     batch_size: int = 50

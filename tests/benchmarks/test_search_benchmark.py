@@ -89,6 +89,7 @@ def test_a_screened_study_trains_the_best_of_eight_proposals() -> None:
     assert [params[arch] for arch in screened] == [max(params[arch] for arch in plain[k : k + 8]) for k in (0, 8)]
 
 
+@pytest.mark.slow
 def test_screening_prints_what_is_lost_after_each_number_of_trainings(capsys: pytest.CaptureFixture) -> None:
     folder = data_file("nas_bench_201_proxies_by_others_cifar10.csv.gz").parent
     words = ["--part", "screening", "--screening-trials", "10", "--num-seeds", "2", "--data", str(folder)]
