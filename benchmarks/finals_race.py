@@ -14,6 +14,7 @@ import math
 import random
 import statistics
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -260,11 +261,11 @@ def results_of(
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     candidates, data = candidates_of(settings), photographs(folder, settings)
-    known = sum(record["seconds"] for record in kept.records.values())
+    deadline = time.monotonic() + 60 * minutes
     for seed in range(settings.num_seeds):
         kept.once(f"score {settings.sizes} {seed}", partial(scored, candidates, seed, loader_of(data, settings)))
         for name, build in candidates.items():
-            if sum(record["seconds"] for record in kept.records.values()) - known > 60 * minutes:
+            if time.monotonic() > deadline:
                 return None
             own = kept.once(f"train {name} {seed}", partial(trained, build, seed, data, settings))
             tell(f"{name}, seed {seed}: {statistics.fmean(own['halves'][-1]):.1f} %")
@@ -396,7 +397,6 @@ def _recorded(finalists: Iterable[Finalist], heat: Heat) -> Iterator[Finalist]:
 def ways_of(heat: Heat, trainer: Trainer) -> dict[tuple[int, str], Choice | list[Choice]]:
     """Let all choosers choose, by the most epochs that they may spend and their names."""
     default, params = heat.order("default"), heat.order("params")
-    finals, learned = "default finals, {} of {}", "learned finals, {} of {}"
     return {
         (12, "random"): train_random(heat, 1),
         (12, "largest params"): train_first(heat, params, 1),
@@ -405,16 +405,16 @@ def ways_of(heat: Heat, trainer: Trainer) -> dict[tuple[int, str], Choice | list
         (40, "largest params, best of 3"): train_first(heat, params, 3),
         (40, "1 epoch of everyone, best of 2"): train_all_briefly(heat, 2),
         (40, HALVING): halve(heat, (1, 3)),
-        (40, finals.format(8, 2)): hold(heat, trainer, 8, 2, "default"),
+        (40, "default finals, 8 of 2"): hold(heat, trainer, 8, 2, "default"),
         (40, "params finals, 8 of 2"): hold(heat, trainer, 8, 2, "params"),
-        (40, learned.format(12, 1)): hold(heat, trainer, 12, 1, "params", learn=True),
+        (40, "learned finals, 12 of 1"): hold(heat, trainer, 12, 1, "params", learn=True),
         (52, "random, best of 4"): train_random(heat, 4),
         (52, "largest params, best of 4"): train_first(heat, params, 4),
         (52, "1 epoch of everyone, best of 3"): train_all_briefly(heat, 3),
         (52, HALVING): halve(heat, (1, 3, 9)),
-        (52, finals.format(8, 3)): hold(heat, trainer, 8, 3, "default"),
+        (52, "default finals, 8 of 3"): hold(heat, trainer, 8, 3, "default"),
         (52, "params finals, 8 of 3"): hold(heat, trainer, 8, 3, "params"),
-        (52, learned.format(16, 1)): hold(heat, trainer, 16, 1, "params", learn=True),
+        (52, "learned finals, 16 of 1"): hold(heat, trainer, 16, 1, "params", learn=True),
     }
 
 
@@ -480,7 +480,7 @@ def print_candidates(console: Console, results: Results) -> Record:
     taus: dict[str, list[float]] = {}
     for own, of_seed in zip(results.columns, curves, strict=True):
         orders = {"params": own["params"], "default": combine(get_recipe("default"), own)}
-        orders |= {f"{epoch} epochs": of_seed[:, epoch - 1].tolist() for epoch in (1, 3, len(of_seed[0]))}
+        orders |= {f"epoch {epoch}": of_seed[:, epoch - 1].tolist() for epoch in (1, 3, len(of_seed[0]))}
         for name, values in orders.items():
             there = [idx for idx, value in enumerate(values) if value is not None]
             tau = kendall([values[idx] for idx in there], truths[there])
