@@ -1,4 +1,4 @@
-"""The search: a small version of ZiCo's published one, evolution against chance, and the quality of the result.
+"""The search: a small version of ZiCo's published one, evolution against chance, and screening of an Optuna study.
 
 README.md beside this file tells how.
 """
@@ -15,19 +15,21 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+import optuna
 import torch
 import yaml
 from rich.console import Console
 from scores import Protocol, cifar10_batches
 from speed import print_table
 from tables import Table, add_folders, found, nas_bench_201
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, interpolate
 
 from lightning_zico import Budget, Candidate, Score, ScoreCard
 from lightning_zico.bridge import Reading
 from lightning_zico.demos import DigitsDataModule
-from lightning_zico.proxies import resolve_proxies
+from lightning_zico.integrations import ScreeningSampler
+from lightning_zico.proxies import BASELINES, resolve_proxies
 from lightning_zico.scoring.executors.base import Job
 from lightning_zico.scoring.scorer import Scorer
 from lightning_zico.search import Evolution, ZeroShotSearch
@@ -39,7 +41,9 @@ Batches: TypeAlias = list[tuple[Tensor, Tensor]]
 
 HERE = Path(__file__).parent
 CONFIG = HERE.parent / "examples" / "configs" / "search_imagenet_450m.yaml"
-PARTS = ("reduced", "chance", "nas-bench-201")
+PARTS = ("reduced", "chance", "nas-bench-201", "screening")
+VALIDATION_AND_TEST = ("valid_cifar10", "test_cifar10")
+TRAININGS = (5, 10, 20, 50)
 
 # The networks that the published searches found, by million MACs (SLDGroup/ZiCo).
 PUBLISHED = {
@@ -216,13 +220,18 @@ def cards_by_others(folder: Path, table: Table) -> dict[str, ScoreCard]:
     return cards
 
 
+def unread_batches() -> list[tuple[Tensor, Tensor]]:
+    """Make two batches for an executor that looks scores up."""
+    return [(torch.full((1, 3, 32, 32), float(idx)), torch.zeros(1, dtype=torch.long)) for idx in range(2)]
+
+
 def nas_bench(console: Console, arguments: argparse.Namespace) -> None:
     """Search with looked-up scores, and look up the accuracy of the result."""
     table = nas_bench_201(arguments.data)
     accuracy = {row.name: row.truths["test_cifar10"] for row in table.rows}
     cards = cards_by_others(arguments.data, table)
     most = max(accuracy.values())
-    batches = [(torch.zeros(1, 3, 32, 32), torch.zeros(1, dtype=torch.long)), (torch.ones(1, 3, 32, 32),) * 2]
+    batches = unread_batches()
     rows = []
     for proxies in ("without_blocks", "naswot", "params"):
         for sampler in (Evolution(), "random"):
@@ -252,6 +261,86 @@ def nas_bench(console: Console, arguments: argparse.Namespace) -> None:
     console.print("Scores are looked up: naswot is NAS-Bench-Suite-Zero's nwot; without_blocks combines it with MACs.")
 
 
+# --- screening of an Optuna study: scores and trainings are looked up -----------------------------
+
+
+class NamedArch(nn.Identity):
+    """Stands for the network of an arch, whose score and accuracy are looked up."""
+
+    def __init__(self, arch: NASBench201Arch) -> None:
+        super().__init__()
+        self.arch = str(arch)
+
+
+class ProposalLookup(Lookup):
+    """The same for proposals of a study, which are named by their parameters."""
+
+    def run(self, scorers: Sequence[Scorer], jobs: Iterable[Job]) -> Generator[tuple[Job, ScoreCard], None, None]:
+        """Yield the card of each proposal's arch."""
+        missing = {name: Score(name, None, "It is not looked up.") for name in BASELINES}
+        for job in jobs:
+            known = self._cards[job.candidate.build().arch]
+            yield job, ScoreCard(job.candidate.name, missing | dict(known.scores))
+
+
+def study_of(
+    base: optuna.samplers.BaseSampler,
+    proxies: str | None,
+    table: Table,
+    cards: Mapping[str, ScoreCard],
+    num_trials: int,
+) -> list[str]:
+    """Let a study train archs of NAS-Bench-201, by the accuracies on the validation images.
+
+    Args:
+        base: The sampler.
+        proxies: What screens eight of its proposals for each trial; None for no screening.
+        table: The accuracies.
+        cards: The scores.
+        num_trials: Number of trainings.
+
+    Returns:
+        The archs in the order in which they were trained.
+    """
+    space, accuracy, archs = NASBench201(), {row.name: row.truths["valid_cifar10"] for row in table.rows}, list[str]()
+
+    def suggest(trial: optuna.trial.BaseTrial) -> NamedArch:
+        return NamedArch(space.suggest(trial))
+
+    def objective(trial: optuna.Trial) -> float:
+        archs.append(suggest(trial).arch)
+        return accuracy[archs[-1]]
+
+    if proxies is not None:
+        settings = {"executor": ProposalLookup(cards), "loss_fn": cross_entropy}
+        base = ScreeningSampler(base, suggest, unread_batches(), proxies=proxies, **settings)
+    study = optuna.create_study(sampler=base, direction="maximize")
+    study.optimize(objective, n_trials=num_trials)
+    return archs
+
+
+def screening(console: Console, arguments: argparse.Namespace) -> None:
+    """Compare the best arch after some trainings, with and without screening of what is trained."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    table = nas_bench_201(arguments.data)
+    cards = cards_by_others(arguments.data, table)
+    validation, test = ({row.name: row.truths[name] for row in table.rows} for name in VALIDATION_AND_TEST)
+    numbers = [num for num in TRAININGS if num <= arguments.screening_trials]
+    rows = []
+    for name, sampler in {"random": optuna.samplers.RandomSampler, "TPE": optuna.samplers.TPESampler}.items():
+        for proxies in (None, "params", "without_blocks"):
+            lost: dict[int, list[float]] = {num: [] for num in numbers}
+            for seed in arguments.seeds:
+                archs = study_of(sampler(seed=seed), proxies, table, cards, max(numbers))
+                for num in numbers:
+                    best = max(archs[:num], key=lambda arch: validation[arch])
+                    lost[num].append(max(test.values()) - test[best])
+            cells = [f"{np.mean(own):.2f} +- {np.std(own) / len(own) ** 0.5:.2f}" for own in lost.values()]
+            rows.append([name, proxies or "-", *cells])
+    title = f"NAS-Bench-201, CIFAR-10: points lost, mean of {len(arguments.seeds)} seeds and its standard error"
+    print_table(console, title, ["sampler", "screened by", *(f"{num} trainings" for num in numbers)], rows)
+
+
 # --- the command line ----------------------------------------------------------------------------
 
 
@@ -266,6 +355,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--resolution", type=int, default=96, help="size of the images of the small search, in pixels")
     made.add_argument("--chance-trials", type=int, default=150, help="trials of each search against chance")
     made.add_argument("--chance-proxy", default="zico", help="proxy of these searches")
+    made.add_argument("--screening-trials", type=int, default=max(TRAININGS), help="trainings of each Optuna study")
     made.add_argument("--first-seed", type=int, default=0)
     made.add_argument("--num-seeds", type=int, default=5)
     add_folders(made, cache=False)
@@ -277,7 +367,7 @@ def main(words: Sequence[str] | None = None) -> None:
     arguments = (usage := parser()).parse_args(words)
     arguments.seeds = range(arguments.first_seed, arguments.first_seed + arguments.num_seeds)
     console = Console(width=None if Console().is_terminal else 400)
-    runs = {"reduced": reduced, "chance": chance, "nas-bench-201": nas_bench}
+    runs = {"reduced": reduced, "chance": chance, "nas-bench-201": nas_bench, "screening": screening}
     for part in dict.fromkeys(arguments.part or PARTS):
         try:
             runs[part](console, arguments)

@@ -5,6 +5,7 @@ import statistics
 import sys
 from pathlib import Path
 
+import optuna
 import pytest
 import torch
 
@@ -75,3 +76,26 @@ def test_what_a_thousand_trials_find_in_nas_bench_201_is_accurate_when_trained()
     evolution, chance = ([found(sampler, seed) for seed in range(5)] for sampler in (Evolution(), "random"))
     assert statistics.median(evolution) >= 93.5
     assert statistics.median(evolution) >= statistics.median(chance)
+
+
+def test_a_screened_study_trains_the_best_of_eight_proposals() -> None:
+    table = nas_bench_201(data_file("nas_bench_201.csv.gz").parent)
+    data_file("nas_bench_201_proxies_by_others_cifar10.csv.gz")
+    cards = benchmark.cards_by_others(data_file("nas_bench_201.csv.gz").parent, table)
+    plain = benchmark.study_of(optuna.samplers.RandomSampler(0), None, table, cards, 16)
+    screened = benchmark.study_of(optuna.samplers.RandomSampler(0), "params", table, cards, 2)
+    params = {arch: card["params"].value for arch, card in cards.items()}
+    # The same seed makes the same proposals, eight for each trial.
+    assert [params[arch] for arch in screened] == [max(params[arch] for arch in plain[k : k + 8]) for k in (0, 8)]
+
+
+@pytest.mark.slow
+def test_screening_prints_what_is_lost_after_each_number_of_trainings(capsys: pytest.CaptureFixture) -> None:
+    folder = data_file("nas_bench_201_proxies_by_others_cifar10.csv.gz").parent
+    words = ["--part", "screening", "--screening-trials", "10", "--num-seeds", "2", "--data", str(folder)]
+    benchmark.main(words)
+    printed = capsys.readouterr().out
+    assert "mean of 2 seeds" in printed
+    assert "5 trainings" in printed
+    assert "10 trainings" in printed
+    assert "20 trainings" not in printed
