@@ -227,22 +227,35 @@ def macs_live(model: nn.Module, x: Tensor, y: Tensor, loss_fn: Loss = F.cross_en
     return float(total)
 
 
-def az_trainability(model: nn.Module, block_names: Sequence[str], x0: Tensor, vs: Sequence[Tensor]) -> float:
-    """Run anew for each pair of blocks, cut at the first of the two; `vs` holds one direction per pair."""
+def az_trainability(
+    model: nn.Module, block_names: Sequence[str], x0: Tensor, draws: Sequence[Sequence[Tensor]]
+) -> float:
+    """Run anew for each draw and pair of blocks, cut at the first of the two; `draws` holds those of each pair."""
     terms = []
-    for pair, direction in enumerate(vs):
-        v = as_double(direction)
-        u = _pulled_back(model, block_names, x0, pair, v)
+    for pair, directions in enumerate(draws):
+        us = [_pulled_back(model, block_names, x0, pair, as_double(v)) for v in directions]
+        u, v = us[0], as_double(directions[0])
         if u.shape == v.shape and np.array_equal(u, v.numpy()):
             continue
-        if v.ndim == 4:
-            u = _pixel_unshuffle(u, u.shape[2] // v.shape[2])
-            u, v = np.moveaxis(u, 1, -1), v.movedim(1, -1)
-        rows_u, rows_v = u.reshape(-1, u.shape[-1]), v.numpy().reshape(-1, v.shape[-1])
-        mean = sum(np.outer(a, b) for a, b in zip(rows_u, rows_v, strict=True)) / len(rows_v)  # [C', C]
+        if v.ndim == 3:
+            mean = _token_jacobian(us, [v.numpy() for v in directions])
+        else:
+            if v.ndim == 4:
+                u = _pixel_unshuffle(u, u.shape[2] // v.shape[2])
+                u, v = np.moveaxis(u, 1, -1), v.movedim(1, -1)
+            rows_u, rows_v = u.reshape(-1, u.shape[-1]), v.numpy().reshape(-1, v.shape[-1])
+            mean = sum(np.outer(a, b) for a, b in zip(rows_u, rows_v, strict=True)) / len(rows_v)  # [C', C]
         sigma = np.linalg.svd(mean, compute_uv=False).max()
         terms.append(2 - sigma - 1 / (sigma + 1e-6))
     return float(np.mean(terms)) if terms else float("nan")
+
+
+def _token_jacobian(us: Sequence[np.ndarray], vs: Sequence[np.ndarray]) -> np.ndarray:
+    """Average over all tokens of all draws what is no multiple of the signs, and add that multiple of the identity."""
+    width = vs[0].shape[-1]
+    rows = [(a, b) for u, v in zip(us, vs, strict=True) for a, b in zip(u.reshape(-1, width), v.reshape(-1, width))]
+    beta = sum(a @ b for a, b in rows) / sum(b @ b for _, b in rows)
+    return beta * np.eye(width) + sum(np.outer(a - beta * b, b) for a, b in rows) / len(rows)
 
 
 def _pulled_back(model: nn.Module, block_names: Sequence[str], x0: Tensor, pair: int, v: Tensor) -> np.ndarray:
