@@ -102,8 +102,8 @@ def token_balance(gradients: Sequence[Tensor], signs: Sequence[Tensor]) -> Tenso
     With many rows, both are the same. If the block changes the width of a token, :math:`\beta` is zero.
 
     Args:
-        gradients: :math:`U_k`, the signs of each draw propagated backward through the block, ``[R_k, C']``.
-        signs: :math:`V_k`, the signs, ``[R_k, C]``.
+        gradients: :math:`U_k`, the signs of each draw propagated backward through the block, ``[R / K, C']``.
+        signs: :math:`V_k`, the signs, ``[R / K, C]``.
 
     Returns:
         As `spectral_balance`.
@@ -118,7 +118,9 @@ def token_balance(gradients: Sequence[Tensor], signs: Sequence[Tensor]) -> Tenso
     if gradients[0].shape == signs[0].shape:
         products = [(u * v).sum(dtype=torch.float64) for u, v in zip(gradients, signs, strict=True)]
         beta = torch.stack(products).sum() / (num_rows * signs[0].shape[1])
-    parts = [(u - beta.to(u) * v).T @ v if u.shape == v.shape else u.T @ v for u, v in zip(gradients, signs, strict=True)]
+    parts = [
+        (u - beta.to(u) * v).T @ v if u.shape == v.shape else u.T @ v for u, v in zip(gradients, signs, strict=True)
+    ]
     product = torch.stack([part.double() for part in parts]).sum(dim=0) / num_rows  # [C', R] @ [R, C] -> [C', C]
     return _balance_of(product + beta * torch.eye(*product.shape, dtype=torch.float64, device=product.device))
 

@@ -1,6 +1,7 @@
 """Proxies that need derivatives: one backward pass at a time, gradients of weights as NumPy vectors in float64."""
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -13,6 +14,7 @@ from tests.reference.gradients import gradient_of, per_batch, per_sample, with_c
 from tests.reference.watch import (
     BATCH_NORMS,
     as_double,
+    calls,
     copy_of,
     correlations,
     flat,
@@ -21,6 +23,7 @@ from tests.reference.watch import (
     layer_weights,
     layers_of,
     num_patterns,
+    separated,
     weight_name,
 )
 from tests.reference.zico import zico_from_stacks
@@ -227,6 +230,31 @@ def macs_live(model: nn.Module, x: Tensor, y: Tensor, loss_fn: Loss = F.cross_en
     return float(total)
 
 
+def intrain(model: nn.Module, x: Tensor, y: Tensor, loss_fn: Loss = F.cross_entropy) -> float:
+    """Attention has one output, and the gradients of a linear layer for each projection."""
+    ratios = {}
+    names = {*layers_of(model), *(n for n, m in model.named_modules() if isinstance(m, nn.MultiheadAttention))}
+    for call in calls(model, x, lambda name, _module: name in names):
+        output = np.moveaxis(call.output, 1, -1) if isinstance(call.module, nn.modules.conv._ConvNd) else call.output
+        covariance = np.atleast_2d(np.cov(output.reshape(-1, output.shape[-1]).T, bias=True))
+        ratios[call.name] = np.trace(covariance) ** 2 / np.trace(covariance @ covariance)
+    healths = [np.std(g) / np.abs(g).max() for g in layer_gradients(separated(model), x, y, loss_fn).values()]
+    return float(sum(np.log(ratio) for ratio in ratios.values()) * (1 + sum(healths)) / np.log(len(ratios) + 1))
+
+
+def curvature(model: nn.Module, point: Tensor, velocity: Tensor, chosen: Sequence[int], step: float = 1e-3) -> float:
+    """Central differences along the circle `cos(t) point + sin(t) velocity`, in float64."""
+    twin = copy_of(model)
+
+    def outputs(angle: float) -> np.ndarray:
+        with torch.no_grad():
+            return twin(math.cos(angle) * point + math.sin(angle) * velocity).reshape(-1)[list(chosen)].numpy()
+
+    before, here, after = outputs(-step), outputs(0.0), outputs(step)
+    v, a = (after - before) / (2 * step), (after - 2 * here + before) / step**2
+    return float(np.sqrt(v @ v * (a @ a) - (v @ a) ** 2) / (v @ v) ** 1.5)
+
+
 def az_trainability(
     model: nn.Module, block_names: Sequence[str], x0: Tensor, draws: Sequence[Sequence[Tensor]]
 ) -> float:
@@ -253,7 +281,8 @@ def az_trainability(
 def _token_jacobian(us: Sequence[np.ndarray], vs: Sequence[np.ndarray]) -> np.ndarray:
     """Average over all tokens of all draws what is no multiple of the signs, and add that multiple of the identity."""
     width = vs[0].shape[-1]
-    rows = [(a, b) for u, v in zip(us, vs, strict=True) for a, b in zip(u.reshape(-1, width), v.reshape(-1, width))]
+    pulled, sent = (np.concatenate(each).reshape(-1, width) for each in (us, vs))
+    rows = list(zip(pulled, sent, strict=True))
     beta = sum(a @ b for a, b in rows) / sum(b @ b for _, b in rows)
     return beta * np.eye(width) + sum(np.outer(a - beta * b, b) for a, b in rows) / len(rows)
 
