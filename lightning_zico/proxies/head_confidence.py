@@ -93,7 +93,7 @@ class _Heads(TorchDispatchMode):
         return out
 
     def _count_heads(self, weights: Tensor) -> int:
-        """Count the heads of attention weights, ``[..., H, T, S]``, or ``[N H, T, S]``, also behind a dimension of 1."""
+        """Count the heads of attention weights, ``[..., H, T, S]``, ``[N H, T, S]`` or ``[1, N H, T, S]``."""
         if weights.ndim > 3 and (len(weights) > 1 or self._num_samples == 1):
             return weights.shape[-3]
         if self._num_samples is None:
