@@ -42,7 +42,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[torch.Generator], Ten
     "mixed": (Mixed, gaussian(6, 2, 6, 6), []),
 }
 
-_NO_NUMBERS_TO_CHANGE = ("zen", "jacob_cov", "epe_nas", "linear_regions", "dextr")
+_NO_NUMBERS_TO_CHANGE = ("zen", "linear_regions", "dextr")
 _NO_MAPS = ("meco", "meco_opt")
 _OF_TRANSFORMERS = ("head_confidence", "v_pca", "w_pca")
 _NO_BLOCKS = ("az_expressivity", "az_expressivity_mean", "az_progressivity", "az_trainability")

@@ -121,10 +121,23 @@ def synflow(model: nn.Module, x: Tensor) -> float:
 
 
 def input_jacobian(model: nn.Module, x: Tensor) -> np.ndarray:
-    """Derivative of the sum of all logits by each sample, `[B, D]`."""
-    leaf = as_double(x).requires_grad_()
-    copy_of(model)(leaf).sum().backward()
-    return leaf.grad.reshape(len(x), -1).numpy()
+    """Derivative of the sum of all logits by each sample, `[B, D]`, or by what an embedding makes of each."""
+    if x.is_floating_point():
+        leaf = as_double(x).requires_grad_()
+        copy_of(model)(leaf).sum().backward()
+        return leaf.grad.reshape(len(x), -1).numpy()
+    twin = copy_of(model)
+    leaves: list[Tensor] = []
+
+    def cut(_module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        leaves.append(output.detach().requires_grad_())
+        return leaves[-1]
+
+    for module in twin.modules():
+        if isinstance(module, nn.Embedding):
+            module.register_forward_hook(cut)
+    twin(x).sum().backward()
+    return np.concatenate([leaf.grad.reshape(len(x), -1).numpy() for leaf in leaves], axis=1)
 
 
 def jacob_cov(model: nn.Module, x: Tensor) -> float:
