@@ -520,7 +520,7 @@ def test_contests_draw_other_candidates_than_those_before_as_long_as_there_are_o
         assert len(names(second, benchmark)) == (second.samples[benchmark] or 1000 - first.samples[benchmark])
         assert not names(first, benchmark) & names(second, benchmark)
     for benchmark in third.samples:
-        assert len(names(third, benchmark)) == 60
+        assert len(names(third, benchmark)) == third.samples[benchmark]
         before = [contest for contest in third.unlike if benchmark in contest.samples]
         seen = set().union(*(names(contest, benchmark) for contest in before))
         assert not names(third, benchmark) & seen or len(seen) == 1000
