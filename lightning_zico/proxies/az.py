@@ -364,8 +364,13 @@ class AZProgressivity(Proxy):
 class AZTrainability(Proxy):
     """Mean over the blocks of how well they preserve gradient norms, `spectral_balance` (Lee & Ham, CVPR 2024).
 
-    Blocks that are identities are left out (the published code returns minus infinity for them). So are blocks whose
-    positions cannot be aligned with those of the block before, for example where a class token joins the patches.
+    Blocks that are identities are left out (the published code returns minus infinity for them, and leaves them out of
+    transformers). So are blocks whose positions cannot be aligned with those of the block before, for example where a
+    class token joins the patches.
+
+    The published mean over positions has an error that grows with the width of a block. It is small in convolutional
+    networks, which have many positions, and is most of the value in transformers, whose scores it makes fall with
+    width. Outputs with channels last, as those of tokens, are therefore scored by `token_balance`.
     """
 
     needs_labels = False

@@ -169,15 +169,20 @@ def test_the_inverse_condition_is_a_ratio_of_singular_values() -> None:
     assert inverse_condition(torch.ones(2, 3)).item() == 0.0
 
 
-@pytest.mark.parametrize("outputs", [1, 3])
-def test_dextr_of_a_linear_network_is_that_of_the_circle_it_makes_an_ellipse_of(outputs: int) -> None:
+def test_dextr_of_one_output_does_not_apply() -> None:
+    network = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.Flatten(), nn.Linear(75, 1))
+    result = score(network, batches(4, 2, 5, 5), "dextr", lambda logits, _: logits.square().mean())["dextr"]
+    assert str(result.error).startswith("not applicable: the network has one output")
+
+
+def test_dextr_of_a_linear_network_sees_the_ellipse_that_it_makes_of_a_circle() -> None:
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.Flatten(), nn.Linear(75, outputs))
-    loss = F.cross_entropy if outputs > 1 else lambda logits, _: logits.square().mean()
-    result = score(network, batches(4, 2, 5, 5), "dextr", loss)["dextr"]
-    if outputs == 1:
-        assert str(result.error).startswith("not applicable: the network has one output")
-    else:
-        assert result.value is not None
-        # a linear map of the point is the acceleration, negative: both derivatives are of the same length at most
-        assert result.details["curvature"] > 0
+    network = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.Flatten(), nn.Linear(75, 3))
+    jacobian = torch.autograd.functional.jacobian(network, torch.zeros(1, 2, 5, 5)).view(3, 50).double().numpy()
+    generator = torch.Generator().manual_seed(0)
+    drawn = np.stack([torch.randn(1, 2, 5, 5, generator=generator).flatten().double() for _ in range(2)], axis=1)
+    point, tangent = np.linalg.qr(drawn).Q.T
+    v, a = jacobian @ tangent, -jacobian @ point
+    expected = np.linalg.norm(np.cross(v, a)) / np.linalg.norm(v) ** 3
+    result = score(network, batches(4, 2, 5, 5), "dextr", F.cross_entropy)["dextr"]
+    assert result.details["curvature"] == pytest.approx(expected, rel=1e-4)
