@@ -30,7 +30,7 @@ _INVERSE_STABILISER = 1e-6  # for the trainability, as published
 NUM_INPUTS = 32
 # Rows of random signs for each channel of a token, and how often signs are drawn at most. A Jacobian of C channels that
 # is averaged over R rows has an error of about sqrt(C / R) of its length.
-_ROWS_PER_CHANNEL, _MOST_DRAWS = 16, 16
+_ROWS_PER_CHANNEL, _MOST_DRAWS = 16, 8
 
 
 def isotropy(features: Tensor) -> Tensor:

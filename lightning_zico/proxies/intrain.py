@@ -42,11 +42,12 @@ def participation_ratio(rows: Tensor) -> Tensor:
         >>> float(participation_ratio(torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])))
         2.0
     """
-    mean = rows.mean(dim=0)
-    centred = rows - mean
+    wide = rows if rows.dtype == torch.float64 else rows.float()
+    mean = wide.mean(dim=0)
+    centred = wide - mean
     few = centred if len(centred) < centred.shape[1] else centred.T
-    trace = centred.square().sum(dtype=torch.float64)
-    squares = (few @ few.T).square().sum(dtype=torch.float64)  # [R, C] @ [C, R] or [C, R] @ [R, C]
+    products = (few @ few.T).double()  # [R, C] @ [C, R], or [C, R] @ [R, C]
+    trace, squares = products.trace(), products.square().sum()
     rounding = torch.finfo(rows.dtype).eps ** 2 * len(rows) * mean.double().square().sum()
     return torch.where(trace <= rounding, 1.0, trace.square() / squares)
 

@@ -128,7 +128,7 @@ def signs_of(model: nn.Module, blocks: list[str], x0: Tensor) -> list[list[Tenso
     first, more = (torch.Generator().manual_seed(SEED + offset) for offset in (0, 1))
     signs = []
     for shape in (shapes[name] for name in blocks[1:]):
-        draws = min(math.ceil(16 * shape[2] / (shape[0] * shape[1])), 16) if len(shape) == 3 else 1
+        draws = min(math.ceil(16 * shape[2] / (shape[0] * shape[1])), 8) if len(shape) == 3 else 1
         generators = [first, *[more] * (draws - 1)]
         signs.append([2.0 * torch.randint(2, shape, generator=generator) - 1 for generator in generators])
     return signs
