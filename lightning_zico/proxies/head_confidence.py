@@ -110,7 +110,8 @@ class HeadConfidence(Proxy):
 
     with :math:`A_h` a head's attention weights and :math:`V_h` its values. A head is any softmax over the last
     dimension of a tensor of at least three that is then multiplied with other matrices, sample by sample, whether a
-    module, a function or products written by hand do that. As a sum, it rewards depth and the number of heads.
+    module, a function or products written by hand do that. Windows count as samples. As a sum, it rewards depth and the
+    number of heads.
 
     Source:
         Serianni & Kalita, *Training-free Neural Architecture Search for RNNs and Transformers*, ACL 2023,
