@@ -25,7 +25,9 @@ from lightning_zico.ranking import get_recipe
 from lightning_zico.spaces import get_space
 
 # Measured apart: a pass for each sample or class, second derivatives, and a clock that runs the network nine times.
-APART = {"gradsign", "knas", "ntk_cond", "vkdnw", "grasp", "latency"}
+APART = {"gradsign", "knas", "ntk_cond", "vkdnw", "grasp", "dextr", "latency"}
+# They do not apply to convolutional networks.
+OF_TRANSFORMERS = {"head_confidence", "v_pca", "w_pca"}
 SHARED_PASS = "zico"
 QUICK_BATCH = 16  # of the first table, with `--quick`; VKDNW needs that many
 LIMIT = 2.5  # all others together, over the most expensive shared pass alone
@@ -39,8 +41,9 @@ ARCH = "|nor_conv_3x3~0|+|nor_conv_1x1~0|skip_connect~1|+|avg_pool_3x3~0|nor_con
 
 
 def compared_proxies() -> list[str]:
-    """List the proxies that look at the batches; those for pretrained models look at a thousand samples instead."""
-    return [proxy.name for proxy in resolve_proxies(list_proxies()) if not proxy.needs_features]
+    """List the proxies that apply and look at the batches; those for pretrained models look at more samples."""
+    found = resolve_proxies(list_proxies())
+    return [proxy.name for proxy in found if not proxy.needs_features and proxy.name not in OF_TRANSFORMERS]
 
 
 class Passes:

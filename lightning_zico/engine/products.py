@@ -14,7 +14,7 @@ from lightning_zico.engine.transforms import real_view
 from lightning_zico.errors import NoGradientError, NotApplicableError, message_of
 
 # What torch says of its own operations, such as `hardsigmoid`.
-_NO_SECOND_DERIVATIVE = re.compile("derivative for .* is not implemented")
+NO_SECOND_DERIVATIVE = re.compile("derivative for .* is not implemented")
 
 
 def hessian_times_gradient(
@@ -59,7 +59,7 @@ def hessian_times_gradient(
                 # Nothing where the loss is linear in the parameters.
                 return differentiated(product, weights)
             except RuntimeError as error:
-                if not _NO_SECOND_DERIVATIVE.search(str(error)):
+                if not NO_SECOND_DERIVATIVE.search(str(error)):
                     raise
                 raise NotApplicableError(f"an operation has no second derivative: {message_of(error)}") from error
 

@@ -11,12 +11,15 @@ from lightning_zico.proxies.base import (
     resolve_proxies,
     saturation,
 )
+from lightning_zico.proxies.dextr import Dextr
 from lightning_zico.proxies.epe_nas import EPENAS
 from lightning_zico.proxies.fisher import Fisher
 from lightning_zico.proxies.grad_norm import GradNorm
 from lightning_zico.proxies.gradsign import KNAS, GradSign
 from lightning_zico.proxies.grasp import GraSP
+from lightning_zico.proxies.head_confidence import HeadConfidence
 from lightning_zico.proxies.hscore import HScore
+from lightning_zico.proxies.intrain import InTrain
 from lightning_zico.proxies.jacob_cov import JacobCov
 from lightning_zico.proxies.knn import KNN
 from lightning_zico.proxies.l2_norm import L2Norm
@@ -41,7 +44,9 @@ from lightning_zico.proxies.swap import SWAP
 from lightning_zico.proxies.synflow import SynFlow
 from lightning_zico.proxies.transfer import TransferProxy
 from lightning_zico.proxies.transrate import TransRate
+from lightning_zico.proxies.v_pca import VPCA
 from lightning_zico.proxies.vkdnw import VKDNW
+from lightning_zico.proxies.w_pca import WPCA
 from lightning_zico.proxies.zen import Zen
 from lightning_zico.proxies.zico import ZiCo
 from lightning_zico.proxies.zico_bc import ZiCoBC
@@ -61,15 +66,20 @@ __all__ = [
     "SNIP",
     "SWAP",
     "VKDNW",
+    "VPCA",
+    "WPCA",
     "AZExpressivity",
     "AZExpressivityMean",
     "AZProgressivity",
     "AZTrainability",
+    "Dextr",
     "Fisher",
     "GraSP",
     "GradNorm",
     "GradSign",
     "HScore",
+    "HeadConfidence",
+    "InTrain",
     "JacobCov",
     "L2Norm",
     "Latency",

@@ -7,7 +7,7 @@ Index conventions:
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
@@ -28,6 +28,9 @@ _INVERSE_STABILISER = 1e-6  # for the trainability, as published
 # The paper uses 64. On 60 networks of NAS-Bench-201, the ranks with 32 and with 64 have a Spearman's rho of at least
 # .99.
 NUM_INPUTS = 32
+# Rows of random signs for each channel of a token, and how often signs are drawn at most. A Jacobian of C channels that
+# is averaged over R rows has an error of about sqrt(C / R) of its length.
+_ROWS_PER_CHANNEL, _MOST_DRAWS = 16, 8
 
 
 def isotropy(features: Tensor) -> Tensor:
@@ -82,10 +85,51 @@ def spectral_balance(gradients: Tensor, signs: Tensor) -> Tensor:
         product = product.masked_fill(~gradients.isfinite().all(), math.nan)
     else:
         product = (gradients.T @ signs).double() / len(signs)  # [C', R] @ [R, C] -> [C', C]
+    return _balance_of(product)
+
+
+def token_balance(gradients: Sequence[Tensor], signs: Sequence[Tensor]) -> Tensor:
+    r"""Compute `spectral_balance` of a block whose output has few positions for its channels, as tokens have.
+
+    The published mean :math:`U^\top V / R` has an error that grows with the width of the block: of an identity, which
+    preserves all lengths, its norm is not one, but about :math:`(1 + \sqrt{C / R})^2`. Here, the part of the gradients
+    that is a multiple of the signs, whose mean is known, is taken out first:
+
+    .. math::
+        \sigma = \Bigl\lVert \beta I + \frac{1}{R} \sum_k (U_k - \beta V_k)^\top V_k \Bigr\rVert_2, \qquad
+        \beta = \frac{\sum_k \langle U_k, V_k \rangle}{\sum_k \langle V_k, V_k \rangle}
+
+    With many rows, both are the same. If the block changes the width of a token, :math:`\beta` is zero.
+
+    Args:
+        gradients: :math:`U_k`, the signs of each draw propagated backward through the block, ``[R / K, C']``.
+        signs: :math:`V_k`, the signs, ``[R / K, C]``.
+
+    Returns:
+        As `spectral_balance`.
+
+    Example:
+        >>> signs = torch.tensor([[1.0, 1.0], [1.0, -1.0], [1.0, 1.0]])
+        >>> round(float(token_balance([0.5 * signs], [signs])), 4)  # 2 - 1/2 - 1 / (1/2)
+        -0.5
+    """
+    num_rows = sum(map(len, signs))
+    beta = torch.zeros((), dtype=torch.float64, device=signs[0].device)
+    if gradients[0].shape == signs[0].shape:
+        products = [(u * v).sum(dtype=torch.float64) for u, v in zip(gradients, signs, strict=True)]
+        beta = torch.stack(products).sum() / (num_rows * signs[0].shape[1])
+    parts = [
+        (u - beta.to(u) * v).T @ v if u.shape == v.shape else u.T @ v for u, v in zip(gradients, signs, strict=True)
+    ]
+    product = torch.stack([part.double() for part in parts]).sum(dim=0) / num_rows  # [C', R] @ [R, C] -> [C', C]
+    return _balance_of(product + beta * torch.eye(*product.shape, dtype=torch.float64, device=product.device))
+
+
+def _balance_of(jacobian: Tensor) -> Tensor:
     # The eigenvalues take half the time of the singular values, and the largest is as exact.
-    is_finite = product.isfinite().all()
-    product = product.masked_fill(~is_finite, 0.0)
-    gram = product @ product.T if len(product) < product.shape[1] else product.T @ product
+    is_finite = jacobian.isfinite().all()
+    jacobian = jacobian.masked_fill(~is_finite, 0.0)
+    gram = jacobian @ jacobian.T if len(jacobian) < jacobian.shape[1] else jacobian.T @ jacobian
     sigma = torch.linalg.eigvalsh(gram)[-1].clamp_(min=0).sqrt().masked_fill(~is_finite, math.nan)
     return 2 - sigma - 1 / (sigma + _INVERSE_STABILISER)
 
@@ -145,22 +189,30 @@ class _Blocks(Observer):
             raise NotApplicableError(
                 f"only {len(self._outputs)} of the {len(self.names_of_blocks)} blocks ran: expected at least two."
             )
-        generator = torch.Generator().manual_seed(self.seed)
+        generator, again = (torch.Generator().manual_seed(self.seed + more) for more in (0, 1))
         balances = {}
         for (_, before, earlier), (name, block, later) in pairwise(self._outputs):
-            signs = torch.randint(2, later.shape, generator=generator, dtype=torch.float32).mul_(2).sub_(1).to(later)
+            signs = _signs_like(later, generator)
             if not (later.requires_grad and earlier.requires_grad):
                 continue
-            try:
-                (back,) = torch.autograd.grad(later, [earlier], signs, retain_graph=True, allow_unused=True)
-            except RuntimeError:
-                check_graph(later)
-                raise
+            back = _pulled_back(later, earlier, signs)
             if back is None or (back.shape == signs.shape and torch.equal(back, signs)):
                 continue  # the blocks are not consecutive, or the block is an identity
             aligned = _aligned(back, before, signs, block)
-            if aligned is not None:
+            if aligned is None:
+                continue
+            if _channels_first(later, block) is later:
                 balances[name] = spectral_balance(*aligned)
+                continue
+            pairs = [aligned]
+            while len(pairs) < _num_draws(*aligned[1].shape):
+                signs = _signs_like(later, again)
+                back = _pulled_back(later, earlier, signs)
+                assert back is not None  # nor was it with the signs before
+                aligned = _aligned(back, before, signs, block)
+                assert aligned is not None
+                pairs.append(aligned)
+            balances[name] = token_balance(*zip(*pairs, strict=True))
         keys = [*self._isotropies, *balances]
         values = torch.stack([*self._isotropies.values(), *balances.values()]).tolist()
         split = len(self._isotropies)
@@ -170,6 +222,23 @@ class _Blocks(Observer):
             sum(not output.requires_grad for _, _, output in self._outputs),
         )
         self._outputs = []
+
+
+def _signs_like(output: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randint(2, output.shape, generator=generator, dtype=torch.float32).mul_(2).sub_(1).to(output)
+
+
+def _num_draws(num_rows: int, num_channels: int) -> int:
+    return min(math.ceil(_ROWS_PER_CHANNEL * num_channels / num_rows), _MOST_DRAWS)
+
+
+def _pulled_back(later: Tensor, earlier: Tensor, signs: Tensor) -> Tensor | None:
+    """Differentiate the product of a block's output and signs with respect to the output of the block before."""
+    try:
+        return torch.autograd.grad(later, [earlier], signs, retain_graph=True, allow_unused=True)[0]
+    except RuntimeError:
+        check_graph(later)
+        raise
 
 
 def _channels_first(tensor: Tensor, module: nn.Module) -> Tensor:
@@ -295,8 +364,13 @@ class AZProgressivity(Proxy):
 class AZTrainability(Proxy):
     """Mean over the blocks of how well they preserve gradient norms, `spectral_balance` (Lee & Ham, CVPR 2024).
 
-    Blocks that are identities are left out (the published code returns minus infinity for them). So are blocks whose
-    positions cannot be aligned with those of the block before, for example where a class token joins the patches.
+    Blocks that are identities are left out (the published code returns minus infinity for them, and leaves them out of
+    transformers). So are blocks whose positions cannot be aligned with those of the block before, for example where a
+    class token joins the patches.
+
+    The published mean over positions has an error that grows with the width of a block. It is small in convolutional
+    networks, which have many positions, and is most of the value in transformers, whose scores it makes fall with
+    width. Outputs with channels last, as those of tokens, are therefore scored by `token_balance`.
     """
 
     needs_labels = False

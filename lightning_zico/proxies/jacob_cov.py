@@ -8,15 +8,17 @@ Index conventions:
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from lightning_zico._typing import Params
 from lightning_zico.engine.cutting import check_strided, listed
 from lightning_zico.engine.graphs import check_graph
 from lightning_zico.engine.observers import Observer, per_sample, samples_first
 from lightning_zico.engine.probe import Probe
+from lightning_zico.engine.tree import parameters
 from lightning_zico.errors import NonFiniteError, NotApplicableError
 from lightning_zico.proxies.base import Proxy, register_proxy
 
@@ -100,13 +102,66 @@ class InputJacobian(Observer):
         self.rows = torch.cat(rows, dim=1)
 
 
+@dataclass(unsafe_hash=True)
+class _EmbeddingJacobian(Observer):
+    """Differentiate the sum of the network's output with respect to the outputs of its embeddings, per sample."""
+
+    needs_graph: ClassVar[bool] = True
+    needs_input_graph: ClassVar[bool] = False
+
+    def start(self, module: nn.Module) -> None:
+        """Reset the observations."""
+        self.rows: Tensor  # [N, D]
+        self._embedded: list[Tensor] = []
+
+    def module_call(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        """Keep what an embedding puts out."""
+        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and output.requires_grad:
+            self._embedded.append(output)
+
+    def forwarded(self, output: Tensor, inputs: Sequence[Tensor]) -> None:
+        """Differentiate."""
+        check_graph(output)
+        gradients: Sequence[Tensor | None] = ()
+        if self._embedded and output.requires_grad:
+            gradients = torch.autograd.grad(output.sum(), self._embedded, allow_unused=True)
+        self._embedded = []
+        # Those of positions are the same for all samples, and have no row for each.
+        given = [samples_first(gradient, self.time_first) for gradient in gradients if gradient is not None]
+        rows = [per_sample(gradient) for gradient in given if len(gradient) == len(output)]
+        if not rows:
+            raise NotApplicableError(
+                "the network reads no floating-point tensor of the batch to differentiate with respect to, and its "
+                "output depends on no `nn.Embedding` with one row per sample."
+            )
+        self.rows = torch.cat(rows, dim=1)
+
+
+def _at_embeddings(probe: Probe) -> Tensor:
+    weights = {name: tensor.requires_grad_() for name, tensor in _embedding_weights(probe).items()}
+    observer = _EmbeddingJacobian()
+    probe.forward(observer, tensors=weights, fed="embeddings that require a gradient")
+    return observer.rows
+
+
+def _embedding_weights(probe: Probe) -> Params:
+    """Copy the weights of the embeddings, at which the graph starts."""
+    embeddings = [part.weight for part in probe.module.modules() if isinstance(part, nn.Embedding | nn.EmbeddingBag)]
+    known = {id(weight) for weight in embeddings}
+    names = [name for name, parameter in parameters(probe.module).items() if id(parameter) in known]
+    own = probe.stateless.copied_params()
+    return {name: own[name] for name in names}
+
+
 def input_jacobian(probe: Probe) -> Tensor:
     """Differentiate the output for the first batch with respect to its inputs, ``[N, D]``.
+
+    Networks that read tokens are differentiated with respect to the outputs of their embeddings.
 
     Raises:
         NotApplicableError: If inputs or outputs do not have one row per sample.
     """
-    rows = probe.observed(InputJacobian()).rows
+    rows = probe.observed(InputJacobian()).rows if probe.inputs else probe.once(_at_embeddings)
     count = probe.num_samples
     if count not in (None, len(rows)):
         raise NotApplicableError(f"the network outputs {len(rows)} rows for the {count} samples of the first batch.")
@@ -120,7 +175,7 @@ class JacobCov(Proxy):
     """How little the input Jacobians of a batch's samples correlate (Mellor et al., 2020); needs no labels.
 
     The network runs in its current mode, so batch normalisation in training mode couples the samples, as in the
-    published code. Not applicable to token models, which have no input to differentiate with respect to.
+    published code. Of networks that read tokens, the inputs are the outputs of their embeddings.
     """
 
     needs_labels = False

@@ -50,6 +50,25 @@ def least_eigenvalue(feature_map: Tensor) -> Tensor:
     return eigenvalues_of(products * scales.unsqueeze(-1) * scales.unsqueeze(-2))[..., 0]
 
 
+def first_map(output: Any, time_first: int | None) -> Tensor | None:
+    """Arrange the feature map of the first sample as ``[C, P]``.
+
+    Args:
+        output: What a submodule puts out.
+        time_first: See `Observer`.
+
+    Returns:
+        A view; None if the output has fewer than two channels or positions, or is no tensor.
+    """
+    if not isinstance(output, Tensor) or output.ndim < 3:
+        return None
+    sample = samples_first(output, time_first)[0]
+    if sample.is_complex():  # both parts are channels
+        sample = torch.cat([sample.real, sample.imag], dim=0 if output.ndim > 3 else -1)
+    feature_map = sample.flatten(1) if output.ndim > 3 else sample.T  # [C, P]; tokens are [P, C]
+    return feature_map if min(feature_map.shape) > 1 else None
+
+
 @dataclass(unsafe_hash=True)
 class FeatureMaps(Observer):
     """Compute `least_eigenvalue` of the feature maps of the first sample, for every submodule without children.
@@ -69,15 +88,10 @@ class FeatureMaps(Observer):
 
     def module_call(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """Keep the map of the first sample, or some of its channels."""
-        if id(module) not in self._leaves or not isinstance(output, Tensor) or output.ndim < 3:
+        feature_map = first_map(output, self.time_first) if id(module) in self._leaves else None
+        if feature_map is None:
             return
-        sample = samples_first(output, self.time_first)[0]
-        if sample.is_complex():  # both parts are channels
-            sample = torch.cat([sample.real, sample.imag], dim=0 if output.ndim > 3 else -1)
-        feature_map = sample.flatten(1) if output.ndim > 3 else sample.T  # [C, P]; tokens are [P, C]
         channels, positions = feature_map.shape
-        if channels < 2 or positions < 2:
-            return
         self._num_maps += 1
         kept = channels if self.num_channels is None else min(self.num_channels, channels)
         if kept >= positions:  # the eigenvalue is zero; see `least_eigenvalue`

@@ -25,7 +25,9 @@ PATTERNS_OF_THE_FIRST_BATCH = {"lswag"}
 # They count, and a count changes only if other labels make a whole layer's gradient vanish.
 COUNTS_OF_WHAT_LEARNS = {"params_live", "macs_live"}
 # They look at what submodules put out, and a function is none.
-OUTPUTS_OF_SUBMODULES = {"meco", "meco_opt"}
+OUTPUTS_OF_SUBMODULES = {"meco", "meco_opt", "dextr"}
+# They look at attention heads, or at feed-forward layers on tokens.
+OF_TRANSFORMERS = {"head_confidence", "v_pca", "w_pca"}
 
 # They look at the features of all samples, and have closed forms for their directions in `test_transfer`.
 OF_FEATURES = {proxy.name for proxy in resolve_proxies("all") if proxy.needs_features}
@@ -144,6 +146,28 @@ class Blocks(nn.Module):
         return self.head(self.blocks(self.stem(x.flatten(1))))
 
 
+class Attending(nn.Module):
+    """Attention of pixels, whose values are scaled, and a feed-forward layer of some width."""
+
+    def __init__(self, scale: float = 1.0, width: int = 4) -> None:
+        super().__init__()
+        self.scale = scale
+        self.widen, self.narrow, self.head = nn.Linear(2, width), nn.Linear(width, 2), nn.Linear(2, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.flatten(2).transpose(1, 2)
+        x = F.scaled_dot_product_attention(x, x, self.scale * x)
+        return self.head(self.narrow(self.widen(x).tanh()).mean(dim=1))
+
+
+def classifier_for(name: str, build: Callable[..., Classifier] = Classifier, **options: Any) -> Classifier:
+    """Build a LightningModule that a proxy applies to."""
+    classifier = build(**options)
+    if name in OF_TRANSFORMERS:
+        classifier.network = Attending()
+    return classifier
+
+
 class Sleeping(Wide):
     def forward(self, x: Tensor) -> Tensor:
         time.sleep(0.01)
@@ -165,12 +189,12 @@ NONLINEAR = Pair(lambda: Scaled(offset=0.0), lambda: Wide(width=8))  # a linear 
 DIRECTIONS = {
     **dict.fromkeys(["params", "macs", "sum_log_numel", "log_neurons", "l2_norm", "naswot", "swap", "near"], WIDER),
     **dict.fromkeys(["synflow", "zen", "zico", "zico_bc", "lswag"], WIDER),
-    **dict.fromkeys(["num_layers", "vkdnw"], DEEPER),
+    **dict.fromkeys(["num_layers", "vkdnw", "intrain"], DEEPER),
     **dict.fromkeys(["grad_norm", "snip", "fisher", "params_live", "macs_live"], ALIVE),
     **dict.fromkeys(["jacob_cov", "epe_nas"], NONLINEAR),
     # one unit cuts images of three by three, where it has one position, into two pieces
     "linear_regions": Pair(lambda: make_network(width=1), lambda: make_network(width=8)),
-    **dict.fromkeys(["meco", "meco_opt"], Pair(lambda: Copying(alike=True), lambda: Copying(alike=False))),
+    **dict.fromkeys(["meco", "meco_opt", "dextr"], Pair(lambda: Copying(alike=True), lambda: Copying(alike=False))),
     # what all samples have in common is one large eigenvalue of the kernel
     "ntk_cond": Pair(lambda: Scaled(offset=10.0), lambda: Scaled(offset=0.0)),
     # ... and makes their gradients agree, all of them being of one class
@@ -182,6 +206,9 @@ DIRECTIONS = {
     "az_progressivity": Pair(lambda: Blocks(8, 4, 2, 1), lambda: Blocks(1, 2, 4, 8)),
     "az_trainability": Pair(lambda: Blocks(4, 4, 4, scale=100.0), lambda: Blocks(4, 4, 4)),
     "latency": Pair(Sleeping, Wide),
+    "head_confidence": Pair(lambda: Attending(scale=0.5), lambda: Attending(scale=2.0)),
+    # hidden states of one unit have one component
+    **dict.fromkeys(["v_pca", "w_pca"], Pair(lambda: Attending(width=1), lambda: Attending(width=4))),
 }
 # Sums of signed products: what a single network is to have, no theory says, and the literature not even of which sign.
 UNDIRECTED = {"plain", "grasp"}
@@ -273,19 +300,19 @@ class TestProxy:
             assert alone.value == pytest.approx(card[repeatable.name].value, rel=1e-6)
 
     def test_gives_a_number_for_a_lightning_module(self, name: str) -> None:
-        result = score(Classifier(), batches_of(name), proxies=name)[name]
+        result = score(classifier_for(name), batches_of(name), proxies=name)[name]
         assert_is_number_or_reason(result)
 
     def test_sees_activations_that_are_functions_as_it_sees_modules(self, repeatable: Proxy) -> None:
         name, batches = repeatable.name, batches_of(repeatable.name)
         modules, functions = (twice(lambda f=f: Chain(functions=f))[0] for f in (False, True))
         values = [value_of(name, chain, batches, loss_fn=F.cross_entropy) for chain in (modules, functions)]
-        if name not in OUTPUTS_OF_SUBMODULES:
+        if name not in OUTPUTS_OF_SUBMODULES | OF_TRANSFORMERS:
             assert values[0] is not None
             assert values[1] == values[0]
 
     def test_gives_the_same_number_twice(self, repeatable: Proxy) -> None:
-        module, name = Classifier(dropout=0.3), repeatable.name
+        module, name = classifier_for(repeatable.name, dropout=0.3), repeatable.name
         first = score(module, batches_of(name), proxies=name)[name]
         torch.manual_seed(99)
         second = score(module, batches_of(name), proxies=name)[name]
@@ -311,13 +338,13 @@ class TestProxy:
 
     @pytest.mark.parametrize("chunk_size", [1, 4, "auto"])
     def test_does_not_depend_on_chunk_size(self, repeatable: Proxy, chunk_size: Any) -> None:
-        module, name = Classifier(), repeatable.name
+        module, name = classifier_for(repeatable.name), repeatable.name
         whole = value_of(name, module, batches_of(name), axis="sample")
         chunked = value_of(name, module, batches_of(name), axis="sample", chunk_size=chunk_size)
         assert chunked == pytest.approx(whole, rel=1e-5)  # float32 sums in another order
 
     def test_looks_at_the_first_batch_alone_unless_it_compares_gradients(self, repeatable: Proxy) -> None:
-        module, name, batches = Classifier(), repeatable.name, batches_of(repeatable.name, 4)
+        module, name, batches = classifier_for(repeatable.name), repeatable.name, batches_of(repeatable.name, 4)
         if repeatable.min_gradients or name in OF_FEATURES:
             # 16 gradients are not 4, and either way the first batch is among them
             assert value_of(name, module, batches) != value_of(name, module, batches[:2])
@@ -326,14 +353,14 @@ class TestProxy:
             assert value_of(name, module, batches) == value_of(name, module, batches, axis="sample")
 
     def test_does_not_depend_on_the_order_of_the_batches(self, repeatable: Proxy) -> None:
-        module, name, batches = Classifier(), repeatable.name, batches_of(repeatable.name, 4)
+        module, name, batches = classifier_for(repeatable.name), repeatable.name, batches_of(repeatable.name, 4)
         first_is_special = not (repeatable.min_gradients or name in OF_FEATURES) or name in PATTERNS_OF_THE_FIRST_BATCH
         others = [batches[0], *batches[:0:-1]] if first_is_special else batches[::-1]
         # float32 moments merged in another order
         assert value_of(name, module, others) == pytest.approx(value_of(name, module, batches), rel=1e-5)
 
     def test_needs_labels_only_if_it_says_so(self, repeatable: Proxy) -> None:
-        module, name = Classifier(), repeatable.name
+        module, name = classifier_for(repeatable.name), repeatable.name
         batches = batches_of(name)
         relabelled = [(inputs, torch.tensor([0, 0, 0, 0, 1, 2]).clamp(max=labels.max())) for inputs, labels in batches]
         same = value_of(name, module, batches) == value_of(name, module, relabelled)
@@ -345,7 +372,7 @@ class TestProxy:
                 return 3 * self(batch[0]).square().mean()
 
         if not repeatable.needs_labels:
-            plain, other = twice(Classifier)[0], twice(OtherLoss)[0]
+            plain, other = (twice(lambda b=b: classifier_for(repeatable.name, b))[0] for b in (Classifier, OtherLoss))
             values = [value_of(repeatable.name, module, batches_of(repeatable.name)) for module in (plain, other)]
             assert values[0] == values[1]
 

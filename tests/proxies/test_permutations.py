@@ -20,7 +20,7 @@ from tests.proxies.models import cnn, mlp
 
 NAMES = [proxy.name for proxy in resolve_proxies("all") if proxy.is_repeatable]
 # They look at the first sample alone, or at rows that are drawn.
-OF_SOME_SAMPLES = {"meco", "meco_opt", "near"}
+OF_SOME_SAMPLES = {"meco", "meco_opt", "near", "dextr"}
 # They draw weights, or take the first of a layer's.
 OF_SOME_UNITS = {"zen", "vkdnw", *list_proxies("az_*")}
 

@@ -1,12 +1,14 @@
 """Proxies that need forward passes alone: sets of tuples of bits, loops over channels, NumPy in float64."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tests.reference.watch import (
+    ACTIVATIONS,
     BATCH_NORMS,
     Call,
     activation_calls,
@@ -92,6 +94,47 @@ def effective_rank(matrix: np.ndarray) -> float:
         return 0.0
     shares = singular_values / singular_values.sum()
     return float(np.exp(-sum(p * np.log(p) for p in shares if p > 0)))
+
+
+def v_pca(model: nn.Module, x: Tensor) -> float:
+    """Count the components of the output of each linear layer on tokens that an activation function comes after."""
+    wanted = (nn.Linear, *ACTIVATIONS)
+    seen = calls(model, x, lambda _name, module: isinstance(module, wanted))
+    total = 0
+    for call, following in pairwise(seen):
+        if isinstance(call.module, nn.Linear) and isinstance(following.module, ACTIVATIONS) and call.output.ndim > 2:
+            states = call.output.reshape(-1, call.output.shape[-1])
+            variances = np.sort(np.linalg.eigvalsh(np.cov(states.T)))[::-1]
+            kept = 0
+            while sum(variances[:kept]) < 0.99 * sum(variances):
+                kept += 1
+            total += kept
+    return float(total)
+
+
+def w_pca(model: nn.Module, x: Tensor) -> float:
+    return sum(parameter.numel() for parameter in model.parameters()) * v_pca(model, x)
+
+
+def inverse_conditions(model: nn.Module, x: Tensor) -> float:
+    """Sum over the first sample's maps the smallest singular value over the largest."""
+    singular = [np.linalg.svd(channels, compute_uv=False) for channels in _first_maps(model, x)]
+    return float(sum(s.min() / s.max() for s in singular if s.max() and s.min() > 1e-7 * s.max()))
+
+
+def head_confidence(projections: Sequence[np.ndarray], num_heads: int) -> float:
+    """Attend head by head and sample by sample, from queries, keys and values, `[B, T, C]` each."""
+    total = 0.0
+    for queries, keys, values in zip(*[iter(projections)] * 3, strict=True):
+        for head in range(num_heads):
+            maxima = []
+            for sample in range(len(queries)):
+                q, k, v = (np.split(each[sample], num_heads, axis=-1)[head] for each in (queries, keys, values))
+                weights = np.exp(q @ k.T / np.sqrt(q.shape[-1]))
+                outputs = weights / weights.sum(axis=1, keepdims=True) @ v
+                maxima.append(outputs.max(axis=0).mean())
+            total += np.mean(maxima)
+    return float(total)
 
 
 def log_neurons(model: nn.Module, x: Tensor) -> float:

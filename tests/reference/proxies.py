@@ -1,6 +1,7 @@
 """Proxies that need derivatives: one backward pass at a time, gradients of weights as NumPy vectors in float64."""
 
 import copy
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -13,6 +14,7 @@ from tests.reference.gradients import gradient_of, per_batch, per_sample, with_c
 from tests.reference.watch import (
     BATCH_NORMS,
     as_double,
+    calls,
     copy_of,
     correlations,
     flat,
@@ -21,6 +23,7 @@ from tests.reference.watch import (
     layer_weights,
     layers_of,
     num_patterns,
+    separated,
     weight_name,
 )
 from tests.reference.zico import zico_from_stacks
@@ -118,10 +121,23 @@ def synflow(model: nn.Module, x: Tensor) -> float:
 
 
 def input_jacobian(model: nn.Module, x: Tensor) -> np.ndarray:
-    """Derivative of the sum of all logits by each sample, `[B, D]`."""
-    leaf = as_double(x).requires_grad_()
-    copy_of(model)(leaf).sum().backward()
-    return leaf.grad.reshape(len(x), -1).numpy()
+    """Derivative of the sum of all logits by each sample, `[B, D]`, or by what an embedding makes of each."""
+    if x.is_floating_point():
+        leaf = as_double(x).requires_grad_()
+        copy_of(model)(leaf).sum().backward()
+        return leaf.grad.reshape(len(x), -1).numpy()
+    twin = copy_of(model)
+    leaves: list[Tensor] = []
+
+    def cut(_module: nn.Module, _args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        leaves.append(output.detach().requires_grad_())
+        return leaves[-1]
+
+    for module in twin.modules():
+        if isinstance(module, nn.Embedding):
+            module.register_forward_hook(cut)
+    twin(x).sum().backward()
+    return np.concatenate([leaf.grad.reshape(len(x), -1).numpy() for leaf in leaves], axis=1)
 
 
 def jacob_cov(model: nn.Module, x: Tensor) -> float:
@@ -227,22 +243,61 @@ def macs_live(model: nn.Module, x: Tensor, y: Tensor, loss_fn: Loss = F.cross_en
     return float(total)
 
 
-def az_trainability(model: nn.Module, block_names: Sequence[str], x0: Tensor, vs: Sequence[Tensor]) -> float:
-    """Run anew for each pair of blocks, cut at the first of the two; `vs` holds one direction per pair."""
+def intrain(model: nn.Module, x: Tensor, y: Tensor, loss_fn: Loss = F.cross_entropy) -> float:
+    """Attention has one output, and the gradients of a linear layer for each projection."""
+    ratios = {}
+    names = {*layers_of(model), *(n for n, m in model.named_modules() if isinstance(m, nn.MultiheadAttention))}
+    for call in calls(model, x, lambda name, _module: name in names):
+        output = np.moveaxis(call.output, 1, -1) if isinstance(call.module, nn.modules.conv._ConvNd) else call.output
+        covariance = np.atleast_2d(np.cov(output.reshape(-1, output.shape[-1]).T, bias=True))
+        ratios[call.name] = np.trace(covariance) ** 2 / np.trace(covariance @ covariance)
+    healths = [np.std(g) / np.abs(g).max() for g in layer_gradients(separated(model), x, y, loss_fn).values()]
+    return float(sum(np.log(ratio) for ratio in ratios.values()) * (1 + sum(healths)) / np.log(len(ratios) + 1))
+
+
+def curvature(model: nn.Module, point: Tensor, velocity: Tensor, chosen: Sequence[int], step: float = 1e-3) -> float:
+    """Central differences along the circle `cos(t) point + sin(t) velocity`, in float64."""
+    twin = copy_of(model)
+
+    def outputs(angle: float) -> np.ndarray:
+        with torch.no_grad():
+            return twin(math.cos(angle) * point + math.sin(angle) * velocity).reshape(-1)[list(chosen)].numpy()
+
+    before, here, after = outputs(-step), outputs(0.0), outputs(step)
+    v, a = (after - before) / (2 * step), (after - 2 * here + before) / step**2
+    return float(np.sqrt(v @ v * (a @ a) - (v @ a) ** 2) / (v @ v) ** 1.5)
+
+
+def az_trainability(
+    model: nn.Module, block_names: Sequence[str], x0: Tensor, draws: Sequence[Sequence[Tensor]]
+) -> float:
+    """Run anew for each draw and pair of blocks, cut at the first of the two; `draws` holds those of each pair."""
     terms = []
-    for pair, direction in enumerate(vs):
-        v = as_double(direction)
-        u = _pulled_back(model, block_names, x0, pair, v)
+    for pair, directions in enumerate(draws):
+        us = [_pulled_back(model, block_names, x0, pair, as_double(v)) for v in directions]
+        u, v = us[0], as_double(directions[0])
         if u.shape == v.shape and np.array_equal(u, v.numpy()):
             continue
-        if v.ndim == 4:
-            u = _pixel_unshuffle(u, u.shape[2] // v.shape[2])
-            u, v = np.moveaxis(u, 1, -1), v.movedim(1, -1)
-        rows_u, rows_v = u.reshape(-1, u.shape[-1]), v.numpy().reshape(-1, v.shape[-1])
-        mean = sum(np.outer(a, b) for a, b in zip(rows_u, rows_v, strict=True)) / len(rows_v)  # [C', C]
+        if v.ndim == 3:
+            mean = _token_jacobian(us, [v.numpy() for v in directions])
+        else:
+            if v.ndim == 4:
+                u = _pixel_unshuffle(u, u.shape[2] // v.shape[2])
+                u, v = np.moveaxis(u, 1, -1), v.movedim(1, -1)
+            rows_u, rows_v = u.reshape(-1, u.shape[-1]), v.numpy().reshape(-1, v.shape[-1])
+            mean = sum(np.outer(a, b) for a, b in zip(rows_u, rows_v, strict=True)) / len(rows_v)  # [C', C]
         sigma = np.linalg.svd(mean, compute_uv=False).max()
         terms.append(2 - sigma - 1 / (sigma + 1e-6))
     return float(np.mean(terms)) if terms else float("nan")
+
+
+def _token_jacobian(us: Sequence[np.ndarray], vs: Sequence[np.ndarray]) -> np.ndarray:
+    """Average over all tokens of all draws what is no multiple of the signs, and add that multiple of the identity."""
+    width = vs[0].shape[-1]
+    pulled, sent = (np.concatenate(each).reshape(-1, width) for each in (us, vs))
+    rows = list(zip(pulled, sent, strict=True))
+    beta = sum(a @ b for a, b in rows) / sum(b @ b for _, b in rows)
+    return beta * np.eye(width) + sum(np.outer(a - beta * b, b) for a, b in rows) / len(rows)
 
 
 def _pulled_back(model: nn.Module, block_names: Sequence[str], x0: Tensor, pair: int, v: Tensor) -> np.ndarray:

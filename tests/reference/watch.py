@@ -173,4 +173,5 @@ def correlations(rows: np.ndarray, of_constant: float = float("nan")) -> np.ndar
 
 
 def _array(value: Any) -> np.ndarray | None:
+    value = value[0] if isinstance(value, tuple) else value
     return value.detach().clone().numpy() if isinstance(value, Tensor) else None

@@ -1,0 +1,136 @@
+"""Head confidence: how far the outputs of attention heads rise above zero at their best position.
+
+Index conventions:
+    N: samples in a batch
+    H: heads
+    T, S: positions that attend, and that are attended to
+    D: width of a head
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from lightning_zico.engine.dispatched import key_of, name_of, tensors_in
+from lightning_zico.engine.probe import Probe
+from lightning_zico.errors import NonFiniteError, NotApplicableError
+from lightning_zico.proxies.attention import UnfusedAttention
+from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
+
+_SOFTMAX = frozenset({"_softmax", "_safe_softmax"})
+# Operators whose result has the attention weights that they read: dropped out, masked, of another precision or shape.
+_KEEPING = frozenset(
+    {"view", "_unsafe_view", "expand", "clone", "_to_copy", "native_dropout", "mul", "div", "where", "masked_fill"}
+    | {"nan_to_num", "transpose", "permute", "t", "unsqueeze", "squeeze"}
+)
+
+
+def confidence(outputs: Tensor) -> Tensor:
+    """Average the maximum over positions of a head's outputs, over samples and channels.
+
+    Args:
+        outputs: ``[N, T, D]``.
+
+    Returns:
+        Scalar.
+
+    Example:
+        >>> float(confidence(torch.tensor([[[1.0, 0.0], [3.0, -2.0]]])))  # maxima of 3 and 0
+        1.5
+    """
+    return outputs.amax(dim=1).mean()
+
+
+class _Heads(TorchDispatchMode):
+    """Finds the outputs of attention heads: products of matrices that come out of a softmax over the last dimension.
+
+    Args:
+        num_samples: Samples in the batch; None if unknown.
+    """
+
+    def __init__(self, num_samples: int | None) -> None:
+        super().__init__()
+        self._num_samples = num_samples
+        self._unfused = UnfusedAttention()
+
+    def __enter__(self) -> "_Heads":
+        """Reset what was found."""
+        self.confidences: list[Tensor] = []
+        self.num_heads: list[int] = []
+        self._weights: dict[StorageWeakRef, int] = {}  # heads of what holds attention weights
+        self._unfused.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._unfused.__exit__(*error)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        name = name_of(func)
+        if name in _SOFTMAX and args[0].ndim > 2 and args[1] in (-1, args[0].ndim - 1):
+            self._weights[key_of(out)] = self._count_heads(out)
+        elif name in _KEEPING:
+            result = next(tensors_in(out))
+            for tensor in tensors_in(list(args)):
+                if (key := key_of(tensor)) in self._weights and tensor.numel() == result.numel():
+                    self._weights[key_of(result)] = self._weights[key]
+                    break
+        elif name == "bmm":
+            for dim, operand in enumerate(args, start=1):  # outputs are [B, T, D], or [B, D, T] for the second
+                if (key := key_of(operand)) in self._weights:
+                    self.num_heads.append(self._weights[key])
+                    self.confidences.append(self._weights[key] * confidence(out.transpose(1, dim)))
+                    break
+        return out
+
+    def _count_heads(self, weights: Tensor) -> int:
+        """Count the heads of attention weights, ``[..., H, T, S]``, ``[N H, T, S]`` or ``[1, N H, T, S]``."""
+        if weights.ndim > 3 and (len(weights) > 1 or self._num_samples == 1):
+            return weights.shape[-3]
+        if self._num_samples is None:
+            raise NotApplicableError("the number of samples of a batch is unknown, so heads cannot be counted.")
+        return max(math.prod(weights.shape[:-2]) // self._num_samples, 1)
+
+
+@register_proxy("head_confidence")
+class HeadConfidence(Proxy):
+    r"""Sum over the attention heads of the largest output among positions (Serianni & Kalita, ACL 2023).
+
+    .. math::
+        \sum_h \frac{1}{N D} \sum_{n, d} \max_t \, (A_h V_h)_{n t d}
+
+    with :math:`A_h` a head's attention weights and :math:`V_h` its values. A head is any softmax over the last
+    dimension of a tensor of at least three that is then multiplied with other matrices, sample by sample, whether a
+    module, a function or products written by hand do that. Windows count as samples. As a sum, it rewards depth and the
+    number of heads.
+
+    Source:
+        Serianni & Kalita, *Training-free Neural Architecture Search for RNNs and Transformers*, ACL 2023,
+        arXiv:2306.00288, implemented from its formula. The published code averages the outputs of the projections of
+        queries, keys and values in place of those of the heads, and its figures are those of other networks than were
+        trained.
+    """
+
+    needs_labels = False
+
+    def measure(self, probe: Probe) -> Measurement:
+        """Run the first batch once, with attention of plain products."""
+        heads = _Heads(probe.num_samples)
+        probe.forward(mode=heads, fed="attention of plain products")
+        if not heads.confidences:
+            raise NotApplicableError(
+                "the network has no attention head: no softmax over the last dimension is multiplied with values."
+            )
+        values = torch.stack([value.double() for value in heads.confidences]).tolist()
+        if not all(map(math.isfinite, values)):
+            raise NonFiniteError("The output of an attention head has NaN or infinite entries.")
+        return Measurement(math.fsum(values), details={"attentions": values, "num_heads": heads.num_heads})

@@ -1,0 +1,125 @@
+"""V-PCA: how many principal components the hidden states of feed-forward layers have.
+
+Index conventions:
+    R: rows, all tokens of all samples
+    C: width of a hidden state
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lightning_zico.engine.observers import Observer, Rows
+from lightning_zico.engine.probe import Probe
+from lightning_zico.engine.spectra import eigenvalues_of
+from lightning_zico.errors import NonFiniteError, NotApplicableError
+from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
+
+_SHARE = 0.99  # of the variance, as published
+
+
+def num_components(hidden: Tensor, share: float = _SHARE) -> Tensor:
+    """Count the principal components that together have a share of the variance.
+
+    Args:
+        hidden: ``[R, C]``, finite.
+        share: Between 0 and 1.
+
+    Returns:
+        Scalar, int64, at most the smaller of ``R - 1`` and ``C``; 0 if the rows do not vary.
+
+    Example:
+        >>> num_components(torch.tensor([[3.0, 0.1], [-3.0, 0.1], [0.0, -0.2]])).item()
+        1
+        >>> num_components(torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])).item()
+        2
+    """
+    centred = hidden.double()
+    centred = centred - centred.mean(dim=0)
+    few = centred if len(centred) < centred.shape[1] else centred.T
+    variances = eigenvalues_of(few @ few.T).flip(0)  # [R, C] @ [C, R], or [C, R] @ [R, C]
+    shares = variances.cumsum(0)
+    # Those before the share is reached, and the one that reaches it.
+    return ((shares < share * shares[-1]).sum() + 1).where(shares[-1] > 0, 0)
+
+
+@dataclass(unsafe_hash=True)
+class HiddenStates(Observer):
+    """Count the principal components of what linear layers pass to an activation function, token by token."""
+
+    def start(self, module: nn.Module) -> None:
+        """Reset the observations."""
+        self.rows: Rows = Rows()
+        self._counts: dict[str, Tensor] = {}
+        self._last: tuple[str, Tensor] | None = None
+
+    def module_call(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        """Keep the output of a linear layer until something else is called."""
+        is_linear = isinstance(module, nn.Linear) and isinstance(output, Tensor) and output.ndim > 2
+        if is_linear:
+            self._last = name, output
+
+    def activation(self, before: Tensor, after: Tensor) -> None:
+        """Look at the input of an activation function, if it is the output of the last linear layer."""
+        if self._last is None:
+            return
+        name, output = self._last
+        # One in place has written to the output, of which `before` is then a copy.
+        if output.data_ptr() not in (before.data_ptr(), after.data_ptr()) or output.numel() != before.numel():
+            return
+        self._last = None
+        self.rows.see(before)
+        hidden = before.flatten(0, -2)
+        finite = hidden.isfinite().all()
+        counted = num_components(hidden.masked_fill(~finite, 0.0))
+        self._counts[name] = counted.where(finite, -1)
+
+    def ended(self) -> None:
+        """Collect the counts."""
+        if not self._counts:
+            raise NotApplicableError(
+                "the network has no feed-forward layer on tokens: no linear layer passes positions to an activation "
+                "function."
+            )
+        counts = torch.stack([*self._counts.values()]).tolist()
+        self.counts: dict[str, int] = dict(zip(self._counts, counts, strict=True))
+        if min(counts) < 0:
+            raise NonFiniteError("The hidden states of a feed-forward layer have NaN or infinite entries.")
+        self._last, self._counts = None, {}
+
+
+def hidden_states(probe: Probe) -> HiddenStates:
+    """Count the principal components on the first batch.
+
+    Raises:
+        NotApplicableError: If the network has no feed-forward layer on tokens, or runs on part of a batch at a time.
+    """
+    seen = probe.observed(HiddenStates())
+    probe.check_rows(seen.rows, "its feed-forward layers")
+    return seen
+
+
+@register_proxy("v_pca")
+class VPCA(Proxy):
+    """Sum over feed-forward layers of the principal components of their hidden states (W-PCA, ICLR 2025).
+
+    A feed-forward layer is a linear layer on tokens whose output goes straight into an activation function; that
+    output is its hidden state. All tokens of all samples are rows, and as many components count as have 99 % of the
+    variance. A layer has at most as many as tokens minus one, so small batches of short texts compare lengths only.
+
+    Source:
+        *W-PCA Based Gradient-Free Proxy for Efficient Search of Lightweight Language Models*, ICLR 2025,
+        arXiv:2504.15983. Its formula leaves open what the rows are and whether states are taken before or after the
+        activation function; they are taken before it here.
+    """
+
+    needs_labels = False
+    needs: Sequence[Observer] = (HiddenStates(),)
+
+    def measure(self, probe: Probe) -> Measurement:
+        """Count the components on the first batch."""
+        counts = hidden_states(probe).counts
+        return Measurement(float(sum(counts.values())), details={"components": counts})

@@ -1,0 +1,188 @@
+"""Proxies of attention heads, hidden states and outputs of layers: laws, and closed forms beside their twins."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lightning_zico import score
+from lightning_zico.proxies.dextr import extrinsic_curvature, inverse_condition
+from lightning_zico.proxies.intrain import gradient_health, participation_ratio
+from lightning_zico.proxies.v_pca import num_components
+
+NUM_SAMPLES, NUM_TOKENS, WIDTH, NUM_HEADS = 4, 5, 12, 3
+
+
+def in_heads(tokens: Tensor) -> Tensor:
+    return tokens.unflatten(2, (NUM_HEADS, -1)).transpose(1, 2)  # [N, H, T, D]
+
+
+def weights_of(q: Tensor, k: Tensor) -> Tensor:
+    return (q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])).softmax(dim=-1)
+
+
+ATTENTIONS: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
+    "function": F.scaled_dot_product_attention,
+    "by hand": lambda q, k, v: weights_of(q, k) @ v,
+    "einsum": lambda q, k, v: torch.einsum("nhts,nhsd->nhtd", weights_of(q, k), v),
+    "values first": lambda q, k, v: (v.mT @ weights_of(q, k).mT).mT,
+    "dropped out": lambda q, k, v: F.dropout(weights_of(q, k), 0.0) @ v,
+    "masked": lambda q, k, v: weights_of(q, k).masked_fill(torch.zeros(NUM_TOKENS, NUM_TOKENS).bool(), 0.0) @ v,
+    "heads among samples": lambda q, k, v: torch.bmm(weights_of(q, k).flatten(0, 1), v.flatten(0, 1)).unflatten(
+        0, (-1, NUM_HEADS)
+    ),
+}
+
+
+class Attending(nn.Module):
+    """One layer of self-attention; `module` leaves it to torch's module, with the same weights."""
+
+    def __init__(self, attention: Callable[[Tensor, Tensor, Tensor], Tensor], module: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.fused = nn.MultiheadAttention(WIDTH, NUM_HEADS, batch_first=True)
+        self.head = nn.Linear(WIDTH, 3)
+        self.attention, self.module = attention, module
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.module:
+            x, _ = self.fused(x, x, x)
+            return self.head(x.mean(dim=1))
+        projections = F.linear(x, self.fused.in_proj_weight, self.fused.in_proj_bias).chunk(3, dim=-1)
+        x = self.attention(*map(in_heads, projections)).transpose(1, 2).flatten(2)
+        return self.head(self.fused.out_proj(x).mean(dim=1))
+
+
+def batches(*shape: int) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(1)
+    return [(torch.randn(*shape, generator=generator), torch.arange(shape[0]) % 3) for _ in range(2)]
+
+
+def value_of(name: str, network: nn.Module, *shape: int) -> float:
+    result = score(network, batches(*shape), name, F.cross_entropy)[name]
+    assert result.value is not None, result.error
+    return result.value
+
+
+@pytest.mark.parametrize("attention", [*ATTENTIONS, "module"])
+def test_head_confidence_sees_heads_however_they_are_written(attention: str) -> None:
+    shape = NUM_SAMPLES, NUM_TOKENS, WIDTH
+    network = Attending(ATTENTIONS.get(attention, ATTENTIONS["function"]), module=attention == "module")
+    with torch.no_grad():
+        projections = F.linear(batches(*shape)[0][0], network.fused.in_proj_weight, network.fused.in_proj_bias)
+        outputs = ATTENTIONS["by hand"](*map(in_heads, projections.chunk(3, dim=-1)))
+    expected = sum(outputs[:, head].numpy().max(axis=1).mean() for head in range(NUM_HEADS))
+    assert value_of("head_confidence", network, *shape) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_softmax_without_values_is_no_head() -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate, self.head = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head((x * self.gate(x).softmax(dim=-1)).mean(dim=1)).log_softmax(dim=1)
+
+    error = score(Gated(), batches(NUM_SAMPLES, NUM_TOKENS, WIDTH), "head_confidence", F.nll_loss)
+    assert str(error["head_confidence"].error).startswith("not applicable: the network has no attention head")
+
+
+class Feeding(nn.Module):
+    def __init__(self, activation: Callable[[Tensor], Tensor], norm: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.widen, self.narrow, self.head = nn.Linear(WIDTH, 30), nn.Linear(30, WIDTH), nn.Linear(WIDTH, 3)
+        self.activation = activation
+        self.norm = nn.LayerNorm(30) if norm else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.narrow(self.activation(self.norm(self.widen(x)))).mean(dim=1).tanh())
+
+
+@pytest.mark.parametrize("activation", [F.gelu, nn.GELU(), nn.ReLU(inplace=True), torch.relu_, Tensor.tanh])
+def test_v_pca_looks_before_the_activation_function_whatever_its_form(activation: Callable[[Tensor], Tensor]) -> None:
+    shape = 20, NUM_TOKENS, WIDTH
+    network = Feeding(activation)
+    with torch.no_grad():
+        hidden = network.widen(batches(*shape)[0][0]).flatten(0, 1).double().numpy()
+    variances = np.sort(np.linalg.eigvalsh(np.cov(hidden.T)))[::-1]
+    expected = 1 + np.count_nonzero(np.cumsum(variances) < 0.99 * variances.sum())
+    assert expected <= WIDTH
+    assert value_of("v_pca", network, *shape) == expected
+    assert value_of("w_pca", network, *shape) == expected * sum(p.numel() for p in network.parameters())
+
+
+def test_v_pca_of_a_layer_whose_output_goes_elsewhere_first_does_not_apply() -> None:
+    card = score(Feeding(F.gelu, norm=True), batches(4, NUM_TOKENS, WIDTH), "v_pca", F.cross_entropy)
+    assert str(card["v_pca"].error).startswith("not applicable: the network has no feed-forward layer on tokens")
+
+
+@pytest.mark.parametrize("share", [0.5, 0.99, 1.0])
+def test_components_are_those_that_numpy_needs(share: float) -> None:
+    rows = torch.randn(40, 6, generator=torch.Generator().manual_seed(0)) * torch.tensor([9.0, 3.0, 1.0, 0.5, 0.1, 0.0])
+    variances = np.sort(np.linalg.eigvalsh(np.cov(rows.double().numpy().T)))[::-1]
+    kept = next(count for count in range(1, 7) if variances[:count].sum() >= share * variances.sum() * (1 - 1e-12))
+    assert int(num_components(rows, share)) == kept
+    assert int(num_components(torch.ones(4, 3))) == 0
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(30, 4), (4, 30)])
+def test_the_participation_ratio_is_that_of_the_covariance(rows: int, columns: int) -> None:
+    values = torch.randn(rows, columns, generator=torch.Generator().manual_seed(0))
+    covariance = np.cov(values.double().numpy().T)
+    expected = np.trace(covariance) ** 2 / np.trace(covariance @ covariance)
+    assert float(participation_ratio(values)) == pytest.approx(expected, rel=1e-5)
+    assert float(participation_ratio(1e-6 * values)) == pytest.approx(expected, rel=1e-5)  # of no scale
+    assert float(participation_ratio(torch.full((rows, columns), 0.1))) == 1.0
+
+
+def test_healthy_gradients_are_spread_evenly() -> None:
+    assert float(gradient_health(torch.zeros(3))) == 0.0
+    assert float(gradient_health(torch.ones(3))) == 0.0
+    spike = torch.zeros(100)
+    spike[0] = -5.0
+    assert float(gradient_health(spike)) == pytest.approx(math.sqrt(0.01 - 0.0001))
+
+
+def test_a_circle_has_the_curvature_of_its_radius_and_a_line_has_none() -> None:
+    angles = torch.tensor([0.3, 0.7])
+    velocity, acceleration = (
+        3 * torch.stack([-angles.sin(), angles.cos()]),
+        -3 * torch.stack([angles.cos(), angles.sin()]),
+    )
+    assert extrinsic_curvature(velocity[:, 0], acceleration[:, 0]) == pytest.approx(1 / 3, rel=1e-6)
+    assert extrinsic_curvature(torch.tensor([1.0, 2.0]), torch.tensor([2.0, 4.0])) == pytest.approx(0.0, abs=1e-7)
+    assert not math.isfinite(extrinsic_curvature(torch.zeros(2), torch.ones(2)))
+
+
+def test_the_inverse_condition_is_a_ratio_of_singular_values() -> None:
+    maps = torch.randn(3, 4, 9, generator=torch.Generator().manual_seed(0))
+    singular = np.linalg.svd(maps.double().numpy(), compute_uv=False)
+    found = inverse_condition(maps)
+    assert found.numpy() == pytest.approx(singular[:, -1] / singular[:, 0], rel=1e-6)
+    assert inverse_condition(maps.mT).numpy() == pytest.approx(found.numpy())
+    assert inverse_condition(torch.ones(2, 3)).item() == 0.0
+
+
+def test_dextr_of_one_output_does_not_apply() -> None:
+    network = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.Flatten(), nn.Linear(75, 1))
+    result = score(network, batches(4, 2, 5, 5), "dextr", lambda logits, _: logits.square().mean())["dextr"]
+    assert str(result.error).startswith("not applicable: the network has one output")
+
+
+def test_dextr_of_a_linear_network_sees_the_ellipse_that_it_makes_of_a_circle() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.Flatten(), nn.Linear(75, 3))
+    jacobian = torch.autograd.functional.jacobian(network, torch.zeros(1, 2, 5, 5)).view(3, 50).double().numpy()
+    generator = torch.Generator().manual_seed(0)
+    drawn = np.stack([torch.randn(1, 2, 5, 5, generator=generator).flatten().double() for _ in range(2)], axis=1)
+    point, tangent = np.linalg.qr(drawn).Q.T
+    v, a = jacobian @ tangent, -jacobian @ point
+    expected = np.linalg.norm(np.cross(v, a)) / np.linalg.norm(v) ** 3
+    result = score(network, batches(4, 2, 5, 5), "dextr", F.cross_entropy)["dextr"]
+    assert result.details["curvature"] == pytest.approx(expected, rel=1e-4)
