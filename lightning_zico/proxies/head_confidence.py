@@ -79,7 +79,7 @@ class _Heads(TorchDispatchMode):
         if name in _SOFTMAX and args[0].ndim > 2 and args[1] in (-1, args[0].ndim - 1):
             self._weights[key_of(out)] = self._count_heads(out)
         elif name in _KEEPING:
-            result = next(tensors_in(out))
+            result = tensors_in(out)[0]
             for tensor in tensors_in(list(args)):
                 if (key := key_of(tensor)) in self._weights and tensor.numel() == result.numel():
                     self._weights[key_of(result)] = self._weights[key]
