@@ -7,7 +7,7 @@ Index conventions:
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
@@ -28,9 +28,6 @@ _INVERSE_STABILISER = 1e-6  # for the trainability, as published
 # The paper uses 64. On 60 networks of NAS-Bench-201, the ranks with 32 and with 64 have a Spearman's rho of at least
 # .99.
 NUM_INPUTS = 32
-# Rows of random signs for each channel of a token, and how often signs are drawn at most. A Jacobian of C channels that
-# is averaged over R rows has an error of about sqrt(C / R) of its length.
-_ROWS_PER_CHANNEL, _MOST_DRAWS = 16, 8
 
 
 def isotropy(features: Tensor) -> Tensor:
@@ -88,7 +85,7 @@ def spectral_balance(gradients: Tensor, signs: Tensor) -> Tensor:
     return _balance_of(product)
 
 
-def token_balance(gradients: Sequence[Tensor], signs: Sequence[Tensor]) -> Tensor:
+def token_balance(gradients: Tensor, signs: Tensor) -> Tensor:
     r"""Compute `spectral_balance` of a block whose output has few positions for its channels, as tokens have.
 
     The published mean :math:`U^\top V / R` has an error that grows with the width of the block: of an identity, which
@@ -96,33 +93,30 @@ def token_balance(gradients: Sequence[Tensor], signs: Sequence[Tensor]) -> Tenso
     that is a multiple of the signs, whose mean is known, is taken out first:
 
     .. math::
-        \sigma = \Bigl\lVert \beta I + \frac{1}{R} \sum_k (U_k - \beta V_k)^\top V_k \Bigr\rVert_2, \qquad
-        \beta = \frac{\sum_k \langle U_k, V_k \rangle}{\sum_k \langle V_k, V_k \rangle}
+        \sigma = \Bigl\lVert \beta I + (U - \beta V)^\top V / R \Bigr\rVert_2, \qquad
+        \beta = \langle U, V \rangle / \langle V, V \rangle
 
     With many rows, both are the same. If the block changes the width of a token, :math:`\beta` is zero.
 
     Args:
-        gradients: :math:`U_k`, the signs of each draw propagated backward through the block, ``[R / K, C']``.
-        signs: :math:`V_k`, the signs, ``[R / K, C]``.
+        gradients: :math:`U`, ``signs`` propagated backward through the block, ``[R, C']``.
+        signs: :math:`V`, random signs used as the gradient of the output, ``[R, C]``.
 
     Returns:
         As `spectral_balance`.
 
     Example:
         >>> signs = torch.tensor([[1.0, 1.0], [1.0, -1.0], [1.0, 1.0]])
-        >>> round(float(token_balance([0.5 * signs], [signs])), 4)  # 2 - 1/2 - 1 / (1/2)
+        >>> round(float(token_balance(0.5 * signs, signs)), 4)  # 2 - 1/2 - 1 / (1/2)
         -0.5
     """
-    num_rows = sum(map(len, signs))
-    beta = torch.zeros((), dtype=torch.float64, device=signs[0].device)
-    if gradients[0].shape == signs[0].shape:
-        products = [(u * v).sum(dtype=torch.float64) for u, v in zip(gradients, signs, strict=True)]
-        beta = torch.stack(products).sum() / (num_rows * signs[0].shape[1])
-    parts = [
-        (u - beta.to(u) * v).T @ v if u.shape == v.shape else u.T @ v for u, v in zip(gradients, signs, strict=True)
-    ]
-    product = torch.stack([part.double() for part in parts]).sum(dim=0) / num_rows  # [C', R] @ [R, C] -> [C', C]
-    return _balance_of(product + beta * torch.eye(*product.shape, dtype=torch.float64, device=product.device))
+    if gradients.shape != signs.shape:
+        return spectral_balance(gradients, signs)
+    beta = (gradients * signs).sum(dtype=torch.float64) / signs.numel()
+    rest = (gradients - beta.to(gradients) * signs).T @ signs  # [C, R] @ [R, C] -> [C, C]
+    return _balance_of(
+        rest.double() / len(signs) + beta * torch.eye(len(rest), dtype=torch.float64, device=rest.device)
+    )
 
 
 def _balance_of(jacobian: Tensor) -> Tensor:
@@ -189,30 +183,23 @@ class _Blocks(Observer):
             raise NotApplicableError(
                 f"only {len(self._outputs)} of the {len(self.names_of_blocks)} blocks ran: expected at least two."
             )
-        generator, again = (torch.Generator().manual_seed(self.seed + more) for more in (0, 1))
+        generator = torch.Generator().manual_seed(self.seed)
         balances = {}
         for (_, before, earlier), (name, block, later) in pairwise(self._outputs):
-            signs = _signs_like(later, generator)
+            signs = torch.randint(2, later.shape, generator=generator, dtype=torch.float32).mul_(2).sub_(1).to(later)
             if not (later.requires_grad and earlier.requires_grad):
                 continue
-            back = _pulled_back(later, earlier, signs)
+            try:
+                (back,) = torch.autograd.grad(later, [earlier], signs, retain_graph=True, allow_unused=True)
+            except RuntimeError:
+                check_graph(later)
+                raise
             if back is None or (back.shape == signs.shape and torch.equal(back, signs)):
                 continue  # the blocks are not consecutive, or the block is an identity
             aligned = _aligned(back, before, signs, block)
-            if aligned is None:
-                continue
-            if _channels_first(later, block) is later:
-                balances[name] = spectral_balance(*aligned)
-                continue
-            pairs = [aligned]
-            while len(pairs) < _num_draws(*aligned[1].shape):
-                signs = _signs_like(later, again)
-                back = _pulled_back(later, earlier, signs)
-                assert back is not None  # nor was it with the signs before
-                aligned = _aligned(back, before, signs, block)
-                assert aligned is not None
-                pairs.append(aligned)
-            balances[name] = token_balance(*zip(*pairs, strict=True))
+            if aligned is not None:
+                has_tokens = _channels_first(later, block) is not later
+                balances[name] = (token_balance if has_tokens else spectral_balance)(*aligned)
         keys = [*self._isotropies, *balances]
         values = torch.stack([*self._isotropies.values(), *balances.values()]).tolist()
         split = len(self._isotropies)
@@ -222,23 +209,6 @@ class _Blocks(Observer):
             sum(not output.requires_grad for _, _, output in self._outputs),
         )
         self._outputs = []
-
-
-def _signs_like(output: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randint(2, output.shape, generator=generator, dtype=torch.float32).mul_(2).sub_(1).to(output)
-
-
-def _num_draws(num_rows: int, num_channels: int) -> int:
-    return min(math.ceil(_ROWS_PER_CHANNEL * num_channels / num_rows), _MOST_DRAWS)
-
-
-def _pulled_back(later: Tensor, earlier: Tensor, signs: Tensor) -> Tensor | None:
-    """Differentiate the product of a block's output and signs with respect to the output of the block before."""
-    try:
-        return torch.autograd.grad(later, [earlier], signs, retain_graph=True, allow_unused=True)[0]
-    except RuntimeError:
-        check_graph(later)
-        raise
 
 
 def _channels_first(tensor: Tensor, module: nn.Module) -> Tensor:

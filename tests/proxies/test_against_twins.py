@@ -116,8 +116,7 @@ def az_of(twin: Callable[..., float], needs_signs: bool = False) -> Callable[[Ca
     return compute
 
 
-def signs_of(model: nn.Module, blocks: list[str], x0: Tensor) -> list[list[Tensor]]:
-    """Draw the signs of each pair of blocks; those of tokens until there are sixteen rows for each channel."""
+def signs_of(model: nn.Module, blocks: list[str], x0: Tensor) -> list[Tensor]:
     shapes = {}
     watched = copy.deepcopy(model)
     for name in blocks:
@@ -125,13 +124,8 @@ def signs_of(model: nn.Module, blocks: list[str], x0: Tensor) -> list[list[Tenso
             lambda _module, _args, output, name=name: shapes.update({name: output.shape})
         )
     watched(x0)
-    first, more = (torch.Generator().manual_seed(SEED + offset) for offset in (0, 1))
-    signs = []
-    for shape in (shapes[name] for name in blocks[1:]):
-        draws = min(math.ceil(16 * shape[2] / (shape[0] * shape[1])), 8) if len(shape) == 3 else 1
-        generators = [first, *[more] * (draws - 1)]
-        signs.append([2.0 * torch.randint(2, shape, generator=generator) - 1 for generator in generators])
-    return signs
+    generator = torch.Generator().manual_seed(SEED)
+    return [2.0 * torch.randint(2, shapes[name], generator=generator) - 1 for name in blocks[1:]]
 
 
 def head_confidence_of(case: Case) -> float:

@@ -268,36 +268,27 @@ def curvature(model: nn.Module, point: Tensor, velocity: Tensor, chosen: Sequenc
     return float(np.sqrt(v @ v * (a @ a) - (v @ a) ** 2) / (v @ v) ** 1.5)
 
 
-def az_trainability(
-    model: nn.Module, block_names: Sequence[str], x0: Tensor, draws: Sequence[Sequence[Tensor]]
-) -> float:
-    """Run anew for each draw and pair of blocks, cut at the first of the two; `draws` holds those of each pair."""
+def az_trainability(model: nn.Module, block_names: Sequence[str], x0: Tensor, vs: Sequence[Tensor]) -> float:
+    """Run anew for each pair of blocks, cut at the first of the two."""
     terms = []
-    for pair, directions in enumerate(draws):
-        us = [_pulled_back(model, block_names, x0, pair, as_double(v)) for v in directions]
-        u, v = us[0], as_double(directions[0])
+    for pair, direction in enumerate(vs):
+        v = as_double(direction)
+        u = _pulled_back(model, block_names, x0, pair, v)
         if u.shape == v.shape and np.array_equal(u, v.numpy()):
             continue
-        if v.ndim == 3:
-            mean = _token_jacobian(us, [v.numpy() for v in directions])
-        else:
-            if v.ndim == 4:
-                u = _pixel_unshuffle(u, u.shape[2] // v.shape[2])
-                u, v = np.moveaxis(u, 1, -1), v.movedim(1, -1)
-            rows_u, rows_v = u.reshape(-1, u.shape[-1]), v.numpy().reshape(-1, v.shape[-1])
-            mean = sum(np.outer(a, b) for a, b in zip(rows_u, rows_v, strict=True)) / len(rows_v)  # [C', C]
+        if v.ndim == 4:
+            u = _pixel_unshuffle(u, u.shape[2] // v.shape[2])
+            u, v = np.moveaxis(u, 1, -1), v.movedim(1, -1)
+        rows_u, rows_v = u.reshape(-1, u.shape[-1]), v.numpy().reshape(-1, v.shape[-1])
+        # of tokens, the multiple of the signs is averaged by itself
+        beta = float(np.vdot(rows_u, rows_v) / np.vdot(rows_v, rows_v)) if v.ndim == 3 else 0.0
+        width = rows_v.shape[1]
+        known = beta * np.eye(width) if beta else 0.0
+        rows = zip(rows_u, rows_v, strict=True)
+        mean = known + sum(np.outer(a - beta * b if beta else a, b) for a, b in rows) / len(rows_v)  # [C', C]
         sigma = np.linalg.svd(mean, compute_uv=False).max()
         terms.append(2 - sigma - 1 / (sigma + 1e-6))
     return float(np.mean(terms)) if terms else float("nan")
-
-
-def _token_jacobian(us: Sequence[np.ndarray], vs: Sequence[np.ndarray]) -> np.ndarray:
-    """Average over all tokens of all draws what is no multiple of the signs, and add that multiple of the identity."""
-    width = vs[0].shape[-1]
-    pulled, sent = (np.concatenate(each).reshape(-1, width) for each in (us, vs))
-    rows = list(zip(pulled, sent, strict=True))
-    beta = sum(a @ b for a, b in rows) / sum(b @ b for _, b in rows)
-    return beta * np.eye(width) + sum(np.outer(a - beta * b, b) for a, b in rows) / len(rows)
 
 
 def _pulled_back(model: nn.Module, block_names: Sequence[str], x0: Tensor, pair: int, v: Tensor) -> np.ndarray:
