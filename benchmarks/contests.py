@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from lightning_zico.ranking.recipes import RECIPES, Evidence, Recipe
 
 OPPONENTS = ("params", "macs")
-INCUMBENT = "balanced"
 
 
 @dataclass(frozen=True)
@@ -18,25 +17,44 @@ class Contest:
         samples: Number of candidates to draw, by benchmark; None for all.
         seed: The seed of the draw, of the weights and of random numbers in proxies.
         batch_sizes: Batch size by benchmark, if it is not the usual one.
-        unlike: Another contest; none of its candidates is drawn.
+        unlike: Other contests; none of their candidates is drawn, unless no other is left.
+        incumbent: The default at the time.
+        by_kind: Contestants that are one recipe where ``head_confidence`` does not apply to any candidate of a
+            benchmark, and another where it does, by name.
     """
 
     contestants: tuple[str, ...]
     samples: Mapping[str, int | None]
     seed: int = 777
     batch_sizes: Mapping[str, int] = field(default_factory=dict)
-    unlike: "Contest | None" = None
+    unlike: "tuple[Contest, ...]" = ()
+    incumbent: str = "balanced"
+    by_kind: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+    @property
+    def scored(self) -> list[str]:
+        """Recipes and proxies to score, with the one that tells the kinds of candidates."""
+        scored = [name for name in self.contestants if name not in self.by_kind]
+        return [*scored, "head_confidence"] if self.by_kind else scored
 
 
-# Contestants that are not in the package. The last four are the best combination in AZ-NAS's paper, with the mean over
-# blocks instead of the sum, plus one, two or three proxies of another kind: those of how samples are told apart.
+# Contestants that are not in the package. Those of the second contest are the best combination in AZ-NAS's paper, with
+# the mean over blocks instead of the sum, plus one, two or three proxies of another kind: those of how samples are told
+# apart. Those of the third are the default with or without one of its members, and with or without two proxies.
 _AZ_SYNFLOW = ("az_expressivity_mean", "az_progressivity", "az_trainability", "macs", "synflow")
+_UNTRAINED = ("macs", "naswot", "az_expressivity_mean", "synflow")
+_BALANCED = ("macs", "naswot", "az_expressivity_mean", "az_trainability")
 ONLY_HERE = {
     "broad": ("macs", "naswot", "az_expressivity_mean", "az_trainability", "meco_opt", "jacob_cov"),
     "az+synflow+naswot": (*_AZ_SYNFLOW, "naswot"),
     "az+synflow+jacob_cov": (*_AZ_SYNFLOW, "jacob_cov"),
     "az+synflow+two": (*_AZ_SYNFLOW, "naswot", "jacob_cov"),
     "az+synflow+three": (*_AZ_SYNFLOW, "naswot", "jacob_cov", "meco_opt"),
+    "without_trainability": _UNTRAINED,
+    "without_trainability+two": (*_UNTRAINED, "zico", "intrain"),
+    "balanced+zico": (*_BALANCED, "zico"),
+    "balanced+synflow+zico": (*_BALANCED, "synflow", "zico"),
+    "balanced+synflow+intrain": (*_BALANCED, "synflow", "intrain"),
 }
 
 FIRST = Contest(
@@ -46,7 +64,7 @@ FIRST = Contest(
 )
 SECOND = Contest(
     (
-        INCUMBENT,
+        "balanced",
         "az+synflow",
         "balanced+synflow",
         "az+synflow+naswot",
@@ -58,9 +76,38 @@ SECOND = Contest(
     ),
     {"nas-bench-201": 300, "nas-bench-101": None, "transnas-micro": 300},
     seed=778,
-    unlike=FIRST,
+    unlike=(FIRST,),
 )
-CONTESTS = {"first": FIRST, "second": SECOND}
+# The candidates that README.md showed of every recipe before the third contest.
+SHOWN = Contest(
+    (), {"nas-bench-201": 300, "transnas-micro": 300, "pit": 60, "nas-bench-bert": 100, "nas-bench-301": 60}
+)
+THIRD = Contest(
+    (
+        "balanced+synflow",
+        "without_trainability",
+        "by_kind",
+        "balanced+zico",
+        "balanced+synflow+zico",
+        "balanced+synflow+intrain",
+        "without_trainability+two",
+        "params",
+    ),
+    {
+        "nas-bench-201": 60,
+        "nas-bench-101": 40,
+        "transnas-micro": 60,
+        "pit": 60,
+        "nas-bench-bert": 60,
+        "nas-bench-301": 40,
+    },
+    seed=801,
+    batch_sizes={"pit": 4, "nas-bench-bert": 8, "nas-bench-301": 8},
+    unlike=(FIRST, SECOND, SHOWN),
+    incumbent="balanced+synflow",
+    by_kind={"by_kind": ("balanced+synflow", "without_trainability")},
+)
+CONTESTS = {"first": FIRST, "second": SECOND, "third": THIRD}
 
 
 def enlist(contest: Contest) -> None:

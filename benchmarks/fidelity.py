@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from contests import CONTESTS, INCUMBENT, OPPONENTS, Contest, enlist
+from contests import CONTESTS, OPPONENTS, Contest, enlist
 from figures import Difference, Figures, Values, common, difference, figures_of, same_family_share, taken
 from published import SOURCES, published
 from rich.console import Console
@@ -88,10 +88,10 @@ class Study:
 
 def entered(table: Table, contest: Contest) -> Table:
     """Draw the candidates of a contest."""
-    other = contest.unlike
-    seen = {row.name for row in entered(table, other).rows} if other else set()
-    left = replace(table, rows=tuple(row for row in table.rows if row.name not in seen))
-    return sampled(left, contest.samples[table.benchmark], contest.seed)
+    others = [other for other in contest.unlike if table.benchmark in other.samples]
+    seen = {row.name for other in others for row in entered(table, other).rows}
+    left = tuple(row for row in table.rows if row.name not in seen) or table.rows
+    return sampled(replace(table, rows=left), contest.samples[table.benchmark], contest.seed)
 
 
 def sampled(table: Table, num_samples: int | None, seed: int) -> Table:
@@ -250,13 +250,34 @@ def not_surely_behind(studies: Sequence[Study], names: Sequence[str]) -> list[st
     return sorted(left, key=lambda name: known[name][1], reverse=True)
 
 
+def nowhere_surely_behind(studies: Sequence[Study], contestants: Sequence[str]) -> list[str]:
+    """Order the contestants by their mean, without those that a baseline is surely ahead of on any benchmark."""
+    means = {}
+    for name in contestants:
+        gaps = [own.difference(name, opponent).interval for own in studies for opponent in OPPONENTS]
+        taus = [own.mean_tau(name) for own in studies]
+        if None not in taus and not any(gap is not None and gap.high < 0 for gap in gaps):
+            means[name] = statistics.fmean(tau for tau in taus if tau is not None)
+    return sorted(means, key=lambda name: means[name], reverse=True)
+
+
+def with_kinds(own: Study, contest: Contest) -> Study:
+    """Add the contestants that depend on whether candidates are transformers."""
+    which = int(any(value is not None for value in own.scores.get("head_confidence", [])))
+    return replace(
+        own, scores={**own.scores, **{name: own.scores[both[which]] for name, both in contest.by_kind.items()}}
+    )
+
+
 def print_contest(console: Console, studies: Sequence[Study], contest: Contest) -> Record:
     """Print a comparison of the contestants, and return the figures."""
     print_overview(console, studies, contest.contestants)
     left = not_surely_behind(studies, contest.contestants)
     say(console, f"Not significantly behind in the worst case, best mean first: {', '.join(left)}.")
+    ahead = nowhere_surely_behind(studies, contest.contestants)
+    say(console, f"Nowhere significantly behind {' or '.join(OPPONENTS)}, best mean first: {', '.join(ahead)}.")
     rows, kept = [], []
-    opponents = dict.fromkeys([*OPPONENTS, INCUMBENT])
+    opponents = dict.fromkeys([*OPPONENTS, contest.incumbent])
     for name, own in itertools.product(contest.contestants, studies):
         gaps = {opponent: own.difference(name, opponent) for opponent in opponents}
         share = same_family_share(own.scores[name], own.truths(own.table.targets[0]), own.families)
@@ -269,7 +290,7 @@ def print_contest(console: Console, studies: Sequence[Study], contest: Contest) 
     print_table(
         console, "Mean tau over the targets, and differences on the same candidates (*: excludes zero)", columns, rows
     )
-    return {"contest": kept, "not_surely_behind": left}
+    return {"contest": kept, "not_surely_behind": left, "nowhere_surely_behind": ahead}
 
 
 def report(console: Console, own: Study, compared: Sequence[str]) -> Record:
@@ -402,7 +423,7 @@ def main(words: Sequence[str] | None = None) -> None:
     contest = CONTESTS.get(arguments.contest)
     if contest:
         enlist(contest)
-    asked = list(contest.contestants) if contest else names_of(arguments.proxies)
+    asked = contest.scored if contest else names_of(arguments.proxies)
     try:
         choice = Choice.of(asked, with_baselines=True)
         tables = loaded(arguments)
@@ -417,7 +438,7 @@ def main(words: Sequence[str] | None = None) -> None:
     for table, protocol in zip(tables, protocols, strict=True):
         drawn = entered(table, contest) if contest else sampled(table, arguments.sample, protocol.seed)
         own = study(drawn, choice, protocol, running, arguments.cache, with_times=not contest)
-        studies.append(own)
+        studies.append(with_kinds(own, contest) if contest else own)
         introduce(console, own, len(table.rows))
         if not contest:
             record = report(console, own, compared_of(arguments.proxies, choice))

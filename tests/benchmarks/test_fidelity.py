@@ -1,6 +1,7 @@
 """The benchmark of fidelity: its tables, its processes, its cache, and the figures that it prints."""
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -500,22 +501,57 @@ def test_who_is_not_surely_behind_in_the_worst_case_is_ordered_by_the_mean(few_r
 
 @pytest.mark.parametrize("contest", contests.CONTESTS.values(), ids=[*contests.CONTESTS])
 def test_contestants_and_their_benchmarks_exist(contest):
-    assert {*contest.contestants} <= {*list_proxies(), *list_recipes(), *contests.ONLY_HERE}
+    assert {*contest.contestants} <= {*list_proxies(), *list_recipes(), *contests.ONLY_HERE, *contest.by_kind}
+    assert {name for both in contest.by_kind.values() for name in both} <= {*contest.contestants}
     assert {member for members in contests.ONLY_HERE.values() for member in members} <= {*list_proxies()}
     assert {*contest.samples} <= {*tables.LOADERS}
     assert {*contests.OPPONENTS} <= {*BASELINES}
 
 
-def test_no_candidate_of_the_first_contest_is_in_the_second():
+def test_contests_draw_other_candidates_than_those_before_as_long_as_there_are_others():
     rows = tuple(tables.Row(str(idx), int, {"acc": 0.0}) for idx in range(1000))
-    for benchmark, num_first in contests.FIRST.samples.items():
-        if benchmark not in contests.SECOND.samples:
-            continue
+    first, second, third = contests.CONTESTS.values()
+
+    def names(contest, benchmark):
+        return {row.name for row in fidelity.entered(tables.Table(benchmark, rows, ("acc",), ""), contest).rows}
+
+    for benchmark in second.samples:
+        assert len(names(first, benchmark)) == first.samples[benchmark]
+        assert len(names(second, benchmark)) == (second.samples[benchmark] or 1000 - first.samples[benchmark])
+        assert not names(first, benchmark) & names(second, benchmark)
+    for benchmark in third.samples:
+        assert len(names(third, benchmark)) == third.samples[benchmark]
+        before = [contest for contest in third.unlike if benchmark in contest.samples]
+        seen = set().union(*(names(contest, benchmark) for contest in before))
+        assert not names(third, benchmark) & seen or len(seen) == 1000
+    assert len(names(second, "nas-bench-101")) + len(names(first, "nas-bench-101")) == 1000
+
+
+def test_who_is_nowhere_surely_behind_a_baseline_is_ordered_by_the_mean(few_resamples):
+    generator = np.random.default_rng(0)
+    truth = generator.random(60)
+
+    def study(benchmark, **noises):
+        rows = tuple(tables.Row(str(idx), int, {"acc": value}) for idx, value in enumerate(truth))
+        noises |= {"params": 1.0, "macs": 1.0}
+        values = {name: (truth + noise * generator.standard_normal(60)).tolist() for name, noise in noises.items()}
         table = tables.Table(benchmark, rows, ("acc",), "")
-        first, second = ({row.name for row in fidelity.entered(table, c).rows} for c in contests.CONTESTS.values())
-        assert len(first) == num_first
-        assert len(second) == (contests.SECOND.samples[benchmark] or 1000 - num_first)
-        assert not first & second
+        return fidelity.Study(table, scores.Protocol(Path("x")), values, {}, {})
+
+    studies = [study("one", good=0.1, better=0.05, uneven=0.01), study("two", good=0.1, better=0.05, uneven=50.0)]
+    studies[1].scores["uneven"][:] = (-truth).tolist()
+    assert fidelity.nowhere_surely_behind(studies, ["good", "better", "uneven"]) == ["better", "good"]
+
+
+def test_a_contestant_of_two_kinds_is_one_recipe_for_attention_and_another_without():
+    contest = contests.Contest(("a", "b", "kinds"), {}, by_kind={"kinds": ("a", "b")})
+    rows = tuple(tables.Row(str(idx), int, {"acc": 0.0}) for idx in range(2))
+    own = fidelity.Study(
+        tables.Table("x", rows, ("acc",), ""), scores.Protocol(Path("x")), {"a": [1.0, 2.0], "b": [3.0, 4.0]}, {}, {}
+    )
+    for confidences, expected in (([None, None], "a"), ([None, 0.5], "b")):
+        seen = dataclasses.replace(own, scores={**own.scores, "head_confidence": confidences})
+        assert fidelity.with_kinds(seen, contest).scores["kinds"] == own.scores[expected]
 
 
 def test_what_failed_is_last_and_what_does_not_apply_is_out() -> None:
