@@ -103,8 +103,8 @@ def choose_next(
         pending: Positions of the candidates whose training is not over; none of them is in ``labels``.
 
     Returns:
-        The position of the candidate; None if all were trained or are pending. Equal candidates are chosen in the order of their
-        positions.
+        The position of the candidate; None if all were trained or are pending. Equal candidates are chosen in the order
+        of their positions.
 
     Raises:
         ValueError: If lengths differ, a number is NaN or infinite, or a label's candidate has no score.
@@ -118,8 +118,8 @@ def choose_next(
         Optimization 1998, for the expected improvement; Picheny, Wagner & Ginsbourger, *A benchmark of kriging-based
         infill criteria for noisy optimization*, Structural and Multidisciplinary Optimization 2013, section 3, for the
         best mean as the bar ("plug-in"); Ginsbourger, Le Riche & Carraro, *Kriging is well-suited to parallelize
-        optimization*, 2010, section 4.2, for candidates in training. The prior and the labels by rank are ours (benchmarks/README.md,
-        ``finals.py``).
+        optimization*, 2010, section 4.2, for candidates in training. The prior and the labels by rank are ours
+        (benchmarks/README.md, ``finals.py``).
     """
     pool = _Pool.of(scores, members, labels)
     waiting = np.searchsorted(pool.positions, sorted(pending))

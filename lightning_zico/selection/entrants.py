@@ -26,7 +26,8 @@ class Entrants:
         scores: Their scores; higher is better.
         members: Their scores by each member of the recipe; higher is better, None if missing.
         num: Number of candidates that take part; all if there are no more.
-        learn: False for the first by score; True for those that `ranking.learned.choose_next` chooses after the first; ``"rank"`` for candidates spread over the ranking.
+        learn: False for the first by score; True for those that `ranking.learned.choose_next` chooses by the results so
+            far; ``"rank"`` for candidates spread over the ranking.
         first_by: Name of the score.
     """
 

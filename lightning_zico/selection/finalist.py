@@ -378,7 +378,7 @@ class Training:
                 self._train_until(self.num_epochs, conditions)
 
     def _fetch(self, device: torch.device) -> None:
-        """Fetch the checkpoint from the cache and set up the generators, or forget all epochs if that is not possible."""
+        """Fetch the checkpoint from the cache and set up the generators; forget all epochs if that is not possible."""
         with self._counted():
             if not self._is_fetched and self._stored is not None:
                 self._is_fetched = self._stored.fetch(self._epochs, self.checkpoint)

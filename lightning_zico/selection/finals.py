@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from torch import nn
 
@@ -19,6 +19,8 @@ from lightning_zico.selection.final_workers import FinalWorkers, check_can_be_se
 from lightning_zico.selection.finalist import Finalist
 from lightning_zico.selection.rounds import FinalsRules, compare_rounds, find_tie, hold_finals, play_here
 from lightning_zico.texts import all_of, count
+
+FinalsExecutor: TypeAlias = CallingExecutor | Literal["processes"] | None
 
 # Lightning's callbacks that change weights, gradients, learning rates or batches, instead of only watching or ending
 # training. They are names because not every version has them all, and `pytorch_lightning` has its own.
@@ -38,9 +40,7 @@ def finals_rules(settings: Any) -> FinalsRules:
     return FinalsRules(**{field.name: getattr(settings, field.name) for field in fields(FinalsRules)})
 
 
-def finals_workers(
-    executor: CallingExecutor | Literal["processes"] | None, devices: Sequence[str] = ()
-) -> FinalWorkers | None:
+def finals_workers(executor: FinalsExecutor, devices: Sequence[str] = ()) -> FinalWorkers | None:
     """Return what trains finalists for the user's argument ``finals_executor``; see `finals_executor_of` for errors."""
     found = finals_executor_of(executor)
     return None if found is None else FinalWorkers(found, devices)

@@ -32,9 +32,15 @@ from lightning_zico.scoring.arguments import (
     whole_number,
 )
 from lightning_zico.scoring.choice import Choice
-from lightning_zico.scoring.executors.base import CallingExecutor
 from lightning_zico.scoring.settings import ScoringSettings
-from lightning_zico.selection.finals import check_trainer, check_will_train, finals_rules, finals_workers, train_best
+from lightning_zico.selection.finals import (
+    FinalsExecutor,
+    check_trainer,
+    check_will_train,
+    finals_rules,
+    finals_workers,
+    train_best,
+)
 from lightning_zico.selection.leaderboards import leaderboard_of
 from lightning_zico.selection.run import Run, show
 from lightning_zico.zoo import KNOWN_COLUMNS, Zoo
@@ -140,7 +146,7 @@ class ZeroShotSelector(ScoringSettings):
     time_budget_s: float | None = None
     monitor: str = "val_loss"
     mode: Literal["min", "max"] = "min"
-    finals_executor: CallingExecutor | Literal["processes"] | None = None
+    finals_executor: FinalsExecutor = None
     leaderboard_: Leaderboard = field(init=False)
     cards_: dict[str, ScoreCard] = field(init=False)
     best_model_: nn.Module | None = field(init=False)
