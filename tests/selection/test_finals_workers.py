@@ -193,7 +193,7 @@ def test_failures_are_rows_and_cost_nothing_else() -> None:
 
 class WithLoaderWorkers(Data):
     def train_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(self.train_data, 6, num_workers=1, multiprocessing_context="spawn")
+        return DataLoader(self.train_data, 6, num_workers=1, multiprocessing_context="spawn", persistent_workers=True)
 
 
 @pytest.mark.slow
