@@ -94,8 +94,8 @@ SIGNATURES = {
     "Scorer": "scoring/scorer.py",
 }
 SCORE = "scoring/single.py"  # the function `score`
-# 80 before finals had rounds, patience and a limit of time, 83 before callbacks, 84 before finals had an executor: it has
-# other limits of time and memory, and other numbers of workers, than that of scoring.
+# 80 before finals had rounds, patience and a limit of time, 83 before callbacks, 84 before finals had an executor, whose
+# limits of time and memory, and number of workers, are other ones than those of scoring.
 MOST_SETTINGS = 85
 
 

@@ -101,7 +101,7 @@ class ZeroShotSelector(ScoringSettings):
         time_budget_s: Time for the trainings of all finalists together, in seconds; scoring and the winner's training
             to the end come on top. As many of ``finalists`` are trained as fit, with all their rounds, if another one
             takes as long as the mean of those before it. The first that succeeds is trained in any case, so there is
-            a winner unless all fail.
+            a winner unless all fail. With ``finals_executor``, the time is divided by the number trained at once.
         monitor: Name of the logged metric that decides the finals.
         mode: Whether the lowest (``"min"``) or the highest (``"max"``) value of ``monitor`` wins.
         finals_executor: Where finalists are trained; the results are the same. None for this process, one after the
