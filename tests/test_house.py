@@ -94,8 +94,8 @@ SIGNATURES = {
     "Scorer": "scoring/scorer.py",
 }
 SCORE = "scoring/single.py"  # the function `score`
-# 80 before finals had rounds, patience and a limit of time, 83 before callbacks, 84 before finals had an executor, whose
-# limits of time and memory, and number of workers, are other ones than those of scoring.
+# 80 before finals had rounds, patience and a limit of time, 83 before callbacks, 84 before finals had an executor of
+# their own: a training needs other limits of time and memory, and another number of workers, than scoring.
 MOST_SETTINGS = 85
 
 

@@ -198,8 +198,8 @@ def finals_executor_of(executor: CallingExecutor | Literal["processes"] | None) 
         return ProcessExecutor()
     if isinstance(executor, str | type) or not (executor is None or callable(getattr(executor, "call", None))):
         raise ValueError(
-            f'Invalid finals_executor={executor!r}: expected None, "processes", `ProcessExecutor(...)`, '
-            "`RayExecutor(...)`, or an executor with a method `call` (`CallingExecutor`)."
+            f'Invalid finals_executor={executor!r}: expected None, "processes", `ProcessExecutor(...)` or '
+            "`RayExecutor(...)`."
         )
     return executor
 
