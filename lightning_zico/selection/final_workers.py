@@ -91,7 +91,7 @@ class TrainInWorker:
             FileNotFoundError: If it does not.
         """
         needed = [training.checkpoint.parent for training in finalist.trainings]
-        needed += [] if self.cache is None else [Path(self.cache.cache.path)]
+        needed += [] if self.cache is None else [Path(self.cache.cache.path).parent]
         missing = [str(path) for path in needed if not path.exists()]
         if missing:
             raise FileNotFoundError(

@@ -40,9 +40,9 @@ def finals_rules(settings: Any) -> FinalsRules:
     return FinalsRules(**{field.name: getattr(settings, field.name) for field in fields(FinalsRules)})
 
 
-def finals_workers(executor: FinalsExecutor, devices: Sequence[str] = ()) -> FinalWorkers | None:
+def finals_workers(executor: FinalsExecutor, rules: FinalsRules, devices: Sequence[str] = ()) -> FinalWorkers | None:
     """Return what trains finalists for the user's argument ``finals_executor``; see `finals_executor_of` for errors."""
-    found = finals_executor_of(executor)
+    found = finals_executor_of(executor, rules.finalists)
     return None if found is None else FinalWorkers(found, devices)
 
 

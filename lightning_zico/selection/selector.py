@@ -105,9 +105,10 @@ class ZeroShotSelector(ScoringSettings):
         monitor: Name of the logged metric that decides the finals.
         mode: Whether the lowest (``"min"``) or the highest (``"max"``) value of ``monitor`` wins.
         finals_executor: Where finalists are trained; the results are the same. None for this process, one after the
-            other; ``"processes"`` for one worker process per core, ``ProcessExecutor(num_workers=2)`` or
-            ``RayExecutor()``, each worker with a copy of the trainer. With ``learn=True``, as many finalists are chosen
-            together as are trained at once. The winner is trained to the end in this process.
+            other; ``"processes"`` for a worker process per finalist, at most one per core;
+            ``ProcessExecutor(num_workers=2)`` or ``RayExecutor()``. Each worker has a copy of the trainer. With
+            ``learn=True``, as many finalists are chosen together as are trained at once. The winner is trained to the
+            end in this process.
 
     Attributes:
         leaderboard_: The ranking, best first.
@@ -155,9 +156,10 @@ class ZeroShotSelector(ScoringSettings):
         check_is_trainer(self.trainer)
         super().__post_init__()
         check_budget(self.budget)
-        for name, value in vars(finals_rules(self)).items():
+        rules = finals_rules(self)
+        for name, value in vars(rules).items():
             setattr(self, name, value)
-        finals_workers(self.finals_executor)
+        finals_workers(self.finals_executor, rules)
         if self.prior is not None:
             self.prior = prior_of(self.prior)
         self.repeats = whole_number("repeats", self.repeats, 1, "About 5 show how much scores vary.")
@@ -293,7 +295,7 @@ class ZeroShotSelector(ScoringSettings):
             rules=rules,
             cache=self.cache,
             batches_hash=self.leaderboard_.provenance["batches_hash"],
-            workers=finals_workers(self.finals_executor, self.leaderboard_.provenance["devices"]),
+            workers=finals_workers(self.finals_executor, rules, self.leaderboard_.provenance["devices"]),
             report=self._add_finals,
             on_winner=partial(setattr, self, "best_model_"),
         )

@@ -26,6 +26,7 @@ from lightning_zico.ranking.learned import choose_next
 from lightning_zico.scoring.executors.messages import Outcome, answer, read_answer
 from lightning_zico.selection.final_workers import TrainInWorker
 from lightning_zico.selection.finalist import Conditions, Finalist
+from lightning_zico.selection.finals import finals_workers
 from lightning_zico.selection.rounds import FinalsRules, hold_finals
 from tests.modules import assert_same
 from tests.processes import ROOT
@@ -329,6 +330,17 @@ def test_what_workers_cannot_get_is_an_error_before_the_ranking(monkeypatch: pyt
 def test_executors_that_cannot_train_are_refused(executor: Any) -> None:
     with pytest.raises(ValueError, match=r'Invalid finals_executor=.*: expected None, "processes", '):
         ZeroShotSelector(finals_executor=executor)
+
+
+@pytest.mark.parametrize(("num_finalists", "num_workers"), [(2, 2), (5, 4)])
+def test_there_are_no_more_workers_than_finalists_or_cores(
+    num_finalists: int, num_workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lightning_zico.scoring.executors.processes.num_cores", lambda: 4)
+    workers = finals_workers("processes", FinalsRules(finalists=num_finalists))
+    assert workers is not None
+    assert isinstance(workers.executor, ProcessExecutor)
+    assert workers.executor.num_workers == num_workers
 
 
 def test_a_checkpoint_that_a_machine_cannot_reach_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:

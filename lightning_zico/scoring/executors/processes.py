@@ -188,14 +188,18 @@ def executor_of(executor: Executor | Literal["processes"] | None, timeout_s: flo
     return executor or SerialExecutor()
 
 
-def finals_executor_of(executor: CallingExecutor | Literal["processes"] | None) -> CallingExecutor | None:
+def finals_executor_of(executor: CallingExecutor | Literal["processes"] | None, most: int) -> CallingExecutor | None:
     """Return the executor for the user's argument ``finals_executor``; None for this process.
+
+    Args:
+        executor: The argument.
+        most: Number of finalists: ``"processes"`` starts no more workers, so that each has more threads.
 
     Raises:
         ValueError: If it is another name or a class, or an executor that cannot train.
     """
     if executor == "processes":
-        return ProcessExecutor()
+        return ProcessExecutor(min(num_cores(), most))
     if isinstance(executor, str | type) or not (executor is None or callable(getattr(executor, "call", None))):
         raise ValueError(
             f'Invalid finals_executor={executor!r}: expected None, "processes", `ProcessExecutor(...)` or '
