@@ -60,7 +60,7 @@ _NOT_IN_RANK = _NOT_OPTIONS | {"prior"}
 _NOT_IN_SCORE = _NOT_IN_RANK | {
     *("rank_by", "controlled_by", "repeats", "race", "cache", "enable_progress_bar"),
     *("finalists", "learn", "final_epochs", "final_seeds", "reduction_factor", "patience"),
-    *("time_budget_s", "monitor", "mode"),
+    *("time_budget_s", "monitor", "mode", "finals_executor"),
 }
 _NOT_IN_SEARCH = _NOT_OPTIONS | {"space", "against", "sampler", "storage", "num_classes", "wrap"}
 

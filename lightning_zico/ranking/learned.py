@@ -74,7 +74,9 @@ class LearnedRank(NamedTuple):
     high: int
 
 
-def choose_next(scores: Values, members: Mapping[str, Values], labels: Mapping[int, float | None]) -> int | None:
+def choose_next(
+    scores: Values, members: Mapping[str, Values], labels: Mapping[int, float | None], pending: Sequence[int] = ()
+) -> int | None:
     r"""Choose the candidate to train next, in order to find the best one.
 
     The first `FEWEST_LABELS` are the best by score. After these, it is the one with the greatest expected
@@ -88,16 +90,21 @@ def choose_next(scores: Values, members: Mapping[str, Values], labels: Mapping[i
     this module). The best label itself would be too high a bar, since labels have noise and the best one has more of it
     than others.
 
+    A candidate whose training is not over counts as if its label were the mean that is expected of it ("kriging
+    believer"): the means of all stay the same, the variances near it fall, and the bar is the best mean of the trained
+    ones and these.
+
     Args:
         scores: One score per candidate, higher is better; None for a candidate that cannot be ranked and is not chosen.
         members: Scores of the same candidates by each member of the recipe, higher is better. A missing one is replaced
             by what the score says, that is by :math:`s_i`. Without members, only the score counts.
         labels: Results of the trained candidates, by position; higher is better. None for one that failed: it is
             not chosen again, and nothing is learned from it.
+        pending: Positions of the candidates whose training is not over; none of them is in ``labels``.
 
     Returns:
-        The position of the candidate; None if all were trained. Equal candidates are chosen in the order of their
-        positions.
+        The position of the candidate; None if all were trained or are pending. Equal candidates are chosen in the order
+        of their positions.
 
     Raises:
         ValueError: If lengths differ, a number is NaN or infinite, or a label's candidate has no score.
@@ -110,17 +117,21 @@ def choose_next(scores: Values, members: Mapping[str, Values], labels: Mapping[i
         Jones, Schonlau & Welch, *Efficient global optimization of expensive black-box functions*, Journal of Global
         Optimization 1998, for the expected improvement; Picheny, Wagner & Ginsbourger, *A benchmark of kriging-based
         infill criteria for noisy optimization*, Structural and Multidisciplinary Optimization 2013, section 3, for the
-        best mean as the bar ("plug-in"). The prior and the labels by rank are ours (benchmarks/README.md,
-        ``finals.py``).
+        best mean as the bar ("plug-in"); Ginsbourger, Le Riche & Carraro, *Kriging is well-suited to parallelize
+        optimization*, 2010, section 4.2, for candidates in training. The prior and the labels by rank are ours
+        (benchmarks/README.md, ``finals.py``).
     """
     pool = _Pool.of(scores, members, labels)
-    left = np.setdiff1d(np.arange(len(pool.prior)), pool.tried)
+    waiting = np.searchsorted(pool.positions, sorted(pending))
+    left = np.setdiff1d(np.arange(len(pool.prior)), [*pool.tried, *waiting])
     if not left.size:
         return None
     gain = pool.prior
     if len(pool.trained) >= FEWEST_LABELS:
-        mean, variance, _ = pool.posterior()
-        gain = expected_improvement(mean, np.sqrt(variance), float(mean[pool.trained].max()))
+        mean, _, _ = pool.posterior()
+        known = np.concatenate([pool.trained, waiting])
+        _, parts = pool.solve(known)
+        gain = expected_improvement(mean, np.sqrt(_variance(parts)), float(mean[known].max()))
     # Where improvement is hopeless for all, rounding makes it equal; then the score decides.
     order = np.lexsort((-pool.prior[left], -gain[left]))
     return int(pool.positions[left[order[0]]])
@@ -279,18 +290,27 @@ class _Pool:
 
         The factor is that of `learned_ranks`; the variances are without it.
         """
-        own = self.features[self.trained]
-        pairs = zip(own.T, self.features.T, strict=True)
-        squares = sum((a[:, None] - b) ** 2 for a, b in pairs) / self.features.shape[1]  # [L, n]
-        kernel = _KERNEL_VARIANCE * np.exp(-squares / 2)
-        factor = linalg.cholesky(kernel[:, self.trained] + _NOISE_VARIANCE * np.eye(len(own)), lower=True)
+        factor, parts = self.solve(self.trained)
         unexpected = self.labels - PRIOR_CORRELATION * self.prior[self.trained]
         residuals = linalg.solve_triangular(factor, unexpected, lower=True)
-        parts = linalg.solve_triangular(factor, kernel, lower=True)
         mean = PRIOR_CORRELATION * self.prior + residuals @ parts
-        variance = _KERNEL_VARIANCE - (parts**2).sum(axis=0)
-        scale = (_PRIOR_WEIGHT + float(residuals @ residuals)) / (_PRIOR_WEIGHT + len(own))
-        return mean, variance, scale
+        scale = (_PRIOR_WEIGHT + float(residuals @ residuals)) / (_PRIOR_WEIGHT + len(self.trained))
+        return mean, _variance(parts), scale
+
+    def solve(self, known: NDArray[np.int64]) -> tuple[Numbers, Numbers]:
+        """Compute the Cholesky factor F of the covariance of some candidates' labels, and :math:`F^{-1} k` for all.
+
+        Args:
+            known: Indices of these candidates, [m].
+
+        Returns:
+            The factor, [m, m], and the other, [m, n].
+        """
+        pairs = zip(self.features[known].T, self.features.T, strict=True)
+        squares = sum((a[:, None] - b) ** 2 for a, b in pairs) / self.features.shape[1]  # [m, n]
+        kernel = _KERNEL_VARIANCE * np.exp(-squares / 2)
+        factor = linalg.cholesky(kernel[:, known] + _NOISE_VARIANCE * np.eye(len(known)), lower=True)
+        return factor, linalg.solve_triangular(factor, kernel, lower=True)
 
     def num_above_trained(self, scale: float, quantile: float) -> Numbers:
         """Estimate how many candidates are above each trained one, and the ends of the interval, [3, L].
@@ -308,6 +328,11 @@ class _Pool:
         density = np.exp(-(special.ndtri(ahead / num_trained) ** 2) / 2) / np.sqrt(2 * np.pi)
         error = np.hypot(places, len(self.prior) * density * _LABEL_DEVIATION)
         return np.stack([count, count - quantile * error, count + quantile * error])
+
+
+def _variance(parts: Numbers) -> Numbers:
+    """Compute the variance of f for every candidate, [n], from what `_Pool.solve` returns, [m, n]."""
+    return np.asarray(_KERNEL_VARIANCE - (parts**2).sum(axis=0), dtype=np.float64)
 
 
 def _taken(values: Values, positions: Sequence[int] | NDArray[np.int64]) -> Numbers:

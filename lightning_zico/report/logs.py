@@ -1,5 +1,6 @@
 """Log a ranking to a Lightning logger of any kind; Lightning itself is not imported."""
 
+import json
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -26,12 +27,13 @@ def log_ranking(
     """Log a ranking and what its numbers depend on, in the form that suits the logger.
 
     - W&B and MLflow get the table ``ranking``; MLflow as the artifact ``ranking.json``, and as ``ranking.md`` with the
-      notes.
+      notes. Logged to the same run again, such as after finals, it replaces the one before.
     - Other loggers get the metrics ``ranking/<name>/score`` and ``ranking/<name>/rank`` of each candidate that did not
       fail, at step 0. A logger that accepts texts (TensorBoard) also gets the table.
 
     The provenance goes to the hyperparameters, under ``ranking``. In MLflow's, characters that it refuses in keys are
-    replaced by an underscore.
+    replaced by an underscore. MLflow does not let a run change a parameter, so the first value stays; the artifact
+    ``ranking_provenance.json`` has the last.
 
     Args:
         logger: A logger with Lightning's ``log_metrics``, ``log_hyperparams`` and ``save``.
@@ -56,14 +58,47 @@ def log_ranking(
     if hasattr(logger, "log_table"):  # W&B
         logger.log_table("ranking", columns=list(cells), data=list(map(list, zip(*cells.values(), strict=True))))
     elif is_mlflow:
-        experiment.log_table(logger.run_id, cells, "ranking.json")
+        _log_table_to_mlflow(experiment, logger.run_id, cells)
         experiment.log_text(logger.run_id, _markdown(columns, rows, notes), "ranking.md")
+        experiment.log_text(logger.run_id, json.dumps(_plain(logged, list), indent=2), "ranking_provenance.json")
     elif metrics := _metrics(rows):
         logger.log_metrics(metrics, step=0)
-    logger.log_hyperparams({"ranking": _plain(logged, _safe_keys if is_mlflow else list)})
+    hyperparameters = {"ranking": _plain(logged, _safe_keys if is_mlflow else list)}
+    if is_mlflow:
+        hyperparameters = _without(experiment.get_run(logger.run_id).data.params, hyperparameters)
+    logger.log_hyperparams(hyperparameters)
     if hasattr(experiment, "add_text"):  # TensorBoard
         experiment.add_text("ranking", _markdown(columns, rows, notes), 0)
     logger.save()
+
+
+def _log_table_to_mlflow(experiment: Any, run_id: str, cells: Mapping[str, Sequence[Any]]) -> None:
+    """Log a table as ``ranking.json``, or replace it; `log_table` would add the rows to those that are there."""
+    name = "ranking.json"
+    if name not in [file.path for file in experiment.list_artifacts(run_id)]:
+        experiment.log_table(run_id, cells, name)
+        return
+    data = list(map(list, zip(*cells.values(), strict=True)))
+    experiment.log_text(run_id, json.dumps({"columns": list(cells), "data": data}), name)  # as `log_table` writes it
+
+
+def _without(known: Collection[str], values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Leave out what a run of MLflow has already.
+
+    Args:
+        known: Names of its parameters: the keys of nested mappings, joined by slashes.
+        values: Nested mappings.
+        prefix: The keys of the outer mappings.
+
+    Example:
+        >>> _without({"a/b"}, {"a": {"b": 1, "c": 2}})
+        {'a': {'c': 2}}
+    """
+    return {
+        key: _without(known, value, f"{prefix}{key}/") if isinstance(value, Mapping) else value
+        for key, value in values.items()
+        if f"{prefix}{key}" not in known
+    }
 
 
 def _metrics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

@@ -259,6 +259,7 @@ class Provenance(TypedDict, total=False):
         batch_size: The largest number of samples in a batch that was asked for; None for the loader's own.
         num_larger_batches: Number of batches that have more samples, because they could not be cut.
         batches_hash: Hash of the batches that candidates were scored on; None if they cannot be hashed.
+        devices: Devices that candidates were scored on; empty for those on which they were built.
         reading: None if the training data had as many batches as were requested.
         repeats: Number of repeats; 1 if absent.
         race: Whether candidates could be dropped before they had all repeats.
@@ -296,6 +297,7 @@ class Provenance(TypedDict, total=False):
     batch_size: int | None
     num_larger_batches: int
     batches_hash: str | None
+    devices: list[str]
     reading: ReadingFacts | None
     repeats: int
     race: bool

@@ -89,11 +89,7 @@ class Scorer:
         Raises:
             TypeError: If its factory returns something other than a module.
         """
-        with preserved_rng(self.seed):
-            model: Any = candidate.build()
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"'{candidate.name}' built a {type(model).__name__}: expected a module.")
-        return model
+        return build_candidate(candidate, self.seed)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state to pickle, without the trainer that the data module is attached to."""
@@ -239,6 +235,19 @@ class Scorer:
             cut = self.reading.cut
             return reason if cut is None else f"{reason.removesuffix('.')}. {cut.way_back}"
         return None if bridge.refused is None else f"untrainable: {' '.join(bridge.refused.split())}"
+
+
+def build_candidate(candidate: Candidate, seed: int) -> nn.Module:
+    """Build a candidate under a seed.
+
+    Raises:
+        TypeError: If its factory returns something other than a module.
+    """
+    with preserved_rng(seed):
+        model: Any = candidate.build()
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"'{candidate.name}' built a {type(model).__name__}: expected a module.")
+    return model
 
 
 def identity_of(model: nn.Module) -> dict[str, Any]:

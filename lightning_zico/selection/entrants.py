@@ -26,8 +26,8 @@ class Entrants:
         scores: Their scores; higher is better.
         members: Their scores by each member of the recipe; higher is better, None if missing.
         num: Number of candidates that take part; all if there are no more.
-        learn: False for the first by score; True for those that `ranking.learned.choose_next` chooses one after the
-            other; ``"rank"`` for candidates spread over the ranking.
+        learn: False for the first by score; True for those that `ranking.learned.choose_next` chooses by the results so
+            far; ``"rank"`` for candidates spread over the ranking.
         first_by: Name of the score.
     """
 
@@ -45,38 +45,48 @@ class Entrants:
         self._names = list(builds)
         self._scores = scores
         self._members = members
-        self._labels: dict[int, float | None] = {}
+        self._taken: dict[int, Finalist] = {}
+        self._sign = 1
         self.num: int = min(num, len(self._names))
         self.learn = learn
         self.first_by = first_by
 
     def finalists(self, folder: Path, *, seeds: Sequence[int], higher_is_better: bool) -> Iterator[Finalist]:
-        """Yield the finalists of the first round; each must have been trained before the next is taken.
+        """Yield the finalists of the first round. With ``learn=True``, each is chosen by the results that are there.
 
         Args:
             folder: Folder for their checkpoints.
             seeds: The seed of each of their trainings.
             higher_is_better: Direction of their values.
         """
-        sign = 1 if higher_is_better else -1
+        self._sign = 1 if higher_is_better else -1
         for idx, chosen in enumerate(self._choices()):
             name = self._names[chosen]
             build = self._builds[name]
-            finalist = Finalist(
+            self._taken[chosen] = finalist = Finalist(
                 [
                     Training(name, partial(build, seed), Path(folder, f"{idx}-{seed_idx}.ckpt"), seed)
                     for seed_idx, seed in enumerate(seeds)
                 ]
             )
             yield finalist
-            self._labels[chosen] = None if finalist.error or finalist.value is None else sign * finalist.value
+
+    def _labels(self) -> dict[int, float | None]:
+        """Return the results of the first round by position; None for a finalist that failed in it."""
+        return {
+            chosen: self._sign * finalist.by_round[0] if finalist.by_round else None
+            for chosen, finalist in self._taken.items()
+            if finalist.is_done
+        }
 
     def _choices(self) -> Iterator[int]:
         if self.learn is not True:
             yield from choose_spread(self._scores, self.num) if self.learn else range(self.num)
             return
         for _ in range(self.num):
-            chosen = choose_next(self._scores, self._members, self._labels)
+            labels = self._labels()
+            pending = self._taken.keys() - labels.keys()
+            chosen = choose_next(self._scores, self._members, labels, sorted(pending))
             assert chosen is not None  # there are at least ``num`` candidates
             yield chosen
 
@@ -84,7 +94,7 @@ class Entrants:
         """Return the cells of `LEARNED_COLUMNS` by candidate; None if the order of all was not to be learned."""
         if self.learn != "rank":
             return None
-        ranks = learned_ranks(self._scores, self._members, self._labels)
+        ranks = learned_ranks(self._scores, self._members, self._labels())
         return {
             name: dict(zip(LEARNED_COLUMNS, rank, strict=True))
             for name, rank in zip(self._names, ranks, strict=True)

@@ -5,8 +5,10 @@ import importlib
 import inspect
 import math
 import pkgutil
+import shutil
 import statistics
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -127,6 +129,18 @@ class Finalist:
         self.num_epochs = max(training.num_epochs for training in self.trainings)
         self.by_round.append(self.value)
 
+    def fail(self, reason: str, seconds: float) -> None:
+        """Record that a process in which it was trained failed, after some seconds."""
+        self.trainings[0].fail(reason, seconds)
+        self.error = reason
+
+    def adopt(self, other: "Finalist") -> None:
+        """Take over the results of a copy that was trained in another process."""
+        trainings = self.trainings
+        vars(self).update(vars(other), trainings=trainings)
+        for own, trained in zip(trainings, other.trainings, strict=True):
+            own.adopt(trained)
+
     def catch_up(self, conditions: Conditions) -> None:
         """Prepare to continue its first training; a failure is recorded in ``error``."""
         self.trainings[0].catch_up(conditions)
@@ -177,6 +191,10 @@ class Training:
         self._shares_memory: bool | None = None  # whether the models that `build` returns do; None before the first
         self._put_back_rng: Callable[[], None] | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave out what belongs to this process; `_fetch` makes it from the text of the generators."""
+        return {**vars(self), "_put_back_rng": None}
+
     @property
     def seconds(self) -> float:
         """Time that it took, in seconds, with building and storing.
@@ -199,6 +217,23 @@ class Training:
                 with self._counted():
                     self._open(conditions.cache)
             self._play(conditions)
+
+    def use_own_checkpoint(self) -> None:
+        """Continue from a copy of the checkpoint, so that another process can begin where this one did if it dies."""
+        own = self.checkpoint.with_name(f"{uuid.uuid4().hex}.ckpt")
+        if self._epochs and self._is_fetched:
+            shutil.copyfile(self.checkpoint, own)
+        self.checkpoint = own
+
+    def adopt(self, other: "Training") -> None:
+        """Take over the results of a copy that was trained in another process and used its own checkpoint."""
+        self.checkpoint.unlink(missing_ok=True)
+        vars(self).update({name: value for name, value in vars(other).items() if name != "build"})
+
+    def fail(self, reason: str, seconds: float) -> None:
+        """Record that the process in which it was trained failed, after some seconds."""
+        self.error = reason
+        self._other_s += seconds
 
     def _open(self, cache: FinalsCache) -> None:
         """Read what a cache knows of this training."""
@@ -275,7 +310,7 @@ class Training:
                 values=(*self._epochs.values, *[None] * unread, value),
                 seconds=(*self._epochs.seconds, *[0.0] * unread, seconds),
                 ends=(*self._epochs.ends, *[num_epochs] * ended),
-                generators=generators_as_text(trainer.strategy.root_device) if self._stored else "",
+                generators=generators_as_text(trainer.strategy.root_device),
                 classes=self._list_classes(),
             )
             self._put_back_rng = rng_restorer()
@@ -343,12 +378,13 @@ class Training:
                 self._train_until(self.num_epochs, conditions)
 
     def _fetch(self, device: torch.device) -> None:
-        """Fetch the checkpoint and the generators from the cache, or forget all epochs if that is not possible."""
-        if self._is_fetched or self._stored is None:
-            return
+        """Fetch the checkpoint from the cache and set up the generators; forget all epochs if that is not possible."""
         with self._counted():
-            if not self._stored.fetch(self._epochs, self.checkpoint):
-                self._forget()
+            if not self._is_fetched and self._stored is not None:
+                self._is_fetched = self._stored.fetch(self._epochs, self.checkpoint)
+                if not self._is_fetched:
+                    self._forget()
+            if not self._epochs or self._put_back_rng is not None:
                 return
             try:
                 with preserved_rng():
@@ -356,8 +392,6 @@ class Training:
                     self._put_back_rng = rng_restorer()
             except Exception:  # this machine or this version of torch does not take the states
                 self._forget()
-                return
-            self._is_fetched = True
 
     def _forget(self) -> None:
         self._epochs, self._is_fetched, self._put_back_rng = Epochs(), True, None

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from torch import nn
 
@@ -11,11 +11,16 @@ from lightning_zico.errors import InvalidArgumentError
 from lightning_zico.folders import temporary_folder
 from lightning_zico.results import Final, FinalsHeld, Row
 from lightning_zico.scoring.cache import CacheLike
+from lightning_zico.scoring.executors.base import CallingExecutor
+from lightning_zico.scoring.executors.processes import finals_executor_of
 from lightning_zico.selection.entrants import Entrants
 from lightning_zico.selection.final_cache import FinalsCache
+from lightning_zico.selection.final_workers import FinalWorkers, check_can_be_sent
 from lightning_zico.selection.finalist import Finalist
-from lightning_zico.selection.rounds import FinalsRules, compare_rounds, find_tie, hold_finals
+from lightning_zico.selection.rounds import FinalsRules, compare_rounds, find_tie, hold_finals, play_here
 from lightning_zico.texts import all_of, count
+
+FinalsExecutor: TypeAlias = CallingExecutor | Literal["processes"] | None
 
 # Lightning's callbacks that change weights, gradients, learning rates or batches, instead of only watching or ending
 # training. They are names because not every version has them all, and `pytorch_lightning` has its own.
@@ -33,6 +38,12 @@ _CHANGING_TRAINING = {
 def finals_rules(settings: Any) -> FinalsRules:
     """Read the rules of finals from the attributes of a selector; see `FinalsRules` for the errors."""
     return FinalsRules(**{field.name: getattr(settings, field.name) for field in fields(FinalsRules)})
+
+
+def finals_workers(executor: FinalsExecutor, rules: FinalsRules, devices: Sequence[str] = ()) -> FinalWorkers | None:
+    """Return what trains finalists for the user's argument ``finals_executor``; see `finals_executor_of` for errors."""
+    found = finals_executor_of(executor, rules.finalists)
+    return None if found is None else FinalWorkers(found, devices)
 
 
 def check_will_train(trainer: Any) -> None:
@@ -59,16 +70,18 @@ def check_will_train(trainer: Any) -> None:
         )
 
 
-def check_trainer(trainer: Any, data: Mapping[str, Any], rules: FinalsRules) -> None:
+def check_trainer(trainer: Any, data: Mapping[str, Any], rules: FinalsRules, *, elsewhere: bool = False) -> None:
     """Check that a trainer can train several finalists on some data, and then continue with one of them.
 
     Args:
         trainer: The trainer as the user made it.
         data: Arguments of `Trainer.fit`.
         rules: How the finals are held.
+        elsewhere: Whether finalists are trained in other processes.
 
     Raises:
         ValueError: If the trainer cannot do that.
+        TypeError: If it, or the data, cannot be sent to other processes.
     """
     if trainer.current_epoch or trainer.global_step:
         raise ValueError(
@@ -81,6 +94,8 @@ def check_trainer(trainer: Any, data: Mapping[str, Any], rules: FinalsRules) -> 
             f"`trainer` has {', '.join(changing)}, which changes training, but finals train without callbacks. Leave "
             "it out, do the same in the module, or pass `finalists=1`."
         )
+    if elsewhere:
+        check_can_be_sent(trainer, data)
     if trainer.fast_dev_run:
         return
     if trainer.max_steps != -1:
@@ -117,6 +132,7 @@ def train_best(
     rules: FinalsRules,
     cache: CacheLike | None,
     batches_hash: str | None,
+    workers: FinalWorkers | None,
     report: Callable[[list[Final], FinalsHeld, dict[str, Row] | None], None],
     on_winner: Callable[[nn.Module], None],
 ) -> None:
@@ -130,6 +146,7 @@ def train_best(
         rules: See `hold_finals`.
         cache: See `FinalsCache.of`.
         batches_hash: See `FinalsCache.of`.
+        workers: Where finalists are trained; None for this process.
         report: Called when the finals end, also if they break off, with the results so far, how they were held, and
             what was learned about each candidate (`Entrants.learned`).
         on_winner: Called with the winner before it is trained to the end.
@@ -143,7 +160,8 @@ def train_best(
         has_ended = lacks_time = False
         try:
             coming = entrants.finalists(Path(folder), seeds=seeds, higher_is_better=rules.mode == "max")
-            lacks_time = hold_finals(coming, trainer, data, finalists=finalists, rules=rules, cache=opened)
+            play = play_here if workers is None else workers.play
+            lacks_time = hold_finals(coming, trainer, data, finalists=finalists, rules=rules, cache=opened, play=play)
             has_ended = True
         finally:
             finals = [finalist.final for finalist in finalists if finalist.is_done]

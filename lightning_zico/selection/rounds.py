@@ -1,12 +1,13 @@
 """Rounds of finals: all finalists are trained for a while, then the better ones for a while longer."""
 
+import logging
 import math
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from lightning.pytorch.loggers.logger import DummyLogger
@@ -23,7 +24,9 @@ from lightning_zico.scoring.arguments import positive, whole_number
 from lightning_zico.selection.entrants import Learn
 from lightning_zico.selection.final_cache import FinalsCache
 from lightning_zico.selection.finalist import Conditions, Finalist
-from lightning_zico.texts import count
+from lightning_zico.texts import count, printable
+
+_log = logging.getLogger(__name__)
 
 # With more finalists than this, the number is halved from round to round.
 MOST_AT_ONCE = 4
@@ -129,22 +132,52 @@ class FinalsRules:
             sizes.append(size)
         return sizes
 
-    def has_time_for_another(self, finalists: Sequence[Finalist]) -> bool:
+    def batch_size(self, num_taken: int, num_at_once: int) -> int | None:
+        """Return how many finalists of the first round to take before their results are there; None for all.
+
+        Args:
+            num_taken: Number of finalists that were taken before.
+            num_at_once: Number of finalists that are trained at the same time.
+        """
+        num_by_score = max(FEWEST_LABELS - num_taken, 0) if self.learns is True else 0
+        if self.time_budget_s is not None:
+            return min(num_by_score or num_at_once, num_at_once)
+        return (num_by_score or num_at_once) if self.learns is True else None
+
+    def has_time_for_another(self, finalists: Sequence[Finalist], num_at_once: int) -> bool:
         """Whether the time is enough for one more finalist in the first round, and for the rounds after it.
 
         Another one is assumed to take as long as the mean of those before it. One must succeed in any case.
         """
-        done = [finalist for finalist in finalists if finalist.error is None]
-        if self.time_budget_s is None or not done:
+        done = [finalist for finalist in finalists if finalist.is_done]
+        trained = [finalist for finalist in done if finalist.error is None]
+        if self.time_budget_s is None or not trained:
             return True
-        mean = sum(finalist.seconds for finalist in done) / len(done)
-        num_left = sum(self.round_sizes(len(finalists) + 1)) - len(finalists)
-        return _seconds(finalists) + num_left * mean <= self.time_budget_s
+        mean = sum(finalist.seconds for finalist in trained) / len(trained)
+        num_turns = sum(math.ceil(size / num_at_once) for size in self.round_sizes(len(finalists) + 1))
+        coming = (num_turns - len(done) / num_at_once) * mean
+        return _seconds(finalists) / num_at_once + coming <= self.time_budget_s
 
-    def has_time_for(self, remaining: Sequence[Finalist], finalists: Sequence[Finalist]) -> bool:
+    def has_time_for(self, remaining: Sequence[Finalist], finalists: Sequence[Finalist], num_at_once: int) -> bool:
         """Whether the time is enough for one more round of the remaining finalists, at their own speed."""
-        coming = sum(finalist.seconds / max(finalist.num_rounds, 1) for finalist in remaining)
-        return self.time_budget_s is None or _seconds(finalists) + coming <= self.time_budget_s
+        each = [finalist.seconds / max(finalist.num_rounds, 1) for finalist in remaining]
+        coming = max(sum(each) / num_at_once, *each)
+        return self.time_budget_s is None or _seconds(finalists) / num_at_once + coming <= self.time_budget_s
+
+
+# Trains the finalists of a schedule for a round each, and yields each of them when it is trained. The schedule is given
+# the number of those that are trained at the same time; it yields None if its next finalist depends on their results.
+Play: TypeAlias = Callable[[Conditions, Callable[[int], Iterator[Finalist | None]]], Generator[Finalist, None, None]]
+
+
+def play_here(
+    conditions: Conditions, schedule: Callable[[int], Iterator[Finalist | None]]
+) -> Generator[Finalist, None, None]:
+    """Train finalists in this process, one after the other."""
+    for finalist in schedule(1):
+        if finalist is not None:
+            finalist.play(conditions)
+            yield finalist
 
 
 def hold_finals(
@@ -155,6 +188,7 @@ def hold_finals(
     finalists: list[Finalist],
     rules: FinalsRules,
     cache: FinalsCache | None = None,
+    play: Play = play_here,
 ) -> bool:
     r"""Train finalists for a few epochs, and sort them by the result.
 
@@ -179,12 +213,13 @@ def hold_finals(
     it. The first finalist that succeeds is trained in any case.
 
     Args:
-        entrants: The finalists of the first round; each is taken after the one before it was trained.
+        entrants: The finalists of the first round; each is taken when the results that it may depend on are there.
         trainer: The trainer. Its callbacks, loggers, limits and progress are restored afterwards.
         data: Arguments of `Trainer.fit`.
         finalists: An empty list, which the finalists are put into; equal values keep the order of the first round.
         rules: How the finals are held.
         cache: Stores the trainings; None if nothing does.
+        play: Trains the finalists, here or elsewhere.
 
     Returns:
         Whether there was no time for a round.
@@ -197,43 +232,104 @@ def hold_finals(
         arXiv:1502.07943, figure 3. Their version divides a total budget evenly among the rounds, so later rounds are
         longer; here each round has ``final_epochs``.
     """
-    sign = 1 if rules.mode == "min" else -1
-    lacks_time = False
-
-    def rank_key(finalist: Finalist) -> tuple[bool, int, float]:
-        value = math.inf if finalist.value is None else sign * finalist.value
-        return finalist.error is not None, -finalist.num_rounds, value
-
+    rounds = _Rounds(entrants, finalists, rules)
     try:
         with borrowed(trainer) as rewind, preserved_rng():
             conditions = Conditions(
                 trainer, data, rewind, rules.final_epochs, rules.monitor, rules.mode, rules.patience, cache
             )
-
-            def train(finalist: Finalist) -> None:
-                finalist.play(conditions)
-                if finalist.not_logged and not any(other.logs_monitor for other in finalists):
-                    finalist.error, text = None, str(finalist.not_logged)
-                    raise NotLoggedError(f"Invalid monitor={rules.monitor!r}. In '{finalist.name}', {text}")
-
-            coming = iter(entrants)
-            while rules.has_time_for_another(finalists) and (finalist := next(coming, None)) is not None:
-                finalists.append(finalist)
-                train(finalist)
-            remaining = finalists
-            for _ in rules.round_sizes(len(finalists))[1:]:
-                factor = rules.factor(len(finalists)) if _agree(remaining) else 1
-                better = sorted(remaining, key=rank_key)[: math.ceil(len(remaining) / factor)]
-                remaining = [finalist for finalist in better if finalist.error is None]
-                lacks_time = len(remaining) > 1 and not rules.has_time_for(remaining, finalists)
-                if len(remaining) < 2 or lacks_time:
-                    break
-                for finalist in remaining:
-                    train(finalist)
-            _catch_up(sorted(finalists, key=rank_key), conditions)
+            with closing(play(conditions, rounds.schedule)) as played:
+                for finalist in played:
+                    rounds.finish(finalist)
+            if cache is not None or play is not play_here:
+                _catch_up(sorted(finalists, key=rounds.rank_key), conditions)
     finally:
-        finalists.sort(key=rank_key)
-    return lacks_time
+        finalists.sort(key=rounds.rank_key)
+    return rounds.lacks_time
+
+
+class _Rounds:
+    """The rounds of some finals; see `hold_finals`.
+
+    Args:
+        entrants: The finalists of the first round.
+        finalists: An empty list, which the finalists are put into.
+        rules: How the finals are held.
+
+    Attributes:
+        lacks_time: Whether there was no time for a round.
+    """
+
+    def __init__(self, entrants: Iterable[Finalist], finalists: list[Finalist], rules: FinalsRules) -> None:
+        self.lacks_time = False
+        self._entrants = iter(entrants)
+        self._finalists = finalists
+        self._rules = rules
+        self._running: set[Finalist] = set()
+
+    def rank_key(self, finalist: Finalist) -> tuple[bool, int, float]:
+        """Return the key by which finalists are sorted, best first."""
+        sign = 1 if self._rules.mode == "min" else -1
+        value = math.inf if finalist.value is None else sign * finalist.value
+        return finalist.error is not None, -finalist.num_rounds, value
+
+    def schedule(self, num_at_once: int) -> Iterator[Finalist | None]:
+        """Yield each finalist when it may be trained for a round; None if `finish` must be called first."""
+        rules, finalists = self._rules, self._finalists
+        while batch := self._take(num_at_once):
+            yield from self._train(batch)
+        remaining = finalists
+        for _ in rules.round_sizes(len(finalists))[1:]:
+            factor = rules.factor(len(finalists)) if _agree(remaining) else 1
+            better = sorted(remaining, key=self.rank_key)[: math.ceil(len(remaining) / factor)]
+            remaining = [finalist for finalist in better if finalist.error is None]
+            if len(remaining) < 2:
+                return
+            self.lacks_time = not rules.has_time_for(remaining, finalists, num_at_once)
+            if self.lacks_time:
+                return
+            yield from self._train(remaining)
+
+    def finish(self, finalist: Finalist) -> None:
+        """Note that a finalist was trained for a round.
+
+        Raises:
+            NotLoggedError: If it did not log the metric, and no finalist before it did.
+        """
+        self._running.discard(finalist)
+        _log.info("%s", _describe_result(finalist, self._rules.monitor))
+        for own in self._finalists:
+            if own.logs_monitor or not own.is_done:
+                return
+            if own.not_logged:
+                own.error, text = None, str(own.not_logged)
+                raise NotLoggedError(f"Invalid monitor={self._rules.monitor!r}. In '{own.name}', {text}")
+
+    def _take(self, num_at_once: int) -> list[Finalist]:
+        """Take the next finalists of the first round."""
+        num_before = len(self._finalists)
+        size = self._rules.batch_size(num_before, num_at_once)
+        while size is None or len(self._finalists) < num_before + size:
+            if not self._rules.has_time_for_another(self._finalists, num_at_once):
+                break
+            finalist = next(self._entrants, None)
+            if finalist is None:
+                break
+            self._finalists.append(finalist)
+        return self._finalists[num_before:]
+
+    def _train(self, finalists: Sequence[Finalist]) -> Iterator[Finalist | None]:
+        self._running.update(finalists)
+        yield from finalists
+        while self._running:
+            yield None
+
+
+def _describe_result(finalist: Finalist, monitor: str) -> str:
+    if finalist.error is not None:
+        return printable(f"Finals: '{finalist.name}' failed after {finalist.seconds:.1f} s: {finalist.error}")
+    trained = f"{count(finalist.num_epochs, 'epoch')} in {finalist.seconds:.1f} s"
+    return printable(f"Finals: '{finalist.name}' has {monitor}={finalist.value:.6g} after {trained}.")
 
 
 def compare_rounds(finalists: Sequence[Finalist]) -> list[Agreement]:
@@ -346,9 +442,9 @@ def borrowed(trainer: Any) -> Iterator[Callable[[], None]]:
 def _catch_up(finalists: Iterable[Finalist], conditions: Conditions) -> None:
     """Prepare the first finalist to continue its training.
 
-    Without a cache, its checkpoint is there. With one, it may be missing, or be that of a later epoch.
+    With a cache, its checkpoint may be missing, or be that of a later epoch.
     """
-    for finalist in finalists if conditions.cache is not None else ():
+    for finalist in finalists:
         if finalist.error is None:
             finalist.catch_up(conditions)
             if finalist.error is None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
-from dataclasses import replace
 from functools import partial
 from operator import length_hint
 
@@ -18,7 +17,7 @@ from lightning_zico.scoring.executors.base import Executor
 from lightning_zico.scoring.process_state import preserved_process_state
 from lightning_zico.scoring.progress import ProgressReport, is_interactive
 from lightning_zico.scoring.reasons import describe
-from lightning_zico.scoring.scorer import Scorer
+from lightning_zico.scoring.scorer import Scorer, build_candidate
 from lightning_zico.selection.entrants import Entrants, Learn, entrants_of
 from lightning_zico.selection.race import hold_race
 from lightning_zico.selection.shortlist import Shortlist
@@ -116,11 +115,7 @@ class Run:
         self, leaderboard: Leaderboard, candidates: Iterable[Candidate], *, num: int, learn: Learn
     ) -> Entrants:
         """Return the candidates of finals; see `entrants_of`."""
-
-        def build(candidate: Candidate, seed: int) -> nn.Module:
-            return replace(self.scorers[0], seed=seed).build(candidate)
-
-        builds = {candidate.name: partial(build, candidate) for candidate in candidates}
+        builds = {candidate.name: partial(build_candidate, candidate) for candidate in candidates}
         return entrants_of(leaderboard, self.tally.choice, builds, num=num, learn=learn)
 
     def build_again(self, candidate: Candidate) -> nn.Module:

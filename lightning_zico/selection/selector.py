@@ -33,7 +33,14 @@ from lightning_zico.scoring.arguments import (
 )
 from lightning_zico.scoring.choice import Choice
 from lightning_zico.scoring.settings import ScoringSettings
-from lightning_zico.selection.finals import check_trainer, check_will_train, finals_rules, train_best
+from lightning_zico.selection.finals import (
+    FinalsExecutor,
+    check_trainer,
+    check_will_train,
+    finals_rules,
+    finals_workers,
+    train_best,
+)
 from lightning_zico.selection.leaderboards import leaderboard_of
 from lightning_zico.selection.run import Run, show
 from lightning_zico.zoo import KNOWN_COLUMNS, Zoo
@@ -94,9 +101,14 @@ class ZeroShotSelector(ScoringSettings):
         time_budget_s: Time for the trainings of all finalists together, in seconds; scoring and the winner's training
             to the end come on top. As many of ``finalists`` are trained as fit, with all their rounds, if another one
             takes as long as the mean of those before it. The first that succeeds is trained in any case, so there is
-            a winner unless all fail.
+            a winner unless all fail. With ``finals_executor``, the time is divided by the number trained at once.
         monitor: Name of the logged metric that decides the finals.
         mode: Whether the lowest (``"min"``) or the highest (``"max"``) value of ``monitor`` wins.
+        finals_executor: Where finalists are trained; the results are the same. None for this process, one after the
+            other; ``"processes"`` for a worker process per finalist, at most one per core;
+            ``ProcessExecutor(num_workers=2)`` or ``RayExecutor()``. Each worker has a copy of the trainer. With
+            ``learn=True``, as many finalists are chosen together as are trained at once. The winner is trained to the
+            end in this process.
 
     Attributes:
         leaderboard_: The ranking, best first.
@@ -135,6 +147,7 @@ class ZeroShotSelector(ScoringSettings):
     time_budget_s: float | None = None
     monitor: str = "val_loss"
     mode: Literal["min", "max"] = "min"
+    finals_executor: FinalsExecutor = None
     leaderboard_: Leaderboard = field(init=False)
     cards_: dict[str, ScoreCard] = field(init=False)
     best_model_: nn.Module | None = field(init=False)
@@ -143,8 +156,10 @@ class ZeroShotSelector(ScoringSettings):
         check_is_trainer(self.trainer)
         super().__post_init__()
         check_budget(self.budget)
-        for name, value in vars(finals_rules(self)).items():
+        rules = finals_rules(self)
+        for name, value in vars(rules).items():
             setattr(self, name, value)
+        finals_workers(self.finals_executor, rules)
         if self.prior is not None:
             self.prior = prior_of(self.prior)
         self.repeats = whole_number("repeats", self.repeats, 1, "About 5 show how much scores vary.")
@@ -228,9 +243,9 @@ class ZeroShotSelector(ScoringSettings):
         Raises:
             ValueError: If there is no trainer, or it would train nothing. With finals, also if the trainer has trained
                 before, has a callback that changes training, ends after ``max_steps``, ends before or with the finals,
-                or does not validate when a round ends.
+                or does not validate when a round ends; with ``finals_executor``, if the trainer starts processes.
             InvalidArgumentError: If the data can be read only once.
-            TypeError: If the winner is not a LightningModule.
+            TypeError: If the winner is not a LightningModule, or ``finals_executor`` cannot send the trainer or data.
             RuntimeError: If every candidate, or every finalist, failed.
             NotLoggedError: If the first finalist that is trained does not log ``monitor``.
         """
@@ -255,7 +270,7 @@ class ZeroShotSelector(ScoringSettings):
             check_readable_again(
                 val_dataloaders, "val_dataloaders", "so the first finalist would use it up", "Pass a DataLoader"
             )
-            check_trainer(self.trainer, arguments, rules)
+            check_trainer(self.trainer, arguments, rules, elsewhere=self.finals_executor is not None)
         entrants = self._rank(candidates, training_data, learn=rules.learns)
         show(self.leaderboard_, enabled=self.enable_progress_bar)
         if self.best_model_ is None:
@@ -280,6 +295,7 @@ class ZeroShotSelector(ScoringSettings):
             rules=rules,
             cache=self.cache,
             batches_hash=self.leaderboard_.provenance["batches_hash"],
+            workers=finals_workers(self.finals_executor, rules, self.leaderboard_.provenance["devices"]),
             report=self._add_finals,
             on_winner=partial(setattr, self, "best_model_"),
         )

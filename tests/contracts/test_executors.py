@@ -218,7 +218,7 @@ def test_proxies_that_workers_cannot_load_are_a_wrong_call(executor: Executor) -
             return int, ("x",)
 
     selector = ZeroShotSelector(executor=executor, loss_fn=Unloadable())
-    with pytest.raises(RuntimeError, match=r"cannot load what scoring needs.*ValueError: invalid literal") as e:
+    with pytest.raises(RuntimeError, match=r"cannot load what it needs.*ValueError: invalid literal") as e:
         selector.rank([Classifier], make_batches())
     assert str(e.value).isprintable()
 
@@ -296,7 +296,7 @@ def test_what_takes_for_ever_to_load_ends_the_ranking_with_ray(
         pytest.skip("of Ray alone; tests/scoring/test_isolation_workers.py has it for worker processes")
     monkeypatch.setattr(pool, "LOADING_S", 3)
     selector = ZeroShotSelector(loss_fn=SlowToLoad(), executor=executor)
-    with pytest.raises(RuntimeError, match=r"cannot load what scoring needs .*: it took more than 3 s"):
+    with pytest.raises(RuntimeError, match=r"cannot load what it needs .*: it took more than 3 s"):
         selector.rank([Classifier], make_batches())
 
 

@@ -37,17 +37,18 @@ def simulated(seed, n=120, num_members=3):
     return table.mean(axis=0).tolist(), members, truth.tolist()
 
 
-@given(pools())
-def test_the_choice_is_that_of_an_inverted_matrix(pool):
+@given(pools(), st.integers(0, 3))
+def test_the_choice_is_that_of_an_inverted_matrix(pool, num_pending):
     scores, members, labels = pool
-    chosen = choose_next(scores, members, labels)
     left = [idx for idx, score in enumerate(scores) if score is not None and idx not in labels]
-    if not left:
+    pending = left[:num_pending]
+    chosen = choose_next(scores, members, labels, pending)
+    if len(left) == len(pending):
         assert chosen is None
     elif sum(label is not None for label in labels.values()) < FEWEST_LABELS:
-        assert chosen == reference.first_left(scores, labels)
+        assert chosen == reference.first_left(scores, {**labels, **dict.fromkeys(pending)})
     else:
-        gains = reference.gains(scores, members, labels)
+        gains = reference.gains(scores, members, labels, pending)
         assert gains[chosen] == pytest.approx(max(gains.values()), abs=1e-6)
 
 
@@ -109,6 +110,16 @@ def test_a_good_surprise_leads_to_its_likes():
     members = {"kind": [float(idx % 2) for idx in range(40)], "score": scores}
     labels = {idx: float(idx % 2) + 0.01 * idx for idx in range(FEWEST_LABELS)}
     assert choose_next(scores, members, labels) % 2 == 1
+
+
+def test_candidates_in_training_spread_the_choices():
+    """Of equal candidates that look like one in training, and others that do not, the others come first."""
+    scores = [float(-idx) for idx in range(8)] + [0.0] * 6
+    members = {"kind": [0.0] * 8 + [1.0, 1.0, 1.0, 5.0, 5.0, 5.0]}
+    labels = {idx: float(idx) for idx in range(8)}
+    first = choose_next(scores, members, labels)
+    second = choose_next(scores, members, labels, [first])
+    assert members["kind"][first] != members["kind"][second]
 
 
 @given(st.integers(1, 50), st.integers(1, 60))

@@ -62,13 +62,27 @@ def first_left(scores, labels):
     return max(left, key=lambda idx: scores[idx])
 
 
-def gains(scores, members, labels):
+def believed(scores, members, labels, pending):
+    """Mean and variance of f by position, and t, as if the candidates in training had their means as labels."""
+    s, x = seen(scores, members)
+    mean, _, t, _ = posterior(scores, members, labels)
+    t = {**t, **{idx: mean[idx] for idx in pending}}
+    known = list(t)
+    covariance = np.array([[kernel(x[i], x[j]) + (i == j) * 0.5 * (1 - RHO**2) for j in known] for i in known])
+    inverse = np.linalg.inv(covariance)
+    residuals = np.array([t[i] - RHO * s[i] for i in known])
+    rows = {i: np.array([kernel(x[i], x[j]) for j in known]) for i in s}
+    means = {i: RHO * s[i] + k @ inverse @ residuals for i, k in rows.items()}
+    return means, {i: kernel(x[i], x[i]) - k @ inverse @ k for i, k in rows.items()}, t
+
+
+def gains(scores, members, labels, pending=()):
     """Integrate the improvement over the normal distribution of f, by position of each candidate that is left."""
-    mean, variance, t, _ = posterior(scores, members, labels)
+    mean, variance, t = believed(scores, members, labels, pending)
     at = np.linspace(-9, 9, 4001)
     found = {}
     for idx in mean:
-        if idx not in labels:
+        if idx not in labels and idx not in pending:
             better = np.maximum(mean[idx] + math.sqrt(variance[idx]) * at - max(mean[j] for j in t), 0)
             found[idx] = float(np.sum(better * stats.norm.pdf(at)) * (at[1] - at[0]))
     return found

@@ -17,7 +17,7 @@ import yaml
 from lightning.pytorch.loggers import CSVLogger, MLFlowLogger, TensorBoardLogger, WandbLogger
 
 from lightning_zico import Leaderboard, Score, ScoreCard
-from tests.report.boards import CARDS, EVIL, card, plain
+from tests.report.boards import CARDS, EVIL, card, plain, repeated, with_finals
 
 
 def test_the_csv_logger_has_scores_ranks_and_provenance(tmp_path: Path) -> None:
@@ -115,11 +115,24 @@ class MLflow:
         assert artifact_file.endswith((".json", ".parquet"))
         assert len({len(column) for column in data.values()}) == 1
         json.dumps(data, allow_nan=False)
-        self.tables[artifact_file] = data
+        known = self.tables.get(artifact_file, {})
+        self.tables[artifact_file] = {name: [*known.get(name, []), *column] for name, column in data.items()}
 
     def log_text(self, run_id: str, text: str, artifact_file: str) -> None:
         assert run_id == "run"
+        if artifact_file in self.tables:
+            table = json.loads(text)
+            columns = zip(*table["data"], strict=True)
+            self.tables[artifact_file] = dict(zip(table["columns"], map(list, columns), strict=True))
         self.texts[artifact_file] = text
+
+    def list_artifacts(self, run_id: str) -> list[SimpleNamespace]:
+        assert run_id == "run"
+        return [SimpleNamespace(path=path) for path in {*self.tables, *self.texts}]
+
+    def get_run(self, run_id: str) -> SimpleNamespace:
+        assert run_id == "run"
+        return SimpleNamespace(data=SimpleNamespace(params=dict(self.params)))
 
 
 @pytest.fixture
@@ -152,6 +165,24 @@ def test_mlflow_gets_a_table_and_every_key_is_one_that_it_accepts(mlflow: MLFlow
     assert board.notes[0].split(":")[0] in client.texts["ranking.md"]
     assert client.params["ranking/kendall_with/zico_naswot"] == "0.5"
     assert client.params["ranking/kendall_with/zico_naswot_2"] == "0.25"
+
+
+def test_mlflow_takes_a_ranking_before_and_after_finals_and_one_that_differs(mlflow: MLFlowLogger) -> None:
+    client = mlflow.experiment
+    before, after = repeated(), with_finals()
+    for board in (before, before, after):
+        board.log(mlflow)
+        table = client.tables["ranking.json"]
+        assert [list(cells) for cells in zip(*table.values(), strict=True)] == [
+            [row[column] for column in table] for row in board
+        ]
+        assert client.texts["ranking.md"].endswith(board.notes[-1])
+    assert client.params["ranking/finals/monitor"] == "val_loss"
+    assert json.loads(client.texts["ranking_provenance.json"])["finals"]["finalists"] == 3
+    other = plain(repeats=7, num_instances=1)
+    other.log(mlflow)
+    assert client.params["ranking/repeats"] == str(before.provenance["repeats"]) != "7"
+    assert json.loads(client.texts["ranking_provenance.json"])["repeats"] == 7
 
 
 def test_other_loggers_get_the_names_as_they_are_whatever_the_ranks(tmp_path: Path) -> None:

@@ -165,7 +165,7 @@ def test_a_deed_costs_its_task_alone(name: str) -> None:
 def test_a_function_that_takes_for_ever_to_load_ends_the_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool, "LOADING_S", 1)
     coming = outcomes(partial(pow, Pickled(loaded=hang)), [2], 1, Limits())  # type: ignore[arg-type]
-    with pytest.raises(RuntimeError, match=r"cannot load what scoring needs .*: it took more than 1 s"):
+    with pytest.raises(RuntimeError, match=r"cannot load what it needs .*: it took more than 1 s"):
         next(coming)
 
 

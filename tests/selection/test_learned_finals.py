@@ -39,6 +39,7 @@ def play(own: Entrants, failing: tuple[str, ...] = (), *, higher_is_better: bool
             finalist.error = "broken"
         else:
             finalist.value = TRUTH[NAMES.index(finalist.name)] * (1 if higher_is_better else -1)
+            finalist.by_round.append(finalist.value)
     return played
 
 

@@ -1,11 +1,15 @@
 """Jobs, and what runs them: one candidate to score in one repeat."""
 
-from collections.abc import Generator, Iterable, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Generator, Iterable, Sequence
+from typing import NamedTuple, Protocol, TypeVar
 
 from lightning_zico.candidates import Candidate
 from lightning_zico.results import ScoreCard
+from lightning_zico.scoring.executors.messages import Outcome
 from lightning_zico.scoring.scorer import Scorer
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 class Job(NamedTuple):
@@ -37,5 +41,24 @@ class Executor(Protocol):
 
         Yields:
             Each job with its card when it is finished, in any order. Closing the generator stops the running jobs.
+        """
+        ...
+
+
+class CallingExecutor(Executor, Protocol):
+    """An executor that also calls any function in other processes, as finals do."""
+
+    def call(
+        self, function: Callable[[T], R], items: Callable[[int], Iterable[T | None]]
+    ) -> Generator[tuple[T, Outcome[R]], None, None]:
+        """Call a function on items.
+
+        Args:
+            function: The function to call; sent once to each process.
+            items: Returns the items, given how many run at the same time. They are taken when there is room for one.
+                None means that the next item is not known before the next outcome.
+
+        Yields:
+            Each item with its outcome when it is finished. Closing the generator stops the running calls.
         """
         ...

@@ -38,8 +38,8 @@ def pack(function: Callable[..., Any]) -> bytes:
         return cloudpickle.dumps(function)
     except Exception as raised:
         raise TypeError(
-            "The data for worker processes (batches, proxies, loss function, data module, callbacks) cannot be "
-            f"pickled: {describe(raised)}. Make it picklable, or score in this process."
+            "The data for worker processes (trainer, batches, proxies, loss function, data module, callbacks) cannot "
+            f"be pickled: {describe(raised)}. Make it picklable, or leave out the executor."
         ) from raised
 
 
@@ -94,8 +94,8 @@ def report_loading_error(error: BaseException) -> bytes:
 def loading_error(reason: str) -> RuntimeError:
     """Return the exception for a function that a worker cannot load."""
     return RuntimeError(
-        "A worker process cannot load what scoring needs (batches, proxies, loss function, data "
-        f"module): {reason}. Move the missing code to where other processes can import it."
+        "A worker process cannot load what it needs (trainer, batches, proxies, loss function, data module): "
+        f"{reason}. Move the missing code to where other processes can import it."
     )
 
 

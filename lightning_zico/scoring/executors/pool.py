@@ -91,7 +91,7 @@ class Limits:
 
 def outcomes(
     function: Callable[[T], R],
-    items: Iterable[T],
+    items: Iterable[T | None],
     num_workers: int,
     limits: Limits,
     *,
@@ -104,6 +104,7 @@ def outcomes(
     Args:
         function: The function to call; sent once to each process.
         items: Items, taken one at a time when a process is free. An item that cannot be sent has an error as outcome.
+            None means that the next item is not known before the next outcome.
         num_workers: Number of processes at a time.
         limits: Limits on each item.
         share_process: Run items one after the other in a process, instead of each in a separate process.
@@ -117,7 +118,7 @@ def outcomes(
         CacheError: If ``function`` raises it, since that is not the item's fault.
     """
     setup = pack(function)
-    tasks, again = map(Parcel, items), deque[Parcel[T]]()
+    tasks, again = (None if item is None else Parcel(item) for item in items), deque[Parcel[T]]()
     idle, busy = list[_Worker[T, R]](), list[_Worker[T, R]]()
     any_started = False
     warden = Warden(multiprocessing.spawn.get_executable())

@@ -1,19 +1,22 @@
 """Executors run jobs in this process or in others; the scores are the same."""
 
 import os
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 
 from lightning_zico.results import ScoreCard
 from lightning_zico.scoring.arguments import positive, whole_number
-from lightning_zico.scoring.executors.base import Executor, Job
+from lightning_zico.scoring.executors.base import CallingExecutor, Executor, Job
 from lightning_zico.scoring.executors.pool import Limits, Outcome, outcomes, resident_bytes, retire_worker, worker_idx
 from lightning_zico.scoring.process_state import autocasts, is_tainted
 from lightning_zico.scoring.scorer import Scorer
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 # A process may die without the candidate's fault, such as when the system runs out of memory, but hardly twice.
 _NUM_ATTEMPTS = 2
@@ -80,30 +83,43 @@ class ProcessExecutor:
             RuntimeError: If no process starts, or one cannot load the scorers.
             CacheError: If a scorer's cache fails.
         """
-        num_workers = self.num_workers or num_cores()
-        scoring = JobRunner.by(scorers, num_threads=max(1, num_cores() // num_workers))
-        limits = Limits(self.timeout_s, self.memory_bytes, _NUM_ATTEMPTS)
-        with closing(outcomes(scoring, jobs, num_workers, limits)) as coming:
+        scoring = JobRunner(list(scorers))
+        with closing(self.call(scoring, lambda _: jobs)) as coming:
             for job, outcome in coming:
                 yield job, scoring.card(job, outcome)
 
+    def call(
+        self, function: Callable[[T], R], items: Callable[[int], Iterable[T | None]]
+    ) -> Generator[tuple[T, Outcome[R]], None, None]:
+        """Call a function on items; see `CallingExecutor.call`. An item whose process dies is tried once more.
+
+        Raises:
+            TypeError: If the function cannot be sent.
+            RuntimeError: If no process starts, or one cannot load the function.
+        """
+        num_workers = self.num_workers or num_cores()
+        as_here = AsHere.of(function, num_threads=max(1, num_cores() // num_workers))
+        yield from outcomes(
+            as_here, items(num_workers), num_workers, Limits(self.timeout_s, self.memory_bytes, _NUM_ATTEMPTS)
+        )
+
 
 @dataclass(frozen=True)
-class JobRunner:
-    """Score jobs in another process as in this one.
+class AsHere(Generic[T, R]):
+    """Call a function in another process as in this one; retire the worker if a call changed its process for good.
 
     Args:
-        scorers: Scorers, indexed by ``repeat_idx``.
+        function: The function to call.
         settings: The settings of torch that numbers depend on.
         autocasts: The state of autocast, as `process_state.autocasts` lists it; numbers depend on it as well.
     """
 
-    scorers: Sequence[Scorer]
+    function: Callable[[T], R]
     settings: Mapping[str, Any]
     autocasts: Sequence[tuple[str, bool, torch.dtype]]
 
     @classmethod
-    def by(cls, scorers: Sequence[Scorer], num_threads: int) -> "JobRunner":
+    def of(cls, function: Callable[[T], R], num_threads: int) -> "AsHere[T, R]":
         """Copy the settings of this process, with at most ``num_threads`` threads."""
         settings = {
             "num_threads": min(num_threads, torch.get_num_threads()),
@@ -111,22 +127,37 @@ class JobRunner:
             "float32_matmul_precision": torch.get_float32_matmul_precision(),
             "deterministic_debug_mode": torch.get_deterministic_debug_mode(),
         }
-        return cls(list(scorers), settings, autocasts())
+        return cls(function, settings, autocasts())
 
-    def __call__(self, job: Job) -> ScoreCard:
-        """Score a job's candidate with its scorer; retire the worker if the candidate changed its process for good."""
+    def __call__(self, item: T) -> R:
+        """Call the function with the settings."""
         for name, value in self.settings.items():
             getattr(torch, f"set_{name}")(value)
-        scorer = self.scorers[job.repeat_idx]
         with ExitStack() as casting:
             for kind, is_enabled, dtype in self.autocasts:
                 torch.set_autocast_dtype(kind, dtype)
                 if is_enabled:
                     casting.enter_context(torch.autocast(kind, dtype))
-            card = replace(scorer, placement=scorer.placement.of_worker(worker_idx())).score(job.candidate)
+            result = self.function(item)
         if is_tainted():
             retire_worker()
-        return card
+        return result
+
+
+@dataclass(frozen=True)
+class JobRunner:
+    """Score jobs in another process.
+
+    Args:
+        scorers: Scorers, indexed by ``repeat_idx``.
+    """
+
+    scorers: Sequence[Scorer]
+
+    def __call__(self, job: Job) -> ScoreCard:
+        """Score a job's candidate with its scorer, on the device of this worker."""
+        scorer = self.scorers[job.repeat_idx]
+        return replace(scorer, placement=scorer.placement.of_worker(worker_idx())).score(job.candidate)
 
     def card(self, job: Job, outcome: Outcome[ScoreCard]) -> ScoreCard:
         """Return the job's score card, or a failed card if the job produced none."""
@@ -155,6 +186,26 @@ def executor_of(executor: Executor | Literal["processes"] | None, timeout_s: flo
             "executor."
         )
     return executor or SerialExecutor()
+
+
+def finals_executor_of(executor: CallingExecutor | Literal["processes"] | None, most: int) -> CallingExecutor | None:
+    """Return the executor for the user's argument ``finals_executor``; None for this process.
+
+    Args:
+        executor: The argument.
+        most: Number of finalists: ``"processes"`` starts no more workers, so that each has more threads.
+
+    Raises:
+        ValueError: If it is another name or a class, or an executor that cannot train.
+    """
+    if executor == "processes":
+        return ProcessExecutor(min(num_cores(), most))
+    if isinstance(executor, str | type) or not (executor is None or callable(getattr(executor, "call", None))):
+        raise ValueError(
+            f'Invalid finals_executor={executor!r}: expected None, "processes", `ProcessExecutor(...)` or '
+            "`RayExecutor(...)`."
+        )
+    return executor
 
 
 def num_cores() -> int:

@@ -7,10 +7,10 @@ import pickle
 import re
 import threading
 import time
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from lightning_zico._imports import import_optional
 from lightning_zico.errors import CacheError
@@ -29,9 +29,12 @@ from lightning_zico.scoring.executors.messages import (
     read_answer,
     report_loading_error,
 )
-from lightning_zico.scoring.executors.processes import JobRunner
+from lightning_zico.scoring.executors.processes import AsHere, JobRunner
 from lightning_zico.scoring.reasons import describe
 from lightning_zico.scoring.scorer import Scorer
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 # How often to restart a task whose worker process or node is lost. On a cluster, this happens without the candidate's
 # fault more often than on one machine.
@@ -82,23 +85,53 @@ class RayExecutor:
                 or takes longer than `pool.LOADING_S`.
             CacheError: If a scorer's cache fails.
         """
+        with self._connected() as ray:
+            scoring = JobRunner([scorer.in_memory() for scorer in _with_caches_here(ray, scorers)])
+            with closing(self._call(ray, scoring, lambda _: jobs)) as coming:
+                for job, outcome in coming:
+                    yield job, scoring.card(job, outcome)
+
+    def call(
+        self, function: Callable[[T], R], items: Callable[[int], Iterable[T | None]]
+    ) -> Generator[tuple[T, Outcome[R]], None, None]:
+        """Call a function on items; see `CallingExecutor.call`.
+
+        Raises:
+            TypeError: If the function cannot be sent.
+            RuntimeError: If the cluster has too few cores or GPUs, or a node cannot load the function, or takes longer
+                than `pool.LOADING_S`.
+        """
+        with self._connected() as ray:
+            yield from self._call(ray, function, items)
+
+    @contextmanager
+    def _connected(self) -> Iterator[Any]:
+        """Use the open connection, or one that is closed at the end."""
         ray = _import_ray()
         is_own = not ray.is_initialized()
         if is_own:
             ray.init(address=self.address, log_to_driver=False, logging_level=logging.WARNING)
-        pending: dict[Any, tuple[Job, _TimeLimit, float]] = {}
         try:
-            sent = [scorer.in_memory() for scorer in _with_caches_here(ray, scorers)]
-            scoring = JobRunner.by(sent, num_threads=max(1, int(self.num_cpus)))
-            shared = ray.put(pack(scoring))
+            yield ray
+        finally:
+            if is_own:
+                ray.shutdown()
+
+    def _call(
+        self, ray: Any, function: Callable[[T], R], items: Callable[[int], Iterable[T | None]]
+    ) -> Generator[tuple[T, Outcome[R]], None, None]:
+        pending: dict[Any, tuple[T, _TimeLimit, float]] = {}
+        try:
+            shared = ray.put(pack(AsHere.of(function, num_threads=max(1, int(self.num_cpus)))))
             resources = {"num_cpus": self.num_cpus, "num_gpus": self.num_gpus}
             answer_task = ray.remote(**resources, max_retries=_MAX_RETRIES)(_answer_task)
             late = _actor_here(ray, _Late).remote()
-            parcels, task_idxs = map(Parcel, jobs), itertools.count()
+            parcels = (None if item is None else Parcel(item) for item in items(self._num_at_once(ray)))
+            task_idxs = itertools.count()
             while True:
-                while len(pending) < self._window(ray) and (parcel := next(parcels, None)):
+                while len(pending) < self._num_at_once(ray) + _NUM_QUEUED and (parcel := next(parcels, None)):
                     if parcel.unsent is not None:
-                        yield parcel.item, scoring.card(parcel.item, parcel.unsent)
+                        yield parcel.item, parcel.unsent
                         continue
                     limit = _TimeLimit(pool.LOADING_S, self.timeout_s, late, next(task_idxs))
                     ref = answer_task.remote(shared, parcel.message, limit)
@@ -106,16 +139,14 @@ class RayExecutor:
                 if not pending:
                     return
                 (ref,), _ = ray.wait(list(pending), num_returns=1)
-                job, limit, started = pending.pop(ref)
-                yield job, scoring.card(job, _outcome(ray, ref, limit, started))
+                item, limit, started = pending.pop(ref)
+                yield item, _outcome(ray, ref, limit, started)
         finally:
             for ref in pending:
                 ray.cancel(ref, force=True)
-            if is_own:
-                ray.shutdown()
 
-    def _window(self, ray: Any) -> int:
-        """Return how many jobs may be submitted: those that can run now and a few more; nodes may come and go."""
+    def _num_at_once(self, ray: Any) -> int:
+        """Return how many tasks can run at the same time; nodes may come and go."""
         resources = ray.cluster_resources()
         num_running = resources.get("CPU", 0) // self.num_cpus
         if self.num_gpus:
@@ -126,7 +157,7 @@ class RayExecutor:
                 f"{resources.get('CPU', 0):g} cores and {resources.get('GPU', 0):g} GPUs. Add a node, or pass smaller "
                 "numbers."
             )
-        return int(num_running) + _NUM_QUEUED
+        return int(num_running)
 
 
 class _Late:
