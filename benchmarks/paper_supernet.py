@@ -130,7 +130,7 @@ def search_supernet(arguments: Any, seconds: int, num_seeds: int, truths: Mappin
         told = "-" if tau is None else f"{tau:.2f}"
         note = (
             f"seed {seed}, {record['num_steps']} steps, {len(accuracies)} archs ranked. Kendall's tau of the accuracy "
-            f"with shared weights and the true one is {told}. The first has {accuracies[best]:.1f} % with shared weights."
+            f"with shared weights and the true one is {told}. The first has {accuracies[best]:.1f} % with them."
         )
         found.append(Found(best, record["cost_s"], len(accuracies), note))
     return found
