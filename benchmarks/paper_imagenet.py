@@ -44,10 +44,10 @@ class Settings:
     """
 
     budgets: tuple[int, ...] = (450, 600, 1000)
-    num_trials: int = 12
+    num_trials: int = 4
     batch_size: int = 4
     resolution: int = RESOLUTION
-    images_per_class: int = 4
+    images_per_class: int = 2
 
 
 QUICK = Settings(budgets=(450,), num_trials=2, batch_size=2, resolution=32)
