@@ -46,7 +46,7 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--part", action="append", choices=PARTS, help="may be repeated; default all")
     made.add_argument("--networks", type=positive, help="networks that are trained in part theory")
     made.add_argument("--trials", type=positive, help="trials of each search on NAS-Bench-201")
-    made.add_argument("--seeds", type=positive, help="searches by each score")
+    made.add_argument("--seeds", type=positive, help="searches by each score, and trainings of each network")
     made.add_argument("--quick", action="store_true", help="show in two minutes that it runs")
     add_folders(made)
     return made
@@ -58,7 +58,11 @@ def with_settings(arguments: argparse.Namespace) -> argparse.Namespace:
     search = paper_search.QUICK if arguments.quick else paper_search.Settings()
     arguments.search = replace(search, **{name: value for name, value in given.items() if value is not None})
     theory = paper_theory.QUICK if arguments.quick else paper_theory.Settings()
-    arguments.theory = replace(theory, num_networks=arguments.networks or theory.num_networks)
+    arguments.theory = replace(
+        theory,
+        num_networks=arguments.networks or theory.num_networks,
+        num_seeds=arguments.seeds or theory.num_seeds,
+    )
     arguments.imagenet = paper_imagenet.QUICK if arguments.quick else paper_imagenet.Settings()
     return arguments
 

@@ -7,6 +7,7 @@ Index conventions:
 """
 
 import hashlib
+import itertools
 import json
 import math
 import random
@@ -215,6 +216,13 @@ def averaged(records: Sequence[Record]) -> Record:
     return {"values": values, **losses}
 
 
+def between_seeds(by_seed: Sequence[Columns]) -> dict[str, float]:
+    """Average Kendall's tau between the targets of any two seeds; nothing for a single seed."""
+    pairs = list(itertools.combinations(by_seed, 2))
+    taus = {name: [kendall(one[name], other[name]) or 0.0 for one, other in pairs] for name in by_seed[0]}
+    return {name: statistics.fmean(own) for name, own in taus.items() if own}
+
+
 def written(measured: tuple[float | None, Interval | None]) -> str:
     """Write a measure with its interval, and a star if that excludes zero."""
     value, interval = measured
@@ -242,10 +250,7 @@ def compare(console: Console, arguments: Any) -> Record:
     predictors |= {"params": [SPACE.params(arch) for arch in archs], "layers": [SPACE.depth(arch) for arch in archs]}
     predictors = {name: [SIGNS[name] * value for value in column] for name, column in predictors.items()}
     targets = targets_of(records, settings)
-    ceilings = {
-        name: statistics.fmean(kendall(column, other[name]) or 0.0 for column, other in _pairs(by_seed, settings, name))
-        for name in targets
-    }
+    ceilings = between_seeds([targets_of(own, settings) for own in by_seed])
     targets["accuracy, 200 epochs"] = [accuracy[str(arch)] for arch in archs]
     say(console, f"\ntheory: {len(archs)} networks of NAS-Bench-201, {settings.num_seeds} seeds, {kept.path.name}.")
     for k, step in enumerate(settings.steps):
@@ -257,17 +262,13 @@ def compare(console: Console, arguments: Any) -> Record:
     return {"settings": asdict(settings), "archs": list(map(str, archs)), "records": records, **figures}
 
 
-def _pairs(by_seed: Sequence[Sequence[Record]], settings: Settings, name: str) -> list[tuple[list[float], Record]]:
-    targets = [targets_of(own, settings) for own in by_seed]
-    return [(first[name], second) for k, first in enumerate(targets) for second in targets[k + 1 :]]
-
-
 def print_claims(console: Console, predictors: Columns, targets: Columns, ceilings: Mapping[str, float]) -> Record:
     """Print Kendall's tau of all predictors with all targets, with a fixed number of layers, and of short training."""
     names = {name: f"{'small' if SIGNS[name] < 0 else 'large'} {name}" for name in predictors}
     taus = {x: {y: with_interval(kendall, predictors[x], targets[y]) for y in targets} for x in predictors}
     rows = [[names[x], *(written(taus[x][y]) for y in targets)] for x in predictors]
-    rows.append(["between seeds", *(f"{ceilings[y]:+.2f}" if y in ceilings else "" for y in targets)])
+    if ceilings:
+        rows.append(["between seeds", *(f"{ceilings[y]:+.2f}" if y in ceilings else "" for y in targets)])
     title = "Kendall's tau [95 %] with a low training loss, a small gap, a low test loss (*: excludes zero)"
     print_table(console, title, ["of a", *targets], rows)
     fixed = {

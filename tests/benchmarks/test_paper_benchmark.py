@@ -131,6 +131,9 @@ def test_partial_tau_is_the_correlation_of_agreement_with_the_fixed_order() -> N
     agrees = [[(x[i] < x[j]) == (fixed[i] < fixed[j]) for i, j in pairs] for x in (a, b)]
     assert paper_theory.partial_kendall(a, b, fixed) == pytest.approx(np.corrcoef(agrees)[0, 1])
     assert paper_theory.partial_kendall(a, b, np.zeros(25)) is None
+    columns = [{"loss": a.tolist()}, {"loss": b.tolist()}]
+    assert paper_theory.between_seeds(columns) == {"loss": kendall(a, b)}
+    assert paper_theory.between_seeds(columns[:1]) == {}
     measured, interval = paper_theory.with_interval(kendall, a, b)
     assert measured == kendall(a, b)
     assert interval is not None
@@ -208,7 +211,8 @@ def test_the_commands_of_imagenet_are_those_of_the_files(tmp_path: Path) -> None
 
 def test_options_change_the_size_of_the_parts() -> None:
     own = paper.with_settings(paper.parser().parse_args(["--trials", "7", "--seeds", "2", "--networks", "3"]))
-    assert (own.search.num_trials, own.search.num_seeds, own.theory.num_networks) == (7, 2, 3)
+    assert (own.search.num_trials, own.search.num_seeds) == (7, 2)
+    assert (own.theory.num_networks, own.theory.num_seeds) == (3, 2)
     assert own.search.scores == paper_search.Settings().scores
     quick = paper.with_settings(Namespace(trials=None, seeds=None, networks=None, quick=True))
     assert (quick.search, quick.theory, quick.imagenet) == (
