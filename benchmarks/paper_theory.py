@@ -31,6 +31,7 @@ from transfer_zoo import Kept
 from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.ranking import Interval, bootstrap_interval, kendall
 from lightning_zico.spaces import NASBench201, NASBench201Arch
+from lightning_zico.texts import count
 
 Record = dict[str, Any]
 Columns = Mapping[str, Sequence[float]]
@@ -92,20 +93,20 @@ QUICK = Settings(num_networks=4, num_images=32, steps=(0, 1, 2), num_seeds=2, ba
 # --- one network ---------------------------------------------------------------------------------
 
 
-def drawn(count: int, seed: int = 0) -> list[NASBench201Arch]:
+def drawn(num_networks: int, seed: int = 0) -> list[NASBench201Arch]:
     """Draw different networks through which something flows."""
     rng, archs = random.Random(seed), dict[NASBench201Arch, None]()
-    while len(archs) < count:
+    while len(archs) < num_networks:
         arch = SPACE.sample(rng)
         if set(without_dead_edges(arch).ops) != {"none"}:
             archs[arch] = None
     return list(archs)
 
 
-def images_of(data: Path, split: str, count: int) -> Images:
+def images_of(data: Path, split: str, num_images: int) -> Images:
     """Read the first images of CIFAR-10's subset, normalised."""
     with np.load(found(data / "cifar10_subset.npz")) as file:
-        images, labels = (torch.from_numpy(file[f"{name}_{split}"][:count]) for name in ("x", "y"))
+        images, labels = (torch.from_numpy(file[f"{name}_{split}"][:num_images]) for name in ("x", "y"))
     return Images(((images.permute(0, 3, 1, 2) / 255 - MEAN) / STD).contiguous(), labels.long())
 
 
@@ -252,7 +253,7 @@ def compare(console: Console, arguments: Any) -> Record:
     targets = targets_of(records, settings)
     ceilings = between_seeds([targets_of(own, settings) for own in by_seed])
     targets["accuracy, 200 epochs"] = [accuracy[str(arch)] for arch in archs]
-    say(console, f"\ntheory: {len(archs)} networks of NAS-Bench-201, {settings.num_seeds} seeds, {kept.path.name}.")
+    say(console, f"\ntheory: {len(archs)} networks of NAS-Bench-201, {count(settings.num_seeds, 'seed')}.")
     for k, step in enumerate(settings.steps):
         means = [statistics.fmean(own[name][k] for own in records) for name in ("train", "test")]
         say(console, f"Mean loss after {step} steps: {means[0]:.2f} in training, {means[1]:.2f} in test.")
