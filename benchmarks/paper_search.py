@@ -22,6 +22,7 @@ from lightning_zico import Score, ScoreCard, __version__
 from lightning_zico.scoring.executors.base import Job
 from lightning_zico.scoring.scorer import Scorer
 from lightning_zico.search import ZeroShotSearch
+from lightning_zico.texts import count
 
 Record = dict[str, Any]
 
@@ -159,16 +160,13 @@ def described(values: Sequence[float]) -> str:
 
 def rows_of(found: Mapping[str, Sequence[Found]], truths: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
     """Write what our searches found."""
-    return [
-        [
-            name,
-            *(described([truths[target][own.arch] for own in runs]) for target in TARGETS),
-            "-",
-            described([own.seconds for own in runs]),
-            f"here, one CPU thread, {len(runs)} seeds, {round(statistics.fmean(own.num_archs for own in runs))} archs",
-        ]
-        for name, runs in found.items()
-    ]
+    rows = []
+    for name, runs in found.items():
+        num_archs = round(statistics.fmean(own.num_archs for own in runs))
+        accuracies = (described([truths[target][own.arch] for own in runs]) for target in TARGETS)
+        remark = f"here, one CPU thread, {count(len(runs), 'seed')}, {num_archs} archs"
+        rows.append([name, *accuracies, "-", described([own.seconds for own in runs]), remark])
+    return rows
 
 
 def compare(console: Console, arguments: Any) -> Record:
@@ -182,7 +180,7 @@ def compare(console: Console, arguments: Any) -> Record:
     supernets = search_supernet(arguments, round(seconds), settings.num_seeds, truths["test_cifar10"])
     names = {score: f"{score}, {settings.num_trials} trials" for score in settings.scores}
     runs = {names[score]: own for score, own in found.items()} | {f"supernet, {seconds:.0f} s": supernets}
-    say(console, f"\nsearch: {settings.num_trials} trials of each search, {settings.num_seeds} seeds.")
+    say(console, f"\nsearch: {settings.num_trials} trials of each search, {count(settings.num_seeds, 'seed')}.")
     published = [
         [name, own.cifar10, own.cifar100 or "-", own.imagenet16 or "-", str(own.seconds or "-"), own.source]
         for name, own in PUBLISHED.items()
