@@ -31,6 +31,9 @@ nas-bench-201 test_cifar100 V: jacob_cov .639 .820, num_layers .646 .787, vkdnw 
 nas-bench-201 test_cifar100 L: lswag - .83
 nas-bench-201 test_cifar100 R: swap .649 .820
 nas-bench-201 test_cifar100 M: meco - .883
+nas-bench-201 test_imagenet16_120 Z: grad_norm .43 .58, snip .43 .58, grasp .40 .56, fisher .37 .50, synflow .56 .75
+nas-bench-201 test_imagenet16_120 Z: knas .30 .42, naswot .60 .78, ntk_cond .46 .63, gradsign .59 .78, zen .29 .40
+nas-bench-201 test_imagenet16_120 Z: macs .49 .67, params .52 .69, zico .60 .79
 nas-bench-101 val_accuracy Z: grad_norm -.17 -.25, snip -.12 -.17, grasp .20 .29, fisher -.20 -.28, synflow .23 .35
 nas-bench-101 val_accuracy Z: zen .46 .63, macs .31 .44, params .31 .43, zico .46 .63
 nas-bench-101 val_accuracy L: az - .54
