@@ -49,7 +49,6 @@ PUBLISHED: Mapping[str, Printed] = {
     "ENAS": Printed("54.30 (0.00)", "15.61 (0.00)", "16.32 (0.00)", 13314.51, TE_NAS),
     "RSPS": Printed("87.66 (1.69)", "58.33 (4.34)", "31.14 (3.88)", 8007.13, TE_NAS),
     "SETN": Printed("87.64 (0.00)", "59.05 (0.24)", "32.52 (0.21)", None, "ReLIZO, NeurIPS 2024, table 2"),
-    "random, trained": Printed("93.70 (0.36)", None, "44.57 (1.25)", None, "LLMatic, GECCO 2024, table 1"),
     "TE-NAS": Printed("93.9 (0.47)", "71.24 (0.56)", "42.38 (0.46)", 1558, TE_NAS),
     "ZiCo, paper": Printed("94.0 (0.4)", "71.1 (0.3)", "41.8 (0.3)", None, ZICO),
     "params, paper": Printed("93.7", "71.1", "41.4", None, ZICO),
