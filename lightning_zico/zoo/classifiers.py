@@ -19,6 +19,7 @@ from lightning_zico.errors import (
     UnsupportedInputError,
     UnsupportedModuleError,
     check_count,
+    number_of,
 )
 
 # Loads the head of a checkpoint; returns its name and the layer.
@@ -45,15 +46,15 @@ class _Classifier(LightningModule, ABC):
         source_head: LoadsHead | None,
     ) -> None:
         super().__init__()
-        if isinstance(body_lr_factor, bool) or not isinstance(body_lr_factor, int | float) or not body_lr_factor >= 0:
+        factor = number_of(body_lr_factor)
+        if factor is None or not factor >= 0:
             raise InvalidArgumentError(f"Invalid body_lr_factor={body_lr_factor!r}: expected a number of at least 0.")
-        check_count("head_epochs", head_epochs, 0)
+        self.head_epochs = check_count("head_epochs", head_epochs, 0)
         self.network = network
         self.num_classes = num_classes
         self.lr = lr
         self.weight_decay = weight_decay
-        self.body_lr_factor = body_lr_factor
-        self.head_epochs = head_epochs
+        self.body_lr_factor = factor
         self.source_head = source_head
         self.val_acc = MulticlassAccuracy(num_classes, average="micro")
         self.test_acc = MulticlassAccuracy(num_classes, average="micro")

@@ -82,7 +82,7 @@ def from_timm(
     if any("." in pattern for pattern in patterns):
         known = [*known, *timm.list_models(pretrained=True)]
     names = match_names("model of timm", patterns, known, exclude)
-    check_count("head_epochs", head_epochs, 0)
+    head_epochs = check_count("head_epochs", head_epochs, 0)
     weights: dict[str, Any] = {"pretrained": pretrained, "head_epochs": head_epochs}
     models = [TimmModel(name, num_classes, lr, *shape, **weights) for name in names]
     return Zoo(fill_native_sizes(models), max_params)

@@ -78,7 +78,7 @@ def from_torchvision(
     models = _import_models()
     known = sorted(models.list_models(module=models), key=natural_key)
     names = match_names("model of torchvision", patterns, known, exclude)
-    check_count("head_epochs", head_epochs, 0)
+    head_epochs = check_count("head_epochs", head_epochs, 0)
     weights: dict[str, Any] = {"pretrained": pretrained, "head_epochs": head_epochs}
     listed = [TorchvisionModel(name, num_classes, lr, *shape, **weights) for name in names]
     return Zoo(fill_native_sizes(listed), max_params)

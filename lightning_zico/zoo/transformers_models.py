@@ -195,7 +195,7 @@ def from_transformers(
     """
     num_classes = check_num_classes(num_classes)
     shape = image_shape(in_chans, input_size, resize, pretrained)
-    check_count("head_epochs", head_epochs, 0)
+    head_epochs = check_count("head_epochs", head_epochs, 0)
     if vocab_size is not None and vocab_size < 1:
         raise ValueError(
             f"Invalid vocab_size={vocab_size}: expected a whole number of at least 1, or None for each model's own."
@@ -358,8 +358,7 @@ class TransformersImageModel(_TransformersModel, ImageModel):
 
     def own_size(self) -> tuple[int, int] | None:
         """Return the size in the configuration."""
-        size = getattr(self._config(), "image_size", None)
-        return size_of(size if size is None or isinstance(size, int) else tuple(size))
+        return size_of(getattr(self._config(), "image_size", None))
 
     @property
     def weights_fit_any_size(self) -> bool:
