@@ -120,7 +120,7 @@ class ZiCoCallback(Callback):
         self.loss_fn = loss_fn
         self.step = step
         self.seed: int = whole_number("seed", seed)
-        self.num_samples = check_num_samples(num_samples)
+        self.num_samples: NumSamples | None = check_num_samples(num_samples)
         self.history: list[dict[str, Any]] = []
         self._note: str | None = None
         self._proxy = ZiCo(std_of, parameters)

@@ -73,7 +73,7 @@ class KNN(ClassTransferProxy):
         name: str = "knn",
     ) -> None:
         super().__init__(layers=layers, features=features, name=name)
-        self.num_neighbors = check_count("num_neighbors", num_neighbors)
+        self.num_neighbors: int = check_count("num_neighbors", num_neighbors)
 
     def measure(self, probe: Probe) -> Measurement:
         """Classify each sample by its nearest neighbours."""

@@ -49,15 +49,15 @@ class _Classifier(LightningModule, ABC):
         factor = number_of(body_lr_factor)
         if factor is None or not factor >= 0:
             raise InvalidArgumentError(f"Invalid body_lr_factor={body_lr_factor!r}: expected a number of at least 0.")
-        self.head_epochs = check_count("head_epochs", head_epochs, 0)
+        self.head_epochs: int = check_count("head_epochs", head_epochs, 0)
         self.network = network
         self.num_classes = num_classes
         self.lr = lr
         self.weight_decay = weight_decay
         self.body_lr_factor = factor
         self.source_head = source_head
-        self.val_acc = MulticlassAccuracy(num_classes, average="micro")
-        self.test_acc = MulticlassAccuracy(num_classes, average="micro")
+        self.val_acc: MulticlassAccuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.test_acc: MulticlassAccuracy = MulticlassAccuracy(num_classes, average="micro")
 
     @abstractmethod
     def split(self, batch: Any) -> tuple[Any, Tensor]:
