@@ -21,6 +21,7 @@ from lightning_zico.errors import (
     check_count,
     number_of,
 )
+from lightning_zico.zoo.layers import last_layers
 
 # Loads the head of a checkpoint; returns its name and the layer.
 LoadsHead: TypeAlias = Callable[[], tuple[str, nn.Module]]
@@ -140,8 +141,8 @@ class _Classifier(LightningModule, ABC):
 def head_of(network: nn.Module, num_classes: int) -> list[nn.Module]:
     """Return the layers of a network that put out its logits; the other ones are its body.
 
-    Networks of timm know theirs, of which there may be two; of others it is the last linear layer or convolution with
-    an output for each class.
+    Networks of timm know theirs; of others it is the last linear layer or convolution with an output for each class.
+    Distilled networks have two.
 
     Raises:
         UnsupportedModuleError: If there is none.
@@ -155,8 +156,7 @@ def head_of(network: nn.Module, num_classes: int) -> list[nn.Module]:
     known = own if isinstance(own, list | tuple) else [own]
     heads = [module for module in known if isinstance(module, nn.Module) and any(True for _ in module.parameters())]
     if not heads:
-        layers = [module for module in network.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-        heads += [layer for layer in layers if len(layer.weight) == num_classes][-1:]
+        heads += [layer for _, layer in last_layers(network, num_classes)]
     if not heads:
         raise UnsupportedModuleError(
             f"The network has no linear layer or convolution with {num_classes} outputs, so its head is unknown. "

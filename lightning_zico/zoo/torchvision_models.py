@@ -23,7 +23,7 @@ from lightning_zico.zoo.base import (
     match_names,
 )
 from lightning_zico.zoo.fitting import fits_data
-from lightning_zico.zoo.layers import last_layer, replace_head, source_head_of, take_channels
+from lightning_zico.zoo.layers import last_layer, replace_heads, source_head_of, take_channels
 
 # These are built for one size, and a ViT for one side length: it rejects images that are not square.
 _SIZE_ARGUMENTS: Mapping[str, Callable[[int, int], dict[str, Any]]] = {
@@ -123,7 +123,7 @@ class TorchvisionModel(ImageModel):
                 network.aux_logits, network.AuxLogits = False, None
             if self.name in _WITH_AUXILIARY_HEADS and self.in_chans != 3:
                 network.transform_input = False  # it normalises three channels anew, and drops others
-            replace_head(network, self.num_classes)
+            replace_heads(network, self.num_classes)
         else:
             options: dict[str, Any] = {}
             if self.name in _WITH_AUXILIARY_HEADS:
