@@ -1,4 +1,7 @@
-"""Optional packages: imported where they are used, with a hint if they are missing."""
+"""Optional packages: imported where they are used, with a hint if they are missing.
+
+`RequirementCache` of lightning_utilities would name the missing package, not the extra with the versions that fit.
+"""
 
 import json
 import shlex
