@@ -108,7 +108,7 @@ def test_functions_and_classes_have_signatures_and_examples_are_code(site: Path,
     functions = [name for name in headed if inspect.isfunction(resolved(name))]
     classes = [name for name in headed if takes_arguments(resolved(name))]
     assert {"lightning_zico.score", "lightning_zico.ranking.kendall"} <= set(functions)
-    assert {"lightning_zico.ZeroShotSelector", "lightning_zico.spaces.PlainNet"} <= set(classes)
+    assert {"lightning_zico.ZeroShotSelector", "lightning_zico.zoo.Zoo"} <= set(classes)
     for name in (*functions, *classes):
         shown = pages[inventory[name]].partition(f'id="{name}"')[2].partition('class="doc doc-contents')[0]
         assert "doc-signature" in shown, name
