@@ -2,7 +2,8 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any, Literal, TypeAlias
+from numbers import Integral
+from typing import Any, Literal, TypeAlias, TypeGuard, cast
 
 from torch import Tensor, nn
 
@@ -25,24 +26,27 @@ Axis: TypeAlias = Literal["batch", "sample"]
 NumSamples: TypeAlias = int | Callable[[Batch], int]
 
 
-def check_num_samples(num_samples: Any) -> None:
-    """Validate `num_samples`.
+def check_num_samples(num_samples: Any) -> NumSamples | None:
+    """Validate `num_samples` and return it, a number as an int.
 
     Raises:
         ValueError: If it is neither None, nor a positive int, nor a function of a batch.
     """
     expected = "expected a positive int, a function of a batch that returns one, or None to read it from the batch."
-    if not (num_samples is None or callable(num_samples) or is_count(num_samples)):
-        raise ValueError(f"Invalid num_samples={num_samples!r}: {expected}")
+    if is_count(num_samples):
+        return int(num_samples)
     if callable(num_samples):
         try:
             inspect.signature(num_samples).bind(None)
         except TypeError as error:
             raise ValueError(f"Invalid num_samples: it cannot be called with a batch ({error}): {expected}") from None
         except ValueError:  # functions written in C have no signature
-            return
+            pass
+    elif num_samples is not None:
+        raise ValueError(f"Invalid num_samples={num_samples!r}: {expected}")
+    return cast(NumSamples | None, num_samples)
 
 
-def is_count(value: Any) -> bool:
-    """Whether a value is a positive int."""
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+def is_count(value: Any) -> TypeGuard[int]:
+    """Whether a value is a positive whole number, which may be of NumPy."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0

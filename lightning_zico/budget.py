@@ -4,13 +4,14 @@ import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from lightning_zico.engine.latency import forward_latency, latency_conditions
 from lightning_zico.engine.memory import step_bytes
 from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.samples import WAY_OUT
 from lightning_zico.engine.size import MacCount
+from lightning_zico.errors import number_of
 
 # Costs known before the network is built; the other limits are measured on the network.
 ARCH_COSTS = ("params", "depth", "macs")
@@ -62,10 +63,9 @@ class Budget:
             given = getattr(self, limit.name)
             if given is None:
                 continue
-            value: Any = _number_in(given) if isinstance(given, str) else given
+            value = _number_in(given) if isinstance(given, str) else number_of(given)
             # The largest float as upper bound excludes NaN, infinity and integers too large for a float.
-            is_number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not (is_number and 0 < value <= sys.float_info.max):
+            if value is None or not 0 < value <= sys.float_info.max:
                 raise ValueError(
                     f"Invalid Budget({limit.name}={given!r}): expected a positive, finite number, a text with a "
                     'unit, such as "600k", "40M" or "2G", or None for no limit.'

@@ -67,7 +67,7 @@ class Candidate:
                 f"Invalid blocks={self.blocks!r} of Candidate('{self.name}'): expected a list of names, such as "
                 f"[{self.blocks!r}]."
             )
-        check_num_samples(self.num_samples)
+        object.__setattr__(self, "num_samples", check_num_samples(self.num_samples))
         if not isinstance(self.pretrained, bool):
             raise InvalidArgumentError(
                 f"Invalid pretrained={self.pretrained!r} of Candidate('{self.name}'): expected True or False."

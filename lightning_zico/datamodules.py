@@ -56,10 +56,8 @@ class _ImageDataModule(LightningDataModule):
 
     def __init__(self, batch_size: int, num_workers: int) -> None:
         super().__init__()
-        check_count("batch_size", batch_size)
-        check_count("num_workers", num_workers, least=0)
-        self.batch_size = batch_size
-        self.num_workers = num_workers
+        self.batch_size: int = check_count("batch_size", batch_size)
+        self.num_workers: int = check_count("num_workers", num_workers, least=0)
         self.min_batches = _LEAST_BATCHES
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -109,12 +107,10 @@ class ImageFolderDataModule(_ImageDataModule):
         min_batches: int = _LEAST_BATCHES,
     ) -> None:
         super().__init__(batch_size, num_workers)
-        check_count("image_size", image_size)
-        check_count("min_batches", min_batches)
         self.root = root
-        self.image_size = image_size
+        self.image_size: int = check_count("image_size", image_size)
         self.skip_unreadable = skip_unreadable
-        self.min_batches = min_batches
+        self.min_batches: int = check_count("min_batches", min_batches)
         self._unreadable: dict[Path, list[str]] = {}  # by folder, so that each is looked through once
 
     @property

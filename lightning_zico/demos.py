@@ -33,8 +33,7 @@ class DigitsDataModule(LightningDataModule):
 
     def __init__(self, batch_size: int = 32) -> None:
         super().__init__()
-        check_count("batch_size", batch_size)
-        self.batch_size = batch_size
+        self.batch_size: int = check_count("batch_size", batch_size)
 
     def setup(self, stage: str) -> None:
         """Read the images and split them, always in the same way."""

@@ -3,6 +3,7 @@
 import copy
 import sys
 import traceback
+from numbers import Integral, Real
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
@@ -24,14 +25,29 @@ class InvalidArgumentError(ZiCoError, ValueError, TypeError):
     """An argument of the wrong type or out of range; both a ValueError and a TypeError, as in scikit-learn."""
 
 
-def check_count(name: str, value: Any, least: int = 1) -> None:
-    """Check that an argument is a whole number of at least ``least``.
+def number_of(value: Any) -> int | float | None:
+    """Return a number, which may be of NumPy, as an int or a float; None for anything else, including a bool.
+
+    Example:
+        >>> import numpy as np
+        >>> number_of(np.int64(5)), number_of(np.float32(0.5)), number_of(np.True_), number_of("5")
+        (5, 0.5, None, None)
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return None
+    return int(value) if isinstance(value, Integral) else float(value)
+
+
+def check_count(name: str, value: Any, least: int = 1) -> int:
+    """Return an argument that must be a whole number of at least ``least``, as an int.
 
     Raises:
-        InvalidArgumentError: If it is not.
+        InvalidArgumentError: If it is something else.
     """
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+    number = number_of(value)
+    if not isinstance(number, int) or number < least:
         raise InvalidArgumentError(f"Invalid {name}={value!r}: expected a whole number of at least {least}.")
+    return number
 
 
 class NotLoggedError(ZiCoError, ValueError):

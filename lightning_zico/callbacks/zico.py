@@ -104,7 +104,6 @@ class ZiCoCallback(Callback):
         check_axis(axis)
         check_chunk_size(chunk_size)
         check_loss(loss_fn, step)
-        check_num_samples(num_samples)
         least = ZiCo.min_gradients if axis == "batch" else 1
         if every_n_epochs is not None:
             every_n_epochs = whole_number("every_n_epochs", every_n_epochs, 1, "None scores once.")
@@ -121,7 +120,7 @@ class ZiCoCallback(Callback):
         self.loss_fn = loss_fn
         self.step = step
         self.seed: int = whole_number("seed", seed)
-        self.num_samples = num_samples
+        self.num_samples: NumSamples | None = check_num_samples(num_samples)
         self.history: list[dict[str, Any]] = []
         self._note: str | None = None
         self._proxy = ZiCo(std_of, parameters)

@@ -20,7 +20,7 @@ from torch.func import vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
-from lightning_zico._typing import Axis, Batch, Buffers, Params, Step
+from lightning_zico._typing import Axis, Batch, Buffers, Params, Step, is_count
 from lightning_zico.engine.batch_norm import BatchNormMode
 from lightning_zico.engine.batches import copied_batch, map_tensors, tensors_of, with_tensors
 from lightning_zico.engine.cutting import BY_FIRST_DIMENSION, Cutting, are_first, cut
@@ -50,7 +50,7 @@ def check_chunk_size(chunk_size: ChunkSize) -> None:
     Raises:
         ValueError: If it is neither None, nor ``"auto"``, nor a positive number.
     """
-    if not (chunk_size is None or chunk_size == "auto" or (isinstance(chunk_size, int) and chunk_size > 0)):
+    if not (chunk_size is None or chunk_size == "auto" or is_count(chunk_size)):
         raise ValueError(f"Invalid chunk_size={chunk_size!r}: expected None, 'auto', or a positive number of samples.")
 
 
@@ -195,7 +195,9 @@ def _stream_samples(
         candidates = candidates[-1:]  # `vmap` takes samples along dimension 0
     if task.record_batch_norm():
         facts.batch_norm = "statistics of the whole batch, held constant"
-    largest = task.samples_that_fit(total, memory_bytes) if chunk_size == "auto" else min(chunk_size or total, total)
+    largest = (
+        task.samples_that_fit(total, memory_bytes) if chunk_size == "auto" else min(int(chunk_size or total), total)
+    )
     facts.chunk_sizes.append(largest)
     start = 0
     while start < total:

@@ -145,8 +145,8 @@ def _stated_by(batch: Batch) -> int | None:
             value = int(value) if isinstance(value, Tensor) and value.numel() == 1 else value
         except Exception:
             continue
-        if isinstance(value, int) and is_count(value):
-            return value
+        if is_count(value):
+            return int(value)
     return None
 
 

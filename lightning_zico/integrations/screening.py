@@ -81,12 +81,11 @@ class ScreeningSampler(optuna.samplers.BaseSampler):
             raise InvalidArgumentError(f"Invalid base_sampler={base_sampler!r}: expected a sampler of Optuna.")
         if not callable(suggest):
             raise InvalidArgumentError(f"Invalid suggest={suggest!r}: expected a function of a trial.")
-        check_count("num_candidates", num_candidates, least=2)
+        self._num_candidates = check_count("num_candidates", num_candidates, least=2)
         self._settings = {"enable_progress_bar": False, **settings}
         check_data(data, pairs=ZeroShotSelector(**self._settings).loss_fn is not None)
         check_readable_again(data, "data", "and the first trial would use it up", "Pass a data module or a DataLoader")
         self._base, self._suggest, self._data = base_sampler, suggest, data
-        self._num_candidates = num_candidates
         self._chosen: dict[int, dict[str, Any]] = {}  # parameters of trials that have not received them yet
 
     def infer_relative_search_space(self, study: "optuna.Study", trial: "FrozenTrial") -> "dict[str, BaseDistribution]":

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lightning_zico.engine.features import FeatureLayers
 from lightning_zico.engine.probe import Probe
-from lightning_zico.errors import InvalidArgumentError
+from lightning_zico.errors import check_count
 from lightning_zico.proxies.base import Measurement, register_proxy
 from lightning_zico.proxies.transfer import ClassTransferProxy, details_of_accuracy, one_hot
 
@@ -73,9 +73,7 @@ class KNN(ClassTransferProxy):
         name: str = "knn",
     ) -> None:
         super().__init__(layers=layers, features=features, name=name)
-        if not isinstance(num_neighbors, int) or num_neighbors < 1:
-            raise InvalidArgumentError(f"Invalid num_neighbors={num_neighbors!r}: expected a positive int.")
-        self.num_neighbors = num_neighbors
+        self.num_neighbors: int = check_count("num_neighbors", num_neighbors)
 
     def measure(self, probe: Probe) -> Measurement:
         """Classify each sample by its nearest neighbours."""

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from lightning_zico.errors import number_of
+
 Array: TypeAlias = NDArray[np.float64]
 Numbers: TypeAlias = Sequence[float] | Array
 
@@ -291,8 +293,9 @@ def _is_constant(a: Array) -> bool:
 def _count_of(k: float | None, num_candidates: int) -> int:
     if k is None:
         return num_candidates
-    if isinstance(k, int) and k >= 1:
-        return min(k, num_candidates)
-    if isinstance(k, float) and 0 < k <= 1:
-        return max(round(k * num_candidates), 1)
+    number = number_of(k)
+    if isinstance(number, int) and number >= 1:
+        return min(number, num_candidates)
+    if isinstance(number, float) and 0 < number <= 1:
+        return max(round(number * num_candidates), 1)
     raise ValueError(f"Invalid k={k!r}: expected a whole number of at least 1, or a fraction above 0.0 and up to 1.0.")

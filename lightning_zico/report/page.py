@@ -94,6 +94,7 @@ class Page:
         provenance: What the numbers depend on, in plain values.
         lower_first: Names of the columns whose lowest numbers are the best, or are read first.
         details: More about the candidates, by name; candidates may be absent.
+        has_cards: Whether the details come from score cards; otherwise they say what is missing.
     """
 
     title: str
@@ -105,6 +106,7 @@ class Page:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     lower_first: Container[str] = ()
     details: Mapping[str, Detail] = field(default_factory=dict)
+    has_cards: bool = True
 
     @property
     def ranked(self) -> list[Mapping[str, Any]]:
@@ -295,6 +297,7 @@ def _data_of(page: Page) -> dict[str, Any]:
     return {
         "longName": _LONG_NAME,
         "mostDetails": _MOST_DETAILS,
+        "hasCards": page.has_cards,
         "canHaveParts": any(map(_has_parts, page.details.values())),
         "step": _STEP,
         "numFailuresFirst": _FIRST_FAILURES,

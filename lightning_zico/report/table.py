@@ -134,6 +134,8 @@ def as_html(table: Table) -> str:
 def as_markdown(table: Table) -> str:
     """Return a table in Markdown, with its reasons and notes as a list below; no text in it is markup.
 
+    Packages that write such tables, such as tabulate, escape nothing.
+
     Example:
         >>> columns = (Column("name", ("a|b", "c"), is_text=True), Column("zico", ("12", "-")))
         >>> print(as_markdown(Table("Two", columns, ("c: no",))))

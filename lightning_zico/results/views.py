@@ -244,8 +244,7 @@ def page(
         figures.append(layers)
     if some:
         figures += _across(rows, provenance)
-    details = _details(rows, provenance, cards)
-    return _page(f"Ranking by {deciding_score(provenance)}", notes, rows, figures, provenance, details)
+    return _page(f"Ranking by {deciding_score(provenance)}", notes, rows, figures, provenance, cards)
 
 
 def search_page(
@@ -263,9 +262,8 @@ def search_page(
         figures = [history(trials, provenance), *fronts, *_across(rows, provenance)]
     if layers is not None:
         figures.append(layers)
-    details = _details(rows, provenance, cards)
     space = f"of {provenance['space']} " if "space" in provenance else ""
-    return _page(f"Search {space}by {deciding_score(provenance)}", notes, rows, figures, provenance, details)
+    return _page(f"Search {space}by {deciding_score(provenance)}", notes, rows, figures, provenance, cards)
 
 
 def table(
@@ -345,11 +343,12 @@ def _page(
     rows: Sequence[Row],
     figures: Sequence[Figure],
     provenance: Provenance,
-    details: Mapping[str, Detail],
+    cards: Mapping[str, ScoreCard],
 ) -> Page:
     plain: Mapping[str, Any] = {**provenance}
     columns, missing = columns_of(rows), provenance.get("missing", ())
-    return Page(title, notes, columns, rows, figures, missing, plain, _lower_first(columns, provenance), details)
+    details, lower_first = _details(rows, provenance, cards), _lower_first(columns, provenance)
+    return Page(title, notes, columns, rows, figures, missing, plain, lower_first, details, has_cards=bool(cards))
 
 
 def _across(rows: Sequence[Row], provenance: Provenance) -> list[Figure]:

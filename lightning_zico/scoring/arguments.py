@@ -10,7 +10,7 @@ from torch import nn
 
 from lightning_zico.bridge.trainers import is_trainer
 from lightning_zico.budget import Budget
-from lightning_zico.errors import InvalidArgumentError
+from lightning_zico.errors import InvalidArgumentError, number_of
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -65,14 +65,15 @@ def whole_number(name: str, value: Any, least: int | None = None, why: str = "")
 
 
 def positive(name: str, value: Any) -> Any:
-    """Return an argument that must be a positive number or None.
+    """Return an argument that must be a positive number or None, as an int or a float.
 
     Raises:
         InvalidArgumentError: If it is something else.
     """
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int | float) or not value > 0):
+    number = number_of(value)
+    if value is not None and (number is None or not number > 0):
         raise InvalidArgumentError(f"Invalid {name}={value!r}: expected a positive number or None.")
-    return value
+    return number
 
 
 def flag(name: str, value: Any) -> bool:

@@ -145,7 +145,7 @@ class ScoringSettings:
         check_axis(self.axis)
         check_chunk_size(self.chunk_size)
         check_loss(self.loss_fn, self.step)
-        check_num_samples(self.num_samples)
+        self.num_samples = check_num_samples(self.num_samples)
         check_cache(self.cache)
         check_placement(self.accelerator, self.devices, self.precision, self.channels_last)
         executor_of(self.executor, self.timeout_s)

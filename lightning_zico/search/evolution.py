@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from lightning_zico._typing import is_count
 from lightning_zico.ranking import crowding_distances, front_numbers
 from lightning_zico.results import ScoreCard
 from lightning_zico.scoring.choice import Choice, choose_applicable, lacking_of, trains
@@ -47,8 +48,9 @@ class Evolution:
     def __post_init__(self) -> None:
         for name in ("population_size", "tournament_size", "num_mutations", "num_initial"):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
+            if not is_count(value):
                 raise ValueError(f"Invalid Evolution({name}={value!r}): expected a whole number of at least 1.")
+            object.__setattr__(self, name, int(value))
         if self.start is not None and not isinstance(self.start, str):
             raise TypeError(
                 f"Invalid Evolution(start={self.start!r}): expected the arch's string, `str(arch)`, or None."

@@ -92,7 +92,8 @@ class FinalsRules:
             )
 
     def _check_time_budget(self) -> None:
-        if positive("time_budget_s", self.time_budget_s) is None:
+        object.__setattr__(self, "time_budget_s", positive("time_budget_s", self.time_budget_s))
+        if self.time_budget_s is None:
             return
         if self.time_budget_s == math.inf:
             raise InvalidArgumentError(

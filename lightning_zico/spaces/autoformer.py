@@ -348,7 +348,7 @@ class VisionTransformer(nn.Module):
         self._draw_weights()
 
     def _draw_weights(self) -> None:
-        # Published is a normal distribution that ends at a hundred standard deviations.
+        # The published code draws from a normal distribution that is truncated at 2, a hundred standard deviations.
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=_STD)

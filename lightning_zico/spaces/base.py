@@ -10,7 +10,7 @@ from torch import nn
 
 from lightning_zico._registry import Registry
 from lightning_zico.candidates import Candidate
-from lightning_zico.errors import InvalidArgumentError, ZiCoError
+from lightning_zico.errors import InvalidArgumentError, ZiCoError, number_of
 
 Arch = TypeVar("Arch", bound=Hashable)
 
@@ -180,11 +180,12 @@ class SearchSpace(ABC, Generic[Arch]):
         Raises:
             ValueError: If ``n`` is not a whole number, is negative, or is larger than the space.
         """
-        if isinstance(n, bool) or not isinstance(n, int) or not 0 <= n <= self.size:
+        number = number_of(n)
+        if not isinstance(number, int) or not 0 <= number <= self.size:
             raise ValueError(
                 f"Invalid n={n!r}: expected a whole number from 0 to the {self.size:,} archs of the space."
             )
-        archs = self._distinct(n, random.Random(seed))
+        archs = self._distinct(number, random.Random(seed))
         build = partial(self.build, num_classes=num_classes, in_channels=in_channels)
         return (Candidate(str(arch), partial(build, arch), self.blocks(arch)) for arch in archs)
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from lightning_zico._imports import import_optional
 from lightning_zico._registry import unknown_name
+from lightning_zico._typing import is_count
 from lightning_zico.candidates import Candidate
 from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.engine.size import count_params
@@ -25,6 +26,7 @@ from lightning_zico.errors import (
     UnsupportedInputError,
     WeightsNotLoadedError,
     check_count,
+    number_of,
 )
 from lightning_zico.proxies import Prior
 from lightning_zico.zoo.classifiers import PRETRAINED_BODY_LR, ImageClassifier
@@ -133,7 +135,7 @@ class ImageModel(ZooModel):
     resize: bool
 
     def __post_init__(self) -> None:
-        check_count("in_chans", self.in_chans)
+        object.__setattr__(self, "in_chans", check_count("in_chans", self.in_chans))
 
     @abstractmethod
     def native_size(self) -> tuple[int, int]:
@@ -222,10 +224,10 @@ class Zoo:
     max_params: float | None = None
 
     def __post_init__(self) -> None:
-        limit = self.max_params
-        if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int | float) or not limit > 0):
+        limit = number_of(self.max_params)
+        if self.max_params is not None and (limit is None or not limit > 0):
             raise InvalidArgumentError(
-                f"Invalid max_params={limit!r}: expected a positive number, or None for no limit."
+                f"Invalid max_params={self.max_params!r}: expected a positive number, or None for no limit."
             )
 
     @property
@@ -408,10 +410,10 @@ def size_of(input_size: InputSize) -> tuple[int, int] | None:
     """
     if input_size is None:
         return None
-    sides = (input_size, input_size) if isinstance(input_size, int) else tuple(input_size)
-    if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+    sides = tuple(input_size) if isinstance(input_size, Iterable) else (input_size, input_size)
+    if len(sides) != 2 or not all(map(is_count, sides)):
         raise ValueError(f"Invalid input_size={input_size!r}: expected a side length, such as 32, or (height, width).")
-    return sides[0], sides[1]
+    return int(sides[0]), int(sides[1])
 
 
 def fill_native_sizes(models: Iterable[ZooModel]) -> tuple[ZooModel, ...]:
@@ -443,12 +445,13 @@ def check_num_classes(num_classes: int | None) -> int:
     Raises:
         ValueError: If it is not a whole number, or there are fewer than two classes.
     """
-    if not isinstance(num_classes, int) or num_classes < 2:
+    number = number_of(num_classes)
+    if not isinstance(number, int) or number < 2:
         raise ValueError(
             f"Invalid num_classes={num_classes!r}: expected a whole number of at least 2; or pass `data` to read it "
             "there."
         )
-    return num_classes
+    return number
 
 
 def _draw_zero_heads(network: nn.Module, num_classes: int) -> None:

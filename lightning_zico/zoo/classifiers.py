@@ -19,7 +19,9 @@ from lightning_zico.errors import (
     UnsupportedInputError,
     UnsupportedModuleError,
     check_count,
+    number_of,
 )
+from lightning_zico.zoo.layers import last_layers
 
 # Loads the head of a checkpoint; returns its name and the layer.
 LoadsHead: TypeAlias = Callable[[], tuple[str, nn.Module]]
@@ -45,18 +47,18 @@ class _Classifier(LightningModule, ABC):
         source_head: LoadsHead | None,
     ) -> None:
         super().__init__()
-        if isinstance(body_lr_factor, bool) or not isinstance(body_lr_factor, int | float) or not body_lr_factor >= 0:
+        factor = number_of(body_lr_factor)
+        if factor is None or not factor >= 0:
             raise InvalidArgumentError(f"Invalid body_lr_factor={body_lr_factor!r}: expected a number of at least 0.")
-        check_count("head_epochs", head_epochs, 0)
+        self.head_epochs: int = check_count("head_epochs", head_epochs, 0)
         self.network = network
         self.num_classes = num_classes
         self.lr = lr
         self.weight_decay = weight_decay
-        self.body_lr_factor = body_lr_factor
-        self.head_epochs = head_epochs
+        self.body_lr_factor = factor
         self.source_head = source_head
-        self.val_acc = MulticlassAccuracy(num_classes, average="micro")
-        self.test_acc = MulticlassAccuracy(num_classes, average="micro")
+        self.val_acc: MulticlassAccuracy = MulticlassAccuracy(num_classes, average="micro")
+        self.test_acc: MulticlassAccuracy = MulticlassAccuracy(num_classes, average="micro")
 
     @abstractmethod
     def split(self, batch: Any) -> tuple[Any, Tensor]:
@@ -139,8 +141,8 @@ class _Classifier(LightningModule, ABC):
 def head_of(network: nn.Module, num_classes: int) -> list[nn.Module]:
     """Return the layers of a network that put out its logits; the other ones are its body.
 
-    Networks of timm know theirs, of which there may be two; of others it is the last linear layer or convolution with
-    an output for each class.
+    Networks of timm know theirs; of others it is the last linear layer or convolution with an output for each class.
+    Distilled networks have two.
 
     Raises:
         UnsupportedModuleError: If there is none.
@@ -154,8 +156,7 @@ def head_of(network: nn.Module, num_classes: int) -> list[nn.Module]:
     known = own if isinstance(own, list | tuple) else [own]
     heads = [module for module in known if isinstance(module, nn.Module) and any(True for _ in module.parameters())]
     if not heads:
-        layers = [module for module in network.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-        heads += [layer for layer in layers if len(layer.weight) == num_classes][-1:]
+        heads += [layer for _, layer in last_layers(network, num_classes)]
     if not heads:
         raise UnsupportedModuleError(
             f"The network has no linear layer or convolution with {num_classes} outputs, so its head is unknown. "

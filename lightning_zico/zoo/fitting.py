@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import Subset
 
 from lightning_zico.bridge import TrainingData, check_data, check_readable_again
-from lightning_zico.errors import InvalidArgumentError
+from lightning_zico.errors import InvalidArgumentError, number_of
 from lightning_zico.texts import count
 from lightning_zico.zoo.base import ImageModel, InputSize, Zoo, ZooModel, size_of
 
@@ -225,8 +225,8 @@ def _stated_classes(data: Any, dataset: Any, given: int | None) -> Classes | Non
     """Return the number of classes that the user, the data module or the training dataset states."""
     if given is not None:
         return Classes(given, "you said", are_known=True)
-    stated = getattr(data, "num_classes", None)
-    if isinstance(stated, int) and not isinstance(stated, bool):
+    stated = number_of(getattr(data, "num_classes", None))
+    if isinstance(stated, int):
         return Classes(stated, "the data module says", are_known=True)
     listed = _classes_of(dataset)
     return None if listed is None else Classes(listed, "the training dataset says", are_known=True)

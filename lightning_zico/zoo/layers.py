@@ -7,10 +7,25 @@ from torch import nn
 
 from lightning_zico.errors import NotApplicableError
 
+# DeiT and LeViT of transformers: the logits are the mean of those of two heads.
+_HEADS_OF_DISTILLED = ("cls_classifier", "distillation_classifier")
+
 
 def last_layer(network: nn.Module) -> tuple[str, nn.Linear | nn.Conv2d]:
     """Return the last linear layer or convolution of a network, with its name."""
-    return [(name, each) for name, each in network.named_modules() if isinstance(each, nn.Linear | nn.Conv2d)][-1]
+    return last_layers(network)[-1]
+
+
+def last_layers(network: nn.Module, num_outputs: int | None = None) -> list[tuple[str, nn.Linear | nn.Conv2d]]:
+    """Return the layers that put out logits, with their names: the last one, or both heads of a distilled network.
+
+    Args:
+        network: The network.
+        num_outputs: Number of outputs that they must have; None for any.
+    """
+    layers = [(name, each) for name, each in network.named_modules() if isinstance(each, nn.Linear | nn.Conv2d)]
+    layers = [(name, each) for name, each in layers if num_outputs in (None, len(each.weight))]
+    return [each for each in layers if each[0].partition(".")[0] in _HEADS_OF_DISTILLED] or layers[-1:]
 
 
 def replace_layer(network: nn.Module, name: str, layer: nn.Module) -> None:
@@ -19,16 +34,16 @@ def replace_layer(network: nn.Module, name: str, layer: nn.Module) -> None:
     setattr(network.get_submodule(parent), attribute, layer)
 
 
-def replace_head(network: nn.Module, num_classes: int) -> None:
-    """Replace the last layer, linear or a convolution, by a fresh one with an output for each class."""
-    name, last = last_layer(network)
-    has_bias = last.bias is not None
-    head = (
-        nn.Linear(last.in_features, num_classes, has_bias)
-        if isinstance(last, nn.Linear)
-        else nn.Conv2d(last.in_channels, num_classes, last.kernel_size, bias=has_bias)  # type: ignore[arg-type]
-    )
-    replace_layer(network, name, head)
+def replace_heads(network: nn.Module, num_classes: int) -> None:
+    """Replace the last layers, linear or convolutions, by fresh ones with an output for each class."""
+    for name, last in last_layers(network):
+        has_bias = last.bias is not None
+        head = (
+            nn.Linear(last.in_features, num_classes, has_bias)
+            if isinstance(last, nn.Linear)
+            else nn.Conv2d(last.in_channels, num_classes, last.kernel_size, bias=has_bias)  # type: ignore[arg-type]
+        )
+        replace_layer(network, name, head)
 
 
 def take_channels(network: nn.Module, in_chans: int, keep: bool) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 from torch import nn
@@ -9,6 +10,7 @@ from torch import nn
 from lightning_zico._imports import import_optional
 from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.errors import check_count
+from lightning_zico.texts import count
 from lightning_zico.zoo.base import (
     ImageModel,
     InputSize,
@@ -82,7 +84,7 @@ def from_timm(
     if any("." in pattern for pattern in patterns):
         known = [*known, *timm.list_models(pretrained=True)]
     names = match_names("model of timm", patterns, known, exclude)
-    check_count("head_epochs", head_epochs, 0)
+    head_epochs = check_count("head_epochs", head_epochs, 0)
     weights: dict[str, Any] = {"pretrained": pretrained, "head_epochs": head_epochs}
     models = [TimmModel(name, num_classes, lr, *shape, **weights) for name in names]
     return Zoo(fill_native_sizes(models), max_params)
@@ -106,14 +108,16 @@ class TimmModel(ImageModel):
 
     def build(self, size: tuple[int, int] | None) -> nn.Module:
         """Build the network."""
-        options: dict[str, Any] = {} if size is None else {"img_size": size}
-        if self.pretrained:
-            # timm keeps the head of a checkpoint with as many classes; none has no classes, so all heads are fresh.
-            options["pretrained_cfg_overlay"] = {"num_classes": 0}
+        options: dict[str, Any] = {"in_chans": self.in_chans} | ({} if size is None else {"img_size": size})
+        create = partial(_import_timm().create_model, self.name, **options)
         with loading_weights(self, hub_folder(), "HF_HOME"):
-            return _import_timm().create_model(
-                self.name, pretrained=self.pretrained, num_classes=self.num_classes, in_chans=self.in_chans, **options
-            )
+            network: nn.Module = create(pretrained=False, num_classes=self.num_classes)
+            if self.pretrained:
+                # With its own classes: for others, timm takes checkpoints that lack weights.
+                with preserved_rng():
+                    checkpoint = create(pretrained=True)
+                _copy_body(checkpoint, network)
+        return network
 
     def source_head(self) -> tuple[str, nn.Module]:
         """Load the checkpoint's own head."""
@@ -129,6 +133,20 @@ class TimmModel(ImageModel):
             return timm_architectures().get(self.name)
         config = _import_timm().get_pretrained_cfg(self.name)
         return None if config is None else timm_accuracies().get(f"{self.name}.{config.tag}")
+
+
+def _copy_body(checkpoint: nn.Module, network: nn.Module) -> None:
+    """Copy all weights but those of the heads.
+
+    Raises:
+        RuntimeError: If the checkpoint lacks others.
+    """
+    heads = getattr(network, "pretrained_cfg", {}).get("classifier") or ()
+    fresh = {f"{head}.{part}" for head in ([heads] if isinstance(heads, str) else heads) for part in ("weight", "bias")}
+    body = {key: value for key, value in checkpoint.state_dict().items() if key not in fresh}
+    lost = [key for key in network.load_state_dict(body, strict=False).missing_keys if key not in fresh]
+    if lost:
+        raise RuntimeError(f"the checkpoint lacks {count(len(lost), 'weight')} of the body, such as '{lost[0]}'")
 
 
 def _import_timm() -> Any:

@@ -23,7 +23,7 @@ from lightning_zico.zoo.base import (
     match_names,
 )
 from lightning_zico.zoo.fitting import fits_data
-from lightning_zico.zoo.layers import last_layer, replace_head, source_head_of, take_channels
+from lightning_zico.zoo.layers import last_layer, replace_heads, source_head_of, take_channels
 
 # These are built for one size, and a ViT for one side length: it rejects images that are not square.
 _SIZE_ARGUMENTS: Mapping[str, Callable[[int, int], dict[str, Any]]] = {
@@ -78,7 +78,7 @@ def from_torchvision(
     models = _import_models()
     known = sorted(models.list_models(module=models), key=natural_key)
     names = match_names("model of torchvision", patterns, known, exclude)
-    check_count("head_epochs", head_epochs, 0)
+    head_epochs = check_count("head_epochs", head_epochs, 0)
     weights: dict[str, Any] = {"pretrained": pretrained, "head_epochs": head_epochs}
     listed = [TorchvisionModel(name, num_classes, lr, *shape, **weights) for name in names]
     return Zoo(fill_native_sizes(listed), max_params)
@@ -123,7 +123,7 @@ class TorchvisionModel(ImageModel):
                 network.aux_logits, network.AuxLogits = False, None
             if self.name in _WITH_AUXILIARY_HEADS and self.in_chans != 3:
                 network.transform_input = False  # it normalises three channels anew, and drops others
-            replace_head(network, self.num_classes)
+            replace_heads(network, self.num_classes)
         else:
             options: dict[str, Any] = {}
             if self.name in _WITH_AUXILIARY_HEADS:

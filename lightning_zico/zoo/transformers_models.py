@@ -36,7 +36,7 @@ from lightning_zico.zoo.base import (
 )
 from lightning_zico.zoo.classifiers import PRETRAINED_BODY_LR, SequenceClassifier
 from lightning_zico.zoo.fitting import fits_data
-from lightning_zico.zoo.layers import last_layer, replace_head, source_head_of, take_channels
+from lightning_zico.zoo.layers import last_layers, replace_heads, source_head_of, take_channels
 from lightning_zico.zoo.published import TIMM_SOURCE, timm_accuracies
 
 # Of ImageNet-1k's images, on which the checkpoints with these configurations were trained.
@@ -195,7 +195,7 @@ def from_transformers(
     """
     num_classes = check_num_classes(num_classes)
     shape = image_shape(in_chans, input_size, resize, pretrained)
-    check_count("head_epochs", head_epochs, 0)
+    head_epochs = check_count("head_epochs", head_epochs, 0)
     if vocab_size is not None and vocab_size < 1:
         raise ValueError(
             f"Invalid vocab_size={vocab_size}: expected a whole number of at least 1, or None for each model's own."
@@ -299,8 +299,8 @@ class _TransformersModel(ZooModel):
         """Load the checkpoint's own head."""
         with preserved_rng(), loading_weights(self, hub_folder(), "HF_HOME"):
             network, missing = self._load(_load_config(self.checkpoint))
-        _, head = last_layer(network)
-        return source_head_of(network, None if missing else head)
+        heads = [head for _, head in last_layers(network)]
+        return source_head_of(network, None if missing else heads[0] if len(heads) == 1 else heads)
 
     def _load_network(self) -> Any:
         """Load the network with a fresh head."""
@@ -309,7 +309,7 @@ class _TransformersModel(ZooModel):
         self._check(config)
         with loading_weights(self, hub_folder(), "HF_HOME"):
             network, _ = self._load(_with_classes(config, self.num_classes))
-        replace_head(network, self.num_classes)  # kept if the checkpoint has as many classes
+        replace_heads(network, self.num_classes)  # kept if the checkpoint has as many classes
         return network
 
     def _check(self, config: Any) -> None:
@@ -323,7 +323,7 @@ class _TransformersModel(ZooModel):
 
         Raises:
             RuntimeError: If the checkpoint does not have all weights of the body, or has weights other than those of
-                the last layer in another shape.
+                the heads in another shape.
         """
         auto = getattr(
             import_optional("transformers", "Models of transformers need transformers", "transformers"), self.kind
@@ -332,13 +332,13 @@ class _TransformersModel(ZooModel):
             network, info = auto.from_pretrained(
                 self.checkpoint, config=config, ignore_mismatched_sizes=True, output_loading_info=True
             )
-        head = last_layer(network)[0]
-        other = next((key for key, *_ in info["mismatched_keys"] if key.rpartition(".")[0] != head), None)
+        heads = [head for head, _ in last_layers(network)]
+        other = next((key for key, *_ in info["mismatched_keys"] if key.rpartition(".")[0] not in heads), None)
         if other is not None:
             raise RuntimeError(f"'{other}' has another shape in the checkpoint")
         missing = _weights_among(network, info["missing_keys"])
         body = "" if network.base_model is network else f"{network.base_model_prefix}."
-        fresh = f"{head}.", "pooler"
+        fresh = (*(f"{head}." for head in heads), "pooler")
         lost = [key for key in missing if key.startswith(body) and not any(part in key for part in fresh)]
         if lost:
             raise RuntimeError(f"the checkpoint lacks {count(len(lost), 'weight')} of the body, such as '{lost[0]}'")
@@ -358,8 +358,7 @@ class TransformersImageModel(_TransformersModel, ImageModel):
 
     def own_size(self) -> tuple[int, int] | None:
         """Return the size in the configuration."""
-        size = getattr(self._config(), "image_size", None)
-        return size_of(size if size is None or isinstance(size, int) else tuple(size))
+        return size_of(getattr(self._config(), "image_size", None))
 
     @property
     def weights_fit_any_size(self) -> bool:

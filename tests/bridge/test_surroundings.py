@@ -1192,7 +1192,8 @@ def test_loaders_are_there_when_they_are_in_fit(asks_for_steps: bool) -> None:
                 seen["steps"] = self.trainer.estimated_stepping_batches
             trainer, loop = self.trainer, self.trainer.fit_loop
             loaders = (trainer.train_dataloader is None, trainer.val_dataloaders is None, loop._combined_loader is None)
-            counts = (trainer.num_training_batches, list(trainer.num_val_batches), trainer.val_check_batch)
+            every = getattr(trainer, "val_check_batch", None)  # Lightning 2.5 sets it later
+            counts = (trainer.num_training_batches, list(trainer.num_val_batches), every)
             seen.setdefault(hook, (*loaders, *counts))
 
         def hooked(hook: str) -> Any:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lightning_zico import __version__
+from lightning_zico._imports import install_command
 from lightning_zico.cli import main
 from lightning_zico.cli.parser import COMMANDS
 from tests.cli.parts import DIGITS, KNOWN, QUIET
@@ -264,7 +265,7 @@ def test_without_jsonargparse_it_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "jsonargparse", None)
     assert main(["proxies"]) == 2
-    assert "pip install 'lightning-zico[cli]'" in capsys.readouterr().err
+    assert install_command("cli") in capsys.readouterr().err
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"lightning-zico {__version__}\n"
 

@@ -1,5 +1,6 @@
 """Files for those who cite, report or contribute are whole, and agree with the package."""
 
+import json
 import re
 from pathlib import Path
 
@@ -25,6 +26,29 @@ def test_issue_forms_ask_for_something(path: Path) -> None:
     fields = [part for part in form["body"] if part["type"] != "markdown"]
     assert all(part["attributes"]["label"] and part["id"] for part in fields)
     assert any(part.get("validations", {}).get("required") for part in fields)
+
+
+@pytest.mark.parametrize("name", ["CONTRIBUTING.md", "SECURITY.md"])
+def test_links_and_targets_exist(name: str) -> None:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    assert all((ROOT / link).exists() for link in re.findall(r"\]\((?!https?://)([^)]+)\)", text))
+    assert all(f"\n{target}:" in makefile for target in re.findall(r"^make (\S+)", text, re.MULTILINE))
+
+
+def test_the_containers_run_targets_of_the_makefile() -> None:
+    docker = (ROOT / "Dockerfile").read_text(encoding="utf-8")
+    container = (ROOT / ".devcontainer" / "devcontainer.json").read_text(encoding="utf-8")
+    settings = json.loads(re.sub(r"^\s*//.*", "", container, flags=re.MULTILINE))
+    build = settings["build"]
+    assert f"AS {build['target']}\n" in docker
+    assert all(f"ARG {name}" in docker for name in build["args"])
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    targets = re.findall(
+        r"make (\S+)", "\n".join([*re.findall("^(?:RUN|#).*", docker, re.M), settings["postCreateCommand"]])
+    )
+    assert len(targets) == 4
+    assert all(f"\n{target}:" in makefile for target in targets)
 
 
 def test_hooks_before_a_commit_are_those_of_make_check() -> None:

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 
+from lightning_zico._imports import install_command
+
 EXAMPLES = Path(__file__).parents[2] / "examples"
 PROMISES = {
     "01_callback.py": ["epoch 2: zico/score", "validation accuracy 0.9"],
     "02_select_and_train.py": ["Chosen without training:", "tau with truth", "vit-32x2", "cnn-bn-32x4"],
     "03_prescreen_timm.py": ["Ranked by params", "the training recipe matters more than any proxy", "finalists=5"]
     if find_spec("timm")
-    else ["pip install 'lightning-zico[zoo]'"],
+    else [install_command("zoo")],
     "04_compare_proxies.py": ["tau with truth", "az_trainability", "zico", "balanced+synflow: log_rank of macs"],
     "05_evolve.py": ["1. ZiCo", "12 archs scored, 0 without a score"],
     "06_own_proxy.py": ["   1  ", "Kendall's tau of this ranking with the trivial baselines"],
@@ -25,7 +27,7 @@ PROMISES = {
         "accuracy 0.",
     ],
     "09_optuna.py": ["The best trial, ", "Its proposals:", "   1  depth=", "Ranked by balanced+synflow"],
-    "07_ray.py": ["   1  ", "On Ray: the same 8 scores" if find_spec("ray") else "pip install 'lightning-zico[ray]'"],
+    "07_ray.py": ["   1  ", "On Ray: the same 8 scores" if find_spec("ray") else install_command("ray")],
 }
 # `make demo` runs the second; a cluster takes half a minute to start.
 SLOW = {

@@ -93,13 +93,23 @@ def test_every_public_class_and_function_has_a_docstring(package: str) -> None:
     assert [name for name, value in described.items() if not (value.__doc__ or "").strip()] == []
 
 
-def test_functions_have_signatures_and_examples_are_code(site: Path, inventory: dict[str, str]) -> None:
+def takes_arguments(found: Any) -> bool:
+    """Whether a class is called with arguments; fields of tuples and dictionaries are documented one by one."""
+    if not (inspect.isclass(found) and found.__module__.startswith("lightning_zico")):
+        return False
+    is_other = issubclass(found, tuple | dict | Exception) or getattr(found, "_is_protocol", False)
+    return not is_other and bool(inspect.signature(found).parameters)
+
+
+def test_functions_and_classes_have_signatures_and_examples_are_code(site: Path, inventory: dict[str, str]) -> None:
     pages = {page: (site / page / "index.html").read_text(encoding="utf-8") for page in set(inventory.values())}
     # A heading has the name under which it is documented as its id; the inventory has its other names as well.
     headed = [name for name, page in inventory.items() if f'id="{name}"' in pages[page]]
     functions = [name for name in headed if inspect.isfunction(resolved(name))]
+    classes = [name for name in headed if takes_arguments(resolved(name))]
     assert {"lightning_zico.score", "lightning_zico.ranking.kendall"} <= set(functions)
-    for name in functions:
+    assert {"lightning_zico.ZeroShotSelector", "lightning_zico.zoo.Zoo"} <= set(classes)
+    for name in (*functions, *classes):
         shown = pages[inventory[name]].partition(f'id="{name}"')[2].partition('class="doc doc-contents')[0]
         assert "doc-signature" in shown, name
     assert any("&gt;&gt;&gt; " in page for page in pages.values())

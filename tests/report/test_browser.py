@@ -252,6 +252,17 @@ def test_a_page_says_that_details_end_only_if_it_has_any(chromium: Any, tmp_path
     assert hints == [said] * is_repeated
 
 
+def test_a_page_without_score_cards_says_what_its_details_lack(chromium: Any, tmp_path: Path) -> None:
+    board = plain(card("good", 1.0, 2.0), card("bad", None, None, error="no"))
+    chromium.get(Leaderboard.from_dict(board.to_dict()).to_html(tmp_path / "board.html").as_uri())
+    for name in ("good", "bad"):
+        (button,) = [each for each in chromium.find_elements(By.CLASS_NAME, "open") if each.text == name]
+        button.send_keys(Keys.ENTER)
+        hints = [hint.text for hint in chromium.find_elements(By.CSS_SELECTOR, "#detail .hint")]
+        assert hints == ["This page was made without score cards, so it has no repeats, layers and tracebacks."]
+        chromium.find_element(By.ID, "close").send_keys(Keys.ENTER)
+
+
 def test_two_candidates_can_be_compared(page: Page) -> None:
     compare = page.one("#compare")
     for name, label in (("small", "1 more"), ("good", "2 candidates"), ("best", "2 candidates")):

@@ -1,8 +1,10 @@
 """Wrong use is one clear line, early, and the same wherever an argument is taken."""
 
+import json
 import random
 from collections import namedtuple
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -27,10 +29,16 @@ from lightning_zico import (
 )
 from lightning_zico.datamodules import ImageFolderDataModule
 from lightning_zico.demos import DigitsDataModule
+from lightning_zico.errors import InvalidArgumentError, check_count
+from lightning_zico.proxies import KNN
+from lightning_zico.ranking import regret_at_k
+from lightning_zico.scoring.arguments import positive
 from lightning_zico.scoring.placement import check_placement, placement_of
+from lightning_zico.search import Evolution
+from lightning_zico.selection.rounds import FinalsRules
 from lightning_zico.spaces import get_space
 from lightning_zico.zoo import from_zoo
-from lightning_zico.zoo.base import Zoo, match_names
+from lightning_zico.zoo.base import Zoo, check_num_classes, match_names, size_of
 from tests.modules import Classifier, make_batches, make_network
 from tests.search.spaces import Bits
 from tests.search.spaces import batches as bits_batches
@@ -360,3 +368,41 @@ def test_the_text_of_an_arch_is_refused_where_it_is_not_the_arch(method: str) ->
     getattr(space, method)(arch)
     of_texts = Bits()
     getattr(of_texts, method)(of_texts.sample(random.Random(0)))
+
+
+@pytest.mark.parametrize("number", [np.int64(5), np.float32(2.5), np.float64(2.5)])
+def test_numbers_of_numpy_are_taken_where_numbers_are_and_stored_as_numbers_of_python(number: Any) -> None:
+    executor = ProcessExecutor(timeout_s=number)
+    rules = FinalsRules(finalists=2, time_budget_s=number)
+    for stored in (executor.timeout_s, rules.time_budget_s, Budget(params=number).params):
+        assert type(stored) in (int, float)
+        assert stored == number
+
+
+def test_integers_of_numpy_are_taken_where_integers_are_and_stored_as_ints() -> None:
+    five = np.int64(5)
+    evolution = Evolution(population_size=five)
+    stored = [
+        ZeroShotSelector(num_samples=five, chunk_size=five).num_samples,
+        ZiCoCallback(num_samples=five).num_samples,
+        Candidate("a", make_network, num_samples=five).num_samples,
+        evolution.population_size,
+        DigitsDataModule(five).batch_size,
+        KNN(five).num_neighbors,
+        check_num_classes(five),
+        *(size_of((five, five)) or ()),
+        *(size_of(five) or ()),
+    ]
+    assert [(value, type(value)) for value in stored] == [(5, int)] * len(stored)
+    assert json.dumps(asdict(evolution))
+    assert len(list(get_space("nas_bench_201").candidates(five, num_classes=3))) == 5
+    assert regret_at_k([1.0, 2.0, 3.0], [1.0, 3.0, 2.0], k=np.int64(2)) == 0.0
+
+
+@pytest.mark.parametrize("wrong", [True, np.True_, "5", 0, np.int64(0), np.float64("nan"), torch.tensor(5)])
+def test_what_is_no_positive_number_is_refused(wrong: Any) -> None:
+    for call in (lambda: positive("timeout_s", wrong), lambda: check_count("batch_size", wrong)):
+        with pytest.raises(InvalidArgumentError, match="Invalid"):
+            call()
+    with pytest.raises(ValueError, match="Invalid chunk_size="):
+        ZeroShotSelector(chunk_size=wrong)

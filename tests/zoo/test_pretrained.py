@@ -11,6 +11,7 @@ import safetensors
 import timm
 import torch
 import torchvision
+from safetensors.torch import save_file
 from torch import nn
 
 from lightning_zico import ZeroShotSelector
@@ -70,6 +71,28 @@ def test_the_last_layer_is_fresh_also_if_the_checkpoint_has_as_many_classes(
         }
         assert all(torch.equal(states[0][key], states[1][key]) for key in weights)
         assert not torch.equal(states[0][f"{head}weight"], states[2][f"{head}weight"])
+
+
+@pytest.mark.parametrize("num_classes", [NUM_CLASSES, 1000])
+def test_a_checkpoint_of_timm_that_lacks_weights_of_the_body_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_classes: int
+) -> None:
+    name = CHECKPOINTS[0]
+    saved = cache_timm(tmp_path, monkeypatch, name)[name]
+    (file,) = tmp_path.rglob("model.safetensors")
+    save_file({key: value for key, value in saved.items() if key != "blocks.0.0.conv_dw.weight"}, file)
+    (model,) = from_timm(name, num_classes=num_classes, pretrained=True).models
+    with pytest.raises(WeightsNotLoadedError, match=r"blocks\.0\.0\.conv_dw\.weight"):
+        model.network()
+
+
+def test_both_heads_of_a_distilled_network_are_fresh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "deit_tiny_distilled_patch16_224.fb_in1k"
+    saved = cache_timm(tmp_path, monkeypatch, name)[name]
+    (model,) = from_timm(name, num_classes=1000, pretrained=True).models
+    state = model.network().state_dict()
+    changed = {key for key, value in saved.items() if not torch.equal(state[key], value)}
+    assert changed == {"head.weight", "head_dist.weight"}  # biases are zero
 
 
 def test_a_size_that_is_asked_for_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from lightning_zico.errors import (
     WeightsNotLoadedError,
 )
 from lightning_zico.zoo import PRETRAINED_PROXIES, ImageClassifier, SequenceClassifier, from_transformers, from_zoo
-from lightning_zico.zoo.classifiers import PRETRAINED_BODY_LR
+from lightning_zico.zoo.classifiers import PRETRAINED_BODY_LR, head_of
 from lightning_zico.zoo.layers import last_layer
 from lightning_zico.zoo.published import timm_accuracies
 from lightning_zico.zoo.transformers_models import _OF_TIMM, CHECKPOINTS, CONFIGS
@@ -91,6 +91,28 @@ def test_images_get_the_weights_and_the_size_of_the_checkpoint(kind: str, tmp_pa
     assert built.network.training
     assert built.body_lr_factor == PRETRAINED_BODY_LR
     assert built(batches[0][0]).shape == (4, NUM_CLASSES)
+
+
+@pytest.mark.parametrize("num_classes", [NUM_CLASSES, NUM_SOURCE_CLASSES])
+def test_both_heads_of_a_distilled_network_are_fresh(num_classes: int, tmp_path: Path) -> None:
+    config = transformers.DeiTConfig(**ENCODER, image_size=32, patch_size=16)
+    config.num_labels = NUM_SOURCE_CLASSES
+    torch.manual_seed(0)
+    source = transformers.DeiTForImageClassificationWithTeacher(config)
+    for head in (source.cls_classifier, source.distillation_classifier):
+        nn.init.ones_(head.weight)
+    source.save_pretrained(tmp_path)
+    (model,) = from_transformers(str(tmp_path), num_classes=num_classes, data=image_batches(32), pretrained=True).models
+    network = model.network()
+    heads = {"cls_classifier", "distillation_classifier"}
+    expected = {key: value for key, value in source.state_dict().items() if key.partition(".")[0] not in heads}
+    assert all(torch.equal(network.state_dict()[key], value) for key, value in expected.items())
+    fresh = [network.get_submodule(head) for head in ("cls_classifier", "distillation_classifier")]
+    assert all(head.weight.shape == (num_classes, 16) and not head.weight.eq(1).any() for head in fresh)
+    assert head_of(network, num_classes) == fresh
+    card = score(Candidate("deit", model, pretrained=True), image_batches(32), ["logme", "leep"])
+    assert card["logme"].value is not None
+    assert card["leep"].error == "not applicable: the checkpoint's head is not a single layer."
 
 
 @pytest.mark.parametrize("kind", TEXT_CONFIGS)

