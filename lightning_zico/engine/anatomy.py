@@ -27,7 +27,13 @@ from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.engine.size import MacCount, count_macs, count_params, may_be_time_first
 from lightning_zico.engine.subject import Subject
 from lightning_zico.engine.tree import parameters, submodules
-from lightning_zico.errors import NoGradientError, NotApplicableError, SkippedBatchError, ZiCoError
+from lightning_zico.errors import (
+    NoGradientError,
+    NotApplicableError,
+    SkippedBatchError,
+    UnsupportedModuleError,
+    ZiCoError,
+)
 
 
 class Anatomy(Subject):
@@ -215,7 +221,9 @@ def _may_be_time_first(anatomy: Anatomy) -> bool:
 def _found_blocks(anatomy: Anatomy) -> list[str]:
     try:
         calls = anatomy.once(_first_run)[1]
-    except Exception:  # the classes of submodules tell as well
+    except UnsupportedModuleError:  # such a step has no loss, or skips all batches
+        raise
+    except Exception:  # fall back to the classes of submodules
         calls = []
     return block_names(anatomy.module, anatomy.structure, calls)
 

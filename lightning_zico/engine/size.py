@@ -298,7 +298,7 @@ class _Counter(TorchDispatchMode):
 
 def _same_shape(tensor: Tensor) -> Tensor:
     """Make a meta tensor of the same shape and layout; `torch.empty_like` is written in Python there, and slower."""
-    if not tensor.is_contiguous() or is_transforming():
+    if not tensor.is_contiguous():
         return torch.empty_like(tensor)
     return torch.empty(tensor.shape, dtype=tensor.dtype, device=META)
 
@@ -308,11 +308,12 @@ class _Functions(TorchFunctionMode):
 
     Of norms, activations and sums only the shape of what they put out is made, a tensor of their own, since it may be
     changed in place. What is not on the meta device, such as a number that the model computes, is left alone, and so is
-    what may be differentiated: a pass backward goes through it to what has MACs.
+    what may be differentiated: a pass backward goes through it to what has MACs. So is what runs inside a transform of
+    `torch.func`, whose tensors have more to them than a shape.
 
     Args:
         seen: What to note lengths in.
-        chain: Told of what is passed by, if given.
+        chain: Records the functions that are passed by, if given.
         skips: Whether to pass by.
     """
 
@@ -328,7 +329,7 @@ class _Functions(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _LOSSES:
             self._note([value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)][:2], func)
-        if not self._skips or torch.is_grad_enabled():
+        if not self._skips or torch.is_grad_enabled() or is_transforming():
             return func(*args, **kwargs)
         if func is F.batch_norm or func in ACTIVATIONS:
             given = args[0] if args else kwargs["input"]

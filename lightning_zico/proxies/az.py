@@ -219,8 +219,11 @@ def _channels_first(tensor: Tensor, module: nn.Module) -> Tensor:
     def is_in_weights(size: int) -> bool:
         return any(size in parameter.shape[:2] for parameter in module.parameters())
 
-    last = tensor.ndim == 3 or (not is_in_weights(tensor.shape[1]) and is_in_weights(tensor.shape[-1]))
-    return tensor.movedim(-1, 1) if last else tensor
+    first, last = is_in_weights(tensor.shape[1]), is_in_weights(tensor.shape[-1])
+    if tensor.ndim == 3:  # tokens, unless the module convolves along one dimension
+        kinds = {type(part) for part in module.modules()}
+        last = nn.Conv1d not in kinds or not first or (last and nn.Linear in kinds)
+    return tensor.movedim(-1, 1) if last and not (first and tensor.ndim > 3) else tensor
 
 
 def _rows(tensor: Tensor, module: nn.Module) -> Tensor:

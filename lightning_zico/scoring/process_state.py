@@ -354,10 +354,11 @@ class _Ranking(threading.local):
 
 _ranking = _Ranking()
 
-# A full garbage collection goes through all imported modules, about once in ten scores. It takes longer than scoring a
-# small network. So, from this candidate of a ranking on, collections pass by the objects that were there before it.
+# A full garbage collection goes through all imported modules, which takes longer than scoring a small network. So, when
+# this candidate of a ranking begins, the objects that exist are taken out of later collections. Shorter rankings are
+# not worth the collection that comes first.
 _FREEZES_AT = 10
-# A program that froze its objects itself, as worker processes do, has far more. Python 3.12 begins with some 400.
+# A program that froze its objects itself, as worker processes do, has far more. Python 3.12 begins with some hundreds.
 _MOST_FROZEN_AT_START = 10_000
 
 
@@ -381,7 +382,8 @@ def one_ranking() -> Iterator[None]:
 def _record(keep_environment: bool) -> ProcessState:
     """Record the state of the process before a candidate, after undoing what earlier ones changed since."""
     _ranking.num_begun += 1
-    if _ranking.is_on and _ranking.num_begun == _FREEZES_AT and gc.get_freeze_count() <= _MOST_FROZEN_AT_START:
+    is_due = _ranking.is_on and _ranking.num_begun == _FREEZES_AT and gc.isenabled()
+    if is_due and gc.get_freeze_count() <= _MOST_FROZEN_AT_START:
         gc.collect()
         gc.freeze()
     first = _ranking.state

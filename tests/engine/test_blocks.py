@@ -12,6 +12,7 @@ from lightning_zico.engine.anatomy import Anatomy
 from lightning_zico.engine.blocks import block_names
 from lightning_zico.engine.chain import Chain
 from lightning_zico.engine.size import count_macs
+from lightning_zico.errors import UnsupportedModuleError
 from lightning_zico.spaces import get_space
 
 
@@ -411,6 +412,14 @@ def test_what_cannot_be_followed_is_counted_all_the_same():
     anatomy = Anatomy(module, lambda net, batch, _: net(batch).sum(), [torch.zeros(4, 6)])
     assert anatomy.macs.macs == 6 * 8 + 8 * 8 + 8 * 3
     assert anatomy.blocks == []
+
+
+@pytest.mark.parametrize("output", [torch.zeros(3), None])
+def test_a_step_without_a_loss_says_so(output):
+    network = Tower(blocks=nn.Sequential(Residual(8), Gated(8)), run=_blocks_of)
+    anatomy = Anatomy(network, lambda net, batch, _: net(batch) if output is not None else None, [torch.zeros(4, 6)])
+    with pytest.raises(UnsupportedModuleError, match="expected a single number"):
+        _ = anatomy.blocks
 
 
 def test_a_network_that_is_called_twice_is_no_chain():

@@ -219,6 +219,19 @@ def by_vmap(net, x):
     return torch.func.vmap(net)(x)
 
 
+def by_vmap_with_a_sum(net, x):
+    position = torch.zeros(7, device=x.device)
+    return torch.func.vmap(lambda row: net[2]((position + net[0](row)).relu()))(x)
+
+
+def by_jvp(net, x):
+    def run(rows):
+        zeros = torch.zeros(len(rows), 7, device=rows.device)
+        return net[2](F.relu(zeros.add_(net[0](rows))))
+
+    return torch.func.jvp(run, (x,), (torch.ones_like(x),))[1]
+
+
 FORWARD = 5 * 7 + 7 * 1
 
 
@@ -230,6 +243,7 @@ FORWARD = 5 * 7 + 7 * 1
         (by_autograd, 2 * FORWARD),
         (by_grad, 2 * FORWARD),
         (by_vmap, FORWARD),
+        (by_vmap_with_a_sum, FORWARD),
     ],
 )
 def test_what_a_step_differentiates_itself_counts_as_it_runs(derive, macs, looks):
@@ -241,6 +255,14 @@ def test_what_a_step_differentiates_itself_counts_as_it_runs(derive, macs, looks
     count = count_macs(module, step, torch.randn(3, 5))
     assert (count.macs, count.device) == (macs, "cpu" if looks else "meta")
     assert all(parameter.grad is None for parameter in module.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:FutureWarning")  # `torch.func.jvp` uses it
+def test_what_a_step_differentiates_forward_counts_as_it_runs():
+    module, x = Energies(by_jvp), torch.randn(3, 5)
+    with FlopCounterMode(display=False) as counter:
+        mean_step(module, x, 0)
+    assert 2 * count_macs(module, mean_step, x).total == counter.get_total_flops() > 2 * 2 * 3 * FORWARD
 
 
 def test_what_is_not_counted_is_no_number():

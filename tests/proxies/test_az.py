@@ -5,7 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from lightning_zico import score
 from lightning_zico.proxies.az import isotropy, spectral_balance, token_balance
 
 SHAPES = [(4, 9, 6), (8, 8, 8), (6, 3, 40), (50, 5, 7), (1, 4, 4)]
@@ -55,3 +58,31 @@ def test_with_many_positions_tokens_have_the_published_number() -> None:
     assert float(spectral_balance(gradients, signs)) == pytest.approx(float(expected), rel=0.02)
     wider = signs @ torch.randn(6, 9)
     assert float(token_balance(wider, signs)) == float(spectral_balance(wider, signs))
+
+
+class Along(nn.Module):
+    """A residual block that convolves along one dimension, or along the first of two."""
+
+    def __init__(self, width: int, dims: int) -> None:
+        super().__init__()
+        self.conv = (
+            nn.Conv1d(width, width, 3, padding=1) if dims == 1 else nn.Conv2d(width, width, (3, 1), padding=(1, 0))
+        )
+        self.norm = (nn.BatchNorm1d if dims == 1 else nn.BatchNorm2d)(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.norm(self.conv(x)).relu()
+
+
+@pytest.mark.parametrize("length", [20, 6])
+def test_maps_of_one_dimension_are_maps(length: int) -> None:
+    found = []
+    for dims in (1, 2):
+        stem = nn.Conv1d(3, 6, 1) if dims == 1 else nn.Conv2d(3, 6, 1)
+        network = nn.Sequential(stem, *(Along(6, dims) for _ in range(3)), nn.Flatten(), nn.Linear(6 * length, 4))
+        torch.manual_seed(0)
+        shape = (8, 3, length) if dims == 1 else (8, 3, length, 1)
+        batches = [(torch.randn(shape), torch.randint(4, (8,))) for _ in range(2)]
+        card = score(network, batches, proxies=["az_trainability", "az_expressivity"], loss_fn=F.cross_entropy)
+        found.append([card[name].value for name in ("az_trainability", "az_expressivity")])
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
