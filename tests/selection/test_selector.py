@@ -515,9 +515,16 @@ def test_one_candidate_whose_flow_leaves_float64_makes_all_fall_back_to_the_reci
     assert selector.leaderboard_.provenance["recipes"]["balanced+synflow"]["used"] == "balanced+synflow"
 
 
+class OneHot(nn.Module):
+    """Numbers for tokens, without an embedding to differentiate with respect to."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return nn.functional.one_hot(tokens, 9).float()
+
+
 def test_tokens_make_a_recipe_that_differentiates_inputs_fall_back() -> None:
     def build() -> nn.Module:
-        return nn.Sequential(nn.Embedding(9, 4), nn.Linear(4, 4), nn.ReLU(), nn.Flatten(), nn.Linear(20, 3))
+        return nn.Sequential(OneHot(), nn.Linear(9, 4), nn.ReLU(), nn.Flatten(), nn.Linear(20, 3))
 
     tokens = [(torch.randint(9, (6, 5)), torch.randint(3, (6,))) for _ in range(2)]
     selector = ZeroShotSelector(proxies=["size", "block_free"], loss_fn=nn.functional.cross_entropy)
