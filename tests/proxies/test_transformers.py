@@ -186,3 +186,40 @@ def test_dextr_of_a_linear_network_sees_the_ellipse_that_it_makes_of_a_circle() 
     expected = np.linalg.norm(np.cross(v, a)) / np.linalg.norm(v) ** 3
     result = score(network, batches(4, 2, 5, 5), "dextr", F.cross_entropy)["dextr"]
     assert result.details["curvature"] == pytest.approx(expected, rel=1e-4)
+
+
+class Returning(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("same", [nn.Identity(), nn.Dropout(0.0), nn.Dropout2d(0.0, inplace=True), Returning()])
+def test_dextr_does_not_count_modules_that_return_their_input(same: nn.Module, inplace: bool) -> None:
+    torch.manual_seed(0)
+    conv, activation, head = nn.Conv2d(2, 3, 3, padding=1), nn.LeakyReLU(0.1, inplace=inplace), nn.Linear(75, 3)
+    plain = nn.Sequential(conv, nn.LeakyReLU(0.1), nn.Flatten(), head)
+    more = nn.Sequential(same, conv, same, activation, same, nn.Flatten(), head)
+    assert value_of("dextr", more, 4, 2, 5, 5) == value_of("dextr", plain, 4, 2, 5, 5)
+
+
+def test_dextr_of_an_input_of_one_number_does_not_apply() -> None:
+    network = nn.Sequential(nn.Unflatten(1, (1, 1, 1)), nn.ConvTranspose2d(1, 2, 2), nn.Flatten(), nn.Linear(8, 3))
+    result = score(network, batches(4, 1), "dextr", F.cross_entropy)["dextr"]
+    assert str(result.error).startswith("not applicable: the input of a sample is a single number")
+
+
+def test_dextr_names_the_single_sample_that_batch_normalisation_cannot_take() -> None:
+    pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3, 3))
+    network = nn.Sequential(nn.Conv2d(2, 3, 3), pooled)
+    error = str(score(network, batches(4, 2, 5, 5), "dextr", F.cross_entropy)["dextr"].error)
+    assert error.startswith("not applicable: the step fails on a single sample")
+    assert "more than 1 value per channel" in error
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_intrain_of_two_rows_does_not_apply(rows: int) -> None:
+    network = nn.Sequential(nn.Linear(WIDTH, 8), nn.Tanh(), nn.Linear(8, 3))
+    error = str(score(network, batches(rows, WIDTH), "intrain", F.cross_entropy)["intrain"].error)
+    assert error.startswith(f"not applicable: the outputs of its layers have at most {rows} rows")
+    assert value_of("intrain", network, 3, WIDTH) > 0
