@@ -178,7 +178,8 @@ class HeadConfidence(Proxy):
             raise NotApplicableError(heads.reason)
         if not heads.confidences:
             raise NotApplicableError(
-                "the network has no attention head: no softmax over the last dimension is multiplied with values."
+                "the network has no attention head: no softmax over the last dimension is multiplied with values for "
+                "several queries."
             )
         values = torch.stack([value.double() for value in heads.confidences]).tolist()
         if not all(map(math.isfinite, values)):
