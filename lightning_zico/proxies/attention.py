@@ -1,4 +1,4 @@
-"""Attention of plain products, as double backward passes and whoever looks at its heads need it."""
+"""Attention computed by plain matrix products, for double backward passes and for access to the heads."""
 
 from contextlib import AbstractContextManager
 from typing import Any
@@ -7,7 +7,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 
 class UnfusedAttention(AbstractContextManager[None]):
-    """Makes attention of plain products while a body runs; can be entered again, where a step is run again."""
+    """Computes attention by plain matrix products while its body runs; can be entered again."""
 
     def __enter__(self) -> None:
         self._kernel = sdpa_kernel(SDPBackend.MATH)

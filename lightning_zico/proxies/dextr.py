@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from lightning_zico.engine.batches import tensors_of
 from lightning_zico.engine.graphs import check_graph
@@ -70,7 +71,10 @@ def extrinsic_curvature(velocity: Tensor, acceleration: Tensor) -> float:
 
 @dataclass(unsafe_hash=True)
 class MapConditions(Observer):
-    """Compute `inverse_condition` of the feature map of the first sample, for every submodule without children."""
+    """Compute `inverse_condition` of the feature map of the first sample, for every submodule without children.
+
+    A submodule that returns its input, such as `nn.Identity`, does not count.
+    """
 
     def start(self, module: nn.Module) -> None:
         """Reset the observations."""
@@ -80,7 +84,7 @@ class MapConditions(Observer):
     def module_call(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """Keep the map of the first sample."""
         feature_map = first_map(output, self.time_first) if id(module) in self._leaves else None
-        if feature_map is not None:
+        if feature_map is not None and not _is_identity(module, inputs, output):
             self._maps.setdefault(feature_map.shape, []).append(feature_map.clone())
 
     def ended(self) -> None:
@@ -92,6 +96,14 @@ class MapConditions(Observer):
             raise NonFiniteError("A feature map has NaN or infinite entries.")
         self.total: float = math.fsum(torch.stack([inverse_condition(stack).sum() for stack in stacks]).tolist())
         self._maps = {}
+
+
+def _is_identity(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> bool:
+    """Whether a module has returned its input, unchanged."""
+    if getattr(module, "inplace", False):  # the input is then the output, whatever the module computes
+        return isinstance(module, _DropoutNd) and not (module.training and module.p)
+    alike = [given for given in inputs if isinstance(given, Tensor) and given.dtype == output.dtype]
+    return any(given.device == output.device and torch.equal(given, output) for given in alike)
 
 
 @dataclass(unsafe_hash=True)
@@ -141,8 +153,8 @@ def _curve(probe: Probe) -> _Curve:
     """Differentiate along a circle around the origin through two directions that are drawn, at its first point.
 
     Raises:
-        NotApplicableError: If the network reads no floating-point tensor, or no single sample can be cut out of the
-            batch.
+        NotApplicableError: If the network reads no floating-point tensor, the input of a sample is a single number, no
+            single sample can be cut out of the batch, or the network does not run on one.
     """
     if not probe.inputs:
         raise NotApplicableError("the network reads no floating-point tensor of the batch to differentiate twice.")
@@ -152,6 +164,8 @@ def _curve(probe: Probe) -> _Curve:
     generator = torch.Generator().manual_seed(probe.seed)
     places = [tensor for idx, tensor in enumerate(tensors_of(batch)) if idx in positions]
     drawn = [torch.cat([drawn_like(place, generator).flatten().double() for place in places]) for _ in range(2)]
+    if len(drawn[0]) < 2:
+        raise NotApplicableError("the input of a sample is a single number, and there is no circle in one dimension.")
     plane = torch.linalg.qr(torch.stack(drawn, dim=1)).Q.T  # [2, D], orthonormal
     point, velocity = (
         [
@@ -163,7 +177,8 @@ def _curve(probe: Probe) -> _Curve:
     points = iter(point)
     observer = _Curve(velocity, probe.seed)
     circle = map_inputs(lambda _: next(points), batch, positions)
-    probe.forward(observer, batch=circle, mode=UnfusedAttention(), fed="a point of a circle of inputs", is_cut=True)
+    fed = "a single sample, which is a point of a circle of inputs"
+    probe.forward(observer, batch=circle, mode=UnfusedAttention(), fed=fed, is_cut=True)
     return observer
 
 
@@ -175,9 +190,11 @@ class Dextr(Proxy):
         \frac{a b}{a + b}, \qquad a = \log\Bigl(1 + \sum_l \frac{\sigma_{\min}(F_l)}{\sigma_{\max}(F_l)}\Bigr),
         \qquad b = \log(1 + \kappa)
 
-    with :math:`F_l` the feature map of the first sample, ``[C, P]``, for every submodule without children, and
-    :math:`\kappa` the `extrinsic_curvature` of ten outputs at one point of a circle around the origin of the input
-    space. Not applicable to token models, whose inputs have no circle.
+    with :math:`F_l` the feature map of the first sample, ``[C, P]``, for every submodule without children that does not
+    return its input, and :math:`\kappa` the `extrinsic_curvature` of ten outputs at one point of a circle around the
+    origin of the input space. There, the network runs on a single sample, so batch normalisation in training mode uses
+    the statistics of that sample, and needs more than one position. Not applicable to token models, whose inputs have
+    no circle.
 
     Source:
         Asthana et al., *Dextr*, TMLR 2025, and its public code. There, the maps of containers count again, and those

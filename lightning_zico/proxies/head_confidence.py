@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_zico.engine.dispatched import key_of, name_of, tensors_in
@@ -22,6 +23,7 @@ from lightning_zico.errors import NonFiniteError, NotApplicableError
 from lightning_zico.proxies.attention import UnfusedAttention
 from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
 
+_NUM_HEADS = ("num_heads", "n_heads", "num_attention_heads")  # attributes of modules
 _SOFTMAX = frozenset({"_softmax", "_safe_softmax"})
 # Operators whose result has the attention weights that they read: dropped out, masked, of another precision or shape.
 _KEEPING = frozenset(
@@ -62,7 +64,15 @@ class _Heads(TorchDispatchMode):
         """Reset what was found."""
         self.confidences: list[Tensor] = []
         self.num_heads: list[int] = []
-        self._weights: dict[StorageWeakRef, int] = {}  # heads of what holds attention weights
+        self.reason: str | None = None  # why the outputs of an attention are not those of heads
+        # Shapes of attention weights, and the modules that made them, by the memory that holds the weights.
+        self._weights: dict[StorageWeakRef, tuple[torch.Size, nn.Module | None]] = {}
+        self._running: list[nn.Module] = []
+        # Called for modules that fail as well, which a step may survive.
+        self._hooks = (
+            register_module_forward_pre_hook(lambda module, _: self._running.append(module)),
+            register_module_forward_hook(self._ended, always_call=True),
+        )
         self._unfused.__enter__()
         super().__enter__()
         return self
@@ -70,6 +80,12 @@ class _Heads(TorchDispatchMode):
     def __exit__(self, *error: Any) -> None:
         super().__exit__(*error)
         self._unfused.__exit__(*error)
+        for hook in self._hooks:
+            hook.remove()
+
+    def _ended(self, module: nn.Module, inputs: Any, output: Any) -> None:
+        if self._running and self._running[-1] is module:
+            self._running.pop()
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -77,7 +93,7 @@ class _Heads(TorchDispatchMode):
         out = func(*args, **(kwargs or {}))
         name = name_of(func)
         if name in _SOFTMAX and args[0].ndim > 2 and args[1] in (-1, args[0].ndim - 1):
-            self._weights[key_of(out)] = self._count_heads(out)
+            self._weights[key_of(out)] = out.shape, self._attending()
         elif name in _KEEPING:
             result = tensors_in(out)[0]
             for tensor in tensors_in(list(args)):
@@ -87,18 +103,48 @@ class _Heads(TorchDispatchMode):
         elif name == "bmm":
             for dim, operand in enumerate(args, start=1):  # outputs are [B, T, D], or [B, D, T] for the second
                 if (key := key_of(operand)) in self._weights:
-                    self.num_heads.append(self._weights[key])
-                    self.confidences.append(self._weights[key] * confidence(out.transpose(1, dim)))
+                    try:
+                        self._take(out.transpose(1, dim), *self._weights[key])
+                    except NotApplicableError as error:  # raised here, it would be another error of the product
+                        self.reason = self.reason or str(error)
                     break
         return out
 
-    def _count_heads(self, weights: Tensor) -> int:
-        """Count the heads of attention weights, ``[..., H, T, S]``, ``[N H, T, S]`` or ``[1, N H, T, S]``."""
-        if weights.ndim > 3 and (len(weights) > 1 or self._num_samples == 1):
-            return weights.shape[-3]
+    def _take(self, outputs: Tensor, shape: torch.Size, module: nn.Module | None) -> None:
+        """Look at the outputs of heads, ``[B, T, D]``, unless they have a single position, as those that pool."""
+        if outputs.shape[1] == 1:
+            return
+        num_heads = self._count_heads(shape, module)
+        weights = [weight for weight in module.parameters() if weight.ndim > 1] if module else []
+        widths = {length for weight in weights for length in weight.shape}
+        if widths and num_heads * outputs.shape[2] not in widths:
+            raise NotApplicableError(
+                f"the outputs of {num_heads} heads of an attention have {outputs.shape[2]} channels each, which "
+                "together are no width of its weights: it does not attend to positions, but perhaps to channels."
+            )
+        self.num_heads.append(num_heads)
+        self.confidences.append(num_heads * confidence(outputs))
+
+    def _attending(self) -> nn.Module | None:
+        """Find the innermost running module that is more than a function, such as a softmax or dropout."""
+        return next((module for module in reversed(self._running) if any(True for _ in module.parameters())), None)
+
+    def _count_heads(self, shape: torch.Size, module: nn.Module | None) -> int:
+        """Count the heads of attention weights, by the module if it says, else in ``[N, H, T, S]`` or ``[N, T, S]``."""
         if self._num_samples is None:
             raise NotApplicableError("the number of samples of a batch is unknown, so heads cannot be counted.")
-        return max(math.prod(weights.shape[:-2]) // self._num_samples, 1)
+        count = math.prod(shape[:-2])
+        stated = next((getattr(module, name) for name in _NUM_HEADS if hasattr(module, name)), None)
+        if isinstance(stated, int) and stated > 0 and count % (stated * self._num_samples) == 0:
+            return stated
+        if count == self._num_samples:
+            return 1
+        if len(shape) == 4 and shape[0] % self._num_samples == 0:  # windows count as samples
+            return shape[1]
+        raise NotApplicableError(
+            f"heads cannot be counted in attention weights of shape {tuple(shape)} for {self._num_samples} "
+            "samples. Expected [samples, heads, positions, positions], or an attribute `num_heads` of the module."
+        )
 
 
 @register_proxy("head_confidence")
@@ -110,8 +156,10 @@ class HeadConfidence(Proxy):
 
     with :math:`A_h` a head's attention weights and :math:`V_h` its values. A head is any softmax over the last
     dimension of a tensor of at least three that is then multiplied with other matrices, sample by sample, whether a
-    module, a function or products written by hand do that. Windows count as samples. As a sum, it rewards depth and the
-    number of heads.
+    module, a function or products written by hand do that. The attribute ``num_heads``, ``n_heads`` or
+    ``num_attention_heads`` of the module that attends tells how many there are, else dimension 1 of weights with four.
+    Windows count as samples. Attention with a single query, which pools, does not count. As a sum, the score rewards
+    depth and the number of heads.
 
     Source:
         Serianni & Kalita, *Training-free Neural Architecture Search for RNNs and Transformers*, ACL 2023,
@@ -126,9 +174,12 @@ class HeadConfidence(Proxy):
         """Run the first batch once, with attention of plain products."""
         heads = _Heads(probe.num_samples)
         probe.forward(mode=heads, fed="attention of plain products")
+        if heads.reason is not None:
+            raise NotApplicableError(heads.reason)
         if not heads.confidences:
             raise NotApplicableError(
-                "the network has no attention head: no softmax over the last dimension is multiplied with values."
+                "the network has no attention head: no softmax over the last dimension is multiplied with values for "
+                "several queries."
             )
         values = torch.stack([value.double() for value in heads.confidences]).tolist()
         if not all(map(math.isfinite, values)):

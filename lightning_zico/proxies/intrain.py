@@ -75,6 +75,7 @@ class LayerSpreads(Observer):
         """Reset the observations."""
         self.rows: Rows = Rows()
         self._ratios: dict[str, Tensor] = {}
+        self._most_rows = 0
 
     def module_call(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """Look at the output of a submodule that holds weights of layers."""
@@ -83,12 +84,19 @@ class LayerSpreads(Observer):
         tensor = floating_tensor_in(output)
         if tensor is not None and tensor.ndim > 1:
             self.rows.see(tensor)
-            self._ratios[name] = participation_ratio(tensor.movedim(channel_dim(module, tensor), -1).flatten(0, -2))
+            rows = tensor.movedim(channel_dim(module, tensor), -1).flatten(0, -2)
+            self._most_rows = max(self._most_rows, len(rows))
+            self._ratios[name] = participation_ratio(rows)
 
     def ended(self) -> None:
         """Collect the ratios."""
         if not self._ratios:
             raise NotApplicableError("the network calls no layer whose output has channels.")
+        if self._most_rows < 3:
+            raise NotApplicableError(
+                f"the outputs of its layers have at most {self._most_rows} rows, and two rows vary in one direction "
+                "whatever the network computes. Raise the batch size."
+            )
         values = torch.stack([*self._ratios.values()]).tolist()
         self.ratios: dict[str, float] = dict(zip(self._ratios, values, strict=True))
         if not all(map(math.isfinite, values)):

@@ -7,7 +7,7 @@ Index conventions:
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lightning_zico._typing import Params
 from lightning_zico.engine.cutting import check_strided, listed
+from lightning_zico.engine.dependence import Dependence
 from lightning_zico.engine.graphs import check_graph
 from lightning_zico.engine.observers import Observer, per_sample, samples_first
 from lightning_zico.engine.probe import Probe
@@ -104,19 +105,26 @@ class InputJacobian(Observer):
 
 @dataclass(unsafe_hash=True)
 class _EmbeddingJacobian(Observer):
-    """Differentiate the sum of the network's output with respect to the outputs of its embeddings, per sample."""
+    """Differentiate the sum of the network's output with respect to the embeddings of indices from the batch.
+
+    Args:
+        dependence: Knows which indices depend on the batch; those of positions do not.
+    """
+
+    dependence: Dependence = field(compare=False)
 
     needs_graph: ClassVar[bool] = True
     needs_input_graph: ClassVar[bool] = False
 
     def start(self, module: nn.Module) -> None:
         """Reset the observations."""
-        self.rows: Tensor  # [N, D]
+        self.rows: Tensor | None = None  # [N, D]; None if the output depends on no such embedding
         self._embedded: list[Tensor] = []
 
     def module_call(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """Keep what an embedding puts out."""
-        if isinstance(module, nn.Embedding | nn.EmbeddingBag) and output.requires_grad:
+        is_embedding = isinstance(module, nn.Embedding | nn.EmbeddingBag)
+        if is_embedding and output.requires_grad and self.dependence.has(inputs[0]):
             self._embedded.append(output)
 
     def forwarded(self, output: Tensor, inputs: Sequence[Tensor]) -> None:
@@ -126,21 +134,20 @@ class _EmbeddingJacobian(Observer):
         if self._embedded and output.requires_grad:
             gradients = torch.autograd.grad(output.sum(), self._embedded, allow_unused=True)
         self._embedded = []
-        # Those of positions are the same for all samples, and have no row for each.
         given = [samples_first(gradient, self.time_first) for gradient in gradients if gradient is not None]
         rows = [per_sample(gradient) for gradient in given if len(gradient) == len(output)]
-        if not rows:
-            raise NotApplicableError(
-                "the network reads no floating-point tensor of the batch to differentiate with respect to, and its "
-                "output depends on no `nn.Embedding` with one row per sample."
-            )
-        self.rows = torch.cat(rows, dim=1)
+        self.rows = torch.cat(rows, dim=1) if rows else None
 
 
-def _at_embeddings(probe: Probe) -> Tensor:
+def _at_embeddings(probe: Probe) -> Tensor | None:
     weights = {name: tensor.requires_grad_() for name, tensor in _embedding_weights(probe).items()}
-    observer = _EmbeddingJacobian()
-    probe.forward(observer, tensors=weights, fed="embeddings that require a gradient")
+    if not weights:
+        return None
+    batch = probe.first_batch
+    dependence = Dependence(batch)
+    observer = _EmbeddingJacobian(dependence)
+    fed = "embeddings that require a gradient"
+    probe.forward(observer, tensors=weights, batch=batch, mode=dependence, fed=fed)
     return observer.rows
 
 
@@ -156,16 +163,25 @@ def _embedding_weights(probe: Probe) -> Params:
 def input_jacobian(probe: Probe) -> Tensor:
     """Differentiate the output for the first batch with respect to its inputs, ``[N, D]``.
 
-    Networks that read tokens are differentiated with respect to the outputs of their embeddings.
+    Networks that embed indices from the batch, such as tokens, are differentiated with respect to these embeddings
+    alone, even if they read a mask of real numbers as well.
 
     Raises:
         NotApplicableError: If inputs or outputs do not have one row per sample.
     """
-    rows = probe.observed(InputJacobian()).rows if probe.inputs else probe.once(_at_embeddings)
+    rows = probe.once(_at_embeddings)
+    is_embedded = rows is not None
+    if rows is None:
+        if not probe.inputs:
+            raise NotApplicableError(
+                "the network reads no floating-point tensor of the batch to differentiate with respect to, and its "
+                "output depends on no `nn.Embedding` of indices from the batch with one row per sample."
+            )
+        rows = probe.observed(InputJacobian()).rows
     count = probe.num_samples
     if count not in (None, len(rows)):
         raise NotApplicableError(f"the network outputs {len(rows)} rows for the {count} samples of the first batch.")
-    if probe.inputs & listed(probe.first_batch, len(rows)):
+    if not is_embedded and probe.inputs & listed(probe.first_batch, len(rows)):
         raise NotApplicableError("the samples of the input are a list, not the rows of one tensor.")
     return rows
 
@@ -175,7 +191,7 @@ class JacobCov(Proxy):
     """How little the input Jacobians of a batch's samples correlate (Mellor et al., 2020); needs no labels.
 
     The network runs in its current mode, so batch normalisation in training mode couples the samples, as in the
-    published code. Of networks that read tokens, the inputs are the outputs of their embeddings.
+    published code. The inputs of networks that embed tokens are the embeddings.
     """
 
     needs_labels = False

@@ -5,20 +5,22 @@ Index conventions:
     C: width of a hidden state
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lightning_zico.engine.observers import Observer, Rows
+from lightning_zico.engine.dependence import Dependence
+from lightning_zico.engine.observers import Observer
 from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.spectra import eigenvalues_of
 from lightning_zico.errors import NonFiniteError, NotApplicableError
 from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
 
 _SHARE = 0.99  # of the variance, as published
+# Modules that compute a single activation function, such as `gelu_new`, of several operators.
+_ACTIVATIONS_OF_TRANSFORMERS = "transformers.activations"
 
 
 def num_components(hidden: Tensor, share: float = _SHARE) -> Tensor:
@@ -48,18 +50,28 @@ def num_components(hidden: Tensor, share: float = _SHARE) -> Tensor:
 
 @dataclass(unsafe_hash=True)
 class HiddenStates(Observer):
-    """Count the principal components of what linear layers pass to an activation function, token by token."""
+    """Count the principal components of what linear layers pass to an activation function, token by token.
+
+    Args:
+        num_samples: Samples of the batch; None if unknown.
+        dependence: Knows which layers see the batch; those that make a bias of relative positions do not.
+    """
+
+    num_samples: int | None
+    dependence: Dependence = field(compare=False)
 
     def start(self, module: nn.Module) -> None:
         """Reset the observations."""
-        self.rows: Rows = Rows()
-        self._counts: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
+        self._counted: list[tuple[str, Tensor]] = []
         self._last: tuple[str, Tensor] | None = None
 
     def module_call(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        """Keep the output of a linear layer until something else is called."""
+        """Keep the output of a linear layer until an activation function is called."""
+        if type(module).__module__ == _ACTIVATIONS_OF_TRANSFORMERS and isinstance(output, Tensor):
+            self.activation(inputs[0], output)
         is_linear = isinstance(module, nn.Linear) and isinstance(output, Tensor) and output.ndim > 2
-        if is_linear:
+        if is_linear and self.dependence.has(output):
             self._last = name, output
 
     def activation(self, before: Tensor, after: Tensor) -> None:
@@ -71,35 +83,47 @@ class HiddenStates(Observer):
         if output.data_ptr() not in (before.data_ptr(), after.data_ptr()) or output.numel() != before.numel():
             return
         self._last = None
-        self.rows.see(before)
+        if self.num_samples is not None and len(before) % self.num_samples:
+            raise NotApplicableError(
+                f"its feed-forward layer '{name}' sees {len(before)} rows, which are not those of all "
+                f"{self.num_samples} samples. Run the network on the whole batch at once."
+            )
         hidden = before.flatten(0, -2)
         finite = hidden.isfinite().all()
         counted = num_components(hidden.masked_fill(~finite, 0.0))
-        self._counts[name] = counted.where(finite, -1)
+        self._counted.append((name, counted.where(finite, -1)))
 
     def ended(self) -> None:
         """Collect the counts."""
-        if not self._counts:
+        if not self._counted:
             raise NotApplicableError(
-                "the network has no feed-forward layer on tokens: no linear layer passes positions to an activation "
-                "function."
+                "the network has no feed-forward layer on tokens: no `nn.Linear` passes positions of the samples "
+                "straight to an activation function of torch or transformers."
             )
-        counts = torch.stack([*self._counts.values()]).tolist()
-        self.counts: dict[str, int] = dict(zip(self._counts, counts, strict=True))
+        names, tensors = zip(*self._counted, strict=True)
+        counts = torch.stack(tensors).tolist()
         if min(counts) < 0:
             raise NonFiniteError("The hidden states of a feed-forward layer have NaN or infinite entries.")
-        self._last, self._counts = None, {}
+        for name, count in zip(names, counts, strict=True):
+            self.counts[name] = self.counts.get(name, 0) + count
+        self._last, self._counted = None, []
 
 
-def hidden_states(probe: Probe) -> HiddenStates:
-    """Count the principal components on the first batch.
+def component_counts(probe: Probe) -> dict[str, int]:
+    """Count the principal components of each feed-forward layer on the first batch.
 
     Raises:
         NotApplicableError: If the network has no feed-forward layer on tokens, or runs on part of a batch at a time.
     """
-    seen = probe.observed(HiddenStates())
-    probe.check_rows(seen.rows, "its feed-forward layers")
-    return seen
+    return probe.once(_component_counts)
+
+
+def _component_counts(probe: Probe) -> dict[str, int]:
+    batch = probe.first_batch
+    dependence = Dependence(batch)
+    observer = HiddenStates(probe.num_samples, dependence)
+    probe.forward(observer, batch=batch, mode=dependence, fed="the first batch while its tensors are followed")
+    return observer.counts
 
 
 @register_proxy("v_pca")
@@ -108,7 +132,8 @@ class VPCA(Proxy):
 
     A feed-forward layer is a linear layer on tokens whose output goes straight into an activation function; that
     output is its hidden state. All tokens of all samples are rows, and as many components count as have 99 % of the
-    variance. A layer has at most as many as tokens minus one, so small batches of short texts compare lengths only.
+    variance. A layer that runs several times, as in ALBERT, counts each time. A layer has at most as many components as
+    tokens minus one, so small batches of short texts compare lengths only.
 
     Source:
         *W-PCA Based Gradient-Free Proxy for Efficient Search of Lightweight Language Models*, ICLR 2025,
@@ -117,9 +142,8 @@ class VPCA(Proxy):
     """
 
     needs_labels = False
-    needs: Sequence[Observer] = (HiddenStates(),)
 
     def measure(self, probe: Probe) -> Measurement:
         """Count the components on the first batch."""
-        counts = hidden_states(probe).counts
+        counts = component_counts(probe)
         return Measurement(float(sum(counts.values())), details={"components": counts})

@@ -40,7 +40,7 @@ def test_what_is_not_finite_gives_nan(rows: int) -> None:
 
 
 @pytest.mark.parametrize("width", [4, 64, 256])
-def test_of_tokens_a_multiple_of_the_identity_is_told_whatever_the_width(width: int) -> None:
+def test_token_balance_recognises_multiples_of_the_identity_at_any_width(width: int) -> None:
     torch.manual_seed(width)
     signs = torch.randn(100, width).sign()
     for factor, expected in ((1.0, 0.0), (0.5, -0.5), (2.0, -0.5)):

@@ -2,12 +2,19 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from timm.layers import GlobalContext
+from timm.models.nest import Nest
+from timm.models.volo import OutlookAttention
+from timm.models.xcit import XCA
 from torch import Tensor, nn
+from transformers.activations import NewGELUActivation, QuickGELUActivation
 
 from lightning_zico import score
 from lightning_zico.proxies.dextr import extrinsic_curvature, inverse_condition
@@ -79,6 +86,58 @@ def test_head_confidence_sees_heads_however_they_are_written(attention: str) -> 
     assert value_of("head_confidence", network, *shape) == pytest.approx(expected, rel=1e-5)
 
 
+class Between(nn.Module):
+    """A head behind a module on maps of 12 channels, as ``[N, C, 4, 4]``, or as tokens that `arrange` makes of them."""
+
+    def __init__(self, part: nn.Module, arrange: Callable[[Tensor], Tensor] = lambda x: x) -> None:
+        super().__init__()
+        self.part, self.head, self.arrange = part, nn.Linear(WIDTH, 3), arrange
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = self.part(self.arrange(x))
+        return self.head(rows.reshape(len(x), WIDTH, -1).mean(dim=2))
+
+
+class Self(nn.MultiheadAttention):
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore[override]
+        return super().forward(x, x, x)[0]
+
+
+def windows(x: Tensor) -> Tensor:
+    return x.unfold(2, 2, 2).unfold(3, 2, 2).permute(0, 2, 3, 4, 5, 1).flatten(3, 4).flatten(0, 2)  # [N 4, 4, C]
+
+
+def heads_of(network: nn.Module, *shape: int) -> Any:
+    result = score(network, batches(*shape), "head_confidence", F.cross_entropy)["head_confidence"]
+    return result.error or result.details["num_heads"]
+
+
+def test_heads_are_not_windows_or_patches() -> None:
+    shape = NUM_SAMPLES, WIDTH, 4, 4
+    network = Between(Self(WIDTH, NUM_HEADS, batch_first=True), windows)
+    assert heads_of(network, *shape) == [NUM_HEADS]
+    assert heads_of(Between(OutlookAttention(WIDTH, NUM_HEADS), lambda x: x.permute(0, 2, 3, 1)), *shape) == [NUM_HEADS]
+    nest = Nest(img_size=16, in_chans=2, patch_size=2, num_levels=2, embed_dims=(6, 8), num_heads=(3, 2), depths=(1, 1))
+    assert heads_of(nest, NUM_SAMPLES, 2, 16, 16) == [3, 2]
+
+
+def test_heads_among_samples_that_no_module_counts_do_not_apply() -> None:
+    def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        return (weights_of(q.flatten(0, 1), k.flatten(0, 1)) @ v.flatten(0, 1)).unflatten(0, (-1, NUM_HEADS))
+
+    error = heads_of(Attending(attend), NUM_SAMPLES, NUM_TOKENS, WIDTH)
+    assert str(error).startswith("not applicable: heads cannot be counted")
+
+
+def test_attention_over_channels_or_of_one_query_gives_no_number() -> None:
+    shape = NUM_SAMPLES, WIDTH, 4, 4
+    error = heads_of(Between(XCA(WIDTH, NUM_HEADS), lambda x: x.flatten(2).mT), *shape)
+    assert "it does not attend to positions" in str(error)
+    assert str(heads_of(Between(GlobalContext(WIDTH)), *shape)).startswith(
+        "not applicable: the network has no attention"
+    )
+
+
 def test_a_softmax_without_values_is_no_head() -> None:
     class Gated(nn.Module):
         def __init__(self) -> None:
@@ -104,7 +163,10 @@ class Feeding(nn.Module):
         return self.head(self.narrow(self.activation(self.norm(self.widen(x)))).mean(dim=1).tanh())
 
 
-@pytest.mark.parametrize("activation", [F.gelu, nn.GELU(), nn.ReLU(inplace=True), torch.relu_, Tensor.tanh])
+@pytest.mark.parametrize(
+    "activation",
+    [F.gelu, nn.GELU(), nn.ReLU(inplace=True), torch.relu_, Tensor.tanh, NewGELUActivation(), QuickGELUActivation()],
+)
 def test_v_pca_looks_before_the_activation_function_whatever_its_form(activation: Callable[[Tensor], Tensor]) -> None:
     shape = 20, NUM_TOKENS, WIDTH
     network = Feeding(activation)
@@ -120,6 +182,65 @@ def test_v_pca_looks_before_the_activation_function_whatever_its_form(activation
 def test_v_pca_of_a_layer_whose_output_goes_elsewhere_first_does_not_apply() -> None:
     card = score(Feeding(F.gelu, norm=True), batches(4, NUM_TOKENS, WIDTH), "v_pca", F.cross_entropy)
     assert str(card["v_pca"].error).startswith("not applicable: the network has no feed-forward layer on tokens")
+
+
+class Biased(Feeding):
+    """Runs its feed-forward layer several times, and one that makes a bias of relative positions."""
+
+    def __init__(self, repeats: int, biased: bool) -> None:
+        super().__init__(torch.tanh)
+        self.repeats, self.biased = repeats, biased
+        self.bias = nn.Sequential(nn.Linear(2, 9), nn.ReLU(), nn.Linear(9, WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        offset = self.bias(torch.ones(len(x), x.shape[1], 2)) if self.biased else 0.0
+        hidden = sum(self.narrow(self.activation(self.widen(x))) for _ in range(self.repeats))
+        return self.head((hidden + offset).mean(dim=1))
+
+
+def test_v_pca_counts_each_call_of_a_layer_that_sees_the_samples() -> None:
+    shape = 20, NUM_TOKENS, WIDTH
+    once = value_of("v_pca", Biased(1, biased=False), *shape)
+    assert once > 1
+    assert value_of("v_pca", Biased(3, biased=True), *shape) == 3 * once
+
+
+def test_v_pca_of_a_layer_that_sees_one_sample_at_a_time_does_not_apply() -> None:
+    class OneByOne(Feeding):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.cat([super(OneByOne, self).forward(row) for row in x.split(1)])
+
+    card = score(OneByOne(F.gelu), batches(4, 4, WIDTH), "v_pca", F.cross_entropy)
+    assert str(card["v_pca"].error).startswith("not applicable: its feed-forward layer 'widen' sees 1 rows")
+
+
+class Embedding(LightningModule):
+    def __init__(self, looks_up: bool, masks: bool = False) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.words, self.positions = nn.Embedding(10, WIDTH), nn.Embedding(NUM_TOKENS, WIDTH)
+        self.hidden, self.head = nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, 3)
+        self.looks_up, self.masks = looks_up, masks
+
+    def training_step(self, batch: Any) -> Tensor:
+        tokens, mask, labels = batch
+        num_tokens = tokens.shape[1]
+        positions = self.positions(torch.arange(num_tokens)) if self.looks_up else self.positions.weight[:num_tokens]
+        x = self.hidden(self.words(tokens) + positions).tanh()
+        return F.cross_entropy(self.head((x * mask[..., None] if self.masks else x).mean(dim=1)), labels)
+
+
+@pytest.mark.parametrize("num_samples", [NUM_TOKENS, NUM_TOKENS + 1])
+@pytest.mark.parametrize("name", ["jacob_cov", "epe_nas"])
+def test_jacobians_are_those_of_embedded_tokens(name: str, num_samples: int) -> None:
+    """Neither positions nor a mask of ones change them, whatever the number of samples."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(10, (num_samples, NUM_TOKENS), generator=generator)
+    given = [(tokens, torch.ones(num_samples, NUM_TOKENS), torch.arange(num_samples) % 3)] * 2
+    variants = [(False, False), (True, False), (True, True)]
+    values = [score(Embedding(*variant), given, name)[name].value for variant in variants]
+    assert values[0] is not None
+    assert values == [pytest.approx(values[0])] * 3
 
 
 @pytest.mark.parametrize("share", [0.5, 0.99, 1.0])
@@ -186,3 +307,40 @@ def test_dextr_of_a_linear_network_sees_the_ellipse_that_it_makes_of_a_circle() 
     expected = np.linalg.norm(np.cross(v, a)) / np.linalg.norm(v) ** 3
     result = score(network, batches(4, 2, 5, 5), "dextr", F.cross_entropy)["dextr"]
     assert result.details["curvature"] == pytest.approx(expected, rel=1e-4)
+
+
+class Returning(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("same", [nn.Identity(), nn.Dropout(0.0), nn.Dropout2d(0.0, inplace=True), Returning()])
+def test_dextr_does_not_count_modules_that_return_their_input(same: nn.Module, inplace: bool) -> None:
+    torch.manual_seed(0)
+    conv, activation, head = nn.Conv2d(2, 3, 3, padding=1), nn.LeakyReLU(0.1, inplace=inplace), nn.Linear(75, 3)
+    plain = nn.Sequential(conv, nn.LeakyReLU(0.1), nn.Flatten(), head)
+    more = nn.Sequential(same, conv, same, activation, same, nn.Flatten(), head)
+    assert value_of("dextr", more, 4, 2, 5, 5) == value_of("dextr", plain, 4, 2, 5, 5)
+
+
+def test_dextr_of_an_input_of_one_number_does_not_apply() -> None:
+    network = nn.Sequential(nn.Unflatten(1, (1, 1, 1)), nn.ConvTranspose2d(1, 2, 2), nn.Flatten(), nn.Linear(8, 3))
+    result = score(network, batches(4, 1), "dextr", F.cross_entropy)["dextr"]
+    assert str(result.error).startswith("not applicable: the input of a sample is a single number")
+
+
+def test_dextr_names_the_single_sample_that_batch_normalisation_cannot_take() -> None:
+    pooled = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.BatchNorm2d(3), nn.Flatten(), nn.Linear(3, 3))
+    network = nn.Sequential(nn.Conv2d(2, 3, 3), pooled)
+    error = str(score(network, batches(4, 2, 5, 5), "dextr", F.cross_entropy)["dextr"].error)
+    assert error.startswith("not applicable: the step fails on a single sample")
+    assert "more than 1 value per channel" in error
+
+
+@pytest.mark.parametrize("rows", [1, 2])
+def test_intrain_of_two_rows_does_not_apply(rows: int) -> None:
+    network = nn.Sequential(nn.Linear(WIDTH, 8), nn.Tanh(), nn.Linear(8, 3))
+    error = str(score(network, batches(rows, WIDTH), "intrain", F.cross_entropy)["intrain"].error)
+    assert error.startswith(f"not applicable: the outputs of its layers have at most {rows} rows")
+    assert value_of("intrain", network, 3, WIDTH) > 0
