@@ -118,7 +118,7 @@ def w_pca(model: nn.Module, x: Tensor) -> float:
 
 def inverse_conditions(model: nn.Module, x: Tensor) -> float:
     """Sum over the first sample's maps the smallest singular value over the largest."""
-    singular = [np.linalg.svd(channels, compute_uv=False) for channels in _first_maps(model, x)]
+    singular = [np.linalg.svd(channels, compute_uv=False) for channels in _first_maps(model, x, nn.Identity)]
     return float(sum(s.min() / s.max() for s in singular if s.max() and s.min() > 1e-7 * s.max()))
 
 
@@ -171,9 +171,11 @@ def _is_map(call: Call) -> bool:
     return call.output is not None and num_positions(call.output) > 1
 
 
-def _first_maps(model: nn.Module, x: Tensor) -> list[np.ndarray]:
-    """Map of the first sample, `[C, positions]`, of each call of a module without children."""
-    of_leaves = calls(model, x, lambda _name, module: not list(module.children()))
+def _first_maps(model: nn.Module, x: Tensor, besides: type[nn.Module] | None = None) -> list[np.ndarray]:
+    """Map of the first sample, `[C, positions]`, of each call of a module without children, but for one class."""
+    of_leaves = calls(
+        model, x, lambda _name, module: not list(module.children()) and not (besides and isinstance(module, besides))
+    )
     maps = [by_position(call.output[:1]).T for call in of_leaves if _is_map(call)]
     return [channels for channels in maps if len(channels) >= 2]
 
