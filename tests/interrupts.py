@@ -34,6 +34,8 @@ def interrupted_at(step: int, body: Callable[[], None], files: tuple[str, ...], 
             return None
         has_begun = has_begun or frame.f_code.co_name == first
         line = linecache.getline(name, frame.f_lineno).strip()
+        if sys.version_info < (3, 11) and event == "call" and frame.f_lasti >= 0:
+            return trace  # a generator goes on: what is raised here passes by its handlers, which no signal does
         if has_begun and event in ("call", "line") and line not in _WITHOUT_CALL:  # not where a function returns
             left -= 1
             if left == 0:

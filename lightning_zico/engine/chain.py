@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 
 from lightning_zico._typing import Batch
 from lightning_zico.engine.batches import tensors_of
 from lightning_zico.engine.dispatched import SHAPED, SHAPED_RANDOM, key_of, name_of, tensors_in, written_by
+from lightning_zico.engine.hooks import call_hooks
 from lightning_zico.engine.observers import floating_tensor_in
 from lightning_zico.engine.tree import submodules
 
@@ -129,6 +129,7 @@ class Chain:
     """
 
     def __init__(self, module: nn.Module) -> None:
+        self._module = module
         self._names = {id(part): name for name, part in submodules(module).items()}
         self._graph = _Graph((), ())
         self._open = [Call("", nn.Module())]  # the last one is running; the first one stands for what is outside
@@ -147,15 +148,8 @@ class Chain:
         self._open = [Call("", nn.Module())]
         self._ends.clear()
         self._output = None
-        handles = (
-            register_module_forward_pre_hook(self._begins),
-            register_module_forward_hook(self._called, with_kwargs=True),
-        )
-        try:
+        with call_hooks(self._module, self._called, self._begins):
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     @property
     def calls(self) -> list[Call]:

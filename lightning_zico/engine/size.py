@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook, register_module_forward_pre_hook
 from torch.nn.parameter import is_lazy
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
@@ -19,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lightning_zico._typing import Batch, Step
 from lightning_zico.engine.batches import map_tensors
 from lightning_zico.engine.chain import Chain
+from lightning_zico.engine.hooks import call_hooks
 from lightning_zico.engine.layers import Layout
 from lightning_zico.engine.meta import META, placing
 from lightning_zico.engine.observers import floating_tensor_in
@@ -149,7 +149,7 @@ def count_macs(
         own = map_tensors(placed, batch)
         counter, seen = _Counter(chain), Seen()
         functions = _Functions(seen, chain, skips=device is not None) if device or looks else nullcontext()
-        looking = _looking(seen, layout() if layout else Layout.of(module)) if looks else nullcontext()
+        looking = _looking(module, seen, layout() if layout else Layout.of(module)) if looks else nullcontext()
         following = chain.following([tensors[name] for name in stateless.params], own) if chain else nullcontext()
         with torch.set_grad_enabled(differentiates), looking, following, functions, counter:
             if device:
@@ -191,7 +191,7 @@ def may_be_time_first(module: nn.Module) -> bool:
 
 
 @contextmanager
-def _looking(seen: Seen, layout: Layout) -> Iterator[None]:
+def _looking(module: nn.Module, seen: Seen, layout: Layout) -> Iterator[None]:
     """Note rows of what networks put out, and the samples of what goes into recurrent layers and attention.
 
     Of calls within calls the outermost tells, or those within it, if it puts out no rows, as a loss has none.
@@ -199,30 +199,26 @@ def _looking(seen: Seen, layout: Layout) -> Iterator[None]:
     calls: Counter[int] = Counter()
     open_calls: list[tuple[int, set[int]]] = [(0, seen.outputs)]  # modules, and the lengths within
 
-    def begins(module: nn.Module, args: Any) -> None:
-        if id(module) in layout.holding:
+    def begins(part: nn.Module, args: Any) -> None:
+        if id(part) in layout.holding:
             if len(open_calls) == 1:
-                calls[id(module)] += 1
-            open_calls.append((id(module), set()))
+                calls[id(part)] += 1
+            open_calls.append((id(part), set()))
 
-    def called(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if id(module) in layout.holding:
+    def called(part: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if id(part) in layout.holding:
             within = open_calls.pop()[1]
             tensor = floating_tensor_in(output)
             open_calls[-1][1].update(within if tensor is None else {len(tensor)})
             seen.rows = next(iter(seen.outputs)) if len(seen.outputs) == 1 else None
             seen.calls = max(calls.values())
-        if isinstance(module, (*_SEQUENTIAL, nn.RNNCellBase)):
-            count = _samples_into(module, next(iter((*args, *kwargs.values())), None))
+        if isinstance(part, (*_SEQUENTIAL, nn.RNNCellBase)):
+            count = _samples_into(part, next(iter((*args, *kwargs.values())), None))
             if count is not None:
                 seen.sequences.add(count)
 
-    handles = (register_module_forward_pre_hook(begins), register_module_forward_hook(called, with_kwargs=True))
-    try:
+    with call_hooks(module, called, begins):
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _samples_into(module: nn.Module, given: Any) -> int | None:

@@ -49,7 +49,7 @@ def _set_version(tensor: Tensor, version: int) -> None:
     set_counter: Any = torch._C._autograd._unsafe_set_version_counter
     try:
         set_counter((tensor,), (version,))
-    except TypeError:  # torch 2.6 takes one tensor
+    except TypeError:  # torch 2.5 takes one tensor
         set_counter(tensor, version)
 
 

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_forward_hook
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map_only
 
 from lightning_zico._typing import Batch
 from lightning_zico.engine.batches import copied_batch, tensors_of
 from lightning_zico.engine.graphs import graph_of
+from lightning_zico.engine.hooks import call_hooks
 from lightning_zico.engine.layers import Layout
 from lightning_zico.engine.observers import Observer, floating_tensor_in, listens, samples_first
 from lightning_zico.engine.scope import unfused
@@ -157,17 +157,13 @@ class Watch:
         self._outputs.clear()
         self.calls.clear()
         functions = self._listening("activation") or self._listening("batch_norm") or self._needs_input_graph
-        # One hook for all modules: hundreds of separate hooks would take longer than running a small network.
-        handle = register_module_forward_hook(self._called, with_kwargs=True) if self._sees_calls else None
+        hooks = call_hooks(self._module, self._called) if self._sees_calls else nullcontext()
         try:
-            with unfused(), _Functions(self) if functions else nullcontext():
+            with unfused(), hooks, _Functions(self) if functions else nullcontext():
                 yield
         except Exception:
             self.broke_off = True
             raise
-        finally:
-            if handle is not None:
-                handle.remove()
 
     @property
     def has_run_through(self) -> bool:

@@ -456,13 +456,13 @@ class Training:
         """List the classes that torch only loads with ``weights_only=True`` if they are declared safe.
 
         Returns:
-            Their names; None if they are unknown: for a folder, as sharded strategies write.
+            Their names; None if they are unknown: for a folder, as sharded strategies write, and with torch 2.5.
         """
-        if not self.checkpoint.is_file():
+        list_names = getattr(torch.serialization, "get_unsafe_globals_in_checkpoint", None)
+        if list_names is None or not self.checkpoint.is_file():
             return None
-        names = torch.serialization.get_unsafe_globals_in_checkpoint(self.checkpoint)
         # Those from the checkpoint before are declared safe now.
-        return tuple(dict.fromkeys([*(self._epochs.classes or ()), *names]))
+        return tuple(dict.fromkeys([*(self._epochs.classes or ()), *list_names(self.checkpoint)]))
 
 
 def _end_of_patience(values: Sequence[float | None], patience: int, mode: str) -> int | None:
