@@ -261,10 +261,18 @@ def test_as_many_take_part_as_fit_when_several_are_trained_at_once(time_budget_s
 
 
 def test_the_slowest_of_a_round_must_fit() -> None:
-    finalists = hold([1.0] * 7 + [50.0], 30.0, num_at_once=8)
-    assert [finalist.num_rounds for finalist in finalists] == [3, 3, 2, 2, 1, 1, 1, 1]
+    # The first round takes 50 s, however many workers are idle.
+    for time_budget_s, num_rounds in [(30.0, [1] * 8), (51.5, [2] * 4 + [1] * 4), (52.5, [3, 3, 2, 2, 1, 1, 1, 1])]:
+        finalists = hold([1.0] * 7 + [50.0], time_budget_s, num_at_once=8)
+        assert [finalist.num_rounds for finalist in finalists] == num_rounds
     finalists = hold([30.0] + [1.0] * 7, 30.0, num_at_once=8)
     assert [finalist.num_rounds for finalist in finalists] == [1] * 8
+
+
+@pytest.mark.parametrize(("time_budget_s", "num_rounds"), [(1.5, [1] * 8), (2.5, [2] * 4 + [1] * 4)])
+def test_workers_without_a_finalist_save_no_time(time_budget_s: float, num_rounds: list[int]) -> None:
+    finalists = hold([1.0] * 8, time_budget_s, num_at_once=64)
+    assert [finalist.num_rounds for finalist in finalists] == num_rounds
 
 
 def test_a_metric_that_is_not_logged_ends_finals_as_it_does_here() -> None:
