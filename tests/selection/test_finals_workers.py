@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -364,6 +365,30 @@ def test_a_checkpoint_that_a_machine_cannot_reach_is_a_row(monkeypatch: pytest.M
     selector = selector_of(trainer_of(), 2, finals_executor=Elsewhere())
     selector.fit(builds_of(2, Net), Data())
     assert "cannot reach '/on/another/machine'" in selector.leaderboard_.errors["0"]
+
+
+class Prepared(Data):
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    def prepare_data(self) -> None:
+        with self.path.open("a") as file:
+            file.write("prepared\n")
+
+
+@pytest.mark.parametrize(("is_here", "num_calls"), [(True, 2), (False, 4)])
+def test_workers_of_this_machine_do_not_prepare_the_data_again(
+    is_here: bool, num_calls: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = TrainInWorker.__call__
+    if not is_here:
+        monkeypatch.setattr(TrainInWorker, "__call__", lambda own, item: call(replace(own, machine="another"), item))
+    data = Prepared(tmp_path / "calls")
+    selector = selector_of(trainer_of(2), 2, finals_executor=Elsewhere()).fit(builds_of(2, Net), data)
+    assert selector.leaderboard_.errors == {}
+    # The ranking, the winner's training in this process, and on another machine each finalist.
+    assert len(data.path.read_text().splitlines()) == num_calls
 
 
 def test_each_finalist_is_a_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
