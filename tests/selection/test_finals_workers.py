@@ -30,7 +30,7 @@ from lightning_zico.selection.finalist import Conditions, Finalist
 from lightning_zico.selection.finals import finals_workers
 from lightning_zico.selection.rounds import FinalsRules, hold_finals
 from tests.modules import assert_same
-from tests.processes import ROOT
+from tests.processes import ROOT, assert_gone
 from tests.selection.counted import NUM_EPOCHS, builds_of, fit, results
 from tests.selection.test_finals import Data, Net, Raising, Saying, selector_of, trainer_of
 from tests.selection.test_finals_time import Timed, cost_of
@@ -337,19 +337,26 @@ def test_what_workers_cannot_get_is_an_error_before_the_ranking(monkeypatch: pyt
 
 @pytest.mark.parametrize("executor", ["ray", ProcessExecutor, SimpleNamespace(run=print)])
 def test_executors_that_cannot_train_are_refused(executor: Any) -> None:
-    with pytest.raises(ValueError, match=r'Invalid finals_executor=.*: expected None, "processes", '):
+    with pytest.raises(ValueError, match=r'Invalid finals_executor=.*: expected None, "processes", .*that has `call`'):
         ZeroShotSelector(finals_executor=executor)
 
 
-@pytest.mark.parametrize(("num_finalists", "num_workers"), [(2, 2), (5, 4)])
+@pytest.mark.parametrize("executor", ["processes", ProcessExecutor(), ProcessExecutor(6)])
+@pytest.mark.parametrize(("num_finalists", "num_cores"), [(2, 4), (5, 4)])
 def test_there_are_no_more_workers_than_finalists_or_cores(
-    num_finalists: int, num_workers: int, monkeypatch: pytest.MonkeyPatch
+    executor: Any, num_finalists: int, num_cores: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lightning_zico.scoring.executors.processes.num_cores", lambda: 4)
-    workers = finals_workers("processes", FinalsRules(finalists=num_finalists))
+    monkeypatch.setattr("lightning_zico.scoring.executors.processes.num_cores", lambda: num_cores)
+    workers = finals_workers(executor, FinalsRules(finalists=num_finalists))
     assert workers is not None
     assert isinstance(workers.executor, ProcessExecutor)
-    assert workers.executor.num_workers == num_workers
+    most = num_cores if executor == "processes" else executor.num_workers or num_cores
+    assert workers.executor.num_workers == min(num_finalists, most)
+
+
+def test_an_executor_without_finals_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"^Invalid finalists=1 with `finals_executor='processes'`: expected at least"):
+        ZeroShotSelector(finals_executor="processes")
 
 
 def test_a_checkpoint_that_a_machine_cannot_reach_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -444,11 +451,8 @@ def test_finals_that_are_ended_leave_no_worker_and_lose_at_most_one_epoch(how: s
             assert process.poll() is None
             time.sleep(0.1)
         process.send_signal(how)
-        assert process.wait(60) != 0
-    until = time.monotonic() + 30
-    while any(Path(f"/proc/{pid}").exists() for pid in pids):
-        assert time.monotonic() < until
-        time.sleep(0.1)
+        assert process.wait(120) != 0
+    assert_gone(pids)
     (tmp_path / "over").touch()
     assert sorted((tmp_path / "trained").read_text().splitlines()) == ["0 0", "0 1", "1 0", "1 1"]
     found = results(fit_stopping(str(tmp_path), None))

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, TypeVar
 
@@ -193,18 +194,21 @@ def finals_executor_of(executor: CallingExecutor | Literal["processes"] | None, 
 
     Args:
         executor: The argument.
-        most: Number of finalists: ``"processes"`` starts no more workers, so that each has more threads.
+        most: Number of finalists: a `ProcessExecutor` starts no more workers, so that each has more threads.
 
     Raises:
         ValueError: If it is another name or a class, or an executor that cannot train.
     """
     if executor == "processes":
-        return ProcessExecutor(min(num_cores(), most))
+        executor = ProcessExecutor()
     if isinstance(executor, str | type) or not (executor is None or callable(getattr(executor, "call", None))):
         raise ValueError(
-            f'Invalid finals_executor={executor!r}: expected None, "processes", `ProcessExecutor(...)` or '
-            "`RayExecutor(...)`."
+            f'Invalid finals_executor={executor!r}: expected None, "processes", `ProcessExecutor(...)`, '
+            "`RayExecutor(...)` or another executor that has `call`."
         )
+    if isinstance(executor, ProcessExecutor):
+        executor = copy(executor)
+        executor.num_workers = min(executor.num_workers or num_cores(), most)
     return executor
 
 
