@@ -7,11 +7,15 @@ where that could tell, a test starts an interpreter.
 
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parent.parent
 FORKED = multiprocessing.get_context("forkserver")
@@ -37,3 +41,21 @@ def run_in_a_new_interpreter(function: Callable[..., None], *args: str, **enviro
     with subprocess.Popen(command, cwd=ROOT, env=os.environ | environment) as process:
         assert process.wait(timeout=300) == 0
     return process.pid
+
+
+def is_there(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
+def assert_gone(pids: Iterable[int]) -> None:
+    """Check that processes have ended, which takes a moment."""
+    pids, until = set(pids), time.monotonic() + 120
+    while left := {pid for pid in pids if is_there(pid)}:
+        if time.monotonic() > until:
+            for pid in left:
+                os.kill(pid, signal.SIGKILL)
+            pytest.fail(f"{len(left)} of {len(pids)} processes are still there")
+        time.sleep(0.05)

@@ -35,7 +35,7 @@ from lightning_zico.scoring.turns import Turns
 
 # Two candidates at once would see each other's switches, so the second thread waits.
 _TURNS = Turns()
-_UNREADABLE = object()
+UNREADABLE = object()
 _ENVIRONMENT = "environment variables"
 
 _is_tainted = False
@@ -60,7 +60,7 @@ class Switch(NamedTuple):
         try:
             return self.read()
         except Exception:
-            return _UNREADABLE
+            return UNREADABLE
 
 
 def autocasts() -> list[tuple[str, bool, torch.dtype]]:
@@ -219,7 +219,7 @@ def _attention(kind: str) -> Switch:
 
 
 # Settings that all numbers depend on; they are in the key of a cached score.
-_OF_NUMBERS = (
+OF_NUMBERS = (
     Switch("torch's default dtype", torch.get_default_dtype, torch.set_default_dtype),
     Switch("torch's default device", _default_device, torch.set_default_device),
     Switch("torch's number of threads", torch.get_num_threads, torch.set_num_threads),
@@ -265,7 +265,7 @@ _HOOK_TABLES = {
 def switches() -> tuple[Any, ...]:
     """List the settings of the process that every number depends on, global hooks of modules included."""
     return (
-        *(switch.value() for switch in _OF_NUMBERS),
+        *(switch.value() for switch in OF_NUMBERS),
         torch.get_default_device(),  # also of a `with` block
         *(list(table.values()) for table in _HOOK_TABLES.values()),
     )
@@ -281,7 +281,7 @@ class ProcessState:
     """
 
     def __init__(self, keep_environment: bool = False, originals: Originals | None = None) -> None:
-        switches = [*_OF_NUMBERS, *_OF_PASSES, *_OF_PYTHON]
+        switches = [*OF_NUMBERS, *_OF_PASSES, *_OF_PYTHON]
         self._values = [
             (each, each.value()) for each in switches if not (keep_environment and each.name == _ENVIRONMENT)
         ]
@@ -326,7 +326,7 @@ class ProcessState:
 
     def _find_switched(self) -> Iterator[tuple[Switch, Any]]:
         for switch, value in self._values:
-            if value is not _UNREADABLE and switch.value() != value:
+            if value is not UNREADABLE and switch.value() != value:
                 yield switch, value
 
     def _find_hooked(self) -> list[tuple[dict[Any, Any], dict[Any, Any]]]:

@@ -3,6 +3,7 @@
 import copy
 import io
 import multiprocessing
+import platform
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ class FinalWorkers:
             conditions._replace(data=_without_state(conditions.data), rewind=_not_here, cache=None),
             conditions.cache,
             tuple(self.devices),
+            platform.node(),
         )
         with closing(self.executor.call(train, schedule)) as coming:
             for finalist, outcome in coming:
@@ -63,17 +65,21 @@ class TrainInWorker:
         conditions: The conditions, without what belongs to the process that holds the finals.
         cache: Stores the trainings; None if nothing does.
         devices: See `FinalWorkers`.
+        machine: Name of the machine whose main process has run the data module's ``prepare_data``.
     """
 
     conditions: Conditions
     cache: FinalsCache | None
     devices: Sequence[str]
+    machine: str
 
     def __call__(self, finalist: Finalist) -> Finalist:
         """Train it, and return it without its builds."""
         self._check_files(finalist)
         # A worker of the pool is a daemon, which may not start workers of a loader; it ends with all that it started.
         multiprocessing.current_process()._config["daemon"] = False  # type: ignore[attr-defined]
+        if self.conditions.data.get("datamodule") is not None and platform.node() == self.machine:
+            self.conditions.data["datamodule"].prepare_data = _do_nothing
         trainer = self.conditions.trainer
         trainer.strategy._root_device = device_of_worker(trainer.strategy.root_device, self.devices, worker_idx())
         for training in finalist.trainings:
@@ -158,6 +164,10 @@ def _without_state(data: Mapping[str, Any]) -> dict[str, Any]:
         found["datamodule"] = copy.copy(found["datamodule"])
         found["datamodule"].trainer = None
     return found
+
+
+def _do_nothing() -> None:
+    pass
 
 
 def _not_here() -> None:

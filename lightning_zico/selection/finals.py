@@ -41,8 +41,17 @@ def finals_rules(settings: Any) -> FinalsRules:
 
 
 def finals_workers(executor: FinalsExecutor, rules: FinalsRules, devices: Sequence[str] = ()) -> FinalWorkers | None:
-    """Return what trains finalists for the user's argument ``finals_executor``; see `finals_executor_of` for errors."""
+    """Return what trains finalists for the user's argument ``finals_executor``; see `finals_executor_of` for errors.
+
+    Raises:
+        InvalidArgumentError: If there are no finals.
+    """
     found = finals_executor_of(executor, rules.finalists)
+    if found is not None and rules.finalists == 1:
+        raise InvalidArgumentError(
+            f"Invalid finalists=1 with `finals_executor={executor!r}`: expected at least 2, since one is not trained "
+            "in finals. Raise `finalists`, or leave `finals_executor` out."
+        )
     return None if found is None else FinalWorkers(found, devices)
 
 

@@ -145,10 +145,11 @@ class FinalsRules:
             return min(num_by_score or num_at_once, num_at_once)
         return (num_by_score or num_at_once) if self.learns is True else None
 
-    def has_time_for_another(self, finalists: Sequence[Finalist], num_at_once: int) -> bool:
+    def has_time_for_another(self, finalists: Sequence[Finalist], num_at_once: int, spent_s: float) -> bool:
         """Whether the time is enough for one more finalist in the first round, and for the rounds after it.
 
-        Another one is assumed to take as long as the mean of those before it. One must succeed in any case.
+        ``spent_s`` is the time so far. Another one is assumed to take as long as the mean of those before it. One must
+        succeed in any case.
         """
         done = [finalist for finalist in finalists if finalist.is_done]
         trained = [finalist for finalist in done if finalist.error is None]
@@ -157,13 +158,12 @@ class FinalsRules:
         mean = sum(finalist.seconds for finalist in trained) / len(trained)
         num_turns = sum(math.ceil(size / num_at_once) for size in self.round_sizes(len(finalists) + 1))
         coming = (num_turns - len(done) / num_at_once) * mean
-        return _seconds(finalists) / num_at_once + coming <= self.time_budget_s
+        return spent_s + coming <= self.time_budget_s
 
-    def has_time_for(self, remaining: Sequence[Finalist], finalists: Sequence[Finalist], num_at_once: int) -> bool:
+    def has_time_for(self, remaining: Sequence[Finalist], num_at_once: int, spent_s: float) -> bool:
         """Whether the time is enough for one more round of the remaining finalists, at their own speed."""
         each = [finalist.seconds / max(finalist.num_rounds, 1) for finalist in remaining]
-        coming = max(sum(each) / num_at_once, *each)
-        return self.time_budget_s is None or _seconds(finalists) / num_at_once + coming <= self.time_budget_s
+        return self.time_budget_s is None or spent_s + _time_of(each, num_at_once) <= self.time_budget_s
 
 
 # Trains the finalists of a schedule for a round each, and yields each of them when it is trained. The schedule is given
@@ -267,6 +267,7 @@ class _Rounds:
         self._finalists = finalists
         self._rules = rules
         self._running: set[Finalist] = set()
+        self._spent_s = 0.0
 
     def rank_key(self, finalist: Finalist) -> tuple[bool, int, float]:
         """Return the key by which finalists are sorted, best first."""
@@ -278,7 +279,7 @@ class _Rounds:
         """Yield each finalist when it may be trained for a round; None if `finish` must be called first."""
         rules, finalists = self._rules, self._finalists
         while batch := self._take(num_at_once):
-            yield from self._train(batch)
+            yield from self._train(batch, num_at_once)
         remaining = finalists
         for _ in rules.round_sizes(len(finalists))[1:]:
             factor = rules.factor(len(finalists)) if _agree(remaining) else 1
@@ -286,10 +287,10 @@ class _Rounds:
             remaining = [finalist for finalist in better if finalist.error is None]
             if len(remaining) < 2:
                 return
-            self.lacks_time = not rules.has_time_for(remaining, finalists, num_at_once)
+            self.lacks_time = not rules.has_time_for(remaining, num_at_once, self._spent_s)
             if self.lacks_time:
                 return
-            yield from self._train(remaining)
+            yield from self._train(remaining, num_at_once)
 
     def finish(self, finalist: Finalist) -> None:
         """Note that a finalist was trained for a round.
@@ -311,7 +312,7 @@ class _Rounds:
         num_before = len(self._finalists)
         size = self._rules.batch_size(num_before, num_at_once)
         while size is None or len(self._finalists) < num_before + size:
-            if not self._rules.has_time_for_another(self._finalists, num_at_once):
+            if not self._rules.has_time_for_another(self._finalists, num_at_once, self._spent_s):
                 break
             finalist = next(self._entrants, None)
             if finalist is None:
@@ -319,11 +320,14 @@ class _Rounds:
             self._finalists.append(finalist)
         return self._finalists[num_before:]
 
-    def _train(self, finalists: Sequence[Finalist]) -> Iterator[Finalist | None]:
+    def _train(self, finalists: Sequence[Finalist], num_at_once: int) -> Iterator[Finalist | None]:
+        before = [finalist.seconds for finalist in finalists]
         self._running.update(finalists)
         yield from finalists
         while self._running:
             yield None
+        each = [finalist.seconds - start for finalist, start in zip(finalists, before, strict=True)]
+        self._spent_s += _time_of(each, num_at_once)
 
 
 def _describe_result(finalist: Finalist, monitor: str) -> str:
@@ -452,5 +456,6 @@ def _catch_up(finalists: Iterable[Finalist], conditions: Conditions) -> None:
                 return
 
 
-def _seconds(finalists: Iterable[Finalist]) -> float:
-    return sum(finalist.seconds for finalist in finalists)
+def _time_of(each: Sequence[float], num_at_once: int) -> float:
+    """Return how long finalists that take these times are trained, if at most ``num_at_once`` are at a time."""
+    return max(sum(each) / min(num_at_once, len(each)), *each)

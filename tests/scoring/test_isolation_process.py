@@ -12,6 +12,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,7 +30,7 @@ from torch.utils.data import DataLoader
 from lightning_zico import Candidate, ProcessExecutor, ScoreCard, ZeroShotSelector, ZiCoCallback, score
 from lightning_zico.scoring import turns
 from lightning_zico.scoring.patches import list_watched
-from lightning_zico.scoring.process_state import one_ranking, preserved_process_state
+from lightning_zico.scoring.process_state import OF_NUMBERS, one_ranking, preserved_process_state
 from tests.interrupts import interrupted_at
 from tests.modules import Classifier, make_batches
 
@@ -532,3 +533,24 @@ def test_a_long_ranking_keeps_the_collector_from_what_was_there_before(num_own: 
     else:
         assert before == counts[0] == after == 0
         assert counts[-1] > len(sys.modules)  # a module is an object
+
+
+def read_settings(_: int) -> dict[str, Any]:
+    return {switch.name: switch.value() for switch in OF_NUMBERS}
+
+
+@pytest.mark.usefixtures("_forked_workers")
+def test_workers_have_all_settings_that_numbers_depend_on() -> None:
+    with preserved_process_state():
+        torch.set_default_dtype(torch.float64)
+        torch.set_float32_matmul_precision("medium")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.allow_tf32 = not torch.backends.cudnn.allow_tf32
+        torch.backends.mkldnn.enabled = False
+        torch.backends.cuda.enable_flash_sdp(False)
+        expected = read_settings(0)
+        with closing(ProcessExecutor(1).call(read_settings, lambda _: [0])) as coming:
+            _, outcome = next(coming)
+    assert outcome.error is None
+    assert outcome.result == expected

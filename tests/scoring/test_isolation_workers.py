@@ -21,7 +21,7 @@ from lightning_zico.scoring.executors import pool
 from lightning_zico.scoring.executors.pool import Limits, Outcome, outcomes, retire_worker
 from lightning_zico.scoring.executors.warden import Warden, end_family, new_mark
 from tests.modules import Classifier, make_batches
-from tests.processes import FORKED, started
+from tests.processes import FORKED, assert_gone, started
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="elsewhere, what a process started cannot be found"),
@@ -43,24 +43,6 @@ def outcomes_of(deeds: Iterable[Deed], **limits: Any) -> list[Outcome[Any]]:
 def hang() -> None:
     while True:
         time.sleep(3600)
-
-
-def is_there(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except FileNotFoundError:
-        return False
-
-
-def assert_gone(pids: Iterable[int]) -> None:
-    """Check that processes have ended, which takes a moment."""
-    pids, until = set(pids), time.monotonic() + 20
-    while left := {pid for pid in pids if is_there(pid)}:
-        if time.monotonic() > until:
-            for pid in left:
-                os.kill(pid, signal.SIGKILL)
-            pytest.fail(f"{len(left)} of {len(pids)} processes are still there")
-        time.sleep(0.05)
 
 
 # --- what a task does to its worker --------------------------------------------------------------

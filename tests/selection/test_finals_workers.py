@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,7 +30,7 @@ from lightning_zico.selection.finalist import Conditions, Finalist
 from lightning_zico.selection.finals import finals_workers
 from lightning_zico.selection.rounds import FinalsRules, hold_finals
 from tests.modules import assert_same
-from tests.processes import ROOT
+from tests.processes import ROOT, assert_gone
 from tests.selection.counted import NUM_EPOCHS, builds_of, fit, results
 from tests.selection.test_finals import Data, Net, Raising, Saying, selector_of, trainer_of
 from tests.selection.test_finals_time import Timed, cost_of
@@ -261,10 +262,18 @@ def test_as_many_take_part_as_fit_when_several_are_trained_at_once(time_budget_s
 
 
 def test_the_slowest_of_a_round_must_fit() -> None:
-    finalists = hold([1.0] * 7 + [50.0], 30.0, num_at_once=8)
-    assert [finalist.num_rounds for finalist in finalists] == [3, 3, 2, 2, 1, 1, 1, 1]
+    # The first round takes 50 s, however many workers are idle.
+    for time_budget_s, num_rounds in [(30.0, [1] * 8), (51.5, [2] * 4 + [1] * 4), (52.5, [3, 3, 2, 2, 1, 1, 1, 1])]:
+        finalists = hold([1.0] * 7 + [50.0], time_budget_s, num_at_once=8)
+        assert [finalist.num_rounds for finalist in finalists] == num_rounds
     finalists = hold([30.0] + [1.0] * 7, 30.0, num_at_once=8)
     assert [finalist.num_rounds for finalist in finalists] == [1] * 8
+
+
+@pytest.mark.parametrize(("time_budget_s", "num_rounds"), [(1.5, [1] * 8), (2.5, [2] * 4 + [1] * 4)])
+def test_workers_without_a_finalist_save_no_time(time_budget_s: float, num_rounds: list[int]) -> None:
+    finalists = hold([1.0] * 8, time_budget_s, num_at_once=64)
+    assert [finalist.num_rounds for finalist in finalists] == num_rounds
 
 
 def test_a_metric_that_is_not_logged_ends_finals_as_it_does_here() -> None:
@@ -328,19 +337,26 @@ def test_what_workers_cannot_get_is_an_error_before_the_ranking(monkeypatch: pyt
 
 @pytest.mark.parametrize("executor", ["ray", ProcessExecutor, SimpleNamespace(run=print)])
 def test_executors_that_cannot_train_are_refused(executor: Any) -> None:
-    with pytest.raises(ValueError, match=r'Invalid finals_executor=.*: expected None, "processes", '):
+    with pytest.raises(ValueError, match=r'Invalid finals_executor=.*: expected None, "processes", .*that has `call`'):
         ZeroShotSelector(finals_executor=executor)
 
 
-@pytest.mark.parametrize(("num_finalists", "num_workers"), [(2, 2), (5, 4)])
+@pytest.mark.parametrize("executor", ["processes", ProcessExecutor(), ProcessExecutor(6)])
+@pytest.mark.parametrize(("num_finalists", "num_cores"), [(2, 4), (5, 4)])
 def test_there_are_no_more_workers_than_finalists_or_cores(
-    num_finalists: int, num_workers: int, monkeypatch: pytest.MonkeyPatch
+    executor: Any, num_finalists: int, num_cores: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("lightning_zico.scoring.executors.processes.num_cores", lambda: 4)
-    workers = finals_workers("processes", FinalsRules(finalists=num_finalists))
+    monkeypatch.setattr("lightning_zico.scoring.executors.processes.num_cores", lambda: num_cores)
+    workers = finals_workers(executor, FinalsRules(finalists=num_finalists))
     assert workers is not None
     assert isinstance(workers.executor, ProcessExecutor)
-    assert workers.executor.num_workers == num_workers
+    most = num_cores if executor == "processes" else executor.num_workers or num_cores
+    assert workers.executor.num_workers == min(num_finalists, most)
+
+
+def test_an_executor_without_finals_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"^Invalid finalists=1 with `finals_executor='processes'`: expected at least"):
+        ZeroShotSelector(finals_executor="processes")
 
 
 def test_a_checkpoint_that_a_machine_cannot_reach_is_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -356,6 +372,30 @@ def test_a_checkpoint_that_a_machine_cannot_reach_is_a_row(monkeypatch: pytest.M
     selector = selector_of(trainer_of(), 2, finals_executor=Elsewhere())
     selector.fit(builds_of(2, Net), Data())
     assert "cannot reach '/on/another/machine'" in selector.leaderboard_.errors["0"]
+
+
+class Prepared(Data):
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+
+    def prepare_data(self) -> None:
+        with self.path.open("a") as file:
+            file.write("prepared\n")
+
+
+@pytest.mark.parametrize(("is_here", "num_calls"), [(True, 2), (False, 4)])
+def test_workers_of_this_machine_do_not_prepare_the_data_again(
+    is_here: bool, num_calls: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    call = TrainInWorker.__call__
+    if not is_here:
+        monkeypatch.setattr(TrainInWorker, "__call__", lambda own, item: call(replace(own, machine="another"), item))
+    data = Prepared(tmp_path / "calls")
+    selector = selector_of(trainer_of(2), 2, finals_executor=Elsewhere()).fit(builds_of(2, Net), data)
+    assert selector.leaderboard_.errors == {}
+    # The ranking, the winner's training in this process, and on another machine each finalist.
+    assert len(data.path.read_text().splitlines()) == num_calls
 
 
 def test_each_finalist_is_a_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
@@ -411,11 +451,8 @@ def test_finals_that_are_ended_leave_no_worker_and_lose_at_most_one_epoch(how: s
             assert process.poll() is None
             time.sleep(0.1)
         process.send_signal(how)
-        assert process.wait(60) != 0
-    until = time.monotonic() + 30
-    while any(Path(f"/proc/{pid}").exists() for pid in pids):
-        assert time.monotonic() < until
-        time.sleep(0.1)
+        assert process.wait(120) != 0
+    assert_gone(pids)
     (tmp_path / "over").touch()
     assert sorted((tmp_path / "trained").read_text().splitlines()) == ["0 0", "0 1", "1 0", "1 1"]
     found = results(fit_stopping(str(tmp_path), None))

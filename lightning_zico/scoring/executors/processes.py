@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import ExitStack, closing
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, TypeVar
 
@@ -12,7 +13,7 @@ from lightning_zico.results import ScoreCard
 from lightning_zico.scoring.arguments import positive, whole_number
 from lightning_zico.scoring.executors.base import CallingExecutor, Executor, Job
 from lightning_zico.scoring.executors.pool import Limits, Outcome, outcomes, resident_bytes, retire_worker, worker_idx
-from lightning_zico.scoring.process_state import autocasts, is_tainted
+from lightning_zico.scoring.process_state import OF_NUMBERS, UNREADABLE, autocasts, is_tainted
 from lightning_zico.scoring.scorer import Scorer
 
 T = TypeVar("T")
@@ -110,7 +111,7 @@ class AsHere(Generic[T, R]):
 
     Args:
         function: The function to call.
-        settings: The settings of torch that numbers depend on.
+        settings: The settings of torch that numbers depend on, by their names in `process_state.OF_NUMBERS`.
         autocasts: The state of autocast, as `process_state.autocasts` lists it; numbers depend on it as well.
     """
 
@@ -121,18 +122,16 @@ class AsHere(Generic[T, R]):
     @classmethod
     def of(cls, function: Callable[[T], R], num_threads: int) -> "AsHere[T, R]":
         """Copy the settings of this process, with at most ``num_threads`` threads."""
-        settings = {
-            "num_threads": min(num_threads, torch.get_num_threads()),
-            "default_dtype": torch.get_default_dtype(),
-            "float32_matmul_precision": torch.get_float32_matmul_precision(),
-            "deterministic_debug_mode": torch.get_deterministic_debug_mode(),
-        }
+        settings = {switch.name: switch.value() for switch in OF_NUMBERS if switch.name != "autocast"}
+        settings = {name: value for name, value in settings.items() if value is not UNREADABLE}
+        settings["torch's number of threads"] = min(num_threads, torch.get_num_threads())
         return cls(function, settings, autocasts())
 
     def __call__(self, item: T) -> R:
         """Call the function with the settings."""
-        for name, value in self.settings.items():
-            getattr(torch, f"set_{name}")(value)
+        for switch in OF_NUMBERS:
+            if switch.name in self.settings and switch.value() != self.settings[switch.name]:
+                switch.write(self.settings[switch.name])
         with ExitStack() as casting:
             for kind, is_enabled, dtype in self.autocasts:
                 torch.set_autocast_dtype(kind, dtype)
@@ -193,18 +192,21 @@ def finals_executor_of(executor: CallingExecutor | Literal["processes"] | None, 
 
     Args:
         executor: The argument.
-        most: Number of finalists: ``"processes"`` starts no more workers, so that each has more threads.
+        most: Number of finalists: a `ProcessExecutor` starts no more workers, so that each has more threads.
 
     Raises:
         ValueError: If it is another name or a class, or an executor that cannot train.
     """
-    if executor == "processes":
-        return ProcessExecutor(min(num_cores(), most))
+    executor = ProcessExecutor() if executor == "processes" else executor
     if isinstance(executor, str | type) or not (executor is None or callable(getattr(executor, "call", None))):
         raise ValueError(
-            f'Invalid finals_executor={executor!r}: expected None, "processes", `ProcessExecutor(...)` or '
-            "`RayExecutor(...)`."
+            f'Invalid finals_executor={executor!r}: expected None, "processes", `ProcessExecutor(...)`, '
+            "`RayExecutor(...)` or another executor that has `call`."
         )
+    if isinstance(executor, ProcessExecutor):
+        capped = copy(executor)
+        capped.num_workers = min(capped.num_workers or num_cores(), most)
+        return capped
     return executor
 
 
