@@ -40,6 +40,7 @@ def test_dead_edges_change_no_output() -> None:
     assert num_changed
 
 
+@pytest.mark.slow
 def test_the_reduced_search_goes_on_where_it_was_and_is_kept(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     words = ["--part", "reduced", "--population", "4", "--batch-size", "2", "--resolution", "32"]
     words += ["--data", str(tmp_path), "--results", str(tmp_path / "out"), "--storage", str(tmp_path / "trials.db")]

@@ -301,5 +301,5 @@ def test_without_optuna_the_import_says_what_to_install(monkeypatch: pytest.Monk
     for name in [name for name in sys.modules if name.startswith("lightning_zico.integrations")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with pytest.raises(ModuleNotFoundError, match=r"`ScreeningSampler` needs Optuna: `pip install 'lightning-zico"):
+    with pytest.raises(ModuleNotFoundError, match=r"`ScreeningSampler` needs Optuna: `pip install .*\[search\]'`"):
         import_module("lightning_zico.integrations")

@@ -316,6 +316,7 @@ def in_a_session_and_hangs(folder: Path) -> None:
 
 def rank(folder: str, start_method: str) -> None:
     """Hang in workers."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under `nohup` it is ignored
     # Those that are forked from here hold the other ends of all pipes, so that none of these ends with this process.
     pool._CONTEXT = FORKED if start_method == "forkserver" else multiprocessing.get_context(start_method)
     where = Path(folder)
@@ -330,7 +331,10 @@ def rank(folder: str, start_method: str) -> None:
 
 @pytest.mark.parametrize(
     ("end", "start_method"),
-    [("SIGKILL", "forkserver"), ("SIGKILL", "fork"), ("SIGTERM", "fork"), ("SIGHUP", "fork")],
+    [
+        *(("SIGKILL", "forkserver"), ("SIGKILL", "fork"), ("SIGTERM", "fork")),
+        pytest.param("SIGHUP", "fork", marks=pytest.mark.slow),
+    ],
 )
 def test_workers_end_with_the_process_that_ranks(end: str, start_method: str, tmp_path: Path) -> None:
     ranking = started(rank, str(tmp_path), start_method)

@@ -172,6 +172,7 @@ class Diverging(Net):
         self.log("val_loss", float("nan"))
 
 
+@pytest.mark.slow
 def test_failures_are_rows_and_cost_nothing_else() -> None:
     builds = {
         "raising": partial(Raising, 9),
