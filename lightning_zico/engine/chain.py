@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from lightning_zico._typing import Batch
 from lightning_zico.engine.batches import tensors_of
-from lightning_zico.engine.dispatched import SHAPED, SHAPED_RANDOM, key_of, name_of, tensors_in, written_by
+from lightning_zico.engine.dispatched import key_of, looks_at_shapes, name_of, tensors_in, written_by
 from lightning_zico.engine.hooks import call_hooks
 from lightning_zico.engine.observers import floating_tensor_in
 from lightning_zico.engine.tree import submodules
@@ -112,11 +111,6 @@ class _Graph:
         return node
 
 
-@lru_cache(maxsize=4096)
-def _looks_at_shapes(func: Any) -> bool:
-    return name_of(func).startswith((*SHAPED, *SHAPED_RANDOM))
-
-
 class Chain:
     """The calls of submodules in one run of a step, and through which of them all data passes.
 
@@ -161,7 +155,7 @@ class Chain:
         # Looked up first: an operator may write to what it is given.
         given = [key_of(tensor) for tensor in tensors_in((args, kwargs) if kwargs else args)]
         out = func(*args, **kwargs)
-        if given and not _looks_at_shapes(func):
+        if given and not looks_at_shapes(func):
             made = [key for tensor in tensors_in(out) if (key := key_of(tensor)) not in given]
             self._graph.note(name_of(func), given, [*made, *map(key_of, written_by(func, args, kwargs))])
         return out

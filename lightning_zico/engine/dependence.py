@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from lightning_zico._typing import Batch
 from lightning_zico.engine.batches import tensors_of
-from lightning_zico.engine.dispatched import SHAPED, SHAPED_RANDOM, key_of, name_of, tensors_in, written_by
+from lightning_zico.engine.dispatched import key_of, looks_at_shapes, tensors_in, written_by
 
 
 class Dependence(TorchDispatchMode):
@@ -35,8 +35,7 @@ class Dependence(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        is_shaped = name_of(func).startswith((*SHAPED, *SHAPED_RANDOM))
-        depends = not is_shaped and self.has(*args, *kwargs.values())
+        depends = not looks_at_shapes(func) and self.has(*args, *kwargs.values())
         out = func(*args, **kwargs)
         if depends:
             self._dependent.update(map(key_of, [*tensors_in(out), *written_by(func, args, kwargs)]))

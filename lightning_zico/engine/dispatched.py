@@ -22,6 +22,12 @@ def name_of(func: Any) -> str:
     return str(getattr(getattr(func, "_overloadpacket", func), "__name__", func))
 
 
+@lru_cache(maxsize=4096)
+def looks_at_shapes(func: Any) -> bool:
+    """Whether an operator reads no values of what it is given."""
+    return name_of(func).startswith((*SHAPED, *SHAPED_RANDOM))
+
+
 def key_of(tensor: Tensor) -> StorageWeakRef:
     """Refer to the memory that a tensor lives in, also of one that `torch.func` wraps."""
     while is_functorch_wrapped_tensor(tensor):

@@ -223,7 +223,9 @@ def _channels_first(tensor: Tensor, module: nn.Module) -> Tensor:
     if tensor.ndim == 3:  # tokens, unless the module convolves along one dimension
         kinds = {type(part) for part in module.modules()}
         last = nn.Conv1d not in kinds or not first or (last and nn.Linear in kinds)
-    return tensor.movedim(-1, 1) if last and not (first and tensor.ndim > 3) else tensor
+    else:
+        last = last and not first
+    return tensor.movedim(-1, 1) if last else tensor
 
 
 def _rows(tensor: Tensor, module: nn.Module) -> Tensor:
