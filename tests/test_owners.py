@@ -104,6 +104,7 @@ def in_another_container(code: str) -> "subprocess.Popen[str]":
     return python(code, *unshare)
 
 
+@pytest.mark.slow
 def test_a_claim_from_another_container_is_left_alone(tmp_path: Path) -> None:
     code = f"""
 from lightning_zico import Score, ScoreCard

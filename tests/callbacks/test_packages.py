@@ -130,6 +130,7 @@ def test_several_loaders_of_a_trainer_are_read_as_it_reads_them(package: ModuleT
     assert callback.history[0]["error"] is None
 
 
+@pytest.mark.slow
 def test_the_other_package_is_not_imported_for_it() -> None:
     command = "import sys; from lightning_zico import ZiCoCallback; c = ZiCoCallback(); isinstance(c, int); "
     command += "assert 'pytorch_lightning' not in sys.modules; import pytorch_lightning as p; "

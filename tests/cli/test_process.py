@@ -79,6 +79,7 @@ def test_ctrl_c_while_the_winner_trains_keeps_it_as_far_as_it_is_trained(folder:
     assert saved["optimizer_states"]
 
 
+@pytest.mark.slow
 def test_ctrl_c_ends_fit_with_130(folder: Path) -> None:
     code, _, errors = interrupted_after_two_epochs(folder, "fit", "--model", "my_pkg.Endless", "--data", "digits")
     assert code == 130

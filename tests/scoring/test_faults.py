@@ -161,6 +161,7 @@ def test_what_takes_its_process_down_hangs_or_fills_the_memory_is_a_row(tmp_path
     assert seconds["hangs"] >= 5
 
 
+@pytest.mark.slow
 def test_a_script_that_starts_processes_without_a_guard_is_told_so(tmp_path: Path) -> None:
     script = tmp_path / "unguarded.py"
     script.write_text(

@@ -239,6 +239,7 @@ def test_workers_put_the_process_back_between_candidates() -> None:
     assert values(selector) == values(ranked(GOOD, executor=executor))
 
 
+@pytest.mark.slow
 def test_a_worker_whose_process_cannot_be_put_back_is_replaced(tmp_path: Path) -> None:
     log = tmp_path / "log"
 

@@ -18,6 +18,7 @@ from tests.selection.test_selector import Data, Quadruple, broken
 from tests.selection.test_tally import drawn
 
 
+@pytest.mark.slow
 def test_a_race_finds_the_full_runs_winner_on_half_of_the_repeats() -> None:
     for seed in range(3):
         table = race_table(seed)
