@@ -29,10 +29,10 @@ from tables import LOADERS, Table, add_folders, user_table
 from lightning_zico import list_proxies
 from lightning_zico.errors import ZiCoError
 from lightning_zico.proxies import BASELINES
-from lightning_zico.ranking import Interval, combine, kendall
+from lightning_zico.ranking import Interval, kendall
 from lightning_zico.results import NOT_APPLICABLE
 from lightning_zico.scoring.checks import check_batches
-from lightning_zico.scoring.choice import Choice
+from lightning_zico.scoring.choice import Choice, Used, choose_applicable
 
 Record: TypeAlias = dict[str, Any]
 
@@ -48,8 +48,9 @@ class Study:
         table: The candidates that were drawn.
         protocol: How they were scored.
         scores: One score per candidate, by proxy or recipe; higher is better. A candidate that failed has the lowest
-            score, since a leaderboard ranks it last. None where a score does not apply.
-        errors: Number of candidates without a score and the most frequent reason, by proxy; no entry if all have one.
+            score of a proxy. None where a proxy does not apply. Recipes fall back as they do in a leaderboard.
+        errors: Number of candidates without a score and the most frequent reason, by proxy, and the fallback that was
+            used, by recipe; no entry if there is none.
         seconds: Median seconds of scoring a candidate with only one proxy or recipe, by name; ``""`` is all together.
     """
 
@@ -113,23 +114,29 @@ def studied(table: Table, choice: Choice, protocol: Protocol, kept: Cache, sets:
         why = {idx: error for idx, row in enumerate(table.rows) if (error := kept.error(row.name, proxy.name))}
         reasons[proxy.name] = Counter(why.values())
         failed[proxy.name] = {idx for idx, error in why.items() if not error.startswith(NOT_APPLICABLE)}
-    scores = {name: combine(recipe, scores) for name, recipe in choice.recipes.items()} | scores
-    members = {name: recipe.members for name, recipe in choice.recipes.items()}
-    scores = {
-        name: with_last(values, set().union(*(failed[member] for member in members.get(name, (name,)))))
-        for name, values in scores.items()
-    }
+    lacking = [{name for name, values in scores.items() if values[idx] is None} for idx in range(len(table.rows))]
+    used = {name: choose_applicable(lacking, recipe) for name, recipe in choice.recipes.items()}
+    by_recipe = {name: one.values(scores) for name, one in used.items()}
+    scores = by_recipe | {name: with_last(values, failed[name]) for name, values in scores.items()}
     scores |= {name: [row.references[name] for row in table.rows] for name in table.rows[0].references}
     errors = {
         name: f"{counter.total()} candidates have no score, mostly: {counter.most_common(1)[0][0]}"
         for name, counter in reasons.items()
         if counter
     }
+    errors |= {name: told for name, one in used.items() if (told := _told(name, one)) is not None}
     timed = {
         name: [kept.seconds[row.name][joined] for row in table.rows[:NUM_TIMED] if joined in kept.seconds[row.name]]
         for name, joined in sets.items()
     }
     return Study(table, protocol, scores, errors, {name: statistics.median(s) for name, s in timed.items() if s})
+
+
+def _told(name: str, used: Used) -> str | None:
+    """Say which recipes rank in place of one, as the note of a leaderboard does; None if it is the recipe alone."""
+    if used.recipe.name != name:
+        return f"{used.recipe.name} ranks in its place."
+    return None if used.beside is None else f"{used.beside.name} places the candidates to which it does not apply."
 
 
 def with_last(values: Values, failed: Container[int]) -> Values:

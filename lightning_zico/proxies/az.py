@@ -141,11 +141,13 @@ class BlockStatistics(NamedTuple):
         trainabilities: `spectral_balance` by name of each block that follows another one. Identities are left out, and
             so are blocks whose positions cannot be aligned with those of the block before.
         num_hidden: Number of blocks whose output autograd does not track.
+        has_tokens: Whether the outputs of blocks that follow another one are tokens, with channels last.
     """
 
     expressivities: dict[str, float]
     trainabilities: dict[str, float]
     num_hidden: int
+    has_tokens: bool
 
 
 @dataclass(unsafe_hash=True)
@@ -155,10 +157,12 @@ class _Blocks(Observer):
     Args:
         names_of_blocks: Submodules to observe.
         seed: Seed of the random signs.
+        tokens: Whether to differentiate blocks whose outputs are tokens as well.
     """
 
     names_of_blocks: tuple[str, ...] = ()
     seed: int = 0
+    tokens: bool = False
 
     needs_graph: ClassVar[bool] = True
     needs_input_graph: ClassVar[bool] = False
@@ -185,7 +189,12 @@ class _Blocks(Observer):
             )
         generator = torch.Generator().manual_seed(self.seed)
         balances = {}
+        any_tokens = False
         for (_, before, earlier), (name, block, later) in pairwise(self._outputs):
+            has_tokens = _channels_first(later, block) is not later
+            any_tokens |= has_tokens
+            if has_tokens and not self.tokens:
+                continue
             signs = torch.randint(2, later.shape, generator=generator, dtype=torch.float32).mul_(2).sub_(1).to(later)
             if not (later.requires_grad and earlier.requires_grad):
                 continue
@@ -198,7 +207,6 @@ class _Blocks(Observer):
                 continue  # the blocks are not consecutive, or the block is an identity
             aligned = _aligned(back, before, signs, block)
             if aligned is not None:
-                has_tokens = _channels_first(later, block) is not later
                 balances[name] = (token_balance if has_tokens else spectral_balance)(*aligned)
         keys = [*self._isotropies, *balances]
         values = torch.stack([*self._isotropies.values(), *balances.values()]).tolist()
@@ -207,6 +215,7 @@ class _Blocks(Observer):
             dict(zip(keys[:split], values[:split], strict=True)),
             dict(zip(keys[split:], values[split:], strict=True)),
             sum(not output.requires_grad for _, _, output in self._outputs),
+            any_tokens,
         )
         self._outputs = []
 
@@ -254,8 +263,12 @@ def _aligned(back: Tensor, before: nn.Module, signs: Tensor, block: nn.Module) -
     return rows.reshape(len(sign_rows), -1), sign_rows  # for example a whole map beside the vector computed from it
 
 
-def block_statistics(probe: Probe) -> BlockStatistics:
+def block_statistics(probe: Probe, tokens: bool = False) -> BlockStatistics:
     """Run a candidate with Kaiming weights on Gaussian inputs, as many as the batch has, but at most 32.
+
+    Args:
+        probe: The candidate.
+        tokens: Whether blocks whose outputs are tokens get a trainability as well.
 
     Raises:
         NotApplicableError: If the candidate has fewer than two blocks, or runs them on a part of the batch at a time.
@@ -272,10 +285,15 @@ def block_statistics(probe: Probe) -> BlockStatistics:
     # The weights are leaves, because tokens have no gradient: the graph then starts at the embeddings.
     own = probe.stateless.copied_params(weights)
     weights = {name: t.requires_grad_(t.is_floating_point()) for name, t in (own | weights).items()}
-    observer = _Blocks(tuple(blocks), probe.seed)
+    observer = _Blocks(tuple(blocks), probe.seed, tokens)
     probe.forward(observer, tensors=weights, batch=batch, fed="Gaussian inputs and Kaiming weights", is_cut=True)
     observer.rows.check(count, "its blocks")
     return observer.statistics
+
+
+def token_statistics(probe: Probe) -> BlockStatistics:
+    """Do the same, and give blocks whose outputs are tokens a trainability as well."""
+    return block_statistics(probe, tokens=True)
 
 
 def _expressivities(probe: Probe) -> dict[str, float]:
@@ -345,15 +363,30 @@ class AZTrainability(Proxy):
 
     The published mean over positions has an error that grows with the width of a block. It is small in convolutional
     networks, which have many positions, and is most of the value in transformers, whose scores it makes fall with
-    width. Outputs with channels last, as those of tokens, are therefore scored by `token_balance`.
+    width. Outputs with channels last, as those of tokens, can be scored by `token_balance`, which takes most of the
+    error out. What is left did not order transformers by their accuracy, so these have a score only with
+    ``tokens=True``.
+
+    Args:
+        tokens: Whether to score networks with blocks whose outputs are tokens.
+        name: Name of the column.
     """
 
     needs_labels = False
 
+    def __init__(self, tokens: bool = False, name: str = "az_trainability") -> None:
+        self.tokens = tokens
+        self.name = name
+
     def measure(self, probe: Probe) -> Measurement:
         """Average over the blocks that follow another."""
-        statistics = probe.once(block_statistics)
+        statistics = probe.once(token_statistics if self.tokens else block_statistics)
         parts = statistics.trainabilities
+        if statistics.has_tokens and not self.tokens:
+            raise NotApplicableError(
+                "its blocks put out tokens, and how such blocks keep gradients did not tell good transformers from bad "
+                "ones. `AZTrainability(tokens=True)` scores them all the same."
+            )
         if not parts and statistics.num_hidden:
             raise NotApplicableError(
                 f"autograd does not follow {statistics.num_hidden} of its blocks: they run under `torch.no_grad()`, in "

@@ -108,7 +108,7 @@ def chain_of(recipe: Recipe) -> list[Recipe]:
 
     Example:
         >>> [link.name for link in chain_of(get_recipe("balanced"))]
-        ['balanced', 'without_blocks', 'size', 'params']
+        ['balanced', 'label_free', 'without_synflow', 'without_blocks', 'size', 'params']
     """
     links = [recipe]
     while (name := links[-1].fallback) is not None:
@@ -205,7 +205,7 @@ for _recipe in (
         "log_rank",
         _measured(_AFTERWARDS, 0.713, 0.478, 0.503, 0.477),
         f"{_AZ_NAS}; {_NASWOT}; their combination is ours",
-        fallback="without_blocks",
+        fallback="label_free",
     ),
     Recipe(
         "zoo",
@@ -213,7 +213,7 @@ for _recipe in (
         "log_rank",
         _measured(f"{_AFTERWARDS} Not even on timm better than `params`.", 0.714, 0.493, 0.482, 0.520),
         f"{_AZ_NAS}; {_NASWOT}; their combination is ours",
-        fallback="without_blocks",
+        fallback="without_synflow",
     ),
     Recipe(
         "block_free",
@@ -241,6 +241,22 @@ for _recipe in (
         ),
         f"{_AZ_NAS}; {_NASWOT}; {_SYNFLOW}; their combination is ours",
         fallback="balanced",
+    ),
+    Recipe(
+        "label_free",
+        ("macs", "naswot", "az_expressivity_mean", "synflow"),
+        "log_rank",
+        Evidence(),
+        f"{_AZ_NAS}; {_NASWOT}; {_SYNFLOW}; their combination is ours",
+        fallback="without_synflow",
+    ),
+    Recipe(
+        "without_synflow",
+        ("macs", "naswot", "az_expressivity_mean"),
+        "log_rank",
+        Evidence(),
+        f"{_AZ_NAS}; {_NASWOT}; ours",
+        fallback="without_blocks",
     ),
     Recipe("without_blocks", ("macs", "naswot"), "log_rank", Evidence(), f"{_NASWOT}; ours", fallback="size"),
     Recipe(

@@ -17,7 +17,7 @@ import pytest
 from rich.console import Console
 
 from lightning_zico.proxies import BASELINES, list_proxies
-from lightning_zico.ranking import bootstrap_interval, kendall, list_recipes
+from lightning_zico.ranking import bootstrap_interval, combine, get_recipe, kendall, list_recipes
 from lightning_zico.scoring.choice import Choice
 from lightning_zico.spaces import get_space
 from tests.data import data_file, data_rows
@@ -130,6 +130,27 @@ def test_references_are_printed_beside_the_scores(tmp_path):
     own = fidelity.studied(table, choice, scores.Protocol(Path("x")), kept, {})
     assert own.scores["layers"] == [0, 0, 1, 1, 2, 2]
     assert own.mean_tau("layers") == pytest.approx(kendall([0, 0, 1, 1, 2, 2], range(6)))
+
+
+@pytest.mark.parametrize(
+    ("num_lacking", "told"),
+    [(0, None), (1, "size places the candidates to which it does not apply."), (2, "size ranks in its place.")],
+)
+def test_recipes_fall_back_as_in_a_leaderboard(tmp_path, num_lacking, told):
+    rows = tuple(tables.Row(str(idx), int, {"acc": float(idx)}) for idx in range(10))
+    kept = scores.Cache(tmp_path / "b.jsonl")
+    for idx, row in enumerate(rows):
+        known = {"params": 10.0 - idx, "macs": 10.0 - idx, "naswot": float(idx)}
+        errors = {"naswot": f"not applicable: {known.pop('naswot')}"} if idx < num_lacking else {}
+        kept.add(row.name, scores=known, errors=errors)
+    table, choice = tables.Table("b", rows, ("acc",), ""), Choice.of(["without_blocks"])
+    own = fidelity.studied(table, choice, scores.Protocol(Path("x")), kept, {})
+    assert own.errors.get("without_blocks") == told
+    values = own.scores["without_blocks"]
+    size = combine(get_recipe("size"), {name: [10.0 - idx for idx in range(10)] for name in ("params", "macs")})
+    assert None not in values
+    assert (values == size) == (num_lacking == 2)
+    assert (values[0] == max(values)) == (num_lacking != 0)  # the largest, hence the first by size
 
 
 def test_timm_has_models_of_moderate_size_at_their_own_resolution():

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from lightning_zico import list_proxies, score
 from lightning_zico.engine.weights import drawn_like, gaussian_batch, gaussian_weights, kaiming_weights
-from lightning_zico.proxies import Fisher, GradSign, MeCo, Proxy, ZiCoBC, resolve_proxies
+from lightning_zico.proxies import AZTrainability, Fisher, GradSign, MeCo, Proxy, ZiCoBC, resolve_proxies
 from tests.proxies.models import Mixed, Tokens, ViT, cnn, mlp
 from tests.reference import forward_proxies as forward
 from tests.reference import proxies as derivatives
@@ -57,6 +57,7 @@ NOT_APPLICABLE = {
     ("mlp", "dextr"),
     *(("mixed", name) for name in _NO_BLOCKS),
     *((kind, name) for kind in ("cnn", "mlp", "mixed") for name in _OF_TRANSFORMERS),
+    *((kind, "az_trainability") for kind in ("vit", "tokens")),  # unless asked for
 }
 
 
@@ -255,3 +256,11 @@ def test_variants_equal_their_twins(proxy: Proxy, twin: Callable[[Case], float])
     case = case_of("cnn")
     result = score(case.model, case.batches, proxies=proxy, loss_fn=F.cross_entropy, seed=SEED)[proxy.name]
     assert result.value == pytest.approx(twin(case), rel=TIGHT)
+
+
+@pytest.mark.parametrize("name", ["vit", "tokens"])
+def test_trainability_of_tokens_equals_its_twin_where_it_is_asked_for(name: str) -> None:
+    case = case_of(name)
+    proxy = AZTrainability(tokens=True)
+    result = score(case.model, case.batches, proxies=proxy, loss_fn=F.cross_entropy, seed=SEED)[proxy.name]
+    assert result.value == pytest.approx(TWINS[proxy.name](case), rel=TIGHT)

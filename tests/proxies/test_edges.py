@@ -14,7 +14,7 @@ from lightning_zico import Score, score
 from lightning_zico.candidates import Built, Candidate
 from lightning_zico.engine.weights import drawn_indices
 from lightning_zico.errors import NonFiniteError
-from lightning_zico.proxies import swap
+from lightning_zico.proxies import AZTrainability, swap
 from lightning_zico.proxies.meco import least_eigenvalue
 from lightning_zico.proxies.ntk import ntk_cond_score
 from tests.modules import Classifier, make_batches
@@ -115,11 +115,11 @@ def test_an_output_that_no_input_moves_correlates_with_nothing() -> None:
 
 def test_blocks_of_tokens_are_differentiated_also_beside_a_mask_of_floating_point() -> None:
     batches = tokens_and_mask()
-    network = Masked()
-    masked = score(network, batches, proxies="az_trainability", loss_fn=F.cross_entropy)["az_trainability"]
+    network, proxy = Masked(), AZTrainability(tokens=True)
+    masked = score(network, batches, proxies=proxy, loss_fn=F.cross_entropy)["az_trainability"]
     assert masked.value is not None
     plain = [({"ids": inputs["ids"]}, labels) for inputs, labels in batches]
-    alone = score(network, plain, proxies="az_trainability", loss_fn=F.cross_entropy)["az_trainability"]
+    alone = score(network, plain, proxies=proxy, loss_fn=F.cross_entropy)["az_trainability"]
     assert masked.value == alone.value
 
 
@@ -331,8 +331,8 @@ class WithClassToken(nn.Module):
 def test_az_leaves_out_a_block_whose_positions_cannot_be_lined_up() -> None:
     batches = [(torch.randn(4, 6, 5), torch.randint(3, (4,)))]
     blocks = ["patches", "layers.0", "layers.1"]
-    names = ["az_expressivity", "az_trainability"]
-    card = score(Candidate("one", WithClassToken, blocks), batches, names, nn.CrossEntropyLoss())
+    proxies = ["az_expressivity", AZTrainability(tokens=True)]
+    card = score(Candidate("one", WithClassToken, blocks), batches, proxies, nn.CrossEntropyLoss())
     assert list(card["az_expressivity"].details["blocks"]) == blocks
     assert list(card["az_trainability"].details["blocks"]) == blocks[2:]
 

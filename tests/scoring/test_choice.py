@@ -17,7 +17,10 @@ from lightning_zico.scoring.choice import Choice, Used
 from tests.modules import Fixed
 from tests.reference.ranking import sum_of_logs
 
-CHAIN = [*(get_recipe(name) for name in ("balanced+synflow", "balanced", "without_blocks", "size")), LAST_RESORT]
+CHAIN = [
+    *map(get_recipe, ("balanced+synflow", "balanced", "label_free", "without_synflow", "without_blocks", "size")),
+    LAST_RESORT,
+]
 MEMBERS = ["macs", "naswot", "az_expressivity_mean", "az_trainability", "synflow", "params"]
 MISSING = {"n/a": f"{NOT_APPLICABLE}: it has no such part.", "failed": "RuntimeError: it broke."}
 NUMBERS = st.one_of(st.integers(-3, 3), st.floats(-1e6, 1e6))

@@ -515,6 +515,21 @@ def test_one_candidate_whose_flow_leaves_float64_makes_all_fall_back_to_the_reci
     assert selector.leaderboard_.provenance["recipes"]["balanced+synflow"]["used"] == "balanced+synflow"
 
 
+def test_trainability_has_no_vote_where_blocks_put_out_tokens() -> None:
+    def encoder(width: int) -> nn.Module:
+        layers = [nn.TransformerEncoderLayer(width, 2, width, 0.0, batch_first=True) for _ in range(3)]
+        return nn.Sequential(nn.Flatten(1, 2), nn.Linear(5, width), *layers, nn.Flatten(), nn.Linear(10 * width, 3))
+
+    selector = ZeroShotSelector(loss_fn=nn.functional.cross_entropy)
+    leaderboard = selector.rank({f"{width}": partial(encoder, width) for width in (8, 12)}, make_batches())
+    assert leaderboard.provenance["recipes"]["balanced+synflow"]["used"] == "label_free"
+    assert leaderboard.notes[0].startswith("balanced+synflow fell back to label_free (log_rank of macs, naswot, ")
+    assert "its blocks put out tokens" in leaderboard.notes[0]
+    members = get_recipe("label_free").members
+    table = {name: [row[name] for row in leaderboard] for name in members}
+    assert [row["score"] for row in leaderboard] == combine(get_recipe("label_free"), table)
+
+
 class OneHot(nn.Module):
     """Numbers for tokens, without an embedding to differentiate with respect to."""
 
