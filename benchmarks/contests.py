@@ -40,8 +40,8 @@ class Contest:
 
 # Contestants that are not in the package. Those of the second contest are the best combination in AZ-NAS's paper, with
 # the mean over blocks instead of the sum, plus one, two or three proxies of another kind: those of how samples are told
-# apart. Those of the third are the default with or without one of its members, and with or without two proxies. Those of
-# the fourth have the sum over blocks, which rewards depth, in place of the mean.
+# apart. Those of the third are the default with or without one of its members, and with or without two proxies. Those
+# of the fourth have the sum over blocks, which rewards depth, in place of the mean.
 _AZ_SYNFLOW = ("az_expressivity_mean", "az_progressivity", "az_trainability", "macs", "synflow")
 _UNTRAINED = ("macs", "naswot", "az_expressivity_mean", "synflow")
 _BALANCED = ("macs", "naswot", "az_expressivity_mean", "az_trainability")
@@ -56,6 +56,7 @@ ONLY_HERE = {
     "balanced+zico": (*_BALANCED, "zico"),
     "balanced+synflow+zico": (*_BALANCED, "synflow", "zico"),
     "balanced+synflow+intrain": (*_BALANCED, "synflow", "intrain"),
+    "label_free": _UNTRAINED,
     "label_free_sum": ("macs", "naswot", "az_expressivity", "synflow"),
     "without_synflow_sum": ("macs", "naswot", "az_expressivity"),
     "az_sum": ("macs", "az_expressivity"),

@@ -114,9 +114,11 @@ def studied(table: Table, choice: Choice, protocol: Protocol, kept: Cache, sets:
         why = {idx: error for idx, row in enumerate(table.rows) if (error := kept.error(row.name, proxy.name))}
         reasons[proxy.name] = Counter(why.values())
         failed[proxy.name] = {idx for idx, error in why.items() if not error.startswith(NOT_APPLICABLE)}
-    lacking = [{name for name, values in scores.items() if values[idx] is None} for idx in range(len(table.rows))]
+    dead = {idx for idx, row in enumerate(table.rows) if row.name in kept.untrainable}
+    alive = [idx for idx in range(len(table.rows)) if idx not in dead]
+    lacking = [{name for name, values in scores.items() if values[idx] is None} for idx in alive]
     used = {name: choose_applicable(lacking, recipe) for name, recipe in choice.recipes.items()}
-    by_recipe = {name: one.values(scores) for name, one in used.items()}
+    by_recipe = {name: with_last(one.values(scores), dead) for name, one in used.items()}
     scores = by_recipe | {name: with_last(values, failed[name]) for name, values in scores.items()}
     scores |= {name: [row.references[name] for row in table.rows] for name in table.rows[0].references}
     errors = {

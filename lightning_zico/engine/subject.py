@@ -99,8 +99,9 @@ class Subject:
             return f"untrainable: parameter '{meta}' is on the meta device and has no values. Use a real device."
         if self._first_loss is not None and not bool(self._first_loss.isfinite()):
             return f"untrainable: its loss on the first batch is {self._first_loss.item()}: expected a finite number."
-        if self._is_doubted and self.step_error is None and self._computed.get(_plain_steps) is False:
-            return "untrainable: its loss depends on none of its parameters, so no optimiser can update them."
+        if self._is_doubted and self.step_error is None:
+            reason = self._computed.get(_plain_steps)
+            return f"untrainable: {reason}" if isinstance(reason, str) else None
         return None
 
     def doubt(self) -> None:
@@ -190,13 +191,18 @@ class Subject:
             self._floating = [idx for idx, tensor in tensors if tensor.is_floating_point() or tensor.is_complex()]
         return batch
 
-    def _run_plainly(self) -> bool:
-        """Run the step on every batch as a trainer does, with a backward pass, and return whether it learns anything.
+    def _run_plainly(self) -> str | None:
+        """Run the step on every batch as a trainer does, with a backward pass.
+
+        Returns:
+            Why the candidate learns nothing; None if it learns. A network whose weights have zero gradients on every
+            batch learns at most the frequencies of the labels, by its biases.
 
         Raises:
             UnsupportedModuleError: If training passes over all batches.
         """
-        stateless, learns, skipped = self.stateless, False, 0
+        stateless, skipped, learns = self.stateless, 0, False
+        reason = "its loss depends on none of its parameters, so no optimiser can update them."
         trainable = [name for name, parameter in stateless.params.items() if parameter.requires_grad]
         with torch.inference_mode(False), preserved(self.module) as put_back:
             for batch_idx in range(len(self.batches)):
@@ -204,8 +210,10 @@ class Subject:
                     batch = self._prepared(batch_idx)
                     seed_all(self.seed + batch_idx)
                     tensors = stateless.copied_params(), stateless.copied_buffers()
-                    stateless.plain_gradients(self._step, *tensors, trainable, batch, batch_idx)
-                    learns = True
+                    gradients, _ = stateless.plain_gradients(self._step, *tensors, trainable, batch, batch_idx)
+                    of_weights = [gradient for name, gradient in gradients.items() if "bias" not in name.split(".")[-1]]
+                    learns |= not of_weights or any(float(gradient.abs().sum()) != 0 for gradient in of_weights)
+                    reason = "the gradients of all its weights are zero, so nothing flows from its inputs to its loss."
                 except NoGradientError:
                     pass
                 except SkippedBatchError as error:
@@ -214,7 +222,7 @@ class Subject:
                 put_back()
         if skipped == len(self.batches):
             raise self._none_left()
-        return learns
+        return None if learns else reason
 
     def _prepared(self, batch_idx: int, of: Sequence[Batch] | None = None) -> Batch:
         # Cloned, because hooks that move or augment a batch may write to it; seeded, so that they augment it in the
@@ -228,5 +236,5 @@ def _stateless(subject: Subject) -> Stateless:
     return Stateless(subject.module)
 
 
-def _plain_steps(subject: Subject) -> bool:
+def _plain_steps(subject: Subject) -> str | None:
     return subject._run_plainly()

@@ -108,7 +108,7 @@ def chain_of(recipe: Recipe) -> list[Recipe]:
 
     Example:
         >>> [link.name for link in chain_of(get_recipe("balanced"))]
-        ['balanced', 'label_free', 'without_synflow', 'without_blocks', 'size', 'params']
+        ['balanced', 'macs+expressivity', 'without_blocks', 'size', 'params']
     """
     links = [recipe]
     while (name := links[-1].fallback) is not None:
@@ -189,7 +189,7 @@ for _recipe in (
         "log_rank",
         _measured("As published.", 0.666, 0.570, 0.480, 0.195),
         _AZ_NAS,
-        fallback="without_blocks",
+        fallback="macs+expressivity",
     ),
     Recipe(
         "az+naswot",
@@ -197,7 +197,7 @@ for _recipe in (
         "log_rank",
         _measured("Named before any score was seen.", 0.708, 0.543, 0.483, 0.366),
         f"{_AZ_NAS}; {_NASWOT}; their combination is ours",
-        fallback="without_blocks",
+        fallback="macs+expressivity",
     ),
     Recipe(
         "balanced",
@@ -205,7 +205,7 @@ for _recipe in (
         "log_rank",
         _measured(_AFTERWARDS, 0.713, 0.478, 0.503, 0.477),
         f"{_AZ_NAS}; {_NASWOT}; their combination is ours",
-        fallback="label_free",
+        fallback="macs+expressivity",
     ),
     Recipe(
         "zoo",
@@ -213,7 +213,7 @@ for _recipe in (
         "log_rank",
         _measured(f"{_AFTERWARDS} Not even on timm better than `params`.", 0.714, 0.493, 0.482, 0.520),
         f"{_AZ_NAS}; {_NASWOT}; their combination is ours",
-        fallback="without_synflow",
+        fallback="macs+expressivity",
     ),
     Recipe(
         "block_free",
@@ -229,7 +229,7 @@ for _recipe in (
         "log_rank",
         _measured("Argued for from principle, before this package had scored it.", 0.741, 0.614, 0.485, 0.120),
         f"{_AZ_NAS}, whose best combination it is on NAS-Bench-201; {_SYNFLOW}",
-        fallback="without_blocks",
+        fallback="macs+expressivity",
     ),
     Recipe(
         "balanced+synflow",
@@ -243,19 +243,11 @@ for _recipe in (
         fallback="balanced",
     ),
     Recipe(
-        "label_free",
-        ("macs", "naswot", "az_expressivity_mean", "synflow"),
+        "macs+expressivity",
+        ("macs", "az_expressivity"),
         "log_rank",
         Evidence(),
-        f"{_AZ_NAS}; {_NASWOT}; {_SYNFLOW}; their combination is ours",
-        fallback="without_synflow",
-    ),
-    Recipe(
-        "without_synflow",
-        ("macs", "naswot", "az_expressivity_mean"),
-        "log_rank",
-        Evidence(),
-        f"{_AZ_NAS}; {_NASWOT}; ours",
+        f"{_AZ_NAS}, without the members that fail on tokens; ours",
         fallback="without_blocks",
     ),
     Recipe("without_blocks", ("macs", "naswot"), "log_rank", Evidence(), f"{_NASWOT}; ours", fallback="size"),

@@ -531,7 +531,7 @@ def test_contestants_and_their_benchmarks_exist(contest):
 
 def test_contests_draw_other_candidates_than_those_before_as_long_as_there_are_others():
     rows = tuple(tables.Row(str(idx), int, {"acc": 0.0}) for idx in range(1000))
-    first, second, third = contests.CONTESTS.values()
+    first, second, third, fourth = contests.CONTESTS.values()
 
     def names(contest, benchmark):
         return {row.name for row in fidelity.entered(tables.Table(benchmark, rows, ("acc",), ""), contest).rows}
@@ -540,11 +540,12 @@ def test_contests_draw_other_candidates_than_those_before_as_long_as_there_are_o
         assert len(names(first, benchmark)) == first.samples[benchmark]
         assert len(names(second, benchmark)) == (second.samples[benchmark] or 1000 - first.samples[benchmark])
         assert not names(first, benchmark) & names(second, benchmark)
-    for benchmark in third.samples:
-        assert len(names(third, benchmark)) == third.samples[benchmark]
-        before = [contest for contest in third.unlike if benchmark in contest.samples]
-        seen = set().union(*(names(contest, benchmark) for contest in before))
-        assert not names(third, benchmark) & seen or len(seen) == 1000
+    for later in (third, fourth):
+        for benchmark, number in later.samples.items():
+            assert len(names(later, benchmark)) == number
+            before = [contest for contest in later.unlike if benchmark in contest.samples]
+            seen = set().union(*(names(contest, benchmark) for contest in before))
+            assert not names(later, benchmark) & seen or len(seen) == 1000
     assert len(names(second, "nas-bench-101")) + len(names(first, "nas-bench-101")) == 1000
 
 

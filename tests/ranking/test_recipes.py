@@ -71,12 +71,11 @@ def test_the_recipes_are_these():
         "balanced",
         "balanced+synflow",
         "block_free",
-        "label_free",
         "linear_probe",
+        "macs+expressivity",
         "size",
         "transfer",
         "without_blocks",
-        "without_synflow",
         "zico",
         "zoo",
     ]
@@ -105,7 +104,7 @@ def test_every_recipe_says_what_speaks_for_it(name):
     assert evidence.taus == {benchmark: round(tau, 3) for benchmark, tau in taus.items() if tau is not None}
     assert evidence.remark.endswith(".")
     assert get_recipe(name).source
-    assert (not evidence.taus) == (name in ("without_synflow", "without_blocks", "size", *FOR_PRETRAINED))
+    assert (not evidence.taus) == (name in ("without_blocks", "size", *FOR_PRETRAINED))
     assert evidence.taus or evidence.remark.startswith("Not measured")
     assert ("afterwards" in evidence.remark) == (name in ("balanced", "zoo", "block_free"))
 

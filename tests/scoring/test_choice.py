@@ -18,10 +18,10 @@ from tests.modules import Fixed
 from tests.reference.ranking import sum_of_logs
 
 CHAIN = [
-    *map(get_recipe, ("balanced+synflow", "balanced", "label_free", "without_synflow", "without_blocks", "size")),
+    *map(get_recipe, ("balanced+synflow", "balanced", "macs+expressivity", "without_blocks", "size")),
     LAST_RESORT,
 ]
-MEMBERS = ["macs", "naswot", "az_expressivity_mean", "az_trainability", "synflow", "params"]
+MEMBERS = ["macs", "naswot", "az_expressivity_mean", "az_trainability", "synflow", "az_expressivity", "params"]
 MISSING = {"n/a": f"{NOT_APPLICABLE}: it has no such part.", "failed": "RuntimeError: it broke."}
 NUMBERS = st.one_of(st.integers(-3, 3), st.floats(-1e6, 1e6))
 
@@ -60,7 +60,8 @@ def test_names_are_resolved_and_the_first_decides() -> None:
     mixture = Choice.of(["params", "zoo", ZiCo(name="mine"), "default"])
     assert mixture.rank_by == "params"
     assert mixture.columns[:5] == ["zoo", "balanced+synflow", "params", "mine", "macs"]
-    assert sorted(mixture.columns[5:]) == ["az_expressivity_mean", "az_trainability", "naswot", "synflow"]
+    others = ["az_expressivity", "az_expressivity_mean", "az_trainability", "naswot", "synflow"]
+    assert sorted(mixture.columns[5:]) == others
     assert Choice.of([ZiCo(name="mine"), "zoo"]).rank_by == "mine"
     assert Choice.of(["zoo", ZiCo(name="mine")]).rank_by == "zoo"
 
