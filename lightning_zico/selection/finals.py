@@ -15,9 +15,10 @@ from lightning_zico.scoring.executors.base import CallingExecutor
 from lightning_zico.scoring.executors.processes import finals_executor_of
 from lightning_zico.selection.entrants import Entrants
 from lightning_zico.selection.final_cache import FinalsCache
-from lightning_zico.selection.final_workers import FinalWorkers, check_can_be_sent
+from lightning_zico.selection.final_workers import FinalWorkers
 from lightning_zico.selection.finalist import Finalist
 from lightning_zico.selection.rounds import FinalsRules, compare_rounds, find_tie, hold_finals, play_here
+from lightning_zico.selection.signals import exit_on_signals
 from lightning_zico.texts import all_of, count
 
 FinalsExecutor: TypeAlias = CallingExecutor | Literal["processes"] | None
@@ -79,18 +80,16 @@ def check_will_train(trainer: Any) -> None:
         )
 
 
-def check_trainer(trainer: Any, data: Mapping[str, Any], rules: FinalsRules, *, elsewhere: bool = False) -> None:
+def check_trainer(trainer: Any, data: Mapping[str, Any], rules: FinalsRules) -> None:
     """Check that a trainer can train several finalists on some data, and then continue with one of them.
 
     Args:
         trainer: The trainer as the user made it.
         data: Arguments of `Trainer.fit`.
         rules: How the finals are held.
-        elsewhere: Whether finalists are trained in other processes.
 
     Raises:
         ValueError: If the trainer cannot do that.
-        TypeError: If it, or the data, cannot be sent to other processes.
     """
     if trainer.current_epoch or trainer.global_step:
         raise ValueError(
@@ -103,8 +102,6 @@ def check_trainer(trainer: Any, data: Mapping[str, Any], rules: FinalsRules, *, 
             f"`trainer` has {', '.join(changing)}, which changes training, but finals train without callbacks. Leave "
             "it out, do the same in the module, or pass `finalists=1`."
         )
-    if elsewhere:
-        check_can_be_sent(trainer, data)
     if trainer.fast_dev_run:
         return
     if trainer.max_steps != -1:
@@ -162,9 +159,10 @@ def train_best(
 
     Raises:
         RuntimeError: If all finalists failed.
+        SystemExit: If the process gets a SIGTERM or SIGHUP.
     """
     opened = FinalsCache.of(cache, trainer, data, monitor=rules.monitor, batches_hash=batches_hash)
-    with temporary_folder() as folder:
+    with exit_on_signals() as restore_handlers, temporary_folder() as folder:
         finalists: list[Finalist] = []
         has_ended = lacks_time = False
         try:
@@ -186,6 +184,7 @@ def train_best(
         training = winner.trainings[0]
         model = training.build()
         on_winner(model)
+        restore_handlers()  # here, Lightning handles a SIGTERM: it ends training after the batch
         training.train(trainer, model, data)
 
 
