@@ -321,7 +321,6 @@ class Unsendable(Data):
         super().__init__()
         self.lock = threading.Lock()
 
-
     @staticmethod
     def locked() -> Callable[[], Net]:
         lock = threading.Lock()

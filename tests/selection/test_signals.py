@@ -29,16 +29,12 @@ def _default_handlers() -> Iterator[None]:
 
 @pytest.mark.parametrize("number", ENDING)
 def test_the_first_signal_exits_with_the_code_of_a_shell_and_later_ones_do_not_disturb(number: signal.Signals) -> None:
-    cleaned_up = False
-    with pytest.raises(SystemExit) as raised, exit_on_signals():
-        try:
+    with exit_on_signals():
+        with pytest.raises(SystemExit) as raised:
             signal.raise_signal(number)
-        finally:
-            for later in ENDING:
-                signal.raise_signal(later)
-            cleaned_up = True
+        for later in ENDING:
+            signal.raise_signal(later)
     assert raised.value.code == {signal.SIGTERM: 143, signal.SIGHUP: 129}[number]
-    assert cleaned_up
 
 
 def test_what_the_user_does_with_signals_stays() -> None:
