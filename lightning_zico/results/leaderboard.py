@@ -13,8 +13,11 @@ from lightning_zico.results.finals import rows_with_finals
 from lightning_zico.results.notes import LEAST_COVERED, first_of_a_zoo, leaderboard_notes
 from lightning_zico.results.ranked import Ranked, first_rows
 from lightning_zico.results.rows import (
+    FINAL_COLUMNS,
     HYPERPARAMETER,
+    LEARNED_COLUMNS,
     MISSING_COLUMN,
+    SEED_COLUMNS,
     UNCERTAINTY_COLUMNS,
     WHOLE_NUMBERS,
     Covered,
@@ -309,7 +312,8 @@ class Leaderboard(Ranked):
         Raises:
             InvalidArgumentError: If it is not a logger.
         """
-        columns = ["rank", "name", "score", *proxies_of(self.rows), "error"]
+        finals = [column for column in self.columns if column in (*FINAL_COLUMNS, *SEED_COLUMNS, *LEARNED_COLUMNS)]
+        columns = ["rank", "name", "score", *finals, *proxies_of(self.rows), "error"]
         log_ranking(logger, rows=self.rows, columns=columns, notes=self.notes, provenance=self.to_dict()["provenance"])
 
 

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader
 
 from lightning_zico.bridge.trainers import without_iterator
+from lightning_zico.candidates import Built, Candidates, iterate_candidates
 from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.scoring.executors.base import CallingExecutor
 from lightning_zico.scoring.executors.pool import worker_idx
@@ -40,10 +41,16 @@ class FinalWorkers:
     def play(
         self, conditions: Conditions, schedule: Callable[[int], Iterator[Finalist | None]]
     ) -> Generator[Finalist, None, None]:
-        """Train the finalists of a schedule; one whose process fails has the reason as its error."""
+        """Train the finalists of a schedule; one whose process fails has the reason as its error.
+
+        Raises:
+            TypeError: If the data can no longer be pickled after the ranking has set it up.
+        """
         conditions.trainer.callbacks = []  # the trainer is borrowed
+        data = _without_state(conditions.data)
+        _pickle("After `setup`, the data", data, more=" No finalist was trained; `leaderboard_` has the ranking.")
         train = TrainInWorker(
-            conditions._replace(data=_without_state(conditions.data), rewind=_not_here, cache=None),
+            conditions._replace(data=data, rewind=_not_here, cache=None),
             conditions.cache,
             tuple(self.devices),
             platform.node(),
@@ -123,12 +130,14 @@ def device_of_worker(root: torch.device, devices: Sequence[str], worker_idx: int
     return own[worker_idx % len(own)] if own else root
 
 
-def check_can_be_sent(trainer: Any, data: Mapping[str, Any]) -> None:
-    """Check that a trainer and its data can be sent to worker processes, and that the trainer starts none itself.
+def check_can_be_sent(trainer: Any, data: Mapping[str, Any], candidates: Candidates) -> None:
+    """Check that all that finals need can be sent to worker processes, and that the trainer starts none itself.
+
+    Candidates are checked if they are in a list, tuple or dict; other iterables may build them as they yield them.
 
     Raises:
         ValueError: If the trainer starts processes itself.
-        TypeError: If one of them cannot be pickled.
+        TypeError: If the trainer, the data or a candidate cannot be pickled.
     """
     if trainer.world_size > 1 or trainer.strategy.launcher is not None:
         raise ValueError(
@@ -137,14 +146,28 @@ def check_can_be_sent(trainer: Any, data: Mapping[str, Any]) -> None:
         )
     with borrowed(trainer):
         trainer.callbacks = []
-        for what, sent in {"`trainer`": trainer, "The data": _without_state(data)}.items():
-            try:
-                cloudpickle.dump(sent, _Nowhere())
-            except Exception as raised:
-                raise TypeError(
-                    f"{what} cannot be pickled, so `finals_executor` cannot send it to other processes: "
-                    f"{describe(raised)}. Make it picklable, or leave `finals_executor` out."
-                ) from raised
+        _pickle("`trainer`", trainer)
+        _pickle("The data", _without_state(data))
+    if isinstance(candidates, list | tuple | dict):
+        shared = cloudpickle.Pickler(_Nowhere())  # pickles what factories have in common, such as a class, only once
+        for candidate in iterate_candidates(candidates):
+            pickler = None if isinstance(candidate.build, Built) else shared  # it holds what it has pickled
+            _pickle(f"Candidate '{candidate.name}'", candidate, pickler=pickler)
+
+
+def _pickle(what: str, sent: Any, *, pickler: Any = None, more: str = "") -> None:
+    """Pickle an object into nothing.
+
+    Raises:
+        TypeError: If that is not possible.
+    """
+    try:
+        (pickler or cloudpickle.Pickler(_Nowhere())).dump(sent)
+    except Exception as raised:
+        raise TypeError(
+            f"{what} cannot be pickled, so `finals_executor` cannot send it to other processes: {describe(raised)}. "
+            f"Make it picklable, or leave `finals_executor` out.{more}"
+        ) from raised
 
 
 class _Nowhere(io.RawIOBase):

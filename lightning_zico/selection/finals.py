@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 from torch import nn
 
+from lightning_zico.candidates import Candidates
 from lightning_zico.errors import InvalidArgumentError
 from lightning_zico.folders import temporary_folder
 from lightning_zico.results import Final, FinalsHeld, Row
@@ -18,6 +19,7 @@ from lightning_zico.selection.final_cache import FinalsCache
 from lightning_zico.selection.final_workers import FinalWorkers, check_can_be_sent
 from lightning_zico.selection.finalist import Finalist
 from lightning_zico.selection.rounds import FinalsRules, compare_rounds, find_tie, hold_finals, play_here
+from lightning_zico.selection.signals import exit_on_signals
 from lightning_zico.texts import all_of, count
 
 FinalsExecutor: TypeAlias = CallingExecutor | Literal["processes"] | None
@@ -79,18 +81,18 @@ def check_will_train(trainer: Any) -> None:
         )
 
 
-def check_trainer(trainer: Any, data: Mapping[str, Any], rules: FinalsRules, *, elsewhere: bool = False) -> None:
+def check_trainer(trainer: Any, data: Mapping[str, Any], rules: FinalsRules, *, sent: Candidates | None = None) -> None:
     """Check that a trainer can train several finalists on some data, and then continue with one of them.
 
     Args:
         trainer: The trainer as the user made it.
         data: Arguments of `Trainer.fit`.
         rules: How the finals are held.
-        elsewhere: Whether finalists are trained in other processes.
+        sent: Candidates that are trained in other processes; None if they are trained in this one.
 
     Raises:
         ValueError: If the trainer cannot do that.
-        TypeError: If it, or the data, cannot be sent to other processes.
+        TypeError: If the trainer, the data or a candidate cannot be sent to other processes.
     """
     if trainer.current_epoch or trainer.global_step:
         raise ValueError(
@@ -103,8 +105,8 @@ def check_trainer(trainer: Any, data: Mapping[str, Any], rules: FinalsRules, *, 
             f"`trainer` has {', '.join(changing)}, which changes training, but finals train without callbacks. Leave "
             "it out, do the same in the module, or pass `finalists=1`."
         )
-    if elsewhere:
-        check_can_be_sent(trainer, data)
+    if sent is not None:
+        check_can_be_sent(trainer, data, sent)
     if trainer.fast_dev_run:
         return
     if trainer.max_steps != -1:
@@ -162,9 +164,10 @@ def train_best(
 
     Raises:
         RuntimeError: If all finalists failed.
+        SystemExit: If the process gets a SIGTERM or SIGHUP.
     """
     opened = FinalsCache.of(cache, trainer, data, monitor=rules.monitor, batches_hash=batches_hash)
-    with temporary_folder() as folder:
+    with exit_on_signals() as restore_handlers, temporary_folder() as folder:
         finalists: list[Finalist] = []
         has_ended = lacks_time = False
         try:
@@ -186,6 +189,7 @@ def train_best(
         training = winner.trainings[0]
         model = training.build()
         on_winner(model)
+        restore_handlers()  # here, Lightning handles a SIGTERM: it ends training after the batch
         training.train(trainer, model, data)
 
 

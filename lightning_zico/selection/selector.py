@@ -226,8 +226,8 @@ class ZeroShotSelector(ScoringSettings):
         module that shares parameters with one that you hold. Hooks such as ``on_train_end`` run at every pause. The
         winner itself is trained, not a copy, and so are modules that its factory shares with others. It continues from
         its checkpoint and ends as if training had not paused (see `selection.finalist.Training` for the exact
-        conditions). ``leaderboard_`` then shows both stages. If finals are interrupted by Ctrl-C, it has the finalists
-        that are done, and the exception propagates.
+        conditions). ``leaderboard_`` then shows both stages. If finals are interrupted by Ctrl-C, SIGTERM or SIGHUP, it
+        has the finalists that are done, and the exception propagates.
 
         Args:
             candidates: As for `rank`.
@@ -245,7 +245,8 @@ class ZeroShotSelector(ScoringSettings):
                 before, has a callback that changes training, ends after ``max_steps``, ends before or with the finals,
                 or does not validate when a round ends; with ``finals_executor``, if the trainer starts processes.
             InvalidArgumentError: If the data can be read only once.
-            TypeError: If the winner is not a LightningModule, or ``finals_executor`` cannot send the trainer or data.
+            TypeError: If the winner is not a LightningModule, or ``finals_executor`` cannot send the trainer, the data
+                or a candidate; the ranking then has not begun, unless the data's ``setup`` is the reason.
             RuntimeError: If every candidate, or every finalist, failed.
             NotLoggedError: If the first finalist that is trained does not log ``monitor``.
         """
@@ -270,7 +271,8 @@ class ZeroShotSelector(ScoringSettings):
             check_readable_again(
                 val_dataloaders, "val_dataloaders", "so the first finalist would use it up", "Pass a DataLoader"
             )
-            check_trainer(self.trainer, arguments, rules, elsewhere=self.finals_executor is not None)
+            sent = None if self.finals_executor is None else candidates
+            check_trainer(self.trainer, arguments, rules, sent=sent)
         entrants = self._rank(candidates, training_data, learn=rules.learns)
         show(self.leaderboard_, enabled=self.enable_progress_bar)
         if self.best_model_ is None:

@@ -177,6 +177,10 @@ def test_mlflow_takes_a_ranking_before_and_after_finals_and_one_that_differs(mlf
             [row[column] for column in table] for row in board
         ]
         assert client.texts["ranking.md"].endswith(board.notes[-1])
+        assert ("final" in table) == (board is after)
+    best = {name: cells[0] for name, cells in client.tables["ranking.json"].items()}
+    assert (best["name"], best["final"], best["final_rank"], best["final_epochs"]) == ("good", 0.25, 1, 2)
+    assert client.texts["ranking.md"].startswith("| rank | name | score | final | final_rank | final_epochs |")
     assert client.params["ranking/finals/monitor"] == "val_loss"
     assert json.loads(client.texts["ranking_provenance.json"])["finals"]["finalists"] == 3
     other = plain(repeats=7, num_instances=1)
@@ -203,7 +207,8 @@ def test_mlflows_keys_belong_to_the_same_names_in_any_order(mlflow: MLFlowLogger
     assert names == {"zico_naswot", "zico_naswot_2", "zico_naswot_3", "_", "__2"}
 
 
-def test_wandb_gets_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("board", [plain(*CARDS, kendall_with={"zico+naswot": 0.5}), with_finals()])
+def test_wandb_gets_a_table(board: Leaderboard, monkeypatch: pytest.MonkeyPatch) -> None:
     wandb = ModuleType("wandb")
     wandb.Table = lambda columns, data, dataframe: (columns, data)  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "wandb", wandb)
@@ -215,14 +220,14 @@ def test_wandb_gets_a_table(monkeypatch: pytest.MonkeyPatch) -> None:
         save=lambda: None,
     )
     logger.log_table = MethodType(inspect.unwrap(WandbLogger.log_table), logger)
-    board = plain(*CARDS, kendall_with={"zico+naswot": 0.5})
     board.log(logger)
     (metrics, _), hyperparams = calls
     columns, data = metrics["ranking"]
     assert [dict(zip(columns, line, strict=True)) for line in data] == [
         {column: row[column] for column in columns} for row in board
     ]
-    assert hyperparams["ranking"]["kendall_with"] == {"zico+naswot": 0.5}
+    assert set(columns) >= {"final", "final_rank", "final_epochs"}.intersection(board.columns)
+    assert hyperparams["ranking"].get("kendall_with") == board.provenance.get("kendall_with")
 
 
 def test_where_all_failed_there_are_no_metrics() -> None:

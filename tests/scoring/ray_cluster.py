@@ -32,8 +32,11 @@ def noted(folder: Path, width: int) -> nn.Module:
     node = ray.get_runtime_context().get_node_id() if ray.is_initialized() else "here"
     with open(folder / str(width), "a") as file:
         file.write(f"{node}\n")
-    if node != "here":
-        time.sleep(2)
+    doomed = (folder.parent / "doomed").read_text()
+    while node == doomed:  # until it is removed
+        time.sleep(600)
+    while node != "here" and not any(doomed in path.read_text() for path in folder.iterdir()):
+        time.sleep(0.1)  # until that node is busy
     return Classifier(width)
 
 
@@ -51,6 +54,7 @@ def main() -> None:
     (folder / "started").mkdir()
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
     head, node = cluster.head_node.node_id, cluster.add_node(num_cpus=1)
+    (folder / "doomed").write_text(node.node_id)
     scorers = [with_cache(Scorer(Reading.of(make_batches()), Choice.of("zico").proxies), Noting(folder / "scores.db"))]
     candidates = {str(width): partial(noted, folder / "started", width) for width in range(4, 16)}
     found: list[tuple[str, Any]] = []

@@ -21,7 +21,7 @@ import pytest
 from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader
 
-from lightning_zico import ProcessExecutor, RayExecutor, ZeroShotSelector
+from lightning_zico import Candidate, ProcessExecutor, RayExecutor, ZeroShotSelector
 from lightning_zico.errors import NotLoggedError
 from lightning_zico.ranking.learned import choose_next
 from lightning_zico.scoring.executors.messages import Outcome, answer, read_answer
@@ -178,15 +178,18 @@ def test_failures_are_rows_and_cost_nothing_else() -> None:
         "raising": partial(Raising, 9),
         "dying": partial(Dying, 8),
         "diverging": partial(Diverging, 7),
+        "unsendable": Unsendable.locked(),
         **{str(idx): partial(Net, -idx, 10 ** -(1 + idx % 3)) for idx in range(2)},
     }
-    one_round = {"reduction_factor": 5, "finals_executor": ProcessExecutor(2)}
-    there = selector_of(trainer_of(NUM_EPOCHS), 5, **one_round).fit(builds, Data())
+    one_round = {"reduction_factor": 6, "finals_executor": ProcessExecutor(2)}
+    offered = (Candidate(name, build) for name, build in builds.items())  # whose builds are not looked at before
+    there = selector_of(trainer_of(NUM_EPOCHS), 6, **one_round).fit(offered, Data())
     errors = there.leaderboard_.errors
     assert errors == {
         "raising": "finals: RuntimeError: cannot be trained",
         "dying": "finals: the process died (exit code -9, SIGKILL), in 2 attempts",
         "diverging": "finals: ValueError: `val_loss` is nan after training.",
+        "unsendable": "finals: cannot be sent to a worker process: TypeError: cannot pickle '_thread.lock' object",
     }
     here = selector_of(trainer_of(NUM_EPOCHS), 2).fit({name: builds[name] for name in "01"}, Data())
     values = {row["name"]: row["final"] for row in here.leaderboard_}
@@ -318,9 +321,43 @@ class Unsendable(Data):
         super().__init__()
         self.lock = threading.Lock()
 
+    @staticmethod
+    def locked() -> Callable[[], Net]:
+        lock = threading.Lock()
+        return lambda: Net(6 + lock.locked())
+
+
+class Opening(Data):
+    """Holds something that cannot be pickled from `setup` on, and maybe until `teardown`."""
+
+    def __init__(self, closes: bool) -> None:
+        super().__init__()
+        self.closes = closes
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        self.lock: Any = threading.Lock()
+
+    def teardown(self, stage: str) -> None:
+        if self.closes:
+            self.lock = None
+
 
 def ended(*_: Any, **__: Any) -> None:
     raise AssertionError("ranking began")
+
+
+def test_data_that_cannot_be_pickled_after_setup_costs_the_finals_and_not_the_ranking() -> None:
+    executor = Elsewhere()
+    selector = selector_of(trainer_of(), 2, finals_executor=executor)
+    with pytest.raises(TypeError, match=r"^After `setup`, the data cannot be pickled, .*; `leaderboard_` has the rank"):
+        selector.fit(builds_of(3, Net), Opening(closes=False))
+    assert executor.most == 0
+    assert [row["rank"] for row in selector.leaderboard_] == [1, 2, 3]
+    assert "final" not in selector.leaderboard_.columns
+    selector.fit(builds_of(3, Net), Opening(closes=True))
+    assert executor.most == 2
+    assert selector.leaderboard_.errors == {}
 
 
 def test_what_workers_cannot_get_is_an_error_before_the_ranking(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,6 +368,9 @@ def test_what_workers_cannot_get_is_an_error_before_the_ranking(monkeypatch: pyt
     trainer.held = threading.Lock()
     with pytest.raises(TypeError, match=r"^`trainer` cannot be pickled"):
         selector_of(trainer, 2, finals_executor="processes").fit(builds_of(2, Net), Data())
+    for offered in ({"a": Net, "b": Unsendable.locked()}, [Candidate("a", Net), Candidate("b", Unsendable.locked())]):
+        with pytest.raises(TypeError, match=r"^Candidate 'b' cannot be pickled, so `finals_executor` cannot send it"):
+            selector_of(trainer_of(), 2, finals_executor="processes").fit(offered, Data())
     trainer = trainer_of(strategy="ddp_spawn", devices=1)
     with pytest.raises(ValueError, match=r"^`trainer` trains in processes of its own \(DDPStrategy\)"):
         selector_of(trainer, 2, finals_executor="processes").fit(builds_of(2, Net), Data())
@@ -429,31 +469,38 @@ def fit_stopping(folder: str, executor: Any) -> ZeroShotSelector:
 
 
 PROGRAM = """
+import signal
 import sys
 import torch
 from lightning_zico import ProcessExecutor
 from tests.selection.test_finals_workers import fit_stopping
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under `nohup` it is ignored
     fit_stopping(sys.argv[1], ProcessExecutor(2))
 """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_finals_that_are_ended_leave_no_worker_and_lose_at_most_one_epoch(how: signal.Signals, tmp_path: Path) -> None:
-    (tmp_path / "pids").mkdir()
+    for name in ("pids", "temporary"):
+        (tmp_path / name).mkdir()
     (tmp_path / "program.py").write_text(PROGRAM)
     command = [sys.executable, "-W", "ignore", str(tmp_path / "program.py"), str(tmp_path)]
-    with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)}) as process:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "TMPDIR": str(tmp_path / "temporary")}
+    with subprocess.Popen(command, env=environment) as process:
         until = time.monotonic() + 200
         while len(pids := [int(path.name) for path in (tmp_path / "pids").iterdir()]) < 2:
             assert time.monotonic() < until
             assert process.poll() is None
             time.sleep(0.1)
         process.send_signal(how)
-        assert process.wait(120) != 0
+        code = process.wait(120)
+    ends_itself = how in (signal.SIGTERM, signal.SIGHUP)
+    assert code == (128 + how if ends_itself else -how)
     assert_gone(pids)
+    assert bool(list((tmp_path / "temporary").glob("lightning_zico_*"))) == (how == signal.SIGKILL)
     (tmp_path / "over").touch()
     assert sorted((tmp_path / "trained").read_text().splitlines()) == ["0 0", "0 1", "1 0", "1 1"]
     found = results(fit_stopping(str(tmp_path), None))
