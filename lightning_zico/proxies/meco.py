@@ -139,10 +139,10 @@ class MeCo(Proxy):
         name: Name of the column.
 
     Source:
-        Jiang et al., *MeCo*, NeurIPS 2023. The published code uses one random image of 3 x 64 x 64 and counts the outputs
-        of containers as well. Here, the first sample of the first batch is used, and only modules without children
-        count. The paper sums over layers; the code also counts modules that return their input, such as the skip
-        connections of NAS-Bench-201, and so does this one. The map that goes into `nn.Identity` therefore counts twice.
+        Jiang et al., *MeCo*, NeurIPS 2023. The published code uses one random image of 3 x 64 x 64, and counts the
+        outputs of containers as well. Here, the first sample of the first batch is used, and only modules without
+        children count. The paper sums over layers. Its code also counts modules that return their input, such as the
+        skip connections of NAS-Bench-201, and so does this: the map that goes into `nn.Identity` counts twice.
     """
 
     needs_labels = False

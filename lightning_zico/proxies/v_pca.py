@@ -138,9 +138,10 @@ class VPCA(Proxy):
     """Sum over feed-forward layers of the principal components of their hidden states (W-PCA, ICLR 2025).
 
     A feed-forward layer is a linear layer on tokens (`nn.Linear`, or the ``Conv1D`` of GPT-2 in transformers) whose
-    output goes straight into an activation function; that output is its hidden state. All tokens of all samples are rows, and as many components count as have 99 % of the
-    variance. A layer that runs several times, as in ALBERT, counts each time. A layer has at most as many components as
-    tokens minus one, so small batches of short texts compare lengths only.
+    output goes straight into an activation function; that output is its hidden state. All tokens of all samples are
+    rows, and as many components count as have 99 % of the variance. A layer that runs several times, as in ALBERT,
+    counts each time. A layer has at most as many components as tokens minus one, so small batches of short texts
+    compare lengths only.
 
     Source:
         *W-PCA Based Gradient-Free Proxy for Efficient Search of Lightweight Language Models*, ICLR 2025,
