@@ -30,7 +30,6 @@ from lightning_zico.engine.tree import parameters, submodules
 from lightning_zico.errors import (
     NoGradientError,
     NotApplicableError,
-    SkippedBatchError,
     UnsupportedModuleError,
     ZiCoError,
 )
@@ -281,13 +280,8 @@ def _flow(anatomy: Anatomy) -> DataFlow:
 
 def _first_run(anatomy: Anatomy) -> tuple[MacCount, list[Call]]:
     """Run the first batch through the module once, for the count of its operations and for its blocks."""
-    stated, chain = _stated(anatomy), Chain(anatomy.module)
-    try:
-        return _counted(anatomy, anatomy.first_batch, stated, chain), chain.calls
-    except SkippedBatchError:
-        raise
-    except Exception:  # what cannot be followed may still be counted
-        return _counted(anatomy, anatomy.first_batch, stated), []
+    chain = Chain(anatomy.module)
+    return _counted(anatomy, anatomy.first_batch, _stated(anatomy), chain), chain.calls
 
 
 def _macs(anatomy: Anatomy) -> MacCount:

@@ -1,12 +1,13 @@
 """Where the data of a step narrows to one tensor: the calls of submodules that all of it passes through."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.fx import Proxy
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from lightning_zico._typing import Batch
@@ -15,6 +16,8 @@ from lightning_zico.engine.dispatched import key_of, looks_at_shapes, name_of, t
 from lightning_zico.engine.hooks import call_hooks
 from lightning_zico.engine.observers import floating_tensor_in
 from lightning_zico.engine.tree import submodules
+
+T = TypeVar("T")
 
 
 @dataclass(eq=False)
@@ -118,6 +121,8 @@ class Chain:
     The graph begins where data of the batch is first multiplied with a parameter or looks one up, so that masks, which
     reach every block, open no way around it. Neither do weights that blocks share.
 
+    Where the data cannot be followed, as through a tensor without memory of its own, the run goes on unfollowed.
+
     Args:
         module: The module whose submodules are looked at.
     """
@@ -129,6 +134,7 @@ class Chain:
         self._open = [Call("", nn.Module())]  # the last one is running; the first one stands for what is outside
         self._ends: dict[Call, tuple[Tensor | None, int | None, int | None]] = {}
         self._output: int | None = None
+        self._has_given_up = False
 
     @contextmanager
     def following(self, params: Iterable[Tensor], batch: Batch) -> Iterator[None]:
@@ -138,7 +144,8 @@ class Chain:
             params: Parameters with which it runs.
             batch: Batch that it runs on.
         """
-        self._graph = _Graph(params, tensors_of(batch))
+        self._has_given_up = False
+        self._graph = self._attempt(_Graph, params, tensors_of(batch)) or _Graph((), ())
         self._open = [Call("", nn.Module())]
         self._ends.clear()
         self._output = None
@@ -147,39 +154,65 @@ class Chain:
 
     @property
     def calls(self) -> list[Call]:
-        """The outermost calls of the run, in order."""
-        return self._open[0].within
+        """The outermost calls of the run, in order; none if it could not be followed to the end."""
+        return [] if self._has_given_up else self._open[0].within
 
     def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call an operator, as a ``TorchDispatchMode`` sees it, and note what it reads and writes."""
         # Looked up first: an operator may write to what it is given.
-        given = [key_of(tensor) for tensor in tensors_in((args, kwargs) if kwargs else args)]
+        given = self._attempt(_keys_in, (args, kwargs) if kwargs else args)
         out = func(*args, **kwargs)
         if given and not looks_at_shapes(func):
-            made = [key for tensor in tensors_in(out) if (key := key_of(tensor)) not in given]
-            self._graph.note(name_of(func), given, [*made, *map(key_of, written_by(func, args, kwargs))])
+            self._attempt(self._note_operator, func, args, kwargs, given, out)
         return out
 
     def note(self, func: Any, given: Iterable[Tensor], out: Tensor) -> None:
         """Note a function of torch that reads some tensors and writes one, of which no operator is called."""
+        self._attempt(self._note_function, func, given, out)
+
+    def finish(self, loss: Tensor) -> None:
+        """Find the links among the calls of the run that was followed.
+
+        Args:
+            loss: What the step returned. It is the end of the run where the module itself was not called.
+        """
+        self._attempt(self._find_links, loss)
+
+    def _attempt(self, act: Callable[..., T], *args: Any) -> T | None:
+        """Do something that following takes, or give up, so that its failures are none of the step's."""
+        if self._has_given_up:
+            return None
+        try:
+            return act(*args)
+        except Exception:
+            self._has_given_up = True
+            return None
+
+    def _note_operator(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], given: list[StorageWeakRef], out: Any
+    ) -> None:
+        made = [key for key in _keys_in(out) if key not in given]
+        self._graph.note(name_of(func), given, [*made, *map(key_of, written_by(func, args, kwargs))])
+
+    def _note_function(self, func: Any, given: Iterable[Tensor], out: Tensor) -> None:
         self._graph.note(func.__name__, map(key_of, given), [key_of(out)])
 
     # A mode that sees functions would see those of the next two on tensors as well, which takes time.
 
     def _begins(self, module: nn.Module, args: Any) -> None:
         with torch._C.DisableTorchFunction():
-            self._begin(module, args)
+            self._attempt(self._begin, module, args)
 
     def _called(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         with torch._C.DisableTorchFunction():
-            self._end(module, args, kwargs, output)
+            self._attempt(self._end, module, args, kwargs, output)
 
     def _begin(self, module: nn.Module, args: Any) -> None:
         if id(module) in self._names:
             call = Call(self._names[id(module)], module)
             self._open[-1].within.append(call)
             self._open.append(call)
-            given = floating_tensor_in(args)
+            given = _data_in(args)
             self._ends[call] = given, None if given is None else self._graph.node_of(given), None
 
     def _end(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
@@ -188,9 +221,9 @@ class Chain:
         while (call := self._open.pop()).module is not module:
             pass  # a call that ended with an exception which the module caught
         given, start, _ = self._ends[call]
-        if given is None and (given := floating_tensor_in(kwargs)) is not None:
+        if given is None and (given := _data_in(kwargs)) is not None:
             start = self._graph.node_of(given)
-        result = floating_tensor_in(output)
+        result = _data_in(output)
         end = None if result is None else self._graph.node_of(result)
         if given is not None and result is not None:
             call.keeps_rank = given.ndim == result.ndim
@@ -200,12 +233,7 @@ class Chain:
         if not call.name:
             self._output = end
 
-    def finish(self, loss: Tensor) -> None:
-        """Find the links among the calls of the run that was followed.
-
-        Args:
-            loss: What the step returned. It is the end of the run where the module itself was not called.
-        """
+    def _find_links(self, loss: Tensor) -> None:
         end = self._output
         if end is None:
             end = self._graph.node_of(loss)
@@ -213,3 +241,18 @@ class Chain:
         for call, (_, start, end) in self._ends.items():
             if end is not None and start is not None and (call.reads_batch or start in passed):
                 call.is_link = end in passed or self._graph.sums.get(frozenset({start, end})) in passed
+
+
+def _keys_in(value: Any) -> list[StorageWeakRef]:
+    return list(map(key_of, tensors_in(value)))
+
+
+def _data_in(value: Any) -> Tensor | None:
+    """Find the tensor of a call's arguments or output.
+
+    Raises:
+        TypeError: If `torch.fx` traces the call: it would record the look as a part of the network.
+    """
+    if any(isinstance(part, Proxy) for part in (value, *(value if isinstance(value, tuple) else ()))):
+        raise TypeError("A call that is traced has no data.")
+    return floating_tensor_in(value)

@@ -139,8 +139,10 @@ class MeCo(Proxy):
         name: Name of the column.
 
     Source:
-        Jiang et al., *MeCo*, NeurIPS 2023. There, one random image of 3 x 64 x 64 is used, and the maps of containers
-        count again. Here, the first sample of the first batch is used, and each map counts once.
+        Jiang et al., *MeCo*, NeurIPS 2023. The published code uses one random image of 3 x 64 x 64, and counts the
+        outputs of containers as well. Here, the first sample of the first batch is used, and only modules without
+        children count. The paper sums over layers. Its code also counts modules that return their input, such as the
+        skip connections of NAS-Bench-201, and so does this: the map that goes into `nn.Identity` counts twice.
     """
 
     needs_labels = False

@@ -21,6 +21,8 @@ from lightning_zico.proxies.base import Measurement, Proxy, register_proxy
 _SHARE = 0.99  # of the variance, as published
 # Modules that compute a single activation function, such as `gelu_new`, of several operators.
 _ACTIVATIONS_OF_TRANSFORMERS = "transformers.activations"
+# The linear layer of GPT-2, with a transposed weight. A run would show it as well, but only where it is not frozen.
+_LINEAR_OF_TRANSFORMERS = ("transformers.pytorch_utils", "Conv1D")
 
 
 def num_components(hidden: Tensor, share: float = _SHARE) -> Tensor:
@@ -70,8 +72,8 @@ class HiddenStates(Observer):
         """Keep the output of a linear layer until an activation function is called."""
         if type(module).__module__ == _ACTIVATIONS_OF_TRANSFORMERS and isinstance(output, Tensor):
             self.activation(inputs[0], output)
-        is_linear = isinstance(module, nn.Linear) and isinstance(output, Tensor) and output.ndim > 2
-        if is_linear and self.dependence.has(output):
+        is_hidden = _is_linear(module) and isinstance(output, Tensor) and output.ndim > 2
+        if is_hidden and self.dependence.has(output):
             self._last = name, output
 
     def activation(self, before: Tensor, after: Tensor) -> None:
@@ -97,8 +99,8 @@ class HiddenStates(Observer):
         """Collect the counts."""
         if not self._counted:
             raise NotApplicableError(
-                "the network has no feed-forward layer on tokens: no `nn.Linear` passes positions of the samples "
-                "straight to an activation function of torch or transformers."
+                "the network has no feed-forward layer on tokens: no `nn.Linear`, nor `Conv1D` of transformers, passes "
+                "positions of the samples straight to an activation function of torch or transformers."
             )
         names, tensors = zip(*self._counted, strict=True)
         counts = torch.stack(tensors).tolist()
@@ -107,6 +109,11 @@ class HiddenStates(Observer):
         for name, count in zip(names, counts, strict=True):
             self.counts[name] = self.counts.get(name, 0) + count
         self._last, self._counted = None, []
+
+
+def _is_linear(module: nn.Module) -> bool:
+    names = ((cls.__module__, cls.__name__) for cls in type(module).__mro__)
+    return isinstance(module, nn.Linear) or _LINEAR_OF_TRANSFORMERS in names
 
 
 def component_counts(probe: Probe) -> dict[str, int]:
@@ -130,10 +137,11 @@ def _component_counts(probe: Probe) -> dict[str, int]:
 class VPCA(Proxy):
     """Sum over feed-forward layers of the principal components of their hidden states (W-PCA, ICLR 2025).
 
-    A feed-forward layer is a linear layer on tokens whose output goes straight into an activation function; that
-    output is its hidden state. All tokens of all samples are rows, and as many components count as have 99 % of the
-    variance. A layer that runs several times, as in ALBERT, counts each time. A layer has at most as many components as
-    tokens minus one, so small batches of short texts compare lengths only.
+    A feed-forward layer is a linear layer on tokens (`nn.Linear`, or the ``Conv1D`` of GPT-2 in transformers) whose
+    output goes straight into an activation function; that output is its hidden state. All tokens of all samples are
+    rows, and as many components count as have 99 % of the variance. A layer that runs several times, as in ALBERT,
+    counts each time. A layer has at most as many components as tokens minus one, so small batches of short texts
+    compare lengths only.
 
     Source:
         *W-PCA Based Gradient-Free Proxy for Efficient Search of Lightweight Language Models*, ICLR 2025,

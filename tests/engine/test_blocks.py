@@ -407,6 +407,68 @@ class Unreadable:
         raise RuntimeError(name)
 
 
+class Counting(nn.Module):
+    """Counts its runs in its class, which a run on the meta device does not put back."""
+
+    runs = 0
+
+    def __init__(self, run):
+        super().__init__()
+        self.stem = nn.Linear(6, 8)
+        self.blocks = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
+        self.strange = Strange()
+        self.head = nn.Linear(8, 3)
+        self.run = run
+
+    def forward(self, x):
+        type(self).runs += 1
+        return self.head(self.run(self, self.stem(x)))
+
+
+def _runs(act):
+    Counting.runs = 0
+    try:
+        result = act()
+    except ValueError as error:
+        result = str(error)
+    return Counting.runs, result
+
+
+def _traced(net, x):
+    return torch.fx.symbolic_trace(nn.Sequential(net.blocks))(x)  # calls the blocks with proxies
+
+
+def _strange(net, x):
+    return net.strange(net.blocks(x)).x
+
+
+def _without_memory(net, x):
+    return net.blocks(x) + x.to_mkldnn().to_dense()
+
+
+def _looking(net, x):
+    return net.blocks(x) * (x.sum().item() + 1)
+
+
+def _failing(net, x):
+    raise ValueError("its own words")
+
+
+@pytest.mark.parametrize("run", [_blocks_of, _strange, _traced, _without_memory, _looking, _failing])
+def test_following_takes_no_run_of_its_own_and_changes_no_count(run):
+    def step(module, batch, batch_idx):
+        return module(batch).sum()
+
+    def count(follow):
+        module = Counting(run)
+        return _runs(lambda: count_macs(module, step, torch.zeros(4, 6), chain=Chain(module) if follow else None))
+
+    alone, followed = count(follow=False), count(follow=True)
+    assert followed == alone
+    anatomy = Anatomy(Counting(run), step, [torch.zeros(4, 6)])
+    assert _runs(lambda: anatomy.blocks)[0] == alone[0]
+
+
 def test_what_cannot_be_followed_is_counted_all_the_same():
     module = Tower(blocks=nn.Sequential(nn.Linear(8, 8), Strange()), run=lambda net, x: net.blocks(x).x)
     anatomy = Anatomy(module, lambda net, batch, _: net(batch).sum(), [torch.zeros(4, 6)])

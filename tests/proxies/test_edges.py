@@ -418,6 +418,13 @@ def test_meco_of_maps_that_are_not_finite_says_so() -> None:
             least_eigenvalue(feature_map)
 
 
+def test_meco_counts_the_map_of_an_identity_again_as_published() -> None:
+    conv, head = nn.Conv2d(2, 3, 3), nn.Sequential(nn.Flatten(), nn.Linear(27, 3))
+    networks = nn.Sequential(conv, head), nn.Sequential(conv, nn.Identity(), head)
+    once, twice = (score(network, make_batches(), "meco", F.cross_entropy)["meco"].value for network in networks)
+    assert twice == 2 * once != 0
+
+
 class Hinged(Classifier):
     """Has activation functions in its loss, which see other rows than those of the network."""
 

@@ -14,7 +14,9 @@ from timm.models.nest import Nest
 from timm.models.volo import OutlookAttention
 from timm.models.xcit import XCA
 from torch import Tensor, nn
+from transformers import GPT2Config, GPT2ForSequenceClassification
 from transformers.activations import NewGELUActivation, QuickGELUActivation
+from transformers.pytorch_utils import Conv1D
 
 from lightning_zico import score
 from lightning_zico.proxies.dextr import extrinsic_curvature, inverse_condition
@@ -182,6 +184,44 @@ def test_v_pca_looks_before_the_activation_function_whatever_its_form(activation
 def test_v_pca_of_a_layer_whose_output_goes_elsewhere_first_does_not_apply() -> None:
     card = score(Feeding(F.gelu, norm=True), batches(4, NUM_TOKENS, WIDTH), "v_pca", F.cross_entropy)
     assert str(card["v_pca"].error).startswith("not applicable: the network has no feed-forward layer on tokens")
+
+
+class Reading(nn.Module):
+    """A small GPT-2 whose layers are those of transformers, or linear ones with the transposed weights."""
+
+    def __init__(self, is_linear: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        sizes = {"vocab_size": 40, "n_positions": 8, "n_embd": WIDTH, "n_layer": 2, "n_head": NUM_HEADS}
+        drop = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
+        self.model = GPT2ForSequenceClassification(GPT2Config(**sizes, **drop, num_labels=3, pad_token_id=0))
+        for name, part in [*self.model.named_modules()] if is_linear else ():
+            if isinstance(part, Conv1D):
+                layer = nn.Linear(part.nx, part.nf)
+                layer.load_state_dict({"weight": part.weight.T, "bias": part.bias})
+                self.model.set_submodule(name, layer)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.model(tokens).logits
+
+
+@pytest.mark.parametrize("is_frozen", [False, True])
+def test_v_pca_of_gpt2_is_that_of_the_same_network_of_linear_layers(is_frozen: bool) -> None:
+    tokens, labels = torch.randint(1, 40, (20, 6), generator=torch.Generator().manual_seed(0)), torch.arange(20) % 3
+    linear = Reading(is_linear=True)
+    hidden: list[np.ndarray] = []
+    for block in linear.model.transformer.h:
+        block.mlp.c_fc.register_forward_hook(lambda *call: hidden.append(call[2].detach().flatten(0, 1).numpy()))
+    linear(tokens)
+    expected = 0
+    for states in hidden:
+        variances = np.sort(np.linalg.eigvalsh(np.cov(states.T)))[::-1]
+        expected += 1 + np.count_nonzero(np.cumsum(variances) < 0.99 * variances.sum())
+    for network in (Reading(is_linear=True), Reading(is_linear=False)):
+        network.model.transformer.requires_grad_(not is_frozen)
+        card = score(network, [(tokens, labels)], ["v_pca", "w_pca"], F.cross_entropy)
+        assert card["v_pca"].value == expected > 2
+        assert card["w_pca"].value == expected * sum(parameter.numel() for parameter in network.parameters())
 
 
 class Biased(Feeding):
