@@ -595,6 +595,58 @@ def test_what_trains_is_ranked_and_what_has_nothing_to_train_is_not() -> None:
     assert "synflow has no number for zero head: nothing flows from the input to the output" in board.notes[0]
 
 
+class Classifies(Plain):
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(self(batch[0]), batch[1])
+
+
+class CutOff(Classifies):
+    """Gives its last layer zeros, as an arch of NAS-Bench-201 without a path from input to output does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network[-1](self.network[:-1](x) * 0)
+
+
+class AlwaysOff(Classifies):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network[-1]((-self.network[:-1](x).abs()).relu())
+
+
+class BeginsAtZero(Classifies):
+    """Passes features on as soon as its scale has moved from zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(x) * self.scale
+
+
+class TrainsBiases(ZeroHead, Classifies):
+    def __init__(self) -> None:
+        super().__init__()
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_("bias" in name)
+
+
+@pytest.mark.parametrize("proxies", ["default", ["synflow", "macs"], "zico"])
+@pytest.mark.parametrize("kind", [CutOff, AlwaysOff])
+def test_what_nothing_flows_through_is_no_candidate(kind: type[Plain], proxies: str | list[str]) -> None:
+    board = ZeroShotSelector(proxies=proxies).rank({"dead": kind, "alive": Classifies}, batches())
+    assert board.errors == {
+        "dead": "untrainable: the gradients of all its weights are zero, so nothing flows from its inputs to its loss."
+    }
+    assert board.best == "alive"
+
+
+@pytest.mark.parametrize("kind", [ZeroHead, BeginsAtZero, TrainsBiases])
+def test_what_learns_although_nothing_flows_yet_is_ranked(kind: type[Plain]) -> None:
+    board = ZeroShotSelector(proxies=["default", "synflow"]).rank({"zero": kind, "alive": Classifies}, batches())
+    assert {row["name"] for row in board if row["rank"]} == {"zero", "alive"}
+    assert not board.errors
+
+
 @pytest.mark.parametrize("name", ["gradsign", "knas", "fisher", "grasp", "zico", "snip", "plain", "grad_norm"])
 def test_nothing_is_made_of_gradients_that_all_vanish(name: str) -> None:
     class Dead(Plain):
