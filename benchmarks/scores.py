@@ -229,13 +229,12 @@ class Cache:
         self.errors[arch].update(dict.fromkeys(proxies, error))
 
     def score(self, arch: str, proxy: str) -> float | None:
-        """Return a candidate's score; None if it has none to be ranked by."""
-        return self.scores[arch][proxy] if self.error(arch, proxy) is None else None
+        """Return a candidate's score; None if it has none. Counting weights does not know what is untrainable."""
+        return self.scores[arch].get(proxy)
 
     def error(self, arch: str, proxy: str) -> str | None:
-        """Return the reason why a candidate has no score to be ranked by; None if it has one."""
-        own = None if proxy in self.scores[arch] else self.errors[arch][proxy]
-        return self.untrainable.get(arch, own)
+        """Return the reason why a candidate has no score; None if it has one."""
+        return None if proxy in self.scores[arch] else self.errors[arch][proxy]
 
     def lacks(self, arch: str, proxy: str, retry: bool) -> bool:
         """Whether a score still has to be computed; a failed one only in a retry."""

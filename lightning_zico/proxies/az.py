@@ -298,6 +298,8 @@ def token_statistics(probe: Probe) -> BlockStatistics:
 
 def _expressivities(probe: Probe) -> dict[str, float]:
     parts = probe.once(block_statistics).expressivities
+    if not all(map(math.isfinite, parts.values())):
+        probe.doubt()
     _check_finite(parts, "features", "do not vary, or are not finite")  # a minimum may ignore NaN
     return parts
 

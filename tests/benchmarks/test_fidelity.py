@@ -315,13 +315,15 @@ def test_a_candidate_that_takes_its_process_down_is_a_row_and_the_rest_is_scored
     assert read.scores["fine"]["params"] == space.params(space.parse(CELLS[0]))
 
 
-def test_what_cannot_be_trained_has_no_score_whatever_was_asked_for_first(tmp_path):
+def test_what_counting_says_does_not_depend_on_what_else_was_asked_for(tmp_path):
     kept = scores.Cache(tmp_path / "b.jsonl")
     kept.add("a", scores={"params": 3.0}, errors={}, untrainable=None)
     assert kept.error("a", "params") is None
     kept.add("a", scores={}, errors={"zico": "NonFiniteError: no"}, untrainable="untrainable: its loss is nan")
     read = scores.Cache(kept.path)
-    assert read.error("a", "params") == read.error("a", "zico") == "untrainable: its loss is nan"
+    assert (read.score("a", "params"), read.error("a", "params")) == (3.0, None)
+    assert (read.score("a", "zico"), read.error("a", "zico")) == (None, "NonFiniteError: no")
+    assert read.untrainable == {"a": "untrainable: its loss is nan"}
 
 
 def test_the_cache_cuts_off_a_torn_line_and_goes_on(tmp_path):
@@ -531,7 +533,7 @@ def test_contestants_and_their_benchmarks_exist(contest):
 
 def test_contests_draw_other_candidates_than_those_before_as_long_as_there_are_others():
     rows = tuple(tables.Row(str(idx), int, {"acc": 0.0}) for idx in range(1000))
-    first, second, third, fourth = contests.CONTESTS.values()
+    first, second, third, fourth, _ = contests.CONTESTS.values()
 
     def names(contest, benchmark):
         return {row.name for row in fidelity.entered(tables.Table(benchmark, rows, ("acc",), ""), contest).rows}

@@ -630,7 +630,7 @@ class TrainsBiases(ZeroHead, Classifies):
             parameter.requires_grad_("bias" in name)
 
 
-@pytest.mark.parametrize("proxies", ["default", ["synflow", "macs"], "zico"])
+@pytest.mark.parametrize("proxies", ["default", "az", ["synflow", "macs"], "zico"])
 @pytest.mark.parametrize("kind", [CutOff, AlwaysOff])
 def test_what_nothing_flows_through_is_no_candidate(kind: type[Plain], proxies: str | list[str]) -> None:
     board = ZeroShotSelector(proxies=proxies).rank({"dead": kind, "alive": Classifies}, batches())
