@@ -246,7 +246,7 @@ for _recipe in (
         "macs+expressivity",
         ("macs", "az_expressivity"),
         "log_rank",
-        Evidence(),
+        Evidence(remark="Chosen by the fourth contest in benchmarks/README.md, for networks of tokens."),
         f"{_AZ_NAS}, without the members that fail on tokens; ours",
         fallback="without_blocks",
     ),
