@@ -139,7 +139,7 @@ def _set_dispatch_modes(modes: list[Any]) -> None:
 
 
 def _top_saved_tensors_hooks() -> Any:
-    """Return the innermost hooks on saved tensors; None if there are none, and in torch 2.5, which does not show them."""
+    """Return the innermost hooks on saved tensors; None without any, and in torch 2.5, which does not show them."""
     top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
     return None if top is None else top(False)
 
