@@ -85,6 +85,13 @@ def _default_device() -> torch.device | None:
     return None if context is None else context.device
 
 
+def _set_default_device(device: torch.device | None) -> None:
+    torch.set_default_device(device)
+    if device is None and hasattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context"):
+        # In torch 2.5, `torch.get_default_device` fails from then on where the context is None.
+        del torch._GLOBAL_DEVICE_CONTEXT.device_context
+
+
 def _deterministic() -> tuple[bool, bool]:
     return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
 
@@ -131,15 +138,20 @@ def _set_dispatch_modes(modes: list[Any]) -> None:
         _push_mode(mode)
 
 
+def _top_saved_tensors_hooks() -> Any:
+    """Return the innermost hooks on saved tensors; None without any, and in torch 2.5, which does not show them."""
+    top = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", None)
+    return None if top is None else top(False)
+
+
 def _saved_tensors() -> tuple[Any, str | None]:
-    autograd = torch._C._autograd
-    return autograd._top_saved_tensors_default_hooks(False), autograd._saved_tensors_hooks_get_disabled_error_message()
+    return _top_saved_tensors_hooks(), torch._C._autograd._saved_tensors_hooks_get_disabled_error_message()
 
 
 def _set_saved_tensors(state: tuple[Any, str | None]) -> None:
     autograd, (hooks, message) = torch._C._autograd, state
     autograd._saved_tensors_hooks_enable()
-    while (now := autograd._top_saved_tensors_default_hooks(False)) is not None and now != hooks:
+    while (now := _top_saved_tensors_hooks()) is not None and now != hooks:
         autograd._pop_saved_tensors_default_hooks()
     if message is not None:
         autograd._saved_tensors_hooks_disable(message)
@@ -221,7 +233,7 @@ def _attention(kind: str) -> Switch:
 # Settings that all numbers depend on; they are in the key of a cached score.
 OF_NUMBERS = (
     Switch("torch's default dtype", torch.get_default_dtype, torch.set_default_dtype),
-    Switch("torch's default device", _default_device, torch.set_default_device),
+    Switch("torch's default device", _default_device, _set_default_device),
     Switch("torch's number of threads", torch.get_num_threads, torch.set_num_threads),
     Switch("torch's float32 precision", torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
     Switch("autocast", autocasts, _set_autocasts),
@@ -266,7 +278,7 @@ def switches() -> tuple[Any, ...]:
     """List the settings of the process that every number depends on, global hooks of modules included."""
     return (
         *(switch.value() for switch in OF_NUMBERS),
-        torch.get_default_device(),  # also of a `with` block
+        torch.empty(0).device,  # also of a `with` block
         *(list(table.values()) for table in _HOOK_TABLES.values()),
     )
 

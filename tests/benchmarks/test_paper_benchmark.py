@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -207,6 +208,17 @@ def test_the_commands_of_imagenet_are_those_of_the_files(tmp_path: Path) -> None
     for millions in paper_imagenet.Settings().budgets:
         assert paper_imagenet.CONFIG.with_name(f"search_imagenet_{millions}m.yaml").is_file()
         assert millions in paper_imagenet.PUBLISHED
+
+
+def test_the_files_of_imagenet_have_the_published_protocol() -> None:
+    for millions, depth in paper_imagenet.MOST_DEPTH.items():
+        path = paper_imagenet.CONFIG.with_name(f"search_imagenet_{millions}m.yaml")
+        config = yaml.safe_load(path.read_text(encoding="utf-8"))
+        assert config["budget"] == {"macs": millions * 1e6, "depth": depth}
+        assert config["num_trials"] == paper_imagenet.NUM_TRIALS
+        assert config["num_batches"] == paper_imagenet.NUM_BATCHES
+        assert config["data"]["init_args"]["batch_size"] == paper_imagenet.BATCH_SIZE
+        assert config["batch_size"] is None  # whole batches, not their first samples
 
 
 def test_options_change_the_size_of_the_parts() -> None:

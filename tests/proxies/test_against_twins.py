@@ -143,7 +143,7 @@ def dextr_of(case: Case) -> float:
     generator = torch.Generator().manual_seed(SEED)
     shape = case.x[:1].shape
     drawn = np.stack([drawn_like(case.x[:1], generator).flatten().double().numpy() for _ in range(2)], axis=1)
-    point, velocity = (torch.from_numpy(column).view(shape) for column in np.linalg.qr(drawn).Q.T)
+    point, velocity = (torch.from_numpy(column).view(shape) for column in np.linalg.qr(drawn)[0].T)
     chosen = torch.randperm(3, generator=torch.Generator().manual_seed(SEED)).tolist()
     a = math.log(1 + forward.inverse_conditions(case.model, case.x))
     b = math.log(1 + derivatives.curvature(case.model, point, velocity, chosen))

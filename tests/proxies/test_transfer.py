@@ -124,9 +124,10 @@ def test_held_out_predictions_are_those_of_models_fitted_without_the_sample(widt
     found = held_out_predictions(features, targets)
     expected = slow.ridge_predictions(features.numpy(), targets.numpy(), penalties)
     np.testing.assert_allclose(found.predictions.numpy(), expected, atol=1e-9)
-    cv = RidgeCV(penalties, store_cv_results=True, alpha_per_target=False).fit(features.numpy(), targets.numpy())
+    kept = "cv_results" if "store_cv_results" in RidgeCV().get_params() else "cv_values"  # until scikit-learn 1.5
+    cv = RidgeCV(penalties, alpha_per_target=False, **{f"store_{kept}": True}).fit(features.numpy(), targets.numpy())
     assert found.penalty == pytest.approx(cv.alpha_)
-    errors = cv.cv_results_[..., penalties.index(cv.alpha_)]
+    errors = getattr(cv, f"{kept}_")[..., penalties.index(cv.alpha_)]
     np.testing.assert_allclose((found.predictions - targets).square().numpy(), errors, atol=1e-9)
 
 

@@ -342,7 +342,7 @@ def test_dextr_of_a_linear_network_sees_the_ellipse_that_it_makes_of_a_circle() 
     jacobian = torch.autograd.functional.jacobian(network, torch.zeros(1, 2, 5, 5)).view(3, 50).double().numpy()
     generator = torch.Generator().manual_seed(0)
     drawn = np.stack([torch.randn(1, 2, 5, 5, generator=generator).flatten().double() for _ in range(2)], axis=1)
-    point, tangent = np.linalg.qr(drawn).Q.T
+    point, tangent = np.linalg.qr(drawn)[0].T
     v, a = jacobian @ tangent, -jacobian @ point
     expected = np.linalg.norm(np.cross(v, a)) / np.linalg.norm(v) ** 3
     result = score(network, batches(4, 2, 5, 5), "dextr", F.cross_entropy)["dextr"]

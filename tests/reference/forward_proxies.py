@@ -29,7 +29,7 @@ def naswot(model: nn.Module, x: Tensor) -> float:
         for i in range(len(x)):
             for j in range(len(x)):
                 kernel[i, j] += np.sum(code[i] == code[j])
-    return float(np.linalg.slogdet(kernel).logabsdet)
+    return float(np.linalg.slogdet(kernel)[1])
 
 
 def zen(model: nn.Module, x0: Tensor, noise: Tensor) -> float:

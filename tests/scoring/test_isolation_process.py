@@ -118,10 +118,6 @@ MEDDLERS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     ),
     "inference mode": (lambda: entered(torch.inference_mode()), torch.is_inference_mode_enabled),
     "clock": patched(time, "perf_counter", lambda: 0.0),
-    "saved tensors": (
-        lambda: torch.autograd.graph.saved_tensors_hooks(lambda x: x * 2, lambda x: x).__enter__(),
-        lambda: torch._C._autograd._top_saved_tensors_default_hooks(False),
-    ),
     "saved tensors, disabled": (
         lambda: torch._C._autograd._saved_tensors_hooks_disable("no"),
         lambda: torch._C._autograd._saved_tensors_hooks_get_disabled_error_message(),
@@ -158,6 +154,11 @@ MEDDLERS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
     "Ctrl-C": (lambda: signal.signal(signal.SIGINT, signal.SIG_IGN), lambda: signal.getsignal(signal.SIGINT)),
     "alarm": (lambda: signal.setitimer(signal.ITIMER_REAL, 1000), lambda: signal.getitimer(signal.ITIMER_REAL)[0] > 0),
 }
+if hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks"):  # torch 2.5 does not show them
+    MEDDLERS["saved tensors"] = (
+        lambda: torch.autograd.graph.saved_tensors_hooks(lambda x: x * 2, lambda x: x).__enter__(),
+        lambda: torch._C._autograd._top_saved_tensors_default_hooks(False),
+    )
 IN_STEP = ["default dtype", "threads", "forward hook", "function", "directory", "autocast", "warnings"]
 
 

@@ -240,6 +240,7 @@ def untrained_state(monkeypatch: pytest.MonkeyPatch, name: str) -> list[object]:
     return asked
 
 
+@pytest.mark.filterwarnings("ignore:torch.meshgrid:UserWarning")  # the MaxViT of older versions of torchvision
 @pytest.mark.parametrize("in_chans", [1, 3, 4])
 @pytest.mark.parametrize("name", ["inception_v3", "googlenet", "vit_b_16", "maxvit_t"])
 def test_every_family_of_torchvision_takes_its_weights(
