@@ -129,7 +129,7 @@ FOURTH = Contest(
     unlike=(THIRD, SHOWN),
     incumbent="label_free",
 )
-# What tells the last two contestants of the third contest apart: the networks of the tables in README.md.
+# Compares the two cheap contestants that the third contest left, on the networks of the tables in README.md.
 DECIDER = Contest(
     ("balanced+synflow", "without_trainability"),
     {"nas-bench-201": 300, "nas-bench-101": 300, "transnas-micro": 300},

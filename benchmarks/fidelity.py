@@ -118,7 +118,10 @@ def studied(table: Table, choice: Choice, protocol: Protocol, kept: Cache, sets:
     alive = [idx for idx in range(len(table.rows)) if idx not in dead]
     lacking = [{name for name, values in scores.items() if values[idx] is None} for idx in alive]
     used = {name: choose_applicable(lacking, recipe) for name, recipe in choice.recipes.items()}
-    by_recipe = {name: with_last(one.values(scores), dead) for name, one in used.items()}
+    living = {
+        name: [None if idx in dead else value for idx, value in enumerate(values)] for name, values in scores.items()
+    }
+    by_recipe = {name: with_last(one.values(living), dead) for name, one in used.items()}
     scores = by_recipe | {name: with_last(values, failed[name]) for name, values in scores.items()}
     scores |= {name: [row.references[name] for row in table.rows] for name in table.rows[0].references}
     errors = {
@@ -126,7 +129,7 @@ def studied(table: Table, choice: Choice, protocol: Protocol, kept: Cache, sets:
         for name, counter in reasons.items()
         if counter
     }
-    errors |= {name: told for name, one in used.items() if (told := _told(name, one)) is not None}
+    errors |= {name: note for name, one in used.items() if (note := _fallback_note(name, one)) is not None}
     timed = {
         name: [kept.seconds[row.name][joined] for row in table.rows[:NUM_TIMED] if joined in kept.seconds[row.name]]
         for name, joined in sets.items()
@@ -134,8 +137,8 @@ def studied(table: Table, choice: Choice, protocol: Protocol, kept: Cache, sets:
     return Study(table, protocol, scores, errors, {name: statistics.median(s) for name, s in timed.items() if s})
 
 
-def _told(name: str, used: Used) -> str | None:
-    """Say which recipes rank in place of one, as the note of a leaderboard does; None if it is the recipe alone."""
+def _fallback_note(name: str, used: Used) -> str | None:
+    """Return which recipe ranks in place of another, or places some candidates; None if the recipe ranks alone."""
     if used.recipe.name != name:
         return f"{used.recipe.name} ranks in its place."
     return None if used.beside is None else f"{used.beside.name} places the candidates to which it does not apply."

@@ -229,7 +229,7 @@ class Cache:
         self.errors[arch].update(dict.fromkeys(proxies, error))
 
     def score(self, arch: str, proxy: str) -> float | None:
-        """Return a candidate's score; None if it has none. Counting weights does not know what is untrainable."""
+        """Return a candidate's score; None if it has none. An untrainable one may have one as well."""
         return self.scores[arch].get(proxy)
 
     def error(self, arch: str, proxy: str) -> str | None:

@@ -82,6 +82,7 @@ class Subject:
         self._floating: list[int] | None = None  # positions in the first batch
         self._broke_off = False  # whether a pass did
         self._is_doubted = False  # whether it learns anything
+        self._nothing_flows = False  # as far as proxies show that run it on other weights or inputs
         self._differentiates = False  # whether the step itself does, so that it needs autograd
         self._observed: dict[Observer, Observer | Exception] = {}
         self._computed: dict[Callable[..., object], object] = {}
@@ -104,9 +105,14 @@ class Subject:
             return f"untrainable: {reason}" if isinstance(reason, str) else None
         return None
 
-    def doubt(self) -> None:
-        """Note that a proxy found nothing to learn, so that `untrainable` runs the step as a trainer would."""
+    def doubt(self, *, nothing_flows: bool = False) -> None:
+        """Note that a proxy found nothing to learn, so that `untrainable` runs the step as a trainer would.
+
+        Args:
+            nothing_flows: Whether nothing flowed through the network either, whatever its loss is.
+        """
         self._is_doubted = True
+        self._nothing_flows |= nothing_flows
 
     @property
     def step_error(self) -> Exception | None:
@@ -195,13 +201,14 @@ class Subject:
         """Run the step on every batch as a trainer does, with a backward pass.
 
         Returns:
-            Why the candidate learns nothing; None if it learns. A network whose weights have zero gradients on every
-            batch learns at most the frequencies of the labels, by its biases.
+            Why the candidate learns nothing; None if it learns. A network of which only biases have a gradient learns
+            at most the frequencies of the labels. If no parameter has one, the loss may just be flat at first, as a
+            hinge is or a warm-up from zero, unless a proxy found that nothing flows.
 
         Raises:
             UnsupportedModuleError: If training passes over all batches.
         """
-        stateless, skipped, learns = self.stateless, 0, False
+        stateless, skipped, learns, is_flat = self.stateless, 0, False, False
         reason = "its loss depends on none of its parameters, so no optimiser can update them."
         trainable = [name for name, parameter in stateless.params.items() if parameter.requires_grad]
         with torch.inference_mode(False), preserved(self.module) as put_back:
@@ -211,8 +218,10 @@ class Subject:
                     seed_all(self.seed + batch_idx)
                     tensors = stateless.copied_params(), stateless.copied_buffers()
                     gradients, _ = stateless.plain_gradients(self._step, *tensors, trainable, batch, batch_idx)
-                    of_weights = [gradient for name, gradient in gradients.items() if "bias" not in name.split(".")[-1]]
-                    learns |= not of_weights or any(float(gradient.abs().sum()) != 0 for gradient in of_weights)
+                    moving = {name for name, gradient in gradients.items() if float(gradient.abs().sum()) != 0}
+                    weights = {name for name, gradient in gradients.items() if not _is_bias(name, gradient)}
+                    learns |= not weights or not moving.isdisjoint(weights)
+                    is_flat |= not moving and not self._nothing_flows
                     reason = "the gradients of all its weights are zero, so nothing flows from its inputs to its loss."
                 except NoGradientError:
                     pass
@@ -222,7 +231,7 @@ class Subject:
                 put_back()
         if skipped == len(self.batches):
             raise self._none_left()
-        return None if learns else reason
+        return None if learns or is_flat else reason
 
     def _prepared(self, batch_idx: int, of: Sequence[Batch] | None = None) -> Batch:
         # Cloned, because hooks that move or augment a batch may write to it; seeded, so that they augment it in the
@@ -230,6 +239,10 @@ class Subject:
         with torch.inference_mode(False):
             seed_all(self.seed + batch_idx)
             return self._prepare(copied_batch((self.batches if of is None else of)[batch_idx]), batch_idx)
+
+
+def _is_bias(name: str, gradient: Tensor) -> bool:
+    return gradient.ndim == 1 and "bias" in name.rpartition(".")[2]
 
 
 def _stateless(subject: Subject) -> Stateless:

@@ -141,7 +141,7 @@ class BlockStatistics(NamedTuple):
         trainabilities: `spectral_balance` by name of each block that follows another one. Identities are left out, and
             so are blocks whose positions cannot be aligned with those of the block before.
         num_hidden: Number of blocks whose output autograd does not track.
-        has_tokens: Whether the outputs of blocks that follow another one are tokens, with channels last.
+        has_tokens: Whether a block that follows another one puts out tokens, that is, has its channels last.
     """
 
     expressivities: dict[str, float]
@@ -229,11 +229,11 @@ def _channels_first(tensor: Tensor, module: nn.Module) -> Tensor:
         return any(size in parameter.shape[:2] for parameter in module.parameters())
 
     first, last = is_in_weights(tensor.shape[1]), is_in_weights(tensor.shape[-1])
+    kinds = {type(part) for part in module.modules()}
     if tensor.ndim == 3:  # tokens, unless the module convolves along one dimension
-        kinds = {type(part) for part in module.modules()}
         last = nn.Conv1d not in kinds or not first or (last and nn.Linear in kinds)
-    else:
-        last = last and not first
+    else:  # channels that were concatenated are in no weight, and the width of a map may be in one by chance
+        last = last and not first and (nn.Conv2d not in kinds or nn.Linear in kinds)
     return tensor.movedim(-1, 1) if last else tensor
 
 
@@ -292,14 +292,14 @@ def block_statistics(probe: Probe, tokens: bool = False) -> BlockStatistics:
 
 
 def token_statistics(probe: Probe) -> BlockStatistics:
-    """Do the same, and give blocks whose outputs are tokens a trainability as well."""
+    """Compute `block_statistics` with the trainability of blocks whose outputs are tokens."""
     return block_statistics(probe, tokens=True)
 
 
 def _expressivities(probe: Probe) -> dict[str, float]:
     parts = probe.once(block_statistics).expressivities
     if not all(map(math.isfinite, parts.values())):
-        probe.doubt()
+        probe.doubt(nothing_flows=True)
     _check_finite(parts, "features", "do not vary, or are not finite")  # a minimum may ignore NaN
     return parts
 
@@ -320,7 +320,8 @@ class AZExpressivity(Proxy):
 
     Source:
         *AZ-NAS*, arXiv:2403.19232, implemented from its formulas. It uses Kaiming weights, Gaussian inputs (integers,
-        such as tokens, are kept) and no labels. All AZ proxies share one pass.
+        such as tokens, are kept) and no labels. All AZ proxies share one pass, except `AZTrainability(tokens=True)`,
+        which has its own.
     """
 
     needs_labels = False
@@ -366,8 +367,8 @@ class AZTrainability(Proxy):
     The published mean over positions has an error that grows with the width of a block. It is small in convolutional
     networks, which have many positions, and is most of the value in transformers, whose scores it makes fall with
     width. Outputs with channels last, as those of tokens, can be scored by `token_balance`, which takes most of the
-    error out. What is left did not order transformers by their accuracy, so these have a score only with
-    ``tokens=True``.
+    error out. Even so, it ranked vision transformers worse than their size does, so such networks have a score only
+    with ``tokens=True``.
 
     Args:
         tokens: Whether to score networks with blocks whose outputs are tokens.
@@ -386,8 +387,8 @@ class AZTrainability(Proxy):
         parts = statistics.trainabilities
         if statistics.has_tokens and not self.tokens:
             raise NotApplicableError(
-                "its blocks put out tokens, and how such blocks keep gradients did not tell good transformers from bad "
-                "ones. `AZTrainability(tokens=True)` scores them all the same."
+                "its blocks put out tokens, for which this number does not tell good networks from bad ones. To "
+                "compute it anyway, pass `AZTrainability(tokens=True)`."
             )
         if not parts and statistics.num_hidden:
             raise NotApplicableError(

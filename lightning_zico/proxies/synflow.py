@@ -78,7 +78,7 @@ class SynFlow(Proxy):
         _check_finite(flow.flows, probe.module, way.dtype)
         largest = max(flow.flows.values())
         if largest == 0:
-            probe.doubt()
+            probe.doubt(nothing_flows=True)
             raise NotApplicableError(
                 "nothing flows from the input to the output: a layer in between is all zeros, or an activation "
                 "function is off, for example after features are subtracted."

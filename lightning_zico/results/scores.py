@@ -66,8 +66,8 @@ class ScoreCard:
             None.
         seconds: Total time it took, in seconds.
         untrainable: Why the candidate cannot be ranked although it was scored: its training step fails, its loss is
-            not finite, or none of its parameters is trainable; or something passed to score it, such as ``step=``,
-            fails; else None.
+            not finite or depends on none of its parameters, none of these is trainable, or its weights have no
+            gradient; or something passed to score it, such as ``step=``, fails; else None.
         weights: Hash of the weights that it was scored with, which shows whether repeats had fresh weights; None if it
             did not build.
         process_changes: Settings of the process, such as torch's default dtype, that the candidate changed while it was

@@ -145,6 +145,9 @@ def test_recipes_fall_back_as_in_a_leaderboard(tmp_path, num_lacking, told):
         kept.add(row.name, scores=known, errors=errors)
     table, choice = tables.Table("b", rows, ("acc",), ""), Choice.of(["without_blocks"])
     own = fidelity.studied(table, choice, scores.Protocol(Path("x")), kept, {})
+    kept.add("0", scores={}, errors={}, untrainable="untrainable: nothing flows")  # the largest
+    without = fidelity.studied(table, choice, scores.Protocol(Path("x")), kept, {}).scores["without_blocks"]
+    assert without[0] == min(without)
     assert own.errors.get("without_blocks") == told
     values = own.scores["without_blocks"]
     size = combine(get_recipe("size"), {name: [10.0 - idx for idx in range(10)] for name in ("params", "macs")})

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lightning_zico import score
+from lightning_zico import Candidate, score
 from lightning_zico.proxies.az import isotropy, spectral_balance, token_balance
 
 SHAPES = [(4, 9, 6), (8, 8, 8), (6, 3, 40), (50, 5, 7), (1, 4, 4)]
@@ -72,6 +72,32 @@ class Along(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.norm(self.conv(x)).relu()
+
+
+class Fire(nn.Module):
+    """Concatenates two branches, so that no weight has as many channels as it puts out."""
+
+    def __init__(self, in_channels: int) -> None:
+        super().__init__()
+        self.squeeze = nn.Conv2d(in_channels, 12, 1)
+        self.branches = nn.ModuleList(nn.Conv2d(12, 24, size, padding=size // 2) for size in (1, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.squeeze(x).relu()
+        return torch.cat([branch(hidden) for branch in self.branches], dim=1).relu()
+
+
+def test_maps_with_concatenated_channels_are_maps_whatever_their_width() -> None:
+    found = []
+    for size in (24, 25):  # the former is also a number of channels
+        torch.manual_seed(0)
+        network = nn.Sequential(Fire(3), Fire(48), Fire(48), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(48, 4))
+        candidate = Candidate("fire", lambda network=network: network, ["0", "1", "2"])
+        batches = [(torch.randn(16, 3, size, size), torch.randint(4, (16,)))]
+        card = score(candidate, batches, ["az_trainability", "az_expressivity"], F.cross_entropy)
+        assert card["az_trainability"].error is None
+        found.append(list(card["az_expressivity"].details["blocks"].values()))
+    assert found[0] == pytest.approx(found[1], rel=0.05)
 
 
 @pytest.mark.parametrize("length", [20, 6])

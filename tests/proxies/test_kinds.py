@@ -640,9 +640,30 @@ def test_what_nothing_flows_through_is_no_candidate(kind: type[Plain], proxies: 
     assert board.best == "alive"
 
 
-@pytest.mark.parametrize("kind", [ZeroHead, BeginsAtZero, TrainsBiases])
+class WarmsUp(Classifies):
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return super().training_step(batch, batch_idx) * min(1, self.global_step / 100)
+
+
+class IsSatisfied(Classifies):
+    """Has a hinge loss, which is flat where the margin is wide enough."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.relu(self(batch[0]) - 1e6).mean()
+
+
+class HasTableOfBiases(Classifies):
+    def __init__(self) -> None:
+        super().__init__()
+        self.user_bias = nn.Parameter(torch.zeros(NUM_SAMPLES, NUM_CLASSES))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network[-1](self.network[:-1](x) * 0) + self.user_bias[: len(x)]
+
+
+@pytest.mark.parametrize("kind", [ZeroHead, BeginsAtZero, TrainsBiases, WarmsUp, IsSatisfied, HasTableOfBiases])
 def test_what_learns_although_nothing_flows_yet_is_ranked(kind: type[Plain]) -> None:
-    board = ZeroShotSelector(proxies=["default", "synflow"]).rank({"zero": kind, "alive": Classifies}, batches())
+    board = ZeroShotSelector(proxies=["default", "zico"]).rank({"zero": kind, "alive": Classifies}, batches())
     assert {row["name"] for row in board if row["rank"]} == {"zero", "alive"}
     assert not board.errors
 

@@ -47,7 +47,7 @@ def test_a_population_is_the_plain_one_member_by_member_in_order(proxies: str, n
 
 
 def test_a_newcomer_that_needs_a_fallback_removes_members_without_its_scores_until_the_recipe_applies_again() -> None:
-    choice = Choice.of("balanced")  # falls back to `without_blocks`, then to `size`
+    choice = Choice.of("balanced")  # falls back to `macs+expressivity`, `without_blocks`, then to `size`
     population = Population(3, choice)
 
     def member(name: str, value: float, **missing: str) -> Member:
@@ -56,7 +56,8 @@ def test_a_newcomer_that_needs_a_fallback_removes_members_without_its_scores_unt
         }
         return Member(name, ScoreCard(name, scores), ())
 
-    blocks = {"az_expressivity_mean": "not applicable: no blocks", "az_trainability": "not applicable: no blocks"}
+    of_blocks = ("az_expressivity", "az_expressivity_mean", "az_trainability")
+    blocks = dict.fromkeys(of_blocks, "not applicable: no blocks")
     population.add(member("whole", 5.0))
     population.add(member("without params", 4.0, params="failed"))  # a score that only the last fallback asks for
     population.add(member("without blocks", 3.0, **blocks))
