@@ -48,7 +48,8 @@ class Study:
         table: The candidates that were drawn.
         protocol: How they were scored.
         scores: One score per candidate, by proxy or recipe; higher is better. A candidate that failed has the lowest
-            score of a proxy. None where a proxy does not apply. Recipes fall back as they do in a leaderboard.
+            score of a proxy, and so has an untrainable one without a number. None where a proxy does not apply to
+            another. Recipes fall back as they do in a leaderboard.
         errors: Number of candidates without a score and the most frequent reason, by proxy, and the fallback that was
             used, by recipe; no entry if there is none.
         seconds: Median seconds of scoring a candidate with only one proxy or recipe, by name; ``""`` is all together.
@@ -122,7 +123,7 @@ def studied(table: Table, choice: Choice, protocol: Protocol, kept: Cache, sets:
         name: [None if idx in dead else value for idx, value in enumerate(values)] for name, values in scores.items()
     }
     by_recipe = {name: with_last(one.values(living), dead) for name, one in used.items()}
-    scores = by_recipe | {name: with_last(values, failed[name]) for name, values in scores.items()}
+    scores = by_recipe | {name: with_last(values, failed[name] | dead) for name, values in scores.items()}
     scores |= {name: [row.references[name] for row in table.rows] for name in table.rows[0].references}
     errors = {
         name: f"{counter.total()} candidates have no score, mostly: {counter.most_common(1)[0][0]}"
