@@ -122,8 +122,8 @@ class Chain:
     The graph begins where data of the batch is first multiplied with a parameter or looks one up, so that masks, which
     reach every block, open no way around it. Neither do weights that blocks share.
 
-    Where the data cannot be followed, as through a tensor without memory of its own, following stops and the run continues;
-    `calls` is then empty.
+    Where the data cannot be followed, as through a tensor without memory of its own, following stops and the run
+    continues; `calls` is then empty.
 
     Args:
         module: The module whose submodules are looked at.

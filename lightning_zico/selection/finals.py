@@ -7,6 +7,7 @@ from typing import Any, Literal, TypeAlias
 
 from torch import nn
 
+from lightning_zico.candidates import Candidates
 from lightning_zico.errors import InvalidArgumentError
 from lightning_zico.folders import temporary_folder
 from lightning_zico.results import Final, FinalsHeld, Row
@@ -15,7 +16,7 @@ from lightning_zico.scoring.executors.base import CallingExecutor
 from lightning_zico.scoring.executors.processes import finals_executor_of
 from lightning_zico.selection.entrants import Entrants
 from lightning_zico.selection.final_cache import FinalsCache
-from lightning_zico.selection.final_workers import FinalWorkers
+from lightning_zico.selection.final_workers import FinalWorkers, check_can_be_sent
 from lightning_zico.selection.finalist import Finalist
 from lightning_zico.selection.rounds import FinalsRules, compare_rounds, find_tie, hold_finals, play_here
 from lightning_zico.selection.signals import exit_on_signals
@@ -80,16 +81,18 @@ def check_will_train(trainer: Any) -> None:
         )
 
 
-def check_trainer(trainer: Any, data: Mapping[str, Any], rules: FinalsRules) -> None:
+def check_trainer(trainer: Any, data: Mapping[str, Any], rules: FinalsRules, *, sent: Candidates | None = None) -> None:
     """Check that a trainer can train several finalists on some data, and then continue with one of them.
 
     Args:
         trainer: The trainer as the user made it.
         data: Arguments of `Trainer.fit`.
         rules: How the finals are held.
+        sent: Candidates that are trained in other processes; None if they are trained in this one.
 
     Raises:
         ValueError: If the trainer cannot do that.
+        TypeError: If the trainer, the data or a candidate cannot be sent to other processes.
     """
     if trainer.current_epoch or trainer.global_step:
         raise ValueError(
@@ -102,8 +105,18 @@ def check_trainer(trainer: Any, data: Mapping[str, Any], rules: FinalsRules) -> 
             f"`trainer` has {', '.join(changing)}, which changes training, but finals train without callbacks. Leave "
             "it out, do the same in the module, or pass `finalists=1`."
         )
-    if trainer.fast_dev_run:
-        return
+    if not trainer.fast_dev_run:
+        _check_lengths(trainer, data, rules)
+    if sent is not None:
+        check_can_be_sent(trainer, data, sent)  # last, because pickling takes time
+
+
+def _check_lengths(trainer: Any, data: Mapping[str, Any], rules: FinalsRules) -> None:
+    """Check that finals end before the trainer does, and when it validates.
+
+    Raises:
+        ValueError: If they do not.
+    """
     if trainer.max_steps != -1:
         raise ValueError(
             f"`trainer` ends after `max_steps={trainer.max_steps}`. With this limit, Lightning counts an epoch in "

@@ -33,7 +33,6 @@ from lightning_zico.scoring.arguments import (
 )
 from lightning_zico.scoring.choice import Choice
 from lightning_zico.scoring.settings import ScoringSettings
-from lightning_zico.selection.final_workers import check_can_be_sent
 from lightning_zico.selection.finals import (
     FinalsExecutor,
     check_trainer,
@@ -272,9 +271,8 @@ class ZeroShotSelector(ScoringSettings):
             check_readable_again(
                 val_dataloaders, "val_dataloaders", "so the first finalist would use it up", "Pass a DataLoader"
             )
-            check_trainer(self.trainer, arguments, rules)
-            if self.finals_executor is not None:
-                check_can_be_sent(self.trainer, arguments, candidates)
+            sent = None if self.finals_executor is None else candidates
+            check_trainer(self.trainer, arguments, rules, sent=sent)
         entrants = self._rank(candidates, training_data, learn=rules.learns)
         show(self.leaderboard_, enabled=self.enable_progress_bar)
         if self.best_model_ is None:

@@ -17,9 +17,9 @@ _QUIET_S = 30.0  # time for cleaning up
 def exit_on_signals() -> Iterator[Callable[[], None]]:
     """Let SIGTERM and SIGHUP raise a SystemExit in the body, with the exit code that a shell gives: 128 + the number.
 
-    Others within 30 seconds do nothing: a closed terminal may send several, which would interrupt the cleaning up.
-    Later ones raise again, in case the body has caught the exception and goes on. Signals that are ignored, such as SIGHUP under ``nohup``, or that the user handles stay as they are. This works only in the main
-    thread.
+    Others in the 30 seconds after it do nothing: a closed terminal may send several, which would interrupt the cleaning
+    up. Later ones raise again, in case the body has caught the exception and goes on. Signals that are ignored, such as
+    SIGHUP under ``nohup``, or that the user handles stay as they are. This works only in the main thread.
 
     Yields:
         A function that restores the handlers before the body ends.

@@ -56,7 +56,7 @@ def test_ctrl_c_keeps_what_is_done_and_exits_with_130(folder: Path) -> None:
 
 
 def ended_after_two_epochs(folder: Path, *args: str, number: signal.Signals = signal.SIGINT) -> tuple[int, str, str]:
-    """Run a command that trains `Endless`, send a signal in the third epoch, and give its exit code and what it said."""
+    """Run a command that trains `Endless`, send a signal in the third epoch, and give exit code and texts."""
     endless = ["--trainer.max_epochs", "1000000", "--trainer.accelerator", "cpu", *QUIET]
     process = run(*args, *endless, cwd=folder)
     while not (folder / "two epochs").exists():

@@ -371,6 +371,8 @@ def test_what_workers_cannot_get_is_an_error_before_the_ranking(monkeypatch: pyt
     for offered in ({"a": Net, "b": Unsendable.locked()}, [Candidate("a", Net), Candidate("b", Unsendable.locked())]):
         with pytest.raises(TypeError, match=r"^Candidate 'b' cannot be pickled, so `finals_executor` cannot send it"):
             selector_of(trainer_of(), 2, finals_executor="processes").fit(offered, Data())
+    with pytest.raises(ValueError, match=r"^`trainer` ends after `max_steps=9`"):  # takes no time to find
+        selector_of(trainer_of(max_steps=9), 2, finals_executor="processes").fit([Unsendable.locked()], Data())
     trainer = trainer_of(strategy="ddp_spawn", devices=1)
     with pytest.raises(ValueError, match=r"^`trainer` trains in processes of its own \(DDPStrategy\)"):
         selector_of(trainer, 2, finals_executor="processes").fit(builds_of(2, Net), Data())
