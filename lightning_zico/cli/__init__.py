@@ -11,10 +11,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from lightning_zico.__about__ import __version__
-from lightning_zico.cli.messages import in_one_line, is_wrong_use
+from lightning_zico.cli.messages import in_one_line, is_wrong_use, say
 from lightning_zico.cli.parser import build_parser, run_fit, short_help
-from lightning_zico.cli.program import ENV_PREFIX, FAILED, INTERRUPTED, NO_READER, PROG, WRONG_USE, is_interrupted
-from lightning_zico.texts import printable
+from lightning_zico.cli.program import (
+    ENV_PREFIX,
+    FAILED,
+    INTERRUPTED,
+    NO_READER,
+    PROG,
+    TERMINATED,
+    WRONG_USE,
+    is_gone,
+    is_interrupted,
+    is_sigterm,
+)
 
 _READS_CODE = frozenset({"rank", "score", "search", "fit"})  # by `--candidates`, `--model` and `--data`
 
@@ -26,8 +36,8 @@ def main(args: Sequence[str] | None = None) -> int:
         args: The arguments after the name of the program; those of this process if None.
 
     Returns:
-        0 on success; 2 on wrong use and 1 on failure, each with one line on standard error; 130 after Ctrl-C; 141 if
-        the reader of the output has closed the pipe.
+        0 on success; 2 on wrong use and 1 on failure, each with one line on standard error; 130 after Ctrl-C; 143 and
+        129 after SIGTERM and SIGHUP; 141 if the reader of the output has closed the pipe.
     """
     given = list(sys.argv[1:] if args is None else args)
     _place_working_folder(given)
@@ -35,12 +45,25 @@ def main(args: Sequence[str] | None = None) -> int:
         # It comes from Lightning's own calls, which users cannot change.
         warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
         code = _code_of(given)
+        return code if _can_flush() else code or NO_READER
+
+
+def _can_flush() -> bool:
+    """Flush what was printed, and return whether it could be written.
+
+    Raises:
+        OSError: If something other than a missing reader or terminal is the reason.
+    """
+    could_all = True
+    for stream in (sys.stdout, sys.stderr):
         try:
-            sys.stdout.flush()
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it ends
-            return NO_READER
-        return code
+            stream.flush()
+        except OSError as error:
+            if not is_gone(error):
+                raise
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # else Python complains when it ends
+            could_all = False
+    return could_all
 
 
 def _place_working_folder(given: list[str]) -> None:
@@ -54,20 +77,22 @@ def _code_of(given: list[str]) -> int:
     is_debugging = "--debug" in given
     given = [arg for arg in given if arg != "--debug"]
     if not given and f"{ENV_PREFIX}_COMMAND" not in os.environ:
-        print(f"{short_help()}\n{PROG}: error: Pass a command: one of those above.", file=sys.stderr)
+        say(f"{short_help()}\n{PROG}: error: Pass a command: one of those above.")
         return WRONG_USE
     try:
         _run(given)
     except (KeyboardInterrupt, SystemExit) as ended:
         if is_interrupted(ended):
-            print(f"{PROG}: interrupted", file=sys.stderr)
+            say(f"{PROG}: interrupted")
             return INTERRUPTED
+        if is_sigterm(ended):
+            return TERMINATED
         code = getattr(ended, "code", None)
         return code if isinstance(code, int) else 0
     except Exception as error:
         if is_debugging:
             raise
-        print(f"{PROG}: error: {printable(in_one_line(error))} (--debug shows where)", file=sys.stderr)
+        say(f"{PROG}: error: {in_one_line(error)} (--debug shows where)")
         return WRONG_USE if is_wrong_use(error) else FAILED
     return 0
 
@@ -110,4 +135,4 @@ def _run(given: list[str]) -> None:
     with logged_on_stderr():
         finals = run()
     if finals is not None:
-        print(f"To hold finals among the first, run: {finals_command(given, finals)}", file=sys.stderr)
+        say(f"To hold finals among the first, run: {finals_command(given, finals)}")

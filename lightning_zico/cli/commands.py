@@ -29,6 +29,7 @@ from lightning_zico.cli.inputs import (
     with_enough_batches,
     zoo_spec,
 )
+from lightning_zico.cli.messages import say
 from lightning_zico.cli.output import (
     evidence_of,
     first_sentence,
@@ -37,12 +38,11 @@ from lightning_zico.cli.output import (
     print_ranking,
     print_result,
     recipe_name,
-    say,
     write_ranking,
     write_result,
     write_winner,
 )
-from lightning_zico.cli.program import is_interrupted
+from lightning_zico.cli.program import is_interrupted, is_sigterm
 from lightning_zico.cli.specs import ZooSpec, check_model, split_names, split_specs
 from lightning_zico.proxies import list_proxies, resolve_proxies
 from lightning_zico.ranking import get_recipe, list_recipes
@@ -139,7 +139,8 @@ def _rank(selector: ZeroShotSelector, offered: Candidates, datamodule: Lightning
     except BaseException as ended:
         write_ranking(selector, offered, folder)
         # Saving is a joint operation of all processes of a strategy, and the others are gone by then.
-        is_saved = trainer is not None and trainer.world_size == 1 and trainer.global_step and is_interrupted(ended)
+        was_told_to_end = is_interrupted(ended) or is_sigterm(ended)
+        is_saved = trainer is not None and trainer.world_size == 1 and trainer.global_step and was_told_to_end
         if trainer is not None and is_saved and selector.best_model_ is not None:
             write_winner(trainer, selector.leaderboard_, folder)
         print_ranking(selector)

@@ -1,17 +1,26 @@
-"""Errors in one line, in the terms of the command line."""
+"""Messages on standard error, and errors in one line, in the terms of the command line."""
 
 import difflib
 import inspect
 import re
+import sys
 import traceback
 from collections.abc import Collection
+from contextlib import suppress
 
 from lightning_zico.cli.program import PROG
 from lightning_zico.cli.specs import ZooSpec, import_object
 from lightning_zico.errors import in_words
+from lightning_zico.texts import printable
 
 # Kinds of values as jsonargparse calls them, and in plain words.
 _IN_WORDS = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text", "NoneType": "null"}
+
+
+def say(text: str) -> None:
+    """Print a message on standard error."""
+    with suppress(OSError):  # the terminal may have closed
+        print(printable(text), file=sys.stderr, flush=True)
 
 
 def in_one_line(error: Exception) -> str:

@@ -15,7 +15,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lightning_zico.cli.program import NO_READER
+from lightning_zico.cli.messages import say
+from lightning_zico.cli.program import NO_READER, is_gone
 from lightning_zico.proxies import Proxy
 from lightning_zico.ranking import Recipe, get_recipe
 from lightning_zico.results import Leaderboard, SearchResult, leaderboard_table
@@ -47,13 +48,13 @@ def write_ranking(selector: ZeroShotSelector, offered: Any, folder: Path) -> Non
     leaderboard: Leaderboard | None = getattr(selector, "leaderboard_", None)
     if leaderboard is None:
         return
+    write_result(leaderboard, folder / "leaderboard", cards=selector.cards_)
     if isinstance(offered, Zoo) and not leaderboard.provenance["broke_off"]:
         num_left_out = len(offered.names) - len(leaderboard)
         if num_left_out:
             are = plural(num_left_out, "was", "were")
             models = count(num_left_out, "model")
             say(f"{models} with more than {offered.max_params:,.0f} parameters {are} left out.")
-    write_result(leaderboard, folder / "leaderboard", cards=selector.cards_)
 
 
 def print_ranking(selector: ZeroShotSelector) -> None:
@@ -122,11 +123,9 @@ def print_result(shown: Table) -> None:
         console.print(shown)
     except (BrokenPipeError, SystemExit):  # rich turns it into a SystemExit, from 13.8 on
         raise SystemExit(NO_READER) from None
-
-
-def say(text: str) -> None:
-    """Print a message on standard error."""
-    print(printable(text), file=sys.stderr, flush=True)
+    except OSError as error:
+        if not is_gone(error):
+            raise
 
 
 @contextmanager

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Proxy
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._pytree import tree_leaves
 
 from lightning_zico._typing import Batch
 from lightning_zico.engine.batches import tensors_of
@@ -121,7 +122,8 @@ class Chain:
     The graph begins where data of the batch is first multiplied with a parameter or looks one up, so that masks, which
     reach every block, open no way around it. Neither do weights that blocks share.
 
-    Where the data cannot be followed, as through a tensor without memory of its own, the run goes on unfollowed.
+    Where the data cannot be followed, as through a tensor without memory of its own, following stops and the run
+    continues; `calls` is then empty.
 
     Args:
         module: The module whose submodules are looked at.
@@ -179,7 +181,7 @@ class Chain:
         self._attempt(self._find_links, loss)
 
     def _attempt(self, act: Callable[..., T], *args: Any) -> T | None:
-        """Do something that following takes, or give up, so that its failures are none of the step's."""
+        """Run a part of the following; if it fails, stop following, so that the step itself does not fail."""
         if self._has_given_up:
             return None
         try:
@@ -253,6 +255,6 @@ def _data_in(value: Any) -> Tensor | None:
     Raises:
         TypeError: If `torch.fx` traces the call: it would record the look as a part of the network.
     """
-    if any(isinstance(part, Proxy) for part in (value, *(value if isinstance(value, tuple) else ()))):
+    if any(isinstance(part, Proxy) for part in tree_leaves(value)):
         raise TypeError("A call that is traced has no data.")
     return floating_tensor_in(value)

@@ -88,7 +88,7 @@ def _default_device() -> torch.device | None:
 def _set_default_device(device: torch.device | None) -> None:
     torch.set_default_device(device)
     if device is None and hasattr(torch._GLOBAL_DEVICE_CONTEXT, "device_context"):
-        # In torch 2.5, `torch.get_default_device` fails from then on where the context is None.
+        # In torch 2.5, `torch.get_default_device` fails while the context is None.
         del torch._GLOBAL_DEVICE_CONTEXT.device_context
 
 

@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_map_only
 from torch.utils.data import DataLoader
 
 from lightning_zico.bridge.trainers import without_iterator
-from lightning_zico.candidates import Built, Candidates, iterate_candidates
+from lightning_zico.candidates import Candidates, iterate_candidates
 from lightning_zico.engine.scope import preserved_rng
 from lightning_zico.scoring.executors.base import CallingExecutor
 from lightning_zico.scoring.executors.pool import worker_idx
@@ -24,6 +24,8 @@ from lightning_zico.scoring.reasons import describe
 from lightning_zico.selection.final_cache import FinalsCache
 from lightning_zico.selection.finalist import Conditions, Finalist
 from lightning_zico.selection.rounds import borrowed
+
+_MOST_BYTES = 2**26  # that one pickler writes, since it keeps what it has pickled
 
 
 @dataclass(frozen=True)
@@ -149,9 +151,12 @@ def check_can_be_sent(trainer: Any, data: Mapping[str, Any], candidates: Candida
         _pickle("`trainer`", trainer)
         _pickle("The data", _without_state(data))
     if isinstance(candidates, list | tuple | dict):
-        shared = cloudpickle.Pickler(_Nowhere())  # pickles what factories have in common, such as a class, only once
+        file = _Nowhere()
+        pickler = cloudpickle.Pickler(file)  # pickles what candidates have in common, such as a class, only once
         for candidate in iterate_candidates(candidates):
-            pickler = None if isinstance(candidate.build, Built) else shared  # it holds what it has pickled
+            if file.num_bytes > _MOST_BYTES:
+                file = _Nowhere()
+                pickler = cloudpickle.Pickler(file)
             _pickle(f"Candidate '{candidate.name}'", candidate, pickler=pickler)
 
 
@@ -171,13 +176,17 @@ def _pickle(what: str, sent: Any, *, pickler: Any = None, more: str = "") -> Non
 
 
 class _Nowhere(io.RawIOBase):
-    """A file that keeps nothing."""
+    """A file that keeps nothing, and counts the bytes that are written to it."""
+
+    num_bytes = 0
 
     def writable(self) -> bool:
         return True
 
     def write(self, data: Any) -> int:
-        return memoryview(data).nbytes
+        size = memoryview(data).nbytes
+        self.num_bytes += size
+        return size
 
 
 def _without_state(data: Mapping[str, Any]) -> dict[str, Any]:

@@ -210,7 +210,7 @@ class Training:
 
         Raises:
             KeyboardInterrupt: If the user presses Ctrl-C, which Lightning turns into a SystemExit.
-            SystemExit: If the process gets a SIGTERM.
+            SystemExit: If the process gets a SIGTERM or SIGHUP.
         """
         with self._recorded():
             if conditions.cache is not None and not self._epochs:

@@ -105,10 +105,18 @@ def check_trainer(trainer: Any, data: Mapping[str, Any], rules: FinalsRules, *, 
             f"`trainer` has {', '.join(changing)}, which changes training, but finals train without callbacks. Leave "
             "it out, do the same in the module, or pass `finalists=1`."
         )
+    if not trainer.fast_dev_run:
+        _check_lengths(trainer, data, rules)
     if sent is not None:
-        check_can_be_sent(trainer, data, sent)
-    if trainer.fast_dev_run:
-        return
+        check_can_be_sent(trainer, data, sent)  # last, because pickling takes time
+
+
+def _check_lengths(trainer: Any, data: Mapping[str, Any], rules: FinalsRules) -> None:
+    """Check that finals end before the trainer does, and when it validates.
+
+    Raises:
+        ValueError: If they do not.
+    """
     if trainer.max_steps != -1:
         raise ValueError(
             f"`trainer` ends after `max_steps={trainer.max_steps}`. With this limit, Lightning counts an epoch in "

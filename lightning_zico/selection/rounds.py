@@ -194,7 +194,7 @@ def hold_finals(
     r"""Train finalists for a few epochs, and sort them by the result.
 
     The best is then first: finalists that came further come before others, then those with the better value; failed
-    ones are last. If finals are interrupted by Ctrl-C, the finalists that are done are sorted as well.
+    ones are last. If finals are interrupted, the finalists that are done are sorted as well.
 
     Up to four are all trained for ``final_epochs``. With more, the better half continues from where it paused, until
     one is left (successive halving): of :math:`k` finalists, round :math:`r = 0, 1, \dots` trains

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -54,24 +55,30 @@ def test_ctrl_c_keeps_what_is_done_and_exits_with_130(folder: Path) -> None:
     assert "Mlp-3" in printed
 
 
-def interrupted_after_two_epochs(folder: Path, *args: str) -> tuple[int, str, str]:
-    """Run a command that trains `Endless`, send SIGINT in the third epoch, and give its exit code and what it said."""
+def ended_after_two_epochs(folder: Path, *args: str, number: signal.Signals = signal.SIGINT) -> tuple[int, str, str]:
+    """Run a command that trains `Endless`, send a signal in the third epoch, and give exit code and texts."""
     endless = ["--trainer.max_epochs", "1000000", "--trainer.accelerator", "cpu", *QUIET]
     process = run(*args, *endless, cwd=folder)
     while not (folder / "two epochs").exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     printed, errors = process.communicate()
     return process.returncode, printed, errors
 
 
-def test_ctrl_c_while_the_winner_trains_keeps_it_as_far_as_it_is_trained(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "code", "said"),
+    [(signal.SIGINT, 130, "lightning-zico: interrupted"), (signal.SIGTERM, 143, "Written: zico-results/winner.ckpt")],
+)
+def test_a_signal_while_the_winner_trains_keeps_it_as_far_as_it_is_trained(
+    number: signal.Signals, code: int, said: str, folder: Path
+) -> None:
     own = ["--data", "digits", "--candidates", "my_pkg.endless", "--proxies", "params"]
-    code, printed, errors = interrupted_after_two_epochs(folder, "rank", *own)
-    assert code == 130
+    found, printed, errors = ended_after_two_epochs(folder, "rank", *own, number=number)
+    assert found == code
     assert "Traceback" not in errors
-    assert errors.endswith("lightning-zico: interrupted\n")
+    assert errors.splitlines()[-1].startswith(said)
     assert "endless" in printed
     assert [row["rank"] for row in rows_of(str(folder / "zico-results"))] == [1]
     saved = torch.load(folder / "zico-results" / "winner.ckpt", weights_only=True)
@@ -81,10 +88,33 @@ def test_ctrl_c_while_the_winner_trains_keeps_it_as_far_as_it_is_trained(folder:
 
 @pytest.mark.slow
 def test_ctrl_c_ends_fit_with_130(folder: Path) -> None:
-    code, _, errors = interrupted_after_two_epochs(folder, "fit", "--model", "my_pkg.Endless", "--data", "digits")
+    code, _, errors = ended_after_two_epochs(folder, "fit", "--model", "my_pkg.Endless", "--data", "digits")
     assert code == 130
     assert "Traceback" not in errors
     assert errors.endswith("lightning-zico: interrupted\n")
+
+
+def test_a_closed_terminal_hides_no_exit_code_and_no_results(folder: Path) -> None:
+    ours, theirs = pty.openpty()
+    code = (
+        "import os, sys\n"
+        "from lightning_zico.cli import main\n"
+        "from lightning_zico.selection import selector\n"
+        "rank = selector.ZeroShotSelector.rank\n"
+        "def end(self, *args):\n"
+        "    rank(self, *args)\n"
+        "    os.close(int(sys.argv[1]))\n"  # the last reader of the terminal
+        "    raise SystemExit(129)\n"
+        "selector.ZeroShotSelector.rank = end\n"
+        "sys.exit(main(sys.argv[2:]))\n"
+    )
+    line = [sys.executable, "-c", code, str(ours), "rank", *DIGITS, "--proxies", "params"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(line, cwd=folder, env=environment, stdout=theirs, stderr=theirs, pass_fds=[ours])
+    os.close(ours)
+    os.close(theirs)
+    assert process.wait() == 129
+    assert rows_of(str(folder / "zico-results"))
 
 
 @pytest.mark.slow

@@ -476,6 +476,44 @@ def test_what_cannot_be_followed_is_counted_all_the_same():
     assert anatomy.blocks == []
 
 
+class Inner(nn.Module):
+    def forward(self, parts):
+        return next(iter(parts.values())) if isinstance(parts, dict) else parts[0]
+
+
+class Outer(nn.Module):
+    """Traces itself, and keeps the graphs in its class, which a run on the meta device does not put back."""
+
+    graphs = ()
+
+    def __init__(self, call):
+        super().__init__()
+        self.inner, self.call = Inner(), call
+
+    def forward(self, x):
+        if not isinstance(x, torch.fx.Proxy):
+            Outer.graphs += (str(torch.fx.symbolic_trace(self).graph),)
+        return self.call(self.inner, x)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda inner, x: inner([x]),
+        lambda inner, x: inner(parts=[x]),
+        lambda inner, x: inner({"own": x}),
+        lambda inner, x: inner(parts=x),
+    ],
+)
+def test_following_adds_nothing_to_a_traced_graph(call, monkeypatch):
+    monkeypatch.setattr(Outer, "graphs", ())
+    network = Tower(outer=Outer(call), run=lambda net, x: net.outer(x))
+    network(torch.zeros(4, 6))
+    assert calls_of(network, lambda net, batch, _: net(batch).sum(), torch.zeros(4, 6)) == []
+    alone, followed = Outer.graphs
+    assert followed == alone
+
+
 @pytest.mark.parametrize("output", [torch.zeros(3), None])
 def test_a_step_without_a_loss_says_so(output):
     network = Tower(blocks=nn.Sequential(Residual(8), Gated(8)), run=_blocks_of)

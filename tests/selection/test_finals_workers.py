@@ -18,6 +18,7 @@ from typing import Any
 import cloudpickle
 import numpy as np
 import pytest
+import torch
 from lightning.pytorch.callbacks import Callback
 from torch.utils.data import DataLoader
 
@@ -25,6 +26,7 @@ from lightning_zico import Candidate, ProcessExecutor, RayExecutor, ZeroShotSele
 from lightning_zico.errors import NotLoggedError
 from lightning_zico.ranking.learned import choose_next
 from lightning_zico.scoring.executors.messages import Outcome, answer, read_answer
+from lightning_zico.selection import final_workers
 from lightning_zico.selection.final_workers import TrainInWorker
 from lightning_zico.selection.finalist import Conditions, Finalist
 from lightning_zico.selection.finals import finals_workers
@@ -371,9 +373,27 @@ def test_what_workers_cannot_get_is_an_error_before_the_ranking(monkeypatch: pyt
     for offered in ({"a": Net, "b": Unsendable.locked()}, [Candidate("a", Net), Candidate("b", Unsendable.locked())]):
         with pytest.raises(TypeError, match=r"^Candidate 'b' cannot be pickled, so `finals_executor` cannot send it"):
             selector_of(trainer_of(), 2, finals_executor="processes").fit(offered, Data())
+    with pytest.raises(ValueError, match=r"^`trainer` ends after `max_steps=9`"):  # takes no time to find
+        selector_of(trainer_of(max_steps=9), 2, finals_executor="processes").fit([Unsendable.locked()], Data())
     trainer = trainer_of(strategy="ddp_spawn", devices=1)
     with pytest.raises(ValueError, match=r"^`trainer` trains in processes of its own \(DDPStrategy\)"):
         selector_of(trainer, 2, finals_executor="processes").fit(builds_of(2, Net), Data())
+
+
+def test_what_is_pickled_to_check_candidates_is_not_all_held_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    files: list[Any] = []
+
+    class Noted(final_workers._Nowhere):
+        def __init__(self) -> None:
+            files.append(self)
+
+    monkeypatch.setattr(final_workers, "_Nowhere", Noted)
+    monkeypatch.setattr(final_workers, "_MOST_BYTES", 100_000)
+    builds = {str(idx): partial(torch.sum, torch.zeros(10_000)) for idx in range(12)}  # 40 kB each
+    final_workers.check_can_be_sent(trainer_of(), {}, builds)
+    of_candidates = [file.num_bytes for file in files[2:]]  # after those of the trainer and the data
+    assert len(of_candidates) == 4
+    assert all(120_000 < size < 140_000 for size in of_candidates)
 
 
 @pytest.mark.parametrize("executor", ["ray", ProcessExecutor, SimpleNamespace(run=print)])

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from lightning_zico.selection import signals
+from lightning_zico.selection.finalist import Finalist
 from lightning_zico.selection.signals import exit_on_signals
 from tests.selection.counted import NUM_EPOCHS, builds_of
 from tests.selection.test_finals import Data, selector_of, trainer_of
@@ -22,9 +24,8 @@ ENDING = [signal.SIGTERM, signal.SIGHUP]
 def _default_handlers() -> Iterator[None]:
     before = {number: signal.signal(number, signal.SIG_DFL) for number in ENDING}  # under `nohup`, one is ignored
     yield
-    assert [signal.getsignal(number) for number in ENDING] == [signal.SIG_DFL, signal.SIG_DFL]
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    found = [signal.signal(number, handler) for number, handler in before.items()]
+    assert found == [signal.SIG_DFL, signal.SIG_DFL]
 
 
 @pytest.mark.parametrize("number", ENDING)
@@ -35,6 +36,14 @@ def test_the_first_signal_exits_with_the_code_of_a_shell_and_later_ones_do_not_d
         for later in ENDING:
             signal.raise_signal(later)
     assert raised.value.code == {signal.SIGTERM: 143, signal.SIGHUP: 129}[number]
+
+
+def test_a_signal_that_comes_long_after_a_caught_one_exits_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(signals, "_QUIET_S", 0.0)
+    with exit_on_signals():
+        for number in (*ENDING, *ENDING):
+            with pytest.raises(SystemExit):
+                signal.raise_signal(number)
 
 
 def test_what_the_user_does_with_signals_stays() -> None:
@@ -67,19 +76,14 @@ def test_handlers_can_be_restored_early_and_other_threads_leave_them() -> None:
     assert found == [signal.SIG_DFL]
 
 
-class Ended(Elsewhere):
-    """Gets a signal when one of two finalists is trained and the other one is not."""
+class Closing(Elsewhere):
+    """Notes whether it was closed; garbage would be collected only after the test."""
 
-    def __init__(self, number: signal.Signals) -> None:
-        super().__init__(2)
-        self.number = number
-        self.is_closed = False
+    is_closed = False
 
     def call(self, function: Callable[[Any], Any], items: Callable[[int], Iterable[Any]]) -> Generator[Any, None, None]:
-        outcomes = super().call(function, items)
         try:
-            yield next(outcomes)
-            signal.raise_signal(self.number)
+            yield from super().call(function, items)
         finally:
             self.is_closed = True
 
@@ -95,7 +99,14 @@ def test_finals_keep_what_is_done_and_leave_no_folder(
     if is_here:
         monkeypatch.setenv("WHERE", "1 1 0")
         monkeypatch.setenv("SIGNAL", str(int(number)))
-    executor = None if is_here else Ended(number)
+    adopt = Finalist.adopt
+
+    def end(finalist: Finalist, other: Finalist) -> None:
+        adopt(finalist, other)
+        signal.raise_signal(number)
+
+    monkeypatch.setattr(Finalist, "adopt", end)  # called when one of two is trained in another process
+    executor = None if is_here else Closing(2)
     selector = selector_of(trainer_of(NUM_EPOCHS), 2, final_epochs=2, finals_executor=executor)
     with pytest.raises(SystemExit) as raised:
         selector.fit(builds_of(2), Data(True))
