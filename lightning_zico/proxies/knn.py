@@ -24,7 +24,8 @@ def is_right_by_neighbors(features: Tensor, labels: Tensor, num_neighbors: int) 
     Args:
         features: One row per sample, ``[N, D]``; distances are Euclidean.
         labels: Class of each sample, ``[N]``.
-        num_neighbors: Number of neighbours, at most N - 1. Among classes with equally many, the smallest wins, as in
+        num_neighbors: Number of neighbours, at most N - 1. All samples that are as far away as the last one count, so
+            that the order of the samples does not. Among classes with equally many, the smallest wins, as in
             scikit-learn.
 
     Returns:
@@ -45,8 +46,9 @@ def is_right_by_neighbors(features: Tensor, labels: Tensor, num_neighbors: int) 
         distances = torch.cdist(some, features, compute_mode="donot_use_mm_for_euclid_dist")
         idx = torch.arange(len(some))
         distances[idx, start + idx] = torch.inf  # not its own neighbour
-        nearest = distances.topk(num_neighbors, largest=False).indices  # [n, k]
-        found.append(votes[nearest].sum(1).argmax(1) == classes[start : start + _ROWS_AT_ONCE])
+        farthest = distances.topk(num_neighbors, largest=False).values[:, -1:]  # of the neighbours, [n, 1]
+        counts = (distances <= farthest).to(votes) @ votes  # [n, N] @ [N, K] -> [n, K]
+        found.append(counts.argmax(1) == classes[start : start + _ROWS_AT_ONCE])
     return torch.cat(found)
 
 

@@ -69,7 +69,10 @@ def ended_after_two_epochs(folder: Path, *args: str, number: signal.Signals = si
 
 @pytest.mark.parametrize(
     ("number", "code", "said"),
-    [(signal.SIGINT, 130, "lightning-zico: interrupted"), (signal.SIGTERM, 143, "Written: zico-results/winner.ckpt")],
+    [
+        (signal.SIGINT, 130, "lightning-zico: interrupted"),
+        pytest.param(signal.SIGTERM, 143, "Written: zico-results/winner.ckpt", marks=pytest.mark.slow),
+    ],
 )
 def test_a_signal_while_the_winner_trains_keeps_it_as_far_as_it_is_trained(
     number: signal.Signals, code: int, said: str, folder: Path
@@ -94,6 +97,7 @@ def test_ctrl_c_ends_fit_with_130(folder: Path) -> None:
     assert errors.endswith("lightning-zico: interrupted\n")
 
 
+@pytest.mark.slow
 def test_a_closed_terminal_hides_no_exit_code_and_no_results(folder: Path) -> None:
     ours, theirs = pty.openpty()
     code = (

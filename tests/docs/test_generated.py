@@ -26,6 +26,7 @@ def test_the_figure_shows_the_numbers_of_the_table() -> None:
 
 # A kernel of Jupyter: its sockets and its event loop warn of what is no matter of ours.
 @pytest.mark.filterwarnings("default")
+@pytest.mark.slow
 def test_the_notebook_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")

@@ -230,7 +230,7 @@ def test_no_candidate_that_trains_is_left_out_because_every_other_member_failed(
 
 
 def test_a_baseline_of_ones_own_that_fails_is_the_end_of_the_chain() -> None:
-    cards = [card_of("a", complete(params="n/a", naswot="n/a")), card_of("b", complete())]
+    cards = [card_of("a", complete(params="n/a", naswot="n/a", az_expressivity="n/a")), card_of("b", complete())]
     added, used = Choice.of("default").combine(cards, CHAIN[0])
     assert used == Used(LAST_RESORT)
     assert [card["balanced+synflow"].error for card in added] == [MISSING["n/a"], None]

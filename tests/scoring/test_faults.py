@@ -193,6 +193,7 @@ def _loaded_slowly() -> SlowToLoad:
 
 @needs_proc
 @pytest.mark.usefixtures("_forked_workers")
+@pytest.mark.slow
 def test_what_all_candidates_share_is_charged_to_none() -> None:
     batches = [(torch.randn(20, 1_000_000), torch.zeros(20, dtype=torch.long)) for _ in range(2)]  # 160 MB
     executor = ProcessExecutor(num_workers=1, timeout_s=5, memory_bytes=120_000_000)
@@ -225,6 +226,7 @@ def test_what_a_candidate_started_ends_with_its_process(tmp_path: Path) -> None:
 
 
 @needs_proc
+@pytest.mark.slow
 def test_ctrl_c_in_a_terminal_while_workers_start_prints_nothing_of_theirs(tmp_path: Path) -> None:
     script = tmp_path / "interrupted.py"
     script.write_text(

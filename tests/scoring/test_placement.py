@@ -373,6 +373,7 @@ def test_a_worker_does_not_look_through_what_is_imported_for_garbage() -> None:
     assert gc.get_freeze_count() == 0
 
 
+@pytest.mark.slow
 def test_worker_processes_score_in_the_precision_that_was_asked_for() -> None:
     model, options = Classifier(), {"accelerator": "cpu", "devices": 2, "precision": "bf16-mixed"}
     here = ZeroShotSelector(proxies="zico", **options).rank({"a": model, "b": Classifier}, make_batches())

@@ -85,7 +85,7 @@ class Repeating(Classifier):
 
 
 # Of the default and its fallbacks.
-MEMBERS = ("macs", "naswot", "az_expressivity_mean", "az_trainability", "synflow", "params")
+MEMBERS = ("macs", "naswot", "az_expressivity_mean", "az_trainability", "synflow", "az_expressivity", "params")
 
 
 def simulated(*names: str, **kwargs: Any) -> ZeroShotSelector:
@@ -473,7 +473,7 @@ def test_one_candidate_without_blocks_makes_all_fall_back_and_the_notes_say_so()
     assert leaderboard.provenance["recipes"]["balanced+synflow"]["used"] == "without_blocks"
     assert leaderboard.notes[0].startswith(
         "balanced+synflow fell back to without_blocks (log_rank of macs, naswot) for all of these candidates: "
-        "az_expressivity_mean and az_trainability have no number for without: the network has no blocks"
+        "az_expressivity_mean, az_trainability and az_expressivity have no number for without: the network has no blocks"
     )
     table = {name: [row[name] for row in leaderboard] for name in ("macs", "naswot")}
     assert [row["score"] for row in leaderboard] == combine(get_recipe("without_blocks"), table)
@@ -561,7 +561,7 @@ LEVELS = st.one_of(st.sampled_from([0.0, 1.0, 2.0]), st.sampled_from([0.0, 1.0, 
     st.booleans(),
 )
 # What the second is better by does not count in the end, since the third has none.
-@example([(1.0,) * 6, (1.0, 1.0, 1.0, 2.0, 1.0, 1.0), (0.0, 0.0, 0.0, None, 0.0, 0.0)], "balanced+synflow", False)
+@example([(1.0,) * 7, (*[1.0] * 3, 2.0, *[1.0] * 3), (*[0.0] * 3, None, *[0.0] * 3)], "balanced+synflow", False)
 def test_the_winner_of_a_generator_of_instances_is_the_leaderboards_first(
     table: list[Any], rank_by: str, lower: bool
 ) -> None:
