@@ -473,7 +473,8 @@ def test_one_candidate_without_blocks_makes_all_fall_back_and_the_notes_say_so()
     assert leaderboard.provenance["recipes"]["balanced+synflow"]["used"] == "without_blocks"
     assert leaderboard.notes[0].startswith(
         "balanced+synflow fell back to without_blocks (log_rank of macs, naswot) for all of these candidates: "
-        "az_expressivity_mean, az_trainability and az_expressivity have no number for without: the network has no blocks"
+        "az_expressivity_mean, az_trainability and az_expressivity have no number for without: the network has no "
+        "blocks"
     )
     table = {name: [row[name] for row in leaderboard] for name in ("macs", "naswot")}
     assert [row["score"] for row in leaderboard] == combine(get_recipe("without_blocks"), table)
