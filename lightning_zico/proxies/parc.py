@@ -52,7 +52,8 @@ def parc_score(features: Tensor, labels: Tensor) -> float:
     largest = components.gather(0, components.abs().argmax(0, keepdim=True))  # [1, C]
     distances = 1 - torch.corrcoef(components * largest.sign())  # [N, N]
     first, second = torch.triu_indices(len(rows), len(rows), 1)
-    ranks = torch.from_numpy(rankdata(distances[first, second].numpy()))
+    # Rounded, so that rounding errors, which depend on the order of the samples, do not rank what is equal.
+    ranks = torch.from_numpy(rankdata(distances[first, second].round(decimals=10).numpy()))
     # Of two values, ranks and values correlate alike.
     differ = (labels[first] != labels[second]).double()
     return float(torch.corrcoef(torch.stack([ranks, differ]))[0, 1])
