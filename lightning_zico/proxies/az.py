@@ -228,12 +228,14 @@ def _channels_first(tensor: Tensor, module: nn.Module) -> Tensor:
     def is_in_weights(size: int) -> bool:
         return any(size in parameter.shape[:2] for parameter in module.parameters())
 
+    def has(kind: type[nn.Module]) -> bool:
+        return any(type(part) is kind for part in module.modules())
+
     first, last = is_in_weights(tensor.shape[1]), is_in_weights(tensor.shape[-1])
-    kinds = {type(part) for part in module.modules()}
     if tensor.ndim == 3:  # tokens, unless the module convolves along one dimension
-        last = nn.Conv1d not in kinds or not first or (last and nn.Linear in kinds)
+        last = not has(nn.Conv1d) or not first or (last and has(nn.Linear))
     else:  # channels that were concatenated are in no weight, and the width of a map may be in one by chance
-        last = last and not first and (nn.Conv2d not in kinds or nn.Linear in kinds)
+        last = last and not first and (not has(nn.Conv2d) or has(nn.Linear))
     return tensor.movedim(-1, 1) if last else tensor
 
 
