@@ -1,10 +1,12 @@
 """What every cache keeps to."""
 
 import json
+import sqlite3
 import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -92,6 +94,26 @@ def test_two_processes_write_one_file_at_once_and_every_row_is_there(tmp_path: P
     assert all(cache.read(name) == {"proxy": "x" * 5000} for name in names)
     assert sorted(cache.read("both")) == sorted(names)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["scores.db", "scores.db.1", "scores.db.2"]
+
+
+def test_no_connection_is_left_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[sqlite3.Connection] = []
+    connect = sqlite3.connect
+
+    def recorded(*args: Any, **kwargs: Any) -> sqlite3.Connection:
+        opened.append(connect(*args, **kwargs))
+        return opened[-1]
+
+    monkeypatch.setattr(sqlite3, "connect", recorded)
+    cache = SQLiteCache(tmp_path / "cache.db")
+    cache.write("candidate", {"proxy": "1"})
+    with cache.claim("another"), pytest.raises(RuntimeError), cache.claim("third"):
+        raise RuntimeError
+    assert SQLiteCache(cache.path).read("candidate") == {"proxy": "1"}
+    assert opened
+    for connection in opened:
+        with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+            connection.execute("SELECT 1")
 
 
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
