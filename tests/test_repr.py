@@ -1,11 +1,15 @@
 """What is public shows itself shortly, whatever it holds."""
 
+import random
 from typing import Any
 
 import lightning_zico as zico
 from lightning_zico import Leaderboard, Score, ScoreCard, SearchResult, ZeroShotSelector
 from lightning_zico.candidates import iterate_candidates
+from lightning_zico.ranking import get_recipe, list_recipes
+from lightning_zico.spaces import get_space, list_spaces
 from lightning_zico.spaces.plainnet import START
+from lightning_zico.zoo import from_zoo
 from tests.modules import Classifier, make_batches
 from tests.results.boards import card, make
 
@@ -46,3 +50,13 @@ def test_the_repr_of_everything_public_fits_three_lines() -> None:
         assert repr(shown).isprintable()
     assert repr(examples[Score][-1]) == "<Score 'zico': 1.5 ± 0.25, 1000 layers>"
     assert repr(make(card("a", 1.0), card("c", None))) == "<Leaderboard of 2 candidates by 'zico', best 'a', 1 failed>"
+
+
+def test_recipes_zoos_and_archs_fit_three_lines_as_well() -> None:
+    zoo = from_zoo("torchvision:*", num_classes=10)
+    archs = [get_space(name).sample(random.Random(seed)) for name in list_spaces() for seed in range(20)]
+    for shown in (*map(get_recipe, list_recipes()), zoo, *archs):
+        assert len(repr(shown)) <= 3 * 120, type(shown)
+        assert repr(shown).isprintable()
+    assert repr(zoo) == f"<Zoo of {len(zoo.names)} models, first {zoo.names[0]!r}>"
+    assert repr(get_recipe("without_blocks")) == "<Recipe 'without_blocks': log_rank of macs, naswot>"

@@ -31,7 +31,7 @@ class Evidence:
     remark: str = "Not measured."
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Recipe:
     """A rule that combines one or more proxies into one ranking.
 
@@ -64,6 +64,10 @@ class Recipe:
                 f"The aggregate of recipe '{self.name}' is {self.aggregate!r}: expected one of "
                 f"{', '.join(map(repr, _AGGREGATES))} for several members, and None for one."
             )
+
+    def __repr__(self) -> str:
+        how = f"{self.aggregate} of " if self.aggregate else ""
+        return f"<Recipe '{self.name}': {how}{', '.join(self.members)}>"
 
 
 RECIPES = Registry[Recipe]("recipe")

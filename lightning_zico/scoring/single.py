@@ -24,6 +24,7 @@ _NOT_SETTINGS = frozenset(
 _SETTINGS = {field.name for field in fields(ScoringSettings)} - _NOT_SETTINGS
 _HINTS = {
     "batches": "Pass them as `data`.",
+    "train_dataloaders": "Pass the loader as `data`.",
     "blocks": "Pass `Candidate(name, build, blocks=...)` as the model.",
 }
 
@@ -50,8 +51,9 @@ def score(
             or ``"all"``.
         loss_fn: ``(outputs, targets) -> mean loss`` for batches ``(inputs, targets)``, instead of ``training_step``.
         num_batches: How many batches to score on. None for two of a loader or data module, and for all that are given.
-        datamodule: The data module of batches that were read already. Its transfer hooks run if it overrides them; it
-            is not set up here.
+        datamodule: Without ``data``, the data module to read batches from, as for `ZeroShotSelector.rank`. With
+            ``data``, the data module of batches that were read already: its transfer hooks run if it overrides them,
+            and it is not set up here.
         trainer: The trainer that will train the model: ``training_step`` then sees its settings, such as
             ``max_epochs`` (see `TrainerSettings`). It is only read. None for Lightning's defaults.
         settings: ``step``, ``num_samples``, ``batch_size``, ``num_samples_transfer``, ``axis``, ``chunk_size``,
@@ -84,6 +86,8 @@ def score(
         raise TypeError(f"Invalid model={model!r}: expected an instance of a module.")
     for name in settings.keys() - _SETTINGS:
         raise TypeError(f"`score` has no argument `{name}`. {_HINTS.get(name) or _did_you_mean(name)}")
+    if data is None:
+        data, datamodule = datamodule, None
     check_data(data, pairs=loss_fn is not None)
     shared = ScoringSettings(loss_fn=loss_fn, **settings)
     check_is_trainer(trainer)

@@ -267,7 +267,7 @@ class Training:
         """Return the number of epochs up to the end of a round, as far as it is known."""
         ends = [end for end in self._epochs.ends if end > start]
         if conditions.patience is not None:
-            end = _end_of_patience(self._epochs.values, conditions.patience, conditions.mode)
+            end = end_of_patience(self._epochs.values, conditions.patience, conditions.mode)
             ends += [] if end is None else [max(end, start)]
         return min([start + conditions.num_epochs, *ends])
 
@@ -465,7 +465,7 @@ class Training:
         return tuple(dict.fromkeys([*(self._epochs.classes or ()), *list_names(self.checkpoint)]))
 
 
-def _end_of_patience(values: Sequence[float | None], patience: int, mode: str) -> int | None:
+def end_of_patience(values: Sequence[float | None], patience: int, mode: str) -> int | None:
     """Return after how many epochs the value had not improved in the last ``patience`` validations; None if never."""
     best, num_since = math.inf, 0
     for num_epochs, value in enumerate(values, 1):

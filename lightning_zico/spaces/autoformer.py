@@ -78,7 +78,7 @@ class AutoFormerLayer:
         return f"{self.heads}x{self.mlp_ratio:.1f}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class AutoFormerArch:
     """A network of AutoFormer.
 
@@ -116,6 +116,9 @@ class AutoFormerArch:
                     f"`layers` has {layer}: expected {_told(choices.heads)} heads and a ratio of "
                     f"{_told(choices.mlp_ratios)} ({self.scale})."
                 )
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {str(self)!r}>"
 
     def __str__(self) -> str:
         # With the depth, because the string of a deeper arch would otherwise start with that of a shallower one.

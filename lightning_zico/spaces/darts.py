@@ -76,7 +76,7 @@ class DARTSCell:
         return "+".join("".join(f"|{op}~{source}" for op, source in node) + "|" for node in self.nodes)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class DARTSArch:
     """The cells of a network of DARTS.
 
@@ -92,6 +92,9 @@ class DARTSArch:
 
     normal: DARTSCell
     reduce: DARTSCell
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {str(self)!r}>"
 
     def __str__(self) -> str:
         return f"{self.normal}/{self.reduce}"

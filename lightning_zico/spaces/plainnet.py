@@ -86,7 +86,7 @@ class PlainNetBlock:
         return f"SuperResIDWE{self.expansion}K{self.kernel}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class PlainNetArch:
     """A network of PlainNet.
 
@@ -118,6 +118,9 @@ class PlainNetArch:
                 f"`blocks` have the strides {strides}: expected {NUM_BLOCKS[0]} to {NUM_BLOCKS[-1]} blocks, of which "
                 f"the first and {_NUM_STRIDED - 1} others have stride 2."
             )
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {str(self)!r}>"
 
     def __str__(self) -> str:
         parts = [f"SuperConvK3BNRELU(3,{self.stem},2,1)"]

@@ -29,6 +29,7 @@ from lightning_zico.errors import (
     number_of,
 )
 from lightning_zico.proxies import Prior
+from lightning_zico.texts import count, shortened
 from lightning_zico.zoo.classifiers import PRETRAINED_BODY_LR, ImageClassifier
 
 # Proxies for candidates of a zoo; the ranking is by the first. On timm, no measured proxy ranks better within a budget
@@ -204,7 +205,7 @@ class ImageShape(NamedTuple):
     resize: bool
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Zoo:
     """Candidates of a zoo, none of them built yet. Can be iterated any number of times, and ranked.
 
@@ -229,6 +230,10 @@ class Zoo:
             raise InvalidArgumentError(
                 f"Invalid max_params={self.max_params!r}: expected a positive number, or None for no limit."
             )
+
+    def __repr__(self) -> str:
+        first = f", first {shortened(self.names[0])}" if self.models else ""
+        return f"<Zoo of {count(len(self.models), 'model')}{first}>"
 
     @property
     def names(self) -> list[str]:

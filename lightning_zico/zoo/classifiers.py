@@ -105,14 +105,14 @@ class _Classifier(LightningModule, ABC):
         """
         num_steps = float(self.trainer.estimated_stepping_batches)
         groups: list[dict[str, Any]] = [{"params": list(self.parameters())}]
-        factors: list[Callable[[int], float]] = [partial(_warm_up_then_cosine, num_steps=num_steps)]
+        factors: list[Callable[[int], float]] = [partial(warm_up_then_cosine, num_steps=num_steps)]
         if self.body_lr_factor != 1 or self.head_epochs:
             head = {p for module in head_of(self.network, self.num_classes) for p in module.parameters()}
             groups = [
                 {"params": [p for p in self.parameters() if p not in head], "lr": self.body_lr_factor * self.lr},
                 {"params": [p for p in self.parameters() if p in head]},
             ]
-            factors = [partial(_warm_up_then_cosine, num_steps=num_steps, first=self._num_head_steps()), *factors]
+            factors = [partial(warm_up_then_cosine, num_steps=num_steps, first=self._num_head_steps()), *factors]
         optimizer = torch.optim.AdamW(groups, lr=self.lr, weight_decay=self.weight_decay)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factors)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -294,7 +294,7 @@ class SequenceClassifier(_Classifier):
         return {name: part for name, part in batch.items() if name != "labels"}, batch["labels"]
 
 
-def _warm_up_then_cosine(step: int, *, num_steps: float, first: int = 0) -> float:
+def warm_up_then_cosine(step: int, *, num_steps: float, first: int = 0) -> float:
     """Return the factor of the learning rate in a step, counted from 0; zero before the ``first`` one.
 
     ``num_steps`` may be infinite.

@@ -185,6 +185,7 @@ def test_a_loader_or_a_data_module_is_read_as_its_batches_would_be() -> None:
     for data in (DataLoader(batches, batch_size=None), Given()):
         assert zico(data) == zico(batches, num_batches=2) == two
         assert zico(data, num_batches=4) == zico(iter(batches)) == four
+    assert zico(None, datamodule=Given()) == two
     assert zico(deque(batches)) == zico(dict(enumerate(batches)).values()) == four
     assert zico(batches, batch_size=4) == zico([(images[:4], labels[:4]) for images, labels in batches]) != four
     with pytest.raises(TooFewBatchesError, match="gave 4 batches, but 5 were requested"):

@@ -14,6 +14,7 @@ from tests.modules import Classifier, assert_untouched, make_batches
     ("name", "hint"),
     [
         ("batches", "Pass them as `data`"),
+        ("train_dataloaders", "Pass the loader as `data`"),
         ("blocks", r"Pass `Candidate\(name, build, blocks=\.\.\.\)` as the model"),
         ("axes", "Did you mean `axis`?"),
         ("seeds", "Did you mean `seed`?"),

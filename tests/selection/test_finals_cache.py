@@ -4,7 +4,9 @@ import json
 import os
 import random
 import signal
+import sqlite3
 import time
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -264,7 +266,7 @@ def claim_elsewhere(cache: SQLiteCache, key: str) -> None:
     own = begin_run()
     owner = own._replace(place=own.place._replace(host="elsewhere", machine="x", boot="y"))
     end_run(own)
-    with cache._open("rw") as connection:
+    with closing(sqlite3.connect(cache.path)) as connection, connection:
         connection.execute("INSERT INTO claims VALUES (?, ?, ?)", (key, owner.to_json(), time.time()))
 
 
@@ -281,7 +283,7 @@ def test_a_training_that_another_run_has_claimed_is_stored_when_the_claim_ends(
         assert len(own.read()) == 0
     (warning,) = [str(each.message) for each in recwarn]
     assert warning.startswith("Finals are not stored in the cache: another run holds the claim for a finalist;")
-    with cache._open("rw") as connection:
+    with closing(sqlite3.connect(cache.path)) as connection, connection:
         connection.execute("UPDATE claims SET since = since - ?", (LEASE_S,))
     own.store(Epochs((0.0,) * 3, (1.0,) * 3), checkpoint)
     assert len(own.read()) == 3

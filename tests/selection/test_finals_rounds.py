@@ -12,7 +12,7 @@ from scipy import stats
 
 from lightning_zico import ZeroShotSelector
 from lightning_zico.errors import InvalidArgumentError
-from lightning_zico.selection.finalist import Conditions, Finalist, _end_of_patience
+from lightning_zico.selection.finalist import Conditions, Finalist, end_of_patience
 from lightning_zico.selection.finals import finals_rules
 from lightning_zico.selection.rounds import FinalsRules, hold_finals
 from tests.modules import assert_same
@@ -92,7 +92,7 @@ def test_patience_ends_as_early_stopping_does(mode: str) -> None:
             if min(value for _, value in last) >= min(value for _, value in before):
                 expected = read[place][0]
                 break
-        assert _end_of_patience(values, patience, mode) == expected
+        assert end_of_patience(values, patience, mode) == expected
 
 
 def test_a_training_that_does_not_improve_ends_and_keeps_its_last_value(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from lightning_zico.zoo import (
     params_of,
 )
 from lightning_zico.zoo.base import check_num_classes, match_names, size_of
-from lightning_zico.zoo.classifiers import _warm_up_then_cosine
+from lightning_zico.zoo.classifiers import warm_up_then_cosine
 from tests.zoo.data import NUM_CLASSES, image_batches, text_batches
 
 timm = pytest.importorskip("timm")
@@ -335,13 +335,13 @@ def test_every_configuration_builds_on_the_meta_device() -> None:
 
 
 def test_the_learning_rate_rises_and_falls_to_zero() -> None:
-    factors = [_warm_up_then_cosine(step, num_steps=100) for step in range(101)]
+    factors = [warm_up_then_cosine(step, num_steps=100) for step in range(101)]
     assert factors[:5] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0])
     assert factors[5:] == sorted(factors[5:], reverse=True)
     assert factors[100] == pytest.approx(0)
     assert 0.45 < factors[52] < 0.55
-    assert _warm_up_then_cosine(0, num_steps=1) == 1
-    assert _warm_up_then_cosine(10**6, num_steps=float("inf")) == 1
+    assert warm_up_then_cosine(0, num_steps=1) == 1
+    assert warm_up_then_cosine(10**6, num_steps=float("inf")) == 1
 
     class Watched(ImageClassifier):
         def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -351,7 +351,7 @@ def test_the_learning_rate_rises_and_falls_to_zero() -> None:
     model = Watched(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), 3, lr=0.5)
     loader = DataLoader(TensorDataset(torch.randn(40, 1, 2, 2), torch.arange(40) % 3), 4)
     quiet_trainer(max_epochs=2).fit(model, loader, loader)
-    assert rates == pytest.approx([0.5 * _warm_up_then_cosine(step, num_steps=20) for step in range(20)])
+    assert rates == pytest.approx([0.5 * warm_up_then_cosine(step, num_steps=20) for step in range(20)])
 
 
 def test_a_zoo_is_ranked_by_size_and_the_board_says_what_matters_more() -> None:
