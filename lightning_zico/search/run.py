@@ -80,7 +80,7 @@ class SearchRun:
         self._exhausted = False
         self._broke_off = True
         self._best: float | None = None  # by a proxy, so that higher is better
-        self._num_rejected = self._num_scored = 0
+        self._num_rejected = self._num_scored = self._num_failed = 0
         self._seconds = {"seconds": 0.0, "seconds_searching": 0.0}
         self._take_in(trials.finished)
 
@@ -98,6 +98,7 @@ class SearchRun:
                             self._look()
                         self._seconds["seconds"] = time.perf_counter() - start
                         self._num_scored += 1
+                        self._num_failed += all(score.value is None for score in card.scores.values())
                         follower.finish(card, self._trials.num_finished)
                         self._check_hope(card)
                 # Go on if a process died meanwhile, or a trial was ended by hand, until there are enough trials.
@@ -131,7 +132,8 @@ class SearchRun:
         if self._choice.recipe is not None and (leader := self._population.best) is not None:
             best = f"best {leader if len(leader) <= _LONGEST_NAME else leader[: _LONGEST_NAME - 1] + '…'}, "
         rate = self._num_scored / max(self._seconds["seconds"], 1e-9)
-        return f"{best}{self._num_rejected:,} rejected, {rate:.1f} trials/s"
+        failed = f"{self._num_failed:,} failed, " if self._num_failed else ""
+        return f"{best}{self._num_rejected:,} rejected, {failed}{rate:.1f} trials/s"
 
     def result(self, settings: Mapping[str, Any]) -> SearchResult:
         """Rank all archs that were scored, as one set.

@@ -17,6 +17,8 @@ def test_the_citation_names_this_version() -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert {"cff-version", "message", "title", "authors"} <= set(citation)
     assert citation["version"] == lightning_zico.__version__
+    site = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    assert f"\ncopyright: lightning_zico {lightning_zico.__version__}," in site
 
 
 @pytest.mark.parametrize("path", [path for path in FORMS if path.name != "config.yml"], ids=lambda path: path.stem)
@@ -65,6 +67,7 @@ def test_the_workflow_runs_targets_of_the_makefile_on_every_python_of_the_classi
     matrix = jobs["test"]["strategy"]["matrix"]
     targets = {"check", *matrix["target"], *(each["target"] for each in matrix["include"])}
     assert {"check", "test-oldest", "test-newest"} == targets
+    targets |= {*jobs["weekly"]["strategy"]["matrix"]["target"]}
     assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in targets)
     metadata = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     assert re.findall(r'"Programming Language :: Python :: (3\.\d+)"', metadata) == matrix["python"]

@@ -1,5 +1,6 @@
 """A run ranks all archs that were scored as one set, and says why it ended early."""
 
+import logging
 import statistics
 from typing import Any
 
@@ -99,9 +100,12 @@ def test_a_search_in_which_everything_fails_in_one_way_stops_with_the_reason() -
     assert search.result_.notes[-1] == "Most frequent reason for a missing score (20 of 20): it does not like it"
 
 
-def test_a_search_goes_on_where_some_archs_fail() -> None:
+def test_a_search_goes_on_where_some_archs_fail_and_counts_them(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "lightning_zico")
     executor = ByRule(params=lambda arch: 1.0 if arch.startswith("1") else None)
-    assert len(searched(executor=executor, sampler="random", num_trials=40)) == 40
+    result = searched(executor=executor, sampler="random", num_trials=40)
+    assert len(result) == 40
+    assert f"0 rejected, {len(result.errors)} failed, " in caplog.messages[-1]
 
 
 def test_the_time_beside_scoring_is_recorded() -> None:
