@@ -195,6 +195,7 @@ def package_tried(name: str, modules: Sequence[str], journal: Path, timeout_s: f
     """
     file = importlib.import_module(f"packages.{name}_models")
     version = importlib.metadata.version(file.PACKAGE)
+    os.chdir(journal.parent)  # some packages leave files in the current folder
     done = {line["module"] for line in read(journal)}
     with journal.open("a") as out:
         for entry in file.ENTRIES:

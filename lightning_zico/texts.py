@@ -77,7 +77,7 @@ def count(number: int, one: str, many: str | None = None) -> str:
         >>> count(1, "batch"), count(3, "batch"), count(0, "column that is", "columns that are")
         ('1 batch', '3 batches', '0 columns that are')
     """
-    return f"{number} {plural(number, one, many)}"
+    return f"{number:,} {plural(number, one, many)}"
 
 
 def plural(number: int, one: str, many: str | None = None) -> str:

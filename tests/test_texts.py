@@ -129,8 +129,8 @@ IRREGULAR = {"batch": "batches", "class": "classes", "pass": "passes", "process"
 def test_a_noun_is_in_the_singular_only_after_one(number: int, noun: str) -> None:
     expected = noun if number == 1 else IRREGULAR.get(noun, f"{noun}s")
     assert plural(number, noun) == expected
-    assert count(number, noun) == f"{number} {expected}"
-    assert all_of(number, noun) == (f"The only {noun}" if number == 1 else f"All {number} {expected}")
+    assert count(number, noun) == f"{number:,} {expected}"
+    assert all_of(number, noun) == (f"The only {noun}" if number == 1 else f"All {number:,} {expected}")
 
 
 def counts_before_plurals(file: Path) -> list[str]:

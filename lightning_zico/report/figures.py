@@ -55,7 +55,7 @@ class Ranks:
     def title(self) -> str:
         """Title above the figure."""
         num_shown = len(self.dots)
-        return "Ranks" if num_shown == self.num_scored else f"Ranks (the first {num_shown} of {self.num_scored})"
+        return "Ranks" if num_shown == self.num_scored else f"Ranks (the first {num_shown:,} of {self.num_scored:,})"
 
     @property
     def x_label(self) -> str:
@@ -199,7 +199,7 @@ class Profiles:
     def title(self) -> str:
         """Title above the figure."""
         num_shown = len(self.lines)
-        part = "" if num_shown == self.num_scored else f" (the first {num_shown} of {self.num_scored})"
+        part = "" if num_shown == self.num_scored else f" (the first {num_shown:,} of {self.num_scored:,})"
         return f"Profiles of the candidates{part}"
 
     @property

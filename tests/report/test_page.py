@@ -268,7 +268,7 @@ def test_of_a_long_search_the_page_shows_a_part_and_says_so(monkeypatch: pytest.
     page = searched(num_more=3 * MOST_DOTS).to_html()
     history, macs, _, _ = specs_of(page)
     assert len([v for v in history["data"]["values"] if not v["best"]]) <= MOST_DOTS
-    assert "of 6004 dots" in history["description"]
+    assert "of 6,004 dots" in history["description"]
     assert len(macs["data"]["values"]) == MOST_DOTS
     assert {v["name"] for v in macs["data"]["values"]} >= set("acde")
     assert f"The figure shows these and the best ones, {MOST_DOTS} in total." in macs["description"]
