@@ -389,7 +389,7 @@ class AZTrainability(Proxy):
         parts = statistics.trainabilities
         if statistics.has_tokens and not self.tokens:
             raise NotApplicableError(
-                "its blocks put out tokens, for which this number does not tell good networks from bad ones. To "
+                "its blocks output tokens, for which this number does not separate good networks from bad ones. To "
                 "compute it anyway, pass `AZTrainability(tokens=True)`."
             )
         if not parts and statistics.num_hidden:

@@ -155,7 +155,7 @@ def _source_outputs(name: str, layer: nn.Module, found: Features) -> Tensor:
     """Compute what the head of a checkpoint puts out for the inputs of the network's head, ``[N, Z]``."""
     if found.head is None or found.head.name != name or not found.head.is_last:
         raise NotApplicableError(
-            f"what the network puts out is not the output of '{name}' alone, so the checkpoint's own head cannot be "
+            f"the network's output is not the output of '{name}' alone, so the checkpoint's own head cannot be "
             "put in its place."
         )
     inputs = found.head.inputs
