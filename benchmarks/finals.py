@@ -198,7 +198,7 @@ def laws(
     losses: Mapping[tuple[str, str], Mapping[tuple[str, int], Sequence[float]]],
     orders: Mapping[tuple[str, str], Sequence[Order]],
 ) -> list[str]:
-    """Say which laws hold, on all benchmarks and with both kinds of labels."""
+    """Check which laws hold, on all benchmarks and with both kinds of labels."""
     worse = [
         f"{name}, {kind}, k = {k}"
         for (name, kind), own in losses.items()
