@@ -58,7 +58,7 @@ class Stateless:
     def copied_params(self, besides: Collection[str] = ()) -> Params:
         """Copy the parameters, detached.
 
-        They are not views, so that a ``forward`` that writes to its weights (``weight.data.clamp_``) does not change the
+        They are not views: a ``forward`` that writes to its weights (``weight.data.clamp_``) must not change the
         module's own.
 
         Args:
