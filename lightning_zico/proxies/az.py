@@ -141,7 +141,7 @@ class BlockStatistics(NamedTuple):
         trainabilities: `spectral_balance` by name of each block that follows another one. Identities are left out, and
             so are blocks whose positions cannot be aligned with those of the block before.
         num_hidden: Number of blocks whose output autograd does not track.
-        has_tokens: Whether a block that follows another one puts out tokens, that is, has its channels last.
+        has_tokens: Whether a block that follows another one outputs tokens, that is, has its channels last.
     """
 
     expressivities: dict[str, float]
