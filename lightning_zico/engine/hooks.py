@@ -47,5 +47,5 @@ def _register(part: nn.Module, ended: Callable[[nn.Module, Any, Any, Any], None]
     def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:  # copied with the module, as it is
         ended(module, args, kwargs, output)
 
-    # On script modules, the method cannot be called as usual.
+    # Called on the class, because script modules refuse a call of their own method.
     return nn.Module.register_forward_hook(part, hook, with_kwargs=True, prepend=True)

@@ -24,7 +24,7 @@ def is_uninitialised(module: nn.Module) -> bool:
 def copied(module: nn.Module) -> nn.Module:
     """Copy a module, lazy buffers included, which `copy.deepcopy` refuses (torch 2.14)."""
     memo: dict[int, Any] = {}
-    new: Any = UninitializedBuffer  # its constructor is typed as a method of the class that it becomes
+    new: Any = UninitializedBuffer  # Any, because it is typed as the class that it becomes
     for buffer in module.buffers():
         if is_lazy(buffer):
             memo[id(buffer)] = new(buffer.requires_grad, buffer.device, buffer.dtype)

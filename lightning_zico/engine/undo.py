@@ -42,7 +42,7 @@ from lightning_zico.errors import NotPutBackError, in_words
 
 # A larger tensor or array (2 million indices as int64) holds samples, and is not remembered.
 MOST_BYTES = 2**24
-# Only this many elements of a list are searched, for example for generators: longer lists hold samples.
+# Elements to search, for example for generators, of a list that no module or optimizer holds: longer ones hold samples.
 _MOST_ELEMENTS = 1000
 _PLAIN: frozenset[Any] = frozenset(
     {bool, int, float, complex, str, bytes, type(None), torch.device, torch.dtype, torch.Size}
@@ -64,8 +64,8 @@ class Remembered:
     signal interrupts the undo, and a container keeps its present content if the old content cannot be restored.
 
     Args:
-        is_open: Whether to search an object; it may raise. Containers, tensors, arrays and generators are always
-            searched.
+        is_open: Whether to search an object; it may raise. It is not called for containers, tensors, arrays and
+            generators.
         holds: Whether to search objects of a class; called once per class.
         seen: Objects that are restored elsewhere.
         room: Maximum number of bytes of small tensors and arrays to copy.
