@@ -33,15 +33,15 @@ class Contest:
 
     @property
     def scored(self) -> list[str]:
-        """Recipes and proxies to score, with the one that tells the kinds of candidates."""
+        """Recipes and proxies to score, including the one that identifies the kind of candidates."""
         scored = [name for name in self.contestants if name not in self.by_kind]
         return [*scored, "head_confidence"] if self.by_kind else scored
 
 
 # Contestants that are not in the package. Those of the second contest are the best combination in AZ-NAS's paper, with
-# the mean over blocks instead of the sum, plus one, two or three proxies of another kind: those of how samples are told
-# apart. Those of the third are the default with or without one of its members, and with or without two proxies. Those
-# of the fourth have the sum over blocks, which rewards depth, in place of the mean.
+# the mean over blocks instead of the sum, plus one, two or three proxies of another kind, which measure how well
+# samples are separated. Those of the third are the default with or without one of its members, and with or without two
+# proxies. Those of the fourth have the sum over blocks, which rewards depth, in place of the mean.
 _AZ_SYNFLOW = ("az_expressivity_mean", "az_progressivity", "az_trainability", "macs", "synflow")
 _UNTRAINED = ("macs", "naswot", "az_expressivity_mean", "synflow")
 _BALANCED = ("macs", "naswot", "az_expressivity_mean", "az_trainability")

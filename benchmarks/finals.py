@@ -67,7 +67,7 @@ def pool_of(own: Study, idxs: Sequence[int], target: str, noise: float, seed: in
 
 
 def orders_of(pool: Pool, most: int, seed: int) -> dict[str, list[list[int]]]:
-    """List the orders in which each chooser trains archs of a pool, at most so many; several for chance."""
+    """List the orders in which each chooser trains at most ``most`` archs of a pool; several for chance."""
     everyone = range(len(pool.truths))
     generator = random.Random(seed)
     found = {"random": [generator.sample(everyone, len(everyone)) for _ in range(NUM_RANDOM)]}
@@ -178,7 +178,7 @@ def gaps_of(losses: Mapping[tuple[str, int], Sequence[float]], k: int) -> list[f
 
 
 def print_losses(console: Console, title: str, losses: Mapping[tuple[str, int], Sequence[float]]) -> None:
-    """Print the losses of all choosers, and how much less those lose that learn."""
+    """Print the losses of all choosers, and how much less the learning ones lose."""
     rows = [[name, *(told(losses[name, k]) for k in ENTRANTS)] for name in CHOOSERS]
     rows.append(["learned - first by score", *(told(gaps_of(losses, k), "+") for k in ENTRANTS)])
     print_table(console, title, ["chooser", *(f"k = {k}" for k in ENTRANTS)], rows)
@@ -198,7 +198,7 @@ def laws(
     losses: Mapping[tuple[str, str], Mapping[tuple[str, int], Sequence[float]]],
     orders: Mapping[tuple[str, str], Sequence[Order]],
 ) -> list[str]:
-    """Say which laws hold, on all benchmarks and with both kinds of labels."""
+    """Check which laws hold, on all benchmarks and with both kinds of labels."""
     worse = [
         f"{name}, {kind}, k = {k}"
         for (name, kind), own in losses.items()

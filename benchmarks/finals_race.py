@@ -247,7 +247,7 @@ class Results:
 def results_of(
     folder: Path, settings: Settings, kept: Kept, tell: Callable[[str], None], minutes: float = math.inf
 ) -> Results | None:
-    """Score and train all candidates; what is there already is not computed again.
+    """Score and train all candidates; results in the file are not computed again.
 
     Args:
         folder: The folder of the images.
@@ -257,7 +257,7 @@ def results_of(
         minutes: The time after which no other training begins.
 
     Returns:
-        The results; None if the time was over before all were there.
+        The results; None if the time ran out before they were complete.
     """
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     candidates, data = candidates_of(settings), photographs(folder, settings)
@@ -354,7 +354,7 @@ class Recorded(Training):
         self.labels = labels
 
     def play(self, conditions: Conditions) -> None:
-        """Go on by a round."""
+        """Continue for one round."""
         self.num_epochs = min(self.num_epochs + conditions.num_epochs, len(self.labels))
         self.value, self.logs_monitor = self.labels[self.num_epochs - 1], True
 

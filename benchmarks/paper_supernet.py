@@ -66,7 +66,7 @@ class Supernet(nn.Module):
 
 
 def train(supernet: Supernet, data: Images, seconds: float, seed: int) -> int:
-    """Train a random path in each step for so many processor seconds, and return the number of steps."""
+    """Train a random path in each step for some processor seconds, and return the number of steps."""
     parameters = supernet.shared_parameters()
     optimizer = torch.optim.SGD(parameters, LR, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY, nesterov=True)
     rng, generator = random.Random(seed), torch.Generator().manual_seed(seed)
@@ -93,7 +93,7 @@ def accuracy(network: nn.Module, data: Images) -> float:
 
 
 def rank(supernet: Supernet, data: Images, seconds: float, seed: int) -> dict[str, float]:
-    """Measure random archs with the shared weights for so many processor seconds, at least two."""
+    """Measure at least two random archs with the shared weights, for some processor seconds."""
     rng, found = random.Random(f"rank {seed}"), dict[str, float]()
     start = time.process_time()
     while len(found) < 2 or time.process_time() - start < seconds:
@@ -106,7 +106,7 @@ def rank(supernet: Supernet, data: Images, seconds: float, seed: int) -> dict[st
 
 
 def searched(data: Path, seconds: float, seed: int) -> dict[str, Any]:
-    """Train a supernet, and rank archs with it, in so many processor seconds."""
+    """Train a supernet, and rank archs with it, within some processor seconds."""
     images, labels = images_of(data, "train", NUM_TRAINED + NUM_VALIDATED)
     trained = Images(images[:NUM_TRAINED], labels[:NUM_TRAINED])
     validated = Images(images[NUM_TRAINED:], labels[NUM_TRAINED:])
@@ -119,7 +119,7 @@ def searched(data: Path, seconds: float, seed: int) -> dict[str, Any]:
 
 
 def search_supernet(arguments: Any, seconds: int, num_seeds: int, truths: Mapping[str, float]) -> list[Found]:
-    """Search with a supernet under each seed, each for so many seconds, and describe how well it ranks."""
+    """Search with a supernet under each seed, each for the same time, and describe how well it ranks."""
     kept = Kept(arguments.cache / f"paper-supernet-{torch.__version__.partition('+')[0]}.jsonl")
     found = []
     for seed in range(num_seeds):

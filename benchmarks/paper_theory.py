@@ -123,7 +123,7 @@ def gradients_of(network: nn.Module, batches: Sequence[tuple[Tensor, Tensor]]) -
 def values_of(gradients: Sequence[Tensor]) -> dict[str, float]:
     """Average the logarithms of mean, deviation and ratio over layers, and sum up ZiCo.
 
-    A layer without a gradient says nothing on any of them and is left out, as are weights that do not vary in a ratio.
+    Layers without a gradient are left out; ratios also leave out weights that do not vary.
     """
     layers: dict[str, list[float]] = {"mean": [], "deviation": [], "ratio": [], "zico": []}
     for own in gradients:

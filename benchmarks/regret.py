@@ -197,7 +197,7 @@ def digits(console: Console, arguments: argparse.Namespace) -> Record:
 
 
 def pools_of(num_archs: int, size: int, num_pools: int, seed: int) -> list[list[int]]:
-    """Draw pools of archs, by their places."""
+    """Draw pools of archs, by their positions."""
     generator = random.Random(seed)
     return [generator.sample(range(num_archs), size) for _ in range(num_pools)]
 

@@ -35,7 +35,7 @@ from lightning_zico.scoring.checks import check_batches
 PROXY, TARGET = "zico", "test_cifar10"
 
 # The rule for proposing a cell, fixed before any was measured: see `proposed`.
-LEAST_MARGIN = 0.01  # of tau: less is of no use to anyone who picks an architecture
+LEAST_MARGIN = 0.01  # of tau: a smaller difference does not matter for choosing an architecture
 LEAST_REPEATS = 2  # fewer have no standard error
 
 TIME_ROUNDS = 3

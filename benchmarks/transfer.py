@@ -65,7 +65,7 @@ QUICK = Settings(
 
 @dataclass(frozen=True)
 class Target:
-    """What a zoo is transferred to: the truth, and all that ranks it.
+    """A target to which a zoo is transferred: the truth, and everything that ranks the zoo.
 
     Args:
         part: The part of the benchmark; targets of a part have the same candidates.
@@ -262,7 +262,7 @@ def finals_of(target: Target, column: Numbers | None, k: int, num_resamples: int
 
 
 def target_of_zoo(name: str, own: Transfer, num_resamples: int) -> Target:
-    """Collect what is known of the zoo on a target; it counts if pretraining is of use there."""
+    """Collect the results of the zoo on a target; the target counts if pretraining helps there."""
     architectures = list(own.halves)
     truths = np.array([own.halves[architecture] for architecture in architectures]).transpose(1, 2, 0)
     gains = truths.mean(axis=(0, 1)) - np.array([own.from_random[architecture] for architecture in architectures])
@@ -398,7 +398,7 @@ def print_contest(console: Console, targets: Sequence[Target], taus: Taus) -> Re
 
 @dataclass
 class Found:
-    """What the parts of the benchmark gave.
+    """Results of the parts of the benchmark.
 
     Args:
         targets: Targets of the contest and of the figures.

@@ -103,7 +103,7 @@ def peak_of(mode: str, words: Sequence[str]) -> int:
 
 
 def run_for_memory(mode: str, arguments: argparse.Namespace) -> int:
-    """Do what a mode does, and return the peak of this process's memory in bytes."""
+    """Run a mode, and return the peak of this process's memory in bytes."""
     network = network_of(arguments.model)
     if mode == "plain":
         pass_plainly(network, islice(loader_of(arguments), 4))  # more batches take no more memory

@@ -1,4 +1,4 @@
-"""Networks with real ImageNet weights, and the same ones untrained: what scores say of either."""
+"""Networks with real ImageNet weights, and the same ones untrained: the scores of both."""
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
@@ -85,7 +85,7 @@ def measured(variant: int, images: Data, size: int, *, is_pretrained: bool) -> R
 def measurements(
     targets: Mapping[str, Data], variants: Sequence[int], size: int, kept: Kept, say: Callable[[str], None]
 ) -> dict[str, dict[str, Record]]:
-    """Measure all networks, pretrained and untrained, on all targets; what is there already is not computed again.
+    """Measure all networks, pretrained and untrained, on all targets; results in the file are not computed again.
 
     Args:
         targets: Images by name, from 0 to 1.

@@ -70,7 +70,7 @@ class Settings:
     lr: float = 1e-3
 
     def longer(self, times: int) -> "Settings":
-        """Return the same with so many times as many epochs."""
+        """Return the same settings with ``times`` as many epochs."""
         epochs = tuple((target, times * num_epochs) for target, num_epochs in self.epochs)
         return replace(self, pretraining_epochs=times * self.pretraining_epochs, epochs=epochs)
 
@@ -100,7 +100,7 @@ class Data:
 
 
 class Kept:
-    """Results by name, in a file with one JSON object per line, each saved as soon as it is there."""
+    """Results by name, in a file with one JSON object per line, each saved as soon as it is computed."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -527,7 +527,7 @@ def kept_in(folder: Path, settings: Settings) -> Kept:
 
 
 def transfers(folder: Path, settings: Settings, kept: Kept, say: Callable[[str], None]) -> dict[str, Transfer]:
-    """Pretrain, score, fine-tune and probe the zoo; what is there already is not computed again.
+    """Pretrain, score, fine-tune and probe the zoo; results in the file are not computed again.
 
     Args:
         folder: The folder of the images.
@@ -545,7 +545,7 @@ def transfers(folder: Path, settings: Settings, kept: Kept, say: Callable[[str],
         kept.once(f"score {target}", partial(scored, zoo, data))
         for name in names:
             kept.once(f"probe {target} {name}", partial(probed, name, zoo[name].weights, data))
-    for seed in range(settings.num_seeds):  # the seeds one after the other, so that a part of them tells of all
+    for seed in range(settings.num_seeds):  # seeds in the outer loop, so that a partial run covers all targets
         for target, data in targets.items():
             for name in names:
                 tune = partial(tuned, name, data=data, num_epochs=dict(settings.epochs)[target], settings=settings)

@@ -1,4 +1,4 @@
-"""Anatomy: what a candidate is made of, what that costs, and what its batches hold."""
+"""Anatomy: the structure of a candidate, what it costs, and what its batches hold."""
 
 from collections.abc import Collection
 
@@ -47,14 +47,14 @@ class Anatomy(Subject):
     def layers(self) -> Params:
         """Trainable weights of the layers by name; do not write to them.
 
-        A layer is what multiplies its input with a weight. The classes of the module's parts mostly tell; where they do
-        not, the step is run once, see `flow.trace_flow`.
+        A layer multiplies its input by a weight. The classes of submodules usually show which ones do; otherwise the
+        step is run once, see `flow.trace_flow`.
         """
         return self.once(_weights)
 
     @property
     def structure(self) -> Layers:
-        """What the layers are made of."""
+        """Structure of the layers."""
         return self.once(_layers)
 
     def chosen(self, patterns: Patterns = None) -> Layers:
@@ -64,7 +64,7 @@ class Anatomy(Subject):
             patterns: Patterns of the parameters; None for all layers.
 
         Raises:
-            NoGradientError: If there is none.
+            NoGradientError: If nothing matches.
         """
         if patterns is None:
             layers, wanted = self.structure, "trainable weight of a layer"
@@ -84,7 +84,7 @@ class Anatomy(Subject):
 
         Args:
             patterns: Which layers, see `chosen`.
-            seen: Names of those among them that count; None for all.
+            seen: Names of the layers to count; None for all.
         """
         shapes = self.once(_trainable_shapes)
         weights = None if seen is None else {weight_name(name) for name in seen}
@@ -107,7 +107,7 @@ class Anatomy(Subject):
         """Names of the submodules that are the network's blocks, as given or as `blocks.block_names` finds them.
 
         Raises:
-            UnknownNameError: If one that was given is not there.
+            UnknownNameError: If the module has no submodule of a given name.
         """
         if self._blocks is None:
             return list(self.once(_found_blocks))
@@ -135,8 +135,8 @@ class Anatomy(Subject):
     def inputs(self) -> frozenset[int]:
         """Positions, in the order of `batches.tensors_of`, of the floating-point tensors that the network reads.
 
-        These alone may be replaced by random numbers: a loss may take no other targets than its own, such as masks.
-        Of a batch whose first tensor is the only one of floating point, no run is needed to know.
+        Only these may be replaced by random numbers: a loss may need the batch's own targets, such as masks. If the
+        first tensor of a batch is its only floating-point one, no run is needed to find them.
         """
         return self.once(_inputs)
 
@@ -144,7 +144,7 @@ class Anatomy(Subject):
     def num_samples(self) -> int | None:
         """Samples of the first batch, as the user states them or `samples.num_samples` counts them; None if unknown.
 
-        Where the batch does not tell, the pass that counts `macs` does.
+        If the batch does not show it, the pass that counts `macs` does.
         """
         return self.once(_count_samples)
 
@@ -153,7 +153,7 @@ class Anatomy(Subject):
 
         Args:
             rows: Rows that the calls saw.
-            of: What was called, in the plural.
+            of: Name of what was called, in the plural.
 
         Raises:
             NotApplicableError: If no call sees all samples.
@@ -166,7 +166,7 @@ class Anatomy(Subject):
 
         Args:
             batch: As a step takes it.
-            batch_idx: Its place in the loader.
+            batch_idx: Its position in the loader.
         """
         stated = stated_samples(self.batches[batch_idx], self._num_samples)
         if stated is not None:
@@ -285,7 +285,7 @@ def _first_run(anatomy: Anatomy) -> tuple[MacCount, list[Call]]:
 
 
 def _macs(anatomy: Anatomy) -> MacCount:
-    _stated(anatomy)  # raises what is wrong with it
+    _stated(anatomy)  # raises if the count is invalid
     try:
         return anatomy.once(_first_run)[0]
     except ZiCoError:

@@ -1,10 +1,10 @@
-"""Batch normalisation seen and replaced where it is called: layers, subclasses and ``F.batch_norm`` alike."""
+"""Batch normalisation, observed and replaced where it is called: layers, subclasses and ``F.batch_norm`` alike."""
 
 import inspect
 from collections.abc import Callable
 from typing import Any
 
-import torch.nn.functional as F  # noqa: N812  (the name everybody knows it by)
+import torch.nn.functional as F  # noqa: N812  (its usual name)
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 

@@ -1,4 +1,4 @@
-"""Batches as nests of tensors: taken apart, put together again, compared."""
+"""Batches as nests of tensors: flatten, rebuild and compare them."""
 
 import copy
 import dataclasses
@@ -38,12 +38,12 @@ def _cloned(part: Any) -> Any:
 def map_tensors(function: Callable[[Tensor], Tensor], batch: Batch, others: Callable[[Any], Any] = _cloned) -> Batch:
     """Apply a function to every tensor and build the same nest around the results.
 
-    The containers are new, so that whoever pops a key from the result leaves ``batch`` alone.
+    The containers are new, so popping a key from the result does not change ``batch``.
 
     Args:
         function: For tensors.
         batch: A nest.
-        others: For all that is neither a tensor nor a container. If it is not given, an object that has a ``clone``
+        others: For everything that is neither a tensor nor a container. By default, an object that has a ``clone``
             method, such as a graph of ``torch_geometric``, is cloned, and everything else is passed on as it is.
 
     Example:
@@ -58,10 +58,10 @@ def map_tensors(function: Callable[[Tensor], Tensor], batch: Batch, others: Call
 
 
 def copied_batch(batch: Batch, clone: Callable[[Tensor], Tensor] = torch.clone) -> Batch:
-    """Copy all of a batch that a step could write to: tensors, arrays and other objects.
+    """Copy everything in a batch that a step could write to: tensors, arrays and other objects.
 
     Args:
-        batch: A nest. Objects in it that nobody can copy, such as an open file, are passed on as they are.
+        batch: A nest. Objects in it that cannot be copied, such as an open file, are passed on as they are.
         clone: Copies a tensor.
 
     Example:
@@ -111,7 +111,7 @@ def _copied(batch: Mapping[Any, Any]) -> Any:
     if isinstance(batch, dict | UserDict):
         return copy.copy(batch)
     if isinstance(batch, MutableMapping):
-        # Told to keep the values; copy.copy would share whatever a foreign class stores them in.
+        # With a memo that keeps the values; copy.copy would share whatever a foreign class stores them in.
         return copy.deepcopy(batch, {id(value): value for value in batch.values()})
     return dict(batch)
 

@@ -1,4 +1,4 @@
-"""Blocks: what a network repeats, or the links of its chain."""
+"""Blocks: the parts that a network repeats, or the links of its chain."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence, Set
@@ -12,36 +12,38 @@ from lightning_zico.engine.tree import holders, submodules
 
 
 def block_names(module: nn.Module, layers: Layers | None = None, calls: Sequence[Call] = ()) -> list[str]:
-    """Find the blocks of a network: what it repeats, or the links of its chain.
+    """Find the blocks of a network: the parts that it repeats, or the links of its chain.
 
     With ``calls``, blocks are found where the data narrows to one tensor, in these steps:
 
     1. A unit is a submodule with at least two layers that runs once. All data passes through its input and its output,
        and both have the same number of dimensions.
-    2. A unit that is a series of other units, such as a stage, is replaced by them. It is one if several of them stand
-       in the same container (``Sequential``, ``ModuleList``, ``ModuleDict``), or if all its own parts are units of one
-       class. A plain ``Sequential`` is one also if a unit holds most of its layers, or if it holds several cells.
+    2. A unit that is a series of other units, such as a stage, is replaced by them. A unit is a series if several units
+       are in the same container within it (``Sequential``, ``ModuleList``, ``ModuleDict``), or if all its own parts are
+       units of one class. A plain ``Sequential`` is also one if a unit holds most of its layers, or if it holds several
+       cells.
     3. Units are blocks if there are several in one container, or several of one class in one submodule. So are other
-       units of the same class, or in the same container at any level. A stem that is alone in its place is not.
-    4. Modules beside blocks in a container are blocks as well if they are identities, or have parts of their own and
-       are of a class that is no part of a block.
+       units of the same class, or in the same container at any level. A stem without siblings is not a block.
+    4. Modules beside blocks in a container are blocks as well if they are identities, or if they have parts of their
+       own and blocks have no part of their class.
 
     If such blocks hold less than half of the layers, units of one layer are tried in the same way.
 
-    Where this finds nothing, as in networks with skip connections from one end to the other, the classes tell. The
-    module is walked down from the root. A submodule with a layer somewhere inside, other than a layer, than an
-    untrained copy of another submodule and than a plain container, is a block if its class stands at least twice among
-    those that are met in this way; what is inside a block is not looked at, and what is no block is looked into. Where
-    nothing is repeated, the longest ``Sequential`` is taken for a chain: a link begins with a child that holds a layer
-    and ends before the next one; the block is its last child that does not reshape.
+    If this finds nothing, as in networks with skip connections from one end to the other, classes are used. The module
+    is walked from the root. Layers, untrained copies of other submodules and submodules without a layer are skipped,
+    and plain containers are entered. A submodule is a block if its class is met at least twice in this way. Blocks are
+    not entered; other submodules are. If nothing is repeated, the longest ``Sequential`` is taken as a chain: a link
+    begins with a child that holds a layer and ends before the next one, and the block is its last child that does not
+    reshape.
 
     Args:
         module: Any module.
-        layers: Its layers; None for those that the classes of its parts tell.
-        calls: What a run of it called, see `chain.Chain`; none for a module that has not run.
+        layers: Its layers; None for those that are known by the classes of submodules.
+        calls: Calls of a run of the module, see `chain.Chain`; empty if it has not run.
 
     Returns:
-        Names of submodules, in the order of the calls, or else the module's; fewer than two are none.
+        Names of submodules, in the order of the calls if there are any, else of the module; empty if there are fewer
+        than two blocks.
 
     Example:
         >>> block_names(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
@@ -54,7 +56,7 @@ def block_names(module: nn.Module, layers: Layers | None = None, calls: Sequence
             return names
     met = walk.met(module)
     classes = [type(part) for _, part in met]
-    # A class that stands once is a stage or a backbone, so the repeated ones may be inside of it.
+    # A class that is met once is a stage or a backbone, so the repeated ones may be inside it.
     while any(classes.count(kind) == 1 for kind in classes):
         met = [
             pair
@@ -71,13 +73,13 @@ _RESHAPING = (nn.Flatten, nn.Unflatten, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool
 
 
 class _Chain:
-    """Looks for blocks among the calls of a run, see `block_names`.
+    """Search for blocks among the calls of a run, see `block_names`.
 
     Args:
         module: The root.
-        walk: What is known of submodules.
+        walk: Known facts about submodules.
         calls: The outermost calls.
-        least: Number of layers that a unit has at least.
+        least: Minimum number of layers of a unit.
     """
 
     def __init__(self, module: nn.Module, walk: "_Walk", calls: Sequence[Call], least: int) -> None:
@@ -86,14 +88,14 @@ class _Chain:
         self._calls = [inner for call in calls for inner in call]
         self._counts = Counter(id(call.module) for call in self._calls)
         self._least = least
-        self._split: set[type] = set()  # classes of those that gave way to units within them
+        self._split: set[type] = set()  # classes of units that were replaced by units within them
         self._layers = {
             id(part): frozenset(id(inner) for inner in part.modules() if id(inner) in walk.layers)
             for part in self._parts.values()
         }
 
     def names(self) -> list[str]:
-        """Name the blocks in the order of their calls; none where they hold less than half of the layers."""
+        """Name the blocks in the order of their calls; empty if they hold less than half of the layers."""
         kinds = _kinds(self._siblings(self._units_in(self._roots, set()))) - self._split
         units = self._chosen(self._units_in(self._roots, kinds))  # submodules of one class are now treated alike
         blocks = {call.name: call for call in (*units, *self._beside(units))}
@@ -136,7 +138,7 @@ class _Chain:
         return is_series and 2 * len(self._layers_of(parts)) > len(layers)
 
     def _siblings(self, units: list[Call]) -> list[Call]:
-        """Choose units in one container, or of one class in one submodule; where there are none, those of one class."""
+        """Choose units in one container, or of one class in one submodule; if there are none, those of one class."""
         parents = Counter(_parent(unit) for unit in units)
         pairs = Counter((_parent(unit), _kind(unit)) for unit in units)
         classes = Counter(_kind(unit) for unit in units)
@@ -162,7 +164,7 @@ class _Chain:
         ]
 
     def _beside(self, units: list[Call]) -> list[Call]:
-        """List what stands beside units in a container and is a block, although it has few layers or none."""
+        """List blocks with few or no layers that are beside units in a container."""
         inner, parents = _inner_kinds(units), {_parent(unit) for unit in units}
         found = [
             call
@@ -181,7 +183,7 @@ class _Chain:
             if (call.is_identity and not isinstance(call.module, nn.modules.dropout._DropoutNd))
             or (
                 call.module._modules
-                and _kind(call) not in (None, *inner)  # it may be what the blocks are made of, such as a stem
+                and _kind(call) not in (None, *inner)  # parts of blocks have such classes, and so may a stem
                 and (self._layers[id(call.module)] or classes[_kind(call)] > 1)
             )
         ]
@@ -193,7 +195,7 @@ class _Chain:
         return isinstance(self._parts.get(name), _CONTAINERS)
 
     def _containers(self, call: Call) -> Iterator[str]:
-        """List the containers around a call, from the inside, without the root and all that is above another module."""
+        """List the containers around a call, innermost first, up to the root or the first other module, without it."""
         name = _parent(call)
         while name and self._is_container(name):
             yield name
@@ -205,7 +207,7 @@ def _parent(call: Call) -> str:
 
 
 def _kind(call: Call) -> type | None:
-    """Class of a submodule; None for a plain container, whose class says nothing of what it is."""
+    """Class of a submodule; None for a plain container, whose class says nothing about its role."""
     return None if type(call.module) in _CONTAINERS else type(call.module)
 
 
@@ -219,11 +221,11 @@ def _inner_kinds(calls: Iterable[Call]) -> set[type]:
 
 @dataclass(frozen=True)
 class _Walk:
-    """What is known of submodules while blocks are looked for.
+    """Known facts about submodules while blocks are searched for.
 
     Args:
-        holding: Ids of those with a layer in them.
-        layers: Ids of those that are a layer themselves.
+        holding: Ids of submodules with a layer in them.
+        layers: Ids of submodules that are a layer themselves.
         copies: Names of untrained copies.
     """
 

@@ -1,4 +1,4 @@
-"""Calls of layers: how many positions and channels their outputs have, and what they multiply."""
+"""Calls of layers: positions and channels of their outputs, and their multiplications."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class LayerCall:
         layer: Its name.
         positions: Positions of its output, per sample.
         channels: Channels of its output.
-        macs: Multiply-accumulate operations, of all that it was given.
+        macs: Multiply-accumulate operations for its whole input.
     """
 
     layer: str
@@ -31,13 +31,13 @@ class LayerCall:
 def layer_calls(
     owned: Mapping[int, Sequence[str]], module: nn.Module, inputs: Sequence[Any], output: Any
 ) -> Iterator[LayerCall]:
-    """List the calls of layers that one call of a submodule is.
+    """List the calls of layers that one call of a submodule makes.
 
     Args:
         owned: Names of the layers of each submodule, see `layers.Layout`.
         module: The submodule. Attention calls its projections without calling a submodule for each.
-        inputs: What it was given.
-        output: What it put out. Where that is not one tensor, as of recurrent layers, nothing is known.
+        inputs: Its inputs.
+        output: Its output. If that is not one tensor, as for recurrent layers, no calls are listed.
     """
     names = owned.get(id(module), ())
     if isinstance(module, nn.MultiheadAttention):

@@ -1,4 +1,4 @@
-"""Where the data of a step narrows to one tensor: the calls of submodules that all of it passes through."""
+"""Find where the data of a step narrows to one tensor: calls of submodules that all data passes through."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -53,12 +53,12 @@ class Call:
 
 _ROOT, _WEIGHT, _FRESH = 0, -1, -2
 
-# Additions to a parameter or to data from the batch; anything else makes data of the two.
+# Adding a parameter to data of the batch does not start the graph; any other operator on the two does.
 _SUMS = frozenset({"add", "sub", "add_", "sub_"})
 
 
 class _Graph:
-    """Keeps, for the memory of each tensor, the operator that last wrote to it, and the operator's dominators.
+    """For the memory of each tensor: the operator that last wrote to it, and that operator's dominators.
 
     An operator dominates another if the data cannot reach the other without passing through it. Every operator is
     added after those whose results it reads, so that its nearest dominator is known at once: the nearest common one of
@@ -78,7 +78,7 @@ class _Graph:
         return self._nodes.get(key_of(tensor))
 
     def passed(self, node: int) -> set[int]:
-        """List the operators that all data passes through on its way to one, which is among them."""
+        """List the operators that all data passes through on its way to an operator, including that operator."""
         found = set()
         while node != _ROOT:
             found.add(node)
@@ -86,7 +86,7 @@ class _Graph:
         return found
 
     def note(self, name: str, given: Iterable[StorageWeakRef], changed: Iterable[StorageWeakRef]) -> None:
-        """Note an operator that reads some memory and writes to some."""
+        """Note an operator, with the memory that it reads and the memory that it changes."""
         read = {self._nodes[key] for key in given if key in self._nodes}
         changed = [key for key in changed if self._nodes.get(key) != _WEIGHT]
         if read and changed:
@@ -119,21 +119,21 @@ class Chain:
     """The calls of submodules in one run of a step, and through which of them all data passes.
 
     A point of the run through which all data passes is a dominator of the network's output in the graph of operators.
-    The graph begins where data of the batch is first multiplied with a parameter or looks one up, so that masks, which
-    reach every block, open no way around it. Neither do weights that blocks share.
+    The graph begins where data of the batch is first multiplied by a parameter or looks one up. So masks, which reach
+    every block, do not count as a way around a block, and neither do weights that blocks share.
 
-    Where the data cannot be followed, as through a tensor without memory of its own, following stops and the run
+    If the data cannot be followed, for example through a tensor without memory of its own, following stops and the run
     continues; `calls` is then empty.
 
     Args:
-        module: The module whose submodules are looked at.
+        module: The module whose submodules are followed.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
         self._names = {id(part): name for name, part in submodules(module).items()}
         self._graph = _Graph((), ())
-        self._open = [Call("", nn.Module())]  # the last one is running; the first one stands for what is outside
+        self._open = [Call("", nn.Module())]  # the last one is running; the first one is for the caller
         self._ends: dict[Call, tuple[Tensor | None, int | None, int | None]] = {}
         self._output: int | None = None
         self._has_given_up = False
@@ -156,12 +156,12 @@ class Chain:
 
     @property
     def calls(self) -> list[Call]:
-        """The outermost calls of the run, in order; none if it could not be followed to the end."""
+        """The outermost calls of the run, in order; empty if it could not be followed to the end."""
         return [] if self._has_given_up else self._open[0].within
 
     def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Call an operator, as a ``TorchDispatchMode`` sees it, and note what it reads and writes."""
-        # Looked up first: an operator may write to what it is given.
+        # Looked up before the call, because an operator may write to its arguments.
         given = self._attempt(_keys_in, (args, kwargs) if kwargs else args)
         out = func(*args, **kwargs)
         if given and not looks_at_shapes(func):
@@ -169,19 +169,19 @@ class Chain:
         return out
 
     def note(self, func: Any, given: Iterable[Tensor], out: Tensor) -> None:
-        """Note a function of torch that reads some tensors and writes one, of which no operator is called."""
+        """Note a function of torch that reads some tensors and writes one without calling an operator."""
         self._attempt(self._note_function, func, given, out)
 
     def finish(self, loss: Tensor) -> None:
         """Find the links among the calls of the run that was followed.
 
         Args:
-            loss: What the step returned. It is the end of the run where the module itself was not called.
+            loss: What the step returned. It is the end of the run if the module itself was not called.
         """
         self._attempt(self._find_links, loss)
 
     def _attempt(self, act: Callable[..., T], *args: Any) -> T | None:
-        """Run a part of the following; if it fails, stop following, so that the step itself does not fail."""
+        """Call a method that follows the run; if it fails, stop following, so that the step itself does not fail."""
         if self._has_given_up:
             return None
         try:
@@ -199,7 +199,7 @@ class Chain:
     def _note_function(self, func: Any, given: Iterable[Tensor], out: Tensor) -> None:
         self._graph.note(func.__name__, map(key_of, given), [key_of(out)])
 
-    # A mode that sees functions would see those of the next two on tensors as well, which takes time.
+    # Without this guard, an active function mode would also see what the next two call on tensors, which is slow.
 
     def _begins(self, module: nn.Module, args: Any) -> None:
         with torch._C.DisableTorchFunction():

@@ -1,4 +1,4 @@
-"""What a batch holds, whatever the order of its samples: a full batch that is shuffled is the same batch.
+"""Contents of a batch, regardless of the order of its samples: a shuffled full batch is the same batch.
 
 Index conventions:
     N: samples
@@ -27,10 +27,10 @@ def contents(batch: Batch) -> bytes:
 
     Args:
         batch: Any nest of tensors, or an object with tensors in it, such as a graph. Where dimension 0 of all tensors
-            counts the samples, whole samples are compared; else the rows of each floating-point tensor on their own.
+            counts the samples, whole samples are compared; otherwise the rows of each floating-point tensor separately.
 
     Returns:
-        Equal for batches with the same samples. What cannot be compared is told apart by its identity.
+        Equal for batches with the same samples. Objects that cannot be compared are identified by their ``id``.
 
     Example:
         >>> batch = torch.randn(4, 2), torch.arange(4)
@@ -52,9 +52,9 @@ def contents(batch: Batch) -> bytes:
 
 
 def weights_digest(module: nn.Module) -> str:
-    """Hash the first numbers of every parameter, to tell whether a second building drew the same weights.
+    """Hash the first numbers of every parameter, to check whether a second build drew the same weights.
 
-    Eight of each tell draws apart, and cost less than a thousandth of a pass.
+    Eight numbers of each suffice to distinguish two draws, and cost less than a thousandth of a pass.
 
     Example:
         >>> weights_digest(nn.Linear(2, 2)) == weights_digest(nn.Linear(2, 2))
@@ -75,14 +75,14 @@ def weights_digest(module: nn.Module) -> str:
 
 
 def _tensors_in(batch: Any) -> list[Tensor]:
-    """List the tensors in an object's attributes, as its `to_dict` names them where it has one."""
+    """List the tensors in an object's attributes, or in the result of its ``to_dict`` if it has one."""
     to_dict = getattr(batch, "to_dict", None)
     attributes = to_dict() if callable(to_dict) else getattr(batch, "__dict__", {})
     return tensors_of(dict(attributes)) if isinstance(attributes, Mapping) else []
 
 
 def _rows(tensor: Tensor) -> list[bytes]:
-    """Write each sample as bytes."""
+    """Convert each sample to bytes."""
     tensor = tensor.detach().cpu().contiguous()
     header = f"{tensor.dtype}{tuple(tensor.shape[1:])}".encode()
     if tensor.ndim == 0 or tensor.numel() == 0:

@@ -1,4 +1,4 @@
-"""Copies of submodules, such as teachers and moving averages, that take part in a step and are not trained."""
+"""Untrained copies of submodules that a step uses, such as teachers and moving averages."""
 
 from collections.abc import Callable
 
@@ -9,23 +9,24 @@ from torch.nn.utils.parametrize import ParametrizationList
 
 from lightning_zico.engine.tree import parameters, submodules
 
-# Trained copies, as of a moving average, keep pointing where the original does; independent weights do not.
+# The weights of a copy, such as a moving average, point in the original's direction; independent weights do not.
 _SAME_DIRECTION = 0.5
 
 
 def copies_in(
     module: nn.Module, runs_without_gradients: Callable[[], bool]
 ) -> tuple[frozenset[str], list[tuple[str, str]]]:
-    """Find submodules that are built alike and stand beside each other, as student and teacher do.
+    """Find submodules that are built alike and are siblings, as student and teacher are.
 
     Args:
         module: Any module.
-        runs_without_gradients: Whether a part of it may run without them; asked only where that matters.
+        runs_without_gradients: Whether a part of it may run without gradients; called only if that matters.
 
     Returns:
-        Frozen ones whose twin is trained; and pairs of trainable ones of which only a run tells whether both are
-        trained: those whose weights are those of a copy, and those of several layers, as an encoder and its momentum
-        encoder, that are the module's own parts, or any parts of a module that runs without gradients.
+        Frozen submodules whose twin is trained, and pairs of trainable submodules of which only a run shows whether
+        both are trained. Such a pair either has the weights of a copy, or has several layers, as an encoder and its
+        momentum encoder do; the latter only for direct children of the module, or if a part of it may run without
+        gradients.
     """
     frozen: set[str] = set()
     doubtful: list[tuple[str, str]] = []

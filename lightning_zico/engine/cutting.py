@@ -50,12 +50,12 @@ class Cutting:
     may_be_time_first: bool = False
 
 
-# Samples stand along dimension 0 of all tensors.
+# Samples are along dimension 0 of all tensors.
 BY_FIRST_DIMENSION = Cutting(lambda batch, _: cut_length(batch))
 
 
 def check_cut(batch: Batch, count: int | None, *, may_be_time_first: bool = False) -> int:
-    """Return the samples of a batch that single ones can be cut out of.
+    """Return the number of samples of a batch, after a check that single ones can be cut out of it.
 
     Args:
         batch: Any nest.
@@ -63,7 +63,7 @@ def check_cut(batch: Batch, count: int | None, *, may_be_time_first: bool = Fals
         may_be_time_first: See `cut`.
 
     Raises:
-        NotApplicableError: If they are unknown, or cannot be told apart.
+        NotApplicableError: If their number is unknown, or they cannot be separated.
     """
     if count is None:
         raise NotApplicableError(f"the number of samples in a batch is unknown, so no sample can be cut out. {WAY_OUT}")
@@ -104,8 +104,8 @@ def are_first(batch: Batch, count: int) -> bool:
 def cut(batch: Batch, samples: slice, count: int, *, may_be_time_first: bool) -> Batch:
     """Cut some samples out of a batch that `check_cut` has seen.
 
-    Tensors are cut along the dimension that counts samples, lists of samples, and of a value for each of them, at those
-    places. What is the same for all samples, such as numbers and tensors of length 1, stays.
+    Tensors are cut along the dimension that counts samples. Lists of samples, and lists with a value per sample, are
+    sliced. Values that all samples share, such as numbers and tensors of length 1, stay.
 
     Args:
         batch: Any nest.
@@ -117,14 +117,14 @@ def cut(batch: Batch, samples: slice, count: int, *, may_be_time_first: bool) ->
 
 
 def first_samples(batch: Batch, most: int, count: int | None = None, *, may_be_time_first: bool = True) -> Batch:
-    """Cut a batch to its first samples; the very same batch if that is not possible, or not necessary.
+    """Cut a batch to its first samples; the batch itself if that is impossible or unnecessary.
 
-    A batch is cut as a whole or not at all: of a graph, some nodes would be left without their edges.
+    A batch is cut as a whole or not at all: a graph that is cut in part would have nodes without their edges.
 
     Args:
         batch: Any nest.
         most: Samples to keep.
-        count: Its samples; None for what `num_samples` reads from the batch.
+        count: Its samples; None to count them by `num_samples`.
         may_be_time_first: See `cut`.
 
     Raises:
@@ -157,7 +157,7 @@ def _cut(batch: Batch, samples: slice, count: int, *, second: bool, inside: bool
     if isinstance(getattr(batch, "batch_size", None), torch.Size) and not isinstance(batch, dict):
         return batch[samples]
     if not is_nest(batch):
-        if callable(getattr(batch, "clone", None)) or fields_of(batch):  # holds tensors that cannot be cut here
+        if callable(getattr(batch, "clone", None)) or fields_of(batch):  # may hold tensors, which cannot be cut here
             raise _UncuttableError
         return batch
     if isinstance(batch, PackedSequence):
@@ -170,7 +170,7 @@ def _cut(batch: Batch, samples: slice, count: int, *, second: bool, inside: bool
         parts = map_parts(partial(_cut, samples=samples, count=count, second=False, inside=True), batch)
     except _UncuttableError:
         return batch[samples]
-    if inside:  # as many views as samples, or samples that are as long, such as three images of three channels
+    if inside:  # ambiguous: as many views as samples, or samples of that length, such as three images of three channels
         raise _UncuttableError
     return parts
 

@@ -1,4 +1,4 @@
-"""Operators as a dispatch mode sees them: what they are called, read and write."""
+"""Operators as a dispatch mode sees them: their names, and what they read and write."""
 
 from collections.abc import Mapping
 from functools import lru_cache
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-# Only the shape of what they are given matters.
+# Operators that use only the shape of their input.
 SHAPED = ("empty_like", "zeros_like", "ones_like", "full_like", "new_empty", "new_zeros", "new_ones", "new_full")
 SHAPED_RANDOM = ("rand_like", "randn_like", "randint_like")
 
@@ -24,12 +24,12 @@ def name_of(func: Any) -> str:
 
 @lru_cache(maxsize=4096)
 def looks_at_shapes(func: Any) -> bool:
-    """Whether an operator reads no values of what it is given."""
+    """Whether an operator uses only the shape of its input, not its values."""
     return name_of(func).startswith((*SHAPED, *SHAPED_RANDOM))
 
 
 def key_of(tensor: Tensor) -> StorageWeakRef:
-    """Refer to the memory that a tensor lives in, also of one that `torch.func` wraps."""
+    """Reference the memory of a tensor, also if `torch.func` wraps it."""
     while is_functorch_wrapped_tensor(tensor):
         tensor = get_unwrapped(tensor)
     if tensor.layout in _STRIDED:

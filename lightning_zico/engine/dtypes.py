@@ -1,4 +1,4 @@
-"""One precision for all that a module computes, whatever it casts to."""
+"""One precision for everything that a module computes, whatever it casts to."""
 
 from typing import Any
 
@@ -12,12 +12,12 @@ _COMPLEXES = frozenset({torch.complex128, torch.complex64, torch.complex32})
 # Methods that cast by their name.
 _CASTS = frozenset({Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16})
 _COMPLEX_CASTS = frozenset(getattr(Tensor, name) for name in ("cfloat", "cdouble", "chalf"))
-# `torch.FloatTensor` and its like, also by name, as `Tensor.type` takes them.
+# `torch.FloatTensor` and similar types, also by name, as `Tensor.type` takes them.
 _TENSOR_TYPE = type(torch.FloatTensor)
 _NAMES = {f"torch.{prefix}{kind}Tensor" for prefix in ("", "cuda.") for kind in ("Float", "Double", "Half", "BFloat16")}
 
-# What makes tensors of the default dtype unless they are told another one; of the latter, if the numbers given are
-# floating point.
+# Functions that make tensors of the default dtype unless they are given another one; those by value only if the given
+# numbers are floating point.
 _FACTORIES = frozenset(
     getattr(torch, name)
     for name in (
@@ -29,20 +29,20 @@ _FACTORIES_BY_VALUE = frozenset({torch.arange, torch.range, torch.full, torch.sc
 
 
 def as_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Turn a tensor of floating point, or a complex one, into a precision; others stay."""
+    """Convert a floating-point or complex tensor to a precision; return others unchanged."""
     if tensor.is_floating_point():
         return tensor.to(dtype)
     return tensor.to(_COMPLEX[dtype]) if tensor.is_complex() else tensor
 
 
 class OneDtype(TorchFunctionMode):
-    """Computes in one precision: casts, factories and tensors of another one are turned into it.
+    """Computes in one precision: casts, factories and tensors of another one are converted to it.
 
-    Constants that a module makes on its way are of that precision. The default dtype, which other threads share, stays.
+    Constants that a module makes get that precision, too. The default dtype, which other threads share, stays.
 
     Args:
         dtype: float64 or float32.
-        follows_casts: Turn casts and tensors as well, and not the constants alone.
+        follows_casts: Whether to convert casts and tensors as well as constants.
     """
 
     def __init__(self, dtype: torch.dtype, follows_casts: bool = True) -> None:

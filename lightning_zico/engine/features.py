@@ -1,4 +1,4 @@
-"""Features: what a candidate makes of each sample, one vector, and the label of each sample.
+"""Features: a vector that a candidate computes for each sample, and the label of each sample.
 
 Index conventions:
     N: samples in a batch, or in all of them
@@ -23,7 +23,7 @@ from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.tree import submodules
 from lightning_zico.errors import NonFiniteError, NotApplicableError, SkippedBatchError
 
-# Of the head's input alone, or the mean over all blocks.
+# Input of the head only, or the mean over blocks.
 FeatureLayers: TypeAlias = Literal["last", "mean"]
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -38,7 +38,7 @@ class Features:
         rows: One row per sample, ``[N, D]``, float64.
         targets: Class of each sample as an int, or a number to predict in float64, ``[N]``.
         head: The head; None if there is none.
-        details: Where they come from, as plain values.
+        details: Where the features were taken, as plain values.
     """
 
     rows: Tensor
@@ -53,14 +53,14 @@ class Features:
 
 
 class Head(NamedTuple):
-    """What the head of a network takes and puts out, averaged over positions, float64 on the CPU.
+    """Inputs and outputs of the head of a network, averaged over positions, float64 on the CPU.
 
     Args:
         name: Name of the layer.
         inputs: ``[N, D]``.
         outputs: ``[N, Z]``.
-        is_last: Whether it has one position, and its outputs are the network's: another layer in its place then puts
-            out what the network would.
+        is_last: Whether it has one position and its outputs are the network's. The outputs of another layer in its
+            place would then be the network's, too.
     """
 
     name: str
@@ -71,20 +71,21 @@ class Head(NamedTuple):
 
 @dataclass(frozen=True)
 class FeatureSource:
-    """Where in a network features are taken; called with a probe, it takes them (see `Probe.once`).
+    """Place in a network where features are taken; called with a probe, it takes them (see `Probe.once`).
 
-    Every sample passes the network once, in evaluation mode, so that features do not depend on the other samples of a
-    batch nor on chance. Samples with a negative class, as losses ignore them, are left out.
+    Every sample passes through the network once, in evaluation mode, so that features depend neither on the other
+    samples of a batch nor on chance. Samples with a negative class, which losses ignore, are left out.
 
-    The head is the linear layer (or convolution) called last whose output has an entry for each class, or the only one
-    for numbers. Positions and steps are averaged; with an ``attention_mask`` in the batch, over the steps it marks.
+    The head is the last linear layer (or convolution) called whose output has an entry for each class, or a single
+    entry for numbers. Features are averaged over positions and steps; with an ``attention_mask`` in the batch, over the
+    steps it marks.
 
     Args:
         layers: ``"last"`` for the input of the head, or ``"mean"`` for the mean over the outputs of those blocks that
             are as wide as the last one (see `Probe.blocks`). None for ``"mean"`` if the network reads tokens and has
             several such blocks, and otherwise ``"last"``: on text, the mean raised H-score's correlation with the
             fine-tuned accuracy from .65 to .88 (transformer-ranker, 20 models on 6 tasks).
-        module: Name of the submodule whose output is taken instead; None for none.
+        module: Name of a submodule whose output is taken instead; None to use ``layers``.
     """
 
     layers: FeatureLayers | None = None
@@ -95,7 +96,7 @@ class FeatureSource:
 
         Raises:
             NotApplicableError: If the batches have no class or number per sample, or the network has no head.
-            UnknownNameError: If there is no such submodule.
+            UnknownNameError: If the module has no submodule of that name.
             NonFiniteError: If a feature is not finite.
         """
         if self.module is not None:
@@ -110,7 +111,7 @@ class FeatureSource:
         for batch_idx in range(len(probe.transfer_batches)):
             batch, _ = probe.transfer_batch(batch_idx)
             target = tensors_of(batch)[position].detach().flatten().cpu()
-            # To average the inputs and outputs of all that may be a head costs more than a tenth of a pass.
+            # Averaging the inputs and outputs of every possible head costs more than a tenth of a pass.
             head = taken[0].head if taken else None
             observer = _Taken(len(target), _num_classes(target), self.module, blocks, head, mask=_mask_of(batch))
             mode = _Evaluating(probe.module)
@@ -126,7 +127,7 @@ class FeatureSource:
         return self._joined(taken, torch.cat(targets), layers)
 
     def _joined(self, taken: "Sequence[_Taken]", targets: Tensor, layers: FeatureLayers) -> Features:
-        """Join what was taken of each batch."""
+        """Join the features of all batches."""
         places = [self._place(batch, layers) for batch in taken]
         if len({place.name for place in places}) > 1:
             raise _differing(place.name for place in places)
@@ -143,7 +144,7 @@ class FeatureSource:
         if self.module is not None:
             if taken.chosen is None:
                 raise NotApplicableError(
-                    f"'{self.module}' puts out no floating-point tensor with one row for each sample of a batch."
+                    f"'{self.module}' outputs no floating-point tensor with one row for each sample of a batch."
                 )
             return _Place(f"output of '{self.module}'", taken.chosen)
         if layers == "mean":
@@ -156,7 +157,7 @@ class FeatureSource:
             if taken.head is not None:
                 raise _differing(f"input of '{name}'" for name in (taken.known_head, taken.head))
             raise NotApplicableError(
-                "the network calls no linear layer that puts out one row per sample with an entry per class (one entry "
+                "the network calls no linear layer that outputs one row per sample with an entry per class (one entry "
                 "for numbers), so it has no head whose input could be taken. Name a submodule with `features=`."
             )
         return _Place(f"input of '{taken.taken_head.name}'", taken.taken_head.inputs)
@@ -168,7 +169,7 @@ def _differing(places: Iterable[str]) -> NotApplicableError:
 
 
 def _joined_heads(heads: "Sequence[Head | None]", labelled: Tensor) -> Head | None:
-    """Join what the heads of all batches were seen to do; None if there is none, or not always the same."""
+    """Join the heads of all batches; None if a batch has no head, or if the heads differ."""
     known = [head for head in heads if head is not None]
     if len(known) < len(heads) or len({head.name for head in known}) > 1:
         return None
@@ -192,7 +193,7 @@ class _Taken(Observer):
         num_classes: Classes that the batch shows; 0 for numbers to predict.
         module: See `FeatureSource`.
         blocks: Names of the blocks whose outputs are taken.
-        known_head: The head of an earlier batch, the only one of which more than the name is taken; None for any.
+        known_head: The head of an earlier batch. Inputs and outputs are taken of this head only; None for any head.
         mask: Which steps of a sequence count, ``[N, L]``; None for all.
     """
 
@@ -211,7 +212,7 @@ class _Taken(Observer):
         self.by_block: dict[str, Tensor] = {}
 
     def module_call(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        """Take the output of a block or of the chosen module, and the input of what may be the head."""
+        """Take the output of a block or of the chosen module, and the input of a possible head."""
         if name == self.module or name in self.blocks:
             tensor = floating_tensor_in(output)
             if tensor is not None and len(tensor) == self.num_rows:
@@ -233,7 +234,7 @@ class _Taken(Observer):
             self.taken_head = self._checked(self.taken_head, output)
 
     def _checked(self, head: Head, output: Any) -> Head:
-        """Return the head with the knowledge of what a module that it is in puts out."""
+        """Return the head, marked as not the last one if a module around it has another output."""
         tensor = floating_tensor_in(output)
         is_same = (
             tensor is not None
@@ -282,7 +283,7 @@ def _has_channels_last(module: nn.Module, output: Tensor) -> bool:
 
 
 class _Evaluating(AbstractContextManager[None]):
-    """Puts a module in evaluation mode while a body runs; can be entered again, where the step is run again."""
+    """Puts a module in evaluation mode while a body runs; can be entered again if the step is run again."""
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module
@@ -323,13 +324,13 @@ def target_position(probe: Probe) -> int:
 
 
 def _num_classes(targets: Tensor) -> int:
-    """Count the classes that labels show at least; 0 for numbers to predict."""
+    """Return the least number of classes that the labels imply; 0 for numbers to predict."""
     classes = _as_classes(targets)
     return 0 if classes.is_floating_point() else max(int(classes.max()) + 1, 1)
 
 
 def _as_classes(targets: Tensor) -> Tensor:
-    """Return labels as int64, also where 0.0 and 1.0 stand for two classes; numbers to predict as float64."""
+    """Return labels as int64, also if 0.0 and 1.0 stand for two classes; numbers to predict as float64."""
     if targets.is_floating_point() and not bool(((targets == 0) | (targets == 1)).all()):
         return targets.double()
     return targets.long()

@@ -1,4 +1,4 @@
-"""Where the data of a step goes: which parameters are multiplied with it, and which tensors the network reads."""
+"""Data flow of a step: which parameters multiply the data, and which tensors the network reads."""
 
 import random
 from collections.abc import Callable, Mapping
@@ -25,17 +25,17 @@ from lightning_zico.errors import SkippedBatchError
 
 @dataclass(frozen=True)
 class DataFlow:
-    """What one run of a step reveals about parameters and the batch.
+    """Facts about parameters and the batch that one run of a step shows.
 
     Args:
-        products: Trainable parameters of two or more dimensions that a matrix product, a convolution or the like
-            multiplies, directly or through a tensor that is computed from parameters only.
-        inputs: Positions, in the order of `batches.tensors_of`, of the tensors that the network reads: those that meet
-            a parameter on their way, rather than the loss only.
+        products: Trainable parameters of two or more dimensions that a matrix product, a convolution or a similar
+            operator multiplies, directly or through a tensor that is computed from parameters only.
+        inputs: Positions, in the order of `batches.tensors_of`, of the tensors that the network reads: those that are
+            combined with a parameter, and not only used by the loss.
         fan_ins: For products that multiply an unchanged parameter: how many of its entries contribute to one output.
         reached: Parameters that the loss depends on for autograd; None if a checkpoint hides them.
-        is_fixed: Whether no value of data and no random number was read, on which the path of a run may depend.
-        failure: Why the step could not be followed; None if it was. Nothing is known then: ``products`` is empty, and
+        is_fixed: Whether the run read no value of data and no random number, so that every run takes the same path.
+        failure: Why the step could not be followed; None if it was. After a failure, ``products`` is empty and
             ``inputs`` has all tensors.
     """
 
@@ -50,21 +50,21 @@ class DataFlow:
 def trace_flow(
     module: nn.Module, step: Step, batch: Batch, muted: Callable[[nn.Module], None] = lambda _: None
 ) -> DataFlow:
-    """Run a step once and follow its tensors, on the meta device where that is possible.
+    """Run a step once and follow its tensors, on the meta device if possible.
 
-    Every tensor has the origins of the memory that it lives in. What is computed from parameters and constants only
-    stays a weight; what is computed from the batch is data. A parameter that is looked up (an embedding), added (a
+    Every tensor has the origins of its memory. A tensor computed only from parameters and constants is a weight; a
+    tensor computed from the batch is data. A parameter that is looked up (an embedding), added (a
     positional table) or applied entry by entry (a gain, a norm) is read but multiplies nothing.
 
-    A tensor of the batch is an input if it meets a parameter before it meets the network's output, or if what it meets
-    there goes into a product with a parameter, as an attention mask does. Targets do neither, not even where the loss
-    multiplies them with outputs or has weights of its own.
+    A tensor of the batch is an input if it is combined with a parameter before it is combined with the network's
+    output, or if that combination then goes into a product with a parameter, as with an attention mask. Neither holds
+    for targets, not even if the loss multiplies them by outputs or has weights of its own.
 
     Args:
-        module: Put back afterwards.
+        module: Any module; it is put back afterwards.
         step: ``(module, batch, batch_idx) -> loss``. Autograd is on, since a step may differentiate.
         batch: As for `gradients.stream_gradients`.
-        muted: Given the module before the run on the meta device, to silence what cannot run there.
+        muted: Called with the module before the run on the meta device, to silence code that cannot run there.
     """
 
     def trace(device: torch.device | None) -> DataFlow:
@@ -102,7 +102,7 @@ def trace_flow(
                 return trace(META)
         except SkippedBatchError:
             raise
-        except Exception:  # a step that looks at values, or makes tensors on the CPU
+        except Exception:  # a step that reads values, or makes tensors on the CPU
             reset()
         try:
             return trace(None)
@@ -115,16 +115,16 @@ def trace_flow(
 
 @dataclass(frozen=True)
 class _Origin:
-    """What a tensor is made of.
+    """Origin of a tensor.
 
     Args:
-        params: Names of the parameters in it; for data, those that were mixed into it outside of products.
-        is_data: Whether data is in it: a tensor of the batch, or what was computed from one.
-        fresh: Positions in the batch of the tensors in it that no parameter has met.
-        is_computed: Whether it comes out of a product with a parameter, or met a parameter as data.
+        params: Names of the parameters in it; for data, only those combined with it outside of products.
+        is_data: Whether data is in it: a tensor of the batch, or a result computed from one.
+        fresh: Positions in the batch of the tensors in it that have not been combined with a parameter.
+        is_computed: Whether it is the result of a product with a parameter, or of data combined with a parameter.
         is_random: Whether random numbers are in it.
-        matrices: For data that still consists of whole matrices of parameters, chosen by data (such as those of an
-            expert) or scaled by it: their names.
+        matrices: Names of parameters, for data that still consists of whole matrices of them, which data chose (such
+            as those of an expert) or scaled.
     """
 
     params: frozenset[str] = frozenset()
@@ -171,9 +171,9 @@ _PRODUCTS = frozenset(
     | {"_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_fused_attention_overrideable"}
     | {"_scaled_dot_product_attention_math", "_scaled_dot_product_attention_math_for_mps"}
 )
-# Their first operand is added.
+# Products whose first operand is added.
 _ADDING = frozenset({"addmm", "addmv", "addbmm", "addr", "baddbmm", "_addmm_activation", "_sparse_addmm"})
-# Positions of the operands that are weights by definition, also where data is mixed into them ("modulated").
+# Positions of the operands that are weights by definition, also if data is mixed into them ("modulated").
 _WEIGHT_SLOTS: Mapping[str, tuple[int, ...]] = {
     "convolution": (1,),
     "_convolution": (1,),
@@ -182,18 +182,18 @@ _WEIGHT_SLOTS: Mapping[str, tuple[int, ...]] = {
     "linear": (1,),
     "mkldnn_rnn_layer": (1, 2),
 }
-# Their last two operands are matrices, or a vector in the place of one.
+# Products whose last two operands are matrices, or a matrix and a vector.
 _MATRIX_PRODUCTS = frozenset({"mm", "addmm", "bmm", "baddbmm", "addbmm", "mv", "addmv"})
 _SCALING = frozenset({"mul", "div"})
 _LOOK_UPS = frozenset({"embedding", "_embedding_bag", "_embedding_bag_forward_only"})
-# They turn values into numbers or shapes of Python, on which code may branch.
+# Operators that turn values into numbers or shapes of Python, on which code may branch.
 _VALUE_READS = frozenset(
     {"_local_scalar_dense", "nonzero", "equal", "is_nonzero", "masked_select", "_unique2", "unique_dim"}
 )
 
 
 class _Follower(TorchDispatchMode):
-    """Keeps the origins of all memory that tensors live in, by reference to it, so that views share them."""
+    """Keeps the origins of tensors by reference to their memory, so that views share them."""
 
     supports_higher_order_operators = True
 
@@ -219,13 +219,13 @@ class _Follower(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        # Elsewhere what is made of other operators, such as `linear`, has been taken apart before it comes here.
+        # Outside of inference mode, composite operators such as `linear` are decomposed before they arrive here.
         if torch.is_inference_mode_enabled() and hasattr(func, "decompose"):
             with self:
                 parts = func.decompose(*args, **kwargs)
             if parts is not NotImplemented:
                 return parts
-        # Looked up first: an operator may write to what it is given.
+        # Looked up before the call, because an operator may write to its arguments.
         given = [(position, tensor) for position, arg in enumerate(args) for tensor in tensors_in(arg)]
         given += [(-1, tensor) for tensor in tensors_in(list(kwargs.values()))]
         keys = {key_of(tensor) for _, tensor in given}
@@ -250,18 +250,18 @@ class _Follower(TorchDispatchMode):
         return out
 
     def _origin_of(self, tensor: Tensor) -> _Origin:
-        # What nobody made here comes from outside, as an array that the step turns into a tensor.
+        # An unknown tensor comes from outside the step, such as from an array that it turns into a tensor.
         return self._origins.get(key_of(tensor), _FOREIGN)
 
     def _result(self, func: Any, name: str, origins: list[tuple[int, _Origin]], matrices: frozenset[str]) -> _Origin:
-        """Note what an operator shows, and return the origin of what it puts out, see `_whole_matrices`."""
+        """Note what an operator shows, and return the origin of its output; see `_whole_matrices`."""
         if name.startswith(SHAPED):
             return _CONSTANT
         if name.startswith(SHAPED_RANDOM) or (not origins and _is_random(func)):
             return _RANDOM
         if not origins:
             return _CONSTANT
-        # in-place operators are called as the others, with an underscore at the end
+        # in-place operators have the same names, with an underscore at the end
         name = name.rstrip("_")
         result = _Origin.together([origin for _, origin in origins])
         is_look_up = name in _LOOK_UPS
@@ -271,7 +271,7 @@ class _Follower(TorchDispatchMode):
             self._note_products(name, origins)
         if weights and (result.is_data or is_look_up):
             everything = is_product or is_look_up
-            # The loss has met the targets, and may meet parameters of its own; so may predictions without an input.
+            # The loss reads targets and may have parameters of its own; so may predictions that depend on no input.
             is_plain = not all(origin.is_computed for origin in weights)
             for _, origin in origins:
                 if origin.is_data and (everything or (is_plain and not origin.is_computed)):
@@ -283,7 +283,7 @@ class _Follower(TorchDispatchMode):
         if is_product:
             if result.is_data:
                 return _Origin(frozenset(), True, result.fresh, result.is_computed, result.is_random)
-            # A generator's noise becomes data at its first layer; random numbers in a weight leave it one.
+            # A generator's noise becomes data at its first layer; a weight with random numbers in it stays a weight.
             is_data = any(origin == _RANDOM for _, origin in origins) and bool(weights)
             return _Origin(result.params if not is_data else frozenset(), is_data, frozenset(), True, result.is_random)
         return replace(result, matrices=matrices) if matrices else result
@@ -306,20 +306,20 @@ class _Follower(TorchDispatchMode):
 
 
 def _is_added(name: str, position: int) -> bool:
-    """Whether a product adds the operand at a position rather than multiplying with it."""
+    """Whether a product adds the operand at a position rather than multiplying by it."""
     is_bias = name.startswith("_scaled_dot_product") and position > 2
     return is_bias or (name in _ADDING and position == 0) or ("convolution" in name and position == 2)
 
 
 def _with_weights_chosen(name: str, origins: list[tuple[int, _Origin]]) -> list[tuple[int, _Origin]]:
-    """Treat matrices that data chose or scaled as weights, where a product multiplies other data by them."""
+    """Treat matrices that data chose or scaled as weights if a product multiplies other data by them."""
     if not any(o.is_data and not o.matrices and not _is_added(name, position) for position, o in origins):
         return origins
     return [(position, replace(o, params=o.matrices, is_data=False) if o.matrices else o) for position, o in origins]
 
 
 def _whole_matrices(name: str, args: tuple[Any, ...], origins: list[tuple[int, _Origin]]) -> frozenset[str]:
-    """Name the parameters of which an operator chooses, or scales, whole matrices by data."""
+    """Name the parameters whose whole matrices an operator chooses or scales by data."""
     tensors = [arg for arg in args[:2] if isinstance(arg, Tensor)]
     matrix = next((o for _, o in origins if o.is_weight or o.matrices), None)
     if matrix is None or not tensors:
@@ -339,7 +339,7 @@ def _whole_matrices(name: str, args: tuple[Any, ...], origins: list[tuple[int, _
 
 def _is_product(func: Any, name: str) -> bool:
     packet = getattr(func, "_overloadpacket", func)
-    # Of an operator that torch does not ship nothing is known; most of those with weights are fused layers.
+    # Nothing is known about operators that torch does not ship; most of those with weights are fused layers.
     foreign = getattr(func, "namespace", "aten") not in ("aten", "prim", "prims", "profiler", "higher_order")
     return packet in flop_registry or name in _PRODUCTS or foreign
 
@@ -349,7 +349,7 @@ def _is_random(func: Any) -> bool:
 
 
 def _attributes(module: nn.Module) -> list[Tensor]:
-    """List the tensors that submodules keep as plain attributes, such as masks: constants."""
+    """List the constants: tensors that submodules keep as plain attributes, such as masks."""
     found: list[Tensor] = []
     for part in submodules(module).values():
         for name, value in vars(part).items():
@@ -365,7 +365,7 @@ class _Found:
 
 
 def _foreign_tensors(batch: Any) -> list[Tensor]:
-    """List the tensors in objects of a batch that `tensors_of` does not look into, such as graphs."""
+    """List the tensors in objects of a batch that `tensors_of` does not search, such as graphs."""
     found = _Found()
     _collect(batch, found, depth=6)
     return found.tensors

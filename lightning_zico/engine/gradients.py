@@ -2,7 +2,7 @@
 
 Index conventions:
     N: samples in a batch
-    n: gradients handed over at once
+    n: gradients in one chunk
     *: shape of one parameter
 """
 
@@ -14,7 +14,7 @@ from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import torch
-import torch.nn.functional as F  # noqa: N812  (the name everybody knows it by)
+import torch.nn.functional as F  # noqa: N812  (its usual name)
 from torch import Tensor, nn
 from torch.func import vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -32,10 +32,10 @@ from lightning_zico.engine.transforms import real_view
 from lightning_zico.engine.watch import Watch
 from lightning_zico.errors import SkippedBatchError, ZiCoError
 
-# Who differentiates the stateless call. Per batch "autograd", torch.autograd.grad, rather than "grad", torch.func.vjp:
-# the numbers are the same, it follows where torch.func cannot, and on a network of NAS-Bench-201 it took 1.05 times the
-# time of a plain backward pass where the other took 1.12. Per sample "vmap", vmap over torch.func.vjp, and where it
-# cannot follow "loop", torch.autograd.grad on one sample after the other.
+# How the stateless call is differentiated. Per batch: "autograd" (torch.autograd.grad) rather than "grad"
+# (torch.func.vjp). The numbers are the same, it works where torch.func does not, and on a network of NAS-Bench-201 it
+# took 1.05 times the time of a plain backward pass, and "grad" 1.12 times. Per sample: "vmap" (vmap over
+# torch.func.vjp), and if that does not work, "loop" (torch.autograd.grad on one sample after the other).
 Backend: TypeAlias = Literal["autograd", "grad", "vmap", "loop"]
 _BACKENDS: dict[Axis, tuple[Backend, ...]] = {"batch": ("autograd",), "sample": ("vmap", "loop")}
 
@@ -54,8 +54,8 @@ def check_chunk_size(chunk_size: ChunkSize) -> None:
         raise ValueError(f"Invalid chunk_size={chunk_size!r}: expected None, 'auto', or a positive number of samples.")
 
 
-# Share of the free memory that `chunk_size="auto"` plans with. The rest is for what the plan does not see:
-# workspaces, fragmentation, other processes.
+# Share of the free memory that `chunk_size="auto"` uses. The rest is for workspaces, fragmentation and other
+# processes, which are not counted.
 _MEMORY_SHARE = 0.5
 
 
@@ -64,7 +64,7 @@ class GradientChunk:
     """A chunk of gradients, passed to the consumer.
 
     Args:
-        gradients: By parameter name, ``[n, *]``; the receiver may write to them.
+        gradients: By parameter name, ``[n, *]``; the consumer may write to them.
         losses: ``[n]``.
     """
 
@@ -89,20 +89,20 @@ def stream_gradients(
 ) -> GradientFacts:
     """Differentiate the mean loss of every batch, or of every sample, with respect to some parameters.
 
-    The module runs on copies of its parameters and buffers, in the modes its submodules are in, and is put back
-    afterwards, whatever happens. Every batch starts from the same parameters and buffers, and from ``seed`` plus its
+    The module runs on copies of its parameters and buffers, in the modes its submodules are in, and is always put back
+    afterwards. Every batch starts from the same parameters and buffers, and from ``seed`` plus its
     index, so that without dropout gradients do not depend on the order of the batches.
 
-    Per sample, ``vmap`` is tried first, and where it cannot follow (samples in lists or along dimension 1, hooks on
+    Per sample, ``vmap`` is tried first. If it does not work (samples in lists or along dimension 1, hooks on
     parameters, parameters that the step reaches other than through the module tree, autograd functions without
     ``setup_context``, checkpointing, a write to a tensor that is neither parameter nor buffer, ``.item()``), plain
-    autograd goes from sample to sample. Both give the same numbers, and the result says which gave them.
+    autograd runs on one sample after the other. Both give the same numbers, and the result says which was used.
 
-    Batch normalisation in training mode is, per batch, differentiated through the statistics of that batch. Per sample
-    it is differentiated with the statistics of the whole batch held constant (one more forward records them), since a
-    sample alone would make it another function; inside a checkpoint that cannot be done, and is an error. Dropout draws
-    anew for every sample (``randomness="different"``), so that with dropout, and only then, per-sample gradients depend
-    on ``chunk_size``.
+    Per batch, batch normalisation in training mode is differentiated through the statistics of that batch. Per sample,
+    it is differentiated with the statistics of the whole batch held constant (one more forward pass records them),
+    since the statistics of a single sample would make it another function. Inside a checkpoint this is not possible
+    and raises an error. Dropout draws new numbers for every sample (``randomness="different"``), so per-sample
+    gradients depend on ``chunk_size``, but only with dropout.
 
     Args:
         module: A module on a real device.
@@ -110,26 +110,26 @@ def stream_gradients(
         batches: Any nests of tensors; each is read once, and cloned before use. Per sample they are cut by
             `samples.cut`.
         consume: Called with each chunk, in order. It may raise an out-of-memory error as long as it has kept nothing.
-        names: Parameters to differentiate with respect to. Where the loss does not depend on one, its gradient is zero.
-        axis: ``"batch"`` for one gradient a batch, ``"sample"`` for one a sample (the loss of a batch of one).
+        names: Parameters to differentiate with respect to. If the loss does not depend on one, its gradient is zero.
+        axis: ``"batch"`` for one gradient per batch, ``"sample"`` for one per sample (of the loss of a batch of one).
         chunk_size: Per sample: how many samples to differentiate at once, None for the whole batch, ``"auto"`` for as
-            many as fit ``memory_bytes``, halved whenever the device runs out of memory.
-        memory_bytes: What ``"auto"`` may use, in bytes; half of the free memory by default.
+            many as fit into ``memory_bytes``, halved whenever the device runs out of memory.
+        memory_bytes: Memory that ``"auto"`` may use, in bytes; half of the free memory by default.
         seed: Seed for the first batch.
-        backend: Use this one alone and let its errors through; None for plain autograd per batch, and for ``vmap`` with
-            a loop behind it per sample.
-        watch: Sees the forward pass of the first batch that is not skipped; only per batch, by plain autograd.
+        backend: Use only this backend and raise its errors; None for plain autograd per batch, and for ``vmap`` with a
+            loop as its fallback per sample.
+        watch: Observes the forward pass of the first batch that is not skipped; only per batch and with plain autograd.
         cutting: How single samples are cut out of a batch.
 
     Returns:
-        Who computed the gradients, and how. Batches that training passes over (`SkippedBatchError`) have
-        none, which may be all.
+        How the gradients were computed. Batches that training skips (`SkippedBatchError`) have none, and training may
+        skip all batches.
 
     Raises:
-        UnsupportedBatchError: If samples are asked for, nobody says how many there are, and the tensors of a batch
-            differ in length.
+        UnsupportedBatchError: If ``axis`` is ``"sample"``, the number of samples is not given, and the tensors of a
+            batch differ in length.
         NoGradientError: If the loss depends on none of the parameters.
-        ZiCoError: If samples are asked for and the statistics of batch normalisation cannot be held constant.
+        ZiCoError: If ``axis`` is ``"sample"`` and the statistics of batch normalisation cannot be held constant.
     """
     facts = GradientFacts(axis)
     candidates = _BACKENDS[axis] if backend is None else (backend,)
@@ -171,7 +171,7 @@ def _first_that_works(
         try:
             chunk = differentiate(backend)
         except Exception as error:
-            # Not caused by torch.func, or no backend is left: the error is that of the module.
+            # Not caused by torch.func, or no backend is left: the module itself fails.
             if isinstance(error, ZiCoError) or is_out_of_memory(error) or backend == candidates[-1]:
                 raise
             continue
@@ -214,7 +214,7 @@ def _stream_samples(
 
 
 class _Task:
-    """One module, and the batch that it is differentiated on at the moment."""
+    """One module, and the batch on which it is currently differentiated."""
 
     def __init__(
         self,
@@ -235,18 +235,18 @@ class _Task:
         self.may_be_time_first = may_be_time_first
         self.batch: Batch = None
         self.batch_idx = 0
-        self.num_samples = 0  # of the batch, where they are cut out of it
+        self.num_samples = 0  # of the batch, if they are cut out of it
         self.seed = 0
         self.batch_norm = _BatchNormConstants()
-        self._untouched = True  # the module, and the copies of its parameters
+        self._untouched = True  # no step has run on the module and the copies of its parameters
 
     def take(self, batch: Batch, batch_idx: int, seed: int) -> None:
         self.batch, self.batch_idx, self.seed = batch, batch_idx, seed
 
     def fresh(self, batch: Batch, start: int = 0) -> tuple[Buffers, Batch]:
-        """Start over: module, parameters, buffers, seed and a batch of its own for code that writes to its input."""
+        """Reset module, parameters and seed; return new buffers and a new batch, since code may write to its input."""
         self.put_back()
-        # Chunks of one batch, told by their start, draw different numbers; the factor is an arbitrary large prime.
+        # Chunks of one batch draw different numbers, according to their start; the factor is an arbitrary large prime.
         seed_all((self.seed + 1_000_000_007 * start) % 2**63)
         return self.stateless.copied_buffers(), copied_batch(batch)
 
@@ -277,7 +277,7 @@ class _Task:
         if backend == "loop":
             return self._loop_over(samples)
         buffers, batch = self.fresh(self.cut(samples), samples.start)
-        # Of tensors that are not the same for all samples: [n, ...] -> [n, 1, ...], batches of one.
+        # Tensors that are not the same for all samples become batches of one: [n, ...] -> [n, 1, ...].
         are_cut = [tensor.ndim > 0 and len(tensor) == self.num_samples for tensor in tensors_of(self.batch)]
         tensors = [t.unsqueeze(1) if is_cut else t for t, is_cut in zip(tensors_of(batch), are_cut, strict=True)]
         dims = [0 if is_cut else None for is_cut in are_cut]
@@ -315,7 +315,7 @@ class _Task:
 
     def _replayable_step(self, module: nn.Module, batch: Batch, batch_idx: int) -> Tensor:
         loss = self.step(module, batch, batch_idx)
-        # What such a checkpoint runs again in the backward pass, no mode sees: it would use the sample's statistics.
+        # Modes do not see what such a checkpoint runs again in the backward pass: it would use the sample's statistics.
         if self.batch_norm.statistics and isinstance(loss, Tensor) and has_reentrant_checkpoint(loss):
             raise ZiCoError(
                 "Per-sample gradients use the batch normalisation statistics of the whole batch, which a checkpoint "
@@ -324,19 +324,19 @@ class _Task:
         return loss
 
     def _pulled_back(self, scored: Params, others: Params, buffers: Buffers, batch: Batch) -> tuple[Params, Tensor]:
-        """Like `torch.func.grad_and_value`, but without the graph for second derivatives, which that always keeps."""
+        """Like `torch.func.grad_and_value`, which always keeps the graph for second derivatives, but without it."""
 
         def loss_of(scored: Params) -> Tensor:
-            # Cloned here, since torch.func lets a function write to nothing that it captures.
+            # Cloned here, since torch.func forbids a function to write to tensors that it captures.
             own_others = {name: tensor.clone() for name, tensor in others.items()}
             own_buffers = {name: tensor.clone() for name, tensor in buffers.items()}
             trainable = [tensor for name, tensor in own_others.items() if self.stateless.params[name].requires_grad]
             for tensor in (*own_others.values(), *scored.values()):
-                tensor._is_param = True  # what `isinstance(_, nn.Parameter)` asks for
+                tensor._is_param = True  # checked by `isinstance(_, nn.Parameter)`
             with _Trainable(trainable):
                 return self._loss(scored, own_others, own_buffers, copied_batch(batch))
 
-        loss, pull_back = vjp(loss_of, scored)  # type: ignore[misc]  # typed with a third part that is not there
+        loss, pull_back = vjp(loss_of, scored)  # type: ignore[misc]  # its type has a third part that is not returned
         (gradients,) = pull_back(torch.ones_like(loss), retain_graph=False, create_graph=False)
         return gradients, loss
 
@@ -351,8 +351,7 @@ class _Task:
     def record_batch_norm(self) -> bool:
         """Record the statistics of the whole batch in one forward pass; return whether batch normalisation needs them.
 
-        A module without a batch-normalisation layer is not run; one that calls the function itself is found in
-        `replayed`.
+        A module without a batch-normalisation layer is not run; if it calls the function itself, `replayed` notices.
         """
         self.batch_norm = _BatchNormConstants()
         if any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in self.module.modules()):
@@ -362,7 +361,7 @@ class _Task:
         return bool(self.batch_norm.statistics)
 
     def samples_that_fit(self, total: int, memory_bytes: int | None) -> int:
-        """Plan a chunk from the memory that one sample needs for its backward pass and its gradients."""
+        """Choose a chunk size by the memory that one sample needs for its backward pass and its gradients."""
         device = next(iter(self.scored.values())).device
         budget = memory_bytes if memory_bytes is not None else int(free_memory_bytes(device) * _MEMORY_SHARE)
         buffers, batch = self.fresh(self.cut(slice(0, 1)))
@@ -378,16 +377,16 @@ class _Task:
         with self.batch_norm.replayed(), torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             self.stateless.plain_gradients(self.step, self.params, buffers, self.scored, batch, self.batch_idx)
         gradients = sum(tensor.nbytes for tensor in self.scored.values())
-        # Twice: the backward pass makes as much again as the forward kept, and taking moments as much as gradients
-        # weigh.
+        # Twice: the backward pass allocates as much as the forward pass kept, and computing moments as much as the
+        # gradients take.
         return max(1, min(total, budget // (2 * (sum(kept.values()) + gradients))))
 
 
 class _Trainable(TorchFunctionMode):
-    """Lets tensors that torch.func does not differentiate with respect to say that they require a gradient.
+    """Makes ``requires_grad`` true for tensors that torch.func does not differentiate with respect to.
 
-    A step that asks gets the answer of training; one that then differentiates with respect to them fails, and plain
-    autograd has its turn.
+    A step that reads it sees the same value as in training. A step that then differentiates with respect to such a
+    tensor fails, and plain autograd is used instead.
     """
 
     def __init__(self, tensors: list[Tensor]) -> None:
@@ -410,9 +409,9 @@ def _has_hooks(parameter: nn.Parameter) -> bool:
 
 
 def _owned(gradients: Params) -> Params:
-    """Copy gradients that share memory with another or within themselves, as the terms of a sum do.
+    """Copy gradients that share memory with each other or within themselves, as those of the terms of a sum do.
 
-    Those of complex weights become pairs of real numbers, ``[*, 2]``: the gradients of both parts.
+    Gradients of complex weights become pairs of real numbers, ``[*, 2]``: the gradients of both parts.
     """
     seen: set[int] = set()
     owned: Params = {}
@@ -428,10 +427,10 @@ def _owned(gradients: Params) -> Params:
 
 
 class _BatchNormConstants:
-    """Statistics of a whole batch, in the order in which batch normalisation asked for them.
+    """Statistics of a whole batch, in the order in which batch normalisation used them.
 
-    A mode that sees every call of ``F.batch_norm`` serves layers, subclasses, layers that run twice and layers without
-    running statistics alike, and touches no module.
+    A mode that sees every call of ``F.batch_norm`` works for layers, subclasses, layers that run twice and layers
+    without running statistics alike, and changes no module.
     """
 
     def __init__(self) -> None:

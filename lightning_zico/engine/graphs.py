@@ -17,7 +17,7 @@ def has_reentrant_checkpoint(tensor: Tensor) -> bool:
 
 
 def graph_of(tensor: Tensor) -> Iterator[Any]:
-    """Iterate over the nodes of the autograd graph that a tensor ends, each once."""
+    """Iterate over the nodes of the autograd graph that ends in a tensor, each once."""
     seen: set[Any] = {None}
     remaining: list[Any] = [tensor.grad_fn]
     while remaining:

@@ -11,7 +11,7 @@ from torch.utils.hooks import RemovableHandle
 
 from lightning_zico.engine.tree import submodules
 
-# In torch 2.5, hooks on all modules are not shown the keyword arguments of a call.
+# In torch 2.5, hooks on all modules do not get the keyword arguments of a call.
 _SHOWS_KEYWORDS = "with_kwargs" in inspect.signature(register_module_forward_hook).parameters
 
 
@@ -24,7 +24,7 @@ def call_hooks(
     """Report calls of a module and its submodules while the body runs; calls of other modules may be among them.
 
     Args:
-        module: Put back by the caller.
+        module: Any module; the caller puts it back.
         ended: Called with the module, the arguments, the keyword arguments and the output, before the module's hooks.
         begins: Called with the module and the arguments, before the call.
     """
@@ -47,5 +47,5 @@ def _register(part: nn.Module, ended: Callable[[nn.Module, Any, Any, Any], None]
     def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:  # copied with the module, as it is
         ended(module, args, kwargs, output)
 
-    # Script modules refuse a call of the method.
+    # Called on the class, because script modules refuse a call of their own method.
     return nn.Module.register_forward_hook(part, hook, with_kwargs=True, prepend=True)

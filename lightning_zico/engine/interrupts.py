@@ -1,6 +1,6 @@
-"""Signals that come while something is put back wait until all of it is.
+"""Delay signals that arrive while something is put back until it is complete.
 
-Python runs the handlers of signals in the main thread, between any two steps of its code. One that raises, such as that
+Python runs signal handlers in the main thread, between any two steps of its code. A handler that raises, such as that
 of Ctrl-C, would end an undo half-way.
 """
 
@@ -12,7 +12,7 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
-# Signals with which users, systems and tests end or interrupt a process.
+# Signals by which users, systems and tests end or interrupt a process.
 _SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK", "SIGALRM") if hasattr(signal, name)
 ]
@@ -21,12 +21,12 @@ _Handler = Callable[[int, FrameType | None], Any]
 
 
 class SignalWatch:
-    """Replaces the handlers of signals by some that record what they raise, and that wait where `uninterrupted` says.
+    """Replaces signal handlers by ones that record what they raise and wait for the end of `uninterrupted`.
 
     Call `start` and `stop` in the main thread.
 
     Attributes:
-        raised: What a handler raised, unless it is an ``Exception``; such as the KeyboardInterrupt of Ctrl-C.
+        raised: What a handler raised, such as the KeyboardInterrupt of Ctrl-C; an ``Exception`` is not recorded.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class SignalWatch:
     def stop(self) -> None:
         """Restore the handlers; those not installed from Python stay."""
         _held.watch = self._outer
-        for number, handler in reversed(self._handlers.items()):  # Ctrl-C, which is the likeliest to come, at the end
+        for number, handler in reversed(self._handlers.items()):  # Ctrl-C, the most likely one, last
             if handler is not None:
                 signal.signal(number, handler)
 
@@ -74,9 +74,9 @@ _held = _Held()
 
 
 class uninterrupted:  # noqa: N801  # read as a function
-    """Run the body of a ``with`` to its end, then the handlers of the signals that came in the meantime.
+    """Run the body of a ``with`` to its end, then the handlers of the signals that arrived in the meantime.
 
-    Elsewhere than in the main thread, no handler runs, and there is nothing to do.
+    Handlers run in the main thread only, so this does nothing in other threads.
 
     Raises:
         BaseException: What a handler raises, such as a KeyboardInterrupt.
@@ -94,7 +94,7 @@ class uninterrupted:  # noqa: N801  # read as a function
             if _held.watch is None:
                 self._watch = SignalWatch()
                 self._watch.start()
-        except BaseException:  # from a signal that came before the handlers were replaced
+        except BaseException:  # from a signal that arrived before the handlers were replaced
             self._leave()
             raise
 

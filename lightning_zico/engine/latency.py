@@ -16,15 +16,15 @@ def forward_latency(
 ) -> float:
     """Time a forward pass of a candidate's first batch, in eval mode and without gradients.
 
-    A step that itself differentiates, such as for forces, cannot run without: it is timed with autograd.
+    A step that itself differentiates, such as for forces, cannot run without gradients, so it is timed with autograd.
 
     Args:
         probe: Probe of the candidate, which is timed on its device.
         num_warmups: Number of passes before the measurement.
         num_repeats: Number of measured passes.
         num_threads: Threads of this process during the measurement. None for the current number
-            (``torch.get_num_threads()``), which is the same for all candidates that one executor scores, and smaller in
-            each of several workers.
+            (``torch.get_num_threads()``). It is the same for all candidates that one executor scores; each of several
+            workers has fewer.
 
     Returns:
         Median, in seconds for the whole batch; `latency_conditions` returns the conditions.
@@ -65,7 +65,7 @@ def latency_conditions(probe: Probe, num_threads: int | None = None) -> dict[str
         num_threads: As for `forward_latency`.
 
     Returns:
-        ``batch_size``, the samples that one pass takes, where they are known, and ``num_threads``.
+        ``batch_size``, the number of samples in one pass, if it is known, and ``num_threads``.
     """
     samples = probe.num_samples
     known = {} if samples is None else {"batch_size": samples}
@@ -73,13 +73,13 @@ def latency_conditions(probe: Probe, num_threads: int | None = None) -> dict[str
 
 
 def measure_latency(run: Callable[[], object], device: torch.device, *, num_warmups: int, num_repeats: int) -> float:
-    """Time a function, after some calls that do not count.
+    """Time a function, after some warm-up calls.
 
     Args:
-        run: What to time; its work on the device is waited for.
-        device: Where it works.
-        num_warmups: Calls that do not count.
-        num_repeats: Calls that do.
+        run: Function to time, including its work on the device.
+        device: Device of its work.
+        num_warmups: Number of calls before the measurement.
+        num_repeats: Number of measured calls.
 
     Returns:
         Median, in seconds.
@@ -97,9 +97,9 @@ def measure_latency(run: Callable[[], object], device: torch.device, *, num_warm
 
 @contextmanager
 def _threads(number: int | None) -> Iterator[None]:
-    """Compute with so many threads, and put their number back; with None all stays as it is."""
+    """Set the number of threads while the body runs; None leaves it unchanged."""
     before = torch.get_num_threads()
-    # Not even the same number is set without need: it switches off for good that MKL chooses fewer for small matrices.
+    # The same number is not set again, because that keeps MKL from choosing fewer threads for small matrices, for good.
     if number is not None and number != before:
         torch.set_num_threads(number)
     try:

@@ -1,4 +1,4 @@
-"""Layers and blocks: which parts of a module the formulas speak of."""
+"""Layers: the parts of a module that proxies are computed from."""
 
 import fnmatch
 import re
@@ -28,15 +28,15 @@ WEIGHT_LAYERS = (
     nn.ConvTranspose3d,
 )
 
-# Which parameters to look at: shell patterns of their names; "published" for the weights of `WEIGHT_LAYERS`; None for
-# all weights that a layer multiplies its input with.
+# Parameters to use: shell patterns of their names; "published" for the weights of `WEIGHT_LAYERS`; None for all weights
+# by which a layer multiplies its input.
 Patterns: TypeAlias = Sequence[str] | Literal["published"] | None
 
-# Their weights are looked up or applied entry by entry: they multiply nothing.
+# Layers whose weights are looked up or applied entry by entry, and not used in products.
 _LOOKED_UP = (nn.Embedding, nn.EmbeddingBag)
 _NO_PRODUCTS = (*_LOOKED_UP, nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.PReLU)
 
-# Shell patterns of the weights that layers multiply their input with, by class.
+# Shell patterns of the weights by which layers multiply their input, by class.
 _REGISTERED: dict[type, tuple[str, ...]] = {
     **dict.fromkeys(WEIGHT_LAYERS, ("weight",)),
     nn.Bilinear: ("weight",),
@@ -50,14 +50,14 @@ _DECLARED: dict[type, tuple[str, ...]] = {}  # by `register_layer`
 def register_layer(cls: type[nn.Module], *weight_names: str) -> None:
     """Declare which parameters of a class of modules are weights of layers.
 
-    Most classes need no declaration: whatever a matrix product, a convolution or the like multiplies is found by
-    running the module once. Declare a class if that run cannot see its product, as inside of an extension written in
-    C++, or to spare the run. Call this where the class is defined, so that worker processes know it as well.
+    Most classes need no declaration: the weights of matrix products, convolutions and similar operators are found by
+    running the module once. Declare a class if that run cannot see its product, as inside an extension written in C++,
+    or to avoid the run. Call this where the class is defined, so that worker processes know it as well.
 
     Args:
         cls: The class; its subclasses are included.
         weight_names: Names, or shell patterns, of its own parameters, such as ``"weight"``. The first dimension of such
-            a parameter counts the outputs. None of them for a class that has no such weight.
+            a parameter counts the outputs. Pass no names for a class without such weights.
 
     Raises:
         TypeError: If ``cls`` is not a class of modules, or a name is not a string.
@@ -80,7 +80,7 @@ def register_layer(cls: type[nn.Module], *weight_names: str) -> None:
 
 
 def declared_layers() -> tuple[tuple[str, tuple[str, ...]], ...]:
-    """List what `register_layer` was given, by the names of the classes."""
+    """List the declarations made by `register_layer`, sorted by the names of the classes."""
     return tuple(sorted((f"{cls.__module__}.{cls.__qualname__}", names) for cls, names in _DECLARED.items()))
 
 
@@ -91,8 +91,8 @@ class Layer:
     Args:
         name: Name of the parameter; if it is split, with the part in brackets: ``"attention.in_proj_weight[q]"``.
         parameter: Name of the parameter.
-        rows: First row and the one behind the last, if the layer is only a part of the parameter.
-        fan_in: Numbers that each output is computed from; None for those of one row.
+        rows: First row and the row after the last one, if the layer is only a part of the parameter.
+        fan_in: Number of entries from which each output is computed; None for the entries of one row.
     """
 
     name: str
@@ -102,7 +102,7 @@ class Layer:
 
     @property
     def weight(self) -> str:
-        """Name of the weight that it is, or is a part of what that weight is computed from."""
+        """Name of the layer's weight; for a parametrised weight, the name of the weight computed from the parameter."""
         return f"{weight_name(self.parameter)}{self.name.removeprefix(self.parameter)}"
 
     def of(self, tensor: Tensor, dim: int = 0) -> Tensor:
@@ -121,12 +121,12 @@ class Layers(Mapping[str, Layer]):
 
     Args:
         by_name: The layers.
-        unknown: Trainable parameters of two or more dimensions of which the classes do not tell whether they are
-            weights of layers.
+        unknown: Trainable parameters of two or more dimensions that may be weights of layers, which their classes do
+            not show.
         twins: Pairs of submodules that are copies of each other, of which one may not be trained.
-        copies: Submodules that are copies of others and not trained.
+        copies: Untrained submodules that are copies of others.
         looked_up: Trainable weights of embeddings.
-        is_read: Whether code of the module may use such a weight for something else than looking it up.
+        is_read: Whether code of the module may use such a weight for more than look-ups.
     """
 
     by_name: Mapping[str, Layer]
@@ -147,12 +147,12 @@ class Layers(Mapping[str, Layer]):
 
     @property
     def needs_run(self) -> bool:
-        """Whether the classes of the module's parts leave open what its layers are, see `with_run`."""
+        """Whether the classes of submodules do not show all layers, see `with_run`."""
         return bool(self.unknown or self.twins or self.is_read)
 
     @property
     def weights(self) -> dict[str, list[str]]:
-        """Names of the layers by the weight that they are, or that is computed from them, as weight norm does."""
+        """Names of the layers by their weight, which may be computed from several of them, as in weight norm."""
         groups: dict[str, list[str]] = {}
         for name, layer in self.items():
             groups.setdefault(layer.weight, []).append(name)
@@ -164,11 +164,11 @@ class Layers(Mapping[str, Layer]):
         return list(dict.fromkeys(layer.parameter for layer in self.values()))
 
     def split(self, tensors: Params, dim: int = 0) -> Params:
-        """Cut tensors that are shaped like parameters into those of layers; without copies.
+        """Split tensors that are shaped like parameters into those of layers, without copies.
 
         Args:
             tensors: By parameter, ``[..., *]``.
-            dim: Where the parameters' first dimension is.
+            dim: Position of the parameters' first dimension.
         """
         return {name: layer.of(tensors[layer.parameter], dim) for name, layer in self.items()}
 
@@ -180,10 +180,10 @@ class Layers(Mapping[str, Layer]):
         reached: Set[str] | None,
         is_fixed: bool = False,
     ) -> "Layers":
-        """Complete the layers by what a run of the module shows, see `flow.DataFlow`.
+        """Complete the layers by the results of a run of the module, see `flow.DataFlow`.
 
-        What the loss does not depend on is left out where every run takes the same path. Elsewhere another batch may
-        reach it, as the expert that no sample of this one was sent to.
+        If every run takes the same path, layers that the loss does not depend on are left out. Otherwise another batch
+        may reach them, such as an expert to which no sample of this batch was sent.
         """
         named = parameters(module)
         copies = set(self.copies)
@@ -214,18 +214,18 @@ class Layers(Mapping[str, Layer]):
 
 
 def known_layers(module: nn.Module, step: Callable[..., object] | None = None) -> Layers:
-    """Find the layers that the classes of a module's parts tell.
+    """Find the layers that are known by the classes of submodules.
 
     These are linear, bilinear and convolutional layers, recurrent ones and attention; the input projection of
-    ``nn.MultiheadAttention`` is three layers, for queries, keys and values. What a weight is computed from stands in
-    its place where it is parametrised, normalised or pruned. Frozen weights are left out.
+    ``nn.MultiheadAttention`` is three layers, for queries, keys and values. If a weight is parametrised, normalised or
+    pruned, the parameters from which it is computed are listed instead. Frozen weights are left out.
 
     Args:
         module: Any module.
-        step: ``(module, batch, batch_idx) -> loss``, whose code is read as that of the module is.
+        step: ``(module, batch, batch_idx) -> loss``. Its code is read as well as that of the module.
 
     Returns:
-        Names as in ``module.named_parameters()``: a weight that two layers share stands once, under its first name.
+        Names as in ``module.named_parameters()``: a weight that two layers share is listed once, under its first name.
 
     Example:
         >>> list(known_layers(nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))))
@@ -245,7 +245,7 @@ def known_layers(module: nn.Module, step: Callable[..., object] | None = None) -
 
 
 def _may_multiply(parameter: nn.Parameter) -> bool:
-    """Whether a parameter may be a matrix: tokens and tables of positions, ``[1, T, D]``, are joined or added."""
+    """Whether a parameter may be a matrix, unlike tokens and positions, ``[1, T, D]``, which are joined or added."""
     return is_lazy(parameter) or parameter.ndim == 2 or (parameter.ndim > 2 and parameter.shape[0] > 1)
 
 
@@ -272,12 +272,12 @@ def matching_layers(module: nn.Module, patterns: Sequence[str]) -> Layers:
 
 
 def owned_weights(part: nn.Module) -> list[Tensor]:
-    """List the weights that a module multiplies its input with, frozen ones included, as far as its class tells."""
+    """List the weights by which a module of a known class multiplies its input, including frozen ones."""
     return _own_weights(part, _patterns_of(type(part)))
 
 
 def parts_of(part: nn.Module, weight: Tensor) -> list[tuple[str, tuple[int, int]]]:
-    """Name the parts of a weight that are layers of their own, and their rows; none where all of it is one layer."""
+    """Name the parts of a weight that are separate layers, and their rows; empty if the whole weight is one layer."""
     if not isinstance(part, nn.MultiheadAttention) or weight.shape[0] != 3 * part.embed_dim:
         return []
     width = part.embed_dim
@@ -321,9 +321,9 @@ def _matches(name: str, patterns: tuple[str, ...]) -> bool:
 
 @cache
 def _matcher(patterns: tuple[str, ...]) -> Callable[[str], object]:
-    """Match the name of a weight, or of what it is computed from.
+    """Match the names of weights and of the parameters from which they are computed.
 
-    That is "weight"; "parametrizations.weight.original0"; "weight_orig" of the old spectral norm and of pruning;
+    Examples are "weight"; "parametrizations.weight.original0"; "weight_orig" of the old spectral norm and of pruning;
     "weight_g" and "weight_v" of the old weight norm.
     """
     names = "|".join(fnmatch.translate(pattern).removesuffix(r"\Z").removesuffix(r"\z") for pattern in patterns)
@@ -342,12 +342,12 @@ def is_inside(parameter: str, submodule: str) -> bool:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where things are in a module, looked up once for all that watch it.
+    """Positions of layers and submodules in a module, looked up once for all observers.
 
     Args:
         names: Names of the submodules, by ``id``.
-        owned: Names of the layers of each submodule, by ``id``: one where the submodule is a layer, and several where
-            it computes more than one, as attention does. A weight that two submodules share is both submodules'.
+        owned: Names of the layers of each submodule, by ``id``: one if the submodule is a layer, and several if it
+            computes more than one, as attention does. A weight that two submodules share belongs to both.
         holding: Ids of the submodules with a layer in them.
     """
 
@@ -357,7 +357,7 @@ class Layout:
 
     @property
     def layers(self) -> dict[int, str]:
-        """Names of the submodules' layers, by ``id``, of those that are a layer."""
+        """Names of the layers of submodules that are a single layer, by ``id`` of the submodule."""
         return {part: names[0] for part, names in self.owned.items() if len(names) == 1}
 
     @classmethod
@@ -366,7 +366,7 @@ class Layout:
 
         Args:
             module: Any module.
-            layers: Its layers; None for those that the classes of its parts tell.
+            layers: Its layers; None for those that are known by the classes of submodules.
         """
         layers = known_layers(module) if layers is None else layers
         owned = owned_layers(module, layers)
@@ -375,7 +375,7 @@ class Layout:
         parts = submodules(module)
         for name, part in parts.items():
             names[id(part)] = name
-            # What a subclass of a linear layer adds, as a low-rank update does, has no output of its own.
+            # Weights that a subclass of a linear layer adds, as for a low-rank update, have no output of their own.
             if id(part) in owned:
                 is_one = isinstance(part, WEIGHT_LAYERS) or len({weight_name(own) for own in owned[id(part)]}) == 1
                 outputs[id(part)] = owned[id(part)][:1] if is_one else owned[id(part)]
@@ -383,7 +383,7 @@ class Layout:
 
 
 def owned_layers(module: nn.Module, layers: Layers) -> dict[int, list[str]]:
-    """List the layers whose weights a submodule owns, or computes its weight from, by ``id`` of the submodule."""
+    """List the layers whose parameters each submodule owns, by ``id`` of the submodule."""
     by_parameter: dict[str, list[str]] = {}
     for name, layer in layers.items():
         by_parameter.setdefault(layer.parameter, []).append(name)
@@ -401,12 +401,12 @@ def owned_layers(module: nn.Module, layers: Layers) -> dict[int, list[str]]:
     return owned
 
 
-# The old forms of weight norm, spectral norm and pruning, of "weight" and of those of recurrent layers.
+# The old forms of weight norm, spectral norm and pruning, of "weight" and of the weights of recurrent layers.
 _REPARAMETRISED = re.compile(r"(weight(?:_(?:ih|hh|hr)(?:_l\d+)?(?:_reverse)?)?)(?:_orig|_g|_v)$")
 
 
 def weight_name(layer: str) -> str:
-    """Name the weight that is computed from a layer's parameter where it is normalised or pruned; else the parameter.
+    """Name the weight computed from a layer's parameter if it is normalised or pruned; otherwise name the parameter.
 
     Example:
         >>> [weight_name(name) for name in ("0.weight_g", "0.parametrizations.weight.original0", "0.weight")]
@@ -425,7 +425,7 @@ def weight_in(part: nn.Module, layer: str) -> Tensor:
 
 
 def channel_dim(layer: nn.Module, output: Tensor) -> int:
-    """Find the dimension of a layer's output that has the channels: the second for a convolution, else the last."""
+    """Find the channel dimension of a layer's output: the second for a convolution, otherwise the last."""
     if isinstance(layer, WEIGHT_LAYERS):
         return output.ndim - 1 if isinstance(layer, nn.Linear) else 1
     kernels = (p for p in layer._parameters.values() if p is not None and 2 < p.ndim == output.ndim)

@@ -24,7 +24,7 @@ def is_uninitialised(module: nn.Module) -> bool:
 def copied(module: nn.Module) -> nn.Module:
     """Copy a module, lazy buffers included, which `copy.deepcopy` refuses (torch 2.14)."""
     memo: dict[int, Any] = {}
-    new: Any = UninitializedBuffer  # typed as what it becomes
+    new: Any = UninitializedBuffer  # Any, because it is typed as the class that it becomes
     for buffer in module.buffers():
         if is_lazy(buffer):
             memo[id(buffer)] = new(buffer.requires_grad, buffer.device, buffer.dtype)
@@ -32,7 +32,7 @@ def copied(module: nn.Module) -> nn.Module:
 
 
 def own_if_lazy(module: nn.Module) -> nn.Module:
-    """Copy a module that is to be initialised, so that the given one stays lazy; any other module is given itself.
+    """Return a copy of a lazy module, so that the given one stays lazy; return any other module itself.
 
     Raises:
         UnsupportedModuleError: If it cannot be copied.
@@ -60,12 +60,12 @@ def initialise_on_first(
     Args:
         module: Written to.
         step: ``(module, batch, batch_idx) -> mean loss``.
-        prepare: ``(batch, batch_idx) -> batch``, as the step takes it; it is given clones.
+        prepare: ``(batch, batch_idx) -> batch``, as the step takes it; called with clones.
         batches: Batches from the loader.
         seed: Seed of the values.
 
     Raises:
-        UnsupportedModuleError: If training passes over all batches, the step fails, or it does not reach a lazy
+        UnsupportedModuleError: If training skips all batches, the step fails, or it does not reach a lazy
             parameter.
     """
     reasons: list[str] = []
@@ -87,7 +87,7 @@ def initialise_on_first(
 def initialise(module: nn.Module, run: Callable[[], object], seed: int) -> None:
     """Initialise lazy parameters by running a step; everything else stays unchanged.
 
-    Statistics that a lazy norm has seen are forgotten.
+    The running statistics of lazy norms are reset.
 
     Args:
         module: Written to.
@@ -95,7 +95,7 @@ def initialise(module: nn.Module, run: Callable[[], object], seed: int) -> None:
         seed: Seed of the values.
 
     Raises:
-        SkippedBatchError: If training passes over the batch before all of them have sizes.
+        SkippedBatchError: If training skips the batch before all of them have sizes.
         UnsupportedModuleError: If the step fails, or does not reach a lazy parameter.
     """
     skipped: SkippedBatchError | None = None
@@ -104,7 +104,7 @@ def initialise(module: nn.Module, run: Callable[[], object], seed: int) -> None:
     kept = [(tensor, tensor.detach().clone()) for tensor in others]
     seed_all(seed)
     try:
-        # Not those that are lazy, which become other modules with fewer hooks.
+        # Lazy ones are left out, because they become other modules with fewer hooks.
         with module_put_back(module, apart=lazy), torch.enable_grad():
             run()
     except SkippedBatchError as error:

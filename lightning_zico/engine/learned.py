@@ -1,7 +1,7 @@
-"""What is kept of gradients: the moments over all of them, or those of the first batch.
+"""Observers of gradients, which keep the moments of all gradients or the gradients of the first batch.
 
 Index conventions:
-    n: gradients handed over at once
+    n: gradients in one chunk
     *: shape of one parameter
 """
 
@@ -23,7 +23,7 @@ from lightning_zico.errors import NoGradientError, NonFiniteError
 
 
 class GradientMoments(NamedTuple):
-    """Moments of the gradients of one pass, by parameter name, and how the gradients came about."""
+    """Moments of the gradients of one pass, by parameter name, and how the gradients were computed."""
 
     by_name: dict[str, Moments]
     facts: GradientFacts
@@ -31,11 +31,11 @@ class GradientMoments(NamedTuple):
 
 @dataclass(unsafe_hash=True)
 class MomentsOverBatches(Observer):
-    """Takes the moments of the gradients over all batches, or samples.
+    """Computes the moments of the gradients over all batches or samples.
 
     Args:
         patterns: Which parameters; see `layers.Patterns`.
-        of: The gradient, or its magnitude.
+        of: Whether to use the gradient or its magnitude.
     """
 
     patterns: Patterns = None
@@ -55,7 +55,7 @@ class MomentsOverBatches(Observer):
         return self.patterns
 
     def gradients(self, gradients: Params, losses: Tensor) -> Callable[[], None] | None:
-        """Merge the moments of a chunk into those of all."""
+        """Merge the moments of a chunk into those of all chunks."""
 
         def keep(news: Iterable[Moments]) -> None:
             self._losses.append(losses)
@@ -64,7 +64,7 @@ class MomentsOverBatches(Observer):
                     self._merged[name].merge(new)
                 else:
                     self._merged[name] = new
-            if len(self._losses) == 1 == len(losses):  # so that what fits with two batches fits with any number
+            if len(self._losses) == 1 == len(losses):  # so that if two batches fit into memory, any number does
                 self._reserve = reserve(list(self._merged.values()))
 
         names = list(gradients)
@@ -100,7 +100,7 @@ class FirstGradients(Observer):
         self.by_name: Params = {}
 
     def gradients(self, gradients: Params, losses: Tensor) -> Callable[[], None] | None:
-        """Keep them."""
+        """Keep the gradients."""
         self.by_name = {name: gradient[0] for name, gradient in gradients.items()}
         self._losses = losses
         return None
@@ -131,12 +131,12 @@ class WeightDifferentiator(Observer):
 
     @property
     def weights(self) -> Params:
-        """What stands in the places of the weights while the network runs."""
+        """Tensors that are in the places of the weights while the network runs."""
         there = parameters(self._module)
         return {name: there[name] for name in self.names}
 
     def differentiated(self, number: Tensor, *, retain_graph: bool = False) -> tuple[Tensor, ...]:
-        """Differentiate one number; zeros where it does not depend on a weight, or the step froze it."""
+        """Differentiate one number; zeros if it does not depend on a weight, or the step froze that weight."""
         weights = self.weights
         found = differentiated(number, weights, retain_graph=retain_graph)
         return tuple(
@@ -150,7 +150,7 @@ def check_gradients(extremes: Mapping[str, Sequence[Tensor]], losses: list[Tenso
 
     Args:
         extremes: By parameter, scalars that are all finite if its gradients are finite, and all zero if these are zero;
-            see `Moments.extremes`. None of them for a parameter without entries.
+            see `Moments.extremes`. Empty for a parameter without entries.
         losses: Losses of the gradients, ``[n]`` each.
 
     Raises:

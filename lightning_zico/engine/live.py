@@ -1,7 +1,7 @@
-"""Iterators and files, which move on when somebody reads them.
+"""Iterators and files, whose position changes when they are read.
 
-An iterator cannot be told to go back, so a copy stands in its place while a step runs. A file that is only read goes
-back to its position.
+An iterator cannot go back, so a copy takes its place while a step runs. A file that is only read is set back to its
+position.
 """
 
 import io
@@ -21,22 +21,22 @@ def is_live(kind: Any) -> bool:
 
 
 def _is_iterator(kind: Any) -> bool:
-    # Classes written in Python keep their place in attributes, and those of generators, files and, since Python 3.14,
-    # itertools say nothing of it.
+    # Classes written in Python keep their position in attributes. Generators, files and, since Python 3.14, itertools
+    # do not show theirs.
     next_method = getattr(kind, "__next__", None)
     return isinstance(next_method, WrapperDescriptorType) and kind.__reduce__ is not object.__reduce__
 
 
 def copy_iterator(value: Any, copies: dict[int, Any]) -> Any:
-    """Copy an iterator, with those that it reads, or its bound method; what they yield is shared.
+    """Copy an iterator, with the iterators that it reads, or its bound method; their elements are shared.
 
     Args:
         value: See `is_live`. Anything else is returned as it is.
         copies: Copies made so far, by ``id`` of the original. New ones are added.
 
     Raises:
-        TypeError: If it cannot be copied, since it reads a generator, for example.
-        RuntimeError: If it reads a dictionary or a set that has changed its size, so that it yields nothing any more.
+        TypeError: If it cannot be copied, for example because it reads a generator.
+        RuntimeError: If it reads a dictionary or a set that has changed its size, so that it cannot continue.
     """
     if isinstance(value, (MethodWrapperType, BuiltinMethodType)) and _is_iterator(type(value.__self__)):
         return getattr(copy_iterator(value.__self__, copies), value.__name__)
@@ -46,7 +46,7 @@ def copy_iterator(value: Any, copies: dict[int, Any]) -> Any:
         return value
     if id(value) not in copies:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # itertools say so since Python 3.12
+            warnings.simplefilter("ignore", DeprecationWarning)  # from itertools since Python 3.12
             make, args, *rest = value.__reduce__()
             copy = make(*(_copy_source(each, copies) for each in args))
             if rest and rest[0] is not None:
@@ -56,7 +56,7 @@ def copy_iterator(value: Any, copies: dict[int, Any]) -> Any:
 
 
 def _copy_source(value: Any, copies: dict[int, Any]) -> Any:
-    """Copy what an iterator reads from, if it is one, or has some among its first elements, as that of a `chain`."""
+    """Copy the source of an iterator if it is an iterator or has some in it, as a `chain` does; else return it."""
     if type(value) in (tuple, list) and any(_is_iterator(type(each)) for each in value[:_MOST_ELEMENTS]):
         return type(value)(_copy_source(each, copies) for each in value)
     return copy_iterator(value, copies)
@@ -70,24 +70,24 @@ def _copy_state(state: Any, copies: dict[int, Any]) -> Any:
 
 
 def has_position(file: io.IOBase) -> bool:
-    """Whether a file is only read, or is in memory, and tells its position."""
+    """Whether a file has a position and is either only read or in memory."""
     try:
         if isinstance(file, (io.BytesIO, io.StringIO)) or (file.seekable() and not file.writable()):
             return file.tell() >= 0
-    except (OSError, ValueError):  # a line of text is being read, or it is closed
+    except (OSError, ValueError):  # a line of text is being read, or the file is closed
         pass
     return False
 
 
 def position_restorer(file: Any, take_room: Callable[[int], bool]) -> Callable[[], Any] | None:
-    """Remember the position of a file that is only read, and the content of one in memory; None for others.
+    """Remember the position of a file that is only read, and the content of one in memory.
 
     Args:
         file: The file.
-        take_room: Whether so many bytes may be copied. If not, only the position of a file in memory is remembered.
+        take_room: Whether a number of bytes may be copied. If not, only the position of a file in memory is remembered.
 
     Returns:
-        A function that puts it back.
+        A function that puts it back; None for other files.
     """
     if not has_position(file):
         return None
@@ -109,7 +109,7 @@ def _rewrite(base: Any, file: Any, state: Any) -> None:
     """Restore content and position of a file in memory."""
     content, present = state[0], base.getvalue(file)
     if present != content:
-        if base is io.BytesIO and len(present) == len(content):  # also while somebody holds its buffer
+        if base is io.BytesIO and len(present) == len(content):  # this works also while its buffer is in use
             with base.getbuffer(file) as view:
                 view[:] = content
         else:
@@ -120,14 +120,14 @@ def _rewrite(base: Any, file: Any, state: Any) -> None:
 def _seek(file: Any, position: int) -> None:
     try:
         is_there = file.tell() == position
-    except OSError:  # between two lines of text, a file does not tell its position until it is given one
+    except OSError:  # between two lines of text, `tell` fails until the file is given a position
         is_there = False
     if not is_there:
         file.seek(position)
 
 
 class HeldTuple:
-    """A tuple whose elements can be replaced, by a new tuple in all places of the old one.
+    """A tuple whose elements can be replaced: a new tuple takes all places of the old one.
 
     Args:
         value: The tuple.

@@ -1,4 +1,4 @@
-"""Memory: how many bytes a training step holds."""
+"""Memory: the bytes that a training step holds."""
 
 import torch
 from torch import Tensor, UntypedStorage
@@ -11,9 +11,9 @@ from lightning_zico.engine.scope import preserved, seed_all
 def step_bytes(probe: Probe) -> int:
     """Count the bytes that a training step of the first batch holds when its backward pass begins.
 
-    These are the parameters, buffers and batch, what autograd has saved for the backward pass, and a gradient for each
-    trainable parameter; each storage once. Optimizer states and what an operator needs for a moment come on top, so
-    that a step takes at least as much. The number is counted, not measured: it is the same on every run.
+    These are the parameters, buffers and batch, the tensors that autograd has saved for the backward pass, and a
+    gradient for each trainable parameter; each storage counts once. Optimizer states and temporary memory of operators
+    are not counted, so a step takes at least this much. The number is not measured, so it is the same on every run.
 
     Args:
         probe: Probe of the candidate; its first batch is run once.

@@ -1,4 +1,4 @@
-"""What runs on the meta device share: shapes without data."""
+"""Helpers for runs on the meta device, whose tensors have shapes but no data."""
 
 from collections.abc import Callable
 

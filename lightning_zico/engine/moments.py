@@ -1,4 +1,4 @@
-"""Moments of gradients, streamed: what is left of any number of gradients is three tensors of their shape.
+"""Moments of gradients, streamed: any number of gradients is reduced to three tensors of their shape.
 
 Index conventions:
     B: batches or samples whose gradients are compared
@@ -17,25 +17,25 @@ from torch import Tensor
 class Moments:
     r"""Count, mean, mean magnitude and deviation of the gradients of one parameter.
 
-    Merged pairwise, so that chunks, ranks and workers may come in any order:
+    They are merged pairwise, so that chunks, ranks and workers may arrive in any order:
 
     .. math::
         n = n_a + n_b, \quad \delta = \mu_b - \mu_a, \quad \mu = \mu_a + \frac{n_b}{n}\delta, \quad
         S = S_a + S_b + \frac{n_a n_b}{n}\delta^2
 
-    with :math:`S` the sum of squared deviations from the mean. Its root is what is stored, since the gradients of deep
+    with :math:`S` the sum of squared deviations from the mean. Its root is stored, since the gradients of deep
     networks reach 1e-25, whose squares are zero in float32; ``hypot`` adds the roots without squaring them.
 
-    Up to two gradients, the mean magnitude follows from the others, and needs no memory: of one it is :math:`|\mu|`,
-    and of two :math:`(|a| + |b|) / 2 = \max(|a + b|, |a - b|) / 2`, where :math:`|a - b| / 2` is the standard
-    deviation.
+    For up to two gradients, the mean magnitude follows from the others and needs no memory: for one it is
+    :math:`|\mu|`, and for two :math:`(|a| + |b|) / 2 = \max(|a + b|, |a - b|) / 2`, where :math:`|a - b| / 2` is the
+    standard deviation.
 
     Args:
-        count: How many gradients.
+        count: Number of gradients.
         mean: Mean of the gradient, ``[*]``.
-        magnitude: Mean of the gradient's magnitude, ``[*]``. Of up to two gradients, this is not looked at.
-        deviation: Root of the sum of squared deviations, ``[*]``. Of a single gradient it is zero, and this is not
-            looked at.
+        magnitude: Mean of the gradient's magnitude, ``[*]``. It is ignored for up to two gradients.
+        deviation: Root of the sum of squared deviations, ``[*]``. It is ignored for a single gradient, whose deviation
+            is zero.
 
     Example:
         >>> moments = Moments.of(torch.tensor([[1.0, 2.0], [3.0, 2.0]]))
@@ -56,14 +56,14 @@ class Moments:
         """Compute the moments of a stack of gradients.
 
         Args:
-            gradients: ``[B, *]``, ``B >= 1``. Half precision is raised to float32. The stack is consumed: its memory is
-                reused for a single gradient, and overwritten for several.
+            gradients: ``[B, *]``, ``B >= 1``. Half precision is converted to float32. The stack is consumed: its memory
+                is reused for a single gradient, and overwritten for several.
         """
         gradients = _raised(gradients)
         if len(gradients) == 1:
             return cls(1, gradients[0])
-        # One after the other: on a CPU a fifteenth of the time that norms over dimension 0 take (torch 2.14). What is
-        # kept is memory of its own, so that the stack can go.
+        # One after the other: on a CPU, this takes a fifteenth of the time of norms over dimension 0 (torch 2.14). The
+        # moments get their own memory, so that the stack can be freed.
         moments = cls(1, gradients[0].clone())
         moments.add(gradients[1].clone())
         for gradient in gradients[2:]:
@@ -107,7 +107,7 @@ class Moments:
             return []
         if self.count > 2 and self.magnitude is not None:
             return [self.magnitude.amax()]
-        # The second takes a tenth of the time of `mean.abs().amax()`, which gets new memory.
+        # `aminmax` takes a tenth of the time of `mean.abs().amax()`, which allocates new memory.
         bounds = list(torch.aminmax(self.mean))
         return bounds if self.count == 1 or self.deviation is None else [*bounds, self.deviation.amax()]
 
@@ -119,7 +119,7 @@ class Moments:
         return self.deviation / math.sqrt(self.count)
 
 
-# The standard deviation of two numbers over the root of the sum of their squared deviations.
+# The standard deviation of two numbers, divided by the root of the sum of their squared deviations.
 _ROOT_HALF = math.sqrt(0.5)
 
 
@@ -134,7 +134,7 @@ def add_to_each(moments: Sequence[Moments], gradients: Sequence[Tensor]) -> None
     share = 1 / (count + 1)
     scale = math.sqrt(count * share)
     deltas = [_raised(gradient) for gradient in gradients]
-    # The first deviation is written where the gradient is: new memory takes longer to get than to compute with.
+    # The first deviation overwrites the gradient, since allocating new memory takes longer than computing.
     roots = deltas if count == 1 else [each.deviation for each in moments if each.deviation is not None]
     means = [each.mean for each in moments]
     if count == 1:
@@ -160,10 +160,10 @@ def add_to_each(moments: Sequence[Moments], gradients: Sequence[Tensor]) -> None
 
 
 def reserve(moments: Sequence[Moments]) -> list[Tensor]:
-    """Get the memory that moments of one gradient need for any number of them: to keep it, and to add one.
+    """Allocate the memory that moments of one gradient need to hold and add any number of gradients.
 
-    It is one block on each device. Many small ones would lie in between, and what is then allocated would have to be
-    got from the operating system.
+    It is one block per device. Many small ones would fragment the memory, so that later allocations would have to come
+    from the operating system.
     """
     alike: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
     for each in moments:
@@ -184,19 +184,19 @@ def _start(magnitudes: list[Tensor], means: list[Tensor], roots: list[Tensor]) -
 
 
 def _move(means: list[Tensor], deltas: list[Tensor], share: float, scale: float) -> None:
-    """Move means towards new gradients, and turn these into their part of the deviations, with a sign."""
+    """Move means towards new gradients, and turn these into their signed part of the deviations."""
     torch._foreach_sub_(deltas, means)
     torch._foreach_add_(means, deltas, alpha=share)
     torch._foreach_mul_(deltas, scale)
 
 
 def _raised(gradients: Tensor) -> Tensor:
-    """Raise half precision to float32."""
+    """Convert half precision to float32."""
     return gradients.float() if gradients.dtype in (torch.float16, torch.bfloat16) else gradients
 
 
-# Numbers in a portion. On a CPU 256 KiB of float32, of which several fit the second-level cache of a core; elsewhere
-# so many that starting an operation takes little of its time, and that results in new memory stay small.
+# Numbers in a portion. On a CPU 256 KiB of float32, so that several fit into the second-level cache of a core. On other
+# devices enough for the launch of an operation to take little of its time, but few enough to keep temporaries small.
 _PORTION = 2**16
 _PORTION_ELSEWHERE = 2**24
 
@@ -204,14 +204,14 @@ _PORTION_ELSEWHERE = 2**24
 def portions(*lists: Sequence[Tensor]) -> Iterator[tuple[list[int], list[list[Tensor]]]]:
     """Cut and group tensors, for operations on all tensors of a group at once.
 
-    The results of one operation are still in the cache of a CPU for the next, and small tensors cost one call together.
+    The next operation finds the results of the last one in a CPU's cache, and small tensors share one call.
 
     Args:
-        lists: Lists of equally many tensors, whose n-th ones have one shape, device and dtype.
+        lists: Lists of the same length, whose n-th tensors have the same shape, device and dtype.
 
     Yields:
         For each group, the indices of the tensors in it, and lists of these tensors, or of views of parts of them.
-        Those whose memory is not contiguous are not cut.
+        Tensors whose memory is not contiguous are not cut.
     """
     indices: list[int] = []
     group: list[list[Tensor]] = [[] for _ in lists]
@@ -240,7 +240,7 @@ def _most_at_once(tensor: Tensor) -> int:
 
 
 def _pieces(tensors: tuple[Tensor, ...]) -> Iterable[tuple[Tensor, ...]]:
-    """Cut tensors of one shape into views, on a CPU and where memory is contiguous."""
+    """Cut tensors of one shape into views, on a CPU and if their memory is contiguous."""
     if _most_at_once(tensors[0]) == tensors[0].numel() or not all(tensor.is_contiguous() for tensor in tensors):
         return (tensors,)
     return zip(*(tensor.view(-1).split(_PORTION) for tensor in tensors), strict=True)

@@ -1,4 +1,4 @@
-"""Observers: what several proxies want of the same passes is taken on the way, so that a pass is made once.
+"""Observers: they collect what several proxies need from the same pass, so that each pass is run once.
 
 Index conventions:
     N: samples in a batch
@@ -20,15 +20,15 @@ from lightning_zico.errors import NotApplicableError
 
 @dataclass
 class GradientFacts:
-    """How the gradients of one pass were computed; plain data, for the record.
+    """How the gradients of one pass were computed, as plain data.
 
     Args:
-        axis: What differs between two gradients.
-        backends: Who computed them, in order of first use; per sample, ``"loop"`` means that ``vmap`` could not.
-        batch_norm: How batch normalisation was differentiated; None if the pass met none per sample.
-        chunk_sizes: Most samples differentiated at once, for each batch; empty per batch.
-        skipped: Why training passes over batches, which then have no gradient, by their indices.
-        ended: Whether training passes over all batches behind the last one as well.
+        axis: Whether the gradients are those of batches or of samples.
+        backends: Backends in order of first use; per sample, ``"loop"`` means that ``vmap`` did not work.
+        batch_norm: How batch normalisation was differentiated; None per batch, or if there was none.
+        chunk_sizes: Maximum number of samples differentiated at once, for each batch; empty per batch.
+        skipped: Why training skips batches, which then have no gradient, by their indices.
+        ended: Whether training skips all batches after the last one as well.
     """
 
     axis: Axis
@@ -43,22 +43,22 @@ class GradientFacts:
 class Observer:
     """Watches the forward pass of a batch, and optionally its gradients, and keeps what a proxy needs.
 
-    A subclass is a dataclass whose fields say what to take: two that are equal share one pass and one result. What it
-    keeps are attributes that `start` sets. Its methods run without autograd and should keep little: a reduced number
+    A subclass is a dataclass whose fields describe what to observe: equal observers share one pass and one result. Its
+    results are attributes that `start` sets. Its methods run without autograd and should keep little: a reduced number
     rather than an activation.
 
     Attributes:
         needs_graph: Whether `forwarded` or `ended` differentiates.
         needs_input_graph: With ``needs_graph``: whether it differentiates with respect to the batch.
         needs_beside: With ``needs_graph``: whether `forwarded` reads ``beside``.
-        needs_gradients: Whether `gradients` is to be called, with those of the first batch.
-        all_batches: With ``needs_gradients``: whether all batches (or samples) are to be handed over.
+        needs_gradients: Whether to call `gradients`, with the gradients of the first batch.
+        all_batches: With ``needs_gradients``: whether to call it for all batches (or samples).
         layout: Positions of the layers in the module; set before `start`.
-        time_first: Samples of the batch if parts of the module take steps before samples, see `samples_first`; else
-            None.
-        beside: With ``needs_beside``, there before `forwarded`: the outputs of further networks that the step calls,
-            such as other heads and towers, which the network's own output does not depend on.
-        may_repeat: Whether memory may run out, and a chunk of gradients have to be taken again.
+        time_first: Number of samples in the batch if parts of the module have time steps before samples, see
+            `samples_first`; otherwise None.
+        beside: With ``needs_beside``, set before `forwarded`: the outputs of other networks that the step calls, such
+            as other heads and towers, on which the network's own output does not depend.
+        may_repeat: Whether a chunk of gradients may have to be repeated because memory ran out.
     """
 
     needs_graph: ClassVar[bool] = False
@@ -86,7 +86,7 @@ class Observer:
     def forwarded(self, output: Tensor, inputs: Sequence[Tensor]) -> None:
         """Observe the network's output and its floating-point inputs at the end of the forward pass.
 
-        Autograd is on, and the graph is there, if ``needs_graph``; observers that differentiate have their turn first.
+        Autograd is on and the graph exists if ``needs_graph``. Observers that differentiate are called first.
         """
 
     def ended(self) -> None:
@@ -100,7 +100,7 @@ class Observer:
         """Observe the gradients of a chunk, ``[n, *]`` each, which the observer owns, and its losses, ``[n]``.
 
         Returns:
-            What is left to do once every observer has seen the chunk: with ``may_repeat``, all that keeps something.
+            A function to call once every observer has seen the chunk. With ``may_repeat``, only this may store results.
         """
         return None
 
@@ -109,11 +109,11 @@ class Observer:
 
 
 def samples_first(tensor: Tensor, time_first: int | None) -> Tensor:
-    """Bring samples from dimension 1 to the front, where steps are.
+    """Move samples from dimension 1 to the front if time steps are there.
 
     Args:
-        tensor: What a network computes of a batch.
-        time_first: Samples of the batch if the network takes steps before samples, else None.
+        tensor: Tensor that a network computes from a batch.
+        time_first: Number of samples if the network has time steps before samples, otherwise None.
     """
     is_second = tensor.ndim > 2 and tensor.shape[1] == time_first != tensor.shape[0]
     return tensor.transpose(0, 1) if is_second else tensor
@@ -125,9 +125,9 @@ def listens(observer: Observer, event: str) -> bool:
 
 
 def floating_tensor_in(output: Any) -> Tensor | None:
-    """Find the tensor of a module's output: itself, its ``logits``, or the first of floating point in it; no scalar.
+    """Find the tensor in a module's output: its ``logits``, or the first floating-point tensor that is no scalar.
 
-    Where there is none, the magnitude of the first that is complex serves.
+    If there is none, return the magnitude of the first complex tensor.
     """
     logits = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     tensors = tensors_of(output if logits is None else logits)
@@ -141,7 +141,7 @@ def signs(before: Tensor) -> Tensor:
     """Return 1 for positive entries and 0 otherwise, ``[N, ...]`` -> ``[N, U]``, float32."""
     if not before.is_contiguous():
         return per_sample(before > 0).float()
-    # In one operation: on a CPU, comparing and then converting takes several times as long (torch 2.14).
+    # In one operation: on a CPU, a comparison and then a conversion take several times as long (torch 2.14).
     return per_sample(torch.gt(before, 0, out=torch.empty_like(before, dtype=torch.float32)))
 
 
@@ -164,11 +164,11 @@ class Rows:
             self._seconds.add(tensor.shape[1])
 
     def check(self, num_samples: int | None, of: str) -> None:
-        """Check that there are at least as many rows as samples; more are those of tokens, nodes or views.
+        """Check that there are at least as many rows as samples. Tokens, nodes or views may give more.
 
         Args:
             num_samples: Number of samples in a batch; None if unknown.
-            of: What was called, in the plural.
+            of: Name of what was called, in the plural.
 
         Raises:
             NotApplicableError: If no call sees all samples.

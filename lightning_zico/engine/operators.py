@@ -1,17 +1,17 @@
-"""Operators: how many multiply-accumulate operations each one makes, beyond those that torch's own counter knows.
+"""Multiply-accumulate operations of each operator, including those that torch's own counter does not know.
 
 A product of matrices or a convolution counts one operation for each pair of numbers that it multiplies. Conventions for
 the rest:
 
-- A product of complex numbers counts four real ones. A convolution of complex numbers counts three, since torch makes
-  it of three real convolutions.
-- A Fourier transform of length n counts ``2.5 n log2 n``, half of the usual ``5 n log2 n`` floating-point operations;
-  of real numbers half of that.
+- A product of complex numbers counts four real ones. A convolution of complex numbers counts three, since torch
+  computes it by three real convolutions.
+- A Fourier transform of length n counts ``2.5 n log2 n``, half of the usual ``5 n log2 n`` floating-point operations,
+  and half of that for real numbers.
 - A product with a sparse matrix counts one for each stored number and column.
-- Factorisations and solvers count the leading term of the textbook: ``n^3 / 6`` for Cholesky, ``n^3 / 3`` for LU and
+- Factorisations and solvers count the leading term given in textbooks: ``n^3 / 6`` for Cholesky, ``n^3 / 3`` for LU and
   determinants, ``n^3`` for an inverse, ``n^2 / 2`` for each column of a triangular system.
 - Attention counts all pairs of queries and keys, masked ones too.
-- Activations, norms, sums, outer and elementwise products, pooling, interpolation and look-ups count nothing.
+- Activations, norms, sums, outer and elementwise products, pooling, interpolation and look-ups count zero.
 """
 
 import math
@@ -29,7 +29,7 @@ _REAL_PER_COMPLEX = 4
 
 Formula: TypeAlias = Callable[[Mapping[str, Any], Any], float]
 
-# Attention on a CPU, which torch's counter does not know (torch 2.14); it multiplies as that of a GPU does.
+# Attention on a CPU, which torch's counter does not know (torch 2.14); it counts as on a GPU.
 _ALIKE = {
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
         torch.ops.aten._scaled_dot_product_flash_attention_backward
@@ -42,13 +42,13 @@ def _numel(name: str) -> Formula:
 
 
 def _product(name: str) -> Formula:
-    """Every number that comes out is a sum over the last dimension of what goes in."""
+    """Every number of the output is a sum over the last dimension of an input."""
     return lambda given, out: out.numel() * given[name].shape[-1]
 
 
 def _grouped(given: Mapping[str, Any], out: Tensor) -> float:
     a = next(iter(given.values()))
-    # two matrices that are cut into groups along the dimension that is summed over
+    # for two matrices, the groups divide the dimension that is summed over
     return a.numel() * out.shape[-1] if a.ndim == 2 and out.ndim == 3 else out.numel() * a.shape[-1]
 
 
@@ -152,9 +152,9 @@ def _tensor(out: Any) -> Tensor:
     return out if isinstance(out, Tensor) else out[0]
 
 
-# By name, of namespace ``aten`` and of torchvision. What a formula is given are the arguments by name and the result.
+# By name, in the namespaces of ``aten`` and torchvision. A formula takes the arguments by name and the result.
 _FORMULAS: dict[str, Formula] = {
-    # The first four are in torch's counter as well, which takes longer for them than the meta device for the operator.
+    # The first four are in torch's counter as well, but its formulas take longer than the operator on the meta device.
     "convolution": _either_convolution,
     **dict.fromkeys(("mm", "bmm"), _product("self")),
     "addmm": _product("mat1"),
@@ -228,7 +228,7 @@ _FORMULAS: dict[str, Formula] = {
     "linalg_lu_solve": _substitution("LU", 1),
 }
 
-# Products in which a matrix may be sparse, and the names of the two.
+# Products in which a matrix may be sparse, with the names of both operands.
 _PRODUCTS = {
     "mm": ("self", "mat2"),
     "bmm": ("self", "mat2"),
@@ -242,17 +242,17 @@ _PRODUCTS = {
     "_sparse_sparse_matmul": ("self", "other"),
 }
 
-# Products that nested tensors have; the elements of a batch then differ in length.
+# Products that nested tensors support; the elements of a batch then differ in length.
 _NESTED = frozenset({"linear", "matmul", "mm", "bmm"})
 
-# How much they compute depends on the numbers; it is below 50 n^3 for each matrix.
+# Operators whose count depends on the values; it is below 50 n^3 for each matrix.
 _ITERATIVE = frozenset(
     {"_linalg_eigh", "_linalg_eigvals", "_linalg_svd", "linalg_eig", "linalg_eigvals", "linalg_matrix_exp", "ormqr"}
     | {"linalg_lstsq", "linalg_ldl_factor_ex", "linalg_ldl_solve", "linalg_matrix_sqrth", "linalg_polar"}
 )
 _MOST_PER_CUBE = 50
 
-# Operators of torch that multiply and accumulate, and for which there is no formula.
+# Operators of torch that multiply and accumulate, but have no formula here.
 _WITHOUT_FORMULA = frozenset(
     {"_foreach_mm", "_cslt_sparse_mm", "_dyn_quant_matmul_4bit", "_sparse_semi_structured_addmm", "_spsolve"}
     | {"_sparse_semi_structured_linear", "_sparse_semi_structured_mm", "_triton_multi_head_attention"}
@@ -260,14 +260,14 @@ _WITHOUT_FORMULA = frozenset(
 )
 
 _OWN_NAMESPACES = frozenset({"aten", "prim", "prims", "profiler", "rngprims", "inductor_prims"})
-# They exchange, gather or compare: nothing in them multiplies and accumulates.
+# Operators that exchange, gather or compare, without multiply-accumulate operations.
 _HARMLESS_NAMESPACES = frozenset({"c10d", "_c10d_functional", "_c10d_functional_autograd", "torch_scatter"})
 _HARMLESS = frozenset({"nms", "roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool"})
 
 
 @lru_cache(maxsize=4096)
 def counts_nothing(func: Any) -> bool:
-    """Whether an operator never multiplies and accumulates, as most of torch's do not; known without its arguments."""
+    """Whether an operator never multiplies and accumulates, whatever its arguments, like most of torch's."""
     name, packet = _name(func), func._overloadpacket
     if func.namespace in _HARMLESS_NAMESPACES or name.removeprefix("_").removesuffix("_backward") in _HARMLESS:
         return packet not in flop_registry
@@ -284,7 +284,7 @@ def macs_of(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any], out: An
         func: Operator, as a ``TorchDispatchMode`` sees it.
         args: Positional arguments of the call.
         kwargs: Keyword arguments of the call.
-        out: Its result.
+        out: Result of the call.
     """
     name = _name(func)
     is_known = func.namespace in ("aten", "torchvision")
@@ -312,7 +312,7 @@ def most_macs_of(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
             matrix = next(arg for arg in given if isinstance(arg, Tensor))
             return float(_MOST_PER_CUBE * matrix.numel() * max(matrix.shape[-2:]))
         return math.inf
-    # A kernel of somebody else. With one tensor, such as a norm has beside its vectors, it has no two to multiply.
+    # A foreign kernel. With only one matrix, such as a norm with its vectors, it multiplies no two matrices.
     parts = [part for arg in given for part in (arg if isinstance(arg, list | tuple) else (arg,))]
     matrices = [part for part in parts if isinstance(part, Tensor) and part.ndim > 1 and not _is_integer(part)]
     packed = [arg for arg in given if isinstance(arg, torch.ScriptObject)]  # weights of a quantised layer
@@ -320,7 +320,7 @@ def most_macs_of(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) ->
 
 
 def _registered(func: Any) -> Callable[..., Any] | None:
-    """Formula of torch's counter, which users may add to."""
+    """Formula of torch's counter, to which users may add their own."""
     packet = func._overloadpacket
     if func.namespace == "aten" and packet.__name__.endswith("_"):
         packet = getattr(torch.ops.aten, _name(func), packet)  # `addmm` of `addmm_`
@@ -328,7 +328,7 @@ def _registered(func: Any) -> Callable[..., Any] | None:
 
 
 def _name(func: Any) -> str:
-    """Name of an operator, that of the original for one that works in place."""
+    """Name of an operator, without the underscore of in-place operators."""
     return str(func._overloadpacket.__name__).removesuffix("_")
 
 
@@ -365,7 +365,7 @@ def _sparse_product(a: Tensor, b: Tensor) -> float:
         return float(factor * _stored(a) * columns)
     if _is_dense(a):
         return float(factor * _stored(b) * a.shape[-2])
-    # a number meets those of the other matrix that stand in the row of its column
+    # a number is multiplied by the numbers of the other matrix in the row given by its column
     inner = a.to_sparse_coo().coalesce().indices()[-1].bincount(minlength=a.shape[-1])
     rows = b.to_sparse_coo().coalesce().indices()[-2].bincount(minlength=b.shape[-2])
     return float(factor * int((inner * rows).sum()))
@@ -374,5 +374,5 @@ def _sparse_product(a: Tensor, b: Tensor) -> float:
 def _nested_product(a: Tensor, b: Tensor) -> float:
     columns = [part.shape[-1] for part in b.unbind()] if b.is_nested else None
     parts = a.unbind() if a.is_nested else [a] * len(columns or [])
-    # a weight of a layer is `[out, in]`, and meets every row
+    # the weight of a layer is `[out, in]` and multiplies every row
     return float(sum(part.numel() * (columns[i] if columns else len(b)) for i, part in enumerate(parts)))

@@ -1,4 +1,4 @@
-"""What a step refers to outside of its module, put back after a run on the meta device."""
+"""Restore objects outside of a module to which its step refers, after a run on the meta device."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,13 +16,13 @@ _MOST_OBJECTS = 1000
 
 @contextmanager
 def outside_put_back(module: nn.Module, step: Callable[..., Any]) -> Iterator[None]:
-    """Restore what a step holds outside of its module, such as a loss function that keeps its weights on a device.
+    """Restore objects that a step holds outside of its module, such as a loss function with weights on a device.
 
-    Looked into are what the step refers to by closures, attributes and arguments that are bound to it, other modules
-    among it, and what stands in those global variables that its code mentions, see `reads.globals_in`.
+    These are the objects, including other modules, to which the step refers by closures, attributes and bound
+    arguments, and the values of global variables that its code mentions, see `reads.globals_in`.
 
     Args:
-        module: Put back by `preserved`.
+        module: Module of the step, which `preserved` puts back.
         step: ``(module, batch, batch_idx) -> loss``.
     """
 
@@ -30,7 +30,7 @@ def outside_put_back(module: nn.Module, step: Callable[..., Any]) -> Iterator[No
         return isinstance(obj, nn.Module) or is_plain(obj)
 
     outside = Remembered(is_open=is_open, seen=module.modules(), room=MOST_BYTES, most=_MOST_OBJECTS)
-    # those that come last are looked into first
+    # the last ones are searched first
     outside.take(*globals_in(module, step), step)
     with finally_called(outside.put_back):
         yield

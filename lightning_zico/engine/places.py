@@ -1,4 +1,4 @@
-"""The places in which objects hold others: attributes, slots, cells of closures, arguments of functions."""
+"""Places where objects hold other objects: attributes, slots, cells of closures, arguments of functions."""
 
 import gc
 import threading
@@ -19,7 +19,7 @@ from types import (
 from typing import Any
 
 ABSENT = object()
-# They lead to other objects and hold nothing else.
+# Classes whose instances refer to other objects and hold nothing else.
 LINKS = (
     FunctionType,
     MethodType,
@@ -34,7 +34,7 @@ LINKS = (
 
 
 def targets_of(link: Any) -> Iterator[Any]:
-    """Find what a link leads to, aside from positional arguments, in whose places other objects may stand."""
+    """Find the objects to which a link refers, except positional arguments, which may be replaced by others."""
     if type(link) in weakref.ProxyTypes:
         with suppress(ReferenceError):
             yield link.__repr__.__self__  # the proxy passes this on to its object
@@ -57,19 +57,19 @@ def targets_of(link: Any) -> Iterator[Any]:
 
 
 def restore_attribute(obj: Any, name: str, value: Any) -> None:
-    """Assign a value to an attribute, unless it has it."""
+    """Assign a value to an attribute unless the attribute already has it."""
     if getattr(obj, name) is not value:
         setattr(obj, name, value)
 
 
 def set_arguments(function: Any, _: str, args: tuple[Any, ...]) -> None:
-    """Set the positional arguments of a `partial`, unless it has them."""
+    """Set the positional arguments of a `partial` unless it already has them."""
     if function.args is not args:
         partial.__setstate__(function, (function.func, args, function.keywords, vars(function)))  # type: ignore[attr-defined]
 
 
 def attributes_of(obj: Any) -> Any:
-    """Return the dictionary of an object's attributes, whatever its own class makes of it; None if there is none."""
+    """Return the ``__dict__`` of an object even if its class overrides attribute access; None if it has none."""
     base: Any = threading.local if issubclass(class_of(obj), threading.local) else object
     try:
         return base.__getattribute__(obj, "__dict__")
@@ -78,7 +78,7 @@ def attributes_of(obj: Any) -> Any:
 
 
 def content_of(cell: CellType) -> Any:
-    """Return what a cell holds, or `ABSENT`."""
+    """Return the content of a cell, or `ABSENT`."""
     try:
         return cell.cell_contents
     except ValueError:  # not filled yet
@@ -86,7 +86,7 @@ def content_of(cell: CellType) -> Any:
 
 
 def fill_cell(cell: CellType, content: Any) -> None:
-    """Let a cell hold what `content_of` returned."""
+    """Set the content of a cell to what `content_of` returned."""
     now = content_of(cell)
     if now is content:
         return
@@ -97,13 +97,13 @@ def fill_cell(cell: CellType, content: Any) -> None:
 
 
 def class_of(obj: Any) -> Any:
-    """Return the class of an object, as Any, since mypy takes classes for unhashable."""
+    """Return the class of an object, typed as Any, since mypy considers classes unhashable."""
     return type(obj)
 
 
 @lru_cache(maxsize=4096)
 def slots_of(kind: type) -> tuple[MemberDescriptorType, ...]:
-    """List the slots that instances of a class keep attributes in, as classes written in Python declare them."""
+    """List the slots in which instances of a class keep attributes, as declared by classes written in Python."""
     declaring = [base for base in kind.__mro__ if "__slots__" in vars(base) or base is defaultdict]
     return tuple(slot for base in declaring for slot in vars(base).values() if isinstance(slot, MemberDescriptorType))
 
@@ -123,12 +123,12 @@ def is_filled(slot: MemberDescriptorType, obj: Any) -> bool:
 
 
 def set_slot(obj: Any, slot: MemberDescriptorType, value: Any) -> None:
-    """Set the value in a slot, also where the class is frozen."""
+    """Set the value in a slot, also if the class is frozen."""
     slot.__set__(obj, value)
 
 
 def fill_slot(slot: MemberDescriptorType, obj: Any, content: Any) -> None:
-    """Let a slot have a value, or none if that is `ABSENT`, unless it is so."""
+    """Set the value of a slot, or delete it if the value is `ABSENT`, unless the slot already has it."""
     now = slot.__get__(obj) if is_filled(slot, obj) else ABSENT
     if now is content:
         return

@@ -39,8 +39,8 @@ class Probe(Anatomy):
     def draws(self) -> bool:
         """Whether the training step, or a hook that prepares a batch, draws from the global generators.
 
-        These are torch's, NumPy's and Python's. Found by running the first batch once. What fails is said to draw: the
-        proxy that asked then fails as well, and says how.
+        These are torch's, NumPy's and Python's. The first batch is run once to find out. A step that fails counts as
+        drawing: the proxy that asked then fails as well, with the reason.
         """
         return self.once(_draws)
 
@@ -49,7 +49,7 @@ class Probe(Anatomy):
 
         Args:
             patterns: Which parameters.
-            of: The gradient, or its magnitude.
+            of: Whether to use the gradient or its magnitude.
 
         Raises:
             NoGradientError: If there is no parameter to score, or no gradient reaches any of them.
@@ -63,7 +63,8 @@ class Probe(Anatomy):
         """The gradient of the first batch's mean loss for each weight in `layers`; do not write to it.
 
         Raises:
-            NoGradientError: As for `moments`, as are the others.
+            NoGradientError: As for `moments`.
+            NonFiniteError: As for `moments`.
         """
         return self.observed(FirstGradients()).by_name
 
@@ -71,7 +72,7 @@ class Probe(Anatomy):
         """Return the observer that equals this one, after it has observed its passes.
 
         Raises:
-            Exception: What went wrong on the way, also if it is asked for again.
+            Exception: The error of the pass or of the observer, again at every call.
         """
         self.observe([need])
         result = self._observed[need]
@@ -83,7 +84,7 @@ class Probe(Anatomy):
         """Let observers watch the module, all of them in the same passes; `observed` raises their errors.
 
         Args:
-            needs: Those that have seen it already, and equal ones, do not see it again.
+            needs: The observers. Those that have already watched it, and equal ones, do not watch it again.
         """
         wanted = [replace(need) for need in dict.fromkeys(needs) if need not in self._observed]
         apart = [o for o in wanted if o.all_batches and self.axis == "sample"]
@@ -105,16 +106,16 @@ class Probe(Anatomy):
         A step that fails in the loss, after the network has returned its output, does not count as failed.
 
         Args:
-            observers: What goes wrong for one of them is raised.
-            tensors: Parameters and buffers, by name; those left out are copies of the module's own.
-            batch: On the module's device; None for the first.
-            mode: Entered around the step, perhaps several times.
-            fed: What the step is run on, in words, for the reason if it fails. None for a trial: it runs once, and what
-                the step raises is raised.
+            observers: The observers. If one of them fails, its error is raised.
+            tensors: Parameters and buffers, by name; copies of the module's own are used for those left out.
+            batch: Batch on the module's device; None for the first.
+            mode: Context entered around the step, perhaps several times.
+            fed: Description of the step's input, for the reason if it fails. None for a trial: the step runs once and
+                its error is raised.
             is_cut: Whether the batch has fewer samples than the first, so that a module may be called less often.
 
         Raises:
-            NotApplicableError: If the step fails on this, though not as a trainer runs it.
+            NotApplicableError: If the step fails here but not when a trainer runs it.
         """
         given = (tensors or {}, self.first_batch if batch is None else batch, mode)
         if fed is None:
@@ -149,12 +150,12 @@ class Probe(Anatomy):
         """Differentiate the loss of every batch, or of every sample; see `gradients.stream_gradients`.
 
         Args:
-            layers: With respect to what.
+            layers: Layers to differentiate with respect to.
             consume: Called with each chunk of gradients, by layer.
-            axis: What a gradient is of.
+            axis: Whether to differentiate per batch or per sample.
             num_batches: Number of batches; None for all.
-            step: Another loss than the candidate's.
-            watch: Sees the first batch.
+            step: Step to use instead of the candidate's; None for the candidate's.
+            watch: Watches the first batch.
         """
         chosen, own = range(len(self.batches)), self._step
         if num_batches is not None:
@@ -237,10 +238,10 @@ class Probe(Anatomy):
     def _passed_again(
         self, observers: Sequence[Observer], watch: Watch, failure: Exception, took_gradients: bool, axis: Axis
     ) -> Sequence[Observer]:
-        """Let observers watch what is still possible after a pass failed.
+        """Let observers watch the passes that are still possible after one failed.
 
         Returns:
-            Those that see nothing more.
+            The observers that watch no further pass.
         """
         demanding = [observer for observer in observers if observer.needs_graph]
         # Some steps fail on inputs that require a gradient, for example because of `.numpy()`.
@@ -266,10 +267,10 @@ class Probe(Anatomy):
         mode: AbstractContextManager[object] | None = None,
         is_cut: bool = False,
     ) -> tuple[Watch, Exception | None]:
-        """Run the step; where it fails, with autograd as in a trainer, and then up to the network's output alone.
+        """Run the step; if it fails, run it with autograd as in a trainer, and then only up to the network's output.
 
         Returns:
-            What watched the last run, and how that failed. What it saw counts if it has finished nevertheless.
+            The watch of the last run, and the error of that run. The observations count if the watch has finished.
         """
         watch = self.watch(observers)
         failure = self._run(watch, tensors, batch, mode, self._differentiates)
@@ -299,11 +300,11 @@ class Probe(Anatomy):
         """Run the step once, and return its error, if any.
 
         Args:
-            watch: Sees it.
+            watch: Watches the run.
             tensors: See `forward`.
             batch: See `forward`.
             mode: See `forward`.
-            as_trained: With autograd, and parameters that require a gradient.
+            as_trained: Whether to run with autograd and parameters that require a gradient.
         """
         try:
             with torch.inference_mode(False), preserved(self.module):
@@ -326,7 +327,7 @@ class Probe(Anatomy):
         return None
 
     def whole_run(self, is_cut: bool) -> Callable[[Sequence[str]], bool] | None:
-        """Return a test of whether the network ran to its end, from a run with its own weights on the first batch."""
+        """Return a check that the network ran to its end, based on a run with its own weights on the first batch."""
         try:
             whole = self.once(_plain_calls)
         except Exception:

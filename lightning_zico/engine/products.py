@@ -13,19 +13,19 @@ from lightning_zico.engine.stateless import Stateless, check_depends, differenti
 from lightning_zico.engine.transforms import real_view
 from lightning_zico.errors import NoGradientError, NotApplicableError, message_of
 
-# What torch says of its own operations, such as `hardsigmoid`.
+# Error of torch's own operations, such as `hardsigmoid`.
 NO_SECOND_DERIVATIVE = re.compile("derivative for .* is not implemented")
 
 
 def hessian_times_gradient(
     module: nn.Module, step: Step, batch: Batch, names: list[str], *, seed: int = 0
 ) -> tuple[Params, Params]:
-    """Multiply the Hessian of a batch's mean loss with its gradient, by differentiating twice.
+    """Multiply the Hessian of a batch's mean loss by its gradient, differentiating twice.
 
     Args:
-        module: Put back afterwards.
+        module: Any module; it is put back afterwards.
         step: ``(module, batch, batch_idx) -> mean loss``.
-        batch: On the module's device.
+        batch: Batch on the module's device.
         names: Names of the parameters with respect to which both are computed.
         seed: Seed of dropout.
 
@@ -56,7 +56,7 @@ def hessian_times_gradient(
             parts = [real_view(gradient) for gradient in gradients.values()]
             product = sum(((g.detach() * g).sum() for g in parts), torch.zeros((), device=loss.device))
             try:
-                # Nothing where the loss is linear in the parameters.
+                # Empty if the loss is linear in the parameters.
                 return differentiated(product, weights)
             except RuntimeError as error:
                 if not NO_SECOND_DERIVATIVE.search(str(error)):

@@ -1,4 +1,4 @@
-"""What the code of a step mentions, as far as it can be read off without running it."""
+"""Names and globals in the code of a step, found by reading the code without running it."""
 
 import inspect
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ from torch import nn
 
 from lightning_zico.engine.tree import submodules
 
-# Code of these packages does nothing with a weight that a user's module does not ask for.
+# Code of these packages uses a weight only as the user's module tells it to.
 _FOREIGN = ("torch.", "lightning.", "pytorch_lightning.", "lightning_zico.")
 _ENTRIES = ("forward", "training_step")
 _WITHOUT_GRADIENTS = frozenset({"no_grad", "inference_mode", "set_grad_enabled", "detach", "detach_", "data"})
@@ -19,15 +19,15 @@ _DECORATORS = "torch.utils._contextlib"  # where `@torch.no_grad()` wraps a func
 
 
 def runs_without_gradients(module: nn.Module, step: Callable[..., Any] | None = None) -> bool:
-    """Check whether a step may run a part of its module without gradients, as a momentum encoder."""
+    """Check whether a step may run a part of its module without gradients, such as a momentum encoder."""
     return not _WITHOUT_GRADIENTS.isdisjoint(names_in(module, step))
 
 
 def names_in(module: nn.Module, step: Callable[..., Any] | None = None) -> set[str]:
     """Collect the names of attributes, functions and globals in code that a step may run.
 
-    Looked at are ``forward`` and ``training_step`` of all submodules, functions that submodules keep, the step, and the
-    methods and functions that these mention. An attribute that is read in another way, as by ``getattr``, is not found.
+    This reads ``forward`` and ``training_step`` of all submodules, functions that submodules keep, the step, and the
+    methods and functions that these mention. Attributes that are read in another way, as by ``getattr``, are not found.
 
     Args:
         module: Any module.
@@ -37,7 +37,7 @@ def names_in(module: nn.Module, step: Callable[..., Any] | None = None) -> set[s
 
 
 def globals_in(module: nn.Module, step: Callable[..., Any] | None = None) -> list[Any]:
-    """List what stands in global variables that such code mentions, see `names_in`, other than code."""
+    """List the values, except code, of global variables in code that a step may run; see `names_in`."""
     return list(_Reader.of(module, step).globals.values())
 
 

@@ -1,4 +1,4 @@
-"""Samples: how many a batch has.
+"""Samples: count those of a batch.
 
 Index conventions:
     N: samples in a batch
@@ -24,14 +24,14 @@ NO_SAMPLES = (str, bytes, int, float, complex, type(None))
 
 @dataclass
 class Seen:
-    """What a pass revealed about the samples in its batch.
+    """Facts about the samples of a batch that a pass showed.
 
     Args:
-        rows: Length of dimension 0 that what networks put out shares; None if nothing has it, or they differ.
-        outputs: Lengths of dimension 0 of what all networks put out that the step itself called.
-        calls: Most calls of one of them.
+        rows: Length of dimension 0 that the outputs of networks share; None if there is none, or if they differ.
+        outputs: Lengths of dimension 0 of the outputs of all networks that the step itself called.
+        calls: Maximum number of calls of one of these networks.
         compared: Lengths of dimension 0 that a loss function compared with each other.
-        sequences: Samples in what recurrent layers and attention took, by their own ``batch_first``.
+        sequences: Numbers of samples in the inputs of recurrent layers and attention, by their ``batch_first``.
     """
 
     rows: int | None = None
@@ -49,7 +49,7 @@ def stated_samples(batch: Batch, num_samples: NumSamples | None) -> int | None:
         num_samples: Checked by `_typing.check_num_samples`.
 
     Raises:
-        ValueError: If a function returns something else than a positive int.
+        ValueError: If a function returns anything other than a positive int.
     """
     if num_samples is None or isinstance(num_samples, int):
         return num_samples
@@ -62,23 +62,23 @@ def stated_samples(batch: Batch, num_samples: NumSamples | None) -> int | None:
 def num_samples(batch: Batch, seen: Seen | None = None) -> int | None:
     """Count the samples of a batch; None if their number is unknown.
 
-    The order of a batch's fields does not matter. Asked in turn:
+    The order of a batch's fields does not matter. These are used in turn:
 
-    1. Objects that know it: ``num_graphs``, ``batch_size``, packed sequences and nested tensors.
+    1. Objects that state it: ``num_graphs``, ``batch_size``, packed sequences and nested tensors.
     2. The only length that all fields can have: dimension 0 of a tensor, or the length of a list of samples, such as
-       images or targets of different sizes. Strings, numbers and tensors without dimensions say nothing.
-    3. What a pass showed: in recurrent layers and attention which dimension counts samples; otherwise the length of a
-       field that the network's output or the arguments of a loss function share. Fields that divide another one, such
-       as the index that assigns nodes to graphs, decide between the two.
+       images or targets of different sizes. Strings, numbers and tensors without dimensions are ignored.
+    3. The results of a pass: recurrent layers and attention show which dimension counts samples. Otherwise it is the
+       length of a field that the network's output or the arguments of a loss function share. Fields that divide another
+       one, such as the index that assigns nodes to graphs, decide between the two.
 
     Args:
         batch: Any nest.
-        seen: What a pass on the batch revealed; None without a pass.
+        seen: Results of a pass on the batch; None without a pass.
 
     Example:
         >>> num_samples({"x": torch.zeros(5, 2), "y": torch.zeros(5), "weight": torch.tensor(0.5)})
         5
-        >>> bags = (torch.zeros(20), torch.zeros(4))  # tokens, and where the bags begin
+        >>> bags = (torch.zeros(20), torch.zeros(4))  # tokens, and the start of each bag
         >>> num_samples(bags), num_samples(bags, Seen(rows=4))
         (None, 4)
     """
@@ -104,7 +104,7 @@ def num_samples(batch: Batch, seen: Seen | None = None) -> int | None:
     listed = _listed(batch)
     is_told, count = _of_list(listed, seen) if len(listed) > 1 else (False, None)
     count = count if is_told else _voted(batch, shared or frozenset.union(*fields), seen)
-    # Windows, channels and views that attention sees as sequences of their own are so many for each sample.
+    # If attention sees windows, channels and views as separate sequences, each sample has the same number of them.
     fits = count is not None and (count in sequences or all(sequence % count == 0 for sequence in sequences))
     return count if fits else None
 
@@ -156,7 +156,7 @@ def parts_of(batch: Batch) -> list[Batch]:
 
 
 def fields_of(batch: Batch) -> list[Batch]:
-    """Parts of a container that is no list, among them those of a foreign object that gives itself as a dictionary."""
+    """List the parts of a container that is not a list, or of a foreign object that has ``to_dict``."""
     if isinstance(batch, Mapping):
         return list(batch.values())
     if isinstance(batch, tuple):
@@ -172,7 +172,7 @@ def fields_of(batch: Batch) -> list[Batch]:
 
 
 def _known(batch: Batch) -> Iterator[int]:
-    """Numbers of samples that objects in a batch state; those in a list of like ones are samples themselves."""
+    """Yield the numbers of samples that objects in a batch state; objects in a list of like ones are samples."""
     stated = _stated_by(batch)
     if stated is not None:
         yield stated
@@ -186,7 +186,7 @@ def _known(batch: Batch) -> Iterator[int]:
 
 
 def are_alike(parts: Any) -> bool:
-    """Whether the elements of a list may be samples, which have one structure; fields mostly differ in theirs."""
+    """Whether the elements of a list may be samples, which have the same structure; fields usually do not."""
     return len({_structure(part) for part in parts}) == 1
 
 
@@ -199,7 +199,7 @@ def _structure(batch: Batch) -> Any:
 
 
 def _possible(batch: Batch, *, inside: bool = True) -> list[frozenset[int]]:
-    """For each field of a batch that tells something, the numbers of samples that it may have."""
+    """List the possible numbers of samples, for each field of a batch that restricts them."""
     if isinstance(batch, NO_SAMPLES):
         return []
     if isinstance(batch, Tensor):
@@ -228,7 +228,7 @@ def _lists_samples(parts: Any) -> bool:
 
 
 def _listed(batch: Batch) -> list[Batch]:
-    """Elements of the lists that a batch consists of, such as images, and their masks; none if it has other fields."""
+    """Elements of the lists that a batch consists of, such as images and masks; empty if it has other fields."""
     if isinstance(batch, (Tensor, *NO_SAMPLES)):
         return []
     parts = [part for part in (batch if is_list(batch) else fields_of(batch)) if _possible(part)]
@@ -239,17 +239,20 @@ def _listed(batch: Batch) -> list[Batch]:
 
 
 def _of_list(listed: list[Batch], seen: Seen) -> tuple[bool, int | None]:
-    """Whether what was called tells what a list of like parts is, several views of samples or samples, and the count.
+    """Decide by a pass whether the like parts of a list are samples, or several views of all samples.
 
     Args:
         listed: At least two parts.
-        seen: What a pass showed.
+        seen: Results of a pass.
+
+    Returns:
+        Whether the pass decides it, and the number of samples; None if that is unknown.
     """
     shapes = [tuple(tensor.shape) for part in listed for tensor in _leaves(part) if tensor.ndim]
     lengths = {shape[0] for shape in shapes}
     is_loop = seen.calls > 1 and seen.calls % len(listed) == 0
     has_one_shape = isinstance(listed[0], Tensor) and len(set(shapes)) == 1
-    if seen.calls == 1 and len(lengths) > 1 and not isinstance(listed[0], Tensor):  # perhaps run on one part alone
+    if seen.calls == 1 and len(lengths) > 1 and not isinstance(listed[0], Tensor):  # perhaps run on one part only
         return True, len(listed) if seen.rows == len(listed) else None
     if seen.calls == 1:  # joined to one tensor, views give a row for each sample and view
         rows = len(listed) * shapes[0][0] if has_one_shape else None
@@ -258,7 +261,7 @@ def _of_list(listed: list[Batch], seen: Seen) -> tuple[bool, int | None]:
         return True, None if has_one_shape and lengths == {1} else len(listed)
     if has_one_shape:
         return False, None
-    if len(lengths) == 1:  # views of different sizes; a loop over samples may give as many rows by chance
+    if len(lengths) == 1:  # views of different sizes; a loop over samples may give that many rows by chance
         return not (seen.compared & lengths), None
     # Two parts of different lengths may be two batches, such as one with labels and one without.
     return True, len(listed) if is_loop and len(listed) > 2 else None
@@ -273,9 +276,9 @@ def _leaves(batch: Batch) -> Iterator[Tensor]:
 
 
 def _evident(batch: Batch, sequences: set[int]) -> set[int] | None:
-    """What sequence layers say of samples; None if it has two meanings.
+    """Numbers of samples that sequence layers show; None if these are ambiguous.
 
-    Layers for which the samples themselves are one sequence are given one of them, which no field counts.
+    Layers for which the samples themselves form one sequence get one sequence, which no field counts.
     """
     shapes = [tensor.shape for tensor in _leaves(batch) if tensor.ndim]
     if 1 not in sequences or any(shape[0] == 1 for shape in shapes):
@@ -286,9 +289,9 @@ def _evident(batch: Batch, sequences: set[int]) -> set[int] | None:
 
 
 def _in_first_two(batch: Batch, count: int, *, has_flat: bool) -> bool:
-    """Whether all fields may have so many samples along dimension 0 or 1, and one of several dimensions has.
+    """Whether every field may have ``count`` samples in dimension 0 or 1, and a field of several dimensions does.
 
-    Masks of attention, which are square, have no samples; with ``has_flat``, targets of all steps may come in a row.
+    Attention masks, which are square, have no samples. With ``has_flat``, the targets of all steps may be in one row.
     """
     found = False
     for tensor in _leaves(batch):
@@ -303,7 +306,7 @@ def _in_first_two(batch: Batch, count: int, *, has_flat: bool) -> bool:
 
 
 def _voted(batch: Batch, among: frozenset[int], seen: Seen) -> int | None:
-    """The one length that outputs and loss functions agree on, as far as fields of the batch have it."""
+    """The length of a field on which outputs and loss functions agree; None if there is not exactly one."""
     outputs = {length for length in among if length in (seen.outputs or (seen.rows,))}
     if len(outputs) > 1 and seen.calls == 1:  # of several networks, such as one for nodes and one for graphs
         outputs &= seen.compared
@@ -316,10 +319,10 @@ def _voted(batch: Batch, among: frozenset[int], seen: Seen) -> int | None:
 
 
 def _groupings(tensor: Tensor, among: frozenset[int]) -> Iterator[tuple[int, int]]:
-    """Pairs of lengths ``(parts, whole)`` of which a tensor says that it divides the one into the other.
+    """Pairs of lengths ``(parts, whole)`` where a tensor may divide the whole into parts.
 
-    An index of the part for each row of the whole, ``[whole]``; the sizes of the parts or their ends, ``[parts]``; or
-    their bounds, ``[parts + 1]``.
+    Such a tensor has the index of the part for each row of the whole, ``[whole]``; the sizes or ends of the parts,
+    ``[parts]``; or their bounds, ``[parts + 1]``.
     """
     if tensor.ndim != 1 or tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
         return
@@ -330,7 +333,7 @@ def _groupings(tensor: Tensor, among: frozenset[int]) -> Iterator[tuple[int, int
     elif is_sorted:
         candidates = [(len(values) - 1, values[-1])]
     elif values and min(values) > 0:
-        are_ends = all(a < b for a, b in pairwise(values))  # no index, which would be less than the length
+        are_ends = all(a < b for a, b in pairwise(values))  # not an index, which would be less than the length
         candidates = [(len(values), sum(values)), *([(len(values), values[-1])] if are_ends else [])]
     else:
         candidates = []

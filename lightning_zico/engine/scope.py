@@ -1,4 +1,4 @@
-"""What must be switched while a module is looked at, and put back whatever happens."""
+"""Contexts that change global state or a module while it is scored, and always restore it."""
 
 import copy
 import gc
@@ -41,29 +41,29 @@ from lightning_zico.engine.undo import Remembered, refill
 def preserved(module: nn.Module, *others: Any) -> Iterator[Callable[[], None]]:
     """Restore a module and the random number generators bit for bit, even if the body raises.
 
-    Saved are, for every submodule, all its attributes (training flag, hook tables, child modules, the list that a
-    ``training_step`` appends to) and what they lead to, see `undo.Remembered`; for every parameter ``requires_grad``
-    and ``.grad``, which is None while the body runs. Parameters and buffers are *not* cloned here: the body must run
-    the module on others, as `stateless.Stateless` does.
+    For every submodule, all its attributes (training flag, hook tables, child modules, a list to which a
+    ``training_step`` appends) and the objects to which they refer are saved, see `undo.Remembered`. So are
+    ``requires_grad`` and ``.grad`` of every parameter; ``.grad`` is None while the body runs. Parameters and buffers
+    are *not* cloned here: the body must run the module on others, as `stateless.Stateless` does.
 
-    Modules that are not registered, such as a teacher in a list, optimizers and parameters that are found on the way
-    are put back likewise. Their tensors, and others such as the states of torchmetrics, have other memory while the
-    body runs, so that not even a write in place, by whatever reference, reaches their values; in the places of views
-    and of tensors with a history stand clones. Of tensors that plain objects hold, those of more than 16 MB are left
-    as they are, unless they have the shape of a parameter.
+    Unregistered modules, such as a teacher in a list, optimizers and parameters that are found in this way are restored
+    as well. Their tensors, and others such as the states of torchmetrics, have other memory while the body runs, so
+    that no write in place through any reference reaches their values. Views and tensors with a history are replaced by
+    clones. Tensors of more than 16 MB that plain objects hold are not saved, unless they have the shape of a parameter.
 
-    In the place of an iterator stands a copy while the body runs. An iterator that is in a set, or that Python cannot
-    copy, stays where the body leaves it: generators, what reads one, and since Python 3.14 those of `itertools`.
+    Iterators are replaced by copies while the body runs. An iterator that is in a set, or that Python cannot copy,
+    stays where the body leaves it. Python cannot copy generators, iterators that read one, and since Python 3.14 those
+    of `itertools`.
 
-    Not looked into are classes, trainers, loggers, threads, and what shares a lock with them, such as a queue that a
-    thread waits for.
+    Classes, trainers, loggers, threads, and objects that share a lock with them, such as a queue that a thread waits
+    for, are not restored.
 
     Args:
-        module: See above.
-        others: What is put back with it, such as a module within a loss function.
+        module: Module to restore.
+        others: Other objects to restore, such as a module within a loss function.
 
     Yields:
-        A function that puts the module back at once, for bodies that run it several times.
+        A function that restores the module at once, for bodies that run it several times.
 
     Example:
         >>> layer = nn.Dropout()
@@ -90,7 +90,7 @@ def preserved_rng(seed: int | None = None) -> Iterator[None]:
     """Restore the generators of Python, NumPy and torch (on every device in use), even if the body raises.
 
     Args:
-        seed: Start the body from this seed; None goes on from the present state.
+        seed: Seed at the start of the body; None to continue from the current state.
     """
     put_back_rng = rng_restorer()
     with finally_called(put_back_rng):
@@ -110,7 +110,7 @@ def optimizers_put_back() -> Iterator[None]:
             groups = optimizer.param_groups
             containers: list[Any] = [vars(optimizer), optimizer.state, groups, *groups]
             saved[id(optimizer)] = [(container, copy.copy(container)) for container in containers]
-            # Its contents stay unchanged: it gets copies to write to.
+            # The originals stay unchanged, because the optimizer gets copies to write to.
             for parameter, state in list(optimizer.state.items()):
                 optimizer.state[parameter] = copy.deepcopy(state)
             for group in groups:
@@ -130,9 +130,9 @@ def rng_restorer() -> Callable[[], None]:
     """Remember the states of Python's, NumPy's and torch's generators, on every device in use.
 
     Returns:
-        A function that puts them back, as often as it is called.
+        A function that restores them; it can be called several times.
     """
-    numpy = sys.modules.get("numpy")  # a NumPy that nobody imported has no state to keep
+    numpy = sys.modules.get("numpy")  # NumPy has no state to keep if it is not imported
     python_state = random.getstate()
     numpy_state = numpy.random.get_state() if numpy else None
     torch_state = torch.get_rng_state()
@@ -148,7 +148,7 @@ def rng_restorer() -> Callable[[], None]:
             if cuda_states is not None:
                 torch.cuda.set_rng_state_all(cuda_states)
             elif torch.cuda.manual_seed_all in _seeders():
-                # A GPU that was not in use starts, whenever that is, from the seed that torch had, not from the body's.
+                # A GPU that was not in use will start from torch's seed before the body, not from the body's seed.
                 torch.cuda.manual_seed_all(torch.initial_seed())
             if mps_state is not None:
                 torch.mps.set_rng_state(mps_state)
@@ -157,7 +157,7 @@ def rng_restorer() -> Callable[[], None]:
 
 
 def generator_states() -> tuple[Any, ...]:
-    """Copy the states of Python's, NumPy's and torch's generators, to see whether something draws from them."""
+    """Copy the states of Python's, NumPy's and torch's generators, to check whether code draws from them."""
     numpy = sys.modules.get("numpy")
     legacy = numpy.random.get_state() if numpy else None
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
@@ -167,9 +167,9 @@ def generator_states() -> tuple[Any, ...]:
 
 @contextmanager
 def unfused() -> Iterator[None]:
-    """Let attention and a transformer's layer in eval mode run step by step: nobody sees into their fused kernels.
+    """Run attention and transformer layers in eval mode without fused kernels, whose operations cannot be observed.
 
-    The switch is one for all threads: the first to come turns it, the last to go puts it back.
+    The switch is shared by all threads: the first one to enter sets it, and the last one to leave restores it.
     """
     with _fusing.lock:
         if not _fusing.bodies:
@@ -187,7 +187,7 @@ def unfused() -> Iterator[None]:
 
 @dataclass
 class _Fusing:
-    bodies: int = 0  # that run at the moment
+    bodies: int = 0  # number of bodies that are running
     before: bool = True
     lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -208,10 +208,10 @@ def seed_all(seed: int) -> None:
 
 @cache
 def _seeders() -> list[Callable[[int], Any]]:
-    """List what seeds the generators of the devices in this machine, the CPU aside.
+    """List the functions that seed the generators of this machine's devices other than the CPU.
 
     `torch.manual_seed` seeds devices of every kind that torch knows, and formats the call stack for each kind that is
-    not in use: 0.1 ms a seed, which was a third of the time that scoring a small network took.
+    not in use. That takes 0.1 ms per seed, which was a third of the time of scoring a small network.
     """
     found: list[Callable[[int], Any]] = []
     if torch.cuda.device_count():  # unlike `is_available`, it does not start the driver, so processes can be forked
@@ -226,7 +226,7 @@ def _seeders() -> list[Callable[[int], Any]]:
 
 
 def _seeders_of_extensions() -> list[Callable[[int], Any]]:
-    """List what seeds devices that an extension of torch brings, which may be imported at any time."""
+    """List the functions that seed devices of torch extensions, which may be imported at any time."""
     extension = getattr(torch, torch._C._get_privateuse1_backend_name(), None)
     seed_devices = getattr(extension, "manual_seed_all", None)
     return [] if seed_devices is None else [seed_devices]
@@ -234,23 +234,23 @@ def _seeders_of_extensions() -> list[Callable[[int], Any]]:
 
 _MOST_BYTES_TOGETHER = 2**28  # of small tensors and arrays in plain objects
 _MOST_OBJECTS = 10_000  # of a module's own
-_LIVE = (threading.Thread, BaseProcess, IOBase)  # they go on by themselves
+_LIVE = (threading.Thread, BaseProcess, IOBase)  # they change by themselves
 _LOCKS = (type(threading.Lock()), type(threading.RLock()), threading.Condition, threading.Event, *_LIVE)
-# Trainers lead to everything, and what writes elsewhere cannot be put back.
+# Trainers refer to everything, and writers to other places cannot be restored.
 _LEFT_ALONE = ("lightning.", "pytorch_lightning.", "lightning_fabric.", "torch.utils.tensorboard.", "wandb.", "ray.")
-# The standard library's objects belong to the interpreter, other than those that merely hold what they are given.
+# Objects of the standard library belong to the interpreter, except those that only hold other objects.
 _HOLDERS = frozenset({"argparse", "collections", "functools", "types", "weakref", "_weakrefset"})
-# The tensors in them are handed to the module; those in the last two are the parameters of recurrent layers once more.
+# Attributes with the module's registered tensors; the last two hold the parameters of recurrent layers again.
 _REGISTERED = frozenset({"_parameters", "_buffers", "_modules", "_flat_weights", "_flat_weight_refs"})
 
 
 class _ModuleState(Remembered):
-    """All that `preserved` puts back, of the submodules of one module and of what is found in them.
+    """Everything that `preserved` restores: the submodules of one module and the objects found in them.
 
     Args:
         module: Its registered parameters and buffers are not exchanged; `stateless.Stateless` does that.
-        others: What is put back as well.
-        apart: Submodules that are left alone.
+        others: Other objects to restore.
+        apart: Submodules to leave out.
     """
 
     def __init__(self, module: nn.Module, others: Iterable[Any], apart: Iterable[nn.Module]) -> None:
@@ -260,13 +260,13 @@ class _ModuleState(Remembered):
         parts = [part for part in tree if id(part) not in left]
         parameters = {id(p): p for part in parts for p in part._parameters.values() if p is not None}
         self._registered = parameters
-        # Each with its gradient, whether it requires one, and its version.
+        # Parameters with their gradient, whether they require one, and their version.
         self._leaves: list[tuple[Tensor, Tensor | None, bool, int]] = [
             (p, p.grad, p.requires_grad, version_of(p)) for p in parameters.values()
         ]
-        # Where a copy stands for the time of the body: setter, holder, key, and a tensor or an iterator.
+        # Places that hold a copy while the body runs: setter, holder, key, and a tensor or an iterator.
         self._places: list[tuple[Callable[[Any, Any, Any], Any], Any, Any, Any]] = []
-        self._held: list[tuple[Tensor, Tensor]] = []  # tensors that are given other memory, and their own
+        self._held: list[tuple[Tensor, Tensor]] = []  # tensors that get other memory, with their own
         self._shapes: frozenset[torch.Size] | None = None
         for part in parts:
             self._open_own(part)
@@ -281,7 +281,7 @@ class _ModuleState(Remembered):
         self.scan(dict.__setitem__, attributes, attributes.items(), True, _REGISTERED)
 
     def open_module(self, module: Any) -> None:
-        """Remember an optimizer, or a module that the tree does not know, with its parameters and buffers."""
+        """Remember an optimizer, or a module outside of the tree with its parameters and buffers."""
         if isinstance(module, nn.Module):
             for part in module.modules():
                 if part is module or id(part) not in self.seen:
@@ -303,7 +303,7 @@ class _ModuleState(Remembered):
                 self._places.append((setter, holder, key, tensor))
 
     def kind_of(self, kind: type) -> str:
-        """Classify what is of a class."""
+        """Classify the objects of a class."""
         if is_live(kind):
             self.kinds[kind] = "live"
         return self.kinds.get(kind) or super().kind_of(kind)
@@ -325,7 +325,7 @@ class _ModuleState(Remembered):
             self.scan(None, None, enumerate(gc.get_referents(value)))
 
     def fits(self, value: Any) -> bool:
-        """Whether to copy what a foreign object holds: also a large tensor, if it may be a copy of a parameter."""
+        """Whether to copy a tensor or array of a foreign object, also a large tensor that may be a parameter's copy."""
         if super().fits(value):
             return True
         if self._shapes is None:
@@ -360,7 +360,7 @@ class _ModuleState(Remembered):
                 leaf.grad = None
 
     def reset(self) -> None:
-        """Restore everything, and put in fresh copies."""
+        """Restore everything, and exchange it for new copies."""
         self.put_back()
         self.exchange()
 
@@ -384,7 +384,7 @@ class _ModuleState(Remembered):
 
 
 class _Weights(Remembered):
-    """Finds modules, optimizers and parameters, and puts nothing back."""
+    """Finds modules, optimizers and parameters without restoring them."""
 
     def __init__(self) -> None:
         super().__init__(is_open=is_plain, holds=_holds, room=0, most=_MOST_OBJECTS)
@@ -399,24 +399,24 @@ class _Weights(Remembered):
 
 
 def weights_behind(*functions: Any) -> list[Any]:
-    """List the modules, optimizers and parameters that functions refer to, but not by global variables."""
+    """List the modules, optimizers and parameters to which functions refer, except by global variables."""
     weights = _Weights()
     weights.take(*functions)
     return weights.found
 
 
 def is_plain(obj: Any) -> bool:
-    """Whether an object merely holds what it is given, so that putting it back disturbs nothing that is at work."""
+    """Whether an object only holds other objects, so that restoring it disturbs nothing that is running."""
     if not _holds(cast(Any, type(obj))):
         return False
-    if issubclass(cast(Any, type(obj)), Queue):  # a weak proxy claims the class of its object, if that is still there
+    if issubclass(cast(Any, type(obj)), Queue):  # a weak proxy has the ``__class__`` of its object if it is alive
         return not any(getattr(obj, name)._waiters for name in ("not_empty", "not_full", "all_tasks_done"))
     attributes = attributes_of(obj)
     return not isinstance(attributes, dict) or not any(map(_is_at_work, attributes.values()))
 
 
 def _is_at_work(value: Any) -> bool:
-    """Whether a value shows that the object which has it is used by others at the same time."""
+    """Whether a value shows that the object that holds it may be in use by others."""
     kind = cast(Any, type(value))  # by class, as `is_plain` does
     return issubclass(kind, _LOCKS) and not (issubclass(kind, IOBase) and has_position(value))
 

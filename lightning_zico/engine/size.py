@@ -1,4 +1,4 @@
-"""Sizes of a module: parameters, multiply-accumulate operations."""
+"""Sizes of a module: parameters and multiply-accumulate operations."""
 
 import math
 from collections import Counter
@@ -32,10 +32,10 @@ from lightning_zico.engine.tree import parameters, submodules
 from lightning_zico.engine.watch import ACTIVATIONS, is_in_place
 from lightning_zico.errors import NotApplicableError, ZiCoError
 
-# What `a + b` and `a += b` are, and how else they are written.
+# Functions behind `a + b` and `a += b`, and their other spellings.
 _SUMS = frozenset({Tensor.add, torch.add, Tensor.add_})
 
-# Operators without a formula are no reason to doubt a count as long as they add at most this share to it.
+# A count is complete enough if operators without a formula add at most this share to it.
 _NEGLIGIBLE = 0.01
 
 # Functions whose first two arguments are compared with each other, row by row.
@@ -48,7 +48,7 @@ _SEQUENTIAL = (nn.RNNBase, nn.MultiheadAttention)
 
 
 def count_params(module: nn.Module) -> int:
-    """Count the parameters, trainable and frozen; tied ones once.
+    """Count the trainable and frozen parameters; tied ones count once.
 
     Raises:
         NotApplicableError: If one is not initialised, so that its size is not known.
@@ -70,10 +70,10 @@ class MacCount:
 
     Args:
         total: Operations for the whole batch, as far as they are counted.
-        num_samples: Samples in the batch; None if nothing tells how many they are.
-        device: Where they were counted: ``"meta"``, where nothing is computed, or the module's own device, if the step
-            looks at values.
-        uncounted: Operators without a formula whose operations may matter; they are missing in ``total``.
+        num_samples: Samples in the batch; None if their number is unknown.
+        device: Device of the count: ``"meta"``, where nothing is computed, or the module's own device, if the step
+            reads values.
+        uncounted: Operators without a formula whose operations may matter; ``total`` does not include them.
     """
 
     total: float
@@ -114,22 +114,23 @@ def count_macs(
     layout: Callable[[], Layout] | None = None,
     chain: Chain | None = None,
 ) -> MacCount:
-    """Count the multiply-accumulate operations of a module's forward pass, on the meta device where that is possible.
+    """Count the multiply-accumulate operations of a module's forward pass, on the meta device if possible.
 
-    Nothing is differentiated. A step that itself differentiates, such as for forces, fails then; it is counted once
-    more with autograd, and what it differentiates counts as it runs.
+    Nothing is differentiated. A step that itself differentiates, such as for forces, then fails. It is counted again
+    with autograd, including the operations of its own backward passes.
 
     Args:
-        module: Any module; put back afterwards.
+        module: Any module; it is put back afterwards.
         step: ``(module, batch, batch_idx) -> loss``.
         batch: As for `gradients.stream_gradients`.
-        muted: Given the module before the count on the meta device, to silence what cannot run there and adds no MACs.
-        stated: Samples in the batch, as the user states them; None to find out (`samples.num_samples`).
-        layout: Gives that of the module, if somebody has it.
+        muted: Called with the module before the count on the meta device, to silence code that cannot run there and
+            adds no MACs.
+        stated: Samples in the batch, as the user states them; None to count them (`samples.num_samples`).
+        layout: Returns the layout of the module, if it is known already; None to compute it.
         chain: Follows the data of the same run, if given.
 
     Returns:
-        The count. Matrix products count wherever they stand (attention too), biases and norms nowhere.
+        The count. All matrix products count, also in attention; biases and norms do not.
 
     Source:
         The formulas of `torch.utils.flop_counter`, whose numbers are halved, and those of `engine.operators`.
@@ -165,7 +166,7 @@ def count_macs(
         try:
             return count(device, differentiates=False)
         except Exception as error:
-            # On the meta device most steps fail because they look at values, with autograd as without.
+            # On the meta device, most steps fail because they read values, with or without autograd.
             if isinstance(error, ZiCoError) or (device and "does not require grad" not in str(error)):
                 raise
             reset()
@@ -177,13 +178,13 @@ def count_macs(
             with outside_put_back(module, step):
                 return either(META)
         except Exception:
-            # A step that looks at values, makes tensors on the CPU, or is itself broken: the next line tells.
+            # The step reads values, makes tensors on the CPU, or is itself broken, which raises again below.
             reset()
             return either(None)
 
 
 def may_be_time_first(module: nn.Module) -> bool:
-    """Whether parts of a module count samples elsewhere than along dimension 0, as they say."""
+    """Whether parts of a module expect samples along a dimension other than 0, such as without ``batch_first``."""
     return any(
         isinstance(part, nn.RNNCellBase) or (isinstance(part, _SEQUENTIAL) and not part.batch_first)
         for part in submodules(module).values()
@@ -192,12 +193,12 @@ def may_be_time_first(module: nn.Module) -> bool:
 
 @contextmanager
 def _looking(module: nn.Module, seen: Seen, layout: Layout) -> Iterator[None]:
-    """Note rows of what networks put out, and the samples of what goes into recurrent layers and attention.
+    """Note the rows of networks' outputs, and the number of samples in the inputs of recurrent layers and attention.
 
-    Of calls within calls the outermost tells, or those within it, if it puts out no rows, as a loss has none.
+    The outermost call counts; if its output has no rows, such as a loss, the calls within it count instead.
     """
     calls: Counter[int] = Counter()
-    open_calls: list[tuple[int, set[int]]] = [(0, seen.outputs)]  # modules, and the lengths within
+    open_calls: list[tuple[int, set[int]]] = [(0, seen.outputs)]  # open modules, with the lengths found within
 
     def begins(part: nn.Module, args: Any) -> None:
         if id(part) in layout.holding:
@@ -222,7 +223,7 @@ def _looking(module: nn.Module, seen: Seen, layout: Layout) -> Iterator[None]:
 
 
 def _samples_into(module: nn.Module, given: Any) -> int | None:
-    """Samples of what a recurrent layer or attention is given; None without a dimension of them."""
+    """Number of samples in the input of a recurrent layer or attention; None if it has no dimension for them."""
     if isinstance(given, PackedSequence):
         return int(given.batch_sizes[0])
     is_cell = isinstance(module, nn.RNNCellBase)
@@ -234,7 +235,7 @@ def _samples_into(module: nn.Module, given: Any) -> int | None:
 class _Counter(TorchDispatchMode):
     """Counts multiply-accumulate operations, and bounds those of operators without a formula.
 
-    Not `FlopCounterMode`, which also tells modules apart, and takes longer for that than a forward pass on the meta
+    `FlopCounterMode` is not used, because it also counts by module, which takes longer than a forward pass on the meta
     device.
     """
 
@@ -244,7 +245,7 @@ class _Counter(TorchDispatchMode):
         super().__init__()
         self.macs = 0.0
         self._chain = chain
-        self._most: dict[str, float] = {}  # by operator without a formula, the most that it may add
+        self._most: dict[str, float] = {}  # by operator without a formula, a bound on its operations
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -252,7 +253,7 @@ class _Counter(TorchDispatchMode):
         kwargs = kwargs or {}
         if isinstance(func, torch._ops.HigherOrderOperator):
             return self._higher_order(func, args, kwargs)
-        # Elsewhere what is made of other operators, such as `linear`, has been taken apart before it comes here.
+        # Outside of inference mode, composite operators such as `linear` are decomposed before they arrive here.
         if torch.is_inference_mode_enabled():
             with self:
                 parts = func.decompose(*args, **kwargs)
@@ -270,13 +271,13 @@ class _Counter(TorchDispatchMode):
         return out
 
     def missing(self) -> tuple[str, ...]:
-        """Name the operators whose operations may matter beside those that are counted."""
+        """Name the operators without a formula whose operations may matter."""
         if math.fsum(self._most.values()) <= _NEGLIGIBLE * self.macs:
             return ()
         return tuple(sorted(self._most))
 
     def _higher_order(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Run what calls functions: of `torch.cond` the branch with more operations counts, wherever that is known."""
+        """Run a higher-order operator; for `torch.cond`, the branch with more operations counts."""
         if func is not torch.ops.higher_order.cond:
             self._most[f"higher_order.{func._name}"] = math.inf
             return self._chain.call(func, args, kwargs) if self._chain else func(*args, **kwargs)
@@ -293,24 +294,24 @@ class _Counter(TorchDispatchMode):
 
 
 def _same_shape(tensor: Tensor) -> Tensor:
-    """Make a meta tensor of the same shape and layout; `torch.empty_like` is written in Python there, and slower."""
+    """Make a meta tensor of the same shape and layout; on that device, `torch.empty_like` is Python code and slower."""
     if not tensor.is_contiguous():
         return torch.empty_like(tensor)
     return torch.empty(tensor.shape, dtype=tensor.dtype, device=META)
 
 
 class _Functions(TorchFunctionMode):
-    """Sees what loss functions compare, and passes by what takes most of the time on the meta device.
+    """Notes the lengths that loss functions compare, and skips functions that take most time on the meta device.
 
-    Of norms, activations and sums only the shape of what they put out is made, a tensor of their own, since it may be
-    changed in place. What is not on the meta device, such as a number that the model computes, is left alone, and so is
-    what may be differentiated: a pass backward goes through it to what has MACs. So is what runs inside a transform of
-    `torch.func`, whose tensors have more to them than a shape.
+    Norms, activations and sums are not run: they return a new tensor of the same shape, which may be changed in place.
+    Functions run as usual if their tensors are not on the meta device, such as a number that the model computes. They
+    also do if autograd is on, since a backward pass goes through them to operators with MACs, and inside transforms of
+    `torch.func`, whose tensors have more than a shape.
 
     Args:
-        seen: What to note lengths in.
-        chain: Records the functions that are passed by, if given.
-        skips: Whether to pass by.
+        seen: Gets the lengths.
+        chain: Records the functions that are skipped, if given.
+        skips: Whether to skip functions.
     """
 
     def __init__(self, seen: Seen, chain: Chain | None, *, skips: bool) -> None:
@@ -333,7 +334,7 @@ class _Functions(TorchFunctionMode):
                 return self._pass_by(func, [given], func is not F.batch_norm and is_in_place(func, args, kwargs))
         if func in _SUMS and len(args) == 2 and not kwargs and isinstance(args[0], Tensor) and args[0].is_meta:
             a, b = args
-            if isinstance(b, int) and func is Tensor.add_:  # a norm counts its batches
+            if isinstance(b, int) and func is Tensor.add_:  # the counter of batches of a norm
                 return a
             if isinstance(b, Tensor) and b.is_meta and (a.shape, a.dtype) == (b.shape, b.dtype):
                 return self._pass_by(func, args, func is Tensor.add_)

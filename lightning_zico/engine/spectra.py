@@ -1,8 +1,8 @@
-"""Eigenvalues and singular values, told from what rounding leaves of zero.
+"""Eigenvalues and singular values, with rounding errors set to zero or dropped.
 
 Index conventions:
     N: rows of a matrix
-    D: its columns
+    D: columns of the matrix
 """
 
 import torch
@@ -10,15 +10,15 @@ from torch import Tensor
 
 from lightning_zico.errors import NotApplicableError
 
-# In small matrices rounding errors are some times the precision, too.
+# Rounding errors are several times the precision in small matrices, too.
 _LEAST_SIZE = 32
 
 
 def eigenvalues_of(matrix: Tensor) -> Tensor:
-    """Compute the eigenvalues of a positive semidefinite matrix, ``[..., N, N]``; those of rounding are zero exactly.
+    """Compute the eigenvalues of a positive semidefinite matrix, ``[..., N, N]``; rounding errors are set to zero.
 
-    Rounding leaves of zero at most the largest one times ``N`` times the precision of float64. Whatever takes a
-    logarithm or an inverse of an eigenvalue below that would be made of rounding errors.
+    A zero eigenvalue is computed as at most the largest eigenvalue times ``N`` times the precision of float64. The
+    logarithm or inverse of an eigenvalue below that would be determined by rounding errors.
 
     Returns:
         ``[..., N]``, float64, in ascending order.
@@ -44,7 +44,7 @@ def rank_of(matrix: Tensor) -> int:
 
 
 def thin_svd(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the left singular vectors and the singular values of a matrix, without what rounding leaves of zero.
+    """Compute the left singular vectors and the singular values of a matrix, except those that are rounding errors.
 
     Args:
         rows: ``[N, D]``, float64.

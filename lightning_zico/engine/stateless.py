@@ -1,4 +1,4 @@
-"""A module's loss as a function of its parameters: the one place where other tensors are put in their places."""
+"""A module's loss as a function of its parameters: the only place where parameters are replaced by other tensors."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,23 +21,23 @@ T = TypeVar("T")
 
 
 class Stateless:
-    """A module that runs on parameters and buffers which are handed to it.
+    """A module that runs on given parameters and buffers.
 
-    The module itself stays as it is, apart from attributes that its own code sets; `scope.preserved` puts those back.
+    The module itself does not change, except for attributes that its own code sets; `scope.preserved` restores those.
 
     Args:
-        module: Walked over once: parameters and buffers that it gets later are not known.
+        module: Any module. Parameters and buffers that it gets later are not known.
 
     Attributes:
-        params: The module's own parameters, by name; a tied one once, under its first name.
-        buffers: Its own buffers, likewise.
+        params: The module's own parameters, by name; a tied one is listed once, under its first name.
+        buffers: Its own buffers, in the same way.
     """
 
     def __init__(self, module: nn.Module) -> None:
         self.module = module
         self.params: dict[str, nn.Parameter] = {}
         self.buffers: Buffers = {}
-        # All places of a tensor: where a submodule registers it, and by which name.
+        # All places of a tensor: the dictionary of a submodule that registers it, and its name there.
         self._places: dict[str, list[tuple[dict[str, Any], str]]] = {}
         names: dict[int, str] = {}
         for prefix, submodule in submodules(module).items():
@@ -58,13 +58,14 @@ class Stateless:
     def copied_params(self, besides: Collection[str] = ()) -> Params:
         """Copy the parameters, detached.
 
-        Copies, not views: a ``forward`` that writes to its weights (``weight.data.clamp_``) must not reach the user's.
+        They are not views: a ``forward`` that writes to its weights (``weight.data.clamp_``) must not change the
+        module's own.
 
         Args:
-            besides: Names of those that are not needed, because they get other values.
+            besides: Names of parameters to leave out, because they get other values.
 
         Raises:
-            UnsupportedModuleError: If a parameter has no values: not yet initialised, or on the meta device.
+            UnsupportedModuleError: If a parameter has no values because it is lazy or on the meta device.
         """
         for name, parameter in self.params.items():
             if is_lazy(parameter) or parameter.is_meta:
@@ -76,29 +77,29 @@ class Stateless:
         return _copied(self.params, besides)
 
     def copied_buffers(self, besides: Collection[str] = ()) -> Buffers:
-        """Copy the buffers, detached, besides those of some names."""
+        """Copy the buffers, detached, except those of some names."""
         return _copied(self.buffers, besides)
 
     def leaves(self, params: Params) -> dict[str, nn.Parameter]:
-        """Find what stands for the module's parameters in `holding`: themselves, wherever they can have other values.
+        """Find the tensors used as the module's parameters in `holding`: the parameters themselves if possible.
 
         Args:
             params: The values, by name.
 
         Returns:
-            By name. In the place of one whose class keeps values of its own kind stands a parameter like it, which
-            shares the memory of the value.
+            Parameters by name. A parameter that cannot hold its value, such as one of a special class, is replaced by a
+            similar one, which shares the memory of the value.
         """
         return {name: _leaf(self.params[name], tensor) for name, tensor in params.items()}
 
     def call(self, tensors: Params, function: Callable[[], T]) -> T:
-        """Call a function, which runs the module, with tensors in the places of parameters and buffers.
+        """Call a function that runs the module, with tensors in the places of parameters and buffers.
 
         Args:
-            tensors: Tensors by name, put where submodules register their own, as `torch.func.functional_call` does,
-                which takes ten times as long to find these places by their names. For those left out, the module's
-                own are used. Buffers are written to where the module updates them.
-            function: Takes nothing.
+            tensors: Tensors by name, which replace the ones that submodules register. `torch.func.functional_call` does
+                the same, but takes ten times as long to find them by name. The module's own tensors are used for those
+                left out. If the module updates buffers, the given ones change.
+            function: Function without arguments.
         """
         before: list[tuple[dict[str, Any], str, Any]] = []
         try:
@@ -117,17 +118,18 @@ class Stateless:
     ) -> Iterator[tuple[dict[str, nn.Parameter], Params]]:
         """Set the module's own parameters to other values while the body runs.
 
-        Code of the module finds in them what it finds in training, also where it holds on to them outside of the module
-        tree: in a list made in ``__init__``, in a closure, or in an optimizer. It may take penalties over all that is
-        trainable, differentiate with respect to it, switch ``requires_grad`` for a while, or step an optimizer. What
-        optimizers keep is put back.
+        Code of the module sees the same parameters as in training, also if it keeps them outside of the module tree: in
+        a list made in ``__init__``, in a closure, or in an optimizer. It may compute penalties over all trainable
+        parameters, differentiate with respect to them, switch ``requires_grad`` for a while, or step an optimizer. The
+        states of optimizers are restored.
 
         Args:
             params: The values, by name; those left out stay. Code of the module may write to them.
-            trainable: Names of those that require a gradient meanwhile; None for those that do.
+            trainable: Names of the parameters that require a gradient in the body; None to leave this unchanged.
 
         Yields:
-            What stands for each parameter, and what of that is not the parameter itself, to be put into its place.
+            The tensor used for each parameter, and those of them that are not the parameter itself and must be put in
+            its place.
         """
         leaves = self.leaves(params)
         others = {name: leaf for name, leaf in leaves.items() if leaf is not self.params[name]}
@@ -185,19 +187,19 @@ class Stateless:
     ) -> tuple[Params, Tensor]:
         """Differentiate the mean loss of one batch by plain reverse-mode autograd.
 
-        All trainable parameters require a gradient, as in training; only that for ``names`` is computed.
+        All trainable parameters require a gradient, as in training; only the gradients for ``names`` are computed.
 
         Args:
-            step: See `loss`, as for the others.
+            step: See `loss`.
             params: All parameters.
             buffers: All buffers; see `call`.
             names: Parameters to differentiate with respect to.
             batch: See `loss`.
             batch_idx: See `loss`.
-            watch: Sees the forward pass.
+            watch: Watches the forward pass.
 
         Returns:
-            The gradient for each name in ``names`` (zero where the loss does not depend on it, or the step froze it),
+            The gradient for each name in ``names`` (zero if the loss does not depend on it, or the step froze it),
             and the loss, a scalar.
 
         Raises:
@@ -216,9 +218,9 @@ class Stateless:
             return self.call({**placed, **buffers}, differentiate)
 
     def watched_loss(self, step: Step, batch: Batch, batch_idx: int, watch: Watch | None) -> Tensor:
-        """Compute the mean loss of a batch, within `call`, and let observers see it.
+        """Compute the mean loss of a batch, within `call`, while observers watch.
 
-        Where the step fails behind the network, observers see the end of the forward pass before that is raised.
+        If the step fails after the network, observers see the end of the forward pass before the error is raised.
         """
         if watch is None:
             return _loss_of(step(self.module, batch, batch_idx))
@@ -260,11 +262,11 @@ def check_depends(loss: Tensor) -> None:
 
 @dataclass(frozen=True)
 class Ends:
-    """Where the graph of a number ends.
+    """Leaves of the graph of a number.
 
     Args:
-        leaves: Ids of the tensors there; they live as long as the graph.
-        are_hidden: Whether a checkpoint hides some.
+        leaves: Ids of the leaf tensors, which live as long as the graph.
+        are_hidden: Whether a checkpoint hides some leaves.
     """
 
     leaves: frozenset[int]
@@ -272,7 +274,7 @@ class Ends:
 
     @classmethod
     def of(cls, number: Tensor) -> "Ends":
-        """Walk over the graph once."""
+        """Find the leaves of a graph."""
         leaves: set[int] = set()
         are_hidden = False
         for node in graph_of(number):
@@ -284,7 +286,7 @@ class Ends:
         return cls(frozenset(leaves), are_hidden)
 
     def hold(self, leaf: Tensor) -> bool:
-        """Whether a tensor is among them."""
+        """Whether a tensor is one of the leaves."""
         return id(leaf) in self.leaves
 
 
@@ -304,7 +306,7 @@ def differentiated(
         retain_graph: As for `torch.autograd.grad`.
 
     Returns:
-        By name; without those that the number does not depend on, or that the step froze.
+        Gradients by name, without leaves on which the number does not depend, or that the step froze.
     """
     active = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
     if not number.requires_grad or not active:
@@ -323,7 +325,7 @@ def _no_gradient() -> NoGradientError:
 
 
 def _leaf(parameter: nn.Parameter, tensor: Tensor) -> nn.Parameter:
-    """Return the parameter if it can have the value of a tensor, and else one like it."""
+    """Return the parameter if it can have the value of a tensor, otherwise a similar parameter."""
     if tensor is parameter or (
         type(tensor) in (Tensor, nn.Parameter)
         and type(parameter.data) is Tensor
@@ -357,7 +359,7 @@ def _accumulated(loss: Tensor, leaves: Mapping[str, nn.Parameter]) -> dict[str, 
     """Differentiate by `backward`, the only call that a checkpoint with ``use_reentrant=True`` allows."""
     hooks: dict[str, Any] = {name: leaf._post_accumulate_grad_hooks for name, leaf in leaves.items()}
     for leaf in leaves.values():
-        leaf.grad = None  # of what the step itself differentiated
+        leaf.grad = None  # left by the step if it differentiates itself
         leaf._post_accumulate_grad_hooks = None  # type: ignore[assignment]
     try:
         loss.backward()
@@ -375,11 +377,11 @@ def _dense(gradient: Tensor) -> Tensor:
 
 
 def _hooked(leaf: Tensor, gradient: Tensor, hooks: Iterable[Callable[[Tensor], None]]) -> Tensor:
-    """Let hooks change a gradient where `backward` would have put it.
+    """Let hooks change a gradient in the leaf's ``.grad``, where `backward` would have put it.
 
-    One that takes the gradient away, to step an optimizer with it, has it as it was.
+    If a hook removes the gradient, for example after it steps an optimizer, the gradient before that hook is returned.
     """
-    leaf.grad = gradient.clone()  # it may share its memory
+    leaf.grad = gradient.clone()  # the gradient may share its memory
     with torch.no_grad():
         for hook in hooks:
             hook(leaf)

@@ -33,19 +33,19 @@ class Subject:
         module: The candidate. It is never written to.
         step: ``(module, batch, batch_idx) -> mean loss``.
         batches: Batches from the loader.
-        prepare: ``(batch, batch_idx) -> batch`` on the module's device; called when a batch's turn comes, so that one
-            batch at a time is there.
-        axis: What differs between two gradients.
-        chunk_size: Per sample: how many at once; see `gradients.stream_gradients`.
-        seed: Seed of dropout, of weights and inputs that are drawn, and of other randomness.
-        muted: Silences, on a module that will be put back, what cannot run on the meta device.
+        prepare: ``(batch, batch_idx) -> batch`` on the module's device; called for one batch at a time, so that only
+            one is on the device.
+        axis: Whether gradients are those of batches or of samples.
+        chunk_size: Number of samples to differentiate at once, per sample only; see `gradients.stream_gradients`.
+        seed: Seed of dropout, of random weights and inputs, and of other randomness.
+        muted: Silences code of a module that cannot run on the meta device; the module is put back later.
         blocks: Names of the submodules that are the network's blocks; None to find them, see `blocks.block_names`.
         name: Name of the candidate.
-        num_samples: Samples of a batch, or a function that counts them in what the loader gave; None to find out.
-        transfer_batches: Batches of the samples whose features are looked at; empty for ``batches``.
+        num_samples: Samples of a batch, or a function that counts them in a batch of the loader; None to count them.
+        transfer_batches: Batches of the samples whose features are used; empty for ``batches``.
 
     Attributes:
-        first_idx: Index of the first batch that training does not pass over, as far as the passes made so far tell.
+        first_idx: Index of the first batch that training does not skip, as far as the passes so far show.
     """
 
     def __init__(
@@ -80,10 +80,10 @@ class Subject:
         self._skipped: dict[int, str] = {}  # why the training step skips batches, by index
         self._first_loss: Tensor | None = None
         self._floating: list[int] | None = None  # positions in the first batch
-        self._broke_off = False  # whether a pass did
-        self._is_doubted = False  # whether it learns anything
-        self._nothing_flows = False  # as far as proxies show that run it on other weights or inputs
-        self._differentiates = False  # whether the step itself does, so that it needs autograd
+        self._broke_off = False  # whether a pass failed
+        self._is_doubted = False  # whether a proxy found nothing to learn
+        self._nothing_flows = False  # as shown by proxies that use other weights or inputs
+        self._differentiates = False  # whether the step itself differentiates, so that it needs autograd
         self._observed: dict[Observer, Observer | Exception] = {}
         self._computed: dict[Callable[..., object], object] = {}
 
@@ -91,7 +91,7 @@ class Subject:
     def untrainable(self) -> str | None:
         """Why the candidate cannot be trained, as far as the passes so far show; None if no reason is known.
 
-        Proxies that look at activations alone would rank a candidate that no optimiser can move.
+        Proxies that use only activations would rank a candidate that no optimiser can train.
         """
         own = parameters(self.module)
         if not any(parameter.requires_grad for parameter in own.values()):
@@ -109,17 +109,17 @@ class Subject:
         """Note that a proxy found nothing to learn, so that `untrainable` runs the step as a trainer would.
 
         Args:
-            nothing_flows: Whether nothing flowed through the network either, whatever its loss is.
+            nothing_flows: Whether nothing flowed through the network either, regardless of its loss.
         """
         self._is_doubted = True
         self._nothing_flows |= nothing_flows
 
     @property
     def step_error(self) -> Exception | None:
-        """What the step raises as a trainer would run it; None if it raises nothing, or no pass has broken off.
+        """Error of the step when it runs as in a trainer; None if there is none, or if no pass has failed.
 
-        A pass also breaks off for reasons of its own, such as an input that requires a gradient. So the step is then
-        run plainly. That it asks for what scoring does not have does not say that the module's own training fails.
+        A pass may also fail for other reasons, such as an input that requires a gradient, so the step is then run
+        plainly. A step that asks for something that scoring does not provide may still work in training.
         """
         try:
             if self._broke_off or self._is_doubted:
@@ -137,7 +137,7 @@ class Subject:
 
     @property
     def step(self) -> Step:
-        """The step for proxies that look at the first batch, which they number 0, whichever it is in the loader."""
+        """The step for proxies that use the first batch, whose index is 0 for them, wherever it is in the loader."""
         if self.first_idx == 0:
             return self._step
         return lambda module, batch, batch_idx: self._step(module, batch, batch_idx + self.first_idx)
@@ -146,7 +146,7 @@ class Subject:
         """Make the next batch the first one, because the training step skips the current one.
 
         Raises:
-            UnsupportedModuleError: If none is left.
+            UnsupportedModuleError: If no batch is left.
         """
         rest = range(self.first_idx, len(self.batches) if error.ends_epoch else self.first_idx + 1)
         self._skipped |= dict.fromkeys(rest, error.reason)
@@ -184,7 +184,7 @@ class Subject:
 
     @property
     def stateless(self) -> Stateless:
-        """The module as a function of its tensors."""
+        """Stateless version of the module."""
         return self.once(_stateless)
 
     @property
@@ -201,12 +201,12 @@ class Subject:
         """Run the step on every batch as a trainer does, with a backward pass.
 
         Returns:
-            Why the candidate learns nothing; None if it learns. A network of which only biases have a gradient learns
-            at most the frequencies of the labels. If no parameter has one, the loss may just be flat at first, as a
-            hinge is or a warm-up from zero, unless a proxy found that nothing flows.
+            Why the candidate learns nothing; None if it learns. A network in which only biases have a gradient learns
+            at most the frequencies of the labels. If no parameter has one, the loss may only be flat at first, such as
+            a hinge loss or a warm-up from zero, unless a proxy found that nothing flows.
 
         Raises:
-            UnsupportedModuleError: If training passes over all batches.
+            UnsupportedModuleError: If training skips all batches.
         """
         stateless, skipped, learns, is_flat = self.stateless, 0, False, False
         reason = "its loss depends on none of its parameters, so no optimiser can update them."

@@ -1,4 +1,4 @@
-"""The numbers of tensors, and what autograd knows of them, remembered and put back."""
+"""Remember and restore the numbers of tensors and their autograd state."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,7 +9,7 @@ from torch.nn.parameter import is_lazy
 
 
 def tensor_restorer(tensor: Tensor) -> Callable[[], None]:
-    """Remember the numbers of a tensor, byte for byte, and what autograd knows of it."""
+    """Remember the numbers of a tensor, byte for byte, and its autograd state."""
     memory = _memory_of(tensor.data)
     saved = memory.clone()
     placed, is_leaf, requires_grad, version = tensor.data, tensor.is_leaf, tensor.requires_grad, version_of(tensor)
@@ -27,7 +27,7 @@ def tensor_restorer(tensor: Tensor) -> Callable[[], None]:
 
 
 def put_leaf_back(tensor: Tensor, requires_grad: bool, version: int) -> None:
-    """Let autograd know no more of a leaf than it did, which has the numbers that it had."""
+    """Restore the autograd state of a leaf whose numbers have been restored."""
     if not tensor.is_leaf:
         tensor.detach_()
     if tensor.requires_grad != requires_grad:
@@ -37,7 +37,7 @@ def put_leaf_back(tensor: Tensor, requires_grad: bool, version: int) -> None:
 
 
 def version_of(tensor: Tensor) -> int:
-    """Return how often autograd saw a tensor change; -1 if its changes are not counted."""
+    """Return how many changes of a tensor autograd has counted; -1 if it does not count them."""
     try:
         return tensor._version
     except (RuntimeError, ValueError):  # made in inference mode, or not yet initialised
@@ -45,7 +45,7 @@ def version_of(tensor: Tensor) -> int:
 
 
 def _set_version(tensor: Tensor, version: int) -> None:
-    """Set what `version_of` returns, for a tensor that has the numbers it had at that version."""
+    """Set the value that `version_of` returns, for a tensor that has the numbers of that version again."""
     set_counter: Any = torch._C._autograd._unsafe_set_version_counter
     try:
         set_counter((tensor,), (version,))
@@ -54,19 +54,19 @@ def _set_version(tensor: Tensor, version: int) -> None:
 
 
 def has_numbers(tensor: Tensor) -> bool:
-    """Whether a tensor has numbers of its own that can be read and written where they are."""
+    """Whether a tensor has numbers that can be read and written in place."""
     return not is_lazy(tensor) and tensor.layout == torch.strided and not (tensor.is_meta or tensor.is_nested)
 
 
 def exchangeable(tensor: Tensor) -> bool:
-    """Whether a tensor can have other memory for a while."""
+    """Whether a tensor can temporarily have other memory."""
     if is_lazy(tensor) or tensor.is_inference() or not tensor.is_leaf or tensor._is_view():
         return False
     return type(tensor.data) is Tensor
 
 
 def copy_of(tensor: Tensor) -> Tensor:
-    """Copy a tensor with its strides, so that one that was expanded stays so."""
+    """Copy a tensor with its strides, so that an expanded tensor stays expanded."""
     data = tensor.detach()
     if data.layout != torch.strided or not _overlaps(data):
         return data.clone()
@@ -74,7 +74,7 @@ def copy_of(tensor: Tensor) -> Tensor:
 
 
 def _memory_of(data: Tensor) -> Tensor:
-    """View the memory of a tensor, each place once."""
+    """View the memory of a tensor, with each element once."""
     if data.layout != torch.strided or not _overlaps(data):
         return data
     span = 1 + sum((size - 1) * stride for size, stride in zip(data.shape, data.stride(), strict=True))
@@ -84,7 +84,7 @@ def _memory_of(data: Tensor) -> Tensor:
 def _overlaps(data: Tensor) -> bool:
     if data.is_contiguous() or not data.numel():
         return False
-    room = 1  # elements that the dimensions so far reach over
+    room = 1  # elements that the dimensions so far span
     for stride, size in sorted((s, n) for n, s in zip(data.shape, data.stride(), strict=True) if n > 1):
         if stride < room:
             return True

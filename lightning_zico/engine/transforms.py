@@ -1,4 +1,4 @@
-"""Tensors as whoever looks at a pass wants them: out of the transforms of `torch.func`, and of real numbers."""
+"""Convert tensors for observers: unwrap them from transforms of `torch.func`, and view complex ones as real."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ _functorch: Any = torch._C._functorch
 
 
 def is_transforming() -> bool:
-    """Whether the code that runs now is inside `torch.func.vmap`, `grad` or another transform."""
+    """Whether the current code runs inside `torch.func.vmap`, `grad` or another transform."""
     return _functorch.peek_interpreter_stack() is not None
 
 
@@ -27,8 +27,8 @@ def outside_transforms() -> Iterator[None]:
 def unwrapped(nest: Any) -> Any:
     """Unwrap the tensors in a nest from the transforms of `torch.func`: dimensions that `vmap` hides come first.
 
-    So what a network does with each sample inside `vmap` is seen as what it does with the batch. The graph of autograd
-    around the transforms stays. To be called within `outside_transforms`.
+    So observers see what a network does with each sample inside `vmap` as what it does with the batch. The autograd
+    graph around the transforms stays. Call this within `outside_transforms`.
     """
     return tree_map_only(Tensor, _unwrapped, nest)
 
@@ -43,5 +43,5 @@ def _unwrapped(tensor: Tensor) -> Tensor:
 
 
 def real_view(tensor: Tensor) -> Tensor:
-    """View complex numbers as pairs of real ones, in a last dimension; other tensors stay."""
+    """View complex numbers as pairs of real ones in a new last dimension; return other tensors unchanged."""
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor

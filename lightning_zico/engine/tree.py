@@ -1,7 +1,7 @@
 """The tree of a module's submodules, and the parameters and buffers that they register.
 
-`nn.Module.named_modules` and its like pass what they yield through a generator for each level of the tree, which takes
-half as long again.
+`nn.Module.named_modules` and similar methods pass every item through a generator for each level of the tree, which
+takes half as long again.
 """
 
 from collections.abc import Collection, Iterable
@@ -46,7 +46,7 @@ def buffers(module: nn.Module) -> dict[str, Tensor]:
 
 
 def holders(parts: Iterable[nn.Module], held: Collection[int]) -> set[int]:
-    """Find, by ``id``, the modules that are among some modules or contain one of them.
+    """Find, by ``id``, the modules that contain one of some modules, including these.
 
     Args:
         parts: All modules of a tree.

@@ -1,4 +1,4 @@
-"""What objects hold, remembered and put back."""
+"""Remember what objects hold, and restore it."""
 
 import array
 import copy
@@ -40,37 +40,36 @@ from lightning_zico.engine.places import (
 from lightning_zico.engine.tensors import has_numbers, tensor_restorer
 from lightning_zico.errors import NotPutBackError, in_words
 
-# A tensor or array that is larger (2 million indices as int64) holds samples, and is not looked after.
+# A larger tensor or array (2 million indices as int64) holds samples, and is not remembered.
 MOST_BYTES = 2**24
-# A generator that stands behind this many elements of one list is not looked for: such lists hold samples.
+# Elements to search, for example for generators, of a list that no module or optimizer holds: longer ones hold samples.
 _MOST_ELEMENTS = 1000
 _PLAIN: frozenset[Any] = frozenset(
     {bool, int, float, complex, str, bytes, type(None), torch.device, torch.dtype, torch.Size}
 )
-# Each keeps all that it holds where its own methods find it, also when a derived class forbids or changes them.
+# Each one's own methods can read and write its content, even if a derived class forbids or changes them.
 _BASES: tuple[Any, ...] = (OrderedDict, dict, list, set, deque)
-# Kinds of which a class may have attributes besides its content.
+# Kinds of objects that may have attributes besides their content.
 _WITH_ATTRIBUTES = frozenset({"container", "tuple", "elements", "array", "generator"})
 
 
 class Remembered:
-    """What objects hold, and what these hold in turn, to be put back as often as `put_back` is called.
+    """State of objects, and of the objects that they hold, restored whenever `put_back` is called.
 
-    Reached are attributes, slots, elements of containers, bound methods, partial functions, closures, defaults of
-    arguments, and what weak references point to; what stands in global variables or in classes is not. Generators of
-    torch, NumPy and Python get their state back, objects the very attributes, containers the very elements in the same
-    order, byte and number arrays their content. Only what differs is written. Containers and generators are read and
-    written by the methods of the built-in class that they derive from: a class of its own may forbid to change them, or
-    do more than that. No signal interrupts the undo, and a container keeps what it has if it cannot get back what it
-    had.
+    Objects are found by attributes, slots, elements of containers, bound methods, partial functions, closures, defaults
+    of arguments, and weak references, but not by global variables or classes. Generators of torch, NumPy and Python get
+    their state back, objects the same attributes, containers the same elements in the same order, and byte and number
+    arrays their content. Only differences are written. Containers and generators are read and written by the methods of
+    the built-in class from which they derive, because a derived class may forbid changes or have side effects. No
+    signal interrupts the undo, and a container keeps its present content if the old content cannot be restored.
 
     Args:
-        is_open: Whether an object is looked into; it may raise. Containers, tensors, arrays and generators are not
-            asked about.
-        holds: Whether objects of a class are looked into; asked once for each.
-        seen: What is looked after elsewhere.
-        room: Most bytes of small tensors and arrays that are copied.
-        most: Most objects; None for all.
+        is_open: Whether to search an object; it may raise. It is not called for containers, tensors, arrays and
+            generators.
+        holds: Whether to search objects of a class; called once per class.
+        seen: Objects that are restored elsewhere.
+        room: Maximum number of bytes of small tensors and arrays to copy.
+        most: Maximum number of objects; None for no limit.
     """
 
     def __init__(
@@ -89,14 +88,14 @@ class Remembered:
         self.dicts: list[tuple[dict[Any, Any], dict[Any, Any]]] = []  # of modules
         self.empty: list[Any] = []  # most containers of a module are hook tables without a hook
         self.restorers: list[tuple[Any, Callable[[], Any]]] = []  # each with the object that it is for
-        self.seen: dict[int, Any] = {id(obj): obj for obj in seen}  # holds them, so that no id is given anew
+        self.seen: dict[int, Any] = {id(obj): obj for obj in seen}  # keeps objects alive, so that no id is reused
         self.tuples: dict[int, HeldTuple] = {}
         self.waiting: list[tuple[Any, str, bool]] = []
         self.kinds: dict[type, str] = dict.fromkeys(_PLAIN, "opaque")
         self.num_opened: int = 0
 
     def take(self, *roots: Any) -> None:
-        """Remember what some objects hold."""
+        """Remember the content of some objects."""
         self.scan(None, None, enumerate(roots))
         self.walk()
 
@@ -121,14 +120,14 @@ class Remembered:
 
     def undone(self) -> list[tuple[Any, BaseException]]:
         """Restore everything; return the objects for which that failed, with the errors."""
-        for attributes, saved in self.dicts:  # cheaper than to look whether they differ, as measured on a ResNet
+        for attributes, saved in self.dicts:  # cheaper than a comparison, as measured on a ResNet
             attributes.clear()
             attributes.update(saved)
         for container in self.empty:
             if container:
                 container.clear()
         failed = _failing(self.restorers)
-        # A key may have its hash only when its own attributes are back.
+        # The hash of a key may need attributes that are restored only now.
         return [(obj, error) for obj, _, error in _failing((obj, restore) for obj, restore, _ in failed)]
 
     def walk(self) -> None:
@@ -150,11 +149,11 @@ class Remembered:
         """Visit the contents of an object.
 
         Args:
-            setter: ``setter(holder, key, value)`` gives the object another value in a place; None if it cannot.
+            setter: ``setter(holder, key, value)`` replaces the value in a place; None if that is not possible.
             holder: See ``setter``.
             items: The places and the values in them.
             own: Whether they belong to a module or an optimizer.
-            registered: Places of containers that are put back and not looked into.
+            registered: Places of containers that are restored but not searched.
         """
         kind_of_class, seen, found_empty = self.kinds.get, self.seen, self.empty.append
         for key, value in items:
@@ -190,14 +189,14 @@ class Remembered:
                     self.waiting.append((value, kind, own))
 
     def kind_of(self, kind: type) -> str:
-        """Classify what is of a class, once for each: a network has thousands of attributes and a dozen types."""
+        """Classify the objects of a class, once per class: a network has thousands of attributes and a dozen types."""
         numpy = sys.modules.get("numpy")
         if kind in _BASES:
             name = "builtin"
         elif issubclass(kind, _BASES):
             name = "container"
         elif issubclass(kind, tuple):
-            # Tuples of C, which have names as well, cannot be made in this way.
+            # Named tuples written in C cannot be built from their elements.
             name = "elements" if hasattr(kind, "n_sequence_fields") else "tuple"
         elif issubclass(kind, frozenset):
             name = "elements"
@@ -221,7 +220,7 @@ class Remembered:
         return name
 
     def open(self, value: Any, kind: str, own: bool) -> None:
-        """Remember one object and look at what it holds."""
+        """Remember one object and search its content."""
         if kind in ("builtin", "container"):
             self._open_container(value, own)
         elif kind == "tuple":
@@ -260,7 +259,7 @@ class Remembered:
     def _keep_contents(self, value: Any) -> tuple[Any, Any]:
         base = _base_of(class_of(value))
         contents = _contents_of(base, value)
-        # A copy of a set knows the hashes, which the elements may have lost when they are put back.
+        # A copy of a set keeps the hashes, which may have changed when the elements are put back.
         filling = set(value) if base is set else contents
         self.restorers.append((value, partial(_put_contents_back, base, value, contents, filling)))
         return base, contents
@@ -277,7 +276,7 @@ class Remembered:
             self.scan(setter, value, enumerate(_first(contents, own)), own)
 
     def _open_link(self, link: Any) -> None:
-        if issubclass(class_of(link), FunctionType):  # a proxy claims the class of its object
+        if issubclass(class_of(link), FunctionType):  # a proxy has the ``__class__`` of its object
             if link.__defaults__:
                 self.restorers.append((link, partial(restore_attribute, link, "__defaults__", link.__defaults__)))
                 self.scan(setattr, link, [("__defaults__", link.__defaults__)])
@@ -291,7 +290,7 @@ class Remembered:
         if isinstance(attributes, dict) and id(attributes) not in self.seen:
             self.seen[id(attributes)] = attributes
             self.restorers.append((obj, partial(_put_attributes_back, attributes, attributes.copy())))
-            # The workers at work belong to training; what is read here comes from others.
+            # Running workers belong to training; scoring starts its own.
             is_loader = isinstance(obj, DataLoader)
             items = [item for item in attributes.items() if not (is_loader and item[0] == "_iterator")]
             self.scan(dict.__setitem__, attributes, items)
@@ -302,7 +301,7 @@ class Remembered:
                 self.scan(set_slot, obj, [(slot, content)])
 
     def found_live(self, setter: Any, holder: Any, key: Any, value: Any) -> None:
-        """Look after an iterator or a file; see `kind_of`."""
+        """Remember an iterator or a file; see `kind_of`."""
 
     def found_tensor(self, setter: Any, holder: Any, key: Any, tensor: Tensor, own: bool) -> None:
         """Remember the numbers of a tensor."""
@@ -312,11 +311,11 @@ class Remembered:
                 self.restorers.append((tensor, tensor_restorer(tensor)))
 
     def fits(self, value: Any) -> bool:
-        """Whether there is room for a copy of a tensor or an array; if so, it is taken."""
+        """Reserve room for a copy of a tensor or an array; return whether there was enough."""
         return self.take_room(value.nbytes)
 
     def take_room(self, num_bytes: int) -> bool:
-        """Whether there is room for a copy of so many bytes; if so, it is taken."""
+        """Reserve room for a copy of ``num_bytes``; return whether there was enough."""
         if num_bytes > min(MOST_BYTES, self.room):
             return False
         self.room -= num_bytes
@@ -326,11 +325,11 @@ class Remembered:
         numpy = sys.modules["numpy"]
         if view.dtype == object:
             self.scan(None, None, enumerate(_first(view.flat, False)))
-        views = [view]  # up to that in which the numbers can be changed
+        views = [view]  # up to the first one whose numbers can be changed
         while not views[-1].flags.writeable and isinstance(views[-1].base, numpy.ndarray):
             views.append(views[-1].base)
         owner = views[-1]
-        # Code may let itself write to an array that owns its memory.
+        # Code may make an array that owns its memory writeable.
         if (owner.flags.writeable or owner.flags.owndata) and self.fits(owner):
             flags = [(each, each.flags.writeable) for each in reversed(views)]
             self.restorers.append((view, partial(_put_array_back, owner, _plain_view(owner).copy(), flags)))
@@ -343,7 +342,7 @@ class Remembered:
 
 
 def _generator_base(kind: type) -> Any:
-    """Return the class of a generator of torch, NumPy or Python that a class derives from; None for any other."""
+    """Return the generator class of torch, NumPy or Python from which a class derives; None if there is none."""
     numpy = sys.modules.get("numpy")
     of_numpy = (numpy.random.RandomState, numpy.random.Generator, numpy.random.BitGenerator) if numpy else ()
     return next((base for base in (random.Random, torch.Generator, *of_numpy) if issubclass(kind, base)), None)
@@ -366,9 +365,9 @@ def refill(container: Any, saved: Any) -> None:
     if base is list:
         list.__setitem__(container, slice(None), saved)
         return
-    fresh = saved if base is deque else base(saved)  # raises, while nothing is lost, if an element has no hash
+    fresh = saved if base is deque else base(saved)  # raises here, before anything is lost, if an element has no hash
     base.clear(container)
-    if base is OrderedDict:  # whose `update` calls methods of the derived class
+    if base is OrderedDict:  # its `update` calls methods of the derived class
         for key, value in fresh.items():
             OrderedDict.__setitem__(container, key, value)
     elif base is deque:
@@ -380,7 +379,7 @@ def refill(container: Any, saved: Any) -> None:
 def _failing(
     restorers: Iterable[tuple[Any, Callable[[], Any]]],
 ) -> list[tuple[Any, Callable[[], Any], BaseException]]:
-    """Call functions that put objects back, all of them; return those that raise."""
+    """Call all functions that restore objects; return those that raise."""
     failed: list[tuple[Any, Callable[[], Any], BaseException]] = []
     for obj, restore in restorers:
         try:
@@ -407,7 +406,7 @@ def _put_array_back(owner: Any, saved: Any, flags: list[tuple[Any, bool]]) -> No
 
 
 def _plain_view(array: Any) -> Any:
-    """View an array without its own class, as of masked arrays, which shows or writes less than it has."""
+    """View an array without its subclass, such as that of masked arrays, which may hide some of its numbers."""
     numpy = sys.modules["numpy"]
     return array if type(array) is numpy.ndarray else numpy.ndarray.view(array, numpy.ndarray)
 
@@ -424,19 +423,19 @@ def _base_of(kind: type) -> Any:
 
 def _contents_of(base: Any, container: Any) -> Any:
     if base is dict and class_of(container).__iter__ is dict.__iter__:
-        return dict.copy(container)  # with the hashes that it knows, whatever its keys say today
+        return dict.copy(container)  # keeps the stored hashes, even if those of the keys have changed
     return dict(base.items(container)) if issubclass(base, dict) else list(base.__iter__(container))
 
 
 def _is_same(base: Any, container: Any, saved: Any) -> bool:
-    """Whether a container has the very elements in the same order."""
+    """Whether a container has the same elements in the same order, by identity."""
     if base.__len__(container) != len(saved) or not all(map(operator.is_, base.__iter__(container), saved)):
         return False
     return not isinstance(saved, dict) or all(map(operator.is_, base.values(container), saved.values()))
 
 
 def _put_contents_back(base: Any, container: Any, saved: Any, filling: Any) -> None:
-    if not _is_same(base, container, saved):  # else somebody may be reading it
+    if not _is_same(base, container, saved):  # otherwise it is not touched, since other code may be reading it
         refill(container, filling)
 
 

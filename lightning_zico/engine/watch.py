@@ -1,4 +1,4 @@
-"""Watch: reports a forward pass to observers, whatever module, function or method makes a call.
+"""Watch: report a forward pass to observers, whether a module, function or method makes a call.
 
 Index conventions:
     N: samples in a batch
@@ -25,7 +25,7 @@ from lightning_zico.engine.scope import unfused
 from lightning_zico.engine.transforms import is_transforming, outside_transforms, real_view, unwrapped
 from lightning_zico.errors import NotApplicableError, without_frames
 
-# Functions that are applied to every number of a layer's output. Gates (sigmoid) are among them.
+# Functions that are applied to every number of a layer's output, including gates (sigmoid).
 _NAMES = (
     *(
         "relu",
@@ -57,24 +57,24 @@ _NO_LAYOUT = Layout({}, {}, frozenset())
 class Watch:
     """Reports one forward pass to observers. An observer that fails gets no more events; the others continue.
 
-    The network's output is what came of the last call to end of a submodule that holds trainable weights of layers. It
-    is the module's own if the step calls the module. Where an observer differentiates, calls under ``no_grad`` (as of a
-    branch that is not trained) are passed by.
+    The network's output is the output of the last call to end of a submodule with trainable weights of layers. It is
+    the module's own if the step calls the module. If an observer differentiates, calls under ``no_grad`` (such as those
+    of a branch that is not trained) are ignored.
 
     Args:
-        module: Put back by the caller.
-        observers: Started.
-        layout: Gives that of the module, if somebody has it; it is asked for only if the forward pass is looked at.
-        read: Gives the positions of the tensors of a batch that the network reads; asked for only if a batch has
+        module: Any module; the caller puts it back.
+        observers: The observers, which are started here.
+        layout: Returns the layout of the module; called only if an observer needs it. None to compute the layout.
+        read: Returns the positions of the tensors of a batch that the network reads; called only if a batch has
             several floating-point tensors and an observer differentiates with respect to them. None for all.
-        is_whole: Given the names of `calls`, whether the network has run to its end. A step that fails then, in its
-            loss, fails behind the network, and observers see the end of the forward pass. None if that is not known.
-        time_first: Samples of the batch if parts of the module take steps before samples; activations and outputs are
-            then seen with samples in front.
+        is_whole: Takes the names of `calls` and returns whether the network has run to its end. If the step then fails
+            in its loss, observers still see the end of the forward pass. None if that is unknown.
+        time_first: Number of samples if parts of the module have time steps before samples; observers then see
+            activations and outputs with samples first.
 
     Attributes:
         calls: Names of the submodules with trainable weights of layers whose calls have ended, in this order.
-        broke_off: Whether what was watched failed.
+        broke_off: Whether the body of `watching` failed.
     """
 
     def __init__(
@@ -97,10 +97,10 @@ class Watch:
         self._is_whole = is_whole
         self.time_first = time_first
         self._unwraps = True
-        self._is_hidden = False  # whether what the network puts out is, under `no_grad`
+        self._is_hidden = False  # whether the network ran under `no_grad`
         self._output: Any = None
-        self._outputs: dict[str, Any] = {}  # of the outermost calls, if somebody looks beside the last one
-        self.aside: bool = False  # whether what runs at the moment is an observer's own work
+        self._outputs: dict[str, Any] = {}  # of the outermost calls, if an observer needs those beside the last one
+        self.aside: bool = False  # whether an observer is running
         self._device_type = next((parameter.device.type for parameter in module.parameters()), "cpu")
         self._may_cast = torch.amp.is_autocast_available(self._device_type)
         self._dtype = torch.get_default_dtype()
@@ -125,9 +125,9 @@ class Watch:
             self.tell(observer, observer.start, self._module)
 
     def prepared(self, batch: Batch) -> Batch:
-        """Clone a batch; the floating-point inputs can be differentiated with respect to, if an observer does.
+        """Clone a batch; if an observer needs it, floating-point inputs require a gradient.
 
-        Targets do not require a gradient: a step may turn them into something that cannot have one.
+        Targets do not: a step may convert them to something that cannot have a gradient.
         """
         self.inputs = []
         floating = [position for position, t in enumerate(tensors_of(batch)) if t.is_floating_point()]
@@ -151,7 +151,7 @@ class Watch:
         if self._is_blind:
             yield
             return
-        # What is observed inside transforms must not leave them.
+        # Tensors that are observed inside transforms must not leave them.
         self._unwraps = not is_transforming()
         self._output, self._is_hidden = None, False
         self._outputs.clear()
@@ -167,11 +167,11 @@ class Watch:
 
     @property
     def has_run_through(self) -> bool:
-        """Whether the network is known to have put out its output, though the step may not have ended."""
+        """Whether the network is known to have returned its output, though the step may not have ended."""
         return self._is_whole is not None and self._is_whole(self.calls)
 
     def finish(self) -> None:
-        """Report the end of the forward pass, and release what it left."""
+        """Report the end of the forward pass, and release its tensors."""
         self.finished = True
         in_turn = sorted(self.observers, key=lambda observer: not observer.needs_graph)
         for observer in in_turn:
@@ -208,7 +208,7 @@ class Watch:
             observer.forwarded(output, self.inputs)
 
     def _note_output(self, name: str) -> None:
-        """Keep the output of a call that has just ended, in place of those within it and of earlier calls."""
+        """Keep the output of a call that has just ended, and drop those of calls within it and of its earlier calls."""
         within = f"{name}." if name else ""
         while self._outputs and next(reversed(self._outputs)).startswith(within):
             self._outputs.popitem()
@@ -216,7 +216,7 @@ class Watch:
         self._outputs[name] = self._output
 
     def _beside(self, output: Tensor) -> list[Tensor]:
-        """Find what other networks put out that is no part of the way to an output."""
+        """Find outputs of other networks on which an output does not depend."""
         others = [tensors_of(other) for other in list(self._outputs.values())[:-1]]
         on_the_way = set(graph_of(output)) if others else set()
         found = []
@@ -230,8 +230,8 @@ class Watch:
 
     def _called(self, module: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> None:
         name = self._layout.names.get(id(module))
-        # While autograd runs, in a step that itself differentiates, a checkpoint calls again what has been seen. Modes
-        # do not see that; torch's checkpoints ask in the same way.
+        # While autograd runs in a step that itself differentiates, a checkpoint repeats calls that were seen before.
+        # Modes do not see that; torch's checkpoints use the same check.
         if name is None or torch._C._current_graph_task_id() != -1:
             return
         if id(module) in self._layout.holding:
@@ -266,8 +266,8 @@ class Watch:
             with torch.inference_mode(False):
                 self.report(event, *tree_map_only(Tensor, torch.clone, args))
             return
-        # Leaves the autograd and the autocast of the step: in half precision, sums would be wrong. It is done by hand,
-        # and only if needed, because it happens at every call of a submodule, and contexts cost more than most
+        # Switches off the autograd and the autocast of the step: in half precision, sums would be wrong. It is done by
+        # hand, and only if needed, because it happens at every call of a submodule, and contexts take longer than most
         # observers.
         grad, default = torch.is_grad_enabled(), torch.get_default_dtype()
         casting = self._may_cast and torch.is_autocast_enabled(self._device_type)
@@ -305,7 +305,7 @@ _SET_REQUIRES_GRAD = Tensor.requires_grad.__set__  # type: ignore[attr-defined]
 class _Functions(TorchFunctionMode):
     """Sees activation functions and batch normalisations, whether a module, a function or a method calls them.
 
-    A mode and not hooks on modules or FX: ``F.relu`` has no module, and a ``training_step`` cannot be traced.
+    A mode is used instead of hooks or FX: ``F.relu`` has no module, and a ``training_step`` cannot be traced.
     """
 
     def __init__(self, watch: Watch) -> None:
@@ -326,7 +326,7 @@ class _Functions(TorchFunctionMode):
             self._watch.report("activation", *seen)
             return after
         if func == _SET_REQUIRES_GRAD and args[0].requires_grad and args[1]:
-            return None  # torch refuses what is true already, where an input is watched
+            return None  # torch refuses this for inputs that require a gradient already
         if func is F.batch_norm and (args[5] if len(args) > 5 else kwargs.get("training", False)):
             self._watch.report("batch_norm", args[0] if args else kwargs["input"])
         return func(*args, **kwargs)

@@ -1,4 +1,4 @@
-"""Other weights and inputs than a candidate's own, as dictionaries for a stateless call."""
+"""Random weights and inputs to replace a candidate's own, as dictionaries for a stateless call."""
 
 import itertools
 import math
@@ -20,13 +20,13 @@ _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm)
 def gaussian_weights(module: nn.Module, generator: torch.Generator, layers: Layers | None = None) -> Params:
     """Draw the weights of layers from N(0, 1).
 
-    Their biases are zero; norms have weight one and bias zero; all other parameters stay, among them those that a
-    parametrised weight is computed from, and those of copies that are not trained.
+    Their biases are zero; norms have weight one and bias zero; all other parameters stay, including those from which a
+    parametrised weight is computed, and those of untrained copies.
 
     Args:
         module: Any module.
-        generator: On the CPU, so that every device gets the same numbers.
-        layers: Its layers, see `Probe.chosen`; None for those that the classes of its parts tell.
+        generator: Generator on the CPU, so that every device gets the same numbers.
+        layers: Its layers, see `Probe.chosen`; None for those that are known by the classes of submodules.
     """
     return _drawn(module, generator, layers, lambda _: 1.0)
 
@@ -45,8 +45,8 @@ def gaussian_batch(batch: Batch, generator: torch.Generator, inputs: Container[i
 
     Args:
         batch: Any nest of tensors.
-        generator: On the CPU, so that every device gets the same numbers.
-        inputs: Which ones, by position in `batches.tensors_of`; None for all.
+        generator: Generator on the CPU, so that every device gets the same numbers.
+        inputs: Positions of the tensors to replace, see `batches.tensors_of`; None for all.
     """
     return map_inputs(lambda tensor: drawn_like(tensor, generator), batch, inputs)
 
@@ -54,7 +54,7 @@ def gaussian_batch(batch: Batch, generator: torch.Generator, inputs: Container[i
 def map_inputs(function: Callable[[Tensor], Tensor], batch: Batch, inputs: Container[int] | None = None) -> Batch:
     """Apply a function to the floating-point tensors of a batch, or to those at some positions; all others stay.
 
-    Complex ones count as such.
+    Complex tensors count as floating-point tensors.
     """
     positions = itertools.count()
 
@@ -68,7 +68,7 @@ def map_inputs(function: Callable[[Tensor], Tensor], batch: Batch, inputs: Conta
 def drawn_like(tensor: Tensor, generator: torch.Generator) -> Tensor:
     """Draw a tensor of the same shape, type and device from N(0, 1)."""
     check_strided(tensor)
-    # said out loud, since there may be another default device and type
+    # stated explicitly, since the default device and dtype may differ
     dtype = torch.complex64 if tensor.is_complex() else torch.float32
     return torch.randn(tensor.shape, generator=generator, device="cpu", dtype=dtype).to(tensor)
 
@@ -89,7 +89,7 @@ def _drawn(
     known = {weight for weights in owned.values() for weight in weights}
     layers = known_layers(module) if layers is None else layers
     by_id = {name: identity for identity, name in names.items()}
-    # those that were found by running the module
+    # layers that were found by running the module
     traced = {layer.parameter: layer for layer in layers.values() if by_id[layer.parameter] not in known}
     copied = {id(part) for name in layers.copies for part in module.get_submodule(name).modules()}
     for part in parts:
@@ -122,7 +122,7 @@ def _drawn(
 def _drawn_rows(
     weight: Tensor, parts: list[tuple[int, int]], generator: torch.Generator, std_of: Callable[[int], float]
 ) -> Tensor:
-    """Draw a weight part by part, so that it gets the numbers of as many weights of layers."""
+    """Draw a weight part by part, so that it gets the same numbers as separate layers would."""
     std = std_of(math.prod(weight.shape[1:]))
     if not parts:
         return drawn_like(weight, generator).mul_(std)

@@ -141,7 +141,7 @@ class BlockStatistics(NamedTuple):
         trainabilities: `spectral_balance` by name of each block that follows another one. Identities are left out, and
             so are blocks whose positions cannot be aligned with those of the block before.
         num_hidden: Number of blocks whose output autograd does not track.
-        has_tokens: Whether a block that follows another one puts out tokens, that is, has its channels last.
+        has_tokens: Whether a block that follows another one outputs tokens, that is, has its channels last.
     """
 
     expressivities: dict[str, float]
@@ -389,7 +389,7 @@ class AZTrainability(Proxy):
         parts = statistics.trainabilities
         if statistics.has_tokens and not self.tokens:
             raise NotApplicableError(
-                "its blocks put out tokens, for which this number does not tell good networks from bad ones. To "
+                "its blocks output tokens, for which this number does not separate good networks from bad ones. To "
                 "compute it anyway, pass `AZTrainability(tokens=True)`."
             )
         if not parts and statistics.num_hidden:

@@ -122,7 +122,7 @@ class _EmbeddingJacobian(Observer):
         self._embedded: list[Tensor] = []
 
     def module_call(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        """Keep what an embedding puts out."""
+        """Keep the output of an embedding."""
         is_embedding = isinstance(module, nn.Embedding | nn.EmbeddingBag)
         if is_embedding and output.requires_grad and self.dependence.has(inputs[0]):
             self._embedded.append(output)

@@ -54,7 +54,7 @@ def first_map(output: Any, time_first: int | None) -> Tensor | None:
     """Arrange the feature map of the first sample as ``[C, P]``.
 
     Args:
-        output: What a submodule puts out.
+        output: Output of a submodule.
         time_first: See `Observer`.
 
     Returns:

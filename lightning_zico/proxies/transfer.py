@@ -96,11 +96,11 @@ class SourceHeadProxy(ClassTransferProxy):
         super().__init__(name=name)
 
     def source_head(self, probe: Probe) -> "SourceHead":
-        """Take what the head puts out.
+        """Take the outputs of the head.
 
         Raises:
-            NotApplicableError: If no head of a checkpoint is known, or another one in its place would not put out what
-                the network would.
+            NotApplicableError: If no head of a checkpoint is known, or the outputs of another head in its place would
+                not be the network's.
         """
         found = self.features(probe)
         outputs = _source_outputs(*probe.once(_load_head), found)
@@ -152,11 +152,11 @@ def _load_head(probe: Probe) -> tuple[str, nn.Module]:
 
 
 def _source_outputs(name: str, layer: nn.Module, found: Features) -> Tensor:
-    """Compute what the head of a checkpoint puts out for the inputs of the network's head, ``[N, Z]``."""
+    """Compute the outputs of a checkpoint's head for the inputs of the network's head, ``[N, Z]``."""
     if found.head is None or found.head.name != name or not found.head.is_last:
         raise NotApplicableError(
-            f"what the network puts out is not the output of '{name}' alone, so the checkpoint's own head cannot be "
-            "put in its place."
+            f"the network's output is not the output of '{name}' alone, so the checkpoint's own head cannot "
+            "take its place."
         )
     inputs = found.head.inputs
     if isinstance(layer, nn.Conv2d):
@@ -166,7 +166,7 @@ def _source_outputs(name: str, layer: nn.Module, found: Features) -> Tensor:
 
 
 class SourceHead(NamedTuple):
-    """What a pretrained head puts out, ``[N, Z]``, with the class of each sample, ``[N]``."""
+    """Outputs of a pretrained head, ``[N, Z]``, with the class of each sample, ``[N]``."""
 
     outputs: Tensor
     targets: Tensor

@@ -21,7 +21,7 @@ def check_axis(axis: Axis) -> None:
         ValueError: If it is neither ``"batch"`` nor ``"sample"``.
     """
     if axis not in get_args(Axis):
-        raise ValueError(f"Invalid axis={axis!r}: expected one of {get_args(Axis)}.")
+        raise ValueError(f'Invalid axis={axis!r}: expected "batch" or "sample".')
 
 
 def check_batches(

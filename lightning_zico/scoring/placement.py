@@ -155,7 +155,8 @@ def check_placement(accelerator: str | None, devices: Devices, precision: Any, c
             accelerator cannot compute in the precision.
     """
     if accelerator not in (None, *get_args(AcceleratorName)):
-        raise ValueError(f"Invalid accelerator={accelerator!r}: expected None or one of {get_args(AcceleratorName)}.")
+        names = ", ".join(f'"{name}"' for name in get_args(AcceleratorName))
+        raise ValueError(f"Invalid accelerator={accelerator!r}: expected None or one of {names}.")
     given, precision = precision, precision_name(precision, accelerator)
     if not (precision is None or isinstance(precision, str)) or precision not in (None, *get_args(PrecisionName)):
         names = ", ".join(f'"{name}"' for name in get_args(PrecisionName))

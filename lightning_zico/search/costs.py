@@ -22,7 +22,7 @@ def check_costs(names: Sequence[str]) -> None:
         UnknownNameError: If there is no such cost.
     """
     if not set(names) <= set(_COSTS):
-        raise UnknownNameError(f"Invalid against={list(names)}: expected costs from {', '.join(_COSTS)}.")
+        raise UnknownNameError(f"Invalid against={list(names)}: expected any of {', '.join(_COSTS)}.")
 
 
 class ArchCosts:

@@ -139,7 +139,7 @@ class _Classifier(LightningModule, ABC):
 
 
 def head_of(network: nn.Module, num_classes: int) -> list[nn.Module]:
-    """Return the layers of a network that put out its logits; the other ones are its body.
+    """Return the layers of a network that output its logits; the other layers are its body.
 
     Networks of timm know theirs; of others it is the last linear layer or convolution with an output for each class.
     Distilled networks have two.

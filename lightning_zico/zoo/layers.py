@@ -17,7 +17,7 @@ def last_layer(network: nn.Module) -> tuple[str, nn.Linear | nn.Conv2d]:
 
 
 def last_layers(network: nn.Module, num_outputs: int | None = None) -> list[tuple[str, nn.Linear | nn.Conv2d]]:
-    """Return the layers that put out logits, with their names: the last one, or both heads of a distilled network.
+    """Return the layers that output logits, with their names: the last one, or both heads of a distilled network.
 
     Args:
         network: The network.

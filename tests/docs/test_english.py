@@ -1,6 +1,7 @@
 """Texts are in plain English: the worst phrases of earlier versions do not come back.
 
-The laws hold for docstrings, other string constants and comments of the package, and for README.md and docs/.
+The laws hold for docstrings, other string constants and comments of the package, the benchmarks and the examples, and
+for the pages beside the code.
 """
 
 import ast
@@ -17,9 +18,11 @@ ROOT = Path(__file__).parents[2]
 FILES = [
     path.relative_to(ROOT).as_posix()
     for path in (
-        ROOT / "README.md",
+        *(ROOT / name for name in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")),
         *sorted((ROOT / "docs").rglob("*.md")),
         *sorted(ROOT.rglob("lightning_zico/**/*.py")),
+        *sorted(path for kind in ("*.py", "packages/*.py", "*.md") for path in (ROOT / "benchmarks").glob(kind)),
+        *sorted((ROOT / "examples").glob("*.py")),
     )
 ]
 
@@ -27,6 +30,8 @@ ANYWHERE = {
     "write `expected ...`": r"\b[Nn]eeded\s+(?:is|are)\b",
     "name what is wrong with it": r"(?<!\bthere\s)\bis\s+none\b(?!\s+of\b)",  # "None where there is none" is fine
     "repeat what is meant": r"\bLikewise\b|\bSee\s+there\b",
+    "name the person or thing": r"\b[Ww]hoever\b",
+    "put the subject before the verb": r"\b(?:Looked|Saved|Reached|Out\s+of\s+reach)\s+(?:(?:at|into)\s+)?are\b",
 }
 DOCSTRINGS = {
     "begin with `Return`, `Check`, `Count` or `Whether`": r"\A\s*(?:Tell|Say|Give)\b",
@@ -99,6 +104,9 @@ def test_texts_are_plain_english(name: str) -> None:
         ('x = "Needed are two."', 1),
         ("x = 1  # a chunk size that is none\n", 1),
         ("x = 1\n# what is\n# none\n", 3),
+        ("x = 1  # so that whoever reads it knows", 1),
+        ('def f():\n    """Read.\n\n    Looked\n    at are files.\n    """', 5),
+        ('x = "Out of reach are files."', 1),
         ('"""Module."""\n\n\nclass A:\n    """A.\n\n    Attributes:\n        b: See there.\n    """', 8),
         ('def f():\n    """Add.\n\n    Args:\n        a: Of the sum.\n        b: Likewise.\n    """', 5),
         ('def f():\n    """Tell the number."""', 2),

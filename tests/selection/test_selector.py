@@ -525,7 +525,7 @@ def test_trainability_has_no_vote_where_blocks_put_out_tokens() -> None:
     leaderboard = selector.rank({f"{width}": partial(encoder, width) for width in (8, 12)}, make_batches())
     assert leaderboard.provenance["recipes"]["balanced+synflow"]["used"] == "macs+expressivity"
     assert leaderboard.notes[0].startswith("balanced+synflow fell back to macs+expressivity (log_rank of macs, az_exp")
-    assert "its blocks put out tokens" in leaderboard.notes[0]
+    assert "its blocks output tokens" in leaderboard.notes[0]
     members = get_recipe("macs+expressivity").members
     table = {name: [row[name] for row in leaderboard] for name in members}
     assert [row["score"] for row in leaderboard] == combine(get_recipe("macs+expressivity"), table)

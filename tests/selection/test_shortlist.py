@@ -1,4 +1,4 @@
-"""Whoever ranking puts first is still there at the end, in whatever order the cards came."""
+"""The candidate that is ranked first is still there at the end, in whatever order the cards arrived."""
 
 from hypothesis import given
 from hypothesis import strategies as st

@@ -77,7 +77,7 @@ def test_a_head_before_the_average_over_positions_has_a_reason(tmp_path: Path, m
     batches = image_batches(32, 6)
     (model,) = from_torchvision("squeezenet1_1", num_classes=NUM_CLASSES, pretrained=True, data=batches).models
     card = score(Candidate("s", model, pretrained=True), batches, NAMES)
-    reason = "not applicable: what the network puts out is not the output of 'network.classifier.1' alone"
+    reason = "not applicable: the network's output is not the output of 'network.classifier.1' alone"
     assert all(str(card[name].error).startswith(reason) for name in NAMES)
 
 
