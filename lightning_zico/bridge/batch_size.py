@@ -118,7 +118,7 @@ class Smaller:
         count = counted_samples(batch) if stated is None else stated
         if only is not None and count != only:
             return batch
-        if count is not None and count <= self._batch_size:
+        if _may_have(batch, count) <= self._batch_size:
             return batch
         cut = batch if count is None else first_samples(batch, self._batch_size, count)
         if count is None or _shapes_of(cut) == _shapes_of(batch):
@@ -167,6 +167,11 @@ def _rebuild(loader: "DataLoader[Any]", batch_size: int) -> "DataLoader[Any]":
     else:
         vars(smaller).update(num_workers=0, prefetch_factor=None, timeout=0)
     return smaller
+
+
+def _may_have(batch: Batch, count: int | None) -> int:
+    """Return the samples of a batch; if they cannot be counted, the longest that a tensor has along dimension 0."""
+    return max((len(tensor) for tensor in tensors_of(batch) if tensor.ndim), default=0) if count is None else count
 
 
 def _shapes_of(batch: Batch) -> list[torch.Size]:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from lightning_zico._registry import unknown_name
 from lightning_zico._typing import Batch
 from lightning_zico.engine.batches import tensors_of
+from lightning_zico.engine.cutting import listed
 from lightning_zico.engine.observers import Observer, floating_tensor_in
 from lightning_zico.engine.probe import Probe
 from lightning_zico.engine.tree import submodules
@@ -301,26 +302,55 @@ def target_position(probe: Probe) -> int:
     """Find the labels: the tensor of a batch with one number for each sample that the network does not read.
 
     Returns:
-        Its position in the order of `batches.tensors_of`; the last if there are several.
+        Its position in the order of `batches.tensors_of`.
 
     Raises:
-        NotApplicableError: If there is none.
+        NotApplicableError: If there is none, or several that the step reads.
     """
     batch, count = probe.transfer_batch(0)
-    count = count or probe.num_samples
-    found = [
-        position
-        for position, tensor in enumerate(tensors_of(batch))
-        if tensor.ndim and not tensor.is_complex() and tensor.numel() == len(tensor) == count
-    ]
-    if len(found) > 1:
-        found = [position for position in found if position not in probe.flow.inputs] or found
-    if not found:
+    position = label_position(probe, batch, count or probe.num_samples)
+    if position is None:
         raise NotApplicableError(
             "the batches have no class and no number per sample: transfer scores are not defined for segmentation, "
             "detection, several labels per sample and data without labels."
         )
-    return found[-1]
+    return position
+
+
+def label_position(probe: Probe, batch: Batch, count: int | None, *, only_integers: bool = False) -> int | None:
+    """Find the tensor of a batch with one number for each sample that the step reads, and not as the network's input.
+
+    Args:
+        probe: The candidate.
+        batch: A batch, of which ``count`` are the samples.
+        count: None if it is unknown.
+        only_integers: Whether numbers with a fraction are no labels.
+
+    Returns:
+        Its position in the order of `batches.tensors_of`; None if there is none.
+
+    Raises:
+        NotApplicableError: If there are several.
+    """
+    parts = listed(batch, count or 0)
+    found = [
+        position
+        for position, tensor in enumerate(tensors_of(batch))
+        if tensor.ndim
+        and not (tensor.is_complex() or (only_integers and tensor.is_floating_point()))
+        and tensor.numel() == len(tensor) == count
+        and position not in parts
+    ]
+    if len(found) > 1:
+        found = [position for position in found if position not in probe.flow.inputs] or found
+        used = probe.flow.used
+        found = [position for position in found if used is None or position in used] or found
+    if len(found) > 1:
+        raise NotApplicableError(
+            f"{len(found)} fields of a batch have one number per sample that the network does not read, so it is not "
+            "known which is the label. Leave the others out of the batches, for example with a `collate_fn`."
+        )
+    return found[0] if found else None
 
 
 def _num_classes(targets: Tensor) -> int:

@@ -37,6 +37,7 @@ class DataFlow:
         is_fixed: Whether the run read no value of data and no random number, so that every run takes the same path.
         failure: Why the step could not be followed; None if it was. After a failure, ``products`` is empty and
             ``inputs`` has all tensors.
+        used: Positions of the tensors that any operator reads; None if the step could not be followed.
     """
 
     products: frozenset[str]
@@ -45,6 +46,7 @@ class DataFlow:
     fan_ins: Mapping[str, int] = field(default_factory=dict)
     is_fixed: bool = False
     failure: str | None = None
+    used: frozenset[int] | None = None
 
 
 def trace_flow(
@@ -93,7 +95,8 @@ def trace_flow(
         products = frozenset(
             name for name in follower.products if stateless.params[name].requires_grad and params[name].ndim > 1
         )
-        return DataFlow(products, frozenset(follower.read), reached, follower.fan_ins, is_fixed)
+        read, used = frozenset(follower.read), frozenset(follower.used)
+        return DataFlow(products, read, reached, follower.fan_ins, is_fixed, used=used)
 
     with torch.inference_mode(False), torch.enable_grad(), unfused(), preserved(module) as reset:
         muted(module)
@@ -201,6 +204,7 @@ class _Follower(TorchDispatchMode):
         super().__init__()
         self.products: set[str] = set()
         self.read: set[int] = set()
+        self.used: set[int] = set()
         self.fan_ins: dict[str, int] = {}
         self.reads_values = False
         # A weak reference keeps the address of freed memory from being used again.
@@ -232,6 +236,7 @@ class _Follower(TorchDispatchMode):
         name = name_of(func)
         is_constant = name == "lift_fresh"  # `torch.tensor(...)` within the step
         origins = [(position, _CONSTANT if is_constant else self._origin_of(tensor)) for position, tensor in given]
+        self.used.update(*(origin.fresh for _, origin in origins))
         if name in _VALUE_READS:
             self.reads_values |= any(origin.is_data or origin.is_random for _, origin in origins)
         out = func(*args, **kwargs)

@@ -54,6 +54,13 @@ _EVENTS = ("activation", "batch_norm", "module_call", "forwarded")
 _NO_LAYOUT = Layout({}, {}, frozenset())
 
 
+def _uncompiled(module: nn.Module) -> Any:
+    """Run submodules of `torch.compile` as they are: what was compiled before does not call hooks that came later."""
+    set_stance = getattr(torch.compiler, "set_stance", None)  # since torch 2.6
+    has_compiled = any("_orig_mod" in part._modules for part in module.modules())
+    return set_stance("force_eager") if set_stance and has_compiled else nullcontext()
+
+
 class Watch:
     """Reports one forward pass to observers. An observer that fails gets no more events; the others continue.
 
@@ -159,7 +166,7 @@ class Watch:
         functions = self._listening("activation") or self._listening("batch_norm") or self._needs_input_graph
         hooks = call_hooks(self._module, self._called) if self._sees_calls else nullcontext()
         try:
-            with unfused(), hooks, _Functions(self) if functions else nullcontext():
+            with unfused(), _uncompiled(self._module), hooks, _Functions(self) if functions else nullcontext():
                 yield
         except Exception:
             self.broke_off = True

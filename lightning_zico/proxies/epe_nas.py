@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lightning_zico._typing import Batch
 from lightning_zico.engine.batches import tensors_of
+from lightning_zico.engine.features import label_position
 from lightning_zico.engine.observers import Observer
 from lightning_zico.engine.probe import Probe
 from lightning_zico.errors import NotApplicableError
@@ -75,24 +75,25 @@ class _OutputSize(Observer):
         self.size = output[0].numel()
 
 
-def class_labels(batch: Batch, num_samples: int) -> Tensor:
-    """Find the class of each sample: the last tensor of integers with one number per sample.
+def class_labels(probe: Probe, num_samples: int) -> Tensor:
+    """Find the class of each sample of the first batch: a tensor of integers with one number per sample.
 
     Raises:
-        NotApplicableError: If there is no such tensor.
+        NotApplicableError: If there is no such tensor, or several that the step reads.
     """
-    for tensor in reversed(tensors_of(batch)):
-        is_integer = not tensor.is_floating_point() and not tensor.is_complex()
-        if is_integer and tensor.numel() == num_samples == len(tensor):
-            return tensor.flatten()
-    raise NotApplicableError("the batch has no class labels: expected a tensor with one integer per sample.")
+    batch = probe.batches[probe.first_idx]
+    position = label_position(probe, batch, num_samples, only_integers=True)
+    if position is None:
+        raise NotApplicableError("the batch has no class labels: expected a tensor with one integer per sample.")
+    return tensors_of(batch)[position].flatten()
 
 
 @register_proxy("epe_nas")
 class EPENAS(Proxy):
     """Correlations of input Jacobians within each class of a batch (Lopes et al., 2021).
 
-    The labels are the last tensor of the batch with one integer per sample. The loss is not used.
+    The labels are the tensor of the batch with one integer per sample, which the network does not read. The loss is
+    not used.
     """
 
     needs_labels = True
@@ -101,5 +102,5 @@ class EPENAS(Proxy):
     def measure(self, probe: Probe) -> float:
         """Correlate the input Jacobians of the first batch, class by class."""
         rows = input_jacobian(probe)
-        labels = class_labels(probe.batches[probe.first_idx], len(rows)).to(rows.device)
+        labels = class_labels(probe, len(rows)).to(rows.device)
         return epe_nas_score(rows, labels, probe.observed(_OutputSize()).size)

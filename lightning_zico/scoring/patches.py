@@ -91,7 +91,7 @@ class Originals:
             if len(each.attributes) > len(names) and isinstance(each.owner, type):
                 for name in each.attributes.keys() - set(names):
                     hidden, now = _base_attribute(each.owner, name), each.attributes[name]
-                    if hidden is not None and not _is_profiled(now, hidden) and not _is_of_compiler(now):
+                    if hidden is not None and not _is_profiled(now, hidden) and not _is_of_compiler(now, hidden):
                         yield Patch(each.name_of(name), partial(delattr, each.owner, name))
 
     def _find_rewritten(self) -> Iterator[Patch]:
@@ -203,7 +203,8 @@ def _codes() -> list[_Attribute]:
 def _compare(each: Watched, name: str, function: Any) -> Iterator[Patch]:
     """Yield a patch if a function is no longer the one that it was."""
     now = each.attributes.get(name, ABSENT)
-    if now is not function and not _is_profiled(now, function) and not _is_of_compiler(now):
+    is_profiled = _is_profiled(_without_compiler(now), function)
+    if now is not function and not is_profiled and not _is_of_compiler(now, function):
         yield Patch(each.name_of(name), partial(setattr, each.owner, name, function))
 
 
@@ -254,8 +255,16 @@ def _code_of_wrapper() -> Any:
     return torch.optim.Optimizer.profile_hook_step(len).__code__
 
 
-def _is_of_compiler(function: Any) -> bool:
-    return str(getattr(function, "__module__", "")).startswith(_OF_COMPILER)
+def _is_of_compiler(function: Any, before: Any) -> bool:
+    """Whether a function is the compiler's, or the one from before in a wrapper that keeps the compiler out."""
+    is_wrapped = _without_compiler(function) is _without_compiler(before)
+    return is_wrapped or str(getattr(function, "__module__", "")).startswith(_OF_COMPILER)
+
+
+def _without_compiler(function: Any) -> Any:
+    while hasattr(function, "_torchdynamo_orig_callable"):
+        function = function._torchdynamo_orig_callable
+    return function
 
 
 def _replaces(key: str) -> bool:

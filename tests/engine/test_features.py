@@ -1,5 +1,6 @@
 """Features are what a forward pass in evaluation mode makes of every sample, once, wherever the samples come from."""
 
+import itertools
 from typing import Any
 
 import pytest
@@ -171,6 +172,42 @@ def test_labels_are_the_numbers_that_the_network_does_not_read() -> None:
 
     for batch in ({"x": inputs, "y": labels}, {"y": labels, "x": inputs}):
         assert features_of(module, [batch], step=of_scalars).targets.tolist() == labels.tolist()
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(["x", "y", "domain"])))
+def test_a_number_per_sample_that_the_step_does_not_read_is_no_label(order: tuple[str, ...]) -> None:
+    inputs, labels = images()
+    fields = {"x": inputs, "y": labels, "domain": torch.arange(12) % 2}
+    batch = {name: fields[name] for name in order}
+
+    def of_fields(m: nn.Module, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(m(batch["x"]), batch["y"])
+
+    module = make_network()
+    assert features_of(module, [batch], step=of_fields).targets.tolist() == labels.tolist()
+    card = score(module, [batch] * 2, ["epe_nas"], step=of_fields)
+    as_pair = score(module, [(inputs, labels)] * 2, ["epe_nas"], step=step)
+    assert card["epe_nas"].value == as_pair["epe_nas"].value is not None
+
+
+@pytest.mark.parametrize("weights", [torch.arange(12) % 2 + 1, torch.arange(1.0, 13.0)])
+def test_of_two_numbers_per_sample_that_the_loss_reads_neither_is_taken_for_the_label(weights: Tensor) -> None:
+    def weighted(m: nn.Module, batch: Any, batch_idx: int) -> Tensor:
+        return (F.cross_entropy(m(batch[0]), batch[1], reduction="none") * batch[2]).mean()
+
+    card = score(make_network(), [(*images(), weights)] * 2, ["logme", "knn"], step=weighted)
+    assert all(str(card[name].error).startswith("not applicable: 2 fields of a batch have one num") for name in card)
+
+
+def test_boxes_are_no_labels_even_where_an_image_has_as_many_as_there_are_images() -> None:
+    def of_boxes(m: nn.Module, batch: Any, batch_idx: int) -> Tensor:
+        outputs = m(torch.stack(batch[0]))
+        return torch.stack([F.cross_entropy(outputs[:2], image["labels"]) for image in batch[1]]).mean()
+
+    inputs, _ = images(2)
+    batch = (list(inputs), [{"labels": torch.tensor([0, 1])}, {"labels": torch.tensor([1, 1])}])
+    card = score(make_network(), [batch] * 2, ["logme", "knn"], step=of_boxes)
+    assert all(str(card[name].error).startswith("not applicable: the batches have no class") for name in card)
 
 
 def test_samples_without_a_class_are_left_out() -> None:

@@ -254,6 +254,25 @@ def test_what_a_step_does_around_its_network_changes_no_number(kind: str) -> Non
         assert card[name].value == pytest.approx(expected[name].value, rel=1e-5), name
 
 
+class Compiles(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = torch.compile(self.network, backend="eager")
+
+
+@pytest.mark.skipif(not hasattr(torch.compiler, "set_stance"), reason="torch 2.5 cannot run compiled code as it was")
+@pytest.mark.filterwarnings("ignore:Using `torch.compile")  # torch's own, of hooks on all modules
+def test_a_submodule_that_has_run_compiled_has_the_scores_of_what_was_compiled() -> None:
+    names = ["zico", "macs", "naswot", "az_expressivity_mean", "az_trainability", "synflow"]
+    module = Compiles()
+    module(inputs())
+    card, expected = score(module, batches(), names), score(Plain(), batches(), names)
+    assert {name: card[name].value for name in names} == {
+        name: pytest.approx(expected[name].value, rel=1e-5) for name in names
+    }
+    assert card.process_changes == ()  # the compiler's own are none of the candidate's
+
+
 COMPARING = ["naswot", "log_neurons", "swap", "near", "linear_regions", "az_expressivity_mean", "az_trainability"]
 
 
