@@ -287,10 +287,15 @@ def _notes_on_prior(provenance: Provenance, ranking: str) -> list[str]:
 
 
 def _notes_on_pretrained(rows: Sequence[Row], provenance: Provenance) -> list[str]:
-    """Describe what matters for candidates that are pretrained, if any are."""
+    """Describe what matters for candidates that are pretrained, or should be."""
     num_pretrained, num_candidates = provenance.get("num_pretrained", 0), provenance.get("head_of", len(rows))
     if not num_pretrained:
-        return []
+        if not provenance.get("needs_pretrained"):
+            return []
+        return [
+            f"`{provenance['rank_by']}` compares what candidates have learned; for untrained ones it is chance. "
+            "If yours are pretrained, say so with `Candidate(name, build, pretrained=True)`."
+        ]
     notes = []
     default = get_recipe("default").name
     if num_pretrained < num_candidates:

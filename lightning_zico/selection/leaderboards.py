@@ -67,6 +67,7 @@ def _facts(tally: Tally) -> dict[str, Any]:
         "num_instances": tally.num_instances,
         "num_of_a_zoo": tally.num_of_a_zoo,
         "num_pretrained": tally.num_pretrained,
+        "needs_pretrained": choice.needs_pretrained,
         "priors": {p.name: p.source for p in choice.proxies if isinstance(p, Prior) and p.source is not None},
     }
     if tally.repeats > 1:

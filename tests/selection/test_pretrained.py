@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from lightning_zico import Candidate, Leaderboard, Prior, ZeroShotSelector, score
 from lightning_zico.candidates import iterate_candidates
-from lightning_zico.errors import InvalidArgumentError
+from lightning_zico.errors import InvalidArgumentError, UnknownNameError
 from lightning_zico.proxies import RidgeProbe
 from lightning_zico.selection.leaderboards import held_out_difference
 
@@ -76,6 +76,18 @@ def test_candidates_that_do_not_say_so_are_ranked_as_before() -> None:
     assert leaderboard.provenance["rank_by"] == "balanced+synflow"
     assert leaderboard.provenance["num_pretrained"] == 0
     assert not any("pretrained" in note for note in leaderboard.notes)
+
+
+@pytest.mark.parametrize("pretrained", [True, False])
+def test_a_probe_says_so_if_no_candidate_is_said_to_be_pretrained(pretrained: bool) -> None:
+    leaderboard = rank(candidates(pretrained=pretrained), proxies="ridge_probe")
+    said = "`ridge_probe` compares what candidates have learned; for untrained ones it is chance."
+    assert any(note.startswith(said) for note in leaderboard.notes) != pretrained
+
+
+def test_the_name_of_the_prior_is_no_proxy_and_the_error_says_what_it_is() -> None:
+    with pytest.raises(UnknownNameError, match=r"'prior' is a column of known numbers.*`rank_by=\"prior\"`"):
+        rank(candidates(), proxies="prior", prior=PUBLISHED)
 
 
 def test_a_mixed_list_is_ranked_as_before_and_a_note_says_so() -> None:
