@@ -16,7 +16,7 @@ from lightning_zico.integrations import ScreeningSampler
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 optuna.logging.set_verbosity(optuna.logging.WARNING)
-warnings.filterwarnings("ignore", "set_metric_names is experimental")
+warnings.filterwarnings("ignore", ".*set_metric_names is experimental")
 
 
 def suggest(trial: optuna.trial.BaseTrial) -> DigitsClassifier:

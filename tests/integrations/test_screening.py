@@ -173,6 +173,9 @@ def test_storage_and_importances_see_the_parameters(tmp_path: Path) -> None:
     for trial in loaded.trials:
         leaderboard = Leaderboard.from_dict(trial.user_attrs["screening"])
         assert leaderboard.best == f"width={trial.params['width']}"
+    study.set_metric_names(["size"])
+    assert loaded.metric_names == ["size"]
+    assert loaded.trials_dataframe()["value_size"].tolist() == [trial.value for trial in study.trials]
     importances = optuna.importance.get_param_importances(
         loaded, evaluator=optuna.importance.PedAnovaImportanceEvaluator()
     )
