@@ -5,6 +5,7 @@ Usage:
 """
 
 import logging
+import warnings
 
 import optuna
 from lightning.pytorch import Trainer
@@ -15,6 +16,7 @@ from lightning_zico.integrations import ScreeningSampler
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 optuna.logging.set_verbosity(optuna.logging.WARNING)
+warnings.filterwarnings("ignore", ".*set_metric_names is experimental")
 
 
 def suggest(trial: optuna.trial.BaseTrial) -> DigitsClassifier:
@@ -43,6 +45,7 @@ def main() -> None:
     """Run a study of five trials, and show what the best one was chosen from."""
     sampler = ScreeningSampler(optuna.samplers.TPESampler(seed=0), suggest, DigitsDataModule())
     study = optuna.create_study(sampler=sampler, direction="maximize")
+    study.set_metric_names(["val_acc"])  # for tables, plots and the dashboard
     study.optimize(objective, n_trials=5)
     best = study.best_trial
     print(f"The best trial, {best.number}, reached {best.value:.3f} with {best.params}. Its proposals:")

@@ -27,6 +27,8 @@ PROMISES = {
         "accuracy 0.",
     ],
     "09_optuna.py": ["The best trial, ", "Its proposals:", "   1  depth=", "Ranked by balanced+synflow"],
+    "10_ray_tune.py": ["The best of 3 trials reached 0.", "   1  depth=", "Ranked by balanced+synflow"],
+    "11_transformers.py": ["The best trial, ", "Its proposals:", "   1  depth=", "Ranked by balanced+synflow"],
     "07_ray.py": ["   1  ", "On Ray: the same 8 scores" if find_spec("ray") else install_command("ray")],
 }
 # `make demo` runs the second; a cluster takes half a minute to start.
@@ -38,6 +40,8 @@ SLOW = {
     "07_ray.py",
     "08_choose_pretrained.py",
     "09_optuna.py",
+    "10_ray_tune.py",
+    "11_transformers.py",
 }
 ARGUMENTS = {"04_compare_proxies.py": ["3"], "05_evolve.py": ["12"]}  # candidates, of 8; trials, of 100
 

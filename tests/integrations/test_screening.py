@@ -164,6 +164,7 @@ def test_where_all_proposals_fail_the_trial_gets_the_first_and_a_warning_says_so
     assert len(Leaderboard.from_dict(trial.user_attrs["screening"]).errors) == NUM_CANDIDATES
 
 
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_storage_and_importances_see_the_parameters(tmp_path: Path) -> None:
     storage = f"sqlite:///{tmp_path / 'study.db'}"
     study = studied(screened(TPESampler(seed=0), suggest_width), 6, suggest_width, storage=storage, study_name="a")
@@ -173,6 +174,9 @@ def test_storage_and_importances_see_the_parameters(tmp_path: Path) -> None:
     for trial in loaded.trials:
         leaderboard = Leaderboard.from_dict(trial.user_attrs["screening"])
         assert leaderboard.best == f"width={trial.params['width']}"
+    study.set_metric_names(["size"])
+    assert loaded.metric_names == ["size"]
+    assert loaded.trials_dataframe()["value_size"].tolist() == [trial.value for trial in study.trials]
     importances = optuna.importance.get_param_importances(
         loaded, evaluator=optuna.importance.PedAnovaImportanceEvaluator()
     )
@@ -223,6 +227,7 @@ def test_what_only_the_objective_suggests_comes_from_the_base_sampler() -> None:
     assert trial.suggest_float("momentum", 0.0, 1.0) == 0.5
 
 
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
 def test_a_sampler_of_joint_draws_learns_from_screened_trials() -> None:
     def objective(trial: optuna.Trial) -> float:
         return abs(sum(p.numel() for p in suggest_width(trial).parameters()) - 2000) + trial.suggest_float("x", -9, 9)
