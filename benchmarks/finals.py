@@ -4,6 +4,7 @@ README.md beside this file tells how.
 """
 
 import argparse
+import itertools
 import math
 import random
 import statistics
@@ -20,20 +21,22 @@ from scores import Protocol, Running
 from speed import print_table
 from tables import LOADERS, add_folders
 
-from lightning_zico.ranking import Interval, bootstrap_interval, combine, get_recipe, kendall
+from lightning_zico.ranking import Interval, combine, get_recipe, kendall
 from lightning_zico.ranking.aggregate import Values
 from lightning_zico.ranking.learned import FEWEST_LABELS, choose_next, choose_spread, learned_ranks, normal_scores
 from lightning_zico.scoring.choice import Choice
 
 Record: TypeAlias = dict[str, Any]
 Numbers: TypeAlias = np.ndarray[Any, Any]
+Losses: TypeAlias = dict[tuple[str, int], list[float]]  # by chooser and k, one per draw of archs
 
-SAMPLES = {"nas-bench-201": 300, "nas-bench-101": 200, "transnas-micro": 200}
-SEEDS = {"nas-bench-201": 782, "nas-bench-101": 781, "transnas-micro": 781}
+DRAWS = {"nas-bench-201": 6, "nas-bench-101": 3, "transnas-micro": 6}
+SEEDS = {"nas-bench-201": 791, "nas-bench-101": 777, "transnas-micro": 791}
 CHOOSERS = ("random", "params", "macs", "first by score", "learned")
-ENTRANTS = (4, 8, 16, 32, 64)
+ENTRANTS = (4, 8, 16, 24, 32, 48, 64)
 LABELS = {"clean": 0.0, "noisy": math.sqrt(math.sin(0.45 * math.pi) ** -2 - 1)}  # Kendall's tau with the truth is 0.9
 NUM_RANDOM = 20  # orders at random in a pool, of which the mean counts
+NUM_RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -86,12 +89,25 @@ def loss(pool: Pool, order: Sequence[int], k: int) -> float:
     return float(100 * (best - pool.truths[chosen]) / (best - np.median(pool.truths)))
 
 
-def losses_of(own: Study, pools: Sequence[Sequence[int]], noise: float) -> dict[tuple[str, int], list[float]]:
-    """Let all choosers choose in every pool: for each chooser and ``k``, one loss per pool, in %, mean over targets."""
-    found: dict[tuple[str, int], list[float]] = {}
-    for seed, idxs in enumerate(pools):
+def draws_of(num_draws: int, size: int, num_pools: int, seed: int) -> list[list[list[int]]]:
+    """Cut archs into draws, and draw pools of nine tenths of each draw, by their places."""
+    pools = pools_of(size, 9 * size // 10, num_draws * num_pools, seed)
+    return [
+        [[size * draw + idx for idx in pool] for pool in pools[num_pools * draw : num_pools * (draw + 1)]]
+        for draw in range(num_draws)
+    ]
+
+
+def losses_of(own: Study, draws: Sequence[Sequence[Sequence[int]]], noise: float) -> Losses:
+    """Let all choosers choose in every pool: for each chooser and ``k``, one loss per draw, in %.
+
+    It is the mean over the pools of the draw and over the targets.
+    """
+    found: Losses = {}
+    for draw, pools in enumerate(draws):
         lost: dict[tuple[str, int], list[float]] = {}
-        for target in own.table.targets:
+        for target, (place, idxs) in itertools.product(own.table.targets, enumerate(pools)):
+            seed = len(pools) * draw + place
             pool = pool_of(own, idxs, target, noise, seed)
             for name, orders in orders_of(pool, max(ENTRANTS), seed).items():
                 for k in ENTRANTS:
@@ -158,29 +174,33 @@ def order_figures(pool: Pool, k: int) -> tuple[float, ...]:
 # --- what is printed and kept --------------------------------------------------------------------
 
 
-def mean_of(values: Sequence[float]) -> tuple[float, Interval]:
-    """Average over pools, with an interval of 1000 resamples of the pools."""
-    interval = bootstrap_interval(lambda a, _: float(a.mean()), values, values)
-    assert interval is not None
-    return statistics.fmean(values), interval
+def mean_of(tables: Sequence[Sequence[float]]) -> tuple[float, Interval]:
+    """Average over the draws of each table, and over tables, with an interval of resamples of the draws."""
+    generator = np.random.default_rng(0)
+    means = [
+        np.array(values)[generator.integers(len(values), size=(NUM_RESAMPLES, len(values)))].mean(axis=1)
+        for values in tables
+    ]
+    low, high = np.quantile(np.mean(means, axis=0), [0.025, 0.975]).tolist()
+    return statistics.fmean(statistics.fmean(values) for values in tables), Interval(low, high)
 
 
-def told(values: Sequence[float], sign: str = "") -> str:
-    """Write a mean over pools and its interval."""
-    mean, interval = mean_of(values)
+def told(tables: Sequence[Sequence[float]], sign: str = "") -> str:
+    """Write a mean over draws and its interval."""
+    mean, interval = mean_of(tables)
     return f"{mean:{sign}.1f} [{interval.low:{sign}.1f}, {interval.high:{sign}.1f}]"
 
 
-def gaps_of(losses: Mapping[tuple[str, int], Sequence[float]], k: int) -> list[float]:
-    """Subtract the loss of the first by score from that of learned finals, in every pool."""
+def gaps_of(losses: Losses, k: int) -> list[float]:
+    """Subtract the loss of the first by score from that of learned finals, in every draw."""
     pairs = zip(losses["learned", k], losses["first by score", k], strict=True)
     return [learned - first for learned, first in pairs]
 
 
-def print_losses(console: Console, title: str, losses: Mapping[tuple[str, int], Sequence[float]]) -> None:
-    """Print the losses of all choosers, and how much less the learning ones lose."""
-    rows = [[name, *(told(losses[name, k]) for k in ENTRANTS)] for name in CHOOSERS]
-    rows.append(["learned - first by score", *(told(gaps_of(losses, k), "+") for k in ENTRANTS)])
+def print_losses(console: Console, title: str, tables: Sequence[Losses]) -> None:
+    """Print the losses of all choosers, mean of some tables, and how much less the learning ones lose."""
+    rows = [[name, *(told([own[name, k] for own in tables]) for k in ENTRANTS)] for name in CHOOSERS]
+    rows.append(["learned - first by score", *(told([gaps_of(own, k) for own in tables], "+") for k in ENTRANTS)])
     print_table(console, title, ["chooser", *(f"k = {k}" for k in ENTRANTS)], rows)
 
 
@@ -195,7 +215,7 @@ def print_orders(console: Console, title: str, orders: Sequence[Order]) -> None:
 
 
 def laws(
-    losses: Mapping[tuple[str, str], Mapping[tuple[str, int], Sequence[float]]],
+    losses: Mapping[tuple[str, str], Losses],
     orders: Mapping[tuple[str, str], Sequence[Order]],
 ) -> list[str]:
     """Check which laws hold, on all benchmarks and with both kinds of labels."""
@@ -203,7 +223,7 @@ def laws(
         f"{name}, {kind}, k = {k}"
         for (name, kind), own in losses.items()
         for k in ENTRANTS
-        if mean_of(gaps_of(own, k))[1].low > 0
+        if mean_of([gaps_of(own, k)])[1].low > 0
     ]
     outside = [
         f"{name}, {kind}, k = {own.k} ({100 * own.inside:.0f} %)"
@@ -226,9 +246,10 @@ def laws(
 def parser() -> argparse.ArgumentParser:
     """Build the parser of the command line."""
     made = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    made.add_argument("--benchmark", action="append", choices=SAMPLES, help="may be repeated; default all")
-    made.add_argument("--sample", type=positive, help="archs that are scored; default 300 and twice 200")
-    made.add_argument("--pools", type=positive, default=40, help="pools of three quarters of the archs")
+    made.add_argument("--benchmark", action="append", choices=DRAWS, help="may be repeated; default all")
+    made.add_argument("--draws", type=positive, help="draws of archs; default 6, or 3 of NAS-Bench-101")
+    made.add_argument("--size", type=positive, default=100, help="archs of a draw")
+    made.add_argument("--pools", type=positive, default=10, help="pools of nine tenths of a draw")
     made.add_argument("--workers", type=positive, default=1, help="processes, each with one thread")
     add_folders(made)
     return made
@@ -239,7 +260,7 @@ def main(words: Sequence[str] | None = None) -> None:
     arguments = (usage := parser()).parse_args(words)
     choice = Choice.of("default", with_baselines=True)
     try:
-        tables = [LOADERS[name](arguments.data) for name in dict.fromkeys(arguments.benchmark or SAMPLES)]
+        tables = [LOADERS[name](arguments.data) for name in dict.fromkeys(arguments.benchmark or DRAWS)]
     except OSError as error:
         usage.error(str(error))
     console = Console(width=None if Console().is_terminal else 200)  # a file or a pipe has no width: nothing is cut
@@ -247,30 +268,29 @@ def main(words: Sequence[str] | None = None) -> None:
     for table in tables:
         seed = SEEDS[table.benchmark]
         protocol = Protocol(arguments.data / "cifar10_subset.npz", seed=seed)
-        drawn = sampled(table, arguments.sample or SAMPLES[table.benchmark], seed)
+        num_draws, size = arguments.draws or DRAWS[table.benchmark], arguments.size
+        drawn = sampled(table, num_draws * size, seed)
         own = study(drawn, choice, protocol, Running(arguments.workers), arguments.cache, with_times=False)
         studies.append(own)
-        pools = pools_of(len(drawn.rows), 3 * len(drawn.rows) // 4, arguments.pools, seed)
-        say(console, f"\n{table.benchmark}: {len(pools)} pools of {len(pools[0])} of {len(drawn.rows)} archs.")
+        draws = draws_of(num_draws, size, arguments.pools, seed)
+        pools = [pool for draw in draws for pool in draw]
+        what = f"{num_draws} draws of {size} archs, each with {arguments.pools} pools of {len(pools[0])}"
+        say(console, f"\n{table.benchmark}: {what}.")
         for kind, noise in LABELS.items():
-            losses[table.benchmark, kind] = losses_of(own, pools, noise)
+            losses[table.benchmark, kind] = losses_of(own, draws, noise)
             title = f"{table.benchmark}, {kind} labels: loss in % of best - median [95 %]"
-            print_losses(console, title, losses[table.benchmark, kind])
+            print_losses(console, title, [losses[table.benchmark, kind]])
             counts = [k for k in ENTRANTS if k >= FEWEST_LABELS]
             orders[table.benchmark, kind] = [learned_order(own, pools, noise, k) for k in counts]
             print_orders(console, f"{table.benchmark}, {kind} labels: the order of all", orders[table.benchmark, kind])
     for kind in LABELS:
         over = [losses[table.benchmark, kind] for table in tables]
-        mean = {
-            key: [statistics.fmean(column) for column in zip(*(own[key] for own in over), strict=True)]
-            for key in over[0]
-        }
-        print_losses(console, f"mean of the benchmarks, {kind} labels: loss in % of best - median [95 %]", mean)
+        print_losses(console, f"mean of the benchmarks, {kind} labels: loss in % of best - median [95 %]", over)
     for line in laws(losses, orders):
         say(console, line)
     record: Record = {
         "losses": [
-            {"benchmark": name, "labels": kind, "chooser": chooser, "k": k, "mean": statistics.fmean(values)}
+            {"benchmark": name, "labels": kind, "chooser": chooser, "k": k, "by_draw": values}
             for (name, kind), own in losses.items()
             for (chooser, k), values in own.items()
         ],

@@ -86,9 +86,11 @@ def choose_next(
         \operatorname{EI}_i = \sigma_i \bigl(\varphi(u_i) + u_i \Phi(u_i)\bigr), \qquad
         u_i = \frac{\mu_i - \max_{l \in L} \mu_l}{\sigma_i}
 
-    with :math:`\mu_i` and :math:`\sigma_i` mean and standard deviation of :math:`f_i` given the labels (see the top of
-    this module). The best label itself would be too high a bar, since labels have noise and the best one has more of it
-    than others.
+    with :math:`\mu_i` the mean of :math:`f_i` and :math:`\sigma_i` the standard deviation of
+    :math:`f_i + \varepsilon_i`, both given the labels (see the top of this module). Most of :math:`\varepsilon` is the
+    candidate's own: noise of training has a variance of about :math:`0.16^2` (see `learned_ranks`), a seventh of that
+    of :math:`\varepsilon`. So a candidate can be a surprise although it is like those that were trained. The best label
+    itself would be too high a bar, since labels have noise and the best one has more of it than others.
 
     A candidate whose training is not over counts as if its label were the mean that is expected of it ("kriging
     believer"): the means of all stay the same, the variances near it fall, and the bar is the best mean of the trained
@@ -131,7 +133,7 @@ def choose_next(
         mean, _, _ = pool.posterior()
         known = np.concatenate([pool.trained, waiting])
         _, parts = pool.solve(known)
-        gain = expected_improvement(mean, np.sqrt(_variance(parts)), float(mean[known].max()))
+        gain = expected_improvement(mean, np.sqrt(_variance(parts) + _NOISE_VARIANCE), float(mean[known].max()))
     # Where improvement is hopeless for all, rounding makes it equal; then the score decides.
     order = np.lexsort((-pool.prior[left], -gain[left]))
     return int(pool.positions[left[order[0]]])

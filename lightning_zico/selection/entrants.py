@@ -17,6 +17,9 @@ from lightning_zico.selection.finalist import Finalist, Training
 Learn: TypeAlias = bool | Literal["rank"]
 Build: TypeAlias = Callable[[int], nn.Module]  # of a seed
 
+# Recipes that compare candidates of different families, which are all pretrained.
+_ACROSS_FAMILIES = ("transfer", "linear_probe")
+
 
 class Entrants:
     """The candidates of finals.
@@ -112,8 +115,9 @@ def entrants_of(
 ) -> Entrants:
     """Find the candidates of finals in a ranking.
 
-    Candidates of a zoo are of different families, which a recipe cannot compare. If a recipe ranks them, learning
-    starts from the known values (the column ``prior``) instead, or from the number of parameters if there are none.
+    Candidates of a zoo are of different families, which only ``"transfer"`` and ``"linear_probe"`` compare. If another
+    recipe ranks them, learning starts from the known values (the column ``prior``) instead, or from the number of
+    parameters if there are none.
 
     Args:
         leaderboard: The ranking, before finals.
@@ -133,7 +137,7 @@ def entrants_of(
 
     members = {name: orient(name) for name in used["members"]} if used else {}
     first_by, scores = choice.rank_by, [-float(row["rank"]) for row in rows]
-    if learn and used and facts.get("num_of_a_zoo"):
+    if learn and used and used["used"] not in _ACROSS_FAMILIES and facts.get("num_of_a_zoo"):
         is_known = "prior" in choice.columns and any(row["prior"] is not None for row in rows)
         first_by = "prior" if is_known else "params"
         values = placed_beside(orient(first_by), orient("params"))

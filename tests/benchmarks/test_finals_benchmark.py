@@ -76,6 +76,27 @@ def test_the_order_of_all_is_measured_on_archs_that_were_not_trained() -> None:
     assert 0 < width < 1
 
 
+def test_draws_share_no_archs_and_the_loss_of_a_draw_is_the_mean_of_its_pools() -> None:
+    draws = finals.draws_of(2, 40, 3, seed=1)
+    for draw, pools in enumerate(draws):
+        assert len(pools) == 3
+        assert all(len(set(pool)) == 36 and {idx // 40 for idx in pool} == {draw} for pool in pools)
+    losses = finals.losses_of(study(), draws, 0.0)
+    for draw, pools in enumerate(draws):
+        own = [finals.pool_of(study(), pool, "acc", 0.0, 0) for pool in pools]
+        expected = [finals.loss(pool, finals.best_first(range(36), pool.scores), 4) for pool in own]
+        assert losses["first by score", 4][draw] == pytest.approx(np.mean(expected))
+
+
+def test_what_is_resampled_is_a_draw_and_each_table_by_itself() -> None:
+    assert finals.mean_of([[2.0, 2.0, 2.0], [5.0, 5.0]]) == (3.5, (3.5, 3.5))
+    mean, (low, high) = finals.mean_of([[0.0, 1.0, 5.0]])
+    assert (mean, low, high) == (2.0, 0.0, 5.0)  # all three the worst: once in 27 resamples
+    mean, (low, high) = finals.mean_of([list(range(400))])
+    error = 400 / 12**0.5 / 400**0.5
+    assert (low, high) == pytest.approx((mean - 1.96 * error, mean + 1.96 * error), abs=0.15 * 1.96 * error)
+
+
 def test_laws_name_what_breaks_them() -> None:
     first = {("first by score", k): [1.0] * 5 for k in finals.ENTRANTS}
     same = {**first, **{("learned", k): [1.0] * 5 for k in finals.ENTRANTS}}
@@ -91,14 +112,14 @@ def test_laws_name_what_breaks_them() -> None:
 def test_a_small_run_prints_and_keeps_its_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = data_file("nas_bench_101_500.csv.gz").parent
     protocol = Protocol(folder / "cifar10_subset.npz", seed=finals.SEEDS["nas-bench-101"])
-    drawn = sampled(nas_bench_101(folder), 30, protocol.seed)
+    drawn = sampled(nas_bench_101(folder), 30, protocol.seed)  # two draws of 15
     kept = Cache(cache_path(tmp_path, drawn, protocol))  # so that nothing is left to be scored
     rng = np.random.default_rng(0)
     for row in drawn.rows:
         kept.add(row.name, scores={proxy: float(rng.normal()) for proxy in list_proxies()})
-    words = ["--benchmark", "nas-bench-101", "--sample", "30", "--pools", "3"]
+    words = ["--benchmark", "nas-bench-101", "--draws", "2", "--size", "15", "--pools", "3"]
     finals.main([*words, "--data", str(folder), "--cache", str(tmp_path), "--results", str(tmp_path)])
     printed = capsys.readouterr().out
-    assert "3 pools of 22 of 30 archs" in printed
+    assert "2 draws of 15 archs, each with 3 pools of 13" in printed
     assert "learned - first by score" in printed
     assert (tmp_path / "finals.json").exists()

@@ -77,13 +77,14 @@ def believed(scores, members, labels, pending):
 
 
 def gains(scores, members, labels, pending=()):
-    """Integrate the improvement over the normal distribution of f, by position of each candidate that is left."""
+    """Integrate the improvement over the normal distribution of f + eps, by position of each candidate that is left."""
     mean, variance, t = believed(scores, members, labels, pending)
     at = np.linspace(-9, 9, 4001)
     found = {}
     for idx in mean:
         if idx not in labels and idx not in pending:
-            better = np.maximum(mean[idx] + math.sqrt(variance[idx]) * at - max(mean[j] for j in t), 0)
+            deviation = math.sqrt(variance[idx] + 0.5 * (1 - RHO**2))
+            better = np.maximum(mean[idx] + deviation * at - max(mean[j] for j in t), 0)
             found[idx] = float(np.sum(better * stats.norm.pdf(at)) * (at[1] - at[0]))
     return found
 

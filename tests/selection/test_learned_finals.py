@@ -142,6 +142,30 @@ def test_the_prior_of_a_zoo_is_what_is_published_or_the_size(
     assert own.num == 3  # who has no score takes no part
 
 
+@pytest.mark.parametrize(
+    ("used", "members", "prior", "order"),
+    [
+        ("linear_probe", ["ridge_probe"], [None] * 4, ["c00", "c01", "c02", "c03"]),
+        ("linear_probe", ["ridge_probe"], [None, None, None, 0.9], ["c00", "c01", "c02", "c03"]),
+        ("transfer", ["prior"], [0.9, 0.8, 0.7, 0.6], ["c00", "c01", "c02", "c03"]),
+        ("size", ["params", "macs"], [None] * 4, ["c03", "c02", "c01", "c00"]),  # if there is no probe either
+    ],
+)
+def test_a_pretrained_zoo_keeps_the_order_of_its_probe(
+    used: str, members: list[str], prior: list[float | None], order: list[str]
+) -> None:
+    choice = Choice.of("default", with_baselines=True, pretrained=True)
+    numbers = {choice.rank_by: [4.0, 3.0, 2.0, 1.0], "params": [1.0, 2.0, 3.0, 4.0], "macs": [1.0, 2.0, 3.0, 4.0]}
+    facts = {choice.rank_by: {"used": used, "members": members, "aggregate": None}}
+    leaderboard = board(
+        choice, {**numbers, "ridge_probe": [0.9, 0.8, 0.7, 0.6], "prior": prior}, num_of_a_zoo=4, recipes=facts
+    )
+    builds = {name: partial(pytest.fail, "built") for name in NAMES}
+    own = entrants_of(leaderboard, choice, builds, num=4, learn=True)
+    assert own.first_by == ("params" if used == "size" else choice.rank_by)
+    assert play(own) == order
+
+
 def test_a_prior_that_no_candidate_has_is_none() -> None:
     choice, facts = by_recipe(Fixed("prior"))
     leaderboard = board(choice, {**SIZES, "prior": [None] * 4}, num_of_a_zoo=4, **facts)
