@@ -48,7 +48,7 @@ def test_the_repr_of_everything_public_fits_three_lines() -> None:
     for shown in (shown for of_one in examples.values() for shown in of_one):
         assert len(repr(shown)) <= 3 * 120, type(shown)
         assert repr(shown).isprintable()
-    assert repr(examples[Score][-1]) == "<Score 'zico': 1.5 ± 0.25, 1000 layers>"
+    assert repr(examples[Score][-1]) == "<Score 'zico': 1.5 ± 0.25, 1,000 layers>"
     assert repr(make(card("a", 1.0), card("c", None))) == "<Leaderboard of 2 candidates by 'zico', best 'a', 1 failed>"
 
 
