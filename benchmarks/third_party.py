@@ -195,7 +195,6 @@ def package_tried(name: str, modules: Sequence[str], journal: Path, timeout_s: f
     """
     file = importlib.import_module(f"packages.{name}_models")
     version = importlib.metadata.version(file.PACKAGE)
-    os.chdir(journal.parent)  # some packages leave files in the current folder
     done = {line["module"] for line in read(journal)}
     with journal.open("a") as out:
         for entry in file.ENTRIES:
@@ -215,7 +214,7 @@ def rows_of(name: str, modules: Sequence[str], timeout_s: float) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         journal, rows = Path(folder, "journal.jsonl"), []
         while True:
-            task = partial(quietly, package_tried, name, modules, journal, timeout_s)
+            task = partial(quietly, folder, package_tried, name, modules, journal, timeout_s)
             ((_, outcome),) = outcomes({name: task}, num_workers=1, timeout_s=timeout_s * 30)
             lines = read(journal)
             rows = [Row(**line) for line in lines if "trains" in line]
@@ -263,8 +262,9 @@ def alarm(timeout_s: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def quietly(function: Callable[..., None], *arguments: Any) -> None:
-    """Call a function in its own process, in which packages log nothing and download no weights."""
+def quietly(folder: str, function: Callable[..., None], *arguments: Any) -> None:
+    """Call a function in its own process, in a folder for what packages write there, without logs and downloads."""
+    os.chdir(folder)
     os.environ["HF_HUB_OFFLINE"] = "1"
     warnings.filterwarnings("ignore")
     logging.disable(logging.WARNING)

@@ -1,6 +1,7 @@
 """Batches of fewer samples than the data's own: loaders are built again, and other batches are cut."""
 
 import copy
+import math
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, NamedTuple
@@ -169,9 +170,11 @@ def _rebuild(loader: "DataLoader[Any]", batch_size: int) -> "DataLoader[Any]":
     return smaller
 
 
-def _may_have(batch: Batch, count: int | None) -> int:
-    """Return the samples of a batch; if they cannot be counted, the longest that a tensor has along dimension 0."""
-    return max((len(tensor) for tensor in tensors_of(batch) if tensor.ndim), default=0) if count is None else count
+def _may_have(batch: Batch, count: int | None) -> float:
+    """Return the most samples that a batch may have: if unknown, the length of the longest tensor in it."""
+    if count is not None:
+        return count
+    return max((len(tensor) for tensor in tensors_of(batch) if tensor.ndim), default=math.inf)
 
 
 def _shapes_of(batch: Batch) -> list[torch.Size]:

@@ -305,7 +305,7 @@ def target_position(probe: Probe) -> int:
         Its position in the order of `batches.tensors_of`.
 
     Raises:
-        NotApplicableError: If there is none, or several that the step reads.
+        NotApplicableError: If there is none, or several.
     """
     batch, count = probe.transfer_batch(0)
     position = label_position(probe, batch, count or probe.num_samples)
@@ -320,11 +320,14 @@ def target_position(probe: Probe) -> int:
 def label_position(probe: Probe, batch: Batch, count: int | None, *, only_integers: bool = False) -> int | None:
     """Find the tensor of a batch with one number for each sample that the step reads, and not as the network's input.
 
+    In a pair of two tensors, whichever is not an input is the label, even if the step does not read it, as one that
+    trains without labels does not.
+
     Args:
         probe: The candidate.
-        batch: A batch, of which ``count`` are the samples.
-        count: None if it is unknown.
-        only_integers: Whether numbers with a fraction are no labels.
+        batch: A batch.
+        count: Number of its samples; None if it is unknown, so that no label is found.
+        only_integers: Whether labels must be integers.
 
     Returns:
         Its position in the order of `batches.tensors_of`; None if there is none.
@@ -332,23 +335,23 @@ def label_position(probe: Probe, batch: Batch, count: int | None, *, only_intege
     Raises:
         NotApplicableError: If there are several.
     """
-    parts = listed(batch, count or 0)
+    tensors, parts = tensors_of(batch), listed(batch, count or 0)
     found = [
         position
-        for position, tensor in enumerate(tensors_of(batch))
+        for position, tensor in enumerate(tensors)
         if tensor.ndim
         and not (tensor.is_complex() or (only_integers and tensor.is_floating_point()))
         and tensor.numel() == len(tensor) == count
         and position not in parts
     ]
+    if found and len(tensors) > 2 and probe.flow.used is not None:
+        found = [position for position in found if position in probe.flow.used]
     if len(found) > 1:
         found = [position for position in found if position not in probe.flow.inputs] or found
-        used = probe.flow.used
-        found = [position for position in found if used is None or position in used] or found
     if len(found) > 1:
         raise NotApplicableError(
-            f"{len(found)} fields of a batch have one number per sample that the network does not read, so it is not "
-            "known which is the label. Leave the others out of the batches, for example with a `collate_fn`."
+            f"{len(found)} fields of a batch have one number per sample, and it is not known which is the label. Leave "
+            "the others out of the batches, for example with a `collate_fn`."
         )
     return found[0] if found else None
 

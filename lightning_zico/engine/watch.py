@@ -55,9 +55,12 @@ _NO_LAYOUT = Layout({}, {}, frozenset())
 
 
 def _uncompiled(module: nn.Module) -> Any:
-    """Run submodules of `torch.compile` as they are: what was compiled before does not call hooks that came later."""
+    """Run compiled submodules eagerly, because compiled code does not call hooks that were added later.
+
+    The setting is that of the process: another thread that calls compiled code meanwhile runs it eagerly as well.
+    """
     set_stance = getattr(torch.compiler, "set_stance", None)  # since torch 2.6
-    has_compiled = any("_orig_mod" in part._modules for part in module.modules())
+    has_compiled = any("_orig_mod" in part._modules or part._compiled_call_impl for part in module.modules())
     return set_stance("force_eager") if set_stance and has_compiled else nullcontext()
 
 

@@ -79,9 +79,9 @@ def class_labels(probe: Probe, num_samples: int) -> Tensor:
     """Find the class of each sample of the first batch: a tensor of integers with one number per sample.
 
     Raises:
-        NotApplicableError: If there is no such tensor, or several that the step reads.
+        NotApplicableError: If there is no such tensor, or several.
     """
-    batch = probe.batches[probe.first_idx]
+    batch = probe.first_batch
     position = label_position(probe, batch, num_samples, only_integers=True)
     if position is None:
         raise NotApplicableError("the batch has no class labels: expected a tensor with one integer per sample.")

@@ -88,8 +88,8 @@ def choose_next(
 
     with :math:`\mu_i` the mean of :math:`f_i` and :math:`\sigma_i` the standard deviation of
     :math:`f_i + \varepsilon_i`, both given the labels (see the top of this module). Most of :math:`\varepsilon` is the
-    candidate's own: noise of training has a variance of about :math:`0.16^2` (see `learned_ranks`), a seventh of that
-    of :math:`\varepsilon`. So a candidate can be a surprise although it is like those that were trained. The best label
+    specific to the candidate: noise of training has a variance of about :math:`0.16^2` (see `learned_ranks`), a seventh
+    of that of :math:`\varepsilon`. So a candidate may differ from similar ones that were trained. The best label
     itself would be too high a bar, since labels have noise and the best one has more of it than others.
 
     A candidate whose training is not over counts as if its label were the mean that is expected of it ("kriging

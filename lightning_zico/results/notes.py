@@ -293,16 +293,16 @@ def _notes_on_pretrained(rows: Sequence[Row], provenance: Provenance) -> list[st
         if not provenance.get("needs_pretrained"):
             return []
         return [
-            f"`{provenance['rank_by']}` compares what candidates have learned; for untrained ones it is chance. "
-            "If yours are pretrained, say so with `Candidate(name, build, pretrained=True)`."
+            f"`{provenance['rank_by']}` measures what candidates have learned; for untrained ones, its values are "
+            "random. If yours are pretrained, say so with `Candidate(name, build, pretrained=True)`."
         ]
     notes = []
     default = get_recipe("default").name
     if num_pretrained < num_candidates:
         are = "candidate is" if num_pretrained == 1 else "candidates are"
         notes.append(
-            f"{num_pretrained} {are} pretrained, the other {num_candidates - num_pretrained} not. No score compares "
-            'both kinds; rank the pretrained ones by themselves, with `proxies="transfer"`.'
+            f"{num_pretrained:,} {are} pretrained, the other {num_candidates - num_pretrained:,} not. No score "
+            'compares both kinds; rank the pretrained ones by themselves, with `proxies="transfer"`.'
         )
     elif provenance.get("rank_by") == default:
         notes.append(

@@ -268,6 +268,7 @@ class Provenance(TypedDict, total=False):
         equal_repeats: Names of the candidates whose repeats gave equal scores.
         num_of_a_zoo: Number of candidates from a zoo.
         num_pretrained: Number of candidates that say that they are pretrained.
+        needs_pretrained: Whether the score to rank by is meant for pretrained candidates.
         priors: Where the values of priors come from, and from when, by name of the column.
         left_out_callbacks: Classes of the trainer's callbacks that took no part.
         process_changes: Settings of the process that candidates changed, by candidate.
@@ -306,6 +307,7 @@ class Provenance(TypedDict, total=False):
     equal_repeats: list[str]
     num_of_a_zoo: int
     num_pretrained: int
+    needs_pretrained: bool
     priors: dict[str, str]
     left_out_callbacks: list[str]
     process_changes: dict[str, list[str]]

@@ -61,8 +61,8 @@ class Choice:
         for name in named:
             if name == UnknownPrior.name:
                 raise UnknownNameError(
-                    f"'{name}' is a column of known numbers and not a proxy to compute. Pass the numbers as `prior=`, "
-                    f'or candidates of a zoo, and `rank_by="{name}"`.'
+                    f"'{name}' is a column of known numbers and not a proxy to compute. In a ranking, pass the numbers "
+                    f'as `prior=`, or candidates of a zoo, and `rank_by="{name}"`.'
                 )
             if isinstance(name, str) and name not in known + recipe_names:
                 raise unknown_name("proxy or recipe", name, known + recipe_names)
@@ -115,12 +115,6 @@ class Choice:
         """Whether higher values of a score are better; of the score to rank by if ``name`` is None."""
         name = self.rank_by if name is None else name
         return name in self.recipes or next(p.higher_is_better for p in self.proxies if p.name == name)
-
-    @property
-    def needs_pretrained(self) -> bool:
-        """Whether the score to rank by is meant for pretrained candidates."""
-        members = self.recipes[self.rank_by].members if self.rank_by in self.recipes else (self.rank_by,)
-        return any(proxy.needs_pretrained for proxy in self.proxies if proxy.name in members)
 
     def direct_score(self, card: ScoreCard, name: str | None = None) -> float | None:
         """Return a candidate's score, negated if lower is better; None if it cannot be ranked by this score.

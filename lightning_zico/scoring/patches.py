@@ -203,7 +203,7 @@ def _codes() -> list[_Attribute]:
 def _compare(each: Watched, name: str, function: Any) -> Iterator[Patch]:
     """Yield a patch if a function is no longer the one that it was."""
     now = each.attributes.get(name, ABSENT)
-    is_profiled = _is_profiled(_without_compiler(now), function)
+    is_profiled = _is_profiled(_strip_compiler(now), function)
     if now is not function and not is_profiled and not _is_of_compiler(now, function):
         yield Patch(each.name_of(name), partial(setattr, each.owner, name, function))
 
@@ -256,14 +256,15 @@ def _code_of_wrapper() -> Any:
 
 
 def _is_of_compiler(function: Any, before: Any) -> bool:
-    """Whether a function is the compiler's, or the one from before in a wrapper that keeps the compiler out."""
-    is_wrapped = _without_compiler(function) is _without_compiler(before)
+    """Whether a function is the compiler's, or the original function wrapped by `torch.compiler.disable`."""
+    is_wrapped = function is not before and _strip_compiler(function) is _strip_compiler(before)
     return is_wrapped or str(getattr(function, "__module__", "")).startswith(_OF_COMPILER)
 
 
-def _without_compiler(function: Any) -> Any:
-    while hasattr(function, "_torchdynamo_orig_callable"):
-        function = function._torchdynamo_orig_callable
+def _strip_compiler(function: Any) -> Any:
+    """Return what `torch.compiler.disable` wraps, or the function itself."""
+    while (known := getattr(function, "__dict__", {})).get("_torchdynamo_disable") is True:
+        function = known["_torchdynamo_orig_callable"]
     return function
 
 

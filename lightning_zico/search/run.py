@@ -98,7 +98,6 @@ class SearchRun:
                             self._look()
                         self._seconds["seconds"] = time.perf_counter() - start
                         self._num_scored += 1
-                        self._num_failed += all(score.value is None for score in card.scores.values())
                         follower.finish(card, self._trials.num_finished)
                         self._check_hope(card)
                 # Go on if a process died meanwhile, or a trial was ended by hand, until there are enough trials.
@@ -267,6 +266,7 @@ class SearchRun:
     def _take_in(self, news: Sequence[Finished]) -> None:
         for trial in news:
             self._num_rejected += trial.num_rejected
+            self._num_failed += scores_of([trial.card], self._choice) == [None]
             score = None if self._choice.recipe is not None else self._choice.direct_score(trial.card)
             if score is not None:
                 self._best = score if self._best is None else max(self._best, score)

@@ -17,7 +17,7 @@ from lightning_zico.selection.finalist import Finalist, Training
 Learn: TypeAlias = bool | Literal["rank"]
 Build: TypeAlias = Callable[[int], nn.Module]  # of a seed
 
-# Recipes that compare candidates of different families, which are all pretrained.
+# Recipes that can compare candidates of different families, if all are pretrained.
 _ACROSS_FAMILIES = ("transfer", "linear_probe")
 
 
@@ -137,7 +137,9 @@ def entrants_of(
 
     members = {name: orient(name) for name in used["members"]} if used else {}
     first_by, scores = choice.rank_by, [-float(row["rank"]) for row in rows]
-    if learn and used and used["used"] not in _ACROSS_FAMILIES and facts.get("num_of_a_zoo"):
+    num_of_a_zoo = facts.get("num_of_a_zoo")
+    are_compared = used and used["used"] in _ACROSS_FAMILIES and facts.get("num_pretrained") == num_of_a_zoo
+    if learn and used and num_of_a_zoo and not are_compared:
         is_known = "prior" in choice.columns and any(row["prior"] is not None for row in rows)
         first_by = "prior" if is_known else "params"
         values = placed_beside(orient(first_by), orient("params"))

@@ -57,6 +57,7 @@ def leaderboard_of(
 
 def _facts(tally: Tally) -> dict[str, Any]:
     choice, cards, in_use = tally.choice, tally.first_cards(), tally.recipes_in_use()
+    members = in_use[choice.rank_by].recipe.members if choice.rank_by in in_use else (choice.rank_by,)
     facts = {
         "rank_by": choice.rank_by,
         "higher_is_better": choice.higher_is_better(),
@@ -67,7 +68,7 @@ def _facts(tally: Tally) -> dict[str, Any]:
         "num_instances": tally.num_instances,
         "num_of_a_zoo": tally.num_of_a_zoo,
         "num_pretrained": tally.num_pretrained,
-        "needs_pretrained": choice.needs_pretrained,
+        "needs_pretrained": any(p.needs_pretrained for p in choice.proxies if p.name in members),
         "priors": {p.name: p.source for p in choice.proxies if isinstance(p, Prior) and p.source is not None},
     }
     if tally.repeats > 1:

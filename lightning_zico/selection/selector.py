@@ -85,8 +85,9 @@ class ZeroShotSelector(ScoringSettings):
             difference then. Use more than eight, with learning, if you do not know how good the score is for your
             candidates. Use False if you know that it is good, or if candidates are modules from a generator: learning
             keeps all of them until the finals. Use ``"rank"`` to learn about all candidates and not to find the best
-            one. For candidates of different families, rank by ``params`` or ``prior``; if a recipe other than
-            ``transfer`` ranks candidates of a zoo, learning starts from the prior, or from ``params`` if there is none.
+            one. For candidates of different families, rank by ``params`` or ``prior``; if a recipe ranks
+            candidates of a zoo, learning starts from the prior, or from ``params`` if there is none, except for
+            pretrained ones that ``transfer`` or ``linear_probe`` ranks.
         final_epochs: Number of epochs that a finalist is trained in each round.
         final_seeds: Number of seeds with which a finalist is trained in each round: ``seed``, ``seed + 1`` and so on,
             each with its own weights and order of the data. The mean decides, ``final_std_error`` is its standard

@@ -109,7 +109,7 @@ def test_after_a_module_that_ends_its_process_the_next_ones_are_tried(monkeypatc
 
     def played(tasks: Any, num_workers: int, timeout_s: float) -> Iterator[Any]:
         ((name, task),) = tasks.items()
-        journal = task.args[3]
+        journal = task.args[4]
         lines = benchmark.read(journal)
         module = "first" if not lines else "second"
         begun = {"package": "own", "version": "1.0", "module": module}

@@ -423,6 +423,8 @@ def test_the_leaderboard_says_what_was_scored_whole() -> None:
     built_again = ZeroShotSelector(proxies="zico").rank([OnNodes()], loader(collate_fn=nodes))
     assert not built_again.errors
     assert not any("scored whole" in note for note in built_again.notes)
+    small = ZeroShotSelector(proxies="zico", batch_size=4 * 64 * 5).rank([OnNodes()], WHOLE["uncounted"]())
+    assert not any("scored whole" in note for note in small.notes)  # no batch has more nodes than that
     asked = ZeroShotSelector(proxies="zico", batch_size=None).rank([OnNodes()], WHOLE["uncounted"]())
     assert not any("scored whole" in note for note in asked.notes)
 

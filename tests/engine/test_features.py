@@ -190,6 +190,18 @@ def test_a_number_per_sample_that_the_step_does_not_read_is_no_label(order: tupl
     assert card["epe_nas"].value == as_pair["epe_nas"].value is not None
 
 
+def test_a_number_per_sample_beside_several_labels_is_no_label() -> None:
+    inputs, _ = images()
+    batch = {"x": inputs, "labels": F.one_hot(torch.arange(12) % 3).float(), "domain": torch.arange(12) % 2}
+
+    def several(m: nn.Module, batch: Any, batch_idx: int) -> Tensor:
+        return F.binary_cross_entropy_with_logits(m(batch["x"]), batch["labels"])
+
+    card = score(make_network(), [batch] * 2, ["logme", "epe_nas"], step=several)
+    assert str(card["logme"].error).startswith("not applicable: the batches have no class")
+    assert str(card["epe_nas"].error).startswith("not applicable: the batch has no class labels")
+
+
 @pytest.mark.parametrize("weights", [torch.arange(12) % 2 + 1, torch.arange(1.0, 13.0)])
 def test_of_two_numbers_per_sample_that_the_loss_reads_neither_is_taken_for_the_label(weights: Tensor) -> None:
     def weighted(m: nn.Module, batch: Any, batch_idx: int) -> Tensor:

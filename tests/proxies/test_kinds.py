@@ -260,11 +260,18 @@ class Compiles(Plain):
         self.network = torch.compile(self.network, backend="eager")
 
 
+class CompilesInPlace(Plain):
+    def __init__(self) -> None:
+        super().__init__()
+        self.network.compile(backend="eager")
+
+
+@pytest.mark.parametrize("kind", [Compiles, CompilesInPlace])
 @pytest.mark.skipif(not hasattr(torch.compiler, "set_stance"), reason="torch 2.5 cannot run compiled code as it was")
 @pytest.mark.filterwarnings("ignore:Using `torch.compile")  # torch's own, of hooks on all modules
-def test_a_submodule_that_has_run_compiled_has_the_scores_of_what_was_compiled() -> None:
+def test_a_submodule_that_has_run_compiled_has_the_scores_of_what_was_compiled(kind: type[Plain]) -> None:
     names = ["zico", "macs", "naswot", "az_expressivity_mean", "az_trainability", "synflow"]
-    module = Compiles()
+    module = kind()
     module(inputs())
     card, expected = score(module, batches(), names), score(Plain(), batches(), names)
     assert {name: card[name].value for name in names} == {

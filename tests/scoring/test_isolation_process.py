@@ -16,6 +16,7 @@ from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -100,6 +101,12 @@ MEDDLERS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
         lambda: len(HOOKS._global_backward_hooks),
     ),
     "function": patched(F, "relu", lambda x, inplace=False: torch.sin(x)),
+    "function, compiled": patched(F, "relu", torch.compile(F.relu, backend="eager")),
+    "function, mocked": patched(F, "gelu", MagicMock()),
+    "method of a base and its copy": (
+        lambda: [setattr(kind, "extra_repr", lambda self: "") for kind in (nn.Module, nn.Flatten)],
+        lambda: (nn.Module.extra_repr, nn.Flatten.extra_repr),
+    ),
     "method of a layer": patched(nn.Conv2d, "forward", lambda self, x: torch.zeros(x.shape[0], 4, 3, 3)),
     "call of modules": patched(nn.Module, "__call__", lambda self, *args: None),
     "method of tensors": patched(Tensor, "backward", lambda self: None),

@@ -143,26 +143,31 @@ def test_the_prior_of_a_zoo_is_what_is_published_or_the_size(
 
 
 @pytest.mark.parametrize(
-    ("used", "members", "prior", "order"),
+    ("used", "members", "prior", "num_pretrained", "order"),
     [
-        ("linear_probe", ["ridge_probe"], [None] * 4, ["c00", "c01", "c02", "c03"]),
-        ("linear_probe", ["ridge_probe"], [None, None, None, 0.9], ["c00", "c01", "c02", "c03"]),
-        ("transfer", ["prior"], [0.9, 0.8, 0.7, 0.6], ["c00", "c01", "c02", "c03"]),
-        ("size", ["params", "macs"], [None] * 4, ["c03", "c02", "c01", "c00"]),  # if there is no probe either
+        ("linear_probe", ["ridge_probe"], [None] * 4, 4, ["c00", "c01", "c02", "c03"]),
+        ("linear_probe", ["ridge_probe"], [None, None, None, 0.9], 4, ["c00", "c01", "c02", "c03"]),
+        ("transfer", ["prior"], [0.9, 0.8, 0.7, 0.6], 4, ["c00", "c01", "c02", "c03"]),
+        ("size", ["params", "macs"], [None] * 4, 4, ["c03", "c02", "c01", "c00"]),  # if there is no probe either
+        ("linear_probe", ["ridge_probe"], [None] * 4, 0, ["c03", "c02", "c01", "c00"]),  # of random features
     ],
 )
-def test_a_pretrained_zoo_keeps_the_order_of_its_probe(
-    used: str, members: list[str], prior: list[float | None], order: list[str]
+def test_a_zoo_keeps_the_order_of_its_probe_if_all_are_pretrained(
+    used: str, members: list[str], prior: list[float | None], num_pretrained: int, order: list[str]
 ) -> None:
     choice = Choice.of("default", with_baselines=True, pretrained=True)
     numbers = {choice.rank_by: [4.0, 3.0, 2.0, 1.0], "params": [1.0, 2.0, 3.0, 4.0], "macs": [1.0, 2.0, 3.0, 4.0]}
     facts = {choice.rank_by: {"used": used, "members": members, "aggregate": None}}
     leaderboard = board(
-        choice, {**numbers, "ridge_probe": [0.9, 0.8, 0.7, 0.6], "prior": prior}, num_of_a_zoo=4, recipes=facts
+        choice,
+        {**numbers, "ridge_probe": [0.9, 0.8, 0.7, 0.6], "prior": prior},
+        num_of_a_zoo=4,
+        num_pretrained=num_pretrained,
+        recipes=facts,
     )
     builds = {name: partial(pytest.fail, "built") for name in NAMES}
     own = entrants_of(leaderboard, choice, builds, num=4, learn=True)
-    assert own.first_by == ("params" if used == "size" else choice.rank_by)
+    assert own.first_by == ("params" if used == "size" or not num_pretrained else choice.rank_by)
     assert play(own) == order
 
 

@@ -78,10 +78,11 @@ def test_candidates_that_do_not_say_so_are_ranked_as_before() -> None:
     assert not any("pretrained" in note for note in leaderboard.notes)
 
 
+@pytest.mark.parametrize("proxies", ["ridge_probe", "transfer", "linear_probe"])
 @pytest.mark.parametrize("pretrained", [True, False])
-def test_a_probe_says_so_if_no_candidate_is_said_to_be_pretrained(pretrained: bool) -> None:
-    leaderboard = rank(candidates(pretrained=pretrained), proxies="ridge_probe")
-    said = "`ridge_probe` compares what candidates have learned; for untrained ones it is chance."
+def test_a_probe_says_so_if_no_candidate_is_said_to_be_pretrained(proxies: str, pretrained: bool) -> None:
+    leaderboard = rank(candidates(pretrained=pretrained), proxies=proxies)
+    said = f"`{proxies}` measures what candidates have learned; for untrained ones, its values are random."
     assert any(note.startswith(said) for note in leaderboard.notes) != pretrained
 
 
