@@ -122,6 +122,16 @@ def declared(name: str, file: str) -> list[str]:
     ]
 
 
+def test_few_places_ask_whether_data_is_a_data_module() -> None:
+    calls = {
+        file.relative_to(PACKAGE).as_posix(): num
+        for file in FILES
+        if (num := len(re.findall(r"(?<!def )\bis_datamodule\(", file.read_text(encoding="utf-8"))))
+    }
+    assert sum(calls.values()) <= 4, calls
+    assert len(calls) <= 2, calls
+
+
 def test_settings_are_written_once() -> None:
     found = {name: declared(name, file) for name, file in SIGNATURES.items()} | {SCORE: declared("score", SCORE)}
     assert sum(map(len, found.values())) <= MOST_SETTINGS, found
