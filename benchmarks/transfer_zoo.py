@@ -259,7 +259,7 @@ def head_of(architecture: str) -> str:
 @cache
 def width_of(architecture: str) -> int:
     """Count the features that the head of an architecture takes."""
-    with torch.device("meta"):
+    with preserved_rng(0):
         head = ARCHITECTURES[architecture](2).get_submodule(head_of(architecture))
     return int(head.in_features)  # type: ignore[arg-type]
 

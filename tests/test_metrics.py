@@ -258,7 +258,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, tuple[floa
             for process in context.processes:
                 process.kill()
             pytest.fail("Two processes did not finish their exchange.")
-    return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
 @pytest.mark.parametrize("name", SPLITS)

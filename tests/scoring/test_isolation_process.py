@@ -101,7 +101,6 @@ MEDDLERS: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
         lambda: len(HOOKS._global_backward_hooks),
     ),
     "function": patched(F, "relu", lambda x, inplace=False: torch.sin(x)),
-    "function, compiled": patched(F, "relu", torch.compile(F.relu, backend="eager")),
     "function, mocked": patched(F, "gelu", MagicMock()),
     "method of a base and its copy": (
         lambda: [setattr(kind, "extra_repr", lambda self: "") for kind in (nn.Module, nn.Flatten)],
@@ -166,6 +165,8 @@ if hasattr(torch._C._autograd, "_top_saved_tensors_default_hooks"):  # torch 2.5
         lambda: torch.autograd.graph.saved_tensors_hooks(lambda x: x * 2, lambda x: x).__enter__(),
         lambda: torch._C._autograd._top_saved_tensors_default_hooks(False),
     )
+if hasattr(torch.compiler, "set_stance"):  # torch 2.5 does not compile a function of its own
+    MEDDLERS["function, compiled"] = patched(F, "relu", torch.compile(F.relu, backend="eager"))
 IN_STEP = ["default dtype", "threads", "forward hook", "function", "directory", "autocast", "warnings"]
 
 
