@@ -73,7 +73,7 @@ def values(cards: Any) -> dict[str, Any]:
     }
 
 
-@pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning")  # Ray's own
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # Ray leaves files and processes open where it starts
 def test_ray_scores_as_the_serial_executor_does() -> None:
     """The one fast test on a cluster."""
     here = SerialExecutor().run([scorer_of()], map(Job, iterate_candidates([Classifier])))
