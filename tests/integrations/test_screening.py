@@ -199,7 +199,8 @@ def test_pruners_prune_screened_trials(pruner: Any) -> None:
                 raise optuna.TrialPruned
         return size
 
-    study = optuna.create_study(sampler=screened(TPESampler(seed=0)), pruner=pruner)
+    # With a name, since `HyperbandPruner` draws brackets by the name, which is random otherwise.
+    study = optuna.create_study(study_name="pruned", sampler=screened(TPESampler(seed=0)), pruner=pruner)
     study.optimize(objective, n_trials=8)
     assert {trial.state.name for trial in study.trials} == {"COMPLETE", "PRUNED"}
     assert all("screening" in trial.user_attrs for trial in study.trials)
