@@ -87,7 +87,7 @@ def choose_next(
         u_i = \frac{\mu_i - \max_{l \in L} \mu_l}{\sigma_i}
 
     with :math:`\mu_i` the mean of :math:`f_i` and :math:`\sigma_i` the standard deviation of
-    :math:`f_i + \varepsilon_i`, both given the labels (see the top of this module). Most of :math:`\varepsilon` is the
+    :math:`f_i + \varepsilon_i`, both given the labels (see the top of this module). Most of :math:`\varepsilon` is
     specific to the candidate: noise of training has a variance of about :math:`0.16^2` (see `learned_ranks`), a seventh
     of that of :math:`\varepsilon`. So a candidate may differ from similar ones that were trained. The best label
     itself would be too high a bar, since labels have noise and the best one has more of it than others.
