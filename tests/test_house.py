@@ -95,8 +95,9 @@ SIGNATURES = {
 }
 SCORE = "scoring/single.py"  # the function `score`
 # 80 before finals had rounds, patience and a limit of time, 83 before callbacks, 84 before finals had an executor of
-# their own: a training needs other limits of time and memory, and another number of workers, than scoring.
-MOST_SETTINGS = 85
+# their own (a training needs other limits of time and memory, and another number of workers, than scoring), 85 before
+# the agreement of rounds that finals ask for could be set.
+MOST_SETTINGS = 86
 
 
 def declared(name: str, file: str) -> list[str]:

@@ -59,8 +59,8 @@ _NOT_OPTIONS = frozenset({"proxies", "budget", "loss_fn", "step", "trainer", "ex
 _NOT_IN_RANK = _NOT_OPTIONS | {"prior"}
 _NOT_IN_SCORE = _NOT_IN_RANK | {
     *("rank_by", "controlled_by", "repeats", "race", "cache", "enable_progress_bar"),
-    *("finalists", "learn", "final_epochs", "final_seeds", "reduction_factor", "patience"),
-    *("time_budget_s", "monitor", "mode", "finals_executor"),
+    *("finalists", "learn", "final_epochs", "final_seeds", "reduction_factor", "least_agreement"),
+    *("patience", "time_budget_s", "monitor", "mode", "finals_executor"),
 }
 _NOT_IN_SEARCH = _NOT_OPTIONS | {"space", "against", "sampler", "storage", "num_classes", "wrap"}
 

@@ -39,8 +39,8 @@ _GROUPS: Mapping[str, tuple[str, ...]] = {
     ),
     "search": ("against", "sampler", "num_trials", "storage", "name"),
     "finals and training": (
-        *("trainer", "finalists", "learn", "final_epochs", "final_seeds", "reduction_factor", "patience"),
-        *("time_budget_s", "monitor", "mode", "finals_executor"),
+        *("trainer", "finalists", "learn", "final_epochs", "final_seeds", "reduction_factor", "least_agreement"),
+        *("patience", "time_budget_s", "monitor", "mode", "finals_executor"),
     ),
     "where scores are computed and kept": (
         *("executor", "num_workers", "timeout_s", "memory_bytes", "accelerator", "devices", "precision"),

@@ -26,8 +26,10 @@ and the variance that the prior expects of them, so any increasing function of y
 """
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -35,6 +37,7 @@ from numpy.typing import NDArray
 from scipy import linalg, special, stats
 
 from lightning_zico.ranking.aggregate import Values, check_finite
+from lightning_zico.ranking.correlation import kendall
 
 Numbers: TypeAlias = NDArray[np.float64]
 
@@ -47,8 +50,9 @@ FEWEST_LABELS = 8
 # How many labels the prior's variance counts for, against the one that the labels show.
 _PRIOR_WEIGHT = 4
 
-# Standard deviation of a label's noise, in normal scores: that at which Kendall's tau with the truth is 0.9.
-_LABEL_DEVIATION = 0.16
+# Standard deviation of a label's noise, in normal scores, unless it was measured: that at which Kendall's tau with the
+# truth is 0.9.
+LABEL_DEVIATION = 0.16
 
 # Level of the intervals.
 _LEVEL = 0.95
@@ -161,8 +165,45 @@ def choose_spread(scores: Values, num: int) -> list[int]:
     return [ranked[(2 * j + 1) * len(ranked) // (2 * num)] for j in range(num)]
 
 
+def label_deviation(table: Sequence[Sequence[float]]) -> float:
+    r"""Measure the noise of labels that are means over several seeds, in normal scores of the labels without it.
+
+    .. math::
+        \delta^2 = \frac{1}{R} \Bigl(\frac{1}{\sin(\pi \tau / 2)} - 1\Bigr)
+
+    with R the number of seeds and :math:`\tau` Kendall's tau of the results of two seeds, mean over all pairs of seeds.
+    Two normal variables with this tau have the correlation :math:`\sin(\pi \tau / 2)`; that of a truth of variance 1
+    with independent noise of variance :math:`R \delta^2` is :math:`1 / (1 + R \delta^2)`.
+
+    Args:
+        table: For each trained candidate one result per seed, [L][R].
+
+    Returns:
+        The standard deviation :math:`\delta`, to pass to `learned_ranks`; infinite if the seeds do not agree at all.
+        `LABEL_DEVIATION`, which is assumed, with fewer than two seeds or `FEWEST_LABELS` candidates, or if all results
+        of a seed are equal.
+
+    Example:
+        >>> label_deviation([[0.1 * idx, 0.2 * idx] for idx in range(8)])  # both seeds give the same order
+        0.0
+
+    Source:
+        Greiner's relation of tau and correlation: Kruskal, *Ordinal measures of association*, JASA 1958, section 8.
+    """
+    seeds = list(zip(*table, strict=True))
+    taus = [kendall(one, other) for one, other in combinations(seeds, 2)]
+    known = [tau for tau in taus if tau is not None]
+    if len(table) < FEWEST_LABELS or not known:
+        return LABEL_DEVIATION
+    correlation = math.sin(math.pi / 2 * statistics.fmean(known))
+    return math.sqrt((1 / correlation - 1) / len(seeds)) if correlation > 0 else math.inf
+
+
 def learned_ranks(
-    scores: Values, members: Mapping[str, Values], labels: Mapping[int, float | None]
+    scores: Values,
+    members: Mapping[str, Values],
+    labels: Mapping[int, float | None],
+    deviation: float = LABEL_DEVIATION,
 ) -> list[LearnedRank | None]:
     r"""Predict the rank of each candidate after training, from the results of those that were trained.
 
@@ -183,8 +224,8 @@ def learned_ranks(
         e_i^2 = \Bigl(\frac{n - |L|}{|L|}\Bigr)^2 \sum_{l \in L} p_l (1 - p_l) + (n\, \varphi(z_i)\, \delta)^2
 
     with :math:`p_l` the probability that :math:`f_l + \varepsilon_l` is above :math:`t_i` before training,
-    :math:`z_i = \Phi^{-1}(a_i / |L|)`, and :math:`\delta = 0.16`, the noise of a label at which the Kendall's tau of
-    two rankings, by labels with and without it, is 0.9.
+    :math:`z_i = \Phi^{-1}(a_i / |L|)`, and :math:`\delta` the noise of a label. If it was not measured, it is assumed
+    to be 0.16, at which the Kendall's tau of two rankings, by labels with and without it, is 0.9.
 
     The labels should be spread over the ranking (`choose_spread`). Those of the best candidates alone tell little about
     the others, and the intervals do not hold for them.
@@ -193,13 +234,14 @@ def learned_ranks(
         scores: As for `choose_next`.
         members: As for `choose_next`.
         labels: As for `choose_next`.
+        deviation: Standard deviation :math:`\delta` of a label's noise (`label_deviation`).
 
     Returns:
         One rank per candidate; None for a candidate without a score, and for all with fewer than `FEWEST_LABELS`
         labels, for which the intervals are too narrow.
 
     Raises:
-        ValueError: As for `choose_next`.
+        ValueError: As for `choose_next`, or if the noise is negative or NaN.
 
     Example:
         >>> scores = [float(score) for score in range(100)]
@@ -211,23 +253,25 @@ def learned_ranks(
         The conjugate prior of a variance: Rasmussen & Williams, *Gaussian Processes for Machine Learning*, 2006,
         section 9.9 (Student's t process). Coverage was measured (benchmarks/README.md, ``finals.py``).
     """
+    if not deviation >= 0:
+        raise ValueError(f"Invalid deviation={deviation}: expected a standard deviation of at least 0.")
     pool = _Pool.of(scores, members, labels)
     ranks: list[LearnedRank | None] = [None] * len(scores)
     if len(pool.trained) < FEWEST_LABELS:
         return ranks
     mean, variance, scale = pool.posterior()
     quantile = float(stats.t.ppf((1 + _LEVEL) / 2, _PRIOR_WEIGHT + len(pool.trained)))
-    deviation = np.sqrt(scale * (variance + _NOISE_VARIANCE))
-    deviation[pool.trained] = np.sqrt(scale * variance[pool.trained])
-    margin, certain = quantile * deviation, np.zeros_like(mean)
+    spread = np.sqrt(scale * (variance + _NOISE_VARIANCE))
+    spread[pool.trained] = np.sqrt(scale * variance[pool.trained])
+    margin, certain = quantile * spread, np.zeros_like(mean)
     above = np.stack(
         [
-            _num_above(mean, deviation, mean, deviation),
-            _num_above(mean, deviation, mean + margin, certain),
-            _num_above(mean, deviation, mean - margin, certain),
+            _num_above(mean, spread, mean, spread),
+            _num_above(mean, spread, mean + margin, certain),
+            _num_above(mean, spread, mean - margin, certain),
         ]
     )
-    above[:, pool.trained] = pool.num_above_trained(scale, quantile)
+    above[:, pool.trained] = pool.num_above_trained(scale, quantile, deviation)
     expected, low, high = np.clip(1 + above, 1, len(mean))
     for position, *own in zip(pool.positions.tolist(), expected.tolist(), low.tolist(), high.tolist(), strict=True):
         ranks[position] = LearnedRank(own[0], math.floor(own[1]), math.ceil(own[2]))
@@ -314,12 +358,13 @@ class _Pool:
         factor = linalg.cholesky(kernel[:, known] + _NOISE_VARIANCE * np.eye(len(known)), lower=True)
         return factor, linalg.solve_triangular(factor, kernel, lower=True)
 
-    def num_above_trained(self, scale: float, quantile: float) -> Numbers:
+    def num_above_trained(self, scale: float, quantile: float, noise: float) -> Numbers:
         """Estimate how many candidates are above each trained one, and the ends of the interval, [3, L].
 
         Args:
             scale: The factor of the variances.
             quantile: The quantile of Student's distribution.
+            noise: The standard deviation of a label's noise.
         """
         num_trained, num_others = len(self.trained), len(self.prior) - len(self.trained)
         ahead = stats.rankdata(-self.labels) - 0.5  # itself is half ahead
@@ -328,7 +373,7 @@ class _Pool:
         chances = special.ndtr((PRIOR_CORRELATION * self.prior[self.trained, None] - self.labels) / deviation)
         places = num_others / num_trained * np.sqrt((chances * (1 - chances)).sum(axis=0))
         density = np.exp(-(special.ndtri(ahead / num_trained) ** 2) / 2) / np.sqrt(2 * np.pi)
-        error = np.hypot(places, len(self.prior) * density * _LABEL_DEVIATION)
+        error = np.hypot(places, len(self.prior) * density * noise)
         return np.stack([count, count - quantile * error, count + quantile * error])
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from lightning_zico.ranking import get_recipe
 from lightning_zico.ranking.learned import FEWEST_LABELS
 from lightning_zico.results.rows import (
+    LEAST_AGREEMENT,
     REDUCTION_FACTOR,
     Agreement,
     FinalsHeld,
@@ -30,9 +31,6 @@ _MOST_MISSING = 3
 
 # Number of a zoo's candidates to train before one is chosen.
 _NUM_FINALISTS = 5
-
-# Below this tau between two rounds of finals, a note advises longer ones, and the second round drops no finalist.
-LEAST_AGREEMENT = 0.5
 
 # A note names the layer scores that cover less than this share of a candidate's trainable weights.
 LEAST_COVERED = 0.9
@@ -393,11 +391,10 @@ def _note_on_agreement(own: Agreement, finals: FinalsHeld) -> str:
         f"Kendall's tau between the order of {count(own['n'], 'finalist')} after {after(first)} and after "
         f"{after(second)} is {own['tau']:.2f} [{own['low']:.2f}, {own['high']:.2f}]"
     )
-    if (own["tau"] or 0) >= LEAST_AGREEMENT:
-        return f"{note}."
-    _, num_rounds = finals.get("rounds", (0, 0))
-    kept = " No finalist was dropped." if second < num_rounds else ""
-    return f"{note}: longer finals would be safer.{kept}"
+    tau, (_, num_rounds) = own["tau"] or 0.0, finals.get("rounds", (0, 0))
+    advice = ": longer finals would be safer" if tau < LEAST_AGREEMENT else ""
+    is_kept = tau < finals.get("least_agreement", LEAST_AGREEMENT) and second < num_rounds
+    return f"{note}{advice}.{' No finalist was dropped.' if is_kept else ''}"
 
 
 def _note_on_time(finals: FinalsHeld) -> str | None:

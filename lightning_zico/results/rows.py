@@ -190,6 +190,9 @@ class Agreement(TypedDict):
 # How many times fewer finalists each round has than the one before, unless the user says otherwise.
 REDUCTION_FACTOR = 2
 
+# With a lower Kendall's tau between two rounds of finals, no finalist is dropped, and a note advises longer ones.
+LEAST_AGREEMENT = 0.5
+
 
 class _FinalsHeld(TypedDict):
     monitor: str
@@ -209,6 +212,7 @@ class FinalsHeld(_FinalsHeld, total=False):
         final_epochs: Number of epochs of the first round.
         halving: Whether only the better ones were trained on after each round.
         reduction_factor: Factor by which their number fell; `REDUCTION_FACTOR` if absent.
+        least_agreement: The tau below which no finalist was dropped; `LEAST_AGREEMENT` if absent.
         patience: Number of validations without improvement after which a training ended; absent if there was no limit.
         learn: Whether the finalists were chosen by the results before them, or ``"rank"`` if they were spread over the
             ranking; False if absent: the first by score.
@@ -230,6 +234,7 @@ class FinalsHeld(_FinalsHeld, total=False):
     tie: list[str]
     agreement: list[Agreement]
     reduction_factor: int
+    least_agreement: float
     patience: int
     time_budget_s: float
     most_finalists: int

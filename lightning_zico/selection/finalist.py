@@ -68,31 +68,42 @@ class Finalist:
         trainings: Its trainings, one per seed. If it wins, the first one continues.
 
     Attributes:
-        value: The mean of the monitored metric over the trainings, after the last round that all of them finished.
-        num_epochs: Number of epochs up to the end of that round.
-        by_seed: The metric of each training in that round.
-        by_round: That mean after each round that all of them finished.
+        rounds: The monitored metric of each training, after each round that all of them finished.
+        num_epochs: Number of epochs up to the end of the last of these rounds.
         error: Why a training failed; None if none did.
     """
 
     def __init__(self, trainings: Sequence["Training"]) -> None:
         self.trainings = tuple(trainings)
         self.name = self.trainings[0].name
-        self.value: float | None = None
+        self.rounds: list[tuple[float, ...]] = []
         self.num_epochs = 0
-        self.by_seed: tuple[float, ...] = ()
-        self.by_round: list[float] = []
         self.error: str | None = None
+
+    @property
+    def by_round(self) -> list[float]:
+        """The mean of the metric over the trainings, after each round."""
+        return [statistics.fmean(values) for values in self.rounds]
+
+    @property
+    def by_seed(self) -> tuple[float, ...]:
+        """The metric of each training after the last round; empty before the first."""
+        return self.rounds[-1] if self.rounds else ()
+
+    @property
+    def value(self) -> float | None:
+        """The mean of the metric over the trainings after the last round; None before the first."""
+        return statistics.fmean(self.by_seed) if self.rounds else None
 
     @property
     def is_done(self) -> bool:
         """Whether training gave a value or an error."""
-        return self.value is not None or self.error is not None
+        return bool(self.rounds) or self.error is not None
 
     @property
     def num_rounds(self) -> int:
         """Number of rounds that all of its trainings finished."""
-        return len(self.by_round)
+        return len(self.rounds)
 
     @property
     def logs_monitor(self) -> bool:
@@ -125,9 +136,8 @@ class Finalist:
                 self.error = training.error
                 return
             values.append(training.value)
-        self.value, self.by_seed = statistics.fmean(values), tuple(values)
+        self.rounds.append(tuple(values))
         self.num_epochs = max(training.num_epochs for training in self.trainings)
-        self.by_round.append(self.value)
 
     def fail(self, reason: str, seconds: float) -> None:
         """Record that a process in which it was trained failed, after some seconds."""

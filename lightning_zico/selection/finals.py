@@ -223,7 +223,7 @@ def _describe(
         return held
     if held["halving"]:
         held["agreement"] = compare_rounds(finalists)
-        held["reduction_factor"] = rules.factor(num)
+        held |= {"reduction_factor": rules.factor(num), "least_agreement": rules.least_agreement}
     if rules.patience is not None:
         held["patience"] = rules.patience
     if rules.final_seeds > 1:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import closing, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -18,8 +19,7 @@ from lightning_zico.errors import InvalidArgumentError, NotLoggedError
 from lightning_zico.ranking import kendall, kendall_interval
 from lightning_zico.ranking.learned import FEWEST_LABELS
 from lightning_zico.results import Agreement
-from lightning_zico.results.notes import LEAST_AGREEMENT
-from lightning_zico.results.rows import REDUCTION_FACTOR
+from lightning_zico.results.rows import LEAST_AGREEMENT, REDUCTION_FACTOR
 from lightning_zico.scoring.arguments import positive, whole_number
 from lightning_zico.selection.entrants import Learn
 from lightning_zico.selection.final_cache import FinalsCache
@@ -50,6 +50,7 @@ class FinalsRules:
     final_epochs: int = 1
     final_seeds: int = 1
     reduction_factor: int | None = None
+    least_agreement: float = LEAST_AGREEMENT
     patience: int | None = None
     time_budget_s: float | None = None
     monitor: str = "val_loss"
@@ -62,6 +63,7 @@ class FinalsRules:
             self._set_whole("reduction_factor", 2, "2 trains the better half in the next round.")
         if self.patience is not None:
             self._set_whole("patience", 1)
+        self._check_least_agreement()
         if not isinstance(self.monitor, str):
             raise TypeError(
                 f"Invalid monitor={self.monitor!r}: expected the name of a logged metric, such as 'val_loss'."
@@ -77,6 +79,15 @@ class FinalsRules:
     def _set_whole(self, name: str, least: int, why: str = "") -> None:
         # An int, since JSON takes no integers of NumPy.
         object.__setattr__(self, name, whole_number(name, getattr(self, name), least, why))
+
+    def _check_least_agreement(self) -> None:
+        least = self.least_agreement
+        if isinstance(least, bool) or not isinstance(least, Real) or not -1 <= least <= 1:
+            raise InvalidArgumentError(
+                f"Invalid least_agreement={least!r}: expected a Kendall's tau from -1 to 1. With -1, finalists are "
+                "dropped after every round."
+            )
+        object.__setattr__(self, "least_agreement", float(least))
 
     def _check_learn(self) -> None:
         learn = self.learn
@@ -204,8 +215,8 @@ def hold_finals(
 
     of them for :math:`e` epochs each, which takes :math:`e \sum_r k_r < e\,(2k + \log_2 k)` epochs in all. With
     ``reduction_factor``, any number of finalists has such rounds, and the factor stands for 2. If the order after a
-    round agrees less than 0.5 with that after the round before it (Kendall's tau of four or more finalists), no
-    finalist is dropped after that round; the number of rounds stays the same.
+    round agrees less than ``least_agreement`` with that after the round before it (Kendall's tau of four or more
+    finalists), no finalist is dropped after that round; the number of rounds stays the same.
 
     With ``patience``, a training ends when ``monitor`` has not improved in this number of validations. It keeps its
     last value, as one does that was trained to the end.
@@ -282,7 +293,7 @@ class _Rounds:
             yield from self._train(batch, num_at_once)
         remaining = finalists
         for _ in rules.round_sizes(len(finalists))[1:]:
-            factor = rules.factor(len(finalists)) if _agree(remaining) else 1
+            factor = rules.factor(len(finalists)) if _agree(remaining, rules.least_agreement) else 1
             better = sorted(remaining, key=self.rank_key)[: math.ceil(len(remaining) / factor)]
             remaining = [finalist for finalist in better if finalist.error is None]
             if len(remaining) < 2:
@@ -352,11 +363,11 @@ def compare_rounds(finalists: Sequence[Finalist]) -> list[Agreement]:
     return found
 
 
-def _agree(finalists: Sequence[Finalist]) -> bool:
+def _agree(finalists: Sequence[Finalist], least: float) -> bool:
     """Whether the last round of some finalists agrees enough with the one before it to drop some of them."""
     found = compare_rounds(finalists)[-1:]
     num_rounds = max(finalist.num_rounds for finalist in finalists)
-    return all(own["tau"] is None or own["tau"] >= LEAST_AGREEMENT for own in found if own["round"] == num_rounds - 1)
+    return all(own["tau"] is None or own["tau"] >= least for own in found if own["round"] == num_rounds - 1)
 
 
 def find_tie(finalists: Sequence[Finalist]) -> list[str]:

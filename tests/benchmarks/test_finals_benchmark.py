@@ -66,14 +66,25 @@ def test_choosers_train_by_their_orders_and_lose_what_is_between_their_best_and_
 
 def test_the_order_of_all_is_measured_on_archs_that_were_not_trained() -> None:
     pool = finals.pool_of(study(), range(80), "acc", 0.0, 0)
-    by_score, learned, inside, inside_trained, width = finals.order_figures(pool, 16)
+    by_score, learned, inside, inside_trained, width, inside_assumed, width_assumed = finals.order_figures(pool, 16)
     rest = sorted(set(range(80)) - set(choose_spread(pool.scores, 16)))
     expected = stats.kendalltau([pool.scores[idx] for idx in rest], pool.truths[rest])[0]
     assert by_score == pytest.approx(expected)
     assert -1 <= learned <= 1
     assert 0.8 <= inside <= 1
     assert 0.8 <= inside_trained <= 1
-    assert 0 < width < 1
+    assert inside <= inside_assumed <= 1
+    assert 0 < width < width_assumed < 1  # labels without noise, which is measured in the one and assumed in the other
+
+
+def test_labels_are_the_mean_of_two_seeds_with_independent_noise() -> None:
+    noise = finals.LABELS["noisy"]
+    clean = finals.pool_of(study(), range(80), "acc", 0.0, 0)
+    assert np.array_equal(clean.by_seed, np.stack([clean.labels, clean.labels], axis=1))
+    noisy = [finals.pool_of(study(), range(80), "acc", noise, seed) for seed in range(200)]
+    errors = np.concatenate([pool.by_seed - clean.by_seed for pool in noisy])
+    assert np.allclose(errors.mean(axis=1), np.concatenate([pool.labels - clean.labels for pool in noisy]))
+    assert np.cov(errors.T) == pytest.approx(2 * noise**2 * np.eye(2), abs=0.05 * 2 * noise**2)
 
 
 def test_draws_share_no_archs_and_the_loss_of_a_draw_is_the_mean_of_its_pools() -> None:
@@ -101,12 +112,14 @@ def test_laws_name_what_breaks_them() -> None:
     first = {("first by score", k): [1.0] * 5 for k in finals.ENTRANTS}
     same = {**first, **{("learned", k): [1.0] * 5 for k in finals.ENTRANTS}}
     worse = {**same, ("learned", 16): [1.5] * 5}
-    good, narrow = (finals.Order(8, 0.5, 0.6, inside, 1.0, 0.5) for inside in (0.95, 0.85))
+    good, narrow = (finals.Order(8, 0.5, 0.6, inside, 1.0, 0.5, 0.9, 0.5) for inside in (0.95, 0.85))
+    wide = finals.Order(16, 0.5, 0.6, 0.95, 1.0, 0.5, 0.991, 0.6)
     lines = finals.laws({("a", "clean"): same}, {("a", "clean"): [good]})
     assert all(line.endswith(": holds") for line in lines)
-    lines = finals.laws({("a", "clean"): same, ("b", "noisy"): worse}, {("a", "clean"): [good, narrow]})
+    lines = finals.laws({("a", "clean"): same, ("b", "noisy"): worse}, {("a", "clean"): [good, narrow, wide]})
     assert lines[0].endswith("DOES NOT HOLD: b, noisy, k = 16")
-    assert lines[1].endswith("DOES NOT HOLD: a, clean, k = 8 (85 %)")
+    assert lines[1].endswith("two seeds: DOES NOT HOLD: a, clean, k = 8 (85.0 %)")
+    assert lines[2].endswith("one seed: DOES NOT HOLD: a, clean, k = 16 (99.1 %)")
 
 
 def test_a_small_run_prints_and_keeps_its_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

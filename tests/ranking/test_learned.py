@@ -8,7 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from lightning_zico.ranking.learned import FEWEST_LABELS, choose_next, choose_spread, learned_ranks
+from lightning_zico.ranking.learned import (
+    FEWEST_LABELS,
+    LABEL_DEVIATION,
+    choose_next,
+    choose_spread,
+    label_deviation,
+    learned_ranks,
+)
 from tests.reference import learned as reference
 
 FEW = st.integers(-3, 3).map(float)  # ties are frequent
@@ -52,14 +59,14 @@ def test_the_choice_is_that_of_an_inverted_matrix(pool, num_pending):
         assert gains[chosen] == pytest.approx(max(gains.values()), abs=1e-6)
 
 
-@given(pools())
-def test_the_ranks_are_those_of_an_inverted_matrix(pool):
+@given(pools(), st.floats(0, 2))
+def test_the_ranks_are_those_of_an_inverted_matrix(pool, noise):
     scores, members, labels = pool
-    found = learned_ranks(scores, members, labels)
+    found = learned_ranks(scores, members, labels, noise)
     if sum(label is not None for label in labels.values()) < FEWEST_LABELS:
         assert found == [None] * len(scores)
         return
-    expected = reference.ranks(scores, members, labels)
+    expected = reference.ranks(scores, members, labels, noise)
     assert [idx for idx, rank in enumerate(found) if rank is not None] == sorted(expected)
     for idx, (middle, low, high) in expected.items():
         assert found[idx].expected == pytest.approx(middle, abs=1e-6)
@@ -145,6 +152,48 @@ def test_intervals_of_ranks_hold_and_learning_orders_better_than_the_score(num):
         by_score.append(stats.kendalltau(scores, truth)[0])
     assert 0.9 <= np.mean(inside) <= 0.98
     assert np.mean(learned) > np.mean(by_score)
+
+
+@pytest.mark.parametrize("num_seeds", [2, 3])
+@pytest.mark.parametrize("noise", [0.0, 0.2, 0.6])
+def test_the_noise_of_labels_is_measured_from_their_seeds(noise, num_seeds):
+    rng = np.random.default_rng(0)
+    truth = rng.normal(size=(2000, 1))
+    table = truth + noise * math.sqrt(num_seeds) * rng.normal(size=(2000, num_seeds))
+    measured = label_deviation(table.tolist())
+    assert measured == pytest.approx(np.std(table.mean(axis=1) - truth[:, 0]), rel=0.1)
+    assert label_deviation(np.exp(table).tolist()) == pytest.approx(measured)
+
+
+def test_noise_that_cannot_be_measured_is_assumed_and_seeds_that_disagree_show_no_order():
+    for table in ([[0.1], [0.2]] * 8, [[0.1, 0.2]] * 8, [[0.1, 0.2], [0.2, 0.1]], []):
+        assert label_deviation(table) == LABEL_DEVIATION
+    opposed = [[float(idx), float(-idx)] for idx in range(8)]
+    assert label_deviation(opposed) == math.inf
+    scores = [float(idx) for idx in range(40)]
+    ranks = learned_ranks(scores, {}, {idx: float(idx) for idx in range(0, 40, 5)}, math.inf)
+    assert all((ranks[idx].low, ranks[idx].high) == (1, 40) for idx in range(0, 40, 5))
+
+
+@pytest.mark.parametrize("noise", [-0.1, math.nan])
+def test_a_noise_that_is_no_deviation_is_refused(noise):
+    with pytest.raises(ValueError, match=f"Invalid deviation={noise}: expected a standard deviation of at least 0"):
+        learned_ranks([1.0, 2.0], {}, {}, noise)
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.4])
+def test_intervals_of_ranks_hold_for_labels_of_two_seeds(noise):
+    inside = []
+    for seed in range(30):
+        scores, members, truth = simulated(seed)
+        chosen = choose_spread(scores, 64)
+        errors = noise * math.sqrt(2) * np.std(truth) * np.random.default_rng(seed).normal(size=(64, 2))
+        table = np.array(truth)[chosen, None] + errors
+        labels = dict(zip(chosen, table.mean(axis=1).tolist(), strict=True))
+        ranks = learned_ranks(scores, members, labels, label_deviation(table.tolist()))
+        true = stats.rankdata([-value for value in truth])
+        inside += [rank.low <= own <= rank.high for rank, own in zip(ranks, true, strict=True)]
+    assert 0.9 <= np.mean(inside) <= 0.98
 
 
 @pytest.mark.parametrize(

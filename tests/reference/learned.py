@@ -89,7 +89,7 @@ def gains(scores, members, labels, pending=()):
     return found
 
 
-def ranks(scores, members, labels):
+def ranks(scores, members, labels, noise_of_labels=0.16):
     """Expected rank and the unrounded ends of its interval, by position."""
     s, _ = seen(scores, members)
     mean, variance, t, scale = posterior(scores, members, labels)
@@ -104,7 +104,7 @@ def ranks(scores, members, labels):
             ahead = sum(t[j] > t[i] for j in t) + (sum(t[j] == t[i] for j in t)) / 2
             p = [stats.norm.sf(t[i], RHO * s[j], math.sqrt(scale * 1.5 * (1 - RHO**2))) for j in t]
             places = (n - num) / num * math.sqrt(sum(q * (1 - q) for q in p))
-            error = math.hypot(places, n * stats.norm.pdf(stats.norm.ppf(ahead / num)) * 0.16)
+            error = math.hypot(places, n * stats.norm.pdf(stats.norm.ppf(ahead / num)) * noise_of_labels)
             middle = 1 + ahead - 0.5 + (n - num) * ahead / num
             found[i] = middle, middle - quantile * error, middle + quantile * error
         else:

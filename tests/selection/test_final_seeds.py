@@ -86,7 +86,7 @@ def test_a_failure_with_one_seed_is_a_failure() -> None:
 
 def finalist(name: str, by_seed: tuple[float, ...], num_rounds: int = 1, error: str | None = None) -> Finalist:
     own = Finalist([type("T", (), {"name": name})()])  # type: ignore[list-item]
-    own.by_seed, own.by_round, own.error = by_seed, [0.0] * num_rounds, error
+    own.rounds, own.error = [by_seed] * num_rounds, error
     return own
 
 

@@ -32,8 +32,7 @@ class Timed(Finalist):
         self.spent += self.cost * conditions.num_epochs
         self.error = self.broken
         if self.error is None:
-            self.value = float(self.idx)
-            self.by_round.append(self.value)
+            self.rounds.append((float(self.idx),))
 
 
 def hold(costs: list[float], time_budget_s: float | None, num_failing: int = 0, **kwargs: Any) -> list[Finalist]:

@@ -10,7 +10,13 @@ import pytest
 
 from lightning_zico import Leaderboard, Score, ScoreCard, ZeroShotSelector
 from lightning_zico.errors import InvalidArgumentError
-from lightning_zico.ranking.learned import choose_next, choose_spread, learned_ranks
+from lightning_zico.ranking.learned import (
+    LABEL_DEVIATION,
+    choose_next,
+    choose_spread,
+    label_deviation,
+    learned_ranks,
+)
 from lightning_zico.results import LEARNED_COLUMNS, Final
 from lightning_zico.scoring.choice import Choice
 from lightning_zico.selection.entrants import Entrants, entrants_of
@@ -38,8 +44,7 @@ def play(own: Entrants, failing: tuple[str, ...] = (), *, higher_is_better: bool
         if finalist.name in failing:
             finalist.error = "broken"
         else:
-            finalist.value = TRUTH[NAMES.index(finalist.name)] * (1 if higher_is_better else -1)
-            finalist.by_round.append(finalist.value)
+            finalist.rounds.append((TRUTH[NAMES.index(finalist.name)] * (1 if higher_is_better else -1),))
     return played
 
 
@@ -77,6 +82,20 @@ def test_spread_finalists_teach_the_order_of_all() -> None:
     assert learned is not None
     assert [tuple(learned[name].values()) for name in NAMES] == expected
     assert all(tuple(cells) == LEARNED_COLUMNS for cells in learned.values())
+
+
+def test_several_seeds_measure_the_noise_of_the_first_round() -> None:
+    own = entrants(learn="rank")
+    table = RNG.normal(size=(20, 1)) + 0.3 * RNG.normal(size=(20, 3))
+    for idx, finalist in enumerate(own.finalists(Path("nowhere"), seeds=range(3), higher_is_better=False)):
+        finalist.rounds = [tuple(table[idx]), (0.0, 1.0, 2.0)]  # a later round does not count
+    chosen = choose_spread(SCORES, 14)
+    labels = dict(zip(chosen, (-table[:14].mean(axis=1)).tolist(), strict=True))
+    noise = label_deviation(table[:14].tolist())
+    assert noise != LABEL_DEVIATION
+    learned = own.predict_cells()
+    assert learned is not None
+    assert [tuple(learned[name].values()) for name in NAMES] == learned_ranks(SCORES, MEMBERS, labels, noise)
 
 
 def test_only_spread_finalists_teach_and_only_if_enough_finish() -> None:

@@ -18,7 +18,7 @@ def finalists(values: list[list[float]]) -> list[Finalist]:
     found = []
     for own in values:
         finalist = Finalist([type("T", (), {"name": "x"})()])  # type: ignore[list-item]
-        finalist.by_round = list(own)
+        finalist.rounds = [(value,) for value in own]
         found.append(finalist)
     return found
 
@@ -43,6 +43,8 @@ def test_the_note_gives_the_tau_of_the_first_two_rounds() -> None:
         f"[{low:.2f}, {high:.2f}]: longer finals would be safer. No finalist was dropped."
     )
     assert said in leaderboard.notes
+    dropped = selector_of(trainer_of(6), 8, least_agreement=-1).fit(builds, Data()).leaderboard_
+    assert said.removesuffix(" No finalist was dropped.") in dropped.notes
 
 
 @pytest.mark.parametrize("correlation", [0.0, 0.6, 0.95])
