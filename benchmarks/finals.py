@@ -188,7 +188,7 @@ def order_figures(pool: Pool, k: int) -> tuple[float, ...]:
 
 
 def coverage(ranks: Sequence[LearnedRank], truths: Numbers) -> tuple[list[bool], float]:
-    """Return whether the rank by accuracy of each arch is in its interval, and the mean width as a share of the ranks."""
+    """Return whether the rank by accuracy of each arch is in its interval, and the mean width of all, in ranks / n."""
     better, equal = (np.sum(compare(truths[None, :], truths[:, None]), axis=1) for compare in (np.greater, np.equal))
     first, last = 1 + better, better + equal  # those of equal accuracy share these ranks
     inside = [
