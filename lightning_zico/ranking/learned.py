@@ -176,7 +176,7 @@ def label_deviation(table: Sequence[Sequence[float]]) -> float:
     with independent noise of variance :math:`R \delta^2` is :math:`1 / (1 + R \delta^2)`.
 
     Args:
-        table: For each trained candidate one result per seed, [L][R].
+        table: For each of L trained candidates, one result for each of the R seeds.
 
     Returns:
         The standard deviation :math:`\delta`, to pass to `learned_ranks`; infinite if the seeds do not agree at all.
