@@ -12,7 +12,7 @@ from lightning_zico.ranking.correlation import (
     regret_at_k,
     spearman,
 )
-from lightning_zico.ranking.learned import LearnedRank, choose_next, choose_spread, label_deviation, learned_ranks
+from lightning_zico.ranking.learned import LearnedRank, choose_next, choose_spread, label_noise, learned_ranks
 from lightning_zico.ranking.pareto import crowding_distances, first_front, front_numbers
 from lightning_zico.ranking.racing import check_race, race
 from lightning_zico.ranking.recipes import (
@@ -52,7 +52,7 @@ __all__ = [
     "kendall",
     "kendall_interval",
     "kendall_where_both",
-    "label_deviation",
+    "label_noise",
     "learned_ranks",
     "list_recipes",
     "log_rank",

@@ -50,9 +50,9 @@ FEWEST_LABELS = 8
 # How many labels the prior's variance counts for, against the one that the labels show.
 _PRIOR_WEIGHT = 4
 
-# Standard deviation of a label's noise, in normal scores, unless it was measured: that at which Kendall's tau with the
-# truth is 0.9.
-LABEL_DEVIATION = 0.16
+# Standard deviation of a label's noise, in those of the results without it, unless it was measured: that at which
+# Kendall's tau with the truth is 0.9.
+LABEL_NOISE = 0.16
 
 # Level of the intervals.
 _LEVEL = 0.95
@@ -92,9 +92,9 @@ def choose_next(
 
     with :math:`\mu_i` the mean of :math:`f_i` and :math:`\sigma_i` the standard deviation of
     :math:`f_i + \varepsilon_i`, both given the labels (see the top of this module). Most of :math:`\varepsilon` is
-    specific to the candidate: noise of training has a variance of about :math:`0.16^2` (see `learned_ranks`), a seventh
-    of that of :math:`\varepsilon`. So a candidate may differ from similar ones that were trained. The best label
-    itself would be too high a bar, since labels have noise and the best one has more of it than others.
+    specific to the candidate: noise of training is assumed to have a variance of :math:`0.16^2` (see `learned_ranks`),
+    a seventh of that of :math:`\varepsilon`. So a candidate may differ from similar ones that were trained. The best
+    label itself would be too high a bar, since labels have noise and the best one has more of it than others.
 
     A candidate whose training is not over counts as if its label were the mean that is expected of it ("kriging
     believer"): the means of all stay the same, the variances near it fall, and the bar is the best mean of the trained
@@ -165,36 +165,40 @@ def choose_spread(scores: Values, num: int) -> list[int]:
     return [ranked[(2 * j + 1) * len(ranked) // (2 * num)] for j in range(num)]
 
 
-def label_deviation(table: Sequence[Sequence[float]]) -> float:
-    r"""Measure the noise of labels that are means over several seeds, in normal scores of the labels without it.
+def label_noise(table: Sequence[Sequence[float]]) -> float:
+    r"""Measure the noise of labels that are means over several seeds, in standard deviations of the results without it.
 
     .. math::
         \delta^2 = \frac{1}{R} \Bigl(\frac{1}{\sin(\pi \tau / 2)} - 1\Bigr)
 
     with R the number of seeds and :math:`\tau` Kendall's tau of the results of two seeds, mean over all pairs of seeds.
-    Two normal variables with this tau have the correlation :math:`\sin(\pi \tau / 2)`; that of a truth of variance 1
-    with independent noise of variance :math:`R \delta^2` is :math:`1 / (1 + R \delta^2)`.
+    Two normal variables with this tau have the correlation :math:`\sin(\pi \tau / 2)`. Two seeds that add independent
+    noise of variance :math:`R \delta^2` to the same results of variance 1 have the correlation
+    :math:`1 / (1 + R \delta^2)`. With few candidates, tau is uncertain: eight may show no noise by chance.
 
     Args:
         table: For each of L trained candidates, one result for each of the R seeds.
 
     Returns:
         The standard deviation :math:`\delta`, to pass to `learned_ranks`; infinite if the seeds do not agree at all.
-        `LABEL_DEVIATION`, which is assumed, with fewer than two seeds or `FEWEST_LABELS` candidates, or if all results
-        of a seed are equal.
+        `LABEL_NOISE`, which is assumed, with fewer than two seeds or `FEWEST_LABELS` candidates, or if no two seeds
+        have a tau, because the results of the others are all equal.
+
+    Raises:
+        ValueError: If candidates differ in their number of seeds, or a result is NaN or infinite.
 
     Example:
-        >>> label_deviation([[0.1 * idx, 0.2 * idx] for idx in range(8)])  # both seeds give the same order
+        >>> label_noise([[0.1 * idx, 0.2 * idx] for idx in range(8)])  # both seeds give the same order
         0.0
 
     Source:
-        Greiner's relation of tau and correlation: Kruskal, *Ordinal measures of association*, JASA 1958, section 8.
+        The relation of tau and correlation: Greiner, 1909, as in `ranking.kendall_interval`.
     """
     seeds = list(zip(*table, strict=True))
     taus = [kendall(one, other) for one, other in combinations(seeds, 2)]
     known = [tau for tau in taus if tau is not None]
     if len(table) < FEWEST_LABELS or not known:
-        return LABEL_DEVIATION
+        return LABEL_NOISE
     correlation = math.sin(math.pi / 2 * statistics.fmean(known))
     return math.sqrt((1 / correlation - 1) / len(seeds)) if correlation > 0 else math.inf
 
@@ -203,7 +207,7 @@ def learned_ranks(
     scores: Values,
     members: Mapping[str, Values],
     labels: Mapping[int, float | None],
-    deviation: float = LABEL_DEVIATION,
+    noise: float = LABEL_NOISE,
 ) -> list[LearnedRank | None]:
     r"""Predict the rank of each candidate after training, from the results of those that were trained.
 
@@ -217,15 +221,27 @@ def learned_ranks(
     with K the covariance of the labels. A candidate that was not trained is expected at the rank
     :math:`1 + \sum_{j \ne i} P(g_j > g_i)`, where g is f for a trained candidate, :math:`f + \varepsilon` for the
     others, and normal with independent parts. The ends of its interval are the same sum at the ends of the 95 %
-    interval of :math:`g_i`. For a trained candidate with :math:`a_i - 1/2` labels above its own,
+    interval of :math:`g_i`.
+
+    A trained candidate with :math:`a_i - 1/2` labels above its own is expected at the rank
 
     .. math::
-        1 + (a_i - \tfrac12) + (n - |L|) \frac{a_i}{|L|} \pm t_{0.975, \nu}\, e_i, \qquad
-        e_i^2 = \Bigl(\frac{n - |L|}{|L|}\Bigr)^2 \sum_{l \in L} p_l (1 - p_l) + (n\, \varphi(z_i)\, \delta)^2
+        \tfrac12 + n\, \Phi(m_i / \sqrt{1 + v}), \qquad
+        m_i = \frac{\Phi^{-1}(a_i / |L|)}{\sqrt{1 + \delta^2}}, \qquad v = \frac{\delta^2}{1 + \delta^2}
 
-    with :math:`p_l` the probability that :math:`f_l + \varepsilon_l` is above :math:`t_i` before training,
-    :math:`z_i = \Phi^{-1}(a_i / |L|)`, and :math:`\delta` the noise of a label. If it was not measured, it is assumed
-    to be 0.16, at which the Kendall's tau of two rankings, by labels with and without it, is 0.9.
+    with :math:`\delta` the noise of a label, which adds to a standard normal result: given the label, the result has
+    the mean :math:`m_i` and the variance v. The ends of its interval are at the distances
+
+    .. math::
+        \sqrt{\Bigl(t_{0.975, \nu}\, \frac{n - |L|}{|L|}\Bigr)^2 \sum_{l \in L} p_l (1 - p_l) + n^2 \bigl(
+        \Phi(m_i \pm t_{0.975, \nu} \sqrt{v}) - \Phi(m_i / \sqrt{1 + v}) \bigr)^2}
+
+    with :math:`p_l` the probability that :math:`f_l + \varepsilon_l` is above :math:`t_i` before training. If
+    :math:`\delta` was not measured, it is assumed to be 0.16, at which the Kendall's tau of two rankings, by labels
+    with and without noise, is 0.9. The intervals of other candidates do not depend on it: :math:`\varepsilon` has the
+    noise in it, and :math:`\lambda` grows with it.
+
+    A rank r stands for the numbers from r - 1/2 to r + 1/2, so ends are rounded to the nearest rank.
 
     The labels should be spread over the ranking (`choose_spread`). Those of the best candidates alone tell little about
     the others, and the intervals do not hold for them.
@@ -234,7 +250,7 @@ def learned_ranks(
         scores: As for `choose_next`.
         members: As for `choose_next`.
         labels: As for `choose_next`.
-        deviation: Standard deviation :math:`\delta` of a label's noise (`label_deviation`).
+        noise: Standard deviation :math:`\delta` of a label's noise (`label_noise`).
 
     Returns:
         One rank per candidate; None for a candidate without a score, and for all with fewer than `FEWEST_LABELS`
@@ -253,28 +269,28 @@ def learned_ranks(
         The conjugate prior of a variance: Rasmussen & Williams, *Gaussian Processes for Machine Learning*, 2006,
         section 9.9 (Student's t process). Coverage was measured (benchmarks/README.md, ``finals.py``).
     """
-    if not deviation >= 0:
-        raise ValueError(f"Invalid deviation={deviation}: expected a standard deviation of at least 0.")
+    if not noise >= 0:
+        raise ValueError(f"Invalid noise={noise}: expected a standard deviation of at least 0.")
     pool = _Pool.of(scores, members, labels)
     ranks: list[LearnedRank | None] = [None] * len(scores)
     if len(pool.trained) < FEWEST_LABELS:
         return ranks
     mean, variance, scale = pool.posterior()
     quantile = float(stats.t.ppf((1 + _LEVEL) / 2, _PRIOR_WEIGHT + len(pool.trained)))
-    spread = np.sqrt(scale * (variance + _NOISE_VARIANCE))
-    spread[pool.trained] = np.sqrt(scale * variance[pool.trained])
-    margin, certain = quantile * spread, np.zeros_like(mean)
+    deviation = np.sqrt(scale * (variance + _NOISE_VARIANCE))
+    deviation[pool.trained] = np.sqrt(scale * variance[pool.trained])
+    margin, certain = quantile * deviation, np.zeros_like(mean)
     above = np.stack(
         [
-            _num_above(mean, spread, mean, spread),
-            _num_above(mean, spread, mean + margin, certain),
-            _num_above(mean, spread, mean - margin, certain),
+            _num_above(mean, deviation, mean, deviation),
+            _num_above(mean, deviation, mean + margin, certain),
+            _num_above(mean, deviation, mean - margin, certain),
         ]
     )
-    above[:, pool.trained] = pool.num_above_trained(scale, quantile, deviation)
+    above[:, pool.trained] = pool.num_above_trained(scale, quantile, noise)
     expected, low, high = np.clip(1 + above, 1, len(mean))
     for position, *own in zip(pool.positions.tolist(), expected.tolist(), low.tolist(), high.tolist(), strict=True):
-        ranks[position] = LearnedRank(own[0], math.floor(own[1]), math.ceil(own[2]))
+        ranks[position] = LearnedRank(own[0], math.ceil(own[1] - 0.5), math.floor(own[2] + 0.5))
     return ranks
 
 
@@ -366,15 +382,21 @@ class _Pool:
             quantile: The quantile of Student's distribution.
             noise: The standard deviation of a label's noise.
         """
-        num_trained, num_others = len(self.trained), len(self.prior) - len(self.trained)
+        num, num_trained = len(self.prior), len(self.trained)
         ahead = stats.rankdata(-self.labels) - 0.5  # itself is half ahead
-        count = ahead - 0.5 + num_others * ahead / num_trained
+        known = 1 / math.hypot(1, noise)  # correlation of labels with and without noise
+        unknown = math.sqrt(1 - known**2)
+        mean = special.ndtri(ahead / num_trained) * known
+        share = special.ndtr(mean / math.hypot(1, unknown))
         deviation = np.sqrt(scale * (_KERNEL_VARIANCE + _NOISE_VARIANCE))
         chances = special.ndtr((PRIOR_CORRELATION * self.prior[self.trained, None] - self.labels) / deviation)
-        places = num_others / num_trained * np.sqrt((chances * (1 - chances)).sum(axis=0))
-        density = np.exp(-(special.ndtri(ahead / num_trained) ** 2) / 2) / np.sqrt(2 * np.pi)
-        error = np.hypot(places, len(self.prior) * density * noise)
-        return np.stack([count, count - quantile * error, count + quantile * error])
+        places = (num / num_trained - 1) * np.sqrt((chances * (1 - chances)).sum(axis=0))
+        below, above = (
+            np.hypot(quantile * places, num * (special.ndtr(mean + sign * quantile * unknown) - share))
+            for sign in (-1, 1)
+        )
+        count = num * share - 0.5
+        return np.stack([count, count - below, count + above])
 
 
 def _variance(parts: Numbers) -> Numbers:

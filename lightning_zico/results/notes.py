@@ -392,9 +392,10 @@ def _note_on_agreement(own: Agreement, finals: FinalsHeld) -> str:
         f"{after(second)} is {own['tau']:.2f} [{own['low']:.2f}, {own['high']:.2f}]"
     )
     tau, (_, num_rounds) = own["tau"] or 0.0, finals.get("rounds", (0, 0))
-    advice = ": longer finals would be safer" if tau < LEAST_AGREEMENT else ""
-    is_kept = tau < finals.get("least_agreement", LEAST_AGREEMENT) and second < num_rounds
-    return f"{note}{advice}.{' No finalist was dropped.' if is_kept else ''}"
+    least = finals.get("least_agreement", LEAST_AGREEMENT)
+    advice = ": longer finals would be safer" if tau < max(least, LEAST_AGREEMENT) else ""
+    kept = " No finalist was dropped." if tau < least and second < num_rounds else ""
+    return f"{note}{advice}.{kept}"
 
 
 def _note_on_time(finals: FinalsHeld) -> str | None:

@@ -190,7 +190,8 @@ class Agreement(TypedDict):
 # How many times fewer finalists each round has than the one before, unless the user says otherwise.
 REDUCTION_FACTOR = 2
 
-# With a lower Kendall's tau between two rounds of finals, no finalist is dropped, and a note advises longer ones.
+# With a lower Kendall's tau between two rounds of finals, a note advises longer ones, and no finalist is dropped unless
+# the user says otherwise.
 LEAST_AGREEMENT = 0.5
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from lightning_zico.ranking import placed_beside
 from lightning_zico.ranking.aggregate import Values
-from lightning_zico.ranking.learned import choose_next, choose_spread, label_deviation, learned_ranks
+from lightning_zico.ranking.learned import choose_next, choose_spread, label_noise, learned_ranks
 from lightning_zico.results import LEARNED_COLUMNS, Leaderboard, Row, ranks_of
 from lightning_zico.scoring.choice import Choice
 from lightning_zico.selection.finalist import Finalist, Training
@@ -97,7 +97,7 @@ class Entrants:
         """Return the cells of `LEARNED_COLUMNS` by candidate; None if the order of all was not to be learned."""
         if self.learn != "rank":
             return None
-        noise = label_deviation([finalist.rounds[0] for finalist in self._taken.values() if finalist.rounds])
+        noise = label_noise([finalist.rounds[0] for finalist in self._taken.values() if finalist.rounds])
         ranks = learned_ranks(self._scores, self._members, self._labels(), noise)
         return {
             name: dict(zip(LEARNED_COLUMNS, rank, strict=True))

@@ -7,7 +7,6 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import closing, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
-from numbers import Real
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -15,7 +14,7 @@ from lightning.pytorch.loggers.logger import DummyLogger
 from scipy import stats
 
 from lightning_zico.engine.scope import preserved_rng
-from lightning_zico.errors import InvalidArgumentError, NotLoggedError
+from lightning_zico.errors import InvalidArgumentError, NotLoggedError, number_of
 from lightning_zico.ranking import kendall, kendall_interval
 from lightning_zico.ranking.learned import FEWEST_LABELS
 from lightning_zico.results import Agreement
@@ -81,13 +80,13 @@ class FinalsRules:
         object.__setattr__(self, name, whole_number(name, getattr(self, name), least, why))
 
     def _check_least_agreement(self) -> None:
-        least = self.least_agreement
-        if isinstance(least, bool) or not isinstance(least, Real) or not -1 <= least <= 1:
+        least = number_of(self.least_agreement)
+        if least is None or not -1 <= least <= 1:
             raise InvalidArgumentError(
-                f"Invalid least_agreement={least!r}: expected a Kendall's tau from -1 to 1. With -1, finalists are "
-                "dropped after every round."
+                f"Invalid least_agreement={self.least_agreement!r}: expected a Kendall's tau from -1 to 1. With -1, "
+                "finalists are dropped after every round."
             )
-        object.__setattr__(self, "least_agreement", float(least))
+        object.__setattr__(self, "least_agreement", least)
 
     def _check_learn(self) -> None:
         learn = self.learn

@@ -94,12 +94,12 @@ class ZeroShotSelector(ScoringSettings):
             error, and a note names the finalists that the seeds cannot distinguish from the winner, and the smallest of
             these by parameters. The noise is estimated from all finalists that were trained as long as the
             winner: with two of these, it takes three seeds or more to tell them apart. With ``learn="rank"``, the seeds
-            also measure the noise in the intervals of the learned ranks (`ranking.learned.label_deviation`).
+            also measure the noise in the intervals of the finalists' ranks (`ranking.learned.label_noise`).
         reduction_factor: How many times fewer finalists each round has than the one before. None for 2 with more than
             four finalists, and a single round with fewer.
         least_agreement: After a round whose order agrees less than this with that after the round before (Kendall's tau
             of four or more finalists), no finalist is dropped: the rounds are too short to choose by. With -1,
-            finalists are dropped after every round.
+            every round drops finalists. It has no effect where there is a single round.
         patience: End the training of a finalist when ``monitor`` has not improved in this number of validations; None
             for no limit.
         time_budget_s: Time for the trainings of all finalists together, in seconds; scoring and the winner's training

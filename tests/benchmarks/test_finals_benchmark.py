@@ -118,8 +118,8 @@ def test_laws_name_what_breaks_them() -> None:
     assert all(line.endswith(": holds") for line in lines)
     lines = finals.laws({("a", "clean"): same, ("b", "noisy"): worse}, {("a", "clean"): [good, narrow, wide]})
     assert lines[0].endswith("DOES NOT HOLD: b, noisy, k = 16")
-    assert lines[1].endswith("two seeds: DOES NOT HOLD: a, clean, k = 8 (85.0 %)")
-    assert lines[2].endswith("one seed: DOES NOT HOLD: a, clean, k = 16 (99.1 %)")
+    assert lines[1].endswith("noise measured: DOES NOT HOLD: a, clean, k = 8 (85.0 %)")
+    assert lines[2].endswith("noise assumed: DOES NOT HOLD: a, clean, k = 16 (99.1 %)")
 
 
 def test_a_small_run_prints_and_keeps_its_figures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,10 +10,10 @@ from scipy import stats
 
 from lightning_zico.ranking.learned import (
     FEWEST_LABELS,
-    LABEL_DEVIATION,
+    LABEL_NOISE,
     choose_next,
     choose_spread,
-    label_deviation,
+    label_noise,
     learned_ranks,
 )
 from tests.reference import learned as reference
@@ -59,7 +59,7 @@ def test_the_choice_is_that_of_an_inverted_matrix(pool, num_pending):
         assert gains[chosen] == pytest.approx(max(gains.values()), abs=1e-6)
 
 
-@given(pools(), st.floats(0, 2))
+@given(pools(), st.sampled_from([0.0, 0.05, 0.16, 0.5, 2.0]))
 def test_the_ranks_are_those_of_an_inverted_matrix(pool, noise):
     scores, members, labels = pool
     found = learned_ranks(scores, members, labels, noise)
@@ -70,8 +70,8 @@ def test_the_ranks_are_those_of_an_inverted_matrix(pool, noise):
     assert [idx for idx, rank in enumerate(found) if rank is not None] == sorted(expected)
     for idx, (middle, low, high) in expected.items():
         assert found[idx].expected == pytest.approx(middle, abs=1e-6)
-        assert low - 1 - 1e-6 <= found[idx].low <= low + 1e-6
-        assert high - 1e-6 <= found[idx].high <= high + 1 + 1e-6
+        assert low - 0.5 - 1e-6 <= found[idx].low <= low + 0.5 + 1e-6
+        assert high - 0.5 - 1e-6 <= found[idx].high <= high + 0.5 + 1e-6
 
 
 @given(pools(fewest=9), st.floats(0.1, 10))
@@ -160,40 +160,55 @@ def test_the_noise_of_labels_is_measured_from_their_seeds(noise, num_seeds):
     rng = np.random.default_rng(0)
     truth = rng.normal(size=(2000, 1))
     table = truth + noise * math.sqrt(num_seeds) * rng.normal(size=(2000, num_seeds))
-    measured = label_deviation(table.tolist())
+    measured = label_noise(table.tolist())
     assert measured == pytest.approx(np.std(table.mean(axis=1) - truth[:, 0]), rel=0.1)
-    assert label_deviation(np.exp(table).tolist()) == pytest.approx(measured)
+    assert label_noise(np.exp(table).tolist()) == pytest.approx(measured)
 
 
 def test_noise_that_cannot_be_measured_is_assumed_and_seeds_that_disagree_show_no_order():
     for table in ([[0.1], [0.2]] * 8, [[0.1, 0.2]] * 8, [[0.1, 0.2], [0.2, 0.1]], []):
-        assert label_deviation(table) == LABEL_DEVIATION
+        assert label_noise(table) == LABEL_NOISE
+    with_a_constant = [[float(idx), float(idx % 3), 0.0] for idx in range(9)]
+    tau = stats.kendalltau(range(9), [idx % 3 for idx in range(9)]).statistic  # the one pair that has a tau
+    assert label_noise(with_a_constant) == pytest.approx(math.sqrt((1 / math.sin(math.pi / 2 * tau) - 1) / 3))
     opposed = [[float(idx), float(-idx)] for idx in range(8)]
-    assert label_deviation(opposed) == math.inf
+    assert label_noise(opposed) == math.inf
     scores = [float(idx) for idx in range(40)]
     ranks = learned_ranks(scores, {}, {idx: float(idx) for idx in range(0, 40, 5)}, math.inf)
     assert all((ranks[idx].low, ranks[idx].high) == (1, 40) for idx in range(0, 40, 5))
 
 
+@pytest.mark.parametrize(("row", "match"), [([0.3], "shorter|longer"), ([0.1, math.nan], "nan")])
+def test_noise_of_results_that_are_missing_is_refused(row, match):
+    with pytest.raises(ValueError, match=match):
+        label_noise([*[[0.1, 0.2]] * 8, row])
+
+
 @pytest.mark.parametrize("noise", [-0.1, math.nan])
 def test_a_noise_that_is_no_deviation_is_refused(noise):
-    with pytest.raises(ValueError, match=f"Invalid deviation={noise}: expected a standard deviation of at least 0"):
+    with pytest.raises(ValueError, match=f"Invalid noise={noise}: expected a standard deviation of at least 0"):
         learned_ranks([1.0, 2.0], {}, {}, noise)
 
 
-@pytest.mark.parametrize("noise", [0.0, 0.4])
+@pytest.mark.parametrize("noise", [0.0, 0.4, 0.8])
 def test_intervals_of_ranks_hold_for_labels_of_two_seeds(noise):
-    inside = []
-    for seed in range(30):
+    inside, trained, outer = [], [], []
+    for seed in range(40):
         scores, members, truth = simulated(seed)
         chosen = choose_spread(scores, 64)
         errors = noise * math.sqrt(2) * np.std(truth) * np.random.default_rng(seed).normal(size=(64, 2))
         table = np.array(truth)[chosen, None] + errors
         labels = dict(zip(chosen, table.mean(axis=1).tolist(), strict=True))
-        ranks = learned_ranks(scores, members, labels, label_deviation(table.tolist()))
+        ranks = learned_ranks(scores, members, labels, label_noise(table.tolist()))
         true = stats.rankdata([-value for value in truth])
-        inside += [rank.low <= own <= rank.high for rank, own in zip(ranks, true, strict=True)]
+        own = [rank.low <= place <= rank.high for rank, place in zip(ranks, true, strict=True)]
+        by_label = sorted(chosen, key=labels.__getitem__)
+        inside += own
+        trained += [own[idx] for idx in chosen]
+        outer += [own[idx] for idx in (*by_label[:8], *by_label[-8:])]
     assert 0.9 <= np.mean(inside) <= 0.98
+    assert 0.9 <= np.mean(trained) <= 0.98
+    assert np.mean(outer) >= 0.9
 
 
 @pytest.mark.parametrize(

@@ -103,10 +103,25 @@ def ranks(scores, members, labels, noise_of_labels=0.16):
         if i in t:
             ahead = sum(t[j] > t[i] for j in t) + (sum(t[j] == t[i] for j in t)) / 2
             p = [stats.norm.sf(t[i], RHO * s[j], math.sqrt(scale * 1.5 * (1 - RHO**2))) for j in t]
-            places = (n - num) / num * math.sqrt(sum(q * (1 - q) for q in p))
-            error = math.hypot(places, n * stats.norm.pdf(stats.norm.ppf(ahead / num)) * noise_of_labels)
-            middle = 1 + ahead - 0.5 + (n - num) * ahead / num
-            found[i] = middle, middle - quantile * error, middle + quantile * error
+            places = quantile * (n - num) / num * math.sqrt(sum(q * (1 - q) for q in p))
+            label = stats.norm.ppf(ahead / num) * math.sqrt(1 + noise_of_labels**2)  # with noise, so of this variance
+            # Bayes' rule on a grid: a standard normal result, and a label with noise.
+            if noise_of_labels:
+                at = np.linspace(-8, 8, 100_001)
+                weights = stats.norm.pdf(at) * stats.norm.pdf(label, at, noise_of_labels)
+                weights /= weights.sum()
+                mean_of = weights @ at
+                deviation_of = math.sqrt(weights @ (at - mean_of) ** 2)
+                share = weights @ stats.norm.cdf(at)
+            else:
+                mean_of, deviation_of, share = label, 0, ahead / num
+            low, high = (stats.norm.cdf(mean_of + sign * quantile * deviation_of) for sign in (-1, 1))
+            middle = n * share + 0.5
+            found[i] = (
+                middle,
+                middle - math.hypot(places, n * (share - low)),
+                middle + math.hypot(places, n * (high - share)),
+            )
         else:
             middle = 1 + sum(
                 stats.norm.cdf((mean[j] - mean[i]) / math.hypot(deviation[i], deviation[j])) for j in others

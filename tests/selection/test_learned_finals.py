@@ -11,10 +11,10 @@ import pytest
 from lightning_zico import Leaderboard, Score, ScoreCard, ZeroShotSelector
 from lightning_zico.errors import InvalidArgumentError
 from lightning_zico.ranking.learned import (
-    LABEL_DEVIATION,
+    LABEL_NOISE,
     choose_next,
     choose_spread,
-    label_deviation,
+    label_noise,
     learned_ranks,
 )
 from lightning_zico.results import LEARNED_COLUMNS, Final
@@ -91,8 +91,8 @@ def test_several_seeds_measure_the_noise_of_the_first_round() -> None:
         finalist.rounds = [tuple(table[idx]), (0.0, 1.0, 2.0)]  # a later round does not count
     chosen = choose_spread(SCORES, 14)
     labels = dict(zip(chosen, (-table[:14].mean(axis=1)).tolist(), strict=True))
-    noise = label_deviation(table[:14].tolist())
-    assert noise != LABEL_DEVIATION
+    noise = label_noise(table[:14].tolist())
+    assert noise != LABEL_NOISE
     learned = own.predict_cells()
     assert learned is not None
     assert [tuple(learned[name].values()) for name in NAMES] == learned_ranks(SCORES, MEMBERS, labels, noise)
