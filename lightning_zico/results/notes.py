@@ -372,9 +372,11 @@ def _notes_on_finals(rows: Sequence[Row], finals: FinalsHeld) -> list[str]:
             f"{count(len(tie), 'finalist')} are a tie that {seeds} cannot distinguish: {_list_names(tie)}.{least}"
         )
     if learn == "rank" and any(row.get("learned") is not None for row in rows):
+        is_measured = finals.get("seeds", 1) > 1
+        noise = "" if is_measured else " How noisy a result is was assumed; `final_seeds=2` measures it."
         notes.append(
             "`learned` is the rank by the first round that a candidate is expected to have among all, and its 95 % "
-            "interval, learned from the results of that round."
+            f"interval, learned from the results of that round.{noise}"
         )
     elif learn == "rank":
         notes.append(f"Fewer than {FEWEST_LABELS} finalists have a result, so the order of all was not learned.")

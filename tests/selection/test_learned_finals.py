@@ -261,7 +261,12 @@ def test_the_order_of_all_is_learned_from_the_first_round() -> None:
     assert f"{leaderboard[0]['learned_low']}-{leaderboard[0]['learned_high']}" in first
     assert str(leaderboard.to_pandas()["learned_low"].dtype) == "Int64"
     assert any("8 candidates, spread over the ranking by " in note for note in leaderboard.notes)
-    assert any(note.startswith("`learned` is the rank by the first round") for note in leaderboard.notes)
+    (note,) = [note for note in leaderboard.notes if note.startswith("`learned` is the rank by the first round")]
+    assert note.endswith(" How noisy a result is was assumed; `final_seeds=2` measures it.")
+    measured = selector_of(trainer_of(6), 8, learn="rank", final_seeds=2).fit(builds_of(12), Data()).leaderboard_
+    assert note.removesuffix(" How noisy a result is was assumed; `final_seeds=2` measures it.") in measured.notes
+    expected = learned_ranks(SCORES[:12], {}, labels, 0.0)  # both seeds have the same results
+    assert [tuple(measured[name][column] for column in LEARNED_COLUMNS) for name in NAMES[:12]] == expected
 
 
 def test_if_too_few_finish_nothing_is_learned_and_a_note_says_so() -> None:
