@@ -54,13 +54,14 @@ bench: .venv/demo.stamp  ## time and memory against plain training and the publi
 
 FIDELITY = $(BIN)/python benchmarks/fidelity.py --workers 2 --timeout 900
 RECIPES := default,zico,balanced,az+synflow,az+naswot,az,zoo
+WITH_FALLBACK := $(RECIPES),macs+expressivity,synflow
 
 fidelity: .venv/demo.stamp  ## proxies against accuracies after training, on six public benchmarks; resumes if interrupted
 	$(FIDELITY) --benchmark nas-bench-201 --benchmark nas-bench-101 --benchmark transnas-micro --sample 300 \
 		--proxies $(RECIPES),block_free
-	$(FIDELITY) --benchmark pit --sample 60 --batch-size 4 --proxies $(RECIPES),macs+expressivity,synflow
-	$(FIDELITY) --benchmark nas-bench-bert --sample 100 --batch-size 8 --proxies $(RECIPES),macs+expressivity,synflow
-	$(FIDELITY) --benchmark nas-bench-301 --sample 60 --batch-size 8 --proxies $(RECIPES),macs+expressivity,synflow
+	$(FIDELITY) --benchmark pit --sample 60 --batch-size 4 --proxies $(WITH_FALLBACK)
+	$(FIDELITY) --benchmark nas-bench-bert --sample 100 --batch-size 8 --proxies $(WITH_FALLBACK)
+	$(FIDELITY) --benchmark nas-bench-301 --sample 60 --batch-size 8 --proxies $(WITH_FALLBACK)
 
 bench-search: .venv/dev.stamp  ## a small version of ZiCo's search for ImageNet; resumes if interrupted
 	$(BIN)/python benchmarks/search.py --part reduced --storage benchmarks/cache/search.db
