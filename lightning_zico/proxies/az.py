@@ -7,7 +7,7 @@ Index conventions:
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
@@ -139,7 +139,7 @@ class BlockStatistics(NamedTuple):
     Args:
         expressivities: `isotropy` of each block's output by name, in order of execution.
         trainabilities: `spectral_balance` by name of each block that follows another one. Identities are left out, and
-            so are blocks whose positions cannot be aligned with those of the block before.
+            so are blocks whose positions do not follow from those of the block before by a stride.
         num_hidden: Number of blocks whose output autograd does not track.
         has_tokens: Whether a block that follows another one outputs tokens, that is, has its channels last.
     """
@@ -249,20 +249,42 @@ def _flat(tensor: Tensor) -> Tensor:
 
 
 def _aligned(back: Tensor, before: nn.Module, signs: Tensor, block: nn.Module) -> tuple[Tensor, Tensor] | None:
-    """Reshape gradients to as many positions as signs: where a block shrinks maps, neighbours become channels.
+    """Bring gradients to the positions of the signs: where a block shrinks maps, neighbours become channels.
 
-    Return None if that is not possible, for example between patches and the same patches with a class token.
+    Return None if it is not known which positions belong together, for example between a map and patches that were cut
+    from it, or between tokens and fewer tokens.
     """
+    has_tokens = _channels_first(signs, block) is not signs
     back, signs = _channels_first(back, before), _channels_first(signs, block)
-    if back.ndim == signs.ndim == 4 and back.shape[2] > signs.shape[2]:
-        factor = math.ceil(back.shape[2] / signs.shape[2])
-        missing = [factor * signs.shape[dim] - back.shape[dim] for dim in (3, 2)]
-        if min(missing) >= 0:
-            back = F.pixel_unshuffle(F.pad(back, (0, missing[0], 0, missing[1])), factor)
-    rows, sign_rows = _flat(back), _flat(signs)
-    if len(rows) % len(sign_rows):
+    before_sizes, sizes = back.shape[2:], signs.shape[2:]
+    if len(back) != len(signs):
         return None
-    return rows.reshape(len(sign_rows), -1), sign_rows  # for example a whole map beside the vector computed from it
+    if len(before_sizes) == len(sizes):
+        strides = [_stride(*pair) for pair in zip(before_sizes, sizes, strict=True)]
+        if (has_tokens and len(sizes) == 1 and before_sizes != sizes) or not all(strides):
+            return None
+        back = _patches(back, strides, sizes)
+    elif sizes and math.prod(before_sizes) != math.prod(sizes):  # without sizes, a vector was computed from the whole
+        return None
+    sign_rows = _flat(signs)
+    return _flat(back).reshape(len(sign_rows), -1), sign_rows
+
+
+def _stride(before: int, after: int) -> int:
+    """Return the step between positions that shrinks one size to another, or 0 if no whole step does."""
+    stride = max(1, round(before / after))
+    return stride if after in (math.ceil(before / stride), before // stride) else 0
+
+
+def _patches(tensor: Tensor, strides: Sequence[int], sizes: Sequence[int]) -> Tensor:
+    """Turn the positions of each step into channels, ``[N, C, ...]`` to ``[N, C * steps, *sizes]``."""
+    missing = [stride * size - own for stride, size, own in zip(strides, sizes, tensor.shape[2:], strict=True)]
+    if any(missing):
+        tensor = F.pad(tensor, [end for size in reversed(missing) for end in (0, size)])
+    for idx, stride in enumerate(strides):
+        tensor = tensor.unflatten(2 + 2 * idx, (-1, stride))
+    places = range(len(strides))
+    return tensor.movedim([3 + 2 * idx for idx in places], [2 + idx for idx in places]).flatten(1, 1 + len(strides))
 
 
 def block_statistics(probe: Probe, tokens: bool = False) -> BlockStatistics:
@@ -363,8 +385,8 @@ class AZTrainability(Proxy):
     """Mean over the blocks of how well they preserve gradient norms, `spectral_balance` (Lee & Ham, CVPR 2024).
 
     Blocks that are identities are left out (the published code returns minus infinity for them, and leaves them out of
-    transformers). So are blocks whose positions cannot be aligned with those of the block before, for example where a
-    class token joins the patches.
+    transformers). So are blocks whose positions do not follow from those of the block before by a stride, for example
+    where a class token joins the patches.
 
     The published mean over positions has an error that grows with the width of a block. It is small in convolutional
     networks, which have many positions, and is most of the value in transformers, whose scores it makes fall with

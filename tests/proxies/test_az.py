@@ -1,6 +1,8 @@
 """The formulas of AZ-NAS, against NumPy, for more and for fewer rows than channels."""
 
 import math
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lightning_zico import Candidate, score
-from lightning_zico.proxies.az import isotropy, spectral_balance, token_balance
+from lightning_zico.proxies.az import AZTrainability, isotropy, spectral_balance, token_balance
 
 SHAPES = [(4, 9, 6), (8, 8, 8), (6, 3, 40), (50, 5, 7), (1, 4, 4)]
 
@@ -112,3 +114,100 @@ def test_maps_of_one_dimension_are_maps(length: int) -> None:
         card = score(network, batches, proxies=["az_trainability", "az_expressivity"], loss_fn=F.cross_entropy)
         found.append([card[name].value for name in ("az_trainability", "az_expressivity")])
     assert found[0] == pytest.approx(found[1], rel=1e-4)
+
+
+class Steps(nn.Module):
+    """Turns the neighbours of each step into channels, after it has cut a map or filled it up to whole steps.
+
+    It moves numbers and adds none up, so it preserves the lengths of gradients.
+    """
+
+    def __init__(self, steps: Sequence[int], changes: Sequence[int]) -> None:
+        super().__init__()
+        self.steps, self.changes = steps, changes
+        width = 2 * math.prod(steps)
+        self.unused = nn.Conv1d(width, width, 1)  # a sign that its outputs are no tokens
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.pad(x, [end for change in reversed(self.changes) for end in (0, change)])
+        for dim, step in enumerate(self.steps, start=2):
+            x = torch.cat([x.movedim(dim, 0)[first::step].movedim(0, dim) for first in range(step)], dim=1)
+        return x
+
+
+def trainability(network: nn.Sequential, shape: Sequence[int], tokens: bool = False) -> tuple[float | None, Any]:
+    """Score the second of two blocks on inputs of a shape; return its trainability and, without one, the reason."""
+    torch.manual_seed(0)
+    batches = [(torch.randn(32, *shape), torch.randint(4, (32,)))]
+    candidate = Candidate("maps", lambda: network, ["0", "1"])
+    own = score(candidate, batches, [AZTrainability(tokens=tokens)], F.cross_entropy)["az_trainability"]
+    return own.value, own.error
+
+
+@pytest.mark.parametrize(
+    ("sizes", "steps", "changes"),
+    [
+        ((40,), (2,), (0,)),
+        ((39,), (2,), (1,)),
+        ((8, 8), (2, 2), (0, 0)),
+        ((7, 9), (2, 2), (1, -1)),  # one is filled up, the other cut
+        ((8, 12), (1, 3), (0, 0)),
+        ((12, 8), (2, 1), (0, 0)),
+        ((6, 4, 8), (2, 1, 2), (0, 0, 0)),
+    ],
+)
+def test_a_block_that_only_moves_numbers_preserves_lengths_whatever_its_stride(
+    sizes: tuple[int, ...], steps: tuple[int, ...], changes: tuple[int, ...]
+) -> None:
+    stem = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[len(sizes) - 1](2, 2, 1)
+    network = nn.Sequential(stem, Steps(steps, changes), nn.Flatten(), nn.LazyLinear(4))
+    value, error = trainability(network, (2, *sizes))
+    assert error is None
+    assert -0.15 < value < 0
+
+
+class Rearranged(nn.Module):
+    """Convolves, and puts out positions that do not follow from those of its input by a stride."""
+
+    def __init__(self, rearrange: Callable[[Tensor], Tensor], kernel_size: int = 1) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 2, kernel_size)
+        self.rearrange = rearrange
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.rearrange(self.conv(x).relu())
+
+
+def unfolded(x: Tensor) -> Tensor:
+    """Cut maps into patches of 2 x 2 pixels, ``[N, C, H, W]`` to ``[N, C, pixels, patches]``, as MobileViT does."""
+    return x.unflatten(3, (-1, 2)).unflatten(2, (-1, 2)).movedim(4, 3).flatten(4, 5).flatten(2, 3).contiguous()
+
+
+class Merged(nn.Module):
+    """Adds up two tokens that follow one another, and may be neighbours in a map or not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x.unflatten(1, (-1, 2)).sum(2)).relu()
+
+
+@pytest.mark.parametrize(
+    ("stem", "block", "shape"),
+    [
+        (nn.Conv2d(2, 2, 1), Rearranged(lambda x: x, kernel_size=3), (2, 6, 6)),  # no stride leads from 6 to 4
+        (nn.Conv2d(2, 2, 1), Rearranged(unfolded), (2, 8, 8)),
+        (nn.Conv2d(2, 2, 1), Rearranged(lambda x: x.reshape(*x.shape[:2], 4, 16)), (2, 8, 8)),
+        (nn.Linear(6, 6), Merged(), (8, 6)),
+    ],
+    ids=["no stride", "patches", "reshaped", "tokens"],
+)
+def test_blocks_whose_positions_do_not_follow_from_those_before_have_no_trainability(
+    stem: nn.Module, block: nn.Module, shape: tuple[int, ...]
+) -> None:
+    network = nn.Sequential(stem, block, nn.Flatten(), nn.LazyLinear(4))
+    value, error = trainability(network, shape, tokens=True)
+    assert value is None
+    assert "no block keeps the positions" in error
