@@ -18,7 +18,7 @@ from rich.console import Console
 from scores import Draw, Protocol, Running
 from speed import print_table
 from stability import columns_of, scored, several, spread_ratio, tau_between
-from tables import Table, add_folders, found, nas_bench_201, transnas_micro
+from tables import Table, add_folders, figures_folder, found, nas_bench_201, transnas_micro
 
 from lightning_zico.errors import ZiCoError
 from lightning_zico.ranking import bootstrap_interval, combine, get_recipe, kendall
@@ -241,7 +241,8 @@ def main(words: Sequence[str] | None = None) -> None:
     verdict = "built" if is_built(gains) else "not built"
     say(console, f"By the rule, stratified draws are {verdict}.")
     record: Record = {f"{space}, {score}": asdict(own) for (space, score), own in gains.items()}
-    keep(arguments.results / "draws.json", studies, {"num_repeats": num_repeats, "gains": record, "verdict": verdict})
+    record = {"num_repeats": num_repeats, "gains": record, "verdict": verdict}
+    keep(figures_folder(arguments) / "draws.json", studies, record)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from networks import Cell, Residual, VisionTransformer, head, relu_conv_norm
 from regret import best_first, pools_of
 from rich.console import Console
 from speed import print_table
-from tables import add_folders, found
+from tables import add_folders, figures_folder, found
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 from transfer_zoo import Data, Kept, accuracies, check_installed, cifar10
@@ -544,7 +544,7 @@ def main(words: Sequence[str] | None = None) -> None:
         for (most, name), own in outcomes.items()
     ]
     record["curves"] = [dict(zip(results.names, own, strict=True)) for own in results.curves]
-    keep(arguments.results / "finals_race.json", [], record)
+    keep(figures_folder(arguments) / "finals_race.json", [], record)
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import paper_theory
 import torch
 from fidelity import positive
 from rich.console import Console
-from tables import add_folders
+from tables import add_folders, figures_folder
 
 from lightning_zico import __version__
 
@@ -74,7 +74,7 @@ def main(words: Sequence[str] | None = None) -> None:
     console = Console(width=None if Console().is_terminal else 250)  # a file or a pipe has no width: nothing is cut
     for part in dict.fromkeys(arguments.part or PARTS):
         try:
-            keep(arguments.results / f"paper-{part}.json", PARTS[part](console, arguments))
+            keep(figures_folder(arguments) / f"paper-{part}.json", PARTS[part](console, arguments))
         except (OSError, ModuleNotFoundError) as error:
             usage.error(str(error))
 

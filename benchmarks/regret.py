@@ -23,7 +23,7 @@ from lightning.pytorch.callbacks import LambdaCallback
 from rich.console import Console
 from scores import Protocol, Running
 from speed import print_table
-from tables import Table, add_folders, nas_bench_201
+from tables import Table, add_folders, figures_folder, nas_bench_201
 from torch.utils.data import Subset, random_split
 from workers import outcomes
 
@@ -313,7 +313,7 @@ def main(words: Sequence[str] | None = None) -> None:
         record["digits"] = digits(console, arguments)
     if table is not None:
         record["nas-bench-201"] = nas_bench(console, arguments, table)
-    keep(arguments.results / "regret.json", [], record)
+    keep(figures_folder(arguments) / "regret.json", [], record)
 
 
 if __name__ == "__main__":

@@ -94,6 +94,12 @@ def add_folders(parser: argparse.ArgumentParser, *, cache: bool = True) -> None:
     parser.add_argument("--results", type=Path, default=here / "results", help="folder of the figures")
 
 
+def figures_folder(arguments: argparse.Namespace) -> Path:
+    """Return the folder that figures are written to: with `--quick`, one of its own, since they mean nothing."""
+    folder: Path = arguments.results
+    return folder / "quick" if arguments.quick else folder
+
+
 def default_folder() -> Path:
     """Find the folder of the tables."""
     return Path(os.environ.get(FOLDER_VARIABLE, DEFAULT_FOLDER))

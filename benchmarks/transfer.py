@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from scipy import stats
 from speed import print_table
-from tables import add_folders, found
+from tables import add_folders, figures_folder, found
 from transfer_imagenet import ACCURACIES, SOURCES, measurements, targets_in, weights_file
 from transfer_zoo import SCORES, SIZES, VERSIONS, Settings, Transfer, check_installed, kept_in, transfers
 
@@ -439,7 +439,7 @@ def main(words: Sequence[str] | None = None) -> None:
         own.targets += published_targets()
     if own.targets:
         compare(console, own, num_resamples)
-    keep(arguments.results / "transfer.json", [], own.record)
+    keep(figures_folder(arguments) / "transfer.json", [], own.record)
 
 
 def compute(

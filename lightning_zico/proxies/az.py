@@ -139,7 +139,7 @@ class BlockStatistics(NamedTuple):
     Args:
         expressivities: `isotropy` of each block's output by name, in order of execution.
         trainabilities: `spectral_balance` by name of each block that follows another one. Identities are left out, and
-            so are blocks whose positions do not follow from those of the block before by a stride.
+            so are blocks whose positions do not correspond to those of the block before.
         num_hidden: Number of blocks whose output autograd does not track.
         has_tokens: Whether a block that follows another one outputs tokens, that is, has its channels last.
     """
@@ -205,7 +205,7 @@ class _Blocks(Observer):
                 raise
             if back is None or (back.shape == signs.shape and torch.equal(back, signs)):
                 continue  # the blocks are not consecutive, or the block is an identity
-            aligned = _aligned(back, before, signs, block)
+            aligned = _aligned(back, before, signs, block, has_tokens)
             if aligned is not None:
                 balances[name] = (token_balance if has_tokens else spectral_balance)(*aligned)
         keys = [*self._isotropies, *balances]
@@ -248,32 +248,47 @@ def _flat(tensor: Tensor) -> Tensor:
     return tensor if tensor.ndim == 2 else tensor.movedim(1, 0).flatten(1).T
 
 
-def _aligned(back: Tensor, before: nn.Module, signs: Tensor, block: nn.Module) -> tuple[Tensor, Tensor] | None:
+def _aligned(
+    back: Tensor, before: nn.Module, signs: Tensor, block: nn.Module, has_tokens: bool
+) -> tuple[Tensor, Tensor] | None:
     """Bring gradients to the positions of the signs: where a block shrinks maps, neighbours become channels.
 
-    Return None if it is not known which positions belong together, for example between a map and patches that were cut
-    from it, or between tokens and fewer tokens.
+    Only sizes are known. So patches that are as many as the pixels of a map are taken for these, and a 3 x 3
+    convolution without padding from 5 to 3 pixels for one with a stride of 2.
+
+    Return None if no correspondence fits the sizes, for example between tokens and fewer tokens.
     """
-    has_tokens = _channels_first(signs, block) is not signs
     back, signs = _channels_first(back, before), _channels_first(signs, block)
     before_sizes, sizes = back.shape[2:], signs.shape[2:]
-    if len(back) != len(signs):
-        return None
-    if len(before_sizes) == len(sizes):
-        strides = [_stride(*pair) for pair in zip(before_sizes, sizes, strict=True)]
-        if (has_tokens and len(sizes) == 1 and before_sizes != sizes) or not all(strides):
+    has_same_samples = len(back) == len(signs)
+    is_one_position = has_same_samples and math.prod(sizes) == 1  # computed from a whole sample
+    if has_same_samples and back.ndim == signs.ndim and not is_one_position:
+        strides = _strides(before_sizes, sizes)
+        if strides is None or (has_tokens and before_sizes != sizes and len(sizes) == 1):
             return None
         back = _patches(back, strides, sizes)
-    elif sizes and math.prod(before_sizes) != math.prod(sizes):  # without sizes, a vector was computed from the whole
-        return None
+    elif not is_one_position:
+        is_matrix = 2 in (back.ndim, signs.ndim)  # whose rows may be the positions of all samples
+        num_before, num_after = (len(own) * math.prod(own.shape[2:]) for own in (back, signs))
+        if num_before != num_after or not (has_same_samples or is_matrix):
+            return None
     sign_rows = _flat(signs)
     return _flat(back).reshape(len(sign_rows), -1), sign_rows
 
 
-def _stride(before: int, after: int) -> int:
-    """Return the step between positions that shrinks one size to another, or 0 if no whole step does."""
-    stride = max(1, round(before / after))
-    return stride if after in (math.ceil(before / stride), before // stride) else 0
+def _strides(before: Sequence[int], after: Sequence[int]) -> list[int] | None:
+    """Return the steps between positions that shrink the sides of a map, each the one nearest to the ratio of sizes.
+
+    Return None if a side is not shrunk by a whole step, or one by more than twice the step of another: patches that
+    were cut from a map, and lie in a row, look like that.
+    """
+    strides = []
+    for old, new in zip(before, after, strict=True):
+        stride = max(1, round(old / max(1, new)))
+        if new not in (math.ceil(old / stride), old // stride):
+            return None
+        strides.append(stride)
+    return strides if max(strides) <= 2 * min(strides) else None
 
 
 def _patches(tensor: Tensor, strides: Sequence[int], sizes: Sequence[int]) -> Tensor:
@@ -385,8 +400,8 @@ class AZTrainability(Proxy):
     """Mean over the blocks of how well they preserve gradient norms, `spectral_balance` (Lee & Ham, CVPR 2024).
 
     Blocks that are identities are left out (the published code returns minus infinity for them, and leaves them out of
-    transformers). So are blocks whose positions do not follow from those of the block before by a stride, for example
-    where a class token joins the patches.
+    transformers). So are blocks whose positions do not correspond to those of the block before, for example where a
+    class token joins the patches.
 
     The published mean over positions has an error that grows with the width of a block. It is small in convolutional
     networks, which have many positions, and is most of the value in transformers, whose scores it makes fall with
@@ -422,7 +437,7 @@ class AZTrainability(Proxy):
             )
         if not parts:
             raise NotApplicableError(
-                "no block keeps the positions of the block before it, or all blocks that do are identities."
+                "no block's positions correspond to those of the block before it, or all such blocks are identities."
             )
         _check_finite(parts, "gradients", "are not finite")
         return Measurement(math.fsum(parts.values()) / len(parts), details={"blocks": parts})

@@ -150,7 +150,7 @@ def test_a_small_run_prints_every_cell_and_decides(
             for draw in draws.DRAWS:
                 assert printed.count(f"| {score}, {num_batches} x {size}, {draw} ") == 2
     assert "By the rule, stratified draws are not built." in printed  # the played scores are the same for both
-    assert (tmp_path / "draws.json").exists()
+    assert (tmp_path / "quick" / "draws.json").exists()
 
 
 def test_the_folder_of_the_tables_is_asked_for(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -153,9 +153,9 @@ def test_a_small_run_resumes_and_prints_and_keeps_its_figures(
     words = ["--quick", "--data", str(folder), "--cache", str(tmp_path), "--results", str(tmp_path)]
     race.main([*words, "--minutes", "0.02"])
     assert "goes on from here" in capsys.readouterr().out
-    assert not (tmp_path / "finals_race.json").exists()
+    assert not (tmp_path / "quick" / "finals_race.json").exists()
     race.main(words)
     printed = capsys.readouterr().out
     assert "3 pools of 9 of 12 candidates" in printed
     assert "minus halving of everyone" in printed
-    assert (tmp_path / "finals_race.json").exists()
+    assert (tmp_path / "quick" / "finals_race.json").exists()

@@ -250,8 +250,8 @@ def test_a_small_run_prints_and_keeps_all_parts(tmp_path: Path, capsys: pytest.C
     for said in ("What training for a moment says", "Supernet: seed 1", "search_imagenet_450m.yaml"):
         assert said in printed
     for part in paper.PARTS:
-        assert json.loads((tmp_path / f"paper-{part}.json").read_text())["versions"]
-    found = json.loads((tmp_path / "paper-search.json").read_text())["found"]
+        assert json.loads((tmp_path / "quick" / f"paper-{part}.json").read_text())["versions"]
+    found = json.loads((tmp_path / "quick" / "paper-search.json").read_text())["found"]
     assert all(math.isfinite(own["test_cifar10"]) for runs in found.values() for own in runs)
 
 

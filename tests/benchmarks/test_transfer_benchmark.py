@@ -236,7 +236,7 @@ def test_the_published_part_needs_nothing_and_decides(tmp_path: Path, capsys: py
     printed = capsys.readouterr().out
     assert printed.count("published, ") == 8
     assert "By the rule, " in printed
-    assert (tmp_path / "transfer.json").exists()
+    assert (tmp_path / "quick" / "transfer.json").exists()
 
 
 def test_missing_packages_are_named_with_the_way_to_install_them(
