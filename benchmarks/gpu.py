@@ -1,4 +1,4 @@
-"""What scoring takes on one GPU, in one table; it runs in eight minutes.
+"""What scoring takes on one GPU, in one table; it is planned for eight minutes.
 
 README.md beside this file tells how. `--device cpu --quick` checks anywhere that it runs.
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import operator
 import statistics
 import time
 from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -14,7 +15,7 @@ from paper_supernet import Found, search_supernet
 from rich.console import Console
 from scores import Protocol, cifar10_batches, records_in
 from speed import print_table
-from tables import nas_bench_201
+from tables import Row, nas_bench_201
 from torch import __version__ as torch_version
 from transfer_zoo import Kept
 
@@ -27,6 +28,8 @@ from lightning_zico.texts import count
 Record = dict[str, Any]
 
 TARGETS = ("test_cifar10", "test_cifar100")
+VALIDATION = "valid_cifar10"
+NUMS_TRAINED = (1, 10, 100)  # of random searches, which the table stands in for
 WEIGHTS_SEED = 0  # of all archs in all searches, so that these share scores
 
 
@@ -168,6 +171,35 @@ def rows_of(found: Mapping[str, Sequence[Found]], truths: Mapping[str, Mapping[s
     return rows
 
 
+def chances_of_best(num_archs: int, num_trained: int) -> list[float]:
+    r"""Compute the chance of each arch, from worst to best, to be the best of some that are drawn at random.
+
+    It is :math:`\binom{i}{n-1} / \binom{N}{n}` for the arch with :math:`i` worse ones.
+    """
+    chances, chance = [], num_trained / num_archs
+    for num_worse in reversed(range(num_archs)):
+        chances.append(chance)
+        chance *= (num_worse - num_trained + 1) / max(1, num_worse)
+    return chances[::-1]
+
+
+def random_rows(rows: Sequence[Row]) -> list[list[str]]:
+    """Write what training random archs and keeping the best one finds, in expectation, and its standard deviation."""
+    ordered = sorted(rows, key=lambda row: row.truths[VALIDATION])
+    written = []
+    for num_trained in NUMS_TRAINED:
+        chances, cells = chances_of_best(len(ordered), num_trained), []
+        for target in TARGETS:
+            values = [row.truths[target] for row in ordered]
+            mean = math.fsum(map(operator.mul, chances, values))
+            variance = math.fsum(chance * (value - mean) ** 2 for chance, value in zip(chances, values, strict=True))
+            cells.append(f"{mean:.2f} ({math.sqrt(variance):.2f})")
+        name = "a random arch" if num_trained == 1 else f"random, best of {num_trained}"
+        remark = "the table" if num_trained == 1 else "the table: all are trained, and chosen by validation accuracy"
+        written.append([name, *cells, "-", "-", remark])
+    return written
+
+
 def compare(console: Console, arguments: Any) -> Record:
     """Search, look up the accuracies, print and return the figures."""
     settings: Settings = arguments.search
@@ -187,7 +219,7 @@ def compare(console: Console, arguments: Any) -> Record:
     best = ["optimum", *(f"{max(truths[target].values()):.2f}" for target in TARGETS), "47.31", "", "the table; TE-NAS"]
     columns = ["search", "CIFAR-10 %", "CIFAR-100 %", "ImageNet16 %", "seconds", "source; papers: seconds of a GPU"]
     title = "Test accuracy of the arch that is found, mean (deviation) over seeds"
-    print_table(console, title, columns, [*rows_of(runs, truths), *published, best])
+    print_table(console, title, columns, [*rows_of(runs, truths), *random_rows(table.rows), *published, best])
     for own in supernets:
         say(console, f"Supernet: {own.note}")
     return {

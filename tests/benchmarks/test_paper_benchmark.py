@@ -173,6 +173,21 @@ def test_published_accuracies_agree_with_the_table() -> None:
     assert f"{skips.truths['test_cifar100']:.2f}" == (darts.cifar100 or "").split()[0]
 
 
+@pytest.mark.parametrize("num_trained", [1, 2, 5, 7])
+def test_the_chances_of_random_search_are_those_of_all_draws(num_trained: int) -> None:
+    draws = list(itertools.combinations(range(7), num_trained))
+    shares = [sum(max(draw) == arch for draw in draws) / len(draws) for arch in range(7)]
+    assert paper_search.chances_of_best(7, num_trained) == pytest.approx(shares)
+
+
+def test_a_random_arch_has_the_mean_accuracy_of_the_table() -> None:
+    rows = paper_search.nas_bench_201(data_file("nas_bench_201.csv.gz").parent).rows
+    values = [row.truths["test_cifar10"] for row in rows]
+    first, *_, last = paper_search.random_rows(rows)
+    assert first[1] == f"{np.mean(values):.2f} ({np.std(values):.2f})"
+    assert float(first[1].split()[0]) < float(last[1].split()[0]) < max(values)
+
+
 def test_a_path_of_the_supernet_is_the_network_of_its_arch_with_shared_weights() -> None:
     torch.manual_seed(0)
     supernet = paper_supernet.Supernet()

@@ -95,7 +95,10 @@ def test_mobile_blocks_and_identities_are_all_found(plain):
         assert found(network, images()) == [f"features.{idx}" for idx in range(8)], choices
 
 
-SPACES = ["nas_bench_201", "nas_bench_101", "transnas_micro", "transnas_macro", "nats_bench_size", "autoformer_tiny"]
+SPACES = [
+    *("nas_bench_201", "nas_bench_101", "transnas_micro", "transnas_macro", "nats_bench_size", "autoformer_tiny"),
+    "darts",
+]
 
 
 def _agree(name, archs, side):
