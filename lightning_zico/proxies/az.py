@@ -245,7 +245,7 @@ def _rows(tensor: Tensor, module: nn.Module) -> Tensor:
 
 def _flat(tensor: Tensor) -> Tensor:
     # [N, C, ...] -> [C, R] -> [R, C]; the positions of a map stay side by side in memory, which copies faster.
-    return tensor if tensor.ndim == 2 else tensor.movedim(1, 0).flatten(1).T
+    return tensor.reshape(len(tensor), -1) if tensor.ndim < 3 else tensor.movedim(1, 0).flatten(1).T
 
 
 def _aligned(

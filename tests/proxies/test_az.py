@@ -226,6 +226,17 @@ class Pooled(nn.Module):
         return self.linear(x.mean(1)).reshape(len(x), *self.shape)
 
 
+class Summed(nn.Module):
+    """Puts out one number per sample, ``[N]``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(6, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x).flatten()
+
+
 def test_a_vector_has_the_same_trainability_in_any_shape() -> None:
     found = [
         trainability(nn.Sequential(nn.Linear(6, 6), Pooled(shape), nn.Flatten(), nn.Linear(6, 4)), (8, 6), tokens=True)
@@ -233,3 +244,10 @@ def test_a_vector_has_the_same_trainability_in_any_shape() -> None:
     ]
     assert found[0][1] is None
     assert [value for value, _ in found] == pytest.approx([found[0][0]] * 3, rel=1e-6)
+
+
+def test_a_block_may_put_out_a_number_for_each_sample() -> None:
+    network = nn.Sequential(nn.Linear(6, 6), Summed(), nn.Unflatten(0, (-1, 1)), nn.Linear(1, 4))
+    value, error = trainability(network, (6,))
+    assert error is None
+    assert value is not None
