@@ -95,7 +95,7 @@ def add_folders(parser: argparse.ArgumentParser, *, cache: bool = True) -> None:
 
 
 def figures_folder(arguments: argparse.Namespace) -> Path:
-    """Return the folder that figures are written to: with `--quick`, one of its own, since they mean nothing."""
+    """Return the folder for the figures. Those of a quick run are meaningless, so they go to a folder of their own."""
     folder: Path = arguments.results
     return folder / "quick" if arguments.quick else folder
 

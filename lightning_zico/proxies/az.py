@@ -253,8 +253,8 @@ def _aligned(
 ) -> tuple[Tensor, Tensor] | None:
     """Bring gradients to the positions of the signs: where a block shrinks maps, neighbours become channels.
 
-    Only sizes are known. So patches that are as many as the pixels of a map are taken for these, and a 3 x 3
-    convolution without padding from 5 to 3 pixels for one with a stride of 2.
+    Only the sizes are known, so two cases are misread: patches that are as many as the pixels of a map are treated as
+    its pixels, and a 3 x 3 convolution without padding from 5 to 3 pixels as one with a stride of 2.
 
     Return None if no correspondence fits the sizes, for example between tokens and fewer tokens.
     """
@@ -277,10 +277,10 @@ def _aligned(
 
 
 def _strides(before: Sequence[int], after: Sequence[int]) -> list[int] | None:
-    """Return the steps between positions that shrink the sides of a map, each the one nearest to the ratio of sizes.
+    """Return the stride along each side of a map: the integer nearest to the ratio of sizes.
 
-    Return None if a side is not shrunk by a whole step, or one by more than twice the step of another: patches that
-    were cut from a map, and lie in a row, look like that.
+    Return None if no integer stride gives the new size of a side, or if one stride is more than twice another, as
+    happens where patches cut from a map lie in a row.
     """
     strides = []
     for old, new in zip(before, after, strict=True):
@@ -292,7 +292,7 @@ def _strides(before: Sequence[int], after: Sequence[int]) -> list[int] | None:
 
 
 def _patches(tensor: Tensor, strides: Sequence[int], sizes: Sequence[int]) -> Tensor:
-    """Turn the positions of each step into channels, ``[N, C, ...]`` to ``[N, C * steps, *sizes]``."""
+    """Move the positions within each stride into channels, ``[N, C, ...]`` to ``[N, C * steps, *sizes]``."""
     missing = [stride * size - own for stride, size, own in zip(strides, sizes, tensor.shape[2:], strict=True)]
     if any(missing):
         tensor = F.pad(tensor, [end for size in reversed(missing) for end in (0, size)])
@@ -401,7 +401,7 @@ class AZTrainability(Proxy):
 
     Blocks that are identities are left out (the published code returns minus infinity for them, and leaves them out of
     transformers). So are blocks whose positions do not correspond to those of the block before, for example where a
-    class token joins the patches.
+    class token joins the patches, or where one side of a map shrinks more than twice as much as another.
 
     The published mean over positions has an error that grows with the width of a block. It is small in convolutional
     networks, which have many positions, and is most of the value in transformers, whose scores it makes fall with
