@@ -241,8 +241,8 @@ def main(words: Sequence[str] | None = None) -> None:
     verdict = "built" if is_built(gains) else "not built"
     say(console, f"By the rule, stratified draws are {verdict}.")
     record: Record = {f"{space}, {score}": asdict(own) for (space, score), own in gains.items()}
-    record = {"num_repeats": num_repeats, "gains": record, "verdict": verdict}
-    keep(figures_folder(arguments) / "draws.json", studies, record)
+    path = figures_folder(arguments) / "draws.json"
+    keep(path, studies, {"num_repeats": num_repeats, "gains": record, "verdict": verdict})
 
 
 if __name__ == "__main__":
