@@ -196,7 +196,9 @@ class _Blocks(Observer):
             if has_tokens and not self.tokens:
                 continue
             signs = torch.randint(2, later.shape, generator=generator, dtype=torch.float32).mul_(2).sub_(1).to(later)
-            if not (later.requires_grad and earlier.requires_grad):
+            earlier_shape, later_shape = _channels_first(earlier, before).shape, _channels_first(later, block).shape
+            strides = _correspondence(earlier_shape, later_shape, has_tokens)
+            if strides is None or not (later.requires_grad and earlier.requires_grad):
                 continue
             try:
                 (back,) = torch.autograd.grad(later, [earlier], signs, retain_graph=True, allow_unused=True)
@@ -205,9 +207,8 @@ class _Blocks(Observer):
                 raise
             if back is None or (back.shape == signs.shape and torch.equal(back, signs)):
                 continue  # the blocks are not consecutive, or the block is an identity
-            aligned = _aligned(back, before, signs, block, has_tokens)
-            if aligned is not None:
-                balances[name] = (token_balance if has_tokens else spectral_balance)(*aligned)
+            rows = _aligned(_channels_first(back, before), _channels_first(signs, block), strides)
+            balances[name] = (token_balance if has_tokens else spectral_balance)(*rows)
         keys = [*self._isotropies, *balances]
         values = torch.stack([*self._isotropies.values(), *balances.values()]).tolist()
         split = len(self._isotropies)
@@ -248,30 +249,40 @@ def _flat(tensor: Tensor) -> Tensor:
     return tensor.reshape(len(tensor), -1) if tensor.ndim < 3 else tensor.movedim(1, 0).flatten(1).T
 
 
-def _aligned(
-    back: Tensor, before: nn.Module, signs: Tensor, block: nn.Module, has_tokens: bool
-) -> tuple[Tensor, Tensor] | None:
-    """Bring gradients to the positions of the signs: where a block shrinks maps, neighbours become channels.
+def _correspondence(before: Sequence[int], after: Sequence[int], has_tokens: bool) -> list[int] | None:
+    """Return the stride along each side of a map, ``[]`` if rows correspond as they are, and None if nothing fits.
 
     Only the sizes are known, so two cases are misread: patches that are as many as the pixels of a map are treated as
     its pixels, and a 3 x 3 convolution without padding from 5 to 3 pixels as one with a stride of 2.
 
-    Return None if no correspondence fits the sizes, for example between tokens and fewer tokens.
+    Args:
+        before: Shape of the output of the block before, with channels first.
+        after: Shape of the block's output, with channels first.
+        has_tokens: Whether the block outputs tokens. Fewer tokens than before correspond to none of them.
     """
-    back, signs = _channels_first(back, before), _channels_first(signs, block)
-    before_sizes, sizes = back.shape[2:], signs.shape[2:]
-    has_same_samples = len(back) == len(signs)
-    is_one_position = has_same_samples and math.prod(sizes) == 1  # computed from a whole sample
-    if has_same_samples and back.ndim == signs.ndim and not is_one_position:
-        strides = _strides(before_sizes, sizes)
-        if strides is None or (has_tokens and before_sizes != sizes and len(sizes) == 1):
+    before_sizes, sizes = before[2:], after[2:]
+    has_same_samples = before[0] == after[0]
+    if has_same_samples and math.prod(sizes) == 1:  # one position, computed from a whole sample
+        return []
+    if has_same_samples and len(before) == len(after):
+        if has_tokens and before_sizes != sizes and len(sizes) == 1:
             return None
-        back = _patches(back, strides, sizes)
-    elif not is_one_position:
-        is_matrix = 2 in (back.ndim, signs.ndim)  # whose rows may be the positions of all samples
-        num_before, num_after = (len(own) * math.prod(own.shape[2:]) for own in (back, signs))
-        if num_before != num_after or not (has_same_samples or is_matrix):
-            return None
+        return _strides(before_sizes, sizes)
+    is_matrix = 2 in (len(before), len(after))  # whose rows may be the positions of all samples
+    has_same_rows = before[0] * math.prod(before_sizes) == after[0] * math.prod(sizes)
+    return [] if has_same_rows and (has_same_samples or is_matrix) else None
+
+
+def _aligned(back: Tensor, signs: Tensor, strides: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Bring gradients to the positions of the signs, as rows: where a block shrinks maps, neighbours become channels.
+
+    Args:
+        back: Gradients, with channels first.
+        signs: Signs, with channels first.
+        strides: Of `_correspondence`.
+    """
+    if strides:
+        back = _patches(back, strides, signs.shape[2:])
     sign_rows = _flat(signs)
     return _flat(back).reshape(len(sign_rows), -1), sign_rows
 
