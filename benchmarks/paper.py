@@ -1,6 +1,6 @@
 """The claims of ZiCo's paper beside what this package gives: its tables, its theorems, its searches.
 
-README.md beside this file tells how, with the protocol, which was written down before anything was run.
+README.md beside this file tells how, and has the protocol.
 """
 
 import argparse

@@ -25,11 +25,10 @@ from lightning_zico.errors import UnsupportedModuleError, ZiCoError
 from lightning_zico.metrics import ZiCoMetric
 from lightning_zico.proxies import ZiCo
 from lightning_zico.proxies.zico import zico_layers
-from lightning_zico.results import note_on_batch_size, note_on_reading
 from lightning_zico.scoring.arguments import check_loss, whole_number
 from lightning_zico.scoring.checks import check_axis, check_batches, check_variation
 from lightning_zico.scoring.process_state import preserved_process_state
-from lightning_zico.scoring.provenance import reading_facts
+from lightning_zico.scoring.provenance import notes_on_reading
 from lightning_zico.scoring.reasons import describe
 from lightning_zico.scoring.scorer import probe_of
 
@@ -67,14 +66,14 @@ class ZiCoCallback(Callback):
             optimisation, several optimisers and GANs (see `score`).
         batch_size: The largest number of samples in a batch to score on; None for batches as the train dataloader gives
             them.
-        num_samples: With ``axis="sample"``: number of samples in a batch, or a function that counts them in what the
-            loader yields; None to read it from the batch.
+        num_samples: Number of samples in a batch, or a function that counts them in what the loader yields; None to
+            read it from the batch. It is needed only with ``batch_size`` or ``axis="sample"``.
         seed: The seed of shuffling, augmentation and dropout while scoring.
 
     Attributes:
         history: One record per scoring: ``epoch``, ``step``, ``score`` (None if it failed), ``layers``, ``seconds``,
-            ``error``, and ``note`` if the train dataloader had fewer batches than asked for and was read again. It is
-            saved in checkpoints.
+            ``error``, and ``note`` if the train dataloader had fewer batches than asked for and was read again, or if
+            its batches could not be made smaller. It is saved in checkpoints.
 
     Raises:
         ValueError: If an argument is out of range, or both ``loss_fn`` and ``step`` are given.
@@ -251,8 +250,7 @@ class ZiCoCallback(Callback):
         )
         batches = read.batches
         num_samples = self.num_samples if read.cut is None else read.cut.scale(self.num_samples)
-        notes = [note_on_reading(reading_facts(batches)), note_on_batch_size(read.num_whole, self.batch_size)]
-        self._note = " ".join(filter(None, notes)) or None
+        self._note = " ".join(notes_on_reading(read, self.batch_size)) or None
         check_batches(batches, [self._proxy], self.axis, num_samples)
         datamodule = getattr(trainer, "datamodule", None)
         module = own_if_lazy(pl_module)

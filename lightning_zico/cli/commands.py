@@ -46,7 +46,14 @@ from lightning_zico.cli.program import is_interrupted, is_sigterm
 from lightning_zico.cli.specs import ZooSpec, check_model, split_names, split_specs
 from lightning_zico.proxies import list_proxies, resolve_proxies
 from lightning_zico.ranking import get_recipe, list_recipes
-from lightning_zico.results import Leaderboard, SearchResult, card_table, leaderboard_table, search_table
+from lightning_zico.results import (
+    Leaderboard,
+    SearchResult,
+    card_table,
+    leaderboard_table,
+    notes_on_data,
+    search_table,
+)
 from lightning_zico.scoring import ProcessExecutor
 from lightning_zico.search import Evolution, ZeroShotSearch
 from lightning_zico.selection.selector import ZeroShotSelector
@@ -186,11 +193,13 @@ def score(
         function = getattr(model, "args", [model])[-1]  # jsonargparse passes a partial of its own
         candidates = [Candidate(getattr(function, "__name__", "model"), model)]
     selector = ZeroShotSelector(None, split_names(proxies), enable_progress_bar=False, **settings)
-    selector.rank(candidates, datamodule)
+    leaderboard = selector.rank(candidates, datamodule)
     card = selector.cards_[candidates[0].name]
     if card.error is not None:
         raise RuntimeError(f"'{card.name}' cannot be scored: {card.error}")
     print_result(card_table(card))
+    for note in notes_on_data(leaderboard.provenance):
+        say(note)
     for part in card.scores.values() if layers else ():
         if part.layers:
             rows = [(name, f"{value:.6g}") for name, value in part.layers.items()]
@@ -210,7 +219,7 @@ def _fit_zoo(
 ) -> Zoo:
     """List models of zoos, built for the data, and print what was found there."""
     options = {**given, "exclude": split_names(given["exclude"]) or (), "max_params": max_params}
-    reading = {name: settings[name] for name in ("num_batches", "repeats", "seed") if name in settings}
+    reading = {name: settings[name] for name in ("num_batches", "batch_size", "repeats", "seed") if name in settings}
     models, fitting = list_for_data(from_zoo, split_specs(zoo), datamodule, options, **reading, prefix="--")
     if fitting.sentence is not None:
         say(fitting.sentence)
@@ -249,7 +258,7 @@ def search(
     """
     datamodule = with_enough_batches(datamodule_of(run["data"]), settings["num_batches"])
     if num_classes is None:
-        reading = {name: settings[name] for name in ("num_batches", "seed")}
+        reading = {name: settings[name] for name in ("num_batches", "batch_size", "seed")}
         classes = look_at(datamodule, "--num_classes", **reading, prefix="--").classes
         num_classes = classes.num
         say(f"Networks have {count(num_classes, 'class')} (as {classes.source}). To change this, pass --num_classes.")

@@ -191,13 +191,14 @@ class _Blocks(Observer):
         balances = {}
         any_tokens = False
         for (_, before, earlier), (name, block, later) in pairwise(self._outputs):
-            has_tokens = _channels_first(later, block) is not later
+            earlier_map, later_map = _channels_first(earlier, before), _channels_first(later, block)
+            has_tokens = later_map is not later
             any_tokens |= has_tokens
             if has_tokens and not self.tokens:
                 continue
+            # Drawn even if the block is then left out, so that the signs of the others do not depend on it.
             signs = torch.randint(2, later.shape, generator=generator, dtype=torch.float32).mul_(2).sub_(1).to(later)
-            earlier_shape, later_shape = _channels_first(earlier, before).shape, _channels_first(later, block).shape
-            strides = _correspondence(earlier_shape, later_shape, has_tokens)
+            strides = _correspondence(earlier_map.shape, later_map.shape, has_tokens)
             if strides is None or not (later.requires_grad and earlier.requires_grad):
                 continue
             try:

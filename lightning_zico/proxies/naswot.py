@@ -98,7 +98,8 @@ class NASWOT(Proxy):
     """Log-determinant of how many activations the samples of a batch share (Mellor et al., ICML 2021).
 
     Activation functions of every kind count, whether modules, functions or methods; the published code only counts
-    ``nn.ReLU``. Values are only comparable for equal batch sizes, which all candidates of a ranking share.
+    ``nn.ReLU``. Values are only comparable for equal batch sizes, which all candidates of a ranking share. Unlike
+    `SWAP`, it is not saturated by few samples: its maximum grows with the number of activations.
     """
 
     needs_labels = False

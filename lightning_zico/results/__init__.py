@@ -1,7 +1,7 @@
 """Results: plain frozen data that outlive the models they describe. Nothing here depends on torch."""
 
 from lightning_zico.results.leaderboard import Leaderboard, leaderboard_table
-from lightning_zico.results.notes import note_on_batch_size, note_on_reading
+from lightning_zico.results.notes import note_on_batch_size, note_on_reading, notes_on_data
 from lightning_zico.results.rows import (
     FINAL_COLUMNS,
     FIXED_COLUMNS,
@@ -55,6 +55,7 @@ __all__ = [
     "margin_of",
     "note_on_batch_size",
     "note_on_reading",
+    "notes_on_data",
     "rank_key",
     "ranks_of",
     "search_table",

@@ -51,8 +51,7 @@ def leaderboard_notes(rows: Sequence[Row], provenance: Provenance) -> list[str]:
     if finals:
         notes += _notes_on_finals(rows, finals)
     ranking = "the ranking by score" if finals else "this ranking"
-    notes += _if_there(note_on_reading(provenance.get("reading")))
-    notes += _if_there(note_on_batch_size(provenance.get("num_larger_batches"), provenance.get("batch_size")))
+    notes += notes_on_data(provenance)
     notes += _notes_on_repeats(rows, provenance)
     notes += _notes_on_ranking(provenance, ranking) + _notes_on_prior(provenance, ranking)
     notes += [f"{name}: {source}." for name, source in provenance.get("priors", {}).items()]
@@ -83,8 +82,7 @@ def search_notes(trials: Sequence[Row], provenance: Provenance) -> list[str]:
         notes.append("It ended early: too many proposals in a row were over the budget or already scored.")
     if num_elsewhere := provenance.get("num_elsewhere"):
         notes.append(f"Archs that other processes are scoring: {num_elsewhere}.")
-    notes += _if_there(note_on_reading(provenance.get("reading")))
-    notes += _if_there(note_on_batch_size(provenance.get("num_larger_batches"), provenance.get("batch_size")))
+    notes += notes_on_data(provenance)
     for reason, num_times in Counter(errors).most_common(1):
         notes.append(f"Most frequent reason for a missing score ({num_times} of {len(errors)}): {reason}")
     return notes + _notes_on_saturated(provenance) + _notes_on_ranking(provenance, "this ranking")
@@ -99,6 +97,12 @@ def _finalists(rows: Sequence[Row], provenance: Provenance) -> list[str]:
     """Return the names of the first candidates, if there are several and no finals were held."""
     first = [row["name"] for row in rows if row["rank"] and row["rank"] <= _NUM_FINALISTS]
     return first if len(first) > 1 and "finals" not in provenance else []
+
+
+def notes_on_data(provenance: Provenance) -> list[str]:
+    """Say if the training data had fewer batches than requested, and if batches could not be made smaller."""
+    notes = _if_there(note_on_reading(provenance.get("reading")))
+    return notes + _if_there(note_on_batch_size(provenance.get("num_larger_batches"), provenance.get("batch_size")))
 
 
 def note_on_reading(reading: ReadingFacts | None) -> str | None:

@@ -8,9 +8,9 @@ import torch
 
 from lightning_zico.__about__ import __version__
 from lightning_zico._typing import Batch
-from lightning_zico.bridge.data import Reread
+from lightning_zico.bridge.data import Reading, Reread
 from lightning_zico.ranking import Recipe, chain_of
-from lightning_zico.results import Beside, Lacking, ReadingFacts, ScoreCard, UsedRecipe
+from lightning_zico.results import Beside, Lacking, Provenance, ReadingFacts, ScoreCard, UsedRecipe, notes_on_data
 from lightning_zico.scoring.choice import Used, lacking_of, trains
 
 
@@ -34,6 +34,20 @@ def reading_facts(batches: Sequence[Batch]) -> ReadingFacts | None:
         "num_passes": batches.num_passes,
         "are_copies": batches.are_copies,
     }
+
+
+def notes_on_reading(reading: Reading, batch_size: int | None, *, is_number_needed: bool = True) -> list[str]:
+    """Return the notes on batches that were read, where no leaderboard shows them.
+
+    Args:
+        reading: The batches.
+        batch_size: The largest number of samples in a batch that was asked for; None for the loader's own.
+        is_number_needed: Whether it matters that there were fewer batches than requested.
+    """
+    facts = Provenance(num_larger_batches=reading.num_whole, batch_size=batch_size)
+    if is_number_needed:
+        facts["reading"] = reading_facts(reading.batches)
+    return notes_on_data(facts)
 
 
 def recipe_facts(used: Used, named: Recipe, cards: Sequence[ScoreCard]) -> UsedRecipe:

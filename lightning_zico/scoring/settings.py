@@ -64,10 +64,10 @@ class ScoringSettings:
         rank_by: Name of the proxy or recipe to rank by; the first of ``proxies`` if None.
         num_batches: Number of batches that every candidate is scored on, the same for all. Two is the published
             setting; four or more give steadier scores.
-        batch_size: The largest number of samples in a batch that candidates are scored on: on the tables of
-            `benchmarks/README.md`, 16 rank as well as 128, at an eighth of the cost. Loaders are built again with this
-            batch size; batches from elsewhere are cut to their first samples, and stay whole where that is not
-            possible. None for batches as the loader gives them, which is the published protocol.
+        batch_size: The largest number of samples in a batch that candidates are scored on. On NAS-Bench-201, ZiCo
+            ranks as well with 16 as with 128, in an eighth of the time (`benchmarks/README.md`). Loaders are built
+            again with this batch size; batches from elsewhere are cut to their first samples, and stay whole where that
+            is not possible. None for batches as the loader gives them, which is the published protocol.
         num_samples_transfer: Number of samples whose features the proxies for pretrained candidates look at (`logme`,
             `ridge_probe` and others), rounded up to whole batches. They are read from the training data, once and in
             addition to the batches, and kept in memory, only if such a proxy is chosen.

@@ -2,6 +2,7 @@
 
 import difflib
 import inspect
+import warnings
 from dataclasses import fields, replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from lightning_zico.results import ScoreCard
 from lightning_zico.scoring.arguments import check_is_trainer, whole_number
 from lightning_zico.scoring.choice import Choice
 from lightning_zico.scoring.process_state import preserved_process_state
+from lightning_zico.scoring.provenance import notes_on_reading
 from lightning_zico.scoring.settings import ScoringSettings, describe_settings
 
 # Settings of a ranking that mean nothing for a single model, and those that `score` declares itself.
@@ -63,7 +65,9 @@ def score(
             batches.
 
     Returns:
-        A card with one `Score` per proxy. If the model fails, the reason is in ``card["zico"].error``.
+        A card with one `Score` per proxy. If the model fails, the reason is in ``card["zico"].error``. There is a
+        warning if the data has fewer batches than requested or than a proxy compares, or if batches could not be made
+        smaller.
 
     Raises:
         UnknownNameError: If a name is neither a proxy nor a recipe.
@@ -104,6 +108,10 @@ def score(
             cuts_given="batch_size" in settings,
             num_samples_transfer=shared.num_samples_for(computed),
         )
+        are_compared = shared.axis == "batch" and any(proxy.min_gradients > 1 for proxy in computed)
+        is_number_needed = num_batches is not None or are_compared
+        for note in notes_on_reading(reading, shared.batch_size, is_number_needed=is_number_needed):
+            warnings.warn(note, stacklevel=2)
         (scorer,) = shared.scorers([reading], computed, data=source, loss_fn=loss_fn, budget=None)
         if datamodule is not None:
             scorer = replace(scorer, datamodule=datamodule)

@@ -24,6 +24,8 @@ ListsModels = TypeVar("ListsModels", bound=Callable[..., Zoo])
 _LEAST_SIDE = 32
 # Batches to look at if nobody says how many classes there are; a selector scores on as many by default.
 _NUM_BATCHES = 2
+# Samples to look at if the number of classes is known; a selector scores on as many by default.
+_BATCH_SIZE = 16
 
 _IMAGE_OPTIONS = ("num_classes", "in_chans", "input_size")
 _TEXT_OPTIONS = ("num_classes", "vocab_size")
@@ -66,6 +68,7 @@ def fit_zoo(
     given: Mapping[str, Any],
     *,
     num_batches: int = _NUM_BATCHES,
+    batch_size: int | None = _BATCH_SIZE,
     repeats: int = 1,
     seed: int = 0,
     prefix: str = "",
@@ -83,6 +86,7 @@ def fit_zoo(
         data: A LightningDataModule, a DataLoader or a list of batches.
         given: Options that are already known, by name; None for those to be found.
         num_batches: Number of batches in a repeat of the ranking.
+        batch_size: As for `ZeroShotSelector`. The highest label is always read from whole batches.
         repeats: Number of repeats of the ranking.
         seed: Seed of the batches.
         prefix: What messages write before an option: ``--`` on the command line.
@@ -111,6 +115,7 @@ def fit_zoo(
         hint,
         known.get("num_classes"),
         num_batches=num_batches,
+        batch_size=batch_size,
         repeats=repeats,
         seed=seed,
         prefix=prefix,
@@ -174,6 +179,7 @@ def look_at(
     num_classes: int | None = None,
     *,
     num_batches: int = _NUM_BATCHES,
+    batch_size: int | None = _BATCH_SIZE,
     repeats: int = 1,
     seed: int = 0,
     prefix: str = "",
@@ -186,6 +192,7 @@ def look_at(
         needed: Options that replace what the batches do not show, for the error message.
         num_classes: The number of classes if it was given.
         num_batches: As for `fit_zoo`.
+        batch_size: As for `fit_zoo`.
         repeats: As for `fit_zoo`.
         seed: As for `fit_zoo`.
         prefix: As for `fit_zoo`.
@@ -204,12 +211,14 @@ def look_at(
     )
     split = split or _split_images
     with TrainingData(data) as training_data:
-        batches, loader, *_ = training_data.read(1, seed=seed)
+        # At least one of each, because the selector has not validated the numbers yet.
+        few = None if batch_size is None else max(1, batch_size)
+        batches, loader, *_ = training_data.read(1, seed=seed, batch_size=few)
         inputs, _ = split(batches[0], needed)
         classes = _stated_classes(data, getattr(loader.iterables, "dataset", None), num_classes)
         if classes is not None:
             return Look(inputs, classes)
-        # At least one, because the selector has not validated the numbers yet.
+        # Whole batches, which show more labels.
         starts = range(seed, seed + max(1, repeats))
         own = [training_data.read(max(1, num_batches), seed=start).batches for start in starts]
     highest = max(int(split(batch, needed)[1].max()) for batches in own for batch in batches)

@@ -543,6 +543,18 @@ def test_the_callback_says_what_it_scored_whole() -> None:
     assert "scored whole" in callback.history[0]["note"]
 
 
+def test_score_warns_of_what_it_scores_whole() -> None:
+    with pytest.warns(UserWarning, match="2 batches were scored whole, and not on `batch_size=16`"):
+        score(OnNodes(), WHOLE["uncounted"]())
+    score(OnNodes(), WHOLE["uncounted"](), batch_size=None)  # as asked: no warning, which would be an error
+
+
+def test_score_warns_of_data_that_is_read_again() -> None:
+    short = DataLoader(Samples(64), 64, shuffle=True)
+    with pytest.warns(UserWarning, match="The training data has 1 batch, but 2 were requested"):
+        score(Classifier(), short, batch_size=None)
+
+
 def test_score_cuts_loaders_but_not_batches_that_are_given() -> None:
     torch.manual_seed(0)
     model = Classifier()

@@ -102,6 +102,12 @@ def test_score_equals_the_selectors_numbers_for_that_model(capsys: pytest.Captur
         assert re.search(rf"^{re.escape(name)} +{added:.6g}", printed, re.MULTILINE)
 
 
+def test_score_says_if_there_were_too_few_batches(capsys: pytest.CaptureFixture[str]) -> None:
+    few = ["--data", "digits", "--data.batch_size", "500", "--batch_size", "null", "--num_batches", "3"]
+    assert main(["score", "my_pkg.Mlp", *few]) == 0
+    assert "The training data has 2 batches, but 3 were requested" in capsys.readouterr().err
+
+
 def test_score_takes_a_model_of_a_zoo(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["score", "timm:lcnet_035", "--data", "digits", "--proxies", "params"]) == 0
     params = sum(p.numel() for p in zoo_model("timm:lcnet_035", 10, in_chans=1).parameters())

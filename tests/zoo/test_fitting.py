@@ -61,6 +61,28 @@ def test_classes_are_told_by_the_data_module_then_the_dataset_then_the_labels() 
     assert classes_of(data) == (7, "the data module says")
 
 
+READ: list[int] = []  # outside the dataset, whose state is put back
+
+
+class Remembering(Listing):
+    """Remembers which samples were read."""
+
+    def __len__(self) -> int:
+        return 256
+
+    def __getitem__(self, idx: int) -> tuple[torch.Tensor, int]:
+        READ.append(idx)
+        return super().__getitem__(idx)
+
+
+def test_a_batch_is_read_only_as_far_as_its_form_needs() -> None:
+    READ.clear()
+    look = look_at(DataLoader(Remembering(), 256), "num_classes")
+    assert look.classes.num == 5
+    assert look.inputs.shape[1:] == (1, 2, 2)
+    assert sorted(READ) == list(range(16))
+
+
 def test_every_batch_that_will_be_scored_is_looked_at_for_the_highest_label() -> None:
     data = Data(labelled(torch.tensor([0, 1, 0, 6, 8, 0])))
     assert [classes_of(data, num_batches)[0] for num_batches in (1, 2, 3)] == [2, 7, 9]
