@@ -100,7 +100,7 @@ def _finalists(rows: Sequence[Row], provenance: Provenance) -> list[str]:
 
 
 def notes_on_data(provenance: Provenance) -> list[str]:
-    """Say if the training data had fewer batches than requested, and if batches could not be made smaller."""
+    """Return the notes on data with fewer batches than requested, or with batches that could not be made smaller."""
     notes = _if_there(note_on_reading(provenance.get("reading")))
     return notes + _if_there(note_on_batch_size(provenance.get("num_larger_batches"), provenance.get("batch_size")))
 
