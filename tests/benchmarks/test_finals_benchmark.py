@@ -27,7 +27,7 @@ def study(n: int = 80, seed: int = 0) -> Study:
     rng = np.random.default_rng(seed)
     shared = rng.normal(size=n)
     rows = tuple(Row(str(idx), lambda: None, {"acc": float(x + rng.normal())}) for idx, x in enumerate(shared))
-    scores = {name: (shared + rng.normal(size=n)).tolist() for name in {*MEMBERS, "params", "macs"}}
+    scores = {name: (shared + rng.normal(size=n)).tolist() for name in dict.fromkeys([*MEMBERS, "params", "macs"])}
     return Study(Table("made-up", rows, ("acc",), ""), Protocol(Path()), scores, {}, {})
 
 
