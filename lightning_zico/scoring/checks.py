@@ -24,6 +24,11 @@ def check_axis(axis: Axis) -> None:
         raise ValueError(f'Invalid axis={axis!r}: expected "batch" or "sample".')
 
 
+def compares_batches(proxy: Proxy, axis: Axis) -> bool:
+    """Return whether a proxy compares gradients between batches, and not between samples."""
+    return axis == "batch" and proxy.min_gradients > 1
+
+
 def check_batches(
     batches: Sequence[Batch], proxies: Sequence[Proxy], axis: Axis, num_samples: NumSamples | None = None
 ) -> None:
@@ -48,7 +53,7 @@ def check_batches(
             raise TooFewBatchesError(f"`{needed.name}` needs at least {least} {unit}; got {given}. {way_out}.")
     if isinstance(batches, Reread) and batches.are_copies:
         return  # the training step may be random; `check_variation` checks that
-    if needed.min_gradients > 1 and axis == "batch" and all_equal(batches):
+    if compares_batches(needed, axis) and all_equal(batches):
         raise IdenticalBatchesError(
             f"{all_of(len(batches), 'batch')} are the same, so no gradient can vary and `{needed.name}` is not "
             "defined. Shuffle the data, or pass batches with different samples."
@@ -62,8 +67,8 @@ def check_variation(probe: Probe, proxy: Proxy) -> None:
         IdenticalBatchesError: If the proxy compares gradients between batches, and the training step is not random, so
             all gradients are equal up to rounding.
     """
-    is_compared = proxy.min_gradients > 1 and probe.axis == "batch"
-    if is_compared and isinstance(probe.batches, Reread) and probe.batches.are_copies and not probe.draws:
+    are_copies = isinstance(probe.batches, Reread) and probe.batches.are_copies
+    if compares_batches(proxy, probe.axis) and are_copies and not probe.draws:
         raise IdenticalBatchesError(
             "the training data has only one batch, with the same samples each time it is read, and the training step "
             f"is not random, so no gradient varies between batches and `{proxy.name}` is not defined. Use smaller "

@@ -14,6 +14,7 @@ from lightning_zico.candidates import Candidate
 from lightning_zico.proxies import Proxies
 from lightning_zico.results import ScoreCard
 from lightning_zico.scoring.arguments import check_is_trainer, whole_number
+from lightning_zico.scoring.checks import compares_batches
 from lightning_zico.scoring.choice import Choice
 from lightning_zico.scoring.process_state import preserved_process_state
 from lightning_zico.scoring.provenance import notes_on_reading
@@ -108,7 +109,7 @@ def score(
             cuts_given="batch_size" in settings,
             num_samples_transfer=shared.num_samples_for(computed),
         )
-        are_compared = shared.axis == "batch" and any(proxy.min_gradients > 1 for proxy in computed)
+        are_compared = any(compares_batches(proxy, shared.axis) for proxy in computed)
         is_number_needed = num_batches is not None or are_compared
         for note in notes_on_reading(reading, shared.batch_size, is_number_needed=is_number_needed):
             warnings.warn(note, stacklevel=2)
